@@ -1,0 +1,1 @@
+"""Bayesian singular value decomposition with structured orthonormal modes."""

@@ -1,0 +1,26 @@
+"""What the tests share: real data where present, and one thread per process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Callable[[str], Path]:
+    """Path of a real data file by its relative name; the test is skipped where the file is absent."""
+    root = Path(os.environ.get("PROBMODELS_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+    def find(name: str) -> Path:
+        path = root / name
+        if not path.exists():
+            pytest.skip(f"real data {name} not found under {root}; set PROBMODELS_TEST_DATA to its folder")
+        return path
+
+    return find
