@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,7 @@ _SECONDS = {
 }
 _DENSE_LIMIT = 1500  # up to this size one dense eigendecomposition is cheaper than a randomised one
 _MAX_BYTES = 4 << 30
+_ROWS = 128  # of a kernel matrix evaluated at a time
 
 Array = NDArray[np.float64]
 
@@ -377,6 +378,79 @@ class _Complement:
             return vectors
         return self._reflect(np.concatenate([np.zeros((self.num_cut, vectors.shape[1])), vectors]), False)
 
+    def cut_columns(self) -> Array:
+        """Orthonormal basis of the columns that are cut, shape (n, q)."""
+        return (
+            self._reflect(np.eye(self.num_points, self.num_cut), False)
+            if self.num_cut
+            else np.empty((self.num_points, 0))
+        )
+
+
+class _Restriction:
+    """Candidates Q'W^1/2 (K + nugget I) W^1/2 Q, whole or projected on a basis; kernels are evaluated row by row.
+
+    Rows come in blocks that stay in the processor's cache: temporaries of n x n numbers would cost more time than the
+    arithmetic.
+    """
+
+    def __init__(self, d: Array, root: Array | None, space: _Complement, nugget: float, period: float | None) -> None:
+        self.distance = torch.from_numpy(d)
+        self.root = root
+        self.space = space
+        self.nugget = nugget
+        self.period = period
+
+    def _blocks(self, kernel: str, scale: float, upper: bool) -> Iterator[tuple[slice, Array]]:
+        """Blocks of rows of K; with ``upper`` only their columns from the diagonal on."""
+        n = len(self.distance)
+        for start in range(0, n, _ROWS):
+            rows = slice(start, min(start + _ROWS, n))
+            block = correlation(self.distance[rows, start if upper else 0 :], kernel, scale, period=self.period)
+            yield rows, block.numpy()
+
+    def whole(self, kernel: str, scale: float) -> Array:
+        """Candidate without nugget, shape (n - q, n - q)."""
+        n = len(self.distance)
+        if kernel == "identity":
+            k = np.eye(n)
+        else:
+            k = np.empty((n, n))
+            for rows, block in self._blocks(kernel, scale, False):
+                k[rows] = block
+        if self.root is not None:
+            k *= self.root[:, None]
+            k *= self.root
+        return self.space.restrict(k)
+
+    def whole_noise(self) -> Array:
+        """What the nugget adds to a whole candidate, shape (n - q, n - q)."""
+        if self.root is None:
+            return self.nugget * np.eye(len(self.distance) - self.space.num_cut)
+        return self.space.restrict(np.diag(self.nugget * self.root**2))
+
+    def projected(self, kernel: str, scale: float, basis: Array) -> tuple[Array, float]:
+        """Candidate without nugget on a basis (n, r) in the complement, shape (r, r), and its share outside of it."""
+        columns = np.concatenate([basis, self.space.cut_columns()], 1)
+        if self.root is not None:
+            columns *= self.root[:, None]
+        half = np.zeros((columns.shape[1],) * 2)
+        for rows, block in self._blocks(kernel, scale, True):  # K is symmetric: half of it is enough
+            width = rows.stop - rows.start
+            block[:, :width] *= 0.5
+            half += columns[rows].T @ (block @ columns[rows.start :])
+        full = half + half.T
+        rank = basis.shape[1]
+        total = len(columns) if self.root is None else float((self.root**2).sum())
+        inside = float(np.trace(full[:rank, :rank]))
+        return full[:rank, :rank], max(0.0, 1 - inside / (total - float(np.trace(full[rank:, rank:]))))
+
+    def projected_noise(self, basis: Array) -> Array:
+        """What the nugget adds to a candidate on a basis (n, r), shape (r, r)."""
+        if self.root is None:
+            return self.nugget * np.eye(basis.shape[1])
+        return self.nugget * (basis.T @ (self.root[:, None] ** 2 * basis))
+
 
 def _leading_basis(matrix: Array, tail: float, max_rank: int) -> Array:
     """Leading eigenvectors that leave out at most ``tail`` of the trace, at most ``max_rank``, shape (n, r)."""
@@ -551,38 +625,30 @@ def eigen_grid(
         )
 
     if set(names) == {"identity"} and root is None:  # diagonal in any basis
-        basis = torch.from_numpy(space.embed(np.eye(full)))
-        ones = torch.ones(1, full, dtype=torch.float64)
-        return EigenGrid(basis, ones, None, torch.zeros(1, dtype=torch.float64), names, 0.0)
+        any_basis = torch.from_numpy(space.embed(np.eye(full)))
+        ones, zero = torch.ones(1, full, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+        return EigenGrid(any_basis, ones, None, zero, names, 0.0)
 
-    def restricted(kernel: str, scale: float) -> Array:
-        """Candidate without nugget in the complement, shape (n - q, n - q)."""
-        k = np.eye(n) if kernel == "identity" else correlation(d, kernel, scale, period=period).numpy()
-        if root is not None:
-            k *= root[:, None]
-            k *= root
-        return space.restrict(k)
-
-    weight_matrix = None if root is None else space.restrict(np.diag(root**2))
+    restriction = _Restriction(d, root, space, nugget, period)
     cap = min(max_rank or full, full)
-    common: Array | None = None
     target = tail
+    basis: Array | None = None
     while True:
         if truncated:
-            common = _common_basis(restricted, candidates, target, cap)
-        rank = full if common is None else common.shape[1]
-        if 8 * len(candidates) * rank**2 > _MAX_BYTES:
+            basis = space.embed(_common_basis(restriction, candidates, target, cap))
+        rank = full if basis is None else basis.shape[1]
+        size = 8 * len(candidates) * rank**2
+        if size > _MAX_BYTES:
             raise CovarianceError(
-                f"{len(candidates)} candidates of rank {rank} would take {8e-9 * len(candidates) * rank**2:.1f} GB; "
-                "truncate (tail=1e-6 or max_rank) or use fewer length-scales"
+                f"{len(candidates)} candidates of rank {rank} would take {1e-9 * size:.1f} GB; truncate (tail or "
+                "max_rank) or use fewer length-scales"
             )
-        noise = nugget * (np.eye(rank) if weight_matrix is None else _project(weight_matrix, common))
-        first, values, vectors, lost = _decompose(restricted, candidates, common, noise)
-        if not truncated or lost <= tail or rank == cap:
+        first, values, vectors, lost = _decompose(restriction, candidates, basis)
+        if lost <= tail or rank == cap:
             break
         target /= 10  # a smoother candidate loses more than the roughest: rare, but the bound is promised for all
     return EigenGrid(
-        basis=torch.from_numpy(np.ascontiguousarray(space.embed(first if common is None else common @ first))),
+        basis=torch.from_numpy(np.ascontiguousarray(space.embed(first) if basis is None else basis @ first)),
         values=torch.from_numpy(values),
         vectors=None if vectors is None else torch.from_numpy(vectors),
         length_scales=torch.tensor([scale for _, scale in candidates], dtype=torch.float64),
@@ -591,24 +657,22 @@ def eigen_grid(
     )
 
 
-def _project(matrix: Array, basis: Array | None) -> Array:
-    return matrix if basis is None else basis.T @ (matrix @ basis)
-
-
 def _decompose(
-    restricted: Callable[[str, float], Array], candidates: list[tuple[str, float]], common: Array | None, noise: Array
+    restriction: _Restriction, candidates: list[tuple[str, float]], basis: Array | None
 ) -> tuple[Array, Array, Array | None, float]:
     """Eigenvectors of the first candidate, eigenpairs of all in terms of them, and the largest share cut off."""
+    noise = restriction.whole_noise() if basis is None else restriction.projected_noise(basis)
     num, rank = len(candidates), len(noise)
     values = np.empty((num, rank))
     vectors = np.empty((num, rank, rank)) if num > 1 else None
     first = np.empty(0)
     lost = 0.0
     for g, (kernel, scale) in enumerate(candidates):
-        whole = restricted(kernel, scale)
-        matrix = _project(whole, common)
-        if common is not None:
-            lost = max(lost, float(1 - np.trace(matrix) / np.trace(whole)))
+        if basis is None:
+            matrix, cut = restriction.whole(kernel, scale), 0.0
+        else:
+            matrix, cut = restriction.projected(kernel, scale, basis)
+        lost = max(lost, cut)
         ascending, columns = scipy.linalg.eigh(matrix if kernel == "identity" else matrix + noise, driver="evd")
         if not ascending[0] > rank * np.finfo(float).eps * ascending[-1]:
             raise CovarianceError(
@@ -624,10 +688,8 @@ def _decompose(
     return first, values, vectors, lost
 
 
-def _common_basis(
-    restricted: Callable[[str, float], Array], candidates: list[tuple[str, float]], tail: float, max_rank: int
-) -> Array:
-    """Basis that cuts at most ``tail`` off the roughest candidate of each kernel: that of their mean.
+def _common_basis(restriction: _Restriction, candidates: list[tuple[str, float]], tail: float, max_rank: int) -> Array:
+    """Basis (n - q, r) that cuts at most ``tail`` off the roughest candidate of each kernel: that of their mean.
 
     What the basis cuts off a member of a mean of F matrices of equal trace is at most F times what it cuts off the
     mean, which makes the bound hold for the members.
@@ -635,8 +697,10 @@ def _common_basis(
     roughest: dict[str, float] = {}
     for kernel, scale in candidates:
         roughest[kernel] = min(scale, roughest.get(kernel, math.inf))
-    mean: Array | float = 0.0
+    mean: Array | None = None
     for kernel, scale in roughest.items():
-        matrix = restricted(kernel, scale)
-        mean = mean + matrix / np.trace(matrix)
-    return _leading_basis(np.asarray(mean), tail / len(roughest), max_rank)
+        matrix = restriction.whole(kernel, scale)
+        matrix /= np.trace(matrix)
+        mean = matrix if mean is None else mean + matrix
+    assert mean is not None  # there is at least one kernel
+    return _leading_basis(mean, tail / len(roughest), max_rank)
