@@ -1,0 +1,62 @@
+"""Time of a sweep against the published sampler, n = m = 100, 200, 500, k = 5.
+
+Repeats alternate between the samplers, so that a busy machine slows all of them; the ratio is taken within a repeat.
+Two ports of the published conditionals are timed: ``published`` does all that the published software does (Bessel
+functions, kernels built twice, residual products); ``lean`` leaves out whatever changes no draw.
+"""
+
+from __future__ import annotations
+
+import common  # isort: skip  (pins threads before numpy is loaded)
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+
+def measure(size: int, repeats: int, tail: float, seed: int) -> dict[str, Any]:
+    """One row of the table."""
+    field = common.paper_example(seed) if size == 100 else common.growing_domain(size, seed)
+    samplers = {
+        "published": common.published(field),
+        "lean": common.published(field, bessel=False, redundant=False),
+        "ours": common.block_gibbs(field, tail=tail),
+    }
+    for name, sampler in samplers.items():
+        common.warm_up(sampler, 200 if name == "ours" else 2, seed=seed)
+    port_sweeps = max(1, 1000 // size)
+    times: dict[str, list[float]] = {name: [] for name in samplers}
+    for _ in range(repeats):
+        for name, sampler in samplers.items():
+            times[name].append(common.seconds_per_sweep(sampler.kernel, 100 if name == "ours" else port_sweeps))
+    ours = np.array(times["ours"])
+    return {
+        "n = m": size,
+        "basis": "{}/{}".format(*samplers["ours"].shape),
+        "published ms": common.spread(1e3 * np.array(times["published"])),
+        "lean ms": common.spread(1e3 * np.array(times["lean"])),
+        "ours ms": common.spread(1e3 * ours),
+        "ratio": common.spread(np.array(times["published"]) / ours),
+        "ratio to lean": common.spread(np.array(times["lean"]) / ours),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 200, 500])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--tails", type=float, nargs="+", default=[0.0, 1e-6], help="variance that a basis may cut off")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    common.compile_samplers()
+    rows = [
+        {"tail": tail, **measure(size, options.repeats, tail, options.seed)}
+        for tail in options.tails
+        for size in options.sizes
+    ]
+    common.report("sweep_time", rows, **vars(options))
+
+
+if __name__ == "__main__":
+    main()
