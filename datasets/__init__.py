@@ -1,4 +1,67 @@
-"""Labelled data sets and readers."""
+"""Labelled data sets and readers.
+
+`load` is what a spec calls: ``load("sst", path="sst.mnmean.nc", region="north_pacific")``. Loaders are imported
+when they are asked for, so that importing this package stays light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+__all__ = ["LOADERS", "DataError", "get_loader", "load"]
+
+LOADERS = {
+    "sst": "probmodels.datasets.sst:load_sst",
+}
+
+
+class DataError(ValueError):
+    """Data that cannot be used as they are; the message says what, where, and how to mend it."""
+
+
+def get_loader(name: str) -> Callable[..., Any]:
+    """The function behind `load`, whose signature lists the keywords that a data set takes.
+
+    Raises
+    ------
+    DataError
+        If no data set has this name.
+    """
+    if name not in LOADERS:
+        close = get_close_matches(str(name), LOADERS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise DataError(f"unknown data set {name!r}; {hint}known: {', '.join(sorted(LOADERS))}")
+    module, function = LOADERS[name].split(":")
+    return getattr(import_module(module), function)
+
+
+def load(name: str, **kw: Any) -> Any:
+    """Load a data set by name.
+
+    Parameters
+    ----------
+    name
+        One of `LOADERS`.
+    **kw
+        Keywords of that data set's loader, see `get_loader`.
+
+    Returns
+    -------
+    xr.DataArray or xr.Dataset
+        Labelled data, as documented by the loader.
+
+    Raises
+    ------
+    DataError
+        If the name is unknown or the data cannot be used.
+    """
+    return get_loader(name)(**kw)
+
 
 if __name__ != "probmodels.datasets":
-    raise ImportError("this folder is imported as probmodels.datasets, not as datasets; install the project with 'pip install -e .'")
+    raise ImportError(
+        "this folder is imported as probmodels.datasets, not as datasets; install the project with 'pip install -e .'"
+    )

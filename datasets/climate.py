@@ -1,0 +1,250 @@
+"""Steps from a raw field to what is analysed: units, plausible values, months, anomalies, seasons, the period.
+
+Every step takes a field in memory with dims (time, lat, lon) and appends to ``mends`` a sentence for whatever it
+changed that the caller did not ask for.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import xarray as xr
+
+from probmodels.datasets import DataError
+from probmodels.datasets.calendars import Period, Season, frequency, month_number, span_of, year_month
+
+__all__ = [
+    "in_celsius",
+    "mask_ice",
+    "monthly_values",
+    "refuse_infinities",
+    "remove_climatology",
+    "season_means",
+    "unique_times",
+    "within_period",
+]
+
+MIN_TIME_STEPS = 10
+_CELSIUS = r"(deg(ree)?s?[ _]?)?(c|celsius|centigrade)|°\s?c"
+_KELVIN = r"(deg(ree)?s?[ _]?)?(k|kelvin)"
+_TEMPERATURE = r"temperature|sst|\btos\b|\btas\b|\bts\b|\btemp\b|thetao"
+
+
+# ------------------------------------------------------------------------------------------------------- values
+
+
+def _spot(field: xr.DataArray, wrong: np.ndarray) -> str:
+    """Where the first of the wrong values lies, for messages."""
+    t, i, j = (int(k[0]) for k in np.nonzero(wrong))
+    place = f"{field['lat'].values[i]:g} N, {field['lon'].values[j]:g} E"
+    return f"the first is {field.values[t, i, j]:g} on {str(field['time'].values[t])[:10]} at {place}"
+
+
+def refuse_infinities(field: xr.DataArray) -> None:
+    """Raise DataError where a value is infinite."""
+    infinite = np.isinf(field.values)
+    if infinite.any():
+        raise DataError(
+            f"{int(infinite.sum())} values of '{field.name}' are infinite; {_spot(field, infinite)}; "
+            "set them to NaN or to the file's fill value"
+        )
+
+
+def in_celsius(field: xr.DataArray, mends: list[str]) -> tuple[str, xr.DataArray]:
+    """Kind of the field ("anomaly" or "absolute") and the field, temperatures in degC."""
+    values = field.values
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise DataError(f"'{field.name}' holds no valid value in the selection; choose another region or period")
+    low, high, middle = float(finite.min()), float(finite.max()), float(np.median(finite))
+    units = str(field.attrs.get("units", "")).strip()
+    words = " ".join(str(field.attrs.get(k, "")) for k in ("standard_name", "long_name", "var_desc")) + f" {field.name}"
+    is_celsius = re.fullmatch(_CELSIUS, units, re.IGNORECASE) is not None
+    is_kelvin = re.fullmatch(_KELVIN, units, re.IGNORECASE) is not None
+    is_temperature = (
+        is_celsius
+        or is_kelvin
+        or (not units and (re.search(_TEMPERATURE, words, re.IGNORECASE) or 200 < low <= high < 340))
+    )
+    kind = _kind(field, words, mends)
+    if not is_temperature:
+        if not units:
+            mends.append(f"'{field.name}' declares no units; its values ({low:g} to {high:g}) are left as they are.")
+        return kind, field
+    field = field.assign_attrs(units="degC")
+    if kind == "absolute" and middle > 150:
+        if not is_kelvin:
+            stated = f"declares units '{units}'" if units else "declares no units"
+            mends.append(
+                f"'{field.name}' {stated}, but its values ({low:g} to {high:g}) are in kelvin; converted to degC."
+            )
+        field = field - 273.15
+        low, high = low - 273.15, high - 273.15
+    elif is_kelvin and kind == "absolute":
+        mends.append(
+            f"'{field.name}' declares units '{units}', but its values ({low:g} to {high:g}) are in degC; not converted."
+        )
+    elif not units:
+        mends.append(f"'{field.name}' declares no units; by its values ({low:g} to {high:g}) it is in degC.")
+    floor, ceiling = (-10.0, 60.0) if kind == "absolute" else (-50.0, 50.0)
+    if re.search(r"sea|sst|\btos\b", words, re.IGNORECASE) and (low < floor or high > ceiling):
+        wrong = (field.values < floor) | (field.values > ceiling)
+        raise DataError(
+            f"{int(wrong.sum())} values of '{field.name}' are no sea surface temperatures (expected {floor:g} to "
+            f"{ceiling:g} degC); {_spot(field, wrong)}; if the file writes that for 'missing', name it with fill="
+        )
+    return kind, field
+
+
+def _kind(field: xr.DataArray, words: str, mends: list[str]) -> str:
+    """Whether a field holds anomalies: by its names, else by means of cells that are small beside their spread."""
+    if "anom" in words.lower() or re.search(r"\bssta\b", words, re.IGNORECASE):
+        return "anomaly"
+    count = np.isfinite(field.values).sum(axis=0)
+    total = np.nansum(field.values, axis=0)
+    squares = np.nansum(field.values**2, axis=0)
+    some = count > 1
+    mean = total[some] / count[some]
+    variance = squares[some] / count[some] - mean**2
+    if some.any() and np.mean(mean**2) < 0.25 * np.mean(variance):
+        mends.append(f"'{field.name}' is taken for anomalies: the means of its cells are small beside their variation.")
+        return "anomaly"
+    return "absolute"
+
+
+def mask_ice(field: xr.DataArray, ice: float, kind: str, mends: list[str]) -> xr.DataArray:
+    """Mask temperatures at or below ``ice`` degC."""
+    if kind == "anomaly" or field.attrs.get("units") != "degC":
+        held = "anomalies" if kind == "anomaly" else "no temperatures"
+        raise DataError(f"ice={ice:g} needs temperatures in degC, but '{field.name}' holds {held}; leave ice out")
+    frozen = field.values <= ice + 1e-4  # float32 files write -1.8 as -1.79999995
+    if frozen.any():
+        mends.append(f"{int(frozen.sum())} values at or below {ice:g} degC are taken for sea ice; masked.")
+    return field.where(~frozen)
+
+
+# -------------------------------------------------------------------------------------------------------- dates
+
+
+def unique_times(field: xr.DataArray, mends: list[str]) -> xr.DataArray:
+    """Ascending dates, each once; equal fields of one date are merged, different ones refused."""
+    field = field.isel(time=np.argsort(field["time"].values, kind="stable"))
+    dates = field["time"].values
+    twins = np.flatnonzero(np.diff(dates) == np.timedelta64(0)) + 1
+    if not len(twins):
+        return field
+    values = field.values
+    doubled = [str(date)[:10] for date in np.unique(dates[twins])]
+    listed = ", ".join(doubled[:5] + ["..."] * (len(doubled) > 5))
+    if any(not np.array_equal(values[i], values[i - 1], equal_nan=True) for i in twins):
+        raise DataError(
+            f"dates occur twice with different values: {listed}; remove one of each, "
+            "or open only files that do not overlap"
+        )
+    mends.append(f"{len(twins)} dates occur twice with equal values ({listed}); kept once.")
+    return field.isel(time=np.setdiff1d(np.arange(len(dates)), twins))
+
+
+def monthly_values(field: xr.DataArray, mends: list[str]) -> tuple[xr.DataArray, str]:
+    """Daily or weekly values averaged to months; monthly values dated by the first of the month."""
+    step = frequency(field["time"].values)
+    if step not in ("submonthly", "monthly"):
+        return field, step
+    months = month_number(field["time"].values)
+    starts = (months - 12 * 1970).astype("datetime64[M]").astype("datetime64[ns]")
+    if step == "monthly":
+        return unique_times(field.assign_coords(time=starts), mends), step
+    present, counts = np.unique(months, return_counts=True)
+    full = counts >= 0.5 * counts.max()
+    values = np.stack([_mean(field.values[months == m]) for m in present[full]])
+    sentence = f"{len(months)} values more often than monthly were averaged to {int(full.sum())} months"
+    if not full.all():
+        sentence += "; dropped for lack of half their days: " + ", ".join(year_month(int(m)) for m in present[~full])
+    mends.append(sentence + ".")
+    coords = {"time": np.unique(starts)[full], "lat": field["lat"], "lon": field["lon"]}
+    return xr.DataArray(values, coords, field.dims, name=field.name, attrs=field.attrs), "monthly"
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of the values that are there, NaN where there is none."""
+    count = np.isfinite(values).sum(axis=0)
+    return np.where(count > 0, np.nansum(values, axis=0) / np.maximum(count, 1), np.nan)
+
+
+def remove_climatology(
+    field: xr.DataArray, kind: str, base: Period | None, span: Period | None, mends: list[str]
+) -> tuple[str, Period | None, xr.DataArray]:
+    """Kind, base period and values after the mean of each calendar month over the base period is removed."""
+    if kind == "anomaly" and base is None:
+        mends.append(f"'{field.name}' holds anomalies already; no climatology was removed.")
+        return kind, None, field
+    if kind == "anomaly" and base is not None:
+        mends.append(f"'{field.name}' holds anomalies already; they were brought onto the base period {base.label}.")
+    months = month_number(field["time"].values)
+    wanted = base or span or Period(int(months[0]), int(months[-1]), "")
+    inside = wanted.covers(months)
+    used = months[inside]
+    if not len(used):
+        raise DataError(f"base period {wanted.label} is empty: the field covers {span_of(months)}; choose within that")
+    if base is not None and base.reaches_beyond(used, frequency(field["time"].values)):
+        mends.append(f"The base period {base.label} reaches beyond the data; {span_of(used)} was used.")
+    values = field.values.copy()
+    before = np.isfinite(values).sum()
+    for month in np.unique(months % 12):
+        rows = months % 12 == month
+        if not (rows & inside).any():
+            raise DataError(
+                f"base period {wanted.label} holds no month {month + 1} to take a climatology from; choose a longer one"
+            )
+        values[rows] -= _mean(values[rows & inside])
+    lost = int(before - np.isfinite(values).sum())
+    if lost:
+        mends.append(f"{lost} values have no climatology, as their cells are missing in the whole base period; masked.")
+    label = span_of(used).replace(" to ", "/")
+    return "anomaly", Period(int(used[0]), int(used[-1]), label), field.copy(data=values)
+
+
+def season_means(field: xr.DataArray, season: Season, span: Period | None, step: str, mends: list[str]) -> xr.DataArray:
+    """One mean per season of the period; seasons that lack a month are dropped, cells that lack one are missing."""
+    if step != "monthly":
+        raise DataError(f"season={season.label} needs monthly data, but '{field.name}' is {step}; leave season out")
+    months = month_number(field["time"].values)
+    years = season.years(months)
+    member = np.isin(months % 12 + 1, season.months)
+    candidates = np.unique(years[member])
+    if span is not None:
+        candidates = candidates[span.covers(month_number(season.stamps(candidates)))]
+    complete = np.array([int((member & (years == y)).sum()) == len(season.months) for y in candidates], dtype=bool)
+    if not complete.all():
+        dropped = ", ".join(map(str, candidates[~complete]))
+        mends.append(f"Seasons {season.label} that lack a month were dropped: {dropped}.")
+    if not complete.any():
+        raise DataError(f"no complete season {season.label} within the period; choose a longer one")
+    kept = candidates[complete]
+    values = np.stack([field.values[member & (years == y)].mean(axis=0) for y in kept])
+    coords = {"time": season.stamps(kept), "lat": field["lat"], "lon": field["lon"]}
+    long_name = f"{season.label} mean of {field.attrs.get('long_name', field.name)}"
+    return xr.DataArray(values, coords, field.dims, name=field.name, attrs=field.attrs | {"long_name": long_name})
+
+
+def within_period(field: xr.DataArray, span: Period | None, mends: list[str]) -> xr.DataArray:
+    """The period of the analysis; says where the data fall short of it or have holes."""
+    months = month_number(field["time"].values)
+    if span is not None:
+        inside = span.covers(months)
+        if not inside.any():
+            raise DataError(f"period {span.label} is empty: the field covers {span_of(months)}; choose within that")
+        field, months = field.isel(time=np.flatnonzero(inside)), months[inside]
+        if span.reaches_beyond(months, frequency(field["time"].values)):
+            mends.append(f"The period {span.label} reaches beyond the data; {span_of(months)} was used.")
+    if len(months) < MIN_TIME_STEPS:
+        raise DataError(
+            f"only {len(months)} time steps are left, at least {MIN_TIME_STEPS} are needed; "
+            "choose a longer period or more files"
+        )
+    steps = np.diff(months)
+    if (holes := np.flatnonzero(steps > np.median(steps))).size:
+        listed = ", ".join([span_of(months[i : i + 2]) for i in holes[:5]] + ["..."] * (holes.size > 5))
+        mends.append(f"The dates have holes, which the analysis spans: {listed}.")
+    return field

@@ -1,0 +1,244 @@
+"""Sea surface temperature, and any gridded field like it, ready for a decomposition into modes.
+
+`load_sst` reads, selects, masks and removes a climatology; `to_matrix` lays the ocean cells out as rows and
+`from_cells` puts results back onto the map. Whatever had to be mended in the data is said in ``attrs["mends"]``.
+
+The canonical field
+-------------------
+`load_sst` returns an `xr.DataArray` with dims (time, lat, lon), float64, NaN on land and in gaps:
+
+- coords ``time`` (datetime64[ns], ascending; first of the month for monthly data; 1 January for seasons that run
+  over the year's end, else the first of the season's middle month), ``lat`` (ascending, degrees north), ``lon``
+  (ascending, degrees east, never cutting the region), ``area_weight`` (lat), the cosine of latitude, and ``ocean``
+  (lat, lon), True for the cells that are analysed;
+- attrs ``units``, ``long_name``, ``kind`` ("anomaly" or "absolute"), ``base_period``, ``season``, ``frequency``,
+  ``region``, ``period``, ``source_files`` (JSON list of names and sha256) and ``mends`` (JSON list of sentences).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from probmodels.datasets import DataError
+from probmodels.datasets.calendars import Period, Season, month_number, parse_period, parse_season, year_month
+from probmodels.datasets.cells import area_weight, from_cells, ocean_cells, to_matrix
+from probmodels.datasets.climate import (
+    in_celsius,
+    mask_ice,
+    monthly_values,
+    refuse_infinities,
+    remove_climatology,
+    season_means,
+    unique_times,
+    within_period,
+)
+from probmodels.datasets.gridded import Source, as_slice, fill_values, join, mask_fill_values, open_field, open_parts
+from probmodels.datasets.regions import REGIONS, Region, parse_region, select_latitudes, select_longitudes
+
+__all__ = ["REGIONS", "default_field", "default_path", "from_cells", "load_sst", "open_field", "to_matrix"]
+
+
+def default_path() -> Path:
+    """Path of the embedded field: `sst_ndjfm_anom.nc` of the `eofs` package, which the ``sst`` extra installs.
+
+    Raises
+    ------
+    DataError
+        If `eofs` is not installed.
+    """
+    if find_spec("eofs") is None:
+        raise DataError(
+            "the default field is shipped in the package eofs: pip install probmodels[sst], or name a file of your own"
+        )
+    from eofs.examples import example_data_path
+
+    return Path(example_data_path("sst_ndjfm_anom.nc"))
+
+
+def default_field() -> xr.DataArray:
+    """Winter mean (November to March) anomalies of the Pacific, 1963 to 2012, 5 degrees, as `open_field` gives them."""
+    return open_field(default_path())
+
+
+def load_sst(
+    path: Source | None = None,
+    *,
+    region: str | Mapping[str, Any] | Region | None = None,
+    period: Any = None,
+    season: str | Sequence[int] | None = None,
+    base_period: Any = None,
+    anomalies: bool = True,
+    min_valid: float = 0.5,
+    ice: float | None = None,
+    fill: float | Sequence[float] = (),
+    variable: str | None = None,
+) -> xr.DataArray:
+    """Read a gridded field and bring it into the canonical form that this module's docstring describes.
+
+    Parameters
+    ----------
+    path
+        A NetCDF file, glob, OPeNDAP address, list of files or xarray object; the name of a data set that
+        `probmodels.datasets.fetch` has downloaded, such as "ersstv5"; None for the embedded default.
+    region
+        A name of `REGIONS`, ``"lat0,lat1,lon0,lon1"`` or ``{"lat": [20, 60], "lon": [110, 260]}``; None for all.
+    period
+        ``"1950-2019"``, ``"1950-01/2019-04"`` or ``(1950, 2019)``; None for all. With a season, the period selects
+        seasons, and months of the year before its start are read where the first season needs them.
+    season
+        ``"NDJFM"``, ``"JJA"``, ``"annual"`` or a list of months: means over that season, dated by the year of its
+        January where it runs over the year's end. A season lacking a month is dropped, and said; a cell lacking one
+        is missing in that season.
+    base_period
+        Period whose mean seasonal cycle is removed; None for the period of the analysis. A field that holds anomalies
+        already is left as it is, unless a base period is given: then it is brought onto that.
+    anomalies
+        Whether to remove the climatology.
+    min_valid
+        Share of time steps that a cell must have to count as ocean, 0 to 1.
+    ice
+        Temperature in degC at or below which water is taken for sea ice and masked, usually -1.8; None masks none.
+    fill
+        Further values that mean "missing".
+    variable
+        Name of the variable, where the file holds several.
+
+    Returns
+    -------
+    xr.DataArray
+        Dims (time, lat, lon), degC for temperatures, otherwise the units of the file.
+
+    Raises
+    ------
+    DataError
+        If nothing usable is left: unreadable file, no field or several, unknown region, empty selection, land only,
+        fewer than 10 time steps, infinite or implausible values, two different fields of one date.
+    """
+    if not 0 <= min_valid <= 1:
+        raise DataError(f"min_valid={min_valid} is not a share: choose 0 to 1")
+    box = None if region is None else parse_region(region)
+    span = None if period is None else parse_period(period)
+    months_of = None if season is None else parse_season(season)
+    base = None if base_period is None else parse_period(base_period, name="base_period")
+
+    mends: list[str] = []
+    parts, files = open_parts(_source(path), variable=variable, mends=mends)
+    try:
+        field = _read(parts, box, span, months_of, base if anomalies else None)
+    finally:
+        for part in parts:
+            part.close()
+    extra = [fill] if isinstance(fill, int | float) else list(fill)
+    field = mask_fill_values(field, [*fill_values(field), *extra], mends=mends)
+    refuse_infinities(field)
+    kind, field = in_celsius(field.astype(np.float64), mends)
+    if ice is not None:
+        field = mask_ice(field, ice, kind, mends)
+    field = unique_times(field, mends)
+    field, step = monthly_values(field, mends)
+    if anomalies:
+        kind, base, field = remove_climatology(field, kind, base, span, mends)
+    else:
+        base = None
+    if months_of is not None:
+        field = season_means(field, months_of, span, step, mends)
+        step = "yearly"
+    field = within_period(field, span, mends)
+    ocean = ocean_cells(field, min_valid, mends)
+
+    long_name = str(field.attrs.get("long_name", field.name))
+    if anomalies and kind == "anomaly" and "anom" not in long_name.lower():
+        long_name += " anomaly"
+    attrs = {
+        "units": field.attrs.get("units", ""),
+        "long_name": long_name,
+        "kind": kind,
+        "base_period": "" if base is None else base.label,
+        "season": "" if months_of is None else months_of.label,
+        "frequency": step,
+        "region": "all" if box is None else f"{box.label} ({box.bounds})",
+        "period": "/".join(year_month(int(m)) for m in month_number(field["time"].values[[0, -1]])),
+        "source_files": json.dumps([{"name": file.name, "sha256": _sha256(file)} for file in files]),
+        "mends": json.dumps(mends, ensure_ascii=False),
+    }
+    lat = field["lat"].values
+    coords = {
+        "time": ("time", field["time"].values, {"standard_name": "time", "axis": "T"}),
+        "lat": ("lat", lat, {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"}),
+        "lon": ("lon", field["lon"].values, {"standard_name": "longitude", "units": "degrees_east", "axis": "X"}),
+        "area_weight": (
+            "lat",
+            area_weight(lat),
+            {"long_name": "relative area of a cell, cosine of latitude", "units": "1"},
+        ),
+        "ocean": (("lat", "lon"), ocean, {"long_name": "whether the cell is analysed"}),
+    }
+    result = xr.DataArray(
+        np.where(ocean, field.values, np.nan), coords, ("time", "lat", "lon"), name=field.name, attrs=attrs
+    )
+    for name in ("lat", "lon"):
+        result[name].encoding["_FillValue"] = None  # CF forbids it on coordinates, and xarray would write one
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
+def _source(path: Source | None) -> Source:
+    if path is None:
+        return default_path()
+    if isinstance(path, str) and not os.path.exists(path):
+        from probmodels.datasets.fetch import SOURCES, cached_path
+
+        if path in SOURCES:
+            return cached_path(path)
+    return path
+
+
+def _read(
+    parts: Sequence[xr.DataArray], box: Region | None, span: Period | None, season: Season | None, base: Period | None
+) -> xr.DataArray:
+    """Only the cells and dates that are needed, in memory."""
+    lat, lon = parts[0]["lat"].values, parts[0]["lon"].values
+    rows, columns, east = np.arange(len(lat)), np.arange(len(lon)), lon
+    if box is not None:
+        rows = select_latitudes(lat, box)
+        columns, east = select_longitudes(lon, box)
+        if not len(rows) or not len(columns):
+            raise DataError(
+                f"region {box.label} ({box.bounds}) holds no cell of the field, which covers "
+                f"{lat[0]:g} to {lat[-1]:g} N, {lon[0]:g} to {lon[-1]:g} E; choose a region inside it"
+            )
+    months = [month_number(part["time"].values) for part in parts]
+    first, last = min(m.min() for m in months), max(m.max() for m in months)
+    for name, wanted in (("period", span), ("base_period", base)):
+        if wanted is not None and not any(wanted.covers(m).any() for m in months):
+            raise DataError(
+                f"{name} {wanted.label} is empty: the field covers {year_month(first)} to {year_month(last)}; "
+                "choose within that"
+            )
+    selected = []
+    for part, number in zip(parts, months, strict=True):
+        keep = np.ones(len(number), dtype=bool)
+        if span is not None:
+            margin = 12 if season is not None else 0
+            keep = Period(span.first - margin, span.last + margin, "").covers(number)
+            keep |= base.covers(number) if base is not None else False
+        if keep.any():
+            index = {"time": as_slice(np.flatnonzero(keep)), "lat": as_slice(rows), "lon": as_slice(columns)}
+            selected.append(part.isel(index).load())
+    return join(selected).assign_coords(lon=east)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
