@@ -1,4 +1,57 @@
 """Inference engines, results and diagnostics; knows no method, no guide and no data set."""
 
 if __name__ != "probmodels.inference":
-    raise ImportError("this folder is imported as probmodels.inference, not as inference; install the project with 'pip install -e .'")
+    raise ImportError(
+        "this folder is imported as probmodels.inference, not as inference; install the project with 'pip install -e .'"
+    )
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from probmodels.inference.checkpoint import CheckpointError as CheckpointError
+    from probmodels.inference.diagnostics import Report as Report
+    from probmodels.inference.diagnostics import coverage as coverage
+    from probmodels.inference.diagnostics import diagnose as diagnose
+    from probmodels.inference.diagnostics import sbc as sbc
+    from probmodels.inference.kernels import Kernel as Kernel
+    from probmodels.inference.kernels import NUTSKernel as NUTSKernel
+    from probmodels.inference.mcmc import ChainError as ChainError
+    from probmodels.inference.mcmc import run_mcmc as run_mcmc
+    from probmodels.inference.problem import Problem as Problem
+    from probmodels.inference.problem import ProblemError as ProblemError
+    from probmodels.inference.result import Result as Result
+    from probmodels.inference.result import ResultError as ResultError
+    from probmodels.inference.svi import FitError as FitError
+    from probmodels.inference.svi import fit_svi as fit_svi
+
+_EXPORTS = {
+    "ChainError": "mcmc",
+    "CheckpointError": "checkpoint",
+    "FitError": "svi",
+    "Kernel": "kernels",
+    "NUTSKernel": "kernels",
+    "Problem": "problem",
+    "ProblemError": "problem",
+    "Report": "diagnostics",
+    "Result": "result",
+    "ResultError": "result",
+    "coverage": "diagnostics",
+    "diagnose": "diagnostics",
+    "fit_svi": "svi",
+    "run_mcmc": "mcmc",
+    "sbc": "diagnostics",
+}
+
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    """Import an exported name on first use, so that importing this package costs nothing (PEP 562)."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_EXPORTS]

@@ -1,0 +1,224 @@
+"""What the engines share: isolation of global state, random-number state, fingerprints and atomic files."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor, nn
+
+__all__ = [
+    "FixGenerated",
+    "Interrupts",
+    "chain_seed",
+    "clean_attrs",
+    "fingerprint",
+    "is_generated",
+    "isolated",
+    "part",
+    "restore_rng",
+    "rng_tensors",
+    "single_thread",
+    "versions",
+    "write_atomically",
+    "write_json",
+]
+
+
+@contextlib.contextmanager
+def isolated(seed: int | None = None) -> Iterator[None]:
+    """Run a block in an empty parameter store, and give the caller's random-number state back afterwards.
+
+    Parameters
+    ----------
+    seed
+        Seeds torch, numpy and random inside the block; None leaves them as they are.
+    """
+    state = get_rng_state()
+    with pyro.get_param_store().scope():
+        try:
+            if seed is not None:
+                pyro.set_rng_seed(seed)
+            yield
+        finally:
+            set_rng_state(state)
+
+
+class Interrupts:
+    """Count SIGINT and SIGTERM inside a block instead of being torn out of a step by them.
+
+    The third one raises KeyboardInterrupt at once. Outside the main thread, which alone receives signals, it does
+    nothing.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.count += 1
+        if self.count > 2:
+            raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def single_thread() -> Iterator[None]:
+    """One torch thread inside the block: small models run faster, and sums keep one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def chain_seed(seed: int, *key: int) -> int:
+    """Independent 32-bit seed of a stream (chain, purpose) of a run; the same whatever the number of streams."""
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
+
+
+def rng_tensors() -> dict[str, Tensor]:
+    """State of torch's, numpy's and Python's global generators as tensors."""
+    numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 -- the global generator that pyro and kernels may use
+    assert isinstance(numpy_state, dict)
+    tail = [numpy_state["state"]["pos"], numpy_state["has_gauss"]]
+    version_, words, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.tensor([*numpy_state["state"]["key"].tolist(), *tail], dtype=torch.int64),
+        "numpy_gauss": torch.tensor(numpy_state["gauss"], dtype=torch.float64),
+        "python": torch.tensor([version_, *words], dtype=torch.int64),
+        "python_gauss": torch.tensor(np.nan if gauss is None else gauss, dtype=torch.float64),
+    }
+
+
+def restore_rng(state: Mapping[str, Tensor]) -> None:
+    """Set the three global generators to what `rng_tensors` returned."""
+    torch.set_rng_state(state["torch"])
+    *key, pos, has_gauss = state["numpy"].tolist()
+    legacy = ("MT19937", np.array(key, dtype=np.uint32), pos, has_gauss, state["numpy_gauss"].item())
+    np.random.set_state(legacy)  # noqa: NPY002 -- see rng_tensors
+    version_, *words = state["python"].tolist()
+    gauss = state["python_gauss"].item()
+    random.setstate((version_, tuple(words), None if np.isnan(gauss) else gauss))
+
+
+def part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Entries of a flat state whose keys start with a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def is_generated(msg: Mapping[str, Any]) -> bool:
+    """Whether a message or trace node is a sample site marked ``infer={"generated": True}``."""
+    return msg["type"] == "sample" and bool((msg.get("infer") or {}).get("generated"))
+
+
+class FixGenerated(Messenger):
+    """Hide generated sites and hold each at its first value, so that a log density spends nothing on them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_generated(msg):
+            msg["stop"] = True
+            if msg["name"] in self._values:
+                msg["value"], msg["done"] = self._values[msg["name"]], True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if is_generated(msg) and msg["name"] not in self._values:
+            self._values[msg["name"]] = msg["value"].detach()
+
+
+def fingerprint(value: Any) -> Any:
+    """JSON-ready description of a value that changes whenever its content does; arrays by shape, dtype and SHA-256."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        if value.dtype == object:
+            return [fingerprint(item) for item in value.ravel()]
+        digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+        return f"{value.dtype}{list(value.shape)} sha256:{digest}"
+    if isinstance(value, Mapping):
+        return {str(key): fingerprint(item) for key, item in value.items()}
+    if isinstance(value, nn.Module):
+        return {"class": type(value).__qualname__, "state": fingerprint(dict(value.state_dict()))}
+    if isinstance(value, partial):
+        return [fingerprint(value.func), fingerprint(value.args), fingerprint(value.keywords)]
+    if isinstance(value, Sequence | set | frozenset):
+        return [fingerprint(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    if hasattr(value, "__dict__"):
+        return {"class": type(value).__qualname__, **{k: fingerprint(v) for k, v in vars(value).items()}}
+    return f"{type(value).__qualname__} {value!r}" if np.isscalar(value) else type(value).__qualname__
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Have ``write`` fill a temporary neighbour of ``path``, then rename it: readers see the old or the new file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    write_atomically(path, lambda file: file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
+
+
+def clean_attrs(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """Attributes as netCDF can hold them: bool, None, dicts and nested lists become JSON text."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, bool | np.bool_ | Mapping) or value is None:
+            return json.dumps(value if not isinstance(value, np.bool_) else bool(value), default=str)
+        if isinstance(value, str | int | float | np.integer | np.floating):
+            return value
+        if isinstance(value, np.ndarray) and value.ndim <= 1 and value.dtype.kind in "iuf":
+            return value
+        if isinstance(value, list | tuple) and value and all(type(item) in (int, float) for item in value):
+            return list(value)
+        return json.dumps(value, default=str) if isinstance(value, list | tuple) else str(value)
+
+    return {str(key): clean(value) for key, value in attrs.items()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers of a run."""
+    found = {"python": platform.python_version()}
+    for name in ("probmodels", "torch", "pyro-ppl", "numpy", "scipy", "numba", "xarray", "arviz"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

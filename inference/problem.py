@@ -1,0 +1,364 @@
+"""A problem: what to infer, as a Pyro program with its data, its guide and the names of its dimensions."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro
+import torch
+import xarray as xr
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.reparam.reparam import Reparam
+from pyro.poutine.subsample_messenger import _Subsample
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+
+from probmodels.inference.ops import is_generated, isolated
+
+if TYPE_CHECKING:
+    from probmodels.inference.kernels import Kernel
+
+__all__ = ["Problem", "ProblemError", "Site"]
+
+_PRIOR_TRIES = 10  # prior draws that may fall outside the support of the data before a model is called broken
+
+
+class ProblemError(ValueError):
+    """A problem that cannot be inferred as it stands: which part, why, and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What engines need to know about a sample site of the model.
+
+    Attributes
+    ----------
+    kind
+        ``latent``, ``generated`` (drawn from its conditional after inference), ``observed`` or ``deterministic``.
+    dims
+        One name per axis of the value.
+    shape
+        Shape of the value.
+    discrete
+        Whether it is a latent site of discrete support.
+    """
+
+    name: str
+    kind: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    discrete: bool
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What to infer.
+
+    Model sites marked ``infer={"generated": True}`` are leaves that enter no likelihood: engines hide them while
+    fitting and draw them afterwards, once per posterior draw. ``infer={"event_dims": [...]}`` names the event axes
+    of a site; plates name the rest.
+
+    Attributes
+    ----------
+    name
+        Name of the method.
+    model
+        Pyro program.
+    guide
+        Pyro program with the arguments of the model; None where only MCMC applies. Engines work on a copy.
+    args, kwargs
+        What model and guide receive.
+    coords
+        Dimension name to labels.
+    data
+        Labelled data: variables named as observed sites become group ``observed_data``, the rest ``constant_data``.
+    batch_plates
+        Plates that an engine may subsample.
+    loss
+        Name of an ELBO of ``pyro.infer``, or an ELBO.
+    kernel
+        Makes the method's own MCMC kernel from the problem; module-level, so that it pickles.
+    reparam
+        Pyro reparametrisations used by gradient-based MCMC.
+    align
+        Maps posterior draws (chain, draw, ...) to draws with sign, order and rotation fixed.
+    invariants
+        Functions of the aligned draws that label switching and rotation leave alone; diagnosed beside them.
+    diagnosed
+        Posterior variables that diagnostics judge; None for all.
+    """
+
+    name: str
+    model: Callable[..., Any]
+    guide: Callable[..., Any] | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    coords: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    data: xr.Dataset | None = None
+    batch_plates: tuple[str, ...] = ()
+    loss: str | ELBO = "Trace_ELBO"
+    kernel: Callable[[Problem], Kernel] | None = None
+    reparam: Mapping[str, Reparam] = field(default_factory=dict)
+    align: Callable[[xr.Dataset], xr.Dataset] | None = None
+    invariants: Callable[[xr.Dataset], xr.Dataset] | None = None
+    diagnosed: tuple[str, ...] | None = None
+
+    @cached_property
+    def sites(self) -> dict[str, Site]:
+        """Sample sites of the model by name, in program order; factors and subsampling sites are left out."""
+        with isolated(seed=0), torch.no_grad():
+            nodes = self._trace(self.model, "model").nodes
+        return {name: self._describe(name, node) for name, node in nodes.items() if _is_variable(node)}
+
+    def dims(self) -> dict[str, list[str]]:
+        """Names of the axes of every site, from its plates and its ``event_dims``."""
+        return {name: list(site.dims) for name, site in self.sites.items()}
+
+    def names(self, *kinds: str) -> list[str]:
+        """Names of the sites of the given kinds, in program order."""
+        return [name for name, site in self.sites.items() if site.kind in kinds]
+
+    def observed(self, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """Values of observed sites as the model holds them."""
+        with isolated(seed=0), torch.no_grad():
+            nodes: Any = self._trace(self.model, "model").nodes
+        return {name: nodes[name]["value"].detach().cpu().numpy() for name in names}
+
+    def programs(self) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+        """Copies of model and guide that an engine may change; what they share stays shared.
+
+        Raises
+        ------
+        ProblemError
+            If a module cannot be copied, as a guide that has been called before.
+        """
+        modules = self.guide.modules() if isinstance(self.guide, nn.Module) else ()
+        # Copying an AutoGuide empties its reference to the model, in the original as well as in the copy.
+        links = [(module, module._model, module.master) for module in modules if isinstance(module, AutoGuide)]
+        memo: dict[int, Any] = {}
+        try:
+            copies = copy.deepcopy((self.model, self.guide), memo)
+            for module, model, _ in links:
+                memo[id(module)]._model = copy.deepcopy(model, memo)
+            return copies
+        except (RuntimeError, TypeError) as error:
+            raise ProblemError(
+                f"{self.name}: model or guide cannot be copied ({error}); give the problem a guide "
+                "that has not been called yet, built from plain modules and tensors"
+            ) from error
+        finally:
+            for module, model, master in links:
+                module._model, module.master = model, master
+
+    def validate(self, *, guide: bool = True) -> Problem:
+        """Check names, shapes and densities with one run of model and guide each.
+
+        Parameters
+        ----------
+        guide
+            Whether to check the guide as well; MCMC does without.
+
+        Returns
+        -------
+        Problem
+            Itself.
+
+        Raises
+        ------
+        ProblemError
+            If guide and model do not fit, labels do not fit the shapes, a parameter of the guide carries the name
+            of one of the model, or the log density is not finite.
+        """
+        plates = self._check_names()
+        self._check_labels(plates)
+        if guide and self.guide is not None:
+            self._check_guide()
+        else:
+            self._check_prior()
+        return self
+
+    def to(self, device: str | torch.device) -> Problem:
+        """The same problem with all tensors and modules on ``device``."""
+        model, guide = self.programs()
+        return replace(
+            self,
+            model=_move(model, device),
+            guide=_move(guide, device),
+            args=_move(self.args, device),
+            kwargs=_move(self.kwargs, device),
+        )
+
+    def _trace(self, program: Callable[..., Any], role: str) -> Trace:
+        try:
+            return poutine.trace(program).get_trace(*self.args, **self.kwargs)
+        except ProblemError:
+            raise
+        except ValueError as error:  # distributions refuse their arguments so
+            raise ProblemError(f"{self.name}: running the {role} fails: {error}") from error
+        except Exception as error:
+            error.add_note(f"while running the {role} of problem {self.name!r}")
+            raise
+
+    def _describe(self, name: str, node: Mapping[str, Any]) -> Site:
+        infer, fn, shape = node["infer"], node["fn"], tuple(node["value"].shape)
+        frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+        declared = infer.get("event_dims")
+        num_event = fn.event_dim if declared is None else len(declared)
+        if infer.get("_deterministic"):
+            kind = "deterministic"
+            if declared is None and all(-len(shape) <= f.dim and shape[f.dim] == f.size for f in frames) and frames:
+                num_event = 0  # pyro.deterministic calls every axis an event axis unless told otherwise
+        else:
+            kind = "observed" if node["is_observed"] else "generated" if is_generated(node) else "latent"
+            if num_event != fn.event_dim:
+                raise ProblemError(
+                    f"{self.name}: site {name!r} names {num_event} event_dims {list(declared or ())} "
+                    f"but its distribution has {fn.event_dim} event axes; name each of them once"
+                )
+        dims = [f"{name}_dim_{axis}" for axis in range(len(shape))]
+        num_batch = len(shape) - num_event
+        for frame in frames:
+            axis = num_batch + frame.dim
+            if 0 <= axis < num_batch and shape[axis] == frame.size:
+                dims[axis] = frame.name
+        if declared is not None and num_event:
+            dims[max(num_batch, 0) :] = list(declared)
+        if len(dims) != len(shape):
+            raise ProblemError(f"{self.name}: site {name!r} of shape {shape} cannot carry the event_dims {declared}")
+        if len(set(dims)) < len(dims) or {"chain", "draw"} & set(dims):
+            raise ProblemError(
+                f"{self.name}: site {name!r} has dims {dims}; each name may stand once, and never 'chain' or 'draw'"
+            )
+        discrete = kind == "latent" and bool(getattr(fn.support, "is_discrete", False))
+        return Site(name, kind, tuple(dims), shape, discrete)
+
+    def _check_names(self) -> set[str]:
+        plates = {dim for site in self.sites.values() for dim in site.dims}
+        for what, given, known in (
+            ("batch_plates", self.batch_plates, plates),
+            ("reparam", self.reparam, set(self.names("latent"))),
+        ):
+            for name in given:
+                if name not in known:
+                    raise ProblemError(f"{self.name}: {what} names {name!r}, which the model lacks{_hint(name, known)}")
+        return plates
+
+    def _check_labels(self, plates: Iterable[str]) -> None:
+        for site in self.sites.values():
+            for dim, size in zip(site.dims, site.shape, strict=True):
+                if dim in self.coords and len(self.coords[dim]) != size:
+                    raise ProblemError(
+                        f"{self.name}: coords[{dim!r}] holds {len(self.coords[dim])} labels, "
+                        f"but site {site.name!r} of shape {site.shape} has size {size} there"
+                    )
+        if self.data is not None:
+            for name, size in self.data.sizes.items():
+                if name in self.coords and len(self.coords[str(name)]) != size:
+                    raise ProblemError(
+                        f"{self.name}: coords[{name!r}] holds {len(self.coords[str(name)])} labels, "
+                        f"but data has size {size} there"
+                    )
+
+    def _check_prior(self) -> None:
+        with isolated(seed=0), torch.no_grad():
+            for _ in range(_PRIOR_TRIES):
+                bad = _non_finite(self._trace(self.model, "model"))
+                if not bad or "nan" in bad.values():
+                    break
+        if bad:
+            raise ProblemError(f"{self.name}: the log density at a prior draw is not finite: {_spell(bad)}")
+
+    def _check_guide(self) -> None:
+        model, guide = self.programs()
+        assert guide is not None
+        with isolated(seed=0), torch.no_grad():
+            self._trace(model, "model")
+            model_params = dict(pyro.get_param_store().named_parameters())
+        with isolated(seed=0), torch.no_grad():
+            guide_trace = self._trace(guide, "guide")
+            guide_params = dict(pyro.get_param_store().named_parameters())
+            drawn: dict[str, Any] = {n: s for n, s in guide_trace.nodes.items() if _is_variable(s)}
+            drawn = {n: s for n, s in drawn.items() if not s["is_observed"] and not s["infer"].get("is_auxiliary")}
+            self._check_guide_sites(drawn)
+            for name in sorted(set(model_params) & set(guide_params)):
+                if model_params[name] is not guide_params[name]:
+                    raise ProblemError(
+                        f"{self.name}: model and guide both have a parameter {name!r}, which pyro would make one "
+                        "tensor; rename one of them, or share one module on purpose with pyro.module"
+                    )
+            replayed = poutine.replay(model, trace=guide_trace)
+            bad = _non_finite(self._trace(replayed, "model")) or _non_finite(guide_trace)
+        if bad:
+            raise ProblemError(f"{self.name}: the log density at a draw of the guide is not finite: {_spell(bad)}")
+
+    def _check_guide_sites(self, drawn: Mapping[str, Mapping[str, Any]]) -> None:
+        latent = set(self.names("latent"))
+        for name in self.names("latent"):
+            if name not in drawn:
+                raise ProblemError(f"{self.name}: the guide does not sample {name!r}{_hint(name, set(drawn) - latent)}")
+        for name, node in drawn.items():
+            if name not in self.sites:
+                raise ProblemError(
+                    f"{self.name}: the guide samples {name!r}, which the model does not{_hint(name, latent)}; "
+                    "mark a helper site of the guide with infer={'is_auxiliary': True}"
+                )
+            site = self.sites[name]
+            if site.kind != "latent":
+                raise ProblemError(
+                    f"{self.name}: the guide samples {name!r}, which is {site.kind} in the model; leave it out of "
+                    "the guide (for an automatic guide, hide it with poutine.block)"
+                )
+            if tuple(node["value"].shape) != site.shape:
+                raise ProblemError(
+                    f"{self.name}: site {name!r} has shape {tuple(node['value'].shape)} in the guide "
+                    f"and {site.shape} in the model"
+                )
+
+
+def _is_variable(node: Mapping[str, Any]) -> bool:
+    """Whether a trace node is a random variable or a deterministic one, not a factor or a subsample."""
+    return node["type"] == "sample" and not isinstance(node["fn"], _Subsample | pyro.distributions.Unit)
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _non_finite(trace: Trace) -> dict[str, str]:
+    """Sites with a log density that is not finite, and what it is: ``nan`` or ``inf``."""
+    validating = poutine.util.is_validation_enabled()
+    poutine.util.enable_validation(False)  # or pyro would warn of what is raised as an error here
+    try:
+        trace.compute_log_prob(site_filter=lambda name, site: not is_generated(site))
+    except ValueError as error:
+        raise ProblemError(f"a value lies outside the support of its site: {error}") from error
+    finally:
+        poutine.util.enable_validation(validating)
+    sums = {n: s["log_prob_sum"] for n, s in trace.nodes.items() if "log_prob_sum" in s}
+    return {n: "nan" if torch.isnan(v) else "inf" for n, v in sums.items() if not torch.isfinite(v)}
+
+
+def _spell(bad: Mapping[str, str]) -> str:
+    sites = ", ".join(f"{name!r} gives {what}" for name, what in bad.items())
+    return f"site {sites}; look for missing values in the data, scales of zero and values outside the support"
+
+
+def _move(value: Any, device: str | torch.device) -> Any:
+    if isinstance(value, Tensor | nn.Module):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _move(item, device) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_move(item, device) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(_move(item, device) for item in value)
+    return value.to(device) if hasattr(value, "to") and not isinstance(value, type) else value

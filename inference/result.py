@@ -1,0 +1,274 @@
+"""Results: labelled draws in ArviZ's group layout, and the state of the guide that made them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from probmodels.inference.ops import clean_attrs, versions, write_atomically
+from probmodels.inference.problem import Problem
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from probmodels.inference.diagnostics import Report
+
+__all__ = ["Result", "ResultError", "build_tree", "to_dataset"]
+
+_FORMAT = 1
+_TREE, _GUIDE = "result.nc", "guide.safetensors"
+
+
+class ResultError(RuntimeError):
+    """A result that cannot be saved, read or used: what is wrong, where, and how to mend it."""
+
+
+@dataclass
+class Result:
+    """Posterior draws and all that belongs to them.
+
+    Attributes
+    ----------
+    tree
+        Groups ``posterior``, ``sample_stats``, ``invariants``, ``observed_data``, ``constant_data``, ``fit`` and those
+        made on request; root attributes ``method``, ``engine``, ``seed``, ``spec``, ``versions``, ``created``.
+    guide_state
+        Parameters and buffers of model and guide; None where there is no guide.
+    """
+
+    tree: xr.DataTree
+    guide_state: dict[str, Tensor] | None = None
+
+    @property
+    def posterior(self) -> xr.Dataset:
+        """Posterior draws, dims (chain, draw, ...)."""
+        return self.tree["posterior"].to_dataset()
+
+    def params(self) -> dict[str, Tensor]:
+        """Fitted parameters of model and guide by name, constrained; empty for MCMC."""
+        state = self.guide_state or {}
+        raw = {k.removeprefix("param/"): v for k, v in state.items() if k.startswith("param/")}
+        return raw | {k.removeprefix("constrained/"): v for k, v in state.items() if k.startswith("constrained/")}
+
+    def summary(self, var_names: Sequence[str] | None = None, *, ci_prob: float = 0.94) -> pd.DataFrame:
+        """Mean, sd, highest-density interval, ess, r_hat and Monte Carlo error of every entry of the posterior.
+
+        Parameters
+        ----------
+        var_names
+            Posterior variables; None for those that diagnostics judge.
+        ci_prob
+            Probability of the interval.
+        """
+        from probmodels.inference.diagnostics import summarize
+
+        names = list(var_names) if var_names is not None else _diagnosed(self.tree)
+        lost = [name for name in names if name not in self.posterior]
+        if lost:
+            raise ResultError(f"the posterior has no {lost}; it has {list(self.posterior.data_vars)}")
+        return summarize(self.posterior[names], ci_prob=ci_prob)
+
+    def diagnose(self, **limits: Any) -> Report:
+        """Verdict on the draws; see `probmodels.inference.diagnostics.diagnose`."""
+        from probmodels.inference.diagnostics import diagnose
+
+        return diagnose(self, **limits)
+
+    def predict(self, problem: Problem, *, num_samples: int | None = None, seed: int = 0) -> xr.Dataset:
+        """New values of the observed sites, dims (chain, draw, ...).
+
+        With a fitted guide, latent sites are drawn from the guide given the arguments of ``problem``, so that new data
+        may have other sizes; otherwise the posterior draws are used.
+
+        Parameters
+        ----------
+        problem
+            The problem that was inferred, or one with new data.
+        num_samples
+            Number of draws over all chains; None for as many as the posterior has.
+        seed
+            Seed of the new values.
+        """
+        from probmodels.inference import predictive
+
+        posterior = self.posterior
+        if self.guide_state is not None:
+            from probmodels.inference.svi import fitted, sample_guide
+
+            count = num_samples if num_samples is not None else posterior.sizes["draw"]
+            with fitted(problem, self.guide_state, seed=seed) as (model, guide):
+                draws, _ = sample_guide(problem, model, guide, num_samples=count, predict=True)
+            observed = {name: draws[name] for name in problem.names("observed")}
+            return to_dataset(observed, problem.dims(), problem.coords)
+        return predictive.posterior_predictive(problem, predictive.thin(posterior, num_samples), seed=seed)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write ``result.nc`` and, where there is a guide, ``guide.safetensors``.
+
+        Parameters
+        ----------
+        folder
+            Where to; made where it is missing.
+        overwrite
+            Whether to replace a result that lies there.
+
+        Returns
+        -------
+        Path
+            The folder.
+
+        Raises
+        ------
+        ResultError
+            If another result lies there and ``overwrite`` is False, or the folder cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        if (folder / _TREE).exists() and not overwrite:
+            raise ResultError(f"{folder} holds a result already; choose another folder or pass overwrite=True")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if self.guide_state is not None:
+                state = {name: value.detach().cpu().contiguous().clone() for name, value in self.guide_state.items()}
+                write_atomically(folder / _GUIDE, lambda file: save_file(state, str(file)))
+            else:
+                (folder / _GUIDE).unlink(missing_ok=True)
+            tree = self.tree.map_over_datasets(_plain)
+            tree.attrs = clean_attrs({**self.tree.attrs, "probmodels_format": _FORMAT})
+            write_atomically(folder / _TREE, lambda file: tree.to_netcdf(file, engine="netcdf4"))
+        except OSError as error:
+            raise ResultError(f"cannot write a result to {folder}: {error}; choose another folder") from error
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path, problem: Problem | None = None) -> Result:
+        """Read what `save` wrote.
+
+        Parameters
+        ----------
+        folder
+            The folder, or its ``result.nc``.
+        problem
+            Where given, the state of the guide is tried on it.
+
+        Raises
+        ------
+        ResultError
+            If there is no result, it is damaged, or it belongs to another method than ``problem``.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = Path(folder)
+        path = path.parent if path.name == _TREE else path
+        if not (path / _TREE).exists():
+            raise ResultError(f"no {_TREE} in {path}; give the folder that Result.save wrote")
+        try:
+            with xr.open_datatree(path / _TREE, engine="netcdf4") as opened:
+                tree = opened.load()
+            state = load_file(str(path / _GUIDE)) if (path / _GUIDE).exists() else None
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ResultError(f"the result in {path} cannot be read: {error}; run the inference again") from error
+        if int(tree.attrs.get("probmodels_format", 0)) != _FORMAT:
+            raise ResultError(f"{path / _TREE} was not written by Result.save of this version (format {_FORMAT})")
+        result = cls(tree, state)
+        if problem is not None:
+            if tree.attrs.get("method") != problem.name:
+                raise ResultError(f"{path} holds a result of {tree.attrs.get('method')!r}, not of {problem.name!r}")
+            if state is not None:
+                from probmodels.inference.svi import fitted
+
+                with fitted(problem, state, seed=0):
+                    pass
+        return result
+
+
+def to_dataset(
+    arrays: Mapping[str, np.ndarray],
+    dims: Mapping[str, Sequence[str]],
+    coords: Mapping[str, Sequence[Any]],
+    sample_dims: tuple[str, ...] = ("chain", "draw"),
+) -> xr.Dataset:
+    """Dataset of arrays (sample dims, site dims); axes without a name get ``<site>_dim_<axis>``."""
+    variables = {}
+    for name, array in arrays.items():
+        own = array.ndim - len(sample_dims)
+        named = list(dims.get(name, ()))
+        if len(named) != own:
+            named = [f"{name}_dim_{axis}" for axis in range(own)]
+        variables[name] = ((*sample_dims, *named), array)
+    dataset = xr.Dataset(variables)
+    labels = {dim: np.arange(dataset.sizes[dim]) for dim in sample_dims if dim in dataset.sizes}
+    for dim, values in coords.items():
+        if dim in dataset.sizes and len(values) == dataset.sizes[dim]:
+            labels[dim] = np.asarray(values)
+    return dataset.assign_coords({dim: (dim, values) for dim, values in labels.items()})
+
+
+def build_tree(
+    problem: Problem,
+    posterior: xr.Dataset,
+    *,
+    engine: str,
+    seed: int,
+    settings: Mapping[str, Any],
+    groups: Mapping[str, xr.Dataset] | None = None,
+) -> xr.DataTree:
+    """Tree of a finished run: draws aligned, invariants computed, data and provenance beside them."""
+    if problem.align is not None:
+        posterior = problem.align(posterior)
+    found: dict[str, xr.Dataset] = {"posterior": posterior, **(groups or {})}
+    if problem.invariants is not None:
+        found["invariants"] = problem.invariants(posterior)
+    found |= _data_groups(problem)
+    tree = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in found.items()})
+    tree.attrs = clean_attrs(
+        {
+            "method": problem.name,
+            "engine": engine,
+            "seed": seed,
+            "spec": json.dumps({"method": problem.name, "inference": {"engine": engine, **settings}}, default=str),
+            "versions": json.dumps(versions()),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "diagnosed": json.dumps(list(problem.diagnosed) if problem.diagnosed is not None else None),
+        }
+    )
+    return tree
+
+
+def _data_groups(problem: Problem) -> dict[str, xr.Dataset]:
+    observed = problem.names("observed")
+    data = problem.data if problem.data is not None else xr.Dataset()
+    seen = [str(name) for name in data.data_vars if name in observed]
+    groups = {"observed_data": data[seen], "constant_data": data.drop_vars(seen)}
+    lacking = [name for name in observed if name not in seen]
+    if lacking:
+        values = problem.observed(lacking)
+        groups["observed_data"] = xr.merge(
+            [groups["observed_data"], to_dataset(values, problem.dims(), problem.coords, ())], join="exact"
+        )
+    return {name: group for name, group in groups.items() if group.variables}
+
+
+def _plain(dataset: xr.Dataset) -> xr.Dataset:
+    """Dataset without the encoding of the file that it came from and with attributes that netCDF can hold."""
+    plain = dataset.drop_encoding()
+    plain.attrs = clean_attrs(plain.attrs)
+    for variable in plain.variables.values():
+        variable.attrs = clean_attrs(variable.attrs)
+    return plain
+
+
+def _diagnosed(tree: xr.DataTree) -> list[str]:
+    """Names of the posterior variables that diagnostics judge."""
+    chosen = json.loads(tree.attrs.get("diagnosed", "null"))
+    return [str(name) for name in tree["posterior"].data_vars] if chosen is None else list(chosen)
