@@ -1,5 +1,44 @@
-"""Probabilistic models on Pyro."""
+"""Probabilistic models on Pyro: model/guide pairs, shared inference engines, ArviZ-ready posteriors."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 from probmodels._version import __version__
 
-__all__ = ["__version__"]
+_EXPORTS = {
+    "Problem": "inference.problem",
+    "Result": "inference.result",
+    "fit_svi": "inference.svi",
+    "run_mcmc": "inference.mcmc",
+    "diagnose": "inference.diagnostics",
+    "METHODS": "methods",
+    "get_method": "methods",
+    "load_spec": "spec",
+    "run_spec": "spec",
+}
+
+__all__ = [
+    "METHODS",
+    "Problem",
+    "Result",
+    "__version__",
+    "diagnose",
+    "fit_svi",
+    "get_method",
+    "load_spec",
+    "run_mcmc",
+    "run_spec",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing probmodels stays light: torch, Pyro and ArviZ are loaded by the first name that needs them.
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,281 @@
+"""Bayesian singular value decomposition with structured orthonormal modes.
+
+Generative model, for n locations, m times and k modes (Z holds the data after weighting, rows scaled by the root of the
+location's weight w)::
+
+    U ~ frame prior on the Stiefel manifold V(k, n), kernel and length-scale of its own for each mode
+    V ~ frame prior on V(k, m)
+    d_i ~ HalfNormal(scale)
+    sigma^2 ~ InverseGamma(shape, rate)
+    Z = shared effects + local effects T' + U diag(d) V' + sigma * noise
+
+Local effects (a coefficient of each location for each column of the time design T) are integrated out: with a flat
+prior by working in the orthogonal complement of T, where V then lives, or under a normal prior in closed form. The
+length-scale of a mode has a prior on a grid and is integrated out of the frame prior exactly, then drawn from its
+conditional. Without gaps the likelihood needs only the data projected on the kernels' bases, so that a density
+evaluation never forms an n x m matrix.
+
+References
+----------
+North, J. S., Wikle, C. K. and Schliep, E. M. (2023). A flexible class of priors for orthonormal matrices with basis
+function-specific structure. https://arxiv.org/abs/2307.13627. The prior here differs from theirs where theirs is no
+joint distribution; ``docs/bayesian_svd.md`` says where and why.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+
+from probmodels.distributions import (
+    MatrixAngularCentralGaussian,
+    SequentialConditioned,
+    SequentialProjected,
+    UniformFrame,
+)
+
+__all__ = ["FRAME_PRIORS", "REFERENCE", "Gaps", "MatrixData", "SideData", "frame_prior", "local_effects", "model"]
+
+REFERENCE = "North, Wikle and Schliep (2023), https://arxiv.org/abs/2307.13627"
+
+FRAME_PRIORS = ("conditioned", "projected", "macg", "uniform")
+
+
+class SideData(NamedTuple):
+    """Candidate covariances of one side in its base coordinates.
+
+    ``values (G, r)`` eigenvalues, ``vectors (G, r, r)`` eigenvectors by columns or None where all are diagonal,
+    ``log_weights (k, G)`` log prior weights of the candidates for each mode, ``length_scales (G,)``, ``basis (N, r)``.
+    """
+
+    values: Tensor
+    vectors: Tensor | None
+    log_weights: Tensor
+    length_scales: Tensor
+    basis: Tensor
+
+
+class Gaps(NamedTuple):
+    """Data with missing entries: ``observed (n, m)`` with zeros in the gaps, ``mask (n, m)`` true where observed, and
+    the shared covariates ``shared (p, n, m)``, unprojected."""
+
+    observed: Tensor
+    mask: Tensor
+    shared: Tensor
+
+
+class MatrixData(NamedTuple):
+    """Everything that model, guide and kernel need to know of the data, weighted and in reduced coordinates.
+
+    ``z (ru, rv)`` the data between the two bases; ``rest ()`` squared norm of what the bases leave out and ``count
+    ()`` the number of free entries; ``scale``, ``noise_shape``, ``noise_rate`` the hyperparameters; ``design (m, q)``
+    orthonormal local effects with ``design_root (q, q)`` such that the named design is ``design @ design_root``;
+    ``effect_precision ()`` of their coefficients, 0 for a flat prior; ``z_design (n, q)`` data times design; ``weight
+    (n,)``; ``shared (p, ru, rv)`` shared covariates, reduced, with their products with data and each other outside
+    the bases, ``shared_cross (p,)`` and ``shared_gram (p, p)``, products with the design ``shared_design (p, n, q)``,
+    and the prior precision ``shared_precision ()``; ``gaps`` where entries are missing (``z``, ``rest`` and the
+    products are then those of the data with each gap filled by its cell's least-squares effects: a start for
+    samplers, no part of the density).
+    """
+
+    z: Tensor
+    rest: Tensor
+    count: Tensor
+    space: SideData
+    time: SideData
+    scale: Tensor
+    noise_shape: Tensor
+    noise_rate: Tensor
+    design: Tensor
+    design_root: Tensor
+    effect_precision: Tensor
+    z_design: Tensor
+    weight: Tensor
+    shared: Tensor
+    shared_cross: Tensor
+    shared_gram: Tensor
+    shared_design: Tensor
+    shared_precision: Tensor
+    gaps: Gaps | None
+
+
+def frame_prior(side: SideData, name: str) -> TorchDistribution:
+    """The prior of a frame in base coordinates, event shape (r, k).
+
+    Parameters
+    ----------
+    side
+        Candidate covariances and their weights.
+    name
+        One of `FRAME_PRIORS`: sequential conditioned, sequential projected (the generator of the paper), matrix angular
+        central Gaussian (one kernel and length-scale for all modes), or uniform.
+    """
+    num_columns = side.log_weights.shape[0]
+    if name == "uniform":
+        return UniformFrame(side.values.shape[-1], num_columns, dtype=side.values.dtype)
+    if name == "macg":
+        vectors = None if side.vectors is None else side.vectors[0]
+        return MatrixAngularCentralGaussian(side.values[0], vectors, num_columns)
+    family = SequentialProjected if name == "projected" else SequentialConditioned
+    return family(side.values, side.vectors, side.log_weights)
+
+
+def _with_gaps(data: MatrixData, u: Tensor, d: Tensor, v: Tensor, shared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Masked residual (n, m), its products with the design (n, q), Gram of the design at each row's times (n, q, q)."""
+    assert data.gaps is not None
+    signal = (data.space.basis @ u * d) @ (data.time.basis @ v).T
+    mask = data.gaps.mask.to(signal.dtype)
+    residual = (data.gaps.observed - signal - torch.einsum("p,pnm->nm", shared, data.gaps.shared)) * mask
+    gram = torch.einsum("nt,tq,ts->nqs", mask, data.design, data.design)
+    return residual, residual @ data.design, gram
+
+
+class LowRankNormal(TorchDistribution):
+    """The data about ``U diag(d) V'`` with independent noise, local effects integrated out.
+
+    Parameters
+    ----------
+    data
+        Reduced data.
+    u, d, v
+        Frames (ru, k) and (rv, k) in base coordinates and singular values (k,).
+    sigma
+        Noise standard deviation, shape ().
+    shared
+        Coefficients of the shared covariates (p,).
+
+    Notes
+    -----
+    Without gaps the event is the reduced matrix (ru, rv), and the part of the data outside the bases, on which no mode
+    acts, enters by its squared norm. With gaps the event is the matrix (n, m), of which only observed entries count.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (the attribute that torch defines)
+    support = constraints.independent(constraints.real, 2)
+    has_rsample = True
+
+    def __init__(self, data: MatrixData, u: Tensor, d: Tensor, v: Tensor, sigma: Tensor, shared: Tensor) -> None:
+        self.data, self.u, self.d, self.v, self.sigma, self.shared = data, u, d, v, sigma, shared
+        shape = data.z.shape if data.gaps is None else data.gaps.observed.shape
+        super().__init__(batch_shape=torch.Size(), event_shape=shape, validate_args=False)
+
+    @property
+    def mean(self) -> Tensor:
+        data = self.data
+        if data.gaps is None:
+            return (self.u * self.d) @ self.v.T + torch.einsum("p,pij->ij", self.shared, data.shared)
+        signal = (data.space.basis @ self.u * self.d) @ (data.time.basis @ self.v).T
+        return signal + torch.einsum("p,pnm->nm", self.shared, data.gaps.shared)
+
+    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (an immutable value)
+        mean = self.mean
+        return mean + self.sigma * torch.randn(sample_shape + mean.shape, dtype=mean.dtype, device=mean.device)
+
+    def expand(self, batch_shape: torch.Size, _instance: None = None) -> LowRankNormal:
+        if torch.Size(batch_shape) != self.batch_shape:
+            raise ValueError(f"LowRankNormal has no batch; cannot expand to {tuple(batch_shape)}")
+        return self
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        data, variance = self.data, self.sigma.square()
+        num_effects = data.design.shape[1]
+        flat = not bool(data.effect_precision > 0)
+        if data.gaps is None:
+            residual = value - self.mean
+            norm = residual.square().sum() + data.rest - 2 * self.shared @ data.shared_cross
+            norm = norm + self.shared @ data.shared_gram @ self.shared
+            out = -0.5 * (data.count * torch.log(2 * math.pi * variance) + norm / variance)
+            if flat or num_effects == 0:
+                return out
+            along = (residual @ (data.time.basis.T @ data.design)).square().sum()
+            ratio = 1 / (variance * data.effect_precision)
+            log_det = data.weight.numel() * num_effects * torch.log1p(ratio)
+            return out - 0.5 * (log_det - along / variance * ratio / (1 + ratio))
+        residual, along, gram = _with_gaps(data, self.u, self.d, self.v, self.shared)
+        norm = residual.square().sum()
+        log_det = variance.new_zeros(())
+        if num_effects:
+            ridge = variance * data.effect_precision
+            factor = torch.linalg.cholesky(gram + ridge * torch.eye(num_effects, dtype=gram.dtype, device=gram.device))
+            norm = norm - torch.linalg.solve_triangular(factor, along.unsqueeze(-1), upper=False).square().sum()
+            log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum()
+            if not flat:
+                log_det = log_det - gram.shape[0] * num_effects * torch.log(ridge)
+        return -0.5 * (data.count * torch.log(2 * math.pi * variance) + norm / variance + log_det)
+
+
+def local_effects(
+    data: MatrixData, u: Tensor, d: Tensor, v: Tensor, sigma: Tensor, shared: Tensor
+) -> dist.MultivariateNormal:
+    """Exact conditional of the local effects given everything else, in the units of the data; batch (n,), event (q,).
+
+    The coefficients are those of the named design, before orthonormalisation and without the weights.
+    """
+    num_effects = data.design.shape[1]
+    eye = torch.eye(num_effects, dtype=data.z.dtype, device=data.z.device)
+    if data.gaps is None:
+        along = data.z_design - torch.einsum("p,pnq->nq", shared, data.shared_design)
+        along = along - (data.space.basis @ u * d) @ (data.design.T @ data.time.basis @ v).T
+        gram = eye.expand(along.shape[0], -1, -1)
+    else:
+        _, along, gram = _with_gaps(data, u, d, v, shared)
+    factor = torch.linalg.cholesky(gram + sigma.square() * data.effect_precision * eye)
+    loc = torch.cholesky_solve(along.unsqueeze(-1), factor).squeeze(-1)
+    back = torch.linalg.inv(data.design_root)  # from coefficients of the orthonormal columns to those of the named ones
+    weight = data.weight.rsqrt().unsqueeze(-1)
+    root = back @ torch.linalg.inv(factor).mT * sigma * weight.unsqueeze(-1)
+    loc = loc @ back.mT * weight
+    return dist.MultivariateNormal(loc, covariance_matrix=root @ root.mT)
+
+
+def model(data: MatrixData, prior: str = "conditioned") -> None:
+    """Sites ``U`` (ru, k), ``V`` (rv, k), ``d`` (k,), ``sigma``, ``Z``; leaves ``length_scale_*`` (k,),
+    ``fixed_effects``.
+
+    Parameters
+    ----------
+    data
+        Reduced data, as `make_problem` prepares it.
+    prior
+        Name of the frame prior, one of `FRAME_PRIORS`.
+    """
+    rank = data.space.log_weights.shape[0]
+    frames = {}
+    for site, side, name in (("U", data.space, "space"), ("V", data.time, "time")):
+        frame = frame_prior(side, prior)
+        frames[site] = pyro.sample(site, frame, infer={"event_dims": [f"basis_{name}", "mode"]})
+        if isinstance(frame, SequentialConditioned | SequentialProjected):
+            logits = frame.component_logits(frames[site])
+            leaf = {"generated": True, "event_dims": ["mode"]}
+            index = pyro.sample(f"length_index_{name}", dist.Categorical(logits=logits).to_event(1), infer=leaf)
+            pyro.sample(f"length_scale_{name}", dist.Delta(side.length_scales[index], event_dim=1), infer=leaf)
+    d = pyro.sample("d", dist.HalfNormal(data.scale).expand([rank]).to_event(1), infer={"event_dims": ["mode"]})
+    variance = dist.InverseGamma(data.noise_shape, data.noise_rate)
+    sigma = pyro.sample(
+        "sigma", dist.TransformedDistribution(variance, [dist.transforms.PowerTransform(torch.tensor(0.5))])
+    )
+    shared = data.z.new_zeros(0)
+    if len(data.shared):
+        sd = data.shared_precision.rsqrt()
+        shared = pyro.sample(
+            "shared_effects",
+            dist.Normal(0.0, sd).expand([len(data.shared)]).to_event(1),
+            infer={"event_dims": ["shared_effect"]},
+        )
+    event_dims = ["basis_space", "basis_time"] if data.gaps is None else ["cell", "time"]
+    observed = data.z if data.gaps is None else data.gaps.observed
+    pyro.sample(
+        "Z",
+        LowRankNormal(data, frames["U"], d, frames["V"], sigma, shared),
+        obs=observed,
+        infer={"event_dims": event_dims},
+    )
+    if data.design.shape[1]:
+        effects = local_effects(data, frames["U"], d, frames["V"], sigma, shared)
+        pyro.sample("fixed_effects", effects.to_event(1), infer={"generated": True, "event_dims": ["cell", "effect"]})

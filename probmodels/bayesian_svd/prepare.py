@@ -1,0 +1,435 @@
+"""From a labelled matrix to a `Problem` of the Bayesian singular value decomposition."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from probmodels.bayesian_svd.align import align_draws, invariants
+from probmodels.bayesian_svd.effects import effect_design, time_in_years
+from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SideData, model
+from probmodels.bayesian_svd.sampler import BlockGibbs
+from probmodels.covariance import (
+    KERNELS,
+    EigenGrid,
+    chordal_distance,
+    eigen_grid,
+    euclidean_distance,
+    time_distance,
+)
+from probmodels.datasets import DataError
+from probmodels.distributions import FrameReparam
+from probmodels.inference.problem import Problem
+
+__all__ = ["make_problem", "tiny"]
+
+_MIN_TIMES = 10
+
+
+def _matrix(data: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
+    """The data as (cell, time), land dropped, and a sentence for each mend."""
+    if data.ndim != 2:
+        raise DataError(
+            f"data has dims {tuple(map(str, data.dims))}; expected two, (cell, time); "
+            "a gridded field becomes one with probmodels.datasets.sst.to_matrix"
+        )
+    row, column = data.dims
+    data = data.rename({k: v for k, v in ((row, "cell"), (column, "time")) if k != v}).astype(np.float64)
+    if np.isinf(data.values).any():
+        raise DataError(f"data holds {int(np.isinf(data.values).sum())} infinite entries; mark missing entries by NaN")
+    mends = []
+    seen = np.isfinite(data.values)
+    if not seen.any():
+        raise DataError("data holds no finite entry")
+    land = ~seen.any(axis=1)
+    if land.any():
+        mends.append(f"{int(land.sum())} of {land.size} cells never hold a value; they are land and left out")
+        data = data[~land]
+    if data.sizes["time"] < _MIN_TIMES:
+        raise DataError(f"data has {data.sizes['time']} times; at least {_MIN_TIMES} are needed")
+    empty = ~np.isfinite(data.values).any(axis=0)
+    if empty.any():
+        raise DataError(
+            f"{int(empty.sum())} times hold no value at all, the first at index {int(np.argmax(empty))}; drop them"
+        )
+    with np.errstate(invalid="ignore"):
+        spread = np.nanmax(data.values, axis=1) - np.nanmin(data.values, axis=1)
+    if (spread == 0).any():
+        raise DataError(
+            f"{int((spread == 0).sum())} cells are constant in time, the first at index {int(np.argmax(spread == 0))}; "
+            "drop them"
+        )
+    for name in ("cell", "time"):
+        if name not in data.coords:
+            data = data.assign_coords({name: np.arange(data.sizes[name])})
+    return data, mends
+
+
+def _space_distance(data: xr.DataArray) -> Tensor:
+    """Chordal distance in km from lat and lon, Euclidean from x, y, z or from the cell coordinate itself."""
+    names = {str(c) for c in data.coords if data[c].dims == ("cell",)}
+    if {"lat", "lon"} <= names:
+        return chordal_distance(data["lat"].values, data["lon"].values)
+    axes = [c for c in ("x", "y", "z") if c in names] or ["cell"]
+    points = np.stack([np.asarray(data[c].values, dtype=np.float64) for c in axes], axis=1)
+    return euclidean_distance(points)
+
+
+def _weights(data: xr.DataArray, area_weights: bool | Sequence[float]) -> np.ndarray:
+    size = data.sizes["cell"]
+    if area_weights is False:
+        return np.ones(size)
+    if area_weights is True:
+        if "lat" not in data.coords:
+            return np.ones(size)
+        weight = np.cos(np.deg2rad(np.asarray(data["lat"].values, dtype=np.float64)))
+        if (weight <= 1e-6).any():
+            raise DataError(
+                "area weights vanish at the poles; leave out cells at latitude ±90 or set area_weights=False"
+            )
+    else:
+        weight = np.asarray(area_weights, dtype=np.float64)
+        if weight.shape != (size,) or not (weight > 0).all():
+            raise DataError(
+                f"area_weights must be True, False or {size} positive numbers, one per cell; got shape {weight.shape}"
+            )
+    return weight / weight.mean()
+
+
+def _side(
+    name: str,
+    distance: Tensor,
+    kernel: str | Sequence[str],
+    length_scales: Sequence[float] | None,
+    prior: torch.distributions.Distribution | None,
+    rank: int,
+    **grid_options: object,
+) -> SideData:
+    """Candidate covariances of one side, with each mode's prior weights over them."""
+    families = [kernel] * rank if isinstance(kernel, str) else list(kernel)
+    if len(families) != rank:
+        raise DataError(f"kernel_{name} lists {len(families)} kernels for {rank} modes; give one name or one per mode")
+    for family in families:
+        if family not in KERNELS:
+            hint = difflib.get_close_matches(family, KERNELS, 1)
+            raise DataError(
+                f"unknown kernel_{name} {family!r}; "
+                + (f"did you mean {hint[0]!r}?" if hint else f"known: {', '.join(KERNELS)}")
+            )
+    grid: EigenGrid = eigen_grid(
+        distance, kernels=list(dict.fromkeys(families)), length_scales=length_scales, **grid_options
+    )  # type: ignore[arg-type]
+    log_weights = torch.full((rank, len(grid.kernels)), -math.inf, dtype=torch.float64)
+    for i, family in enumerate(families):
+        index = [g for g, candidate in enumerate(grid.kernels) if candidate == family]
+        scales = grid.length_scales[index]
+        weight = torch.zeros(len(index), dtype=torch.float64)
+        if prior is not None and len(index) > 1:  # the mass of each grid point: density times the width of its cell
+            weight = prior.log_prob(scales).double() + torch.gradient(scales)[0].log()
+        log_weights[i, index] = torch.log_softmax(weight, 0)
+    return SideData(grid.values, grid.vectors, log_weights, grid.length_scales, grid.basis)
+
+
+def make_problem(
+    data: xr.DataArray,
+    *,
+    rank: int,
+    fixed_effects: Sequence[str] = ("intercept",),
+    shared_effects: Sequence[str] = (),
+    covariates: Mapping[str, Sequence[float]] | None = None,
+    effect_scale: float | None = None,
+    kernel_space: str | Sequence[str] = "matern72",
+    kernel_time: str | Sequence[str] = "identity",
+    length_scales_space: Sequence[float] | None = None,
+    length_scales_time: Sequence[float] | None = None,
+    length_prior_space: torch.distributions.Distribution | None = None,
+    length_prior_time: torch.distributions.Distribution | None = None,
+    num_length_scales: int = 24,
+    period: float | None = None,
+    nugget: float = 1e-6,
+    tail: float = 1e-6,
+    area_weights: bool | Sequence[float] = True,
+    frame_prior: str = "conditioned",
+    scale: float | None = None,
+    noise_prior: tuple[float, float] | None = None,
+    order: str = "scale",
+) -> Problem:
+    """Bayesian SVD of a labelled matrix.
+
+    Parameters
+    ----------
+    data
+        Dims (cell, time), missing entries NaN. Distances between cells come from coordinates ``lat`` and ``lon`` of
+        the cells (chordal, km), else ``x``, ``y``, ``z``, else the cell coordinate; along time from dates (years) or
+        numbers.
+    rank
+        Number of modes k.
+    fixed_effects
+        Terms with a coefficient per location (see `probmodels.bayesian_svd.effects.TERMS`), integrated out.
+    shared_effects
+        Terms with one coefficient for all locations, sampled.
+    covariates
+        User's series along time, by the names under which the two lists refer to them.
+    effect_scale
+        Prior standard deviation of the coefficients of both kinds, in weighted units and for orthonormal time columns
+        in the local case; None is a flat prior for local effects (modes are then orthogonal to them in time) and a
+        scale a thousand times that of the data for shared ones.
+    kernel_space, kernel_time
+        A kernel name for all modes, or one for each (see `probmodels.covariance.KERNELS`).
+    length_scales_space, length_scales_time
+        Grid on which the length-scales live: km or the coordinate's unit, years or the axis's unit. By default
+        ``num_length_scales`` log-spaced values from the spacing of the points to the size of the domain.
+    length_prior_space, length_prior_time
+        Prior of the length-scales, a distribution over positive numbers; by default equal weights on the grid.
+    period
+        Period of the kernel "periodic" in time.
+    nugget
+        White share of each covariance, relative to its variance.
+    tail
+        Share of the roughest covariance's variance that the bases may leave out; 0 keeps full rank.
+    area_weights
+        True weights cells by cos(lat) where latitudes are known (noise variance is then ``sigma^2 / w``), False treats
+        cells alike; numbers are weights of one's own. They are scaled to mean 1.
+    frame_prior
+        "conditioned" (default), "projected", "macg" or "uniform". The block sampler serves the first and the last.
+    scale
+        Scale of the HalfNormal prior of d; by default the norm of the data.
+    noise_prior
+        Shape and rate of the InverseGamma prior of sigma squared; by default (1/2, half the data's mean square).
+    order
+        How draws are labelled: "scale" sorts modes by d in each draw, "match" assigns them to the modes of the plain
+        SVD.
+
+    Returns
+    -------
+    Problem
+        With the compiled block sampler as its kernel, and `FrameReparam` for gradient-based MCMC.
+
+    Raises
+    ------
+    DataError
+        For data of wrong shape, infinite or constant in time, fewer than 10 times, a rank that the data cannot carry,
+        unknown kernels or effects.
+    """
+    matrix, mends = _matrix(data)
+    n, num_times = matrix.shape
+    options = dict(frame_prior=frame_prior, order=order)
+    for key, known in (("frame_prior", FRAME_PRIORS), ("order", ("scale", "match"))):
+        if options[key] not in known:
+            raise DataError(f"{key}={options[key]!r} is unknown; choose one of {', '.join(known)}")
+    local = effect_design(matrix["time"], fixed_effects, covariates)
+    common = effect_design(matrix["time"], shared_effects, covariates)
+    num_effects = local.sizes["effect"]
+    if not isinstance(rank, int | np.integer) or not 1 <= rank <= min(n, num_times - num_effects) - 1:
+        raise DataError(
+            f"rank={rank} is out of range: {n} cells x {num_times} times with {num_effects} fixed effects "
+            f"allow 1 to {min(n, num_times - num_effects) - 1}"
+        )
+    seen = np.isfinite(matrix.values)
+    if (seen.sum(1) <= num_effects + 1).any():
+        worst = int(np.argmin(seen.sum(1)))
+        raise DataError(
+            f"cell {worst} holds {seen[worst].sum()} values, too few for {num_effects} fixed effects; drop it"
+        )
+    flat = effect_scale is None
+    if effect_scale is not None and not effect_scale > 0:
+        raise DataError(f"effect_scale={effect_scale} must be positive, or None for a flat prior")
+    overlap = set(local["effect"].values) & set(common["effect"].values)
+    if flat and overlap:
+        raise DataError(
+            f"{sorted(overlap)} cannot be local and shared at once under a flat prior; drop one or set effect_scale"
+        )
+
+    weight = _weights(matrix, area_weights)
+    values = torch.as_tensor(np.where(seen, matrix.values, 0.0) * np.sqrt(weight)[:, None])
+    q, r = np.linalg.qr(local.values)
+    design, design_root = torch.as_tensor(q), torch.as_tensor(r)
+
+    uniform = frame_prior == "uniform"
+    full = not flat  # effects of proper prior act outside a truncated basis, which the projected likelihood cannot see
+    if uniform:
+        kernel_space = kernel_time = "identity"
+    sides = {}
+    for name, distance, kernel, scales, prior, extra in (
+        (
+            "space",
+            _space_distance(matrix),
+            kernel_space,
+            length_scales_space,
+            length_prior_space,
+            {"weights": torch.as_tensor(weight)},
+        ),
+        (
+            "time",
+            time_distance(time_in_years(matrix["time"])),
+            kernel_time,
+            length_scales_time,
+            length_prior_time,
+            {"complement": design if flat and num_effects else None, "period": period},
+        ),
+    ):
+        cut = 0.0 if full or "identity" in ([kernel] if isinstance(kernel, str) else kernel) else tail
+        if name == "space" and "identity" in ([kernel] if isinstance(kernel, str) else kernel):
+            extra = {}  # white patterns stay white whatever the weights
+        sides[name] = _side(
+            name,
+            distance,
+            kernel,
+            scales,
+            prior,
+            rank,
+            nugget=nugget,
+            tail=cut,
+            num_length_scales=num_length_scales,
+            **extra,
+        )
+    space, time = sides["space"], sides["time"]
+    if frame_prior == "macg" and (len(space.length_scales) > 1 or len(time.length_scales) > 1):
+        raise DataError(
+            "the prior 'macg' needs one length-scale for all modes: "
+            "give length_scales_space and length_scales_time of one value each"
+        )
+
+    data_ = _reduce(
+        values,
+        torch.as_tensor(seen),
+        space,
+        time,
+        design,
+        design_root,
+        torch.as_tensor(weight),
+        torch.as_tensor(common.values),
+        effect_scale,
+        scale,
+        noise_prior,
+    )
+    reference = _reference(data_, rank)
+    constant = xr.Dataset(
+        {
+            "data": matrix.rename("data"),
+            "weight": ("cell", weight),
+            "basis_space_matrix": (("cell", "basis_space"), space.basis.numpy()),
+            "basis_time_matrix": (("time", "basis_time"), time.basis.numpy()),
+            "length_scales_space": ("length_index_space", space.length_scales.numpy()),
+            "length_scales_time": ("length_index_time", time.length_scales.numpy()),
+            "reference_space": (("basis_space", "mode"), reference[0]),
+            "reference_time": (("basis_time", "mode"), reference[1]),
+        },
+        attrs={"mends": json.dumps(json.loads(matrix.attrs.get("mends", "[]")) + mends)},
+    )
+    if num_effects:
+        constant["fixed_effects_design"] = local
+    coords: dict[str, Sequence] = {
+        "mode": range(1, rank + 1),
+        "cell": matrix["cell"].values,
+        "time": matrix["time"].values,
+        "effect": local["effect"].values,
+        "shared_effect": common["effect"].values,
+    }
+    return Problem(
+        name="bayesian_svd",
+        model=model,
+        args=(data_,),
+        kwargs={"prior": frame_prior},
+        coords={k: v for k, v in coords.items() if len(v)},
+        data=constant,
+        kernel=BlockGibbs if frame_prior in ("conditioned", "uniform") else None,
+        reparam={"U": FrameReparam(), "V": FrameReparam()},
+        align=functools.partial(align_draws, reference_space=reference[0], reference_time=reference[1], order=order),
+        invariants=functools.partial(
+            invariants, basis_space=space.basis.numpy(), basis_time=time.basis.numpy(), reference_space=reference[0]
+        ),
+        diagnosed=("U", "V", "d", "sigma", "length_scale_space", "length_scale_time", "shared_effects"),
+    )
+
+
+def _reduce(
+    values: Tensor,
+    mask: Tensor,
+    space: SideData,
+    time: SideData,
+    design: Tensor,
+    design_root: Tensor,
+    weight: Tensor,
+    common: Tensor,
+    effect_scale: float | None,
+    scale: float | None,
+    noise_prior: tuple[float, float] | None,
+) -> MatrixData:
+    """Project weighted data (n, m), zeros in the gaps, and shared covariates on the bases."""
+    flat = effect_scale is None
+    n, m = values.shape
+    shared_full = torch.einsum("n,mp->pnm", weight.sqrt(), common)
+
+    def centred(x: Tensor) -> Tensor:
+        return x - (x @ design) @ design.T if flat else x
+
+    def inside(x: Tensor) -> Tensor:
+        return space.basis.T @ x @ time.basis
+
+    filled = values
+    if not bool(mask.all()):
+        gram = torch.einsum("nt,tq,ts->nqs", mask.to(values.dtype), design, design)
+        effects = torch.linalg.solve(gram, (values @ design).unsqueeze(-1)).squeeze(-1)
+        filled = torch.where(mask, values, effects @ design.T)
+    centre, shared_centre = centred(filled), centred(shared_full)
+    z, shared = inside(values), inside(shared_full)
+    free = int(mask.sum()) - (n * design.shape[1] if flat else 0)
+    norm = float(centre.square().sum())
+    if norm == 0:
+        raise DataError("nothing is left of the data after the fixed effects; drop effects or check the data")
+    shape, rate = noise_prior if noise_prior is not None else (0.5, 0.5 * norm / free)
+    if not (shape > 0 and rate > 0):
+        raise DataError(f"noise_prior={noise_prior} must hold two positive numbers, shape and rate")
+    gaps = None if bool(mask.all()) else Gaps(values, mask, shared_full)
+    number = functools.partial(torch.tensor, dtype=torch.float64)
+    shared_scale = effect_scale or 1e3 * math.sqrt(norm / free)
+    return MatrixData(
+        z=z,
+        rest=number(max(norm - float(z.square().sum()), 0.0)),
+        count=number(free),
+        space=space,
+        time=time,
+        scale=number(scale if scale is not None else math.sqrt(norm)),
+        noise_shape=number(shape),
+        noise_rate=number(rate),
+        design=design,
+        design_root=design_root,
+        effect_precision=number(0.0 if effect_scale is None else effect_scale**-2),
+        z_design=filled @ design,
+        weight=weight,
+        shared=shared,
+        shared_cross=torch.einsum("pnm,nm->p", shared_centre, centre) - torch.einsum("pij,ij->p", shared, z),
+        shared_gram=torch.einsum("pnm,qnm->pq", shared_centre, shared_centre)
+        - torch.einsum("pij,qij->pq", shared, shared),
+        shared_design=shared_full @ design,
+        shared_precision=number(shared_scale**-2),
+        gaps=gaps,
+    )
+
+
+def _reference(data: MatrixData, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Leading singular vectors of the reduced data, signs fixed by a positive sum of the pattern; (ru, k), (rv, k)."""
+    u, _, vt = np.linalg.svd(data.z.numpy(), full_matrices=False)
+    u, v = u[:, :rank], vt[:rank].T
+    sign = np.where((data.space.basis.numpy() @ u).sum(0) < 0, -1.0, 1.0)
+    return u * sign, v * sign
+
+
+def tiny() -> Problem:
+    """Twelve cells, eleven times, one gap, two modes; for conformance tests."""
+    rng = np.random.default_rng(0)
+    x, t = np.linspace(0, 1, 12), np.linspace(0, 1, 11)
+    signal = np.outer(np.sin(3 * x), np.cos(7 * t)) + 0.6 * np.outer(np.cos(5 * x), np.sin(9 * t))
+    values = 3 * signal + 0.1 * rng.standard_normal(signal.shape)
+    values[4, 5] = np.nan
+    data = xr.DataArray(values, dims=("cell", "time"), coords={"cell": x, "time": t})
+    return make_problem(data, rank=2, length_scales_space=[0.15, 0.3, 0.6], tail=0.0, area_weights=False)

@@ -1,0 +1,201 @@
+"""The exact block sampler of the Bayesian singular value decomposition, as an MCMC kernel.
+
+Each sweep draws, column by column on both sides, (length-scale, scale-mixture variable, d_i, u_i) jointly from their
+conditional with u_i integrated out where the first two are chosen; then rotates pairs of modes within their spans,
+swaps labels, and draws d and sigma exactly. With gaps the missing entries are drawn first, the local effects of their
+cells integrated out. ``docs/bayesian_svd.md`` derives the steps; `probmodels.bayesian_svd.sweep` is the compiled
+part.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probmodels.bayesian_svd.augment import ReducedData
+from probmodels.bayesian_svd.model import MatrixData, SideData
+from probmodels.bayesian_svd.sweep import column_images, sweep
+from probmodels.inference.kernels import Kernel
+from probmodels.inference.problem import Problem
+
+__all__ = ["BlockGibbs"]
+
+Array = NDArray[np.float64]
+
+
+class _Side:
+    """Arrays of one side as the compiled sweep takes them."""
+
+    def __init__(self, side: SideData) -> None:
+        self.values = np.ascontiguousarray(side.values.numpy())
+        r = self.values.shape[1]
+        self.vectors = np.empty((0, r, r)) if side.vectors is None else np.ascontiguousarray(side.vectors.numpy())
+        self.log_weights = np.ascontiguousarray(side.log_weights.numpy())
+        self.length_scales = side.length_scales.numpy()
+        # Along a change of candidate the scale-mixture variable moves with the eigenvalues of the directions that carry
+        # most of the variance, so that a proposal keeps the fit there.
+        leading = np.sort(self.values, axis=1)[:, ::-1][:, : max(4, r // 10)]
+        self.arrays = (self.values, self.vectors, self.log_weights, np.log(leading).mean(axis=1))
+
+
+class BlockGibbs(Kernel):
+    """Exact block sampler of `probmodels.bayesian_svd.model` under the priors "conditioned" and "uniform".
+
+    Parameters
+    ----------
+    problem
+        Made by `probmodels.bayesian_svd.make_problem`.
+    num_steps
+        Steps on (length-scale, scale-mixture variable) within a column update.
+    num_passes
+        Passes of the rotation block over all pairs of modes; 0 leaves rotations and label swaps out, which is valid
+        but mixes slowly within the spans.
+    jitter
+        Spread of the random starts about the plain SVD, in units of its sampling error.
+    """
+
+    def __init__(self, problem: Problem, *, num_steps: int = 6, num_passes: int = 10, jitter: float = 1.0) -> None:
+        super().__init__()
+        data = problem.args[0]
+        if not isinstance(data, MatrixData):
+            raise TypeError(
+                f"BlockGibbs samples problems made by probmodels.bayesian_svd.make_problem, not {problem.name!r}"
+            )
+        if problem.kwargs.get("prior", "conditioned") not in ("conditioned", "uniform"):
+            raise ValueError(
+                f"BlockGibbs has no sampler for the frame prior {problem.kwargs['prior']!r}; use kernel='nuts'"
+            )
+        self.data = data
+        self.num_steps, self.num_passes, self.jitter = num_steps, num_passes, jitter
+        self.space, self.time = _Side(data.space), _Side(data.time)
+        self._rng = np.random.default_rng(0)
+        self._accepted = np.zeros((3, 2))
+        self._latest = np.zeros((3, 2))
+        self._state: dict[str, Array] = {}
+
+    def seed(self, seed: int) -> None:
+        """Seed the kernel's own generator; call before `setup`."""
+        self._rng = np.random.default_rng(seed)
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Start near the plain SVD, spread over its sampling error; the model's arguments are already known."""
+        self._data = ReducedData(self.data)
+        z, rng = self._data.z, self._rng
+        rank = self.data.space.log_weights.shape[0]
+        left, size, right = np.linalg.svd(z, full_matrices=False)
+        size = np.maximum(size[:rank], 1e-6 * size[0])
+        noise = max(self._data.total - float(size @ size), 1e-12 * self._data.total) / self._data.count
+        error = self.jitter * math.sqrt(noise) / size[:, None]
+        u = _orthonormal_rows(left[:, :rank].T + error * rng.standard_normal((rank, z.shape[0])))
+        v = _orthonormal_rows(right[:rank] + error * rng.standard_normal((rank, z.shape[1])))
+        self._state = {
+            "u": u,
+            "v": v,
+            "d": size * np.exp(0.02 * self.jitter * rng.standard_normal(rank)),
+            "noise": np.array(noise * math.exp(0.2 * self.jitter * rng.standard_normal())),
+        }
+        for side, frame, arrays in (("u", u, self.space), ("v", v, self.time)):
+            g = np.array([rng.choice(w.size, p=np.exp(w)) for w in arrays.log_weights], dtype=np.int64)
+            self._state[f"g_{side}"] = g
+            self._state[f"log_tau_{side}"] = np.log(arrays.values[g].sum(axis=1))
+            self._state[f"images_{side}"] = column_images(frame, arrays.vectors, g)
+
+    @property
+    def initial_params(self) -> dict[str, Tensor]:
+        """The start, as `sample` returns draws."""
+        return self._draw()
+
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One sweep from the kernel's own state, which ``params`` only mirrors."""
+        state, data, model = self._state, self._data, self.data
+        tried = self._accepted.copy()
+        noise = float(state["noise"])
+        data.draw(self._rng, state["u"], state["d"], state["v"], noise)
+        noise = sweep(
+            self._rng,
+            (data.z, data.z_transposed, data.total, data.count),
+            (state["u"], state["g_u"], state["log_tau_u"], state["images_u"]),
+            (state["v"], state["g_v"], state["log_tau_v"], state["images_v"]),
+            state["d"],
+            noise,
+            self.space.arrays,
+            self.time.arrays,
+            (float(model.scale), float(model.noise_shape), float(model.noise_rate)),
+            self.num_steps,
+            self.num_passes,
+            self._accepted,
+        )
+        state["noise"][()] = noise
+        self._latest = self._accepted - tried
+        return self._draw()
+
+    def _draw(self) -> dict[str, Tensor]:
+        """Copies of what the sweep moves, by site; the frames have modes in columns."""
+        state = self._state
+        draw = {
+            "U": state["u"].T.copy(),
+            "V": state["v"].T.copy(),
+            "d": state["d"].copy(),
+            "sigma": np.sqrt(state["noise"]),
+            "length_scale_space": self.space.length_scales[state["g_u"]],
+            "length_scale_time": self.time.length_scales[state["g_v"]],
+        }
+        if len(self._data.shared):
+            draw["shared_effects"] = self._data.shared.copy()
+        return {site: torch.as_tensor(value) for site, value in draw.items()}
+
+    def export(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The draw with the local effects, which are drawn for kept draws alone."""
+        if not self.data.design.shape[1]:
+            return params
+        # A generator of its own, so that the chain does not depend on which draws are kept.
+        rng = np.random.default_rng(self._rng.bit_generator.state["state"]["state"] % 2**64)
+        effects = self._data.local_effects(rng, float(self._state["noise"]))
+        return {**params, "fixed_effects": torch.from_numpy(effects)}
+
+    def sample_stats(self) -> dict[str, float]:
+        """Acceptance rates of the latest sweep and the log-likelihood up to the constant of the data's size."""
+        rates = self._latest[:, 0] / np.maximum(self._latest[:, 1], 1.0)
+        return {"acceptance_rate": float(rates[2]), "rotation_acceptance": float(rates[0])}
+
+    def logging(self) -> OrderedDict[str, str]:
+        """Acceptance rates since the start, for the progress bar."""
+        rates = self._accepted[:, 0] / np.maximum(self._accepted[:, 1], 1.0)
+        return OrderedDict(column=f"{rates[2]:.2f}", rotation=f"{rates[0]:.2f}")
+
+    def diagnostics(self) -> dict[str, float]:
+        """Acceptance rates since the start: rotations, label swaps, columns."""
+        rates = self._accepted[:, 0] / np.maximum(self._accepted[:, 1], 1.0)
+        return dict(zip(("rotation", "swap", "column"), map(float, rates), strict=True))
+
+    def state_dict(self) -> dict[str, Tensor | int | float | str]:
+        """State of chain and generator."""
+        out: dict[str, Any] = {name: torch.from_numpy(value.copy()) for name, value in self._state.items()}
+        out["accepted"] = torch.from_numpy(self._accepted.copy())
+        out["shared"] = torch.from_numpy(self._data.shared.copy())
+        out["effects"] = torch.from_numpy(self._data.effects.copy())
+        out["generator"] = json.dumps(self._rng.bit_generator.state)
+        return out
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`; call after `setup`."""
+        for name in self._state:
+            self._state[name] = state[name].numpy().copy()
+        self._accepted = state["accepted"].numpy().copy()
+        self._data.shared = state["shared"].numpy().copy()
+        self._data.effects = state["effects"].numpy().copy()
+        self._rng.bit_generator.state = json.loads(state["generator"])
+
+
+def _orthonormal_rows(rows: Array) -> Array:
+    """The frame nearest to given rows (polar factor)."""
+    left, _, right = np.linalg.svd(rows, full_matrices=False)
+    return np.ascontiguousarray(left @ right)

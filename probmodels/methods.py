@@ -1,0 +1,29 @@
+"""The methods, one line each."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from types import ModuleType
+
+__all__ = ["METHODS", "get_method"]
+
+METHODS = {
+    "bayesian_svd": "probmodels.bayesian_svd",
+}
+
+
+def get_method(name: str) -> ModuleType:
+    """The module of a method, with ``make_problem``, ``tiny`` and ``REFERENCE``.
+
+    Raises
+    ------
+    KeyError
+        If there is no such method; the message names the closest.
+    """
+    if name not in METHODS:
+        hint = difflib.get_close_matches(name, METHODS, 1)
+        raise KeyError(
+            f"unknown method {name!r}; " + (f"did you mean {hint[0]!r}?" if hint else f"known: {', '.join(METHODS)}")
+        )
+    return importlib.import_module(METHODS[name])

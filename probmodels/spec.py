@@ -1,0 +1,160 @@
+"""A run written down: a TOML file or a dict that names a method, its data and the calls of model, engine and output.
+
+::
+
+    method = "bayesian_svd"
+    [data]
+    name = "sst"                 # datasets.load(name, **rest)
+    [model]
+    rank = 4                     # make_problem(data, **model)
+    [inference]
+    engine = "mcmc"              # run_mcmc(problem, **rest)
+    [output]
+    path = "runs/npac"
+
+Every key is checked against the signature of the function that it goes to, before anything is read or computed.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import hashlib
+import inspect
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from probmodels.methods import METHODS, get_method
+
+if TYPE_CHECKING:
+    from probmodels.inference.problem import Problem
+    from probmodels.inference.result import Result
+
+__all__ = ["ENGINES", "SpecError", "build_problem", "load_spec", "run_engine", "run_spec"]
+
+ENGINES = {"mcmc": "run_mcmc", "svi": "fit_svi"}
+_TABLES = ("data", "model", "inference", "output")
+_OUTPUT = ("path", "overwrite")
+
+
+class SpecError(ValueError):
+    """A spec that cannot be run: which table, which key, and what to write instead."""
+
+
+def load_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """Read and check a spec.
+
+    Parameters
+    ----------
+    source
+        Path of a TOML file, or the same as nested mappings.
+
+    Returns
+    -------
+    dict
+        ``method`` and the tables ``data``, ``model``, ``inference``, ``output``, all present.
+
+    Raises
+    ------
+    SpecError
+        If the file cannot be read as TOML, or a table or key is unknown or missing.
+    """
+    if isinstance(source, Mapping):
+        spec = copy.deepcopy(dict(source))
+    else:
+        try:
+            spec = tomllib.loads(Path(source).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SpecError(f"cannot read the spec {str(source)!r}: {error.strerror or error}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SpecError(f"{source} is not valid TOML: {error}") from error
+    _check_keys("top level", spec, ("method", *_TABLES))
+    if "method" not in spec:
+        raise SpecError(f"the spec names no method; add method = one of {', '.join(METHODS)}")
+    for table in _TABLES:
+        if not isinstance(spec.setdefault(table, {}), dict):
+            raise SpecError(f"{table!r} must be a table of keys, not {spec[table]!r}")
+    try:
+        method = get_method(spec["method"])
+    except KeyError as error:
+        raise SpecError(f"[method] {error.args[0]}") from error
+    engine = spec["inference"].setdefault("engine", "mcmc")
+    if engine not in ENGINES:
+        raise SpecError(f"[inference] unknown engine {engine!r}{_hint(engine, ENGINES)}")
+    _check_keys("model", spec["model"], _parameters(method.make_problem))
+    _check_keys("inference", spec["inference"], ("engine", *_parameters(_engine(engine))))
+    _check_keys("output", spec["output"], _OUTPUT)
+    return spec
+
+
+def build_problem(spec: Mapping[str, Any], data: Any = None) -> Problem:
+    """The problem of a checked spec; ``data`` stands in for what ``[data]`` would load."""
+    method = get_method(spec["method"])
+    if data is None:
+        from probmodels import datasets
+
+        options = dict(spec["data"])
+        if "name" not in options:
+            raise SpecError("[data] names no data set; add name = ...")
+        data = datasets.load(options.pop("name"), **options)
+    return method.make_problem(data, **spec["model"])
+
+
+def run_engine(spec: Mapping[str, Any], problem: Problem, **overrides: Any) -> Result:
+    """Run the engine of a checked spec; the spec and its checksum are kept with the result."""
+    options = {**spec["inference"], **overrides}
+    result: Result = _engine(options.pop("engine"))(problem, **options)
+    text = json.dumps(spec, sort_keys=True, default=str)
+    result.tree.attrs.update(spec=text, spec_sha256=hashlib.sha256(text.encode()).hexdigest())
+    return result
+
+
+def run_spec(source: str | Path | Mapping[str, Any]) -> Result:
+    """Load the data, build the problem, run the engine, save the result where ``[output]`` says.
+
+    Parameters
+    ----------
+    source
+        As in `load_spec`.
+
+    Returns
+    -------
+    Result
+        Saved under ``output.path`` if that is given.
+
+    Raises
+    ------
+    SpecError
+        If the spec is not valid; errors of data, problem and engine are their own.
+    """
+    spec = load_spec(source)
+    result = run_engine(spec, build_problem(spec))
+    if "path" in spec["output"]:
+        result.save(spec["output"]["path"], overwrite=bool(spec["output"].get("overwrite", False)))
+    return result
+
+
+def _engine(name: str) -> Callable[..., Any]:
+    from probmodels import inference
+
+    return getattr(inference, ENGINES[name])
+
+
+def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the parameters that a spec may set: all but the first."""
+    return tuple(inspect.signature(function).parameters)[1:]
+
+
+def _check_keys(where: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for key in table:
+        if key not in known:
+            raise SpecError(f"[{where}] unknown key {key!r}{_hint(key, known)}")
+
+
+def _hint(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(str(word), list(known), 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
