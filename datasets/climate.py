@@ -56,7 +56,7 @@ def in_celsius(field: xr.DataArray, mends: list[str]) -> tuple[str, xr.DataArray
     values = field.values
     finite = values[np.isfinite(values)]
     if not finite.size:
-        raise DataError(f"'{field.name}' holds no valid value in the selection; choose another region or period")
+        raise DataError(f"the selection is all land: '{field.name}' holds no valid value there; choose another region")
     low, high, middle = float(finite.min()), float(finite.max()), float(np.median(finite))
     units = str(field.attrs.get("units", "")).strip()
     words = " ".join(str(field.attrs.get(k, "")) for k in ("standard_name", "long_name", "var_desc")) + f" {field.name}"

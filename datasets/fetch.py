@@ -220,7 +220,8 @@ def _download(
         ) from error
     finally:
         logger.setLevel(level)
-        fresh.unlink(missing_ok=True)
+        if fresh.exists():
+            fresh.unlink()
 
 
 def _unpack(path: Path, source: Source) -> None:
@@ -358,7 +359,8 @@ class ResumingDownloader:
                     if self._transfer(url, bar):
                         break
                 except requests.HTTPError as error:
-                    if error.response.status_code < 500 and error.response.status_code != 429:
+                    status = 0 if error.response is None else error.response.status_code
+                    if 400 <= status < 500 and status != 429:
                         raise
                     failure: requests.RequestException = error
                 except requests.RequestException as error:
@@ -427,7 +429,7 @@ class ResumingDownloader:
             bar.refresh()
             with self.partial.open("ab" if start else "wb") as out:
                 self._note.write_text(json.dumps(note), encoding="utf-8")
-                for chunk in response.iter_content(1 << 18):
+                for chunk in response.iter_content(1 << 16):
                     out.write(chunk)
                     bar.update(len(chunk))
         return not size or self._arrived() == int(size)

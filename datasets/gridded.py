@@ -79,6 +79,8 @@ def open_field(path_or_paths: Source, *, variable: str | None = None) -> xr.Data
     if find_spec("dask") is not None:
         parts = [part if part.chunks is not None else part.chunk({"time": "auto"}) for part in parts]
     field = join(parts)
+    index, lon = arrange_longitudes(field["lon"].values)
+    field = field.isel(lon=as_slice(index)).assign_coords(lon=lon)
     sample = field.isel(time=sorted({0, field.sizes["time"] // 2, field.sizes["time"] - 1}))
     field = mask_fill_values(field, fill_values(sample), mends=mends)
     field.attrs["mends"] = json.dumps(mends)
@@ -88,6 +90,7 @@ def open_field(path_or_paths: Source, *, variable: str | None = None) -> xr.Data
 def open_parts(source: Source, *, variable: str | None, mends: list[str]) -> tuple[list[xr.DataArray], list[Path]]:
     """Fields of the single files, lazily and in order of time, and the local files that they come from.
 
+    Longitudes stay in the order of the file, as files are read fast in runs of neighbours only.
     The caller closes them (`xr.DataArray.close`) once read; ``mends`` is appended to.
     """
     if isinstance(source, xr.DataArray):
@@ -109,11 +112,11 @@ def open_parts(source: Source, *, variable: str | None, mends: list[str]) -> tup
     return parts, [Path(name) for name in names if "://" not in name]
 
 
-def join(parts: Sequence[xr.DataArray]) -> xr.DataArray:
-    """Parts one after another in time, the attributes of the first kept."""
+def join(parts: Sequence[xr.DataArray], dim: str = "time") -> xr.DataArray:
+    """Parts one after another along a dim, the attributes of the first kept."""
     if len(parts) == 1:
         return parts[0]
-    return xr.concat(parts, "time", coords="minimal", compat="override", join="override", combine_attrs="override")
+    return xr.concat(parts, dim, coords="minimal", compat="override", join="override", combine_attrs="override")
 
 
 def expand_paths(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -244,7 +247,7 @@ def _choose_variable(dataset: xr.Dataset, dims: set[Any], variable: str | None, 
 
 
 def _canonical(dataset: xr.Dataset, variable: str | None, *, where: str, mends: list[str]) -> xr.DataArray:
-    """The field of one dataset, lazily, as (time, lat, lon) with decoded dates and ordered axes."""
+    """The field of one dataset, lazily, as (time, lat, lon) with decoded dates, longitudes in the order of the file."""
     axes = find_axes(dataset)
     if set(axes) != {"time", "lat", "lon"}:
         missing = " and ".join(name for name in ("time", "lat", "lon") if name not in axes)
@@ -280,9 +283,8 @@ def _canonical(dataset: xr.Dataset, variable: str | None, *, where: str, mends: 
     lat_order = np.argsort(lat, kind="stable")
     if len(np.unique(lat)) != len(lat):
         raise DataError(f"{where}: latitudes repeat; remove the doubled rows")
-    lon_order, lon_values = arrange_longitudes(lon)
-    if len(lon_order) < len(lon):
-        mends.append(f"{where}: {len(lon) - len(lon_order)} longitudes repeat around the circle; kept once.")
+    if (repeated := len(lon) - len(arrange_longitudes(lon)[0])) > 0:
+        mends.append(f"{where}: {repeated} longitudes repeat around the circle; kept once.")
     bounds_name = axes["time"].attrs.get("bounds")
     bounds = (
         dataset[bounds_name].values
@@ -301,10 +303,8 @@ def _canonical(dataset: xr.Dataset, variable: str | None, *, where: str, mends: 
     if (np.diff(dates) < np.timedelta64(0)).any():
         mends.append(f"{where}: times are not in order; sorted, {str(dates.min())[:10]} to {str(dates.max())[:10]}.")
 
-    field = field.isel(
-        {dim["time"]: as_slice(time_order), dim["lat"]: as_slice(lat_order), dim["lon"]: as_slice(lon_order)}
-    )
-    coords = {"time": dates[time_order], "lat": np.round(lat[lat_order], 4), "lon": lon_values}
+    field = field.isel({dim["time"]: as_slice(time_order), dim["lat"]: as_slice(lat_order)})
+    coords = {"time": dates[time_order], "lat": np.round(lat[lat_order], 4), "lon": np.round(lon, 4)}
     values = field.variable.copy(deep=False)  # a DataArray made anew from it keeps the values on disk
     values.dims = ("time", "lat", "lon")
     return xr.DataArray(values, coords=coords, name=name)

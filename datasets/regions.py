@@ -136,10 +136,12 @@ def arrange_longitudes(lon: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def select_longitudes(lon: np.ndarray, region: Region) -> tuple[np.ndarray, np.ndarray]:
     """Indices and eastward ascending values of the longitudes within a region; empty where there is none."""
+    if region.width >= 360:
+        return arrange_longitudes(lon)
     offset = (lon - region.west + _EDGE) % 360 - _EDGE
-    inside = np.flatnonzero(offset <= region.width + _EDGE) if region.width < 360 else np.arange(len(lon))
-    inside = inside[np.argsort(offset[inside], kind="stable")]
-    return inside, np.round(region.west + offset[inside], 4)
+    inside = np.flatnonzero(offset <= region.width + _EDGE)
+    offset, index = np.unique(np.round(offset[inside], 4), return_index=True)
+    return inside[index], np.round(region.west + offset, 4)
 
 
 def select_latitudes(lat: np.ndarray, region: Region) -> np.ndarray:

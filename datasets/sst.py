@@ -42,7 +42,14 @@ from probmodels.datasets.climate import (
     within_period,
 )
 from probmodels.datasets.gridded import Source, as_slice, fill_values, join, mask_fill_values, open_field, open_parts
-from probmodels.datasets.regions import REGIONS, Region, parse_region, select_latitudes, select_longitudes
+from probmodels.datasets.regions import (
+    REGIONS,
+    Region,
+    arrange_longitudes,
+    parse_region,
+    select_latitudes,
+    select_longitudes,
+)
 
 __all__ = ["REGIONS", "default_field", "default_path", "from_cells", "load_sst", "open_field", "to_matrix"]
 
@@ -133,7 +140,7 @@ def load_sst(
     mends: list[str] = []
     parts, files = open_parts(_source(path), variable=variable, mends=mends)
     try:
-        field = _read(parts, box, span, months_of, base if anomalies else None)
+        field = _read(parts, box, span, months_of, base if anomalies else None, mends)
     finally:
         for part in parts:
             part.close()
@@ -205,19 +212,36 @@ def _source(path: Source | None) -> Source:
 
 
 def _read(
-    parts: Sequence[xr.DataArray], box: Region | None, span: Period | None, season: Season | None, base: Period | None
+    parts: Sequence[xr.DataArray],
+    box: Region | None,
+    span: Period | None,
+    season: Season | None,
+    base: Period | None,
+    mends: list[str],
 ) -> xr.DataArray:
     """Only the cells and dates that are needed, in memory."""
     lat, lon = parts[0]["lat"].values, parts[0]["lon"].values
-    rows, columns, east = np.arange(len(lat)), np.arange(len(lon)), lon
+    rows = np.arange(len(lat))
+    columns, east = arrange_longitudes(lon)
     if box is not None:
+        covered = f"{lat[0]:g} to {lat[-1]:g} N, {east[0]:g} to {east[-1]:g} E"
         rows = select_latitudes(lat, box)
         columns, east = select_longitudes(lon, box)
         if not len(rows) or not len(columns):
             raise DataError(
-                f"region {box.label} ({box.bounds}) holds no cell of the field, which covers "
-                f"{lat[0]:g} to {lat[-1]:g} N, {lon[0]:g} to {lon[-1]:g} E; choose a region inside it"
+                f"region {box.label} ({box.bounds}) holds no cell of the field, which covers {covered}; "
+                "choose a region inside it"
             )
+        ends = (
+            lat[rows[0]] - box.south,
+            box.north - lat[rows[-1]],
+            east[0] - box.west,
+            box.west + box.width - east[-1],
+        )
+        steps = [np.median(np.diff(axis)) if len(axis) > 1 else 0.0 for axis in (lat, np.unique(lon))]
+        if max(ends[:2]) > steps[0] or (max(ends[2:]) > steps[1] and box.width < 360):
+            mends.append(f"Region {box.label} ({box.bounds}) reaches beyond the field, which covers {covered}.")
+    runs = np.split(columns, np.flatnonzero(np.diff(columns) != 1) + 1)  # a box over the seam of the file is two runs
     months = [month_number(part["time"].values) for part in parts]
     first, last = min(m.min() for m in months), max(m.max() for m in months)
     for name, wanted in (("period", span), ("base_period", base)):
@@ -234,8 +258,8 @@ def _read(
             keep = Period(span.first - margin, span.last + margin, "").covers(number)
             keep |= base.covers(number) if base is not None else False
         if keep.any():
-            index = {"time": as_slice(np.flatnonzero(keep)), "lat": as_slice(rows), "lon": as_slice(columns)}
-            selected.append(part.isel(index).load())
+            strip = part.isel(time=as_slice(np.flatnonzero(keep)), lat=as_slice(rows))
+            selected.append(join([strip.isel(lon=as_slice(run)).load() for run in runs], "lon"))
     return join(selected).assign_coords(lon=east)
 
 
