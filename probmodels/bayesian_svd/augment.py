@@ -60,9 +60,9 @@ class ReducedData:
         self._norm = float(data.z.square().sum() + data.rest)
         self._along = data.z_design.numpy()
         self._cross = data.shared_cross.numpy() + np.einsum("pij,ij->p", self._columns, self._z_data)
-        self.count = float(data.count)
+        self.count = float(data.num_free)
         self._gaps = None if data.gaps is None else _Gaps(data)
-        if self._gaps is not None:
+        if data.gaps is not None:
             self.count = float(data.gaps.mask.numel() - (num_cells * num_effects if self._flat else 0))
         self._set(self._z_data, self._norm)
 
@@ -71,7 +71,7 @@ class ReducedData:
         self.z_transposed = np.ascontiguousarray(self.z.T)
 
     def draw(self, rng: np.random.Generator, u: Array, d: Array, v: Array, noise: float) -> None:
-        """Draw what is missing and all effects, given frames by rows (k, ru) and (k, rv), d (k,), the noise variance."""
+        """Draw what is missing and all effects, given frames by rows (k, ru), (k, rv), d (k,), the noise variance."""
         if self.static:
             return
         cells, times = self._space @ (u.T * d), self._time @ v.T  # (n, k), (m, k)
@@ -97,7 +97,7 @@ class ReducedData:
         self._set(z, total)
 
     def local_effects(self, rng: np.random.Generator, noise: float) -> Array:
-        """Coefficients of the named design in the units of the data, (n, q); drawn here where they are integrated out."""
+        """Coefficients of the named design in the units of the data (n, q), drawn here where integrated out."""
         effects = self.effects
         if self._flat:
             mean = self._along - np.einsum("p,pnq->nq", self.shared, self._columns_design)

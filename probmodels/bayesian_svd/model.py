@@ -25,7 +25,7 @@ joint distribution; ``docs/bayesian_svd.md`` says where and why.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -86,7 +86,7 @@ class MatrixData(NamedTuple):
 
     z: Tensor
     rest: Tensor
-    count: Tensor
+    num_free: Tensor
     space: SideData
     time: SideData
     scale: Tensor
@@ -114,16 +114,15 @@ def frame_prior(side: SideData, name: str) -> TorchDistribution:
         Candidate covariances and their weights.
     name
         One of `FRAME_PRIORS`: sequential conditioned, sequential projected (the generator of the paper), matrix angular
-        central Gaussian (one kernel and length-scale for all modes), or uniform.
+        central Gaussian (one candidate common to all modes), or uniform.
     """
     num_columns = side.log_weights.shape[0]
     if name == "uniform":
         return UniformFrame(side.values.shape[-1], num_columns, dtype=side.values.dtype)
     if name == "macg":
-        vectors = None if side.vectors is None else side.vectors[0]
-        return MatrixAngularCentralGaussian(side.values[0], vectors, num_columns)
+        return MatrixAngularCentralGaussian(side.values, side.vectors, num_columns, side.log_weights[0])
     family = SequentialProjected if name == "projected" else SequentialConditioned
-    return family(side.values, side.vectors, side.log_weights)
+    return family(side.values, side.vectors, num_columns, side.log_weights)
 
 
 def _with_gaps(data: MatrixData, u: Tensor, d: Tensor, v: Tensor, shared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,11 +172,13 @@ class LowRankNormal(TorchDistribution):
         signal = (data.space.basis @ self.u * self.d) @ (data.time.basis @ self.v).T
         return signal + torch.einsum("p,pnm->nm", self.shared, data.gaps.shared)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 (an immutable value)
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's own default)
         mean = self.mean
-        return mean + self.sigma * torch.randn(sample_shape + mean.shape, dtype=mean.dtype, device=mean.device)
+        return mean + self.sigma * torch.randn(
+            torch.Size(sample_shape) + mean.shape, dtype=mean.dtype, device=mean.device
+        )
 
-    def expand(self, batch_shape: torch.Size, _instance: None = None) -> LowRankNormal:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> LowRankNormal:
         if torch.Size(batch_shape) != self.batch_shape:
             raise ValueError(f"LowRankNormal has no batch; cannot expand to {tuple(batch_shape)}")
         return self
@@ -190,7 +191,7 @@ class LowRankNormal(TorchDistribution):
             residual = value - self.mean
             norm = residual.square().sum() + data.rest - 2 * self.shared @ data.shared_cross
             norm = norm + self.shared @ data.shared_gram @ self.shared
-            out = -0.5 * (data.count * torch.log(2 * math.pi * variance) + norm / variance)
+            out = -0.5 * (data.num_free * torch.log(2 * math.pi * variance) + norm / variance)
             if flat or num_effects == 0:
                 return out
             along = (residual @ (data.time.basis.T @ data.design)).square().sum()
@@ -207,7 +208,7 @@ class LowRankNormal(TorchDistribution):
             log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum()
             if not flat:
                 log_det = log_det - gram.shape[0] * num_effects * torch.log(ridge)
-        return -0.5 * (data.count * torch.log(2 * math.pi * variance) + norm / variance + log_det)
+        return -0.5 * (data.num_free * torch.log(2 * math.pi * variance) + norm / variance + log_det)
 
 
 def local_effects(
@@ -234,6 +235,11 @@ def local_effects(
     return dist.MultivariateNormal(loc, covariance_matrix=root @ root.mT)
 
 
+def _axes(*names: str, **flags: bool) -> Any:
+    """What Pyro calls ``infer``: the names of a site's event axes, and flags for the engines."""
+    return {"event_dims": list(names), **flags}
+
+
 def model(data: MatrixData, prior: str = "conditioned") -> None:
     """Sites ``U`` (ru, k), ``V`` (rv, k), ``d`` (k,), ``sigma``, ``Z``; leaves ``length_scale_*`` (k,),
     ``fixed_effects``.
@@ -249,13 +255,13 @@ def model(data: MatrixData, prior: str = "conditioned") -> None:
     frames = {}
     for site, side, name in (("U", data.space, "space"), ("V", data.time, "time")):
         frame = frame_prior(side, prior)
-        frames[site] = pyro.sample(site, frame, infer={"event_dims": [f"basis_{name}", "mode"]})
-        if isinstance(frame, SequentialConditioned | SequentialProjected):
+        frames[site] = pyro.sample(site, frame, infer=_axes(f"basis_{name}", "mode"))
+        if prior != "uniform":
             logits = frame.component_logits(frames[site])
-            leaf = {"generated": True, "event_dims": ["mode"]}
+            leaf = _axes("mode", generated=True)
             index = pyro.sample(f"length_index_{name}", dist.Categorical(logits=logits).to_event(1), infer=leaf)
             pyro.sample(f"length_scale_{name}", dist.Delta(side.length_scales[index], event_dim=1), infer=leaf)
-    d = pyro.sample("d", dist.HalfNormal(data.scale).expand([rank]).to_event(1), infer={"event_dims": ["mode"]})
+    d = pyro.sample("d", dist.HalfNormal(data.scale).expand([rank]).to_event(1), infer=_axes("mode"))
     variance = dist.InverseGamma(data.noise_shape, data.noise_rate)
     sigma = pyro.sample(
         "sigma", dist.TransformedDistribution(variance, [dist.transforms.PowerTransform(torch.tensor(0.5))])
@@ -266,16 +272,16 @@ def model(data: MatrixData, prior: str = "conditioned") -> None:
         shared = pyro.sample(
             "shared_effects",
             dist.Normal(0.0, sd).expand([len(data.shared)]).to_event(1),
-            infer={"event_dims": ["shared_effect"]},
+            infer=_axes("shared_effect"),
         )
-    event_dims = ["basis_space", "basis_time"] if data.gaps is None else ["cell", "time"]
+    event_dims = ("basis_space", "basis_time") if data.gaps is None else ("cell", "time")
     observed = data.z if data.gaps is None else data.gaps.observed
     pyro.sample(
         "Z",
         LowRankNormal(data, frames["U"], d, frames["V"], sigma, shared),
         obs=observed,
-        infer={"event_dims": event_dims},
+        infer=_axes(*event_dims),
     )
     if data.design.shape[1]:
         effects = local_effects(data, frames["U"], d, frames["V"], sigma, shared)
-        pyro.sample("fixed_effects", effects.to_event(1), infer={"generated": True, "event_dims": ["cell", "effect"]})
+        pyro.sample("fixed_effects", effects.to_event(1), infer=_axes("cell", "effect", generated=True))

@@ -7,6 +7,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ def _space_distance(data: xr.DataArray) -> Tensor:
     names = {str(c) for c in data.coords if data[c].dims == ("cell",)}
     if {"lat", "lon"} <= names:
         return chordal_distance(data["lat"].values, data["lon"].values)
-    axes = [c for c in ("x", "y", "z") if c in names] or ["cell"]
+    axes: list[str] = [c for c in ("x", "y", "z") if c in names] or ["cell"]
     points = np.stack([np.asarray(data[c].values, dtype=np.float64) for c in axes], axis=1)
     return euclidean_distance(points)
 
@@ -111,7 +112,7 @@ def _side(
     length_scales: Sequence[float] | None,
     prior: torch.distributions.Distribution | None,
     rank: int,
-    **grid_options: object,
+    **grid_options: Any,
 ) -> SideData:
     """Candidate covariances of one side, with each mode's prior weights over them."""
     families = [kernel] * rank if isinstance(kernel, str) else list(kernel)
@@ -126,7 +127,7 @@ def _side(
             )
     grid: EigenGrid = eigen_grid(
         distance, kernels=list(dict.fromkeys(families)), length_scales=length_scales, **grid_options
-    )  # type: ignore[arg-type]
+    )
     log_weights = torch.full((rank, len(grid.kernels)), -math.inf, dtype=torch.float64)
     for i, family in enumerate(families):
         index = [g for g, candidate in enumerate(grid.kernels) if candidate == family]
@@ -292,10 +293,9 @@ def make_problem(
             **extra,
         )
     space, time = sides["space"], sides["time"]
-    if frame_prior == "macg" and (len(space.length_scales) > 1 or len(time.length_scales) > 1):
+    if frame_prior == "macg" and not (isinstance(kernel_space, str) and isinstance(kernel_time, str)):
         raise DataError(
-            "the prior 'macg' needs one length-scale for all modes: "
-            "give length_scales_space and length_scales_time of one value each"
+            "the prior 'macg' has one kernel for all modes: give kernel_space and kernel_time as one name each"
         )
 
     data_ = _reduce(
@@ -327,7 +327,7 @@ def make_problem(
     )
     if num_effects:
         constant["fixed_effects_design"] = local
-    coords: dict[str, Sequence] = {
+    coords: dict[str, Any] = {
         "mode": range(1, rank + 1),
         "cell": matrix["cell"].values,
         "time": matrix["time"].values,
@@ -366,7 +366,7 @@ def _reduce(
 ) -> MatrixData:
     """Project weighted data (n, m), zeros in the gaps, and shared covariates on the bases."""
     flat = effect_scale is None
-    n, m = values.shape
+    n = len(values)
     shared_full = torch.einsum("n,mp->pnm", weight.sqrt(), common)
 
     def centred(x: Tensor) -> Tensor:
@@ -395,7 +395,7 @@ def _reduce(
     return MatrixData(
         z=z,
         rest=number(max(norm - float(z.square().sum()), 0.0)),
-        count=number(free),
+        num_free=number(free),
         space=space,
         time=time,
         scale=number(scale if scale is not None else math.sqrt(norm)),

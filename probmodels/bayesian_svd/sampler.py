@@ -79,7 +79,7 @@ class BlockGibbs(Kernel):
         self._rng = np.random.default_rng(0)
         self._accepted = np.zeros((3, 2))
         self._latest = np.zeros((3, 2))
-        self._state: dict[str, Array] = {}
+        self._state: dict[str, NDArray[Any]] = {}
 
     def seed(self, seed: int) -> None:
         """Seed the kernel's own generator; call before `setup`."""
@@ -108,7 +108,7 @@ class BlockGibbs(Kernel):
             self._state[f"log_tau_{side}"] = np.log(arrays.values[g].sum(axis=1))
             self._state[f"images_{side}"] = column_images(frame, arrays.vectors, g)
 
-    @property
+    @property  # type: ignore[misc]  # Pyro lets it be set; this kernel finds its own start
     def initial_params(self) -> dict[str, Tensor]:
         """The start, as `sample` returns draws."""
         return self._draw()
@@ -145,6 +145,8 @@ class BlockGibbs(Kernel):
             "V": state["v"].T.copy(),
             "d": state["d"].copy(),
             "sigma": np.sqrt(state["noise"]),
+            "length_index_space": state["g_u"].copy(),
+            "length_index_time": state["g_v"].copy(),
             "length_scale_space": self.space.length_scales[state["g_u"]],
             "length_scale_time": self.time.length_scales[state["g_v"]],
         }

@@ -13,6 +13,7 @@ is the log of the scale-mixture variable of each *unit* vector.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -23,11 +24,11 @@ __all__ = ["column_images", "sweep"]
 Array = NDArray[np.float64]
 
 # Reassociated sums vectorise; NaN and infinity keep their meaning, on which the failure of a Cholesky step relies.
-_JIT = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
+_JIT: dict[str, Any] = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
 
 
 @njit(**_JIT)
-def _cholesky(a, q):  # type: ignore[no-untyped-def]
+def _cholesky(a, q):
     """Lower Cholesky factor of the leading q x q block, in place; log-determinant of the block, -inf on failure."""
     logdet = 0.0
     for i in range(q):
@@ -46,7 +47,7 @@ def _cholesky(a, q):  # type: ignore[no-untyped-def]
 
 
 @njit(**_JIT)
-def _forward(a, q, x):  # type: ignore[no-untyped-def]
+def _forward(a, q, x):
     for i in range(q):
         s = x[i]
         for c in range(i):
@@ -55,7 +56,7 @@ def _forward(a, q, x):  # type: ignore[no-untyped-def]
 
 
 @njit(**_JIT)
-def _backward(a, q, x):  # type: ignore[no-untyped-def]
+def _backward(a, q, x):
     for i in range(q - 1, -1, -1):
         s = x[i]
         for c in range(i + 1, q):
@@ -64,7 +65,7 @@ def _backward(a, q, x):  # type: ignore[no-untyped-def]
 
 
 @njit(**_JIT)
-def _dot3(x, y, w):  # type: ignore[no-untyped-def]
+def _dot3(x, y, w):
     s = 0.0
     for j in range(x.shape[0]):
         s += x[j] * y[j] * w[j]
@@ -72,7 +73,7 @@ def _dot3(x, y, w):  # type: ignore[no-untyped-def]
 
 
 @njit(**_JIT)
-def _image(rows, vectors, g):  # type: ignore[no-untyped-def]
+def _image(rows, vectors, g):
     """Rows (q, r) in the eigenbasis of candidate g."""
     if vectors.shape[0] == 0:
         return rows.copy()
@@ -80,7 +81,7 @@ def _image(rows, vectors, g):  # type: ignore[no-untyped-def]
 
 
 @njit(**_JIT)
-def _log_minor(image, values, q, work):  # type: ignore[no-untyped-def]
+def _log_minor(image, values, q, work):
     """Log-determinant of the leading q x q block of frame' Omega frame, Omega given by its eigenvalues."""
     for a in range(q):
         for b in range(a + 1):
@@ -89,7 +90,7 @@ def _log_minor(image, values, q, work):  # type: ignore[no-untyped-def]
 
 
 @njit(**_JIT)
-def _prepare(i, frame, y, values, vectors, g, cols, yhat, products, work):  # type: ignore[no-untyped-def]
+def _prepare(i, frame, y, values, vectors, g, cols, yhat, products, work):
     """Everything about column i that depends on the candidate g alone.
 
     Fills ``cols`` (k-1, r) and ``yhat`` (r) (the other columns and y in the eigenbasis) and ``products`` (their
@@ -130,7 +131,7 @@ def _prepare(i, frame, y, values, vectors, g, cols, yhat, products, work):  # ty
 
 
 @njit(**_JIT)
-def _marginal(lam, log_tau, noise, products, num_before, shrink, precision, gram, work):  # type: ignore[no-untyped-def]
+def _marginal(lam, log_tau, noise, products, num_before, shrink, precision, gram, work):
     """Log marginal of y and of the constraint C'f = 0 with f integrated out, up to terms free of (candidate, tau).
 
     Fills ``shrink`` = a / (a + noise) with a = lam / tau, and ``gram``, the Cholesky factor of C' diag(shrink) C. Also
@@ -178,13 +179,13 @@ def _marginal(lam, log_tau, noise, products, num_before, shrink, precision, gram
 
 
 @njit(**_JIT)
-def _log_size(d, scale, power):  # type: ignore[no-untyped-def]
+def _log_size(d, scale, power):
     """Log prior of |f| = d beyond the Gaussian: HalfNormal(scale) times the power left from the polar coordinates."""
     return -0.5 * (d / scale) ** 2 + power * math.log(d)
 
 
 @njit(**_JIT)
-def _update_column(rng, i, y, frame, g, log_tau, images, log_minors, d, noise, candidates, scale, num_steps):  # type: ignore[no-untyped-def]
+def _update_column(rng, i, y, frame, g, log_tau, images, log_minors, d, noise, candidates, scale, num_steps):
     """Draw (length-scale, tau, d_i, u_i) of column i from their joint conditional; true where the draw is accepted."""
     k, r = frame.shape
     values, vectors, log_weights, offset = candidates
@@ -292,7 +293,7 @@ def _update_column(rng, i, y, frame, g, log_tau, images, log_minors, d, noise, c
 
 
 @njit(**_JIT)
-def column_images(frame, vectors, g):  # type: ignore[no-untyped-def]
+def column_images(frame, vectors, g):
     """All modes in the eigenbasis of each mode, (k, k, r)."""
     k, r = frame.shape
     images = np.empty((k, k, r))
@@ -302,7 +303,7 @@ def column_images(frame, vectors, g):  # type: ignore[no-untyped-def]
 
 
 @njit(**_JIT)
-def _grams(images, values, g, precision, covariance):  # type: ignore[no-untyped-def]
+def _grams(images, values, g, precision, covariance):
     """frame' Lambda_j frame and frame' Omega_j frame for each mode j, (k, k, k)."""
     k = images.shape[0]
     for j in range(k):
@@ -317,7 +318,7 @@ def _grams(images, values, g, precision, covariance):  # type: ignore[no-untyped
 
 
 @njit(**_JIT)
-def _rotate(m, a, b, c, s, rows, cols):  # type: ignore[no-untyped-def]
+def _rotate(m, a, b, c, s, rows, cols):
     """Givens rotation of rows and columns a, b of m: new a = c a + s b, new b = c b - s a."""
     if rows:
         for j in range(m.shape[1]):
@@ -332,7 +333,7 @@ def _rotate(m, a, b, c, s, rows, cols):  # type: ignore[no-untyped-def]
 
 
 @njit(**_JIT)
-def _minor(m, q, work):  # type: ignore[no-untyped-def]
+def _minor(m, q, work):
     for a in range(q):
         for b in range(a + 1):
             work[a, b] = m[a, b]
@@ -340,7 +341,7 @@ def _minor(m, q, work):  # type: ignore[no-untyped-def]
 
 
 @njit(**_JIT)
-def _log_prior_pair(precision, covariance, a, b, c, s, r, work):  # type: ignore[no-untyped-def]
+def _log_prior_pair(precision, covariance, a, b, c, s, r, work):
     """The terms of the sequential prior that a rotation (c, s) of columns a < b can change, after that rotation."""
     p = precision[a]
     out = -0.5 * (r - a) * math.log(c * c * p[a, a] + 2.0 * c * s * p[a, b] + s * s * p[b, b])
@@ -363,7 +364,7 @@ def _log_prior_pair(precision, covariance, a, b, c, s, r, work):  # type: ignore
 
 
 @njit(**_JIT)
-def _log_prior(precision, covariance, log_weights, g, r, work):  # type: ignore[no-untyped-def]
+def _log_prior(precision, covariance, log_weights, g, r, work):
     """The sequential prior of a whole frame, up to terms that no relabelling changes."""
     out = 0.0
     for j in range(g.shape[0]):
@@ -374,7 +375,7 @@ def _log_prior(precision, covariance, log_weights, g, r, work):  # type: ignore[
 
 
 @njit(**_JIT)
-def _relabel(m, p):  # type: ignore[no-untyped-def]
+def _relabel(m, p):
     out = np.empty_like(m)
     for j in range(p.shape[0]):
         for a in range(p.shape[0]):
@@ -384,7 +385,7 @@ def _relabel(m, p):  # type: ignore[no-untyped-def]
 
 
 @njit(**_JIT)
-def _try_rotation(rng, a, b, c, s, c2, s2, core, d, noise, grams, ru, rv, work):  # type: ignore[no-untyped-def]
+def _try_rotation(rng, a, b, c, s, c2, s2, core, d, noise, grams, ru, rv, work):
     """Accept or refuse one rotation of the pair (a, b), by (c, s) in space and (c2, s2) in time."""
     aa = c * (c2 * core[a, a] + s2 * core[a, b]) + s * (c2 * core[b, a] + s2 * core[b, b])
     bb = s * (s2 * core[a, a] - c2 * core[a, b]) + c * (c2 * core[b, b] - s2 * core[b, a])
@@ -409,7 +410,7 @@ def _try_rotation(rng, a, b, c, s, c2, s2, core, d, noise, grams, ru, rv, work):
 
 
 @njit(**_JIT)
-def _rotations(rng, z, space, time, d, noise, candidates_space, candidates_time, num_passes, accepted):  # type: ignore[no-untyped-def]
+def _rotations(rng, z, space, time, d, noise, candidates_space, candidates_time, num_passes, accepted):
     """Moves within the spans of U and V: Givens pairs on one side or both, label swaps; then fresh scale-mixture
     variables.
 
@@ -491,7 +492,7 @@ def _rotations(rng, z, space, time, d, noise, candidates_space, candidates_time,
 
 
 @njit(**_JIT)
-def _log_minors(images, values, g):  # type: ignore[no-untyped-def]
+def _log_minors(images, values, g):
     k = images.shape[0]
     out = np.empty(k)
     work = np.empty((k, k))
@@ -501,7 +502,7 @@ def _log_minors(images, values, g):  # type: ignore[no-untyped-def]
 
 
 @njit(**_JIT)
-def _positive_normal(rng, mean, sd):  # type: ignore[no-untyped-def]
+def _positive_normal(rng, mean, sd):
     """A normal variable conditioned to be positive, by rejection (Robert 1995 for the far tail)."""
     low = -mean / sd
     if low < 0.5:
@@ -517,7 +518,7 @@ def _positive_normal(rng, mean, sd):  # type: ignore[no-untyped-def]
 
 
 @njit(**_JIT)
-def sweep(rng, data, space, time, d, noise, candidates_space, candidates_time, prior, num_steps, num_passes, accepted):  # type: ignore[no-untyped-def]
+def sweep(rng, data, space, time, d, noise, candidates_space, candidates_time, prior, num_steps, num_passes, accepted):
     """One sweep over all parameters, in place; returns the new noise variance.
 
     Parameters
