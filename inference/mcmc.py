@@ -188,9 +188,7 @@ def run_mcmc(
     dims = {**dict(factory_dims(factory)), **problem.dims()}
     posterior = to_dataset(complete(problem, sites, seed=seed), dims, problem.coords)
     groups = {"sample_stats": _stats(stats)} if stats else {}
-    result = Result(
-        build_tree(problem, posterior, engine="mcmc", seed=seed, settings=settings, groups=groups)
-    )
+    result = Result(build_tree(problem, posterior, engine="mcmc", seed=seed, settings=settings, groups=groups))
     result.tree.attrs["kernel"] = _name(factory)
     result.tree.attrs["sampling_seconds"] = round(time.monotonic() - started, 3)
     return result

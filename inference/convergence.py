@@ -1,0 +1,212 @@
+"""Convergence statistics of many entries at once, in numpy.
+
+Rank-normalised split r_hat, bulk and tail effective sample size and Monte Carlo error, all for arrays
+(chain, draw, entry), a block of entries at a time. They agree with ArviZ, which takes one entry at a time.
+
+References
+----------
+Vehtari, A., Gelman, A., Simpson, D., Carpenter, B. and Bürkner, P.-C. (2021). Rank-normalization, folding, and
+localization: an improved r_hat. Bayesian Analysis 16(2). https://doi.org/10.1214/20-BA1221
+Vehtari, A., Simpson, D., Gelman, A., Yao, Y. and Gabry, J. (2024). Pareto smoothed importance sampling. JMLR 25.
+Zhang, J. and Stephens, M. A. (2009). A new and efficient estimation method for the generalized Pareto distribution.
+Technometrics 51(3).
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import fft
+from scipy.special import ndtri
+
+__all__ = ["bfmi", "convergence", "hdi", "psis_khat"]
+
+Array = NDArray[np.float64]
+
+_BLOCK_VALUES = 2**20  # values of a block of entries: small enough for memory and threads, large enough for numpy
+STATISTICS = ("r_hat", "ess_bulk", "ess_tail", "mcse_mean")
+
+
+def convergence(draws: ArrayLike) -> dict[str, Array]:
+    """Statistics of every entry.
+
+    Parameters
+    ----------
+    draws
+        Array (chain, draw, ...); at least four draws.
+
+    Returns
+    -------
+    dict
+        ``r_hat``, ``ess_bulk``, ``ess_tail`` and ``mcse_mean``, each of the shape of an entry; nan where an entry is
+        not finite, and r_hat nan where it is constant.
+    """
+    array = np.asarray(draws)
+    shape = array.shape[2:]
+    flat = array.reshape(*array.shape[:2], -1)
+    out = {name: np.full(flat.shape[-1], np.nan) for name in STATISTICS}
+    if flat.shape[1] >= 4:
+        step = max(1, _BLOCK_VALUES // (flat.shape[0] * flat.shape[1]))
+
+        def fill(start: int) -> None:
+            block = np.ascontiguousarray(np.moveaxis(flat[..., start : start + step], -1, 0), dtype=np.float64)
+            finite = np.isfinite(block).all((1, 2))
+            if finite.any():
+                for name, value in _block(block[finite]).items():
+                    out[name][start : start + step][finite] = value
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy sorts and transforms without holding the lock
+            list(pool.map(fill, range(0, flat.shape[-1], step)))
+    return {name: value.reshape(shape) for name, value in out.items()}
+
+
+def hdi(draws: ArrayLike, prob: float) -> tuple[Array, Array]:
+    """Bounds of the shortest interval that holds ``prob`` of the draws (chain, draw, ...) of every entry."""
+    array = np.asarray(draws, dtype=np.float64)
+    ordered = np.sort(array.reshape(-1, *array.shape[2:]), axis=0)
+    inside = int(np.floor(prob * len(ordered)))
+    best = np.argmin(ordered[inside:] - ordered[: len(ordered) - inside], axis=0)[None]
+    return np.take_along_axis(ordered, best, 0)[0], np.take_along_axis(ordered, best + inside, 0)[0]
+
+
+def bfmi(energy: ArrayLike) -> Array:
+    """Fraction of missing information of every chain, from energies (chain, draw)."""
+    array = np.asarray(energy, dtype=np.float64)
+    return np.square(np.diff(array, axis=1)).mean(1) / array.var(1, ddof=1)
+
+
+def psis_khat(log_weight: ArrayLike) -> float:
+    """Shape of the generalised Pareto distribution in the tail of importance weights; nan without a tail.
+
+    Parameters
+    ----------
+    log_weight
+        Log weights (draw,).
+    """
+    weight = np.sort(np.asarray(log_weight, dtype=np.float64).ravel())
+    tail = int(np.ceil(min(0.2 * len(weight), 3 * np.sqrt(len(weight)))))
+    if len(weight) <= tail + 1 or tail < 5 or not np.isfinite(weight).all():
+        return float("nan")
+    weight -= weight[-1]
+    cutoff = max(weight[-tail - 1], np.log(np.finfo(float).tiny))
+    excess = np.exp(weight[weight > cutoff]) - np.exp(cutoff)
+    if len(excess) < 5 or excess[-1] - excess[0] <= np.finfo(float).eps * 100:
+        return float("nan")
+    return _pareto_shape(excess)
+
+
+def _pareto_shape(excess: Array) -> float:
+    """Shape of a generalised Pareto distribution from ascending excesses, with the weak prior of PSIS."""
+    count = len(excess)
+    grid = 30 + int(np.sqrt(count))
+    quarter = excess[int(count / 4 + 0.5) - 1]
+    theta = 1 / excess[-1] + (1 - np.sqrt(grid / (np.arange(1, grid + 1) - 0.5))) / (3 * quarter)
+    shape = np.log1p(-theta[:, None] * excess).mean(1)
+    profile = count * (np.log(-theta / shape) - shape - 1)
+    weight = 1 / np.exp(profile - profile[:, None]).sum(1)
+    weight = np.where(weight >= 10 * np.finfo(float).eps, weight, 0)
+    mean = float(np.sum(theta * weight) / weight.sum())
+    return float((np.log1p(-mean * excess).mean() * count + 10 * 0.5) / (count + 10))
+
+
+def _block(values: Array) -> dict[str, Array]:
+    """Statistics of a block (entry, chain, draw)."""
+    pooled = values.reshape(len(values), -1)
+    order = np.argsort(pooled, axis=1)
+    ordered = np.take_along_axis(pooled, order, 1)
+    split = _split(values)
+    if values.shape[2] % 2 == 0:
+        ranked = _normal_scores(pooled, order, ordered).reshape(split.shape)
+        centre = np.median(pooled, axis=1)
+    else:  # splitting drops the middle draw, so that the pool is another
+        ranked = _normal_scores(split.reshape(len(split), -1)).reshape(split.shape)
+        centre = np.median(split.reshape(len(split), -1), axis=1)
+    folded = np.abs(split - centre[:, None, None]).reshape(len(split), -1)
+    ess_tail = np.full(len(values), np.inf)
+    for prob in (0.05, 0.95):
+        position = prob * (ordered.shape[1] - 1)
+        low = int(position)
+        high = min(low + 1, ordered.shape[1] - 1)
+        bound = ordered[:, low] + (position - low) * (ordered[:, high] - ordered[:, low])
+        ess_tail = np.minimum(ess_tail, _ess(_split((values <= bound[:, None, None]).astype(np.float64))))
+    spread = pooled.std(axis=1, ddof=1)
+    return {
+        "r_hat": np.fmax(_split_rhat(ranked), _split_rhat(_normal_scores(folded).reshape(split.shape))),
+        "ess_bulk": _ess(ranked),
+        "ess_tail": ess_tail,
+        "mcse_mean": spread / np.sqrt(_ess(split)),
+    }
+
+
+def _split(values: Array) -> Array:
+    """Halves of the chains as chains of their own: (entry, chain, draw) to (entry, 2 chain, draw // 2)."""
+    half = values.shape[2] // 2
+    return np.stack([values[..., :half], values[..., -half:]], axis=2).reshape(len(values), -1, half)
+
+
+def _normal_scores(pooled: Array, order: NDArray[np.intp] | None = None, ordered: Array | None = None) -> Array:
+    """Normal scores of the ranks of every row (entry, value); equal values share their mean rank."""
+    if order is None:
+        order = np.argsort(pooled, axis=1)
+    if ordered is None:
+        ordered = np.take_along_axis(pooled, order, 1)
+    size = pooled.shape[1]
+    table = ndtri((np.arange(1, size + 0.75, 0.5) - 0.375) / (size + 0.25))  # scores of the ranks 1, 1.5, 2, ... size
+    position = np.arange(size)
+    in_order = np.broadcast_to(table[::2], pooled.shape)
+    starts = ordered[:, 1:] != ordered[:, :-1]
+    tied = ~starts.all(1)
+    if tied.any():
+        edge = np.ones((int(tied.sum()), 1), dtype=bool)
+        first = np.maximum.accumulate(np.where(np.hstack([edge, starts[tied]]), position, 0), axis=1)
+        last = np.where(np.hstack([starts[tied], edge]), position, size)
+        last = np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1]
+        in_order = in_order.copy()
+        in_order[tied] = table[first + last]
+    scores = np.empty_like(pooled)
+    np.put_along_axis(scores, order, in_order, 1)
+    return scores
+
+
+def _split_rhat(values: Array) -> Array:
+    """r_hat of chains (entry, chain, draw)."""
+    num_draws = values.shape[2]
+    between = num_draws * values.mean(2).var(1, ddof=1)
+    within = values.var(2, ddof=1).mean(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.sqrt((between / within + num_draws - 1) / num_draws)
+
+
+def _ess(values: Array) -> Array:
+    """Effective sample size of chains (entry, chain, draw) by Geyer's initial monotone sequence."""
+    num_chains, num_draws = values.shape[1:]
+    total = num_chains * num_draws
+    if num_draws < 4:
+        return np.full(len(values), np.nan)
+    constant = np.ptp(values, axis=(1, 2)) < np.finfo(float).resolution
+    means = values.mean(2)
+    centred = values - means[..., None]
+    length = fft.next_fast_len(2 * num_draws, real=True)
+    spectrum = fft.rfft(centred, n=length, axis=2)
+    power = np.square(spectrum.real).mean(1) + np.square(spectrum.imag).mean(1)
+    covariance = fft.irfft(power, n=length, axis=1)[:, :num_draws] / num_draws
+    within = covariance[:, 0] * num_draws / (num_draws - 1)
+    spread = covariance[:, 0] + (means.var(1, ddof=1) if num_chains > 1 else 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rho = 1 - (within[:, None] - covariance) / spread[:, None]
+    rho[:, 0] = 1
+    num_pairs = -(-(num_draws - 4) // 2) + 1
+    even, odd = rho[:, 0 : 2 * num_pairs : 2], rho[:, 1 : 2 * num_pairs : 2]
+    pairs = even + odd
+    # Autocorrelations come in pairs, summed up to the first pair that is not positive (or to the last pair).
+    ends = pairs <= 0
+    ends[:, -1] = True
+    stop = ends.argmax(1)
+    kept = np.where(np.arange(num_pairs) < stop[:, None], np.minimum.accumulate(pairs, axis=1), 0).sum(1)
+    last_even = np.take_along_axis(even, stop[:, None], 1)[:, 0]
+    last_pair = np.take_along_axis(pairs, stop[:, None], 1)[:, 0]
+    tau = -1 + 2 * kept + np.where((last_even > 0) | (last_pair >= 0), last_even, 0)
+    return np.where(constant, total, total / np.maximum(tau, 1 / np.log10(total)))
