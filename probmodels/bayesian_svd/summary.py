@@ -1,0 +1,504 @@
+"""Maps, series and checks of a Bayesian SVD from its draws, as labelled arrays, CF-NetCDF and a table.
+
+The result of inference holds the modes in coordinates of two bases, so that draws stay small. Here they are expanded,
+a block of cells at a time, and reduced to what is looked at. With draws U, V, d, sigma and the area weight w:
+
+- the map of a mode is ``w^-1/2 (B_space U) d sd(V)``, in data units per standard deviation of its principal component,
+- the principal component is ``(V - mean V) / sd(V)`` with ``V <- B_time V``,
+- the fraction of variance is ``d^2 |P V|^2 / total``, where P removes the fixed effects and the total is the weighted
+  sum of squares of the anomalies, as for EOFs,
+- the noise of a cell has the standard deviation ``sigma w^-1/2``.
+
+Intervals are equal-tailed. A draw counts as one, whatever its chain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from scipy.special import ndtri
+from scipy.stats import rankdata
+
+from probmodels._version import __version__
+from probmodels.bayesian_svd.eof import (
+    Anomalies,
+    SummaryError,
+    compare_eof,
+    eof_baseline,
+    make_anomalies,
+    shared_mean,
+    to_grid,
+)
+
+__all__ = ["SummaryError", "compare_eof", "eof_baseline", "summarise_modes", "summary_table", "write_modes"]
+
+REFERENCES = (
+    "North et al. (1982), https://doi.org/10.1175/1520-0493(1982)110<0699:SEITEO>2.0.CO;2; probmodels, Bayesian "
+    "singular value decomposition"
+)
+_TEMPERATURE = ("degC", "K", "kelvin", "celsius", "degree_Celsius", "degrees_C", "degree_C", "Celsius", "deg_C")
+_BLOCK = 4_000_000  # doubles expanded at a time: 32 MB
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """Draws of all chains, basis coordinates first so that one product expands them all."""
+
+    space: np.ndarray  # (basis_space, draw, mode)
+    time: np.ndarray  # (basis_time, draw, mode)
+    d: np.ndarray  # (draw, mode)
+    sigma: np.ndarray  # (draw,)
+    num_chains: int
+
+
+def _draws(tree: xr.DataTree) -> _Draws:
+    if "posterior" not in tree.children or "constant_data" not in tree.children:
+        raise SummaryError(f"the result has the groups {sorted(tree.children)}; posterior and constant_data are needed")
+    posterior = tree["posterior"].to_dataset()
+    missing = {"U", "V", "d", "sigma"} - set(posterior.data_vars)
+    if missing:
+        raise SummaryError(f"the posterior lacks {sorted(missing)}; is this the result of a Bayesian SVD?")
+
+    def stacked(name: str, *dims: str) -> np.ndarray:
+        array = posterior[name].transpose("chain", "draw", *dims).values.astype(float)
+        return array.reshape(-1, *array.shape[2:])  # (draw of all chains, ...)
+
+    return _Draws(
+        np.ascontiguousarray(stacked("U", "basis_space", "mode").transpose(1, 0, 2)),
+        np.ascontiguousarray(stacked("V", "basis_time", "mode").transpose(1, 0, 2)),
+        stacked("d", "mode"),
+        stacked("sigma"),
+        posterior.sizes["chain"],
+    )
+
+
+def summarise_modes(tree: xr.DataTree, *, level: float = 0.95, check_draws: int = 400, seed: int = 0) -> xr.Dataset:
+    """Posterior maps, principal components, explained variance and predictive checks of a Bayesian SVD.
+
+    Parameters
+    ----------
+    tree
+        Result with aligned draws: groups ``posterior`` (``U``, ``V``, ``d``, ``sigma``) and ``constant_data``
+        (``basis_space_matrix``, ``basis_time_matrix``, ``data``, optionally ``weight``, ``fixed_effects_design``, and
+        lat and lon over cell).
+    level
+        Probability content of the intervals.
+    check_draws
+        Number of draws that the predictive checks use, evenly thinned; at most those there are.
+    seed
+        Of the replicated data.
+
+    Returns
+    -------
+    xr.Dataset
+        Over (mode, lat, lon), or (mode, cell) for cells without a grid: ``mode_mean``, ``mode_sd``, ``mode_lower``,
+        ``mode_upper``, ``prob_positive``, and ``mode_r_hat`` (two chains or more). Over (mode, time): ``pc_mean`` and
+        so on. Over mode: ``explained_variance_fraction_*``, ``singular_value_*``, ``length_scale_*``. Over mode and
+        other_mode: ``rotation_share``, the part of a pattern's posterior variance that lies along the mean of another.
+        Maps of the fit: ``noise_sd``, ``residual_sd``, ``observed_sd``, ``replicated_sd``, ``predictive_p_value``
+        (probability that replicated data vary more than those observed), ``residual_autocorrelation`` at lag 1,
+        ``area_weight``.
+
+    Raises
+    ------
+    SummaryError
+        If the tree lacks a group or variable, or ``level`` is not a probability.
+    """
+    if not 0 < level < 1:
+        raise SummaryError(f"level={level} is not a probability; 0.95 gives 95 % intervals")
+    draws = _draws(tree)
+    constant = tree["constant_data"].to_dataset()
+    anomalies = make_anomalies(constant, shared_mean(tree))
+    basis_space = constant["basis_space_matrix"].transpose("cell", ...).values.astype(float)
+    basis_time = constant["basis_time_matrix"].transpose("time", ...).values.astype(float)
+    num_times, num_modes = len(basis_time), draws.d.shape[1]
+    bounds = np.array([(1 - level) / 2, (1 + level) / 2])
+
+    # Moments of V over time need its Gram matrix only, not its expansion.
+    mean_v = np.einsum("r,rsk->sk", basis_time.mean(0), draws.time)
+    square_v = np.einsum("rsk,rsk->sk", draws.time, np.tensordot(basis_time.T @ basis_time, draws.time, 1))
+    spread = np.sqrt(np.maximum(square_v - num_times * mean_v**2, 0.0) / (num_times - 1))  # (draw, mode)
+
+    out = xr.Dataset(coords={"mode": np.arange(1, num_modes + 1, dtype=np.int32)})
+    _add_maps(out, draws, basis_space / np.sqrt(anomalies.weight)[:, None], draws.d * spread, bounds)
+    _add_pcs(out, draws, basis_time, mean_v, spread, bounds)
+
+    design = constant["fixed_effects_design"].values if "fixed_effects_design" in constant else np.zeros((num_times, 0))
+    effects = np.linalg.qr(design)[0] if design.shape[1] else design
+    lost = np.sum(np.tensordot(effects.T @ basis_time, draws.time, 1) ** 2, axis=0)  # (draw, mode)
+    _add_interval(out, "explained_variance_fraction", draws.d**2 * (square_v - lost) / anomalies.total, bounds)
+    _add_interval(out, "singular_value", draws.d, bounds)
+    _add_interval(out, "sigma", draws.sigma[:, None], bounds)
+    _add_length_scales(out, tree["posterior"].to_dataset(), constant, bounds)
+    _add_rotation(out, draws, basis_space)
+    _add_checks(out, draws, anomalies, basis_space, basis_time, check_draws, seed)
+    out["area_weight"] = "cell", anomalies.weight
+
+    out = to_grid(out, constant)
+    time = constant["time"] if "time" in constant.coords else xr.DataArray(np.arange(num_times), dims="time")
+    out = out.assign_coords(time=("time", time.values, time.attrs))
+    return _describe(out, tree, constant, level)
+
+
+def _blocks(length: int, num_draws: int, num_modes: int) -> Iterator[slice]:
+    step = max(1, _BLOCK // (num_draws * num_modes))
+    for start in range(0, length, step):
+        yield slice(start, start + step)
+
+
+def _expand(basis: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+    """Rows of a basis (cell, basis) times draws (basis, draw, mode): (draw, cell, mode)."""
+    return np.tensordot(basis, coordinates, 1).transpose(1, 0, 2)
+
+
+def _reduce(values: np.ndarray, bounds: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean, sd and quantiles over draws of (draw, ..., mode), each (..., mode)."""
+    lower, upper = np.quantile(values, bounds, axis=0)
+    return {"mean": values.mean(0), "sd": values.std(0, ddof=1), "lower": lower, "upper": upper}
+
+
+def _add_maps(out: xr.Dataset, draws: _Draws, basis: np.ndarray, scale: np.ndarray, bounds: np.ndarray) -> None:
+    num_cells, (num_draws, num_modes) = len(basis), draws.d.shape
+    maps: dict[str, np.ndarray] = {}
+    for block in _blocks(num_cells, num_draws, num_modes):
+        loading = _expand(basis[block], draws.space) * scale[:, None, :]  # (draw, cell, mode)
+        reduced = {f"mode_{k}": v for k, v in _reduce(loading, bounds).items()}
+        reduced["prob_positive"] = np.mean(loading > 0, axis=0)
+        if draws.num_chains > 1:
+            reduced["mode_r_hat"] = split_r_hat(loading.reshape(draws.num_chains, -1, *loading.shape[1:]))
+        for name, value in reduced.items():
+            maps.setdefault(name, np.empty((num_modes, num_cells)))[:, block] = value.T
+    for name, value in maps.items():
+        out[name] = ("mode", "cell"), value
+
+
+def _add_pcs(
+    out: xr.Dataset, draws: _Draws, basis: np.ndarray, mean: np.ndarray, spread: np.ndarray, bounds: np.ndarray
+) -> None:
+    num_times, (num_draws, num_modes) = len(basis), draws.d.shape
+    series = {f"pc_{k}": np.empty((num_modes, num_times)) for k in ("mean", "sd", "lower", "upper")}
+    for block in _blocks(num_times, num_draws, num_modes):
+        pc = (_expand(basis[block], draws.time) - mean[:, None, :]) / spread[:, None, :]
+        for name, value in _reduce(pc, bounds).items():
+            series[f"pc_{name}"][:, block] = value.T
+    for name, value in series.items():
+        out[name] = ("mode", "time"), value
+
+
+def _add_interval(out: xr.Dataset, name: str, values: np.ndarray, bounds: np.ndarray, units: str = "1") -> None:
+    for key, value in _reduce(values, bounds).items():
+        if key != "sd":
+            array = xr.DataArray(value, dims="mode") if value.size > 1 or name != "sigma" else xr.DataArray(value[0])
+            out[f"{name}_{key}"] = array.assign_attrs(units=units)
+
+
+def _add_length_scales(out: xr.Dataset, posterior: xr.Dataset, constant: xr.Dataset, bounds: np.ndarray) -> None:
+    dated = "time" in constant.coords and np.issubdtype(constant["time"].dtype, np.datetime64)
+    units = {
+        "length_scale_space": "km" if "lat" in constant.coords else "1",
+        "length_scale_time": "year" if dated else "1",
+    }
+    for name, unit in units.items():
+        if name not in posterior or set(posterior[name].dims) != {"chain", "draw", "mode"}:
+            continue
+        values = posterior[name].transpose("chain", "draw", "mode").values.reshape(-1, posterior.sizes["mode"])
+        if np.isfinite(values).all() and values.any():  # a mode without correlation has the length zero
+            _add_interval(out, name, values, bounds, str(posterior[name].attrs.get("units", unit)))
+
+
+def _add_rotation(out: xr.Dataset, draws: _Draws, basis_space: np.ndarray) -> None:
+    """Share of the posterior variance of each unit pattern that lies along the mean pattern of another mode."""
+    mean = draws.space.mean(1)  # (basis, mode)
+    gram_mean = basis_space.T @ (basis_space @ mean)
+    length = np.sqrt(np.sum(mean * gram_mean, axis=0))
+    along = np.einsum("rsi,rj->sij", draws.space, gram_mean / np.maximum(length, 1e-300))
+    spread = np.maximum(1 - length**2, 1e-300)  # patterns have unit norm
+    out["rotation_share"] = ("mode", "other_mode"), np.minimum(along.var(0) / spread[:, None], 1.0)
+    out.coords["other_mode"] = "other_mode", out["mode"].values
+
+
+def _add_checks(
+    out: xr.Dataset,
+    draws: _Draws,
+    anomalies: Anomalies,
+    basis_space: np.ndarray,
+    basis_time: np.ndarray,
+    check_draws: int,
+    seed: int,
+) -> None:
+    """Residuals, and the variance of each cell against that of replicated data.
+
+    About the fixed effects, the replicated sum of squares of a cell is noise variance times a non-central chi-square
+    with the degrees of freedom of the cell and non-centrality |P signal|^2 / noise variance: no data need be simulated.
+    """
+    num_draws, num_modes = draws.d.shape
+    num_cells = len(basis_space)
+    rng = np.random.default_rng(seed)
+    chosen = np.unique(np.linspace(0, num_draws - 1, min(check_draws, num_draws)).round().astype(int))
+    mask = anomalies.observed.astype(float)
+    effects = anomalies.effects
+    noise = 1 / np.sqrt(anomalies.weight)
+    observed = np.sum(anomalies.values**2, axis=1)  # (cell,)
+    dof = np.where(anomalies.dof > 0, anomalies.dof, np.nan)
+    exceed, replicated, residual = np.zeros(num_cells), np.zeros(num_cells), np.zeros(num_cells)
+    signal = np.zeros(anomalies.values.shape)
+    step = max(1, _BLOCK // (num_cells * num_modes * (num_modes + effects.shape[2] * (len(effects) > 1))))
+    for start in range(0, len(chosen), step):
+        index = chosen[start : start + step]
+        u = _expand(basis_space * noise[:, None], draws.space[:, index]) * draws.d[index, None, :]  # (draw, cell, mode)
+        v = _expand(basis_time, draws.time[:, index])  # (draw, time, mode)
+        if len(effects) == 1 and anomalies.complete:
+            v = v - effects[0] @ (effects[0].T @ v)
+            gram = np.einsum("sti,stj->sij", v, v)
+            square = np.einsum("sni,sij,snj->sn", u, gram, u)
+        else:
+            square = np.zeros(u.shape[:2])
+            inner = np.einsum("ntq,sti->snqi", effects, v, optimize=True)
+            for i in range(num_modes):
+                for j in range(i + 1):
+                    pair = (v[:, :, i] * v[:, :, j]) @ mask.T - np.sum(inner[..., i] * inner[..., j], axis=2)
+                    square += (1 + (i != j)) * u[:, :, i] * u[:, :, j] * pair
+        square = np.maximum(square, 0.0)
+        cross = np.sum(u * np.einsum("nt,sti->sni", anomalies.values, v, optimize=True), axis=2)
+        variance = draws.sigma[index, None] ** 2 * noise**2  # (draw, cell)
+        fake = variance * rng.noncentral_chisquare(np.where(anomalies.dof > 0, anomalies.dof, 1), square / variance)
+        exceed += np.sum(fake >= observed, axis=0)
+        replicated += np.sum(np.sqrt(fake / dof), axis=0)
+        residual += np.sum(observed - 2 * cross + square, axis=0)
+        signal += np.einsum("sni,sti->nt", u, v, optimize=True)
+    count = len(chosen)
+    out["noise_sd"] = "cell", draws.sigma.mean() * noise
+    out["residual_sd"] = "cell", np.sqrt(np.maximum(residual / count, 0.0) / dof)
+    out["observed_sd"] = "cell", np.sqrt(observed / dof)
+    out["replicated_sd"] = "cell", replicated / count
+    out["predictive_p_value"] = "cell", np.where(np.isfinite(dof), exceed / count, np.nan)
+    rest = anomalies.values - anomalies.remove_effects(signal / count)
+    both = mask[:, 1:] * mask[:, :-1]
+    with np.errstate(invalid="ignore", divide="ignore"):  # cells without neighbouring values become NaN
+        lag = np.sum(rest[:, 1:] * rest[:, :-1], axis=1) / both.sum(1)
+        out["residual_autocorrelation"] = "cell", lag / (np.sum(rest**2, axis=1) / mask.sum(1))
+
+
+def split_r_hat(draws: np.ndarray) -> np.ndarray:
+    """Rank-normalised split R-hat, the larger of bulk and folded, of many quantities at once.
+
+    Parameters
+    ----------
+    draws
+        Shape (chain, draw, ...), at least four draws.
+
+    Returns
+    -------
+    np.ndarray
+        Shape (...).
+
+    References
+    ----------
+    Vehtari, A. et al. (2021). Rank-normalization, folding, and localization. Bayesian Anal. 16(2).
+    """
+    half = draws.shape[1] // 2
+    halves = np.concatenate([draws[:, :half], draws[:, draws.shape[1] - half :]])  # (2 chain, half, ...)
+    folded = np.abs(halves - np.median(halves, axis=(0, 1)))
+
+    def r_hat(values: np.ndarray) -> np.ndarray:
+        count = values.shape[0] * half
+        rank = rankdata(values.reshape(count, -1), axis=0)
+        z = ndtri((rank - 0.375) / (count + 0.25)).reshape(values.shape)
+        within = z.var(axis=1, ddof=1).mean(axis=0)
+        between = z.mean(axis=1).var(axis=0, ddof=1)
+        return np.sqrt((half - 1) / half + between / within)
+
+    return np.maximum(r_hat(halves), r_hat(folded))
+
+
+def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: float) -> xr.Dataset:
+    """Attributes of every variable and of the whole, as the CF conventions want them."""
+    data = constant["data"]
+
+    def attribute(name: str, default: str = "") -> str:
+        return str(data.attrs.get(name) or constant.attrs.get(name) or tree.attrs.get(name) or default)
+
+    units = attribute("units", "1")
+    percent = f"{100 * level:g} % equal-tailed interval"
+    parts = {"mean": "posterior mean", "sd": "posterior standard deviation"}
+    parts |= {"lower": f"lower end of the {percent}", "upper": f"upper end of the {percent}"}
+    roots = {
+        "mode": ("pattern per standard deviation of its principal component", units),
+        "pc": ("standardised principal component", "1"),
+        "explained_variance_fraction": ("fraction of the weighted variance of the anomalies explained", "1"),
+        "singular_value": ("singular value", "1"),
+        "sigma": ("standard deviation of the noise of the weighted anomalies", units),
+        "length_scale_space": ("length-scale of the pattern", None),
+        "length_scale_time": ("length-scale of the principal component", None),
+    }
+    for root, (label, unit) in roots.items():
+        for part, words in parts.items():
+            if (name := f"{root}_{part}") in out:
+                out[name].attrs["long_name"] = f"{label}, {words}"
+                if unit is not None:
+                    out[name].attrs["units"] = unit
+        if f"{root}_mean" in out:
+            linked = [f"{root}_{p}" for p in ("sd", "lower", "upper") if f"{root}_{p}" in out]
+            if root == "mode":
+                linked += [x for x in ("prob_positive", "mode_r_hat") if x in out]
+            out[f"{root}_mean"].attrs["ancillary_variables"] = " ".join(linked)
+    single = {
+        "prob_positive": ("posterior probability that the pattern is positive", "1"),
+        "mode_r_hat": ("rank-normalised split R-hat of the pattern", "1"),
+        "rotation_share": ("share of the posterior variance of a pattern along the mean pattern of another mode", "1"),
+        "noise_sd": ("standard deviation of the noise of the model, posterior mean", units),
+        "residual_sd": ("standard deviation of the data about fixed effects and modes", units),
+        "observed_sd": ("standard deviation of the data about the fixed effects", units),
+        "replicated_sd": ("standard deviation of replicated data about the fixed effects, posterior mean", units),
+        "predictive_p_value": ("posterior probability that replicated data vary more than those observed", "1"),
+        "residual_autocorrelation": ("lag-1 autocorrelation of the residual", "1"),
+        "area_weight": ("area weight", "1"),
+    }
+    for name, (label, unit) in single.items():
+        if name in out:
+            out[name].attrs.update(long_name=label, units=unit)
+    for array in out.data_vars.values():
+        if array.attrs["units"] in _TEMPERATURE:
+            array.attrs["units_metadata"] = "temperature: difference"
+    out["mode"].attrs.update(long_name="number of the mode", units="1")
+    out["other_mode"].attrs.update(long_name="number of the other mode", units="1")
+    if "lat" in out.coords:
+        out["lat"].attrs.update(standard_name="latitude", long_name="latitude", units="degrees_north")
+        out["lon"].attrs.update(standard_name="longitude", long_name="longitude", units="degrees_east")
+    if "lat" in out.dims:
+        out["lat"].attrs["axis"], out["lon"].attrs["axis"] = "Y", "X"
+    if np.issubdtype(out["time"].dtype, np.number):
+        out["time"].attrs = {"long_name": "time step", "units": str(out["time"].attrs.get("units", "1"))}
+    else:
+        out["time"].attrs = {"standard_name": "time", "long_name": "time", "axis": "T"}
+        if np.issubdtype(out["time"].dtype, np.datetime64):
+            out["time"].attrs["units_metadata"] = "leap_seconds: unknown"
+    engine = attribute("engine", "inference")
+    title = (
+        attribute("title") or ", ".join(x for x in map(attribute, ("long_name", "region", "period")) if x) or "field"
+    )
+    sources = json.loads(attribute("source_files", "[]"))
+    source = attribute("source") or ", ".join(str(x["name"]) for x in sources)
+    checksum = attribute("data_sha256") or attribute("sha256") or " ".join(str(x["sha256"]) for x in sources)
+    out.attrs = {
+        "Conventions": "CF-1.11",
+        "title": f"Modes of variability by Bayesian SVD: {title}",
+        "source": f"Bayesian SVD ({engine}), probmodels {__version__}" + (f", of {source}" if source else ""),
+        "history": f"{attribute('created', 'undated')}: draws by {engine}, reduced by probmodels {__version__}",
+        "references": REFERENCES,
+        "comment": "Cells of a map are in data units per standard deviation of the principal component of its mode.",
+        "interval_level": level,
+        "spec_sha256": hashlib.sha256(attribute("spec", "{}").encode()).hexdigest(),
+        "data_sha256": checksum or "unknown",
+    }
+    return out
+
+
+def write_modes(modes: xr.Dataset, path: str | Path) -> Path:
+    """Write the maps and series of `summarise_modes` as NetCDF that keeps to the CF conventions 1.11.
+
+    A time axis without dates becomes ``step``, since the conventions know no other time.
+
+    Parameters
+    ----------
+    modes
+        From `summarise_modes`.
+    path
+        File to write; its folder is made.
+
+    Returns
+    -------
+    Path
+        The file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoding: dict[str, dict[str, object]] = {str(name): {"_FillValue": None} for name in modes.coords}
+    if np.issubdtype(modes["time"].dtype, np.number):
+        modes = modes.rename(time="step")
+        encoding["step"] = encoding.pop("time")
+    else:
+        encoding["time"] |= {"units": "days since 1850-01-01", "dtype": "float64"}
+    for name, array in modes.data_vars.items():
+        if array.ndim > 1:
+            encoding[str(name)] = {"dtype": "float32", "_FillValue": np.float32(np.nan)}
+        else:
+            encoding[str(name)] = {"_FillValue": None}
+    modes.to_netcdf(path, engine="netcdf4", encoding=encoding)
+    return path
+
+
+def summary_table(
+    modes: xr.Dataset,
+    comparison: xr.Dataset | None = None,
+    *,
+    r_hat: xr.Dataset | None = None,
+    ess: xr.Dataset | None = None,
+) -> str:
+    """One line per mode for the terminal, then one for the noise.
+
+    Parameters
+    ----------
+    modes, comparison
+        From `summarise_modes` and `compare_eof`.
+    r_hat, ess
+        Diagnostics of the posterior, variables and dims as there less chain and draw; the worst of each mode is shown.
+        Without ``r_hat`` that of the maps is shown where they have one.
+
+    Returns
+    -------
+    str
+        Aligned lines, without a final newline.
+    """
+    level = 100 * float(modes.attrs.get("interval_level", 0.95))
+    header = ["mode", f"variance % [{level:g} %]", f"d [{level:g} %]"]
+    scales = [x for x in ("length_scale_space", "length_scale_time") if f"{x}_mean" in modes]
+    units = {x: str(modes[f"{x}_mean"].attrs.get("units", "1")) for x in scales}
+    header += [x.replace("length_scale_", "length ") + (f" ({units[x]})" if units[x] != "1" else "") for x in scales]
+    worst = _worst(r_hat, "max") if r_hat is not None else None
+    if worst is None and "mode_r_hat" in modes:
+        worst = modes["mode_r_hat"].max([x for x in modes["mode_r_hat"].dims if x != "mode"]).values
+    least = _worst(ess, "min") if ess is not None else None
+    header += ["r_hat max"] * (worst is not None) + ["ESS min"] * (least is not None)
+    header += ["EOF corr.", "EOF var. %"] * (comparison is not None)
+
+    def interval(name: str, i: int, scale: float = 1.0) -> str:
+        mean, low, high = (scale * float(modes[f"{name}_{x}"][i]) for x in ("mean", "lower", "upper"))
+        return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+    rows = [header]
+    for i, mode in enumerate(modes["mode"].values):
+        row = [str(mode), interval("explained_variance_fraction", i, 100), interval("singular_value", i)]
+        row += [f"{float(modes[f'{x}_mean'][i]):.4g}" for x in scales]
+        row += [f"{worst[i]:.3f}"] if worst is not None else []
+        row += [f"{least[i]:.0f}"] if least is not None else []
+        if comparison is not None:
+            mark = "*" if comparison["north_neighbour"].values[i] else " "
+            row += [f"{float(comparison['pattern_correlation'][i]):.3f}{mark}"]
+            row += [f"{100 * float(comparison['eof_fraction'][i]):.1f}"]
+        rows.append(row)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    low, high = float(modes["sigma_lower"]), float(modes["sigma_upper"])
+    lines.append(f"noise sd of the weighted anomalies: {float(modes['sigma_mean']):.4g} [{low:.4g}, {high:.4g}]")
+    if comparison is not None and comparison["north_neighbour"].values.any():
+        lines.append(
+            "* North's rule does not separate this mode from its neighbour: its pattern is defined up to rotation"
+        )
+    return "\n".join(lines)
+
+
+def _worst(diagnostic: xr.Dataset, how: str) -> np.ndarray | None:
+    """Largest or least value per mode over all variables that have the dim mode."""
+    arrays = [x for x in diagnostic.data_vars.values() if "mode" in x.dims]
+    if not arrays:
+        return None
+    values = [getattr(x, how)([d for d in x.dims if d != "mode"]).values for x in arrays]
+    return np.max(values, axis=0) if how == "max" else np.min(values, axis=0)

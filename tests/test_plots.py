@@ -1,0 +1,236 @@
+"""Figures: what their axes show, that they draw finite images, and that they leave matplotlib's state alone."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection, PathCollection, PolyCollection, QuadMesh
+from matplotlib.figure import Figure
+from synthetic_modes import synthetic_result, toy_field
+
+from probmodels import plots
+from probmodels.bayesian_svd.summary import compare_eof, summarise_modes
+
+
+@pytest.fixture(scope="module")
+def tree():
+    return synthetic_result(toy_field())
+
+
+@pytest.fixture(scope="module")
+def modes(tree):
+    return summarise_modes(tree)
+
+
+@pytest.fixture(scope="module")
+def comparison(tree, modes):
+    return compare_eof(tree, modes)
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def overlapping_titles(figure: Figure) -> list[tuple[str, str]]:
+    """Pairs of titles, axis and tick labels that cover one another."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    boxes = []
+    for ax in figure.axes:
+        if not ax.get_visible():
+            continue
+        texts = [ax._left_title, ax.title, ax.xaxis.label, ax.yaxis.label]
+        for axis, limits in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+            ticks = axis.get_major_ticks()
+            texts += [tick.label1 for tick in ticks if min(limits) <= tick.get_loc() <= max(limits)]
+        boxes += [
+            (t.get_text(), t.get_window_extent(renderer).shrunk(0.9, 0.9))
+            for t in texts
+            if t.get_visible() and t.get_text()
+        ]
+    return [(a, b) for i, (a, first) in enumerate(boxes) for b, second in boxes[i + 1 :] if first.overlaps(second)]
+
+
+def draw_all(tree, modes, comparison) -> dict[str, Figure]:
+    posterior = tree["posterior"].to_dataset()
+    r_hat = xr.Dataset({"U": modes["mode_r_hat"], "d": ("k", [1.0, 1.02, np.nan])})
+    return {
+        "mode_maps": plots.mode_maps(modes),
+        "pcs": plots.pcs(modes, comparison),
+        "scree": plots.scree(modes, comparison),
+        "residual_maps": plots.residual_maps(modes),
+        "eof_difference": plots.eof_difference(modes, comparison),
+        "trace": plots.trace(posterior),
+        "rank": plots.rank(posterior),
+        "rhat_map": plots.rhat_map(modes),
+        "rhat_histogram": plots.rhat_histogram(r_hat),
+        "loss": plots.loss(tree["fit"].to_dataset()),
+    }
+
+
+@pytest.fixture(scope="module")
+def figures(tree, modes, comparison):
+    before = dict(mpl.rcParams)
+    out = draw_all(tree, modes, comparison)
+    assert dict(mpl.rcParams) == before, "no setting of matplotlib is touched"
+    return out
+
+
+def test_every_figure_draws_something_and_nothing_overlaps(figures):
+    assert set(figures) == set(plots.__all__)
+    for name, figure in figures.items():
+        assert type(figure) is Figure
+        image = pixels(figure)
+        assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20, name
+        assert overlapping_titles(figure) == [], name
+
+
+def test_pyplot_has_no_figure(figures):
+    import matplotlib.pyplot as plt
+
+    assert plt.get_fignums() == []
+
+
+def test_mode_maps_show_mean_and_sd_with_their_scales(figures, modes):
+    figure = figures["mode_maps"]
+    maps = [
+        ax for ax in figure.axes if any(isinstance(c, QuadMesh) for c in ax.collections) and ax.get_title(loc="left")
+    ]
+    assert len(maps) == 6
+    first = float(100 * modes["explained_variance_fraction_mean"][0])
+    assert maps[0].get_title(loc="left").startswith(f"Mode 1: {first:.1f} % of variance [")
+    assert maps[1].get_title(loc="left") == "posterior sd"
+    for i in range(3):
+        mean, sd = (next(c for c in ax.collections if isinstance(c, QuadMesh)) for ax in maps[2 * i : 2 * i + 2])
+        assert mean.get_clim()[0] == -mean.get_clim()[1], "red and blue are balanced"
+        assert mean.get_cmap().name == "RdBu_r"
+        assert sd.get_clim()[0] == 0
+        np.testing.assert_allclose(mean.get_array().filled(np.nan), modes["mode_mean"][i].values)
+        assert any(isinstance(c, LineCollection) for c in maps[2 * i].collections), "a coast"
+    labels = [ax.get_ylabel() for ax in figure.axes if not ax.get_title(loc="left")]
+    assert labels == ["°C per sd of PC"] * 6
+
+
+def test_dots_mark_cells_of_certain_sign(modes):
+    shown = modes.copy()
+    shown["prob_positive"] = xr.full_like(modes["prob_positive"], 0.5)
+    shown["prob_positive"][0, 2, 3] = 0.96
+    shown["prob_positive"][0, 4, 5] = 0.01
+    ax = plots.mode_maps(shown).axes[0]
+    (dots,) = (c for c in ax.collections if isinstance(c, PathCollection))
+    at = {tuple(x) for x in np.asarray(dots.get_offsets())}
+    expected = {(float(modes["lon"][j]), float(modes["lat"][i])) for i, j in ((2, 3), (4, 5))}
+    assert at == expected
+
+
+@pytest.mark.parametrize("west", [120.0, -180.0, -20.0, 300.0])
+def test_coast_follows_the_longitudes_of_the_map(west):
+    """A point in the middle of land is covered, one in the middle of an ocean is not, whatever the convention."""
+    figure = Figure()
+    ax = figure.subplots()
+    extent = (west, west + 180, -60.0, 75.0)
+    plots._map_axes(ax, extent)
+    land = [path for c in ax.collections if isinstance(c, PolyCollection) for path in c.get_paths()]
+    places = {(100.0, 60.0): True, (25.0, 0.0): True, (-100.0, 45.0): True, (134.0, -24.0): True}
+    places |= {(-140.0, 0.0): False, (180.0, 30.0): False, (-30.0, 0.0): False, (75.0, -25.0): False}
+    tried = 0
+    for (lon, lat), expected in places.items():
+        inside = (lon - west) % 360 + west
+        if inside < west + 180:
+            tried += 1
+            assert any(path.contains_point((inside, lat)) for path in land) == expected, (lon, lat)
+    assert tried >= 3
+    assert ax.get_xlim() == (west, west + 180)
+
+
+def test_coast_has_no_line_along_the_date_line():
+    _, lines = plots._coast()
+    for line in lines:
+        seam = np.abs(np.abs(line[:, 0]) - 180) < 0.02
+        assert not (seam[1:] & seam[:-1]).any()
+    assert np.abs(np.diff(np.concatenate([line[:, 0] for line in lines[:1]]))).max() < 30
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [(120, "120°E"), (180, "180°"), (240, "120°W"), (-120, "120°W"), (360, "0°"), (0, "0°"), (190.5, "169.5°W")],
+)
+def test_longitudes_are_named(value, label):
+    assert plots._longitude(value) == label
+
+
+def test_latitudes_are_named():
+    assert [plots._latitude(x) for x in (-20, 0, 35)] == ["20°S", "EQ", "35°N"]
+
+
+def test_map_has_the_true_aspect_in_its_middle(figures):
+    ax = figures["mode_maps"].axes[0]
+    middle = np.mean(ax.get_ylim())
+    assert ax.get_aspect() == pytest.approx(1 / np.cos(np.deg2rad(middle)))
+
+
+def test_scree_and_pcs_hold_the_numbers(figures, modes, comparison):
+    ax = figures["scree"].axes[0]
+    ours = ax.containers[0][0].get_ydata()
+    np.testing.assert_allclose(ours, 100 * modes["explained_variance_fraction_mean"])
+    theirs = ax.containers[1][0].get_ydata()
+    np.testing.assert_allclose(theirs, 100 * comparison["eof_fraction"])
+    axes = figures["pcs"].axes
+    assert [ax.get_title(loc="left")[:4] for ax in axes] == ["PC 1", "PC 2", "PC 3"]
+    np.testing.assert_allclose(axes[1].lines[1].get_ydata(), modes["pc_mean"][1])
+
+
+def test_calendars_without_datetime64_are_drawn_as_years(modes):
+    cftime = pytest.importorskip("cftime")
+    times = [cftime.Datetime360Day(1950 + i, 1, 15) for i in range(modes.sizes["time"])]
+    figure = plots.pcs(modes.assign_coords(time=times))
+    assert figure.axes[0].lines[1].get_xdata()[0] == pytest.approx(1950, abs=0.1)
+
+
+def test_cells_without_a_grid_or_position_are_drawn(tree):
+    constant = tree["constant_data"].to_dataset()
+    rng = np.random.default_rng(0)
+    cells = constant.sizes["cell"]
+    scattered = constant.assign_coords(
+        lat=("cell", rng.uniform(20, 60, cells)), lon=("cell", rng.uniform(120, 240, cells))
+    )
+    for changed in (scattered, constant.drop_vars(["lat", "lon"])):
+        groups = {"posterior": tree["posterior"].to_dataset(), "constant_data": changed}
+        modes = summarise_modes(xr.DataTree.from_dict(groups), check_draws=10)
+        for figure in (plots.mode_maps(modes), plots.residual_maps(modes)):
+            assert len(np.unique(pixels(figure).reshape(-1, 3), axis=0)) > 20
+
+
+def test_chosen_variables_and_their_limit(tree):
+    posterior = tree["posterior"].to_dataset()
+    figure = plots.trace(posterior, ["sigma", "d"], most=3)
+    assert [ax.get_ylabel() for ax in figure.axes[::2]] == ["sigma", "d[0]", "d[1]"]
+    with pytest.raises(KeyError, match="no \\['tau'\\]"):
+        plots.trace(posterior, ["tau"])
+
+
+def test_ranks_of_equal_chains_stay_within_the_band(tree):
+    rng = np.random.default_rng(0)
+    posterior = xr.Dataset({"x": (("chain", "draw"), rng.normal(size=(2, 2000)))})
+    ax = plots.rank(posterior, num_bins=10).axes[0]
+    counts = np.array([patch.get_data().values for patch in ax.patches if hasattr(patch, "get_data")])
+    assert counts.sum() == 4000
+    assert (np.abs(counts - 200) < 4.5 * np.sqrt(200)).all()
+
+
+def test_single_chain_has_no_rhat_map(modes):
+    with pytest.raises(KeyError, match="single chain"):
+        plots.rhat_map(modes.drop_vars("mode_r_hat"))
+
+
+def test_figures_can_be_saved_without_a_display(figures):
+    buffer = BytesIO()
+    figures["scree"].savefig(buffer, format="png", dpi=50)
+    assert buffer.getvalue().startswith(b"\x89PNG")
