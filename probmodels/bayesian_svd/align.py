@@ -59,9 +59,10 @@ def align_draws(
             where = indexer.values.reshape(d.shape[:2] + (1,) * len(axes) + (-1,))
             picked = np.take_along_axis(lined, np.broadcast_to(where, lined.shape), axis=-1)
             out[name] = (("chain", "draw", *axes, "mode"), picked, values.attrs)
-    sign = np.sign(np.einsum("cdrk,rk->cdk", out["U"].values, reference_space))
-    sign += np.sign(np.einsum("cdrk,rk->cdk", out["V"].values, reference_time))
-    sign = np.where(sign < 0, -1.0, 1.0).astype(u.dtype)
+    # The sum of both overlaps, not of their signs, which would leave a mode as drawn where pattern and series disagree.
+    overlaps = np.einsum("cdrk,rk->cdk", out["U"].values, reference_space)
+    overlaps = overlaps + np.einsum("cdrk,rk->cdk", out["V"].values, reference_time)
+    sign = np.where(overlaps < 0, -1.0, 1.0).astype(u.dtype)
     out["U"] = out["U"] * xr.DataArray(sign, dims=("chain", "draw", "mode"))
     out["V"] = out["V"] * xr.DataArray(sign, dims=("chain", "draw", "mode"))
     out["U"] = out["U"].transpose("chain", "draw", "basis_space", "mode")

@@ -80,10 +80,14 @@ class ReducedData:
             self._z_data, norm, self._along, self._cross = state
             self._norm = norm - (float((self._along**2).sum()) if self._flat else 0.0)
         signal_along = cells @ (v @ self._design_time)
-        if len(self.shared):
+        if len(self.shared):  # local effects integrated out: flat ones are centred away, proper ones shrink
             known = self._cross - np.einsum("ki,pij,kj->p", u * d[:, None], self._columns, v, optimize=True)
-            known = known - np.einsum("pnq,nq->p", self._columns_design, self.effects)
-            precision = self._columns_gram / noise + self._shared_precision * np.eye(len(known))
+            gram = self._columns_gram
+            if self._proper:
+                share = 1.0 / (1.0 + noise * self._effect_precision)
+                known = known - share * np.einsum("pnq,nq->p", self._columns_design, self._along - signal_along)
+                gram = gram - share * np.einsum("pnq,rnq->pr", self._columns_design, self._columns_design)
+            precision = gram / noise + self._shared_precision * np.eye(len(known))
             self.shared = _normal(rng, known / noise, precision)
         along = self._along - np.einsum("p,pnq->nq", self.shared, self._columns_design)
         total = self._norm - 2.0 * self.shared @ self._cross + self.shared @ self._columns_gram @ self.shared
@@ -102,7 +106,7 @@ class ReducedData:
         if self._flat:
             mean = self._along - np.einsum("p,pnq->nq", self.shared, self._columns_design)
             effects = mean + np.sqrt(noise) * rng.standard_normal(mean.shape)
-        return effects @ self._back / self._root_weight
+        return effects @ self._back.T / self._root_weight
 
 
 class _Gaps:
