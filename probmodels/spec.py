@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from probmodels.inference.problem import Problem
     from probmodels.inference.result import Result
 
-__all__ = ["ENGINES", "SpecError", "build_problem", "load_spec", "run_engine", "run_spec"]
+__all__ = ["ENGINES", "SpecError", "build_problem", "load_spec", "run_engine", "run_spec", "spec_of_result"]
 
 ENGINES = {"mcmc": "run_mcmc", "svi": "fit_svi"}
 _TABLES = ("data", "model", "inference", "output")
@@ -88,6 +88,27 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     _check_keys("inference", spec["inference"], ("engine", *_parameters(_engine(engine))))
     _check_keys("output", spec["output"], _OUTPUT)
     return spec
+
+
+def spec_of_result(path: str | Path) -> dict[str, Any]:
+    """The spec that a result file was made from.
+
+    Raises
+    ------
+    SpecError
+        If the file holds none, which is so for problems that were built by hand.
+    """
+    import xarray as xr
+
+    try:
+        with xr.open_dataset(path, engine="netcdf4") as root:
+            text = str(root.attrs.get("spec", "{}"))
+    except (OSError, ValueError) as error:
+        raise SpecError(f"cannot read {path}: {error}") from error
+    spec = json.loads(text)
+    if "data" not in spec:
+        raise SpecError(f"{path} holds no spec of its data, so it cannot be run again from the file alone")
+    return load_spec(spec)
 
 
 def build_problem(spec: Mapping[str, Any], data: Any = None) -> Problem:

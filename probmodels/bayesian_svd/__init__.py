@@ -1,7 +1,7 @@
 """Bayesian singular value decomposition with structured orthonormal modes.
 
 `make_problem` turns a labelled matrix into a `Problem`; `run_mcmc` on it runs the exact block sampler, `fit_svi` the
-guide of `probmodels.guides.bayesian_svd`; `summarise` makes maps of the result.
+guide of `probmodels.guides.bayesian_svd`; `write_outputs` makes maps and a report of the result.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ _EXPORTS = {
     "make_problem": "prepare",
     "tiny": "prepare",
     "BlockGibbs": "sampler",
+    "write_outputs": "outputs",
 }
 
-__all__ = ["REFERENCE", "BlockGibbs", "make_problem", "model", "tiny"]
+__all__ = ["REFERENCE", "BlockGibbs", "make_problem", "model", "tiny", "write_outputs"]
 
 
 def __getattr__(name: str) -> Any:

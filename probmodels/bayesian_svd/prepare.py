@@ -37,11 +37,12 @@ _MIN_TIMES = 10
 
 def _matrix(data: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
     """The data as (cell, time), land dropped, and a sentence for each mend."""
+    if {"lat", "lon"} <= set(data.dims):
+        from probmodels.datasets.sst import to_matrix
+
+        data = to_matrix(data)
     if data.ndim != 2:
-        raise DataError(
-            f"data has dims {tuple(map(str, data.dims))}; expected two, (cell, time); "
-            "a gridded field becomes one with probmodels.datasets.sst.to_matrix"
-        )
+        raise DataError(f"data has dims {tuple(map(str, data.dims))}; expected (cell, time) or (time, lat, lon)")
     row, column = data.dims
     data = data.rename({k: v for k, v in ((row, "cell"), (column, "time")) if k != v}).astype(np.float64)
     if np.isinf(data.values).any():
@@ -91,7 +92,10 @@ def _weights(data: xr.DataArray, area_weights: bool | Sequence[float]) -> np.nda
     if area_weights is True:
         if "lat" not in data.coords:
             return np.ones(size)
-        weight = np.cos(np.deg2rad(np.asarray(data["lat"].values, dtype=np.float64)))
+        if "area_weight" in data.coords:
+            weight = np.asarray(data["area_weight"].values, dtype=np.float64)
+        else:
+            weight = np.cos(np.deg2rad(np.asarray(data["lat"].values, dtype=np.float64)))
         if (weight <= 1e-6).any():
             raise DataError(
                 "area weights vanish at the poles; leave out cells at latitude ±90 or set area_weights=False"
@@ -168,9 +172,9 @@ def make_problem(
     Parameters
     ----------
     data
-        Dims (cell, time), missing entries NaN. Distances between cells come from coordinates ``lat`` and ``lon`` of
-        the cells (chordal, km), else ``x``, ``y``, ``z``, else the cell coordinate; along time from dates (years) or
-        numbers.
+        Dims (cell, time), or a gridded field (time, lat, lon); missing entries NaN. Distances between cells come from
+        coordinates ``lat`` and ``lon`` of the cells (chordal, km), else ``x``, ``y``, ``z``, else the cell
+        coordinate; along time from dates (years) or numbers.
     rank
         Number of modes k.
     fixed_effects
@@ -327,6 +331,9 @@ def make_problem(
     )
     if num_effects:
         constant["fixed_effects_design"] = local
+    diagnosed = ["U", "V", "d", "sigma"]
+    diagnosed += [f"length_scale_{name}" for name, side in sides.items() if len(side.length_scales) > 1]
+    diagnosed += ["shared_effects"] * bool(len(data_.shared))
     coords: dict[str, Any] = {
         "mode": range(1, rank + 1),
         "cell": matrix["cell"].values,
@@ -347,7 +354,7 @@ def make_problem(
         invariants=functools.partial(
             invariants, basis_space=space.basis.numpy(), basis_time=time.basis.numpy(), reference_space=reference[0]
         ),
-        diagnosed=("U", "V", "d", "sigma", "length_scale_space", "length_scale_time", "shared_effects"),
+        diagnosed=tuple(diagnosed),
     )
 
 
@@ -381,7 +388,7 @@ def _reduce(
         effects = torch.linalg.solve(gram, (values @ design).unsqueeze(-1)).squeeze(-1)
         filled = torch.where(mask, values, effects @ design.T)
     centre, shared_centre = centred(filled), centred(shared_full)
-    z, shared = inside(values), inside(shared_full)
+    z, shared = inside(filled), inside(shared_full)
     free = int(mask.sum()) - (n * design.shape[1] if flat else 0)
     norm = float(centre.square().sum())
     if norm == 0:

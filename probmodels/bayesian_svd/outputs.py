@@ -1,0 +1,81 @@
+"""Everything that a person looks at after a run: maps as CF NetCDF, figures, a table, an HTML report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from probmodels import plots
+from probmodels.bayesian_svd.eof import compare_eof
+from probmodels.bayesian_svd.summary import summarise_modes, summary_table, write_modes
+from probmodels.report import write_report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from probmodels.inference.diagnostics import Report
+    from probmodels.inference.result import Result
+
+__all__ = ["Outputs", "write_outputs"]
+
+_TRACED = ["d", "sigma", "length_scale_space", "length_scale_time"]
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where things were written, and what there is to say about them."""
+
+    folder: Path
+    table: str
+    diagnosis: Report
+
+
+def write_outputs(result: Result, folder: str | Path, *, level: float = 0.95, dpi: int = 110) -> Outputs:
+    """Write ``modes.nc``, ``figures/*.png``, ``summary.txt`` and ``report.html``.
+
+    Parameters
+    ----------
+    result
+        Of a Bayesian SVD, by MCMC or SVI.
+    folder
+        Where to; made where it is missing, files of the same names are replaced.
+    level
+        Probability of the intervals.
+    dpi
+        Resolution of the figures.
+
+    Returns
+    -------
+    Outputs
+        The folder, the table of the modes, and the verdict of the diagnostics.
+    """
+    folder = Path(folder)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    tree = result.tree
+    modes = summarise_modes(tree, level=level)
+    write_modes(modes, folder / "modes.nc")
+    comparison = compare_eof(tree, modes)
+    diagnosis = result.diagnose()
+    table = summary_table(modes, comparison)
+    (folder / "summary.txt").write_text(f"{table}\n\n{diagnosis}\n", encoding="utf-8")
+
+    posterior = result.posterior
+    gridded = "lat" in modes.dims
+    figures: dict[str, Figure] = {"pcs": plots.pcs(modes, comparison), "scree": plots.scree(modes, comparison)}
+    if gridded:
+        figures["mode_maps"] = plots.mode_maps(modes)
+        figures["eof_difference"] = plots.eof_difference(modes, comparison)
+        figures["residual_maps"] = plots.residual_maps(modes)
+    traced = [name for name in _TRACED if name in posterior and float(posterior[name].std()) > 0]
+    if posterior.sizes["chain"] > 1:
+        if gridded:
+            figures["rhat_map"] = plots.rhat_map(modes)
+        figures["rank"] = plots.rank(posterior, traced)
+    figures["trace"] = plots.trace(posterior, traced)
+    if "fit" in tree.children:
+        figures["loss"] = plots.loss(tree["fit"].to_dataset())
+    for name, figure in figures.items():
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=dpi)
+    write_report(tree, modes, figures, folder, diagnosis=diagnosis, comparison=comparison, dpi=dpi)
+    return Outputs(folder, table, diagnosis)

@@ -1,0 +1,256 @@
+"""The command line: ``probmodels sst``, ``run``, ``list``, ``show``, ``diagnose``, ``report``.
+
+Heavy imports happen inside the commands, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from probmodels._version import __version__
+
+if TYPE_CHECKING:
+    from probmodels.inference.result import Result
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="probmodels",
+    help="Probabilistic models on Pyro: fit, diagnose, and look at the results.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_RESULT = "result.nc"
+_CHECKPOINT = "checkpoint"
+
+Out = Annotated[Path, typer.Option("--out", help="Folder for everything that is written.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with status 1 where diagnostics fail.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result that lies in the folder.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+Folder = Annotated[Path, typer.Argument(help="Folder of a result.")]
+
+
+@app.command()
+def sst(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE]... | fetch NAME",
+            help="NetCDF files or a pattern; none for the embedded field of North Pacific winters; 'fetch' and one of "
+            "ersstv5, hadisst, oisst, cobe2 downloads that data set.",
+        ),
+    ] = None,
+    region: Annotated[str | None, typer.Option(help="Name such as north_pacific, or lat0,lat1,lon0,lon1.")] = None,
+    period: Annotated[str | None, typer.Option(help="First and last time, e.g. 1950:2019 or 1950-01:2019-04.")] = None,
+    season: Annotated[str | None, typer.Option(help="Months to average, e.g. DJF or NDJFM.")] = None,
+    base_period: Annotated[
+        str | None, typer.Option(help="Period whose climatology is removed, e.g. 1981:2010.")
+    ] = None,
+    variable: Annotated[str | None, typer.Option(help="Variable of the file, where there are several.")] = None,
+    ice: Annotated[
+        float | None, typer.Option(help="Temperature at or below which a value is sea ice, e.g. -1.79.")
+    ] = None,
+    rank: Annotated[int, typer.Option(help="Number of modes.")] = 4,
+    fixed_effects: Annotated[
+        str, typer.Option(help="Terms of each location: intercept, trend, annual, semiannual.")
+    ] = "intercept,trend",
+    kernel: Annotated[str, typer.Option(help="Kernel of the patterns.")] = "matern72",
+    kernel_time: Annotated[str, typer.Option(help="Kernel of the series.")] = "identity",
+    tail: Annotated[float, typer.Option(help="Share of the kernel's variance that a truncated basis may drop.")] = 1e-6,
+    draws: Annotated[int, typer.Option(help="Draws kept per chain.")] = 1000,
+    warmup: Annotated[int, typer.Option(help="Sweeps before the first draw.")] = 500,
+    thin: Annotated[int, typer.Option(help="Sweeps per draw kept.")] = 2,
+    chains: Annotated[int, typer.Option(help="Number of chains.")] = 4,
+    steps: Annotated[int, typer.Option(help="Steps of SVI.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same draws.")] = 0,
+    engine: Annotated[str, typer.Option(help="mcmc (exact) or svi (approximate).")] = "mcmc",
+    out: Out = Path("runs/sst"),
+    strict: Strict = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Bayesian SVD (EOF analysis with uncertainty) of sea surface temperature."""
+    if files and files[0] == "fetch":
+        _fetch(files[1:], quiet=quiet)
+        return
+    data = {
+        "name": "sst",
+        "path": None if not files else files[0] if len(files) == 1 else files,
+        "region": region,
+        "period": period,
+        "season": season,
+        "base_period": base_period,
+        "variable": variable,
+        "ice": ice,
+    }
+    effects = [term for term in fixed_effects.replace(" ", "").split(",") if term]
+    sampling = {"num_samples": draws, "warmup_steps": warmup, "thin": thin, "num_chains": chains}
+    spec = {
+        "method": "bayesian_svd",
+        "data": {key: value for key, value in data.items() if value is not None},
+        "model": {
+            "rank": rank,
+            "fixed_effects": effects,
+            "kernel_space": kernel,
+            "kernel_time": kernel_time,
+            "tail": tail,
+        },
+        "inference": {"engine": engine, "seed": seed, **(sampling if engine == "mcmc" else {"num_steps": steps})},
+        "output": {"path": str(out), "overwrite": overwrite},
+    }
+    _execute(spec, strict=strict, quiet=quiet)
+
+
+@app.command()
+def run(
+    spec: Annotated[Path, typer.Argument(help="TOML spec, or a result.nc whose spec is run again.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder, instead of the spec's own.")] = None,
+    strict: Strict = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a spec."""
+    from probmodels.spec import load_spec, spec_of_result
+
+    loaded = spec_of_result(spec) if spec.suffix == ".nc" else load_spec(spec)
+    if out is not None:
+        loaded["output"]["path"] = str(out)
+    if overwrite:
+        loaded["output"]["overwrite"] = True
+    loaded["output"].setdefault("path", f"runs/{spec.stem}")
+    _execute(loaded, strict=strict, quiet=quiet)
+
+
+@app.command("list")
+def list_methods() -> None:
+    """List the methods."""
+    from probmodels.methods import METHODS, get_method
+
+    for name in METHODS:
+        module = get_method(name)
+        typer.echo(f"{name:24s}{(module.__doc__ or '').strip().splitlines()[0]}")
+        typer.echo(f"{'':24s}{module.REFERENCE}")
+
+
+@app.command()
+def show(folder: Folder) -> None:
+    """Show what a result holds and its summary."""
+    result = _load(folder)
+    for key in ("method", "engine", "seed", "created", "sampling_seconds", "spec"):
+        if key in result.tree.attrs:
+            typer.echo(f"{key:18s}{result.tree.attrs[key]}")
+    for name, group in result.tree.children.items():
+        sizes = ", ".join(f"{dim} {size}" for dim, size in group.sizes.items())
+        typer.echo(f"{name:18s}{', '.join(map(str, group.data_vars))} ({sizes})")
+    table = (folder if folder.is_dir() else folder.parent) / "summary.txt"
+    if table.exists():
+        typer.echo("\n" + table.read_text(encoding="utf-8").rstrip())
+
+
+@app.command()
+def diagnose(folder: Folder, strict: Strict = False) -> None:
+    """Judge whether the draws of a result can be trusted, and say what to do."""
+    report = _load(folder).diagnose()
+    typer.echo(str(report))
+    _exit(report.ok, strict)
+
+
+@app.command()
+def report(
+    folder: Folder, out: Annotated[Path | None, typer.Option("--out", help="Folder to write to.")] = None
+) -> None:
+    """Write maps, figures and the HTML report of a result again."""
+    result = _load(folder)
+    _write(result, out or (folder if folder.is_dir() else folder.parent))
+
+
+def _execute(spec: dict[str, Any], *, strict: bool, quiet: bool) -> None:
+    """Check, load, sample with checkpoints, save, write outputs."""
+    from probmodels.spec import build_problem, load_spec, run_engine
+
+    spec = load_spec(spec)
+    folder = Path(spec["output"]["path"])
+    overwrite = bool(spec["output"].get("overwrite", False))
+    if (folder / _RESULT).exists() and not overwrite:
+        raise _Refusal(f"{folder} holds a result already; choose another folder with --out, or pass --overwrite")
+    problem = build_problem(spec)
+    _say_mends(problem)
+    checkpoint = folder / _CHECKPOINT
+    if checkpoint.exists():
+        typer.echo(f"Continuing from {checkpoint}.")
+    result = run_engine(spec, problem, checkpoint=str(checkpoint), progress=not quiet)
+    result.save(folder, overwrite=overwrite)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+    _exit(_write(result, folder), strict)
+
+
+def _write(result: Result, folder: Path) -> bool:
+    """Outputs of the method, where it has any; whether the diagnostics passed."""
+    from probmodels.methods import get_method
+
+    method = get_method(result.tree.attrs["method"])
+    if not hasattr(method, "write_outputs"):
+        diagnosis = result.diagnose()
+        typer.echo(str(diagnosis))
+        return diagnosis.ok
+    written = method.write_outputs(result, folder)
+    typer.echo(f"\n{written.table}\n\n{written.diagnosis}\n\nReport: {folder / 'report.html'}")
+    return bool(written.diagnosis.ok)
+
+
+def _say_mends(problem: Any) -> None:
+    mends = json.loads(problem.data.attrs.get("mends", "[]")) if problem.data is not None else []
+    for sentence in mends:
+        typer.echo(f"Note: {sentence}")
+
+
+def _fetch(names: list[str], *, quiet: bool) -> None:
+    from probmodels.datasets.fetch import SOURCES, fetch
+
+    if len(names) != 1:
+        raise _Refusal(f"'sst fetch' takes one name: {', '.join(SOURCES)}")
+    typer.echo(f"{fetch(names[0], progress=not quiet)}")
+
+
+def _load(folder: Path) -> Result:
+    from probmodels.inference.result import Result
+
+    return Result.load(folder)
+
+
+def _exit(ok: bool, strict: bool) -> None:
+    if strict and not ok:
+        raise typer.Exit(1)
+
+
+class _Refusal(ValueError):
+    """A request that the command line itself refuses."""
+
+
+def main() -> None:
+    """Run the command line; the project's own errors, which a user can mend, are one line and exit status 2."""
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt as error:
+        print(f"\nInterrupted: {error}" if str(error) else "\nInterrupted.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if not type(error).__module__.startswith("probmodels."):
+            raise
+        print(f"{type(error).__name__.lstrip('_')}: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit()
