@@ -289,7 +289,7 @@ class EigenGrid:
         Eigenvalues, nugget and weights included, all positive, shape (G, r).
     vectors
         Eigenvectors in columns, in coordinates of the basis, shape (G, r, r); None where every candidate is diagonal
-        in the basis. ``vectors[0]`` is the identity.
+        in the basis. From `eigen_grid`, ``vectors[0]`` is the identity.
     length_scales
         Shape (G,); zero for the identity kernel, of which it is the limit.
     kernels
@@ -326,7 +326,7 @@ class EigenGrid:
             raise CovarianceError(f"candidate {index} does not exist; the grid holds {self.size}")
         index %= self.size
         one = slice(index, index + 1)
-        vectors = None if self.vectors is None or index == 0 else self.vectors[one]
+        vectors = None if self.vectors is None else self.vectors[one]
         return EigenGrid(self.basis, self.values[one], vectors, self.length_scales[one], self.kernels[one], self.tail)
 
     def covariance(self, index: int) -> Tensor:
