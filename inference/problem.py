@@ -303,7 +303,9 @@ class Problem:
         latent = set(self.names("latent"))
         for name in self.names("latent"):
             if name not in drawn:
-                raise ProblemError(f"{self.name}: the guide does not sample {name!r}{_hint(name, set(drawn) - latent)}")
+                extra = sorted(set(drawn) - latent)
+                hint = _hint(name, extra) or f"; it samples {sorted(drawn)}"
+                raise ProblemError(f"{self.name}: the guide does not sample {name!r}{hint}")
         for name, node in drawn.items():
             if name not in self.sites:
                 raise ProblemError(

@@ -115,7 +115,7 @@ def _pack(problem: Problem, factory: KernelFactory) -> bytes:
         raise ProblemError(
             f"{problem.name}: the problem cannot be sent to another process ({error}); {remedy}"
         ) from error
-    if b"__main__" in payload and not getattr(sys.modules["__main__"], "__file__", None):
+    if b"__main__" in payload and not os.path.isfile(getattr(sys.modules["__main__"], "__file__", "")):
         raise ProblemError(
             f"{problem.name}: model or kernel is defined in this notebook or session, where other processes cannot "
             f"find it; {remedy}"

@@ -1,0 +1,123 @@
+"""Result: round trips, predictions, tables, errors."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import numpy as np
+import pytest
+import xarray as xr
+from inference_models import SCALE, auto_guide, data, exact, mean_model, mean_problem, normal_model
+
+from probmodels.inference import Problem, Result, ResultError, fit_svi, run_mcmc
+from probmodels.inference.predictive import log_likelihood, prior_predictive, thin
+
+mcmc = partial(run_mcmc, num_samples=50, warmup_steps=5, num_chains=2, chain_method="sequential", progress=False)
+svi = partial(fit_svi, num_steps=20, num_samples=30, progress=False)
+
+
+@pytest.mark.parametrize("engine", [mcmc, svi])
+def test_round_trip(tmp_path, engine):
+    labelled = xr.Dataset(
+        {"y": ("obs", data().numpy()), "mask": ("obs", np.ones(6, bool))}, attrs={"ok": True, "a": None}
+    )
+    problem = mean_problem(data=labelled, guide=auto_guide(mean_model))
+    result = engine(problem)
+    folder = result.save(tmp_path / "out")
+    loaded = Result.load(folder, problem)
+    for name, group in result.tree.children.items():
+        xr.testing.assert_equal(loaded.tree[name].to_dataset(), group.to_dataset())
+    assert loaded.tree["constant_data"]["mask"].dtype == bool
+    assert loaded.tree["posterior"]["mu"].dtype == result.posterior["mu"].dtype
+    assert loaded.tree.attrs["method"] == "mean"
+    assert json.loads(loaded.tree.attrs["versions"])["torch"]
+    assert loaded.predict(problem, seed=3).identical(result.predict(problem, seed=3))
+    assert set(loaded.params()) == set(result.params())
+    assert sorted(file.name for file in folder.iterdir() if file.name.startswith(".")) == []
+    assert (folder / "guide.safetensors").exists() == (engine is svi)
+
+
+def test_saving_does_not_replace_another_result_unasked(tmp_path):
+    result = mcmc(mean_problem())
+    result.save(tmp_path)
+    with pytest.raises(ResultError, match="overwrite=True"):
+        result.save(tmp_path)
+    result.save(tmp_path, overwrite=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultError, match="cannot write"):
+        result.save(tmp_path / "file")
+
+
+def test_what_cannot_be_loaded_is_said(tmp_path):
+    with pytest.raises(ResultError, match=r"no result.nc"):
+        Result.load(tmp_path)
+    result = svi(mean_problem())
+    result.save(tmp_path / "a")
+    with pytest.raises(ResultError, match="a result of 'mean', not of 'other'"):
+        Result.load(tmp_path / "a", mean_problem(name="other"))
+    with pytest.raises(ResultError, match="saved parameters do not fit"):
+        Result.load(tmp_path / "a", mean_problem(guide=auto_guide(mean_model)))
+    file = tmp_path / "a" / "result.nc"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ResultError, match="cannot be read"):
+        Result.load(tmp_path / "a")
+    xr.Dataset().to_netcdf(file)
+    with pytest.raises(ResultError, match=r"not written by Result.save"):
+        Result.load(tmp_path / "a")
+
+
+def test_draws_are_not_compressed(tmp_path):
+    import netCDF4
+
+    with netCDF4.Dataset(mcmc(mean_problem()).save(tmp_path) / "result.nc") as file:
+        assert not file["posterior"]["mu"].filters()["zlib"]
+
+
+def test_predictions_have_the_predictive_distribution():
+    result = mcmc(mean_problem(), num_samples=2000)
+    mean, sd = exact(data())
+    new = result.predict(mean_problem())["y"]
+    assert new.dims == ("chain", "draw", "obs")
+    wanted = np.hypot(sd, SCALE)
+    assert np.all(np.abs(new.mean(("chain", "draw")) - mean) < 4.5 * wanted / np.sqrt(4000 / 3))  # ess of AR(1/2)
+    assert np.all(np.abs(new.std(("chain", "draw")) / wanted - 1) < 4.5 / np.sqrt(2 * 4000 / 3))
+    assert result.predict(mean_problem(), num_samples=20)["y"].sizes["draw"] == 10
+
+
+def test_a_fitted_guide_predicts_data_of_another_size():
+    result = svi(mean_problem())
+    longer = mean_problem(args=(data(9),), coords={})
+    assert result.predict(longer, num_samples=4)["y"].shape == (1, 4, 9)
+
+
+def test_log_likelihood_is_pointwise():
+    problem = Problem("rows", normal_model, args=(data(6).reshape(2, 3),))
+    posterior = prior_predictive(problem, num_samples=5)[["theta"]]
+    found = log_likelihood(problem, posterior)["y"]
+    theta, y = posterior["theta"].values[..., 0], data(6).reshape(2, 3).numpy()
+    wanted = -0.5 * ((y - theta[..., None]) / SCALE) ** 2 - np.log(SCALE * np.sqrt(2 * np.pi))
+    assert found.dims == ("chain", "draw", "row", "column")
+    np.testing.assert_allclose(found, wanted, rtol=1e-10)
+
+
+def test_prior_predictive_has_the_prior_distribution():
+    prior = prior_predictive(mean_problem(), num_samples=1000, seed=2)
+    assert abs(float(prior["mu"].std()) / 2 - 1) < 4.5 / np.sqrt(2000)
+    assert abs(float((prior["y"] - prior["mu"]).std()) / SCALE - 1) < 4.5 / np.sqrt(2 * 6000)
+
+
+def test_summary_names_entries_by_label():
+    result = mcmc(mean_problem(diagnosed=("mu",)))
+    assert list(result.summary().index) == ["mu"]
+    table = result.summary(["mu", "new"])
+    assert list(table.index[:2]) == ["mu", "new[a]"]
+    assert table.loc["mu", "hdi_lower"] < table.loc["mu", "mean"] < table.loc["mu", "hdi_upper"]
+    with pytest.raises(ResultError, match="has no"):
+        result.summary(["nu"])
+
+
+def test_thin_spaces_draws_evenly():
+    posterior = xr.Dataset({"x": (("chain", "draw"), np.zeros((2, 10)))})
+    assert thin(posterior, None) is posterior
+    assert thin(posterior, 6).sizes["draw"] == 3
