@@ -22,7 +22,7 @@ from torch import Tensor
 
 from probmodels.bayesian_svd.augment import ReducedData
 from probmodels.bayesian_svd.model import MatrixData, SideData
-from probmodels.bayesian_svd.sweep import column_images, sweep
+from probmodels.bayesian_svd.sweep import best_log_tau, column_images, sweep
 from probmodels.inference.kernels import Kernel
 from probmodels.inference.problem import Problem
 
@@ -40,10 +40,23 @@ class _Side:
         self.vectors = np.empty((0, r, r)) if side.vectors is None else np.ascontiguousarray(side.vectors.numpy())
         self.log_weights = np.ascontiguousarray(side.log_weights.numpy())
         self.length_scales = side.length_scales.numpy()
-        # Along a change of candidate the scale-mixture variable moves with the eigenvalues of the directions that carry
-        # most of the variance, so that a proposal keeps the fit there.
-        leading = np.sort(self.values, axis=1)[:, ::-1][:, : max(4, r // 10)]
-        self.arrays = (self.values, self.vectors, self.log_weights, np.log(leading).mean(axis=1))
+        self.offset = np.zeros(self.log_weights.shape)
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        return self.values, self.vectors, self.log_weights, self.offset
+
+    def adapt(self, projected: Array, frame: Array, noise: float) -> None:
+        """Let the scale-mixture variable follow a change of candidate so that a proposal keeps its fit.
+
+        ``projected (k, r)`` holds the data times each mode of the other side.
+        """
+        for i, y in enumerate(projected):
+            rest = np.delete(frame, i, axis=0)
+            y = np.ascontiguousarray(y - (y @ rest.T) @ rest)
+            middle = math.log(self.values[0].sum()) - math.log(max(y @ y, 1e-300))
+            span = math.log(self.values.max() / self.values.min()) + 10.0
+            self.offset[i] = best_log_tau(i, y, frame, self.values, self.vectors, noise, middle - span, middle + span)
 
 
 class BlockGibbs(Kernel):
@@ -102,7 +115,9 @@ class BlockGibbs(Kernel):
             "d": size * np.exp(0.02 * self.jitter * rng.standard_normal(rank)),
             "noise": np.array(noise * math.exp(0.2 * self.jitter * rng.standard_normal())),
         }
-        for side, frame, arrays in (("u", u, self.space), ("v", v, self.time)):
+        for side, frame, arrays, projected in (("u", u, self.space, v @ z.T), ("v", v, self.time, u @ z)):
+            if len(arrays.length_scales) > 1:
+                arrays.adapt(projected, frame, noise)
             g = np.array([rng.choice(w.size, p=np.exp(w)) for w in arrays.log_weights], dtype=np.int64)
             self._state[f"g_{side}"] = g
             self._state[f"log_tau_{side}"] = np.log(arrays.values[g].sum(axis=1))
@@ -184,6 +199,7 @@ class BlockGibbs(Kernel):
         out["accepted"] = torch.from_numpy(self._accepted.copy())
         out["shared"] = torch.from_numpy(self._data.shared.copy())
         out["effects"] = torch.from_numpy(self._data.effects.copy())
+        out["offset_u"], out["offset_v"] = (torch.from_numpy(side.offset.copy()) for side in (self.space, self.time))
         out["generator"] = json.dumps(self._rng.bit_generator.state)
         return out
 
@@ -192,6 +208,7 @@ class BlockGibbs(Kernel):
         for name in self._state:
             self._state[name] = state[name].numpy().copy()
         self._accepted = state["accepted"].numpy().copy()
+        self.space.offset, self.time.offset = (state[f"offset_{side}"].numpy().copy() for side in "uv")
         self._data.shared = state["shared"].numpy().copy()
         self._data.effects = state["effects"].numpy().copy()
         self._rng.bit_generator.state = json.loads(state["generator"])

@@ -19,7 +19,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["column_images", "sweep"]
+__all__ = ["best_log_tau", "column_images", "sweep"]
 
 Array = NDArray[np.float64]
 
@@ -221,13 +221,13 @@ def _update_column(rng, i, y, frame, g, log_tau, images, log_minors, d, noise, c
         gn = gi
         ltn = lt + step
         if move:
-            jump = 1 + int(rng.random() * rng.random() * (num_candidates - 1))
+            jump = 1 if rng.random() < 0.6 else 1 + int(rng.random() ** 3 * (num_candidates - 1))
             if rng.random() < 0.5:
                 jump = -jump
             gn = gi + jump
             if gn < 0 or gn >= num_candidates or not log_weights[i, gn] > -np.inf:
                 continue
-            ltn += offset[gn] - offset[gi]
+            ltn += offset[i, gn] - offset[i, gi]
             there = 1 - here
             prior[there] = log_weights[i, gn] + _prepare(
                 i, frame, y, values, vectors, gn, cols[there], yhat[there], products[there], work
@@ -290,6 +290,40 @@ def _update_column(rng, i, y, frame, g, log_tau, images, log_minors, d, noise, c
     log_minors[:] = new_minors
     log_minors[i] = _log_minor(images[i], values[gi], i, work)
     return True
+
+
+@njit(**_JIT)
+def best_log_tau(i, y, frame, values, vectors, noise, lowest, highest):
+    """The log_tau of the vector f of column i that fits y best, for each candidate, by golden-section search; (G,)."""
+    k, r = frame.shape
+    cols = np.empty((k - 1, r))
+    yhat = np.empty(r)
+    products = np.empty((k * (k + 1) // 2, r))
+    shrink = np.empty(r)
+    precision = np.empty(r)
+    gram = np.empty((k - 1, k - 1))
+    work = np.empty((k, k))
+    rhs = np.empty(k)
+    out = np.empty(values.shape[0])
+    golden = 0.5 * (math.sqrt(5.0) - 1.0)
+    for g in range(values.shape[0]):
+        _prepare(i, frame, y, values, vectors, g, cols, yhat, products, work)
+        low, high = lowest, highest
+        a = high - golden * (high - low)
+        b = low + golden * (high - low)
+        at_a, _ = _marginal(values[g], a, noise, products, i, shrink, precision, gram, rhs)
+        at_b, _ = _marginal(values[g], b, noise, products, i, shrink, precision, gram, rhs)
+        while high - low > 0.01:
+            if at_a > at_b:
+                high, b, at_b = b, a, at_a
+                a = high - golden * (high - low)
+                at_a, _ = _marginal(values[g], a, noise, products, i, shrink, precision, gram, rhs)
+            else:
+                low, a, at_a = a, b, at_b
+                b = low + golden * (high - low)
+                at_b, _ = _marginal(values[g], b, noise, products, i, shrink, precision, gram, rhs)
+        out[g] = 0.5 * (low + high)
+    return out
 
 
 @njit(**_JIT)
@@ -533,8 +567,8 @@ def sweep(rng, data, space, time, d, noise, candidates_space, candidates_time, p
     d, noise
         Singular values (k,) and noise variance.
     candidates_space, candidates_time
-        ``values``, ``vectors``, log prior weights (k, G), and the shift of log_tau that goes with a change of
-        candidate (G,); any shift is valid, a good one mixes better.
+        ``values``, ``vectors``, log prior weights (k, G), and the shifts of log_tau that go with a change of candidate
+        (k, G): `best_log_tau`; any shift is valid, a good one mixes better.
     prior
         HalfNormal scale of d; shape and rate of the InverseGamma prior of the noise variance.
     num_steps, num_passes
