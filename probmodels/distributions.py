@@ -122,10 +122,9 @@ def _to_stiefel(constraint: _Stiefel) -> Transform:
     return _GramSchmidtTransform()
 
 
-def _log_sphere_densities(n: int, k: int, like: Tensor) -> Tensor:
-    """Minus the log area of the unit spheres in n, n-1, .., n-k+1 dimensions, shape (k,)."""
-    p = n - torch.arange(k, dtype=like.dtype, device=like.device)
-    return torch.lgamma(p / 2) - math.log(2) - p / 2 * math.log(math.pi)
+def _log_sphere_densities(n: int, k: int) -> list[float]:
+    """Minus the log area of the unit spheres in n, n-1, .., n-k+1 dimensions, k numbers."""
+    return [math.lgamma(p / 2) - math.log(2) - p / 2 * math.log(math.pi) for p in range(n, n - k, -1)]
 
 
 def _check_shape(num_rows: int, num_columns: int) -> None:
@@ -207,6 +206,7 @@ class _FrameMixture(TorchDistribution):
         self.values = values
         self.vectors = vectors
         self.log_weights = log_weights.log_softmax(-1)
+        self._half_logdet = 0.5 * values.log().sum(-1)  # (*batch, G)
         super().__init__(batch_shape, torch.Size([num_rows, num_columns]), validate_args=validate_args)
 
     @staticmethod
@@ -224,6 +224,7 @@ class _FrameMixture(TorchDistribution):
         """The same distribution with a larger batch shape; parameters are shared, not copied."""
         new = self._get_checked_instance(type(self), _instance)
         new.values, new.vectors, new.log_weights = self.values, self.vectors, self.log_weights
+        new._half_logdet = self._half_logdet
         TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -395,12 +396,12 @@ class _Sequential(_FrameMixture):
     def _column_terms(self, gram_diagonal: Tensor, cholesky_diagonal: Tensor, sign: float) -> Tensor:
         """Log densities (..., k, G) from quadratic forms and the Cholesky diagonal of a Gram matrix (..., G, k)."""
         num_rows, num_columns = self.event_shape
-        constant = _log_sphere_densities(num_rows, num_columns, self.values)
-        dims = num_rows - torch.arange(num_columns, device=self.values.device)
+        constant = self.values.new_tensor(_log_sphere_densities(num_rows, num_columns))
+        half_dims = torch.arange(num_rows, num_rows - num_columns, -1, device=self.values.device) / 2
         log_diagonal = cholesky_diagonal.log()
         minors = log_diagonal.cumsum(-1) - log_diagonal  # half log determinants of the leading minors before i
-        half_logdet = 0.5 * self.values.log().sum(-1, keepdim=True)
-        return (constant - half_logdet + sign * minors - dims / 2 * gram_diagonal.log()).mT
+        terms = constant + sign * minors - half_dims * gram_diagonal.log()
+        return (terms - self._half_logdet.unsqueeze(-1)).mT
 
     @staticmethod
     @abstractmethod
@@ -503,8 +504,8 @@ class MatrixAngularCentralGaussian(_FrameMixture):
         num_rows, num_columns = self.event_shape
         a, values = self._coordinates(frame)
         diagonal = torch.linalg.cholesky(a.mT @ (a / values)).diagonal(dim1=-2, dim2=-1)
-        uniform = _log_sphere_densities(num_rows, num_columns, self.values).sum()
-        return uniform - num_columns / 2 * self.values.log().sum(-1) - num_rows * diagonal.log().sum(-1)
+        uniform = sum(_log_sphere_densities(num_rows, num_columns))
+        return uniform - num_columns * self._half_logdet - num_rows * diagonal.log().sum(-1)
 
     def _draw(self, noise: Tensor, index: Tensor) -> Tensor:
         frame = torch.empty_like(noise)
@@ -572,8 +573,8 @@ class UniformFrame(TorchDistribution):
         """Minus the log volume of the manifold, shape (*sample, *batch)."""
         if self._validate_args:
             self._validate_sample(value)
-        constant = _log_sphere_densities(self.event_shape[0], self.event_shape[1], value).sum()
-        return constant.expand(torch.broadcast_shapes(value.shape[:-2], self.batch_shape))
+        constant = sum(_log_sphere_densities(self.event_shape[0], self.event_shape[1]))
+        return value.new_full(torch.broadcast_shapes(value.shape[:-2], self.batch_shape), constant)
 
 
 class FrameReparam(Reparam):
