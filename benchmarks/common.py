@@ -119,9 +119,26 @@ class Sampler:
 
 
 def block_gibbs(
-    simulation: Simulation, *, tail: float = 1e-6, num_length_scales: int = 12, num_passes: int | None = None
+    simulation: Simulation,
+    *,
+    tail: float = 1e-6,
+    shortest: Sequence[float] = (1.0, 1.0),
+    num_length_scales: int = 12,
+    **options: Any,
 ) -> Sampler:
-    """The sampler of `probmodels.bayesian_svd`; the only function here that knows its interface."""
+    """The sampler of `probmodels.bayesian_svd`; the only function here that knows its interface.
+
+    Parameters
+    ----------
+    tail
+        Share of variance that the bases may leave out; 0 keeps full rank.
+    shortest
+        Shortest length-scale of the prior in space and in time; the longest is `MAX_LENGTH_SCALE`.
+    num_length_scales
+        Values of the length-scale on the grid.
+    **options
+        Of `BlockGibbs`.
+    """
     from probmodels.bayesian_svd import make_problem
     from probmodels.bayesian_svd.sampler import BlockGibbs
 
@@ -135,7 +152,7 @@ def block_gibbs(
             **{k: ("cell", v) for k, v in axes.items()},
         },
     )
-    grid = np.linspace(1.0, MAX_LENGTH_SCALE, num_length_scales).tolist()
+    space_grid, time_grid = (np.linspace(low, MAX_LENGTH_SCALE, num_length_scales).tolist() for low in shortest)
     start = time.process_time()
     problem = make_problem(
         data,
@@ -143,12 +160,12 @@ def block_gibbs(
         fixed_effects=(),
         kernel_space="matern72",
         kernel_time="matern72",
-        length_scales_space=grid,
-        length_scales_time=grid,
+        length_scales_space=space_grid,
+        length_scales_time=time_grid,
         tail=tail,
         area_weights=False,
     )
-    kernel = BlockGibbs(problem, **({} if num_passes is None else {"num_passes": num_passes}))
+    kernel = BlockGibbs(problem, **options)
     seconds = time.process_time() - start
     if problem.data is None:
         raise RuntimeError("make_problem returned a problem without data; the benchmark needs its bases")
