@@ -147,7 +147,10 @@ def _draw_map(figure: Figure, ax: Axes, array: xr.DataArray, label: str, **style
     _map_axes(ax, _extent(array))
     bar = figure.colorbar(drawn, ax=ax, shrink=0.85, aspect=18, pad=0.02)
     bar.ax.tick_params(labelsize=_SMALL, length=2.5)
-    bar.ax.yaxis.set_major_locator(MaxNLocator(5)) if "norm" not in style else None
+    if "norm" in style:
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        bar.ax.yaxis.set_major_locator(MaxNLocator(5))
     bar.set_label(label, fontsize=_SMALL)
     bar.outline.set_linewidth(0.4)
 
@@ -200,7 +203,9 @@ def mode_maps(modes: xr.Dataset, *, sure: float = 0.95) -> Figure:
         probability = modes["prob_positive"][i]
         _stipple(axes[i, 0], (probability > sure) | (probability < 1 - sure))
         axes[i, 0].set_title(_mode_title(modes, i), fontsize=10, loc="left")
-        _draw_map(figure, axes[i, 1], sd[i], unit, cmap="YlGnBu", vmin=0, vmax=_bound(sd[i]))
+        top = _bound(sd[i])
+        low = min(float(np.nanquantile(sd[i], 0.01)), top / 2)  # at least a factor of two, or even fields look rough
+        _draw_map(figure, axes[i, 1], sd[i], unit, cmap="YlGnBu", vmin=low, vmax=top)
         axes[i, 1].set_title("posterior sd", fontsize=10, loc="left")
     return figure
 
@@ -230,9 +235,11 @@ def pcs(modes: xr.Dataset, comparison: xr.Dataset | None = None) -> Figure:
             linewidth=0,
             label=f"{level:g} % interval",
         )
-        ax.plot(time, modes["pc_mean"][i], color=_BLUE, linewidth=1.2, label="posterior mean")
-        if comparison is not None:
+        if comparison is not None:  # beneath the mean, which a dashed line over many months would hide
             ax.plot(time, comparison["eof_pc"][i], color="0.1", linewidth=0.7, linestyle=(0, (3, 2)), label="EOF")
+        ax.plot(
+            time, modes["pc_mean"][i], color=_BLUE, linewidth=1.2 if len(time) < 200 else 0.7, label="posterior mean"
+        )
         ax.set_title(_mode_title(modes, i).replace("Mode", "PC"), fontsize=10, loc="left")
         ax.set_ylabel("sd", fontsize=_SMALL)
         _clean(ax)
@@ -363,14 +370,7 @@ def _scalars(posterior: xr.Dataset, variables: Sequence[str] | None, most: int) 
 def trace(posterior: xr.Dataset, variables: Sequence[str] | None = None, *, most: int = 12) -> Figure:
     """Draws in their order and their distribution, one row per scalar and one colour per chain.
 
-    Parameters
-    ----------
-    posterior
-        Variables over (chain, draw, ...).
-    variables
-        Names; by default those with at most twelve components.
-    most
-        Largest number of rows.
+    ``variables`` of the posterior are those with at most twelve components by default; ``most`` limits the rows.
     """
     rows = _scalars(posterior, variables, most)
     figure = Figure(figsize=(10, 1.15 * max(len(rows), 1) + 0.3), layout="constrained")
@@ -443,15 +443,7 @@ def rhat_map(modes: xr.Dataset) -> Figure:
 
 
 def rhat_histogram(r_hat: xr.Dataset, *, limit: float = 1.01) -> Figure:
-    """Distribution of R-hat over all entries of all variables, and the share beyond the limit.
-
-    Parameters
-    ----------
-    r_hat
-        Variables with the dims of the posterior less chain and draw.
-    limit
-        Value that R-hat should not exceed.
-    """
+    """Distribution of R-hat (variables less chain and draw) over all entries, and the share beyond ``limit``."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     ax = figure.subplots()
     arrays = {str(name): x.values[np.isfinite(x.values)].ravel() for name, x in r_hat.data_vars.items()}

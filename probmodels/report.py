@@ -68,6 +68,7 @@ _CAPTIONS = {
     "rhat_histogram": "Agreement of the chains over all entries.",
     "loss": "Loss of variational inference; it should have levelled off.",
 }
+_MOST_FINDINGS = 6
 _PLACES = {
     "maps": ("mode_maps",),
     "pcs": ("pcs",),
@@ -81,7 +82,7 @@ _PLACES = {
 def write_report(
     tree: xr.DataTree,
     modes: xr.Dataset,
-    figures: Mapping[str, Figure],
+    figures: Mapping[str, Figure | Path],
     out_dir: str | Path,
     *,
     diagnosis: object = None,
@@ -99,18 +100,19 @@ def write_report(
     modes
         From `probmodels.bayesian_svd.summary.summarise_modes`.
     figures
-        By the name of the function in `probmodels.plots` that drew them; each lands in its section, others at the end.
+        By the name of the function in `probmodels.plots` that drew them, or PNG files of them, which saves drawing
+        them twice; each lands in its section, others at the end.
     out_dir
         Folder; made where it is absent.
     diagnosis
-        Verdict of the diagnostics in plain words: a string or an object whose ``str`` is that. Its attribute ``ok``,
-        where it has one, colours the verdict.
+        Verdict of the diagnostics: the `probmodels.inference.diagnostics.Report`, whose findings come first and whose
+        table goes to the section on the sampler, or a text, or an object whose ``str`` is one.
     comparison
         From `probmodels.bayesian_svd.summary.compare_eof`.
     rerun
         Command that repeats the run; by default the one that reads the spec from the result file.
     dpi
-        Resolution of the images.
+        Resolution at which figures are drawn.
 
     Returns
     -------
@@ -132,7 +134,7 @@ def write_report(
         ("scree", "Variance explained", _SCREE + _mode_table(modes, comparison) + shown("scree")),
         ("eof", "Compared with deterministic EOFs", _comparison(comparison) + shown("eof")),
         ("checks", "Does the model fit?", _checks(modes) + shown("checks")),
-        ("sampler", "Did the sampler work?", _sampler(facts, modes) + shown("sampler")),
+        ("sampler", "Did the sampler work?", _sampler(facts, modes) + _diagnostics(diagnosis) + shown("sampler")),
     ]
     placed = {name for names in _PLACES.values() for name in names}
     if rest := [name for name in images if name not in placed]:
@@ -187,10 +189,14 @@ class _Facts:
         return found if isinstance(found, dict) else {}
 
 
-def _image(figure: Figure, name: str, dpi: int) -> str:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    code = base64.b64encode(buffer.getvalue()).decode("ascii")
+def _image(figure: Figure | Path, name: str, dpi: int) -> str:
+    if isinstance(figure, Path):
+        image = figure.read_bytes()
+    else:
+        buffer = BytesIO()
+        figure.savefig(buffer, format="png", dpi=dpi)
+        image = buffer.getvalue()
+    code = base64.b64encode(image).decode("ascii")
     caption = _CAPTIONS.get(name, name.replace("_", " "))
     return (
         f'<figure id="figure-{escape(name)}"><img src="data:image/png;base64,{code}" alt="{escape(caption)}">'
@@ -226,7 +232,20 @@ def _verdict(diagnosis: object) -> str:
         text = "The draws were not diagnosed; do not rely on the intervals before they are."
         return f'<div class="verdict bad">{text}</div>\n'
     bad = getattr(diagnosis, "ok", True) is False
-    return f'<div class="verdict{" bad" if bad else ""}">{escape(str(diagnosis).strip())}</div>\n'
+    findings = _findings(diagnosis)
+    if findings:
+        head = "The diagnostics failed: do not trust these draws yet." if bad else "The diagnostics passed."
+        more = [f"… and {len(findings) - _MOST_FINDINGS} more, under “Did the sampler work?”"]
+        body = "\n".join([head, *findings[:_MOST_FINDINGS], *(more * (len(findings) > _MOST_FINDINGS))])
+    else:
+        body = str(diagnosis).strip()
+    return f'<div class="verdict{" bad" if bad else ""}">{escape(body)}</div>\n'
+
+
+def _findings(diagnosis: object) -> list[str]:
+    """One line per finding of a diagnosis, harmful ones first; none for a text."""
+    found = sorted(getattr(diagnosis, "findings", ()), key=lambda x: not x.harmful)
+    return [f"{'✗' if x.harmful else '✓'} {x.verdict}" + f" → {x.advice}" * bool(x.advice) for x in found]
 
 
 def _interval(modes: xr.Dataset, name: str, i: int, scale: float = 1.0, digits: int = 1) -> str:
@@ -243,7 +262,20 @@ def _overview(modes: xr.Dataset) -> str:
         f"The {count} modes explain {total:.0f} % of the variance, the first {first} %. Share of cells whose sign is "
         "certain to 95 %: " + ", ".join(f"mode {i + 1} {x:.0f} %" for i, x in enumerate(sure)) + "."
     )
-    return _paragraphs(text)
+    outside, lag = _misfit(modes)
+    doubts = [f"at {outside:.0f} % of the cells the variance is not what the model expects"] * (outside > 10)
+    doubts += [f"its residual is correlated in time ({lag:.2f} between neighbours)"] * (lag > 0.2)
+    fit = (
+        f"The model does not fit everywhere: {' and '.join(doubts)}; take intervals as lower bounds." if doubts else ""
+    )
+    return _paragraphs(text, fit)
+
+
+def _misfit(modes: xr.Dataset) -> tuple[float, float]:
+    """Percentage of cells whose predictive p-value is outside 95 %, and median lag-1 correlation of the residual."""
+    p = modes["predictive_p_value"]
+    outside = 100 * float(((p < 0.025) | (p > 0.975)).sum() / p.notnull().sum())
+    return outside, float(modes["residual_autocorrelation"].median())
 
 
 def _what_was_done(facts: _Facts, modes: xr.Dataset) -> str:
@@ -375,9 +407,7 @@ def _comparison(comparison: xr.Dataset | None) -> str:
 
 
 def _checks(modes: xr.Dataset) -> str:
-    p = modes["predictive_p_value"]
-    outside = 100 * float(((p < 0.025) | (p > 0.975)).sum() / p.notnull().sum())
-    lag = float(modes["residual_autocorrelation"].median())
+    outside, lag = _misfit(modes)
     text = (
         "If the model were right, data drawn from it would vary at each cell about as much as those observed. The map "
         "of predictive p-values shows the share of replicated data that vary more: near 0 the model has too little "
@@ -393,7 +423,7 @@ def _checks(modes: xr.Dataset) -> str:
     if lag > 0.2:
         second += (
             " The noise is red, so that the series hold less independent information than the model believes, and the "
-            "intervals are too narrow. More modes, a kernel in time, or seasonal means in place of months would help."
+            "intervals are too narrow. More modes, or seasonal means in place of months, would help."
         )
     return _paragraphs(
         text, second, "All intervals are conditional on the number of modes: what further modes hold counts as noise."
@@ -410,6 +440,24 @@ def _sampler(facts: _Facts, modes: xr.Dataset) -> str:
         f"{facts.num_chains} chains started apart. R-hat compares the spread between them with that within; at "
         f"{good:.1f} % of the entries of the maps it is at most 1.01, the largest is {worst:.3f}."
     )
+
+
+def _diagnostics(diagnosis: object) -> str:
+    """Findings that the verdict had no room for, and the table of a diagnosis, one row per variable."""
+    findings, table = _findings(diagnosis), getattr(diagnosis, "table", None)
+    listed = _list(findings) if len(findings) > _MOST_FINDINGS else ""
+    if table is None or not len(table):
+        return listed
+
+    def shown(column: str, value: Any) -> str:
+        if not isinstance(value, int | float | np.number):
+            return str(value)
+        if column.startswith("ess") or column == "entries":
+            return f"{value:.0f}"
+        return f"{100 * value:.1f} %" if column.endswith("share") else f"{value:.3f}"
+
+    rows = [[str(name), *(shown(str(k), v) for k, v in row.items())] for name, row in table.iterrows()]
+    return listed + _table(["variable", *(str(x).replace("_", " ") for x in table.columns)], rows)
 
 
 def _provenance(facts: _Facts, modes: xr.Dataset, rerun: str | None) -> str:

@@ -33,6 +33,7 @@ def comparison(tree, modes):
 
 
 def pixels(figure: Figure) -> np.ndarray:
+    figure.set_dpi(50)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3]
@@ -111,7 +112,7 @@ def test_mode_maps_show_mean_and_sd_with_their_scales(figures, modes):
         mean, sd = (next(c for c in ax.collections if isinstance(c, QuadMesh)) for ax in maps[2 * i : 2 * i + 2])
         assert mean.get_clim()[0] == -mean.get_clim()[1], "red and blue are balanced"
         assert mean.get_cmap().name == "RdBu_r"
-        assert sd.get_clim()[0] == 0
+        assert sd.get_clim()[1] >= 2 * sd.get_clim()[0] > 0, "an even field does not look rough"
         np.testing.assert_allclose(mean.get_array().filled(np.nan), modes["mode_mean"][i].values)
         assert any(isinstance(c, LineCollection) for c in maps[2 * i].collections), "a coast"
     labels = [ax.get_ylabel() for ax in figure.axes if not ax.get_title(loc="left")]
@@ -184,7 +185,7 @@ def test_scree_and_pcs_hold_the_numbers(figures, modes, comparison):
     np.testing.assert_allclose(theirs, 100 * comparison["eof_fraction"])
     axes = figures["pcs"].axes
     assert [ax.get_title(loc="left")[:4] for ax in axes] == ["PC 1", "PC 2", "PC 3"]
-    np.testing.assert_allclose(axes[1].lines[1].get_ydata(), modes["pc_mean"][1])
+    np.testing.assert_allclose(axes[1].lines[-1].get_ydata(), modes["pc_mean"][1])
 
 
 def test_calendars_without_datetime64_are_drawn_as_years(modes):

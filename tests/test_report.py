@@ -71,9 +71,10 @@ def parsed(path) -> tuple[str, Structure]:
 
 def test_report_is_one_self_contained_file(parts, tmp_path):
     tree, modes, comparison = parts
+    plots.scree(modes, comparison).savefig(tmp_path / "scree.png", dpi=40)
     figures = {
         "mode_maps": plots.mode_maps(modes),
-        "scree": plots.scree(modes, comparison),
+        "scree": tmp_path / "scree.png",
         "own_idea": plots.rhat_map(modes),
     }
     path = write_report(
@@ -147,3 +148,28 @@ def test_attributes_that_are_no_json_do_not_break_it(parts, tmp_path):
     assert "a.nc" in text
     assert "variational inference" in text
     assert "There is one chain" in text
+
+
+def test_findings_come_first_and_the_table_with_the_sampler(parts, tmp_path):
+    pd = pytest.importorskip("pandas")
+    tree, modes, _ = parts
+    findings = [SimpleNamespace(harmful=False, verdict="no trajectory diverged", advice="")]
+    findings += [SimpleNamespace(harmful=True, verdict=f"d: entry {i} is bad", advice="run longer") for i in range(7)]
+    table = pd.DataFrame({"entries": [3], "r_hat_max": [1.2], "r_hat_share": [0.5]}, index=["d"])
+    diagnosis = SimpleNamespace(ok=False, findings=findings, table=table)
+    text, _ = parsed(write_report(tree, modes, {}, tmp_path, diagnosis=diagnosis))
+    assert "do not trust these draws yet.\n✗ d: entry 0 is bad → run longer\n✗ d: entry 1" in text
+    assert "… and 2 more" in text
+    sampler = text[text.index(">Did the sampler work?</h2>") :]
+    assert "<li>✓ no trajectory diverged</li>" in sampler
+    assert "<td>d</td><td>3</td><td>1.200</td><td>50.0 %</td>" in sampler
+
+
+def test_misfit_is_said_at_the_top(parts, tmp_path):
+    tree, modes, _ = parts
+    modes = modes.copy()
+    for p, lag, said in ((0.5, 0.0, False), (0.01, 0.0, True), (0.5, 0.6, True)):
+        modes["predictive_p_value"] = modes["predictive_p_value"] * 0 + p
+        modes["residual_autocorrelation"] = modes["residual_autocorrelation"] * 0 + lag
+        text, _ = parsed(write_report(tree, modes, {}, tmp_path))
+        assert ("take intervals as lower bounds" in text) == said

@@ -17,7 +17,6 @@ from probmodels.bayesian_svd.eof import eof_baseline, make_anomalies, to_grid
 from probmodels.bayesian_svd.summary import (
     SummaryError,
     compare_eof,
-    split_r_hat,
     summarise_modes,
     summary_table,
     write_modes,
@@ -73,7 +72,7 @@ def test_blocks_do_not_change_the_numbers(tree, modes, monkeypatch):
     monkeypatch.setattr(summary, "_BLOCK", 1000)
     small = summarise_modes(tree, check_draws=100)
     # Replicates are drawn block by block from one stream, and rounding may break the ties of folded ranks.
-    for name in set(modes.data_vars) - {"predictive_p_value", "replicated_sd", "mode_r_hat"}:
+    for name in set(modes.data_vars) - {"predictive_p_value", "replicated_sd", "mode_r_hat", "mode_ess"}:
         np.testing.assert_allclose(small[name].values, modes[name].values, atol=1e-9, err_msg=str(name))
 
 
@@ -100,8 +99,8 @@ def test_fraction_of_variance_counts_only_what_the_fixed_effects_leave(tree, mod
 
 @pytest.mark.parametrize("gaps", [0.0, 0.2])
 def test_predictive_check_agrees_with_simulated_data(gaps):
-    tree = synthetic_result(toy_field(), num_chains=1, num_draws=800, gaps=gaps, seed=3)
-    modes = summarise_modes(tree, check_draws=800)
+    tree = synthetic_result(toy_field(), num_chains=1, num_draws=400, gaps=gaps, seed=3)
+    modes = summarise_modes(tree, check_draws=400)
     constant, posterior = tree["constant_data"].to_dataset(), tree["posterior"].to_dataset()
     data, weight = constant["data"].values, constant["weight"].values
     observed = np.isfinite(data)
@@ -117,7 +116,7 @@ def test_predictive_check_agrees_with_simulated_data(gaps):
         return out
 
     ours, truth = variance(data), []
-    for s in range(800):
+    for s in range(400):
         one = posterior.isel(chain=0, draw=s)
         u = constant["basis_space_matrix"].values @ one["U"].values * one["d"].values
         field = u @ (constant["basis_time_matrix"].values @ one["V"].values).T
@@ -125,10 +124,10 @@ def test_predictive_check_agrees_with_simulated_data(gaps):
         truth.append(variance(field))
     np.testing.assert_allclose(cells_of(modes, "observed_sd", tree), np.sqrt(ours), rtol=1e-9)
     p = np.mean(np.array(truth) >= ours, axis=0)
-    # Difference of two shares of 800 draws: sd <= 0.025; the largest of about 110 cells stays below 4.5 of them.
-    np.testing.assert_allclose(cells_of(modes, "predictive_p_value", tree), p, atol=0.11)
+    # Difference of two shares of 400 draws: sd <= 0.035; the largest of about 110 cells stays below 4.5 of them.
+    np.testing.assert_allclose(cells_of(modes, "predictive_p_value", tree), p, atol=0.16)
     sd = np.sqrt(np.array(truth))
-    error = np.abs(cells_of(modes, "replicated_sd", tree) - sd.mean(0)) / (sd.std(0) * np.sqrt(2 / 800))
+    error = np.abs(cells_of(modes, "replicated_sd", tree) - sd.mean(0)) / (sd.std(0) * np.sqrt(2 / 400))
     assert error.max() < 4.5
 
 
@@ -168,13 +167,13 @@ def test_rotation_share_points_at_the_near_degenerate_mode():
     assert share[1, 0] < 1e-12
 
 
-def test_r_hat_is_that_of_arviz():
+def test_r_hat_of_the_maps_is_that_of_their_draws(tree, modes):
     az = pytest.importorskip("arviz")
-    rng = np.random.default_rng(0)
-    draws = rng.normal(size=(4, 101, 5)) + np.arange(4)[:, None, None] * np.array([0, 0.1, 0.3, 0, 0])
-    draws[2, :, 3] *= 3
-    dataset = xr.Dataset({"x": (("chain", "draw", "i"), draws)})
-    np.testing.assert_allclose(split_r_hat(draws), az.rhat(dataset)["x"].values, rtol=1e-10)
+    maps, _ = expanded(tree)
+    dataset = xr.Dataset({"x": (("chain", "draw", "cell", "mode"), maps.reshape(2, 50, *maps.shape[1:])[:, :, :9])})
+    found = cells_of(modes, "mode_r_hat", tree)[:, :9]
+    np.testing.assert_allclose(found, az.rhat(dataset)["x"].values.T, atol=5e-3)  # ties of folded ranks
+    np.testing.assert_allclose(cells_of(modes, "mode_ess", tree)[:, :9], az.ess(dataset)["x"].values.T, rtol=1e-2)
 
 
 @pytest.mark.parametrize("weighted", [True, False])

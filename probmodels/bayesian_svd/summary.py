@@ -22,8 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from scipy.special import ndtri
-from scipy.stats import rankdata
 
 from probmodels._version import __version__
 from probmodels.bayesian_svd.eof import (
@@ -35,6 +33,7 @@ from probmodels.bayesian_svd.eof import (
     shared_mean,
     to_grid,
 )
+from probmodels.inference.convergence import convergence
 
 __all__ = ["SummaryError", "compare_eof", "eof_baseline", "summarise_modes", "summary_table", "write_modes"]
 
@@ -98,12 +97,12 @@ def summarise_modes(tree: xr.DataTree, *, level: float = 0.95, check_draws: int 
     -------
     xr.Dataset
         Over (mode, lat, lon), or (mode, cell) for cells without a grid: ``mode_mean``, ``mode_sd``, ``mode_lower``,
-        ``mode_upper``, ``prob_positive``, and ``mode_r_hat`` (two chains or more). Over (mode, time): ``pc_mean`` and
-        so on. Over mode: ``explained_variance_fraction_*``, ``singular_value_*``, ``length_scale_*``. Over mode and
-        other_mode: ``rotation_share``, the part of a pattern's posterior variance that lies along the mean of another.
-        Maps of the fit: ``noise_sd``, ``residual_sd``, ``observed_sd``, ``replicated_sd``, ``predictive_p_value``
-        (probability that replicated data vary more than those observed), ``residual_autocorrelation`` at lag 1,
-        ``area_weight``.
+        ``mode_upper``, ``prob_positive``, and for two chains or more ``mode_r_hat`` and ``mode_ess``. Over
+        (mode, time): ``pc_mean`` and so on. Over mode: ``explained_variance_fraction_*``, ``singular_value_*``,
+        ``length_scale_*``. Over mode and other_mode: ``rotation_share``, the part of a pattern's posterior variance
+        that lies along the mean of another. Maps of the fit: ``noise_sd``, ``residual_sd``, ``observed_sd``,
+        ``replicated_sd``, ``predictive_p_value`` (probability that replicated data vary more than those observed),
+        ``residual_autocorrelation`` at lag 1, ``area_weight``.
 
     Raises
     ------
@@ -171,7 +170,8 @@ def _add_maps(out: xr.Dataset, draws: _Draws, basis: np.ndarray, scale: np.ndarr
         reduced = {f"mode_{k}": v for k, v in _reduce(loading, bounds).items()}
         reduced["prob_positive"] = np.mean(loading > 0, axis=0)
         if draws.num_chains > 1:
-            reduced["mode_r_hat"] = split_r_hat(loading.reshape(draws.num_chains, -1, *loading.shape[1:]))
+            found = convergence(loading.reshape(draws.num_chains, -1, *loading.shape[1:]))
+            reduced |= {"mode_r_hat": found["r_hat"], "mode_ess": found["ess_bulk"]}
         for name, value in reduced.items():
             maps.setdefault(name, np.empty((num_modes, num_cells)))[:, block] = value.T
     for name, value in maps.items():
@@ -285,38 +285,6 @@ def _add_checks(
         out["residual_autocorrelation"] = "cell", lag / (np.sum(rest**2, axis=1) / mask.sum(1))
 
 
-def split_r_hat(draws: np.ndarray) -> np.ndarray:
-    """Rank-normalised split R-hat, the larger of bulk and folded, of many quantities at once.
-
-    Parameters
-    ----------
-    draws
-        Shape (chain, draw, ...), at least four draws.
-
-    Returns
-    -------
-    np.ndarray
-        Shape (...).
-
-    References
-    ----------
-    Vehtari, A. et al. (2021). Rank-normalization, folding, and localization. Bayesian Anal. 16(2).
-    """
-    half = draws.shape[1] // 2
-    halves = np.concatenate([draws[:, :half], draws[:, draws.shape[1] - half :]])  # (2 chain, half, ...)
-    folded = np.abs(halves - np.median(halves, axis=(0, 1)))
-
-    def r_hat(values: np.ndarray) -> np.ndarray:
-        count = values.shape[0] * half
-        rank = rankdata(values.reshape(count, -1), axis=0)
-        z = ndtri((rank - 0.375) / (count + 0.25)).reshape(values.shape)
-        within = z.var(axis=1, ddof=1).mean(axis=0)
-        between = z.mean(axis=1).var(axis=0, ddof=1)
-        return np.sqrt((half - 1) / half + between / within)
-
-    return np.maximum(r_hat(halves), r_hat(folded))
-
-
 def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: float) -> xr.Dataset:
     """Attributes of every variable and of the whole, as the CF conventions want them."""
     data = constant["data"]
@@ -346,11 +314,12 @@ def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: f
         if f"{root}_mean" in out:
             linked = [f"{root}_{p}" for p in ("sd", "lower", "upper") if f"{root}_{p}" in out]
             if root == "mode":
-                linked += [x for x in ("prob_positive", "mode_r_hat") if x in out]
+                linked += [x for x in ("prob_positive", "mode_r_hat", "mode_ess") if x in out]
             out[f"{root}_mean"].attrs["ancillary_variables"] = " ".join(linked)
     single = {
         "prob_positive": ("posterior probability that the pattern is positive", "1"),
         "mode_r_hat": ("rank-normalised split R-hat of the pattern", "1"),
+        "mode_ess": ("bulk effective sample size of the pattern", "1"),
         "rotation_share": ("share of the posterior variance of a pattern along the mean pattern of another mode", "1"),
         "noise_sd": ("standard deviation of the noise of the model, posterior mean", units),
         "residual_sd": ("standard deviation of the data about fixed effects and modes", units),
@@ -381,7 +350,9 @@ def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: f
             out["time"].attrs["units_metadata"] = "leap_seconds: unknown"
     engine = attribute("engine", "inference")
     title = (
-        attribute("title") or ", ".join(x for x in map(attribute, ("long_name", "region", "period")) if x) or "field"
+        attribute("title")
+        or ", ".join(x for x in map(attribute, ("long_name", "region", "period")) if x not in ("", "all"))
+        or "field"
     )
     sources = json.loads(attribute("source_files", "[]"))
     source = attribute("source") or ", ".join(str(x["name"]) for x in sources)
@@ -449,7 +420,7 @@ def summary_table(
         From `summarise_modes` and `compare_eof`.
     r_hat, ess
         Diagnostics of the posterior, variables and dims as there less chain and draw; the worst of each mode is shown.
-        Without ``r_hat`` that of the maps is shown where they have one.
+        By default those of the maps, where these come from more than one chain.
 
     Returns
     -------
@@ -461,10 +432,8 @@ def summary_table(
     scales = [x for x in ("length_scale_space", "length_scale_time") if f"{x}_mean" in modes]
     units = {x: str(modes[f"{x}_mean"].attrs.get("units", "1")) for x in scales}
     header += [x.replace("length_scale_", "length ") + (f" ({units[x]})" if units[x] != "1" else "") for x in scales]
-    worst = _worst(r_hat, "max") if r_hat is not None else None
-    if worst is None and "mode_r_hat" in modes:
-        worst = modes["mode_r_hat"].max([x for x in modes["mode_r_hat"].dims if x != "mode"]).values
-    least = _worst(ess, "min") if ess is not None else None
+    worst = _worst(r_hat if r_hat is not None else modes[[x for x in ("mode_r_hat",) if x in modes]], "max")
+    least = _worst(ess if ess is not None else modes[[x for x in ("mode_ess",) if x in modes]], "min")
     header += ["r_hat max"] * (worst is not None) + ["ESS min"] * (least is not None)
     header += ["EOF corr.", "EOF var. %"] * (comparison is not None)
 
