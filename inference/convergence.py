@@ -27,6 +27,7 @@ __all__ = ["bfmi", "convergence", "hdi", "psis_khat"]
 Array = NDArray[np.float64]
 
 _BLOCK_VALUES = 2**20  # values of a block of entries: small enough for memory and threads, large enough for numpy
+_FIRST_LAGS = 12
 STATISTICS = ("r_hat", "ess_bulk", "ess_tail", "mcse_mean")
 
 
@@ -188,25 +189,49 @@ def _ess(values: Array) -> Array:
         return np.full(len(values), np.nan)
     constant = np.ptp(values, axis=(1, 2)) < np.finfo(float).resolution
     means = values.mean(2)
+    between = means.var(1, ddof=1) if num_chains > 1 else np.zeros(len(values))
     centred = values - means[..., None]
+    # Most chains are settled by their first lags, which are cheaper to sum than to transform.
+    tau, settled = _autocorrelation_time(_first_covariances(centred, min(_FIRST_LAGS, num_draws)), between, num_draws)
+    if not settled.all():
+        tau[~settled], _ = _autocorrelation_time(_covariances(centred[~settled]), between[~settled], num_draws)
+    return np.where(constant, total, total / np.maximum(tau, 1 / np.log10(total)))
+
+
+def _first_covariances(centred: Array, num_lags: int) -> Array:
+    """Autocovariances (entry, lag) at the first lags, averaged over the chains of centred values."""
+    num_chains, num_draws = centred.shape[1:]
+    sums = [np.einsum("ecd,ecd->e", centred[..., : num_draws - lag], centred[..., lag:]) for lag in range(num_lags)]
+    return np.stack(sums, axis=1) / (num_chains * num_draws)
+
+
+def _covariances(centred: Array) -> Array:
+    """Autocovariances (entry, lag) at all lags, averaged over the chains of centred values."""
+    num_draws = centred.shape[2]
     length = fft.next_fast_len(2 * num_draws, real=True)
     spectrum = fft.rfft(centred, n=length, axis=2)
     power = np.square(spectrum.real).mean(1) + np.square(spectrum.imag).mean(1)
-    covariance = fft.irfft(power, n=length, axis=1)[:, :num_draws] / num_draws
+    return fft.irfft(power, n=length, axis=1)[:, :num_draws] / num_draws
+
+
+def _autocorrelation_time(covariance: Array, between: Array, num_draws: int) -> tuple[Array, NDArray[np.bool_]]:
+    """Autocorrelation time of every entry, and whether the given lags suffice to know it.
+
+    Autocorrelations come in pairs of lags, summed up to the first pair that is not positive, or to the last pair.
+    """
     within = covariance[:, 0] * num_draws / (num_draws - 1)
-    spread = covariance[:, 0] + (means.var(1, ddof=1) if num_chains > 1 else 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        rho = 1 - (within[:, None] - covariance) / spread[:, None]
+        rho = 1 - (within[:, None] - covariance) / (covariance[:, 0] + between)[:, None]
     rho[:, 0] = 1
-    num_pairs = -(-(num_draws - 4) // 2) + 1
+    all_pairs = -(-(num_draws - 4) // 2) + 1
+    num_pairs = min(all_pairs, covariance.shape[1] // 2)
     even, odd = rho[:, 0 : 2 * num_pairs : 2], rho[:, 1 : 2 * num_pairs : 2]
     pairs = even + odd
-    # Autocorrelations come in pairs, summed up to the first pair that is not positive (or to the last pair).
     ends = pairs <= 0
-    ends[:, -1] = True
+    ends[:, -1] |= num_pairs == all_pairs
     stop = ends.argmax(1)
     kept = np.where(np.arange(num_pairs) < stop[:, None], np.minimum.accumulate(pairs, axis=1), 0).sum(1)
     last_even = np.take_along_axis(even, stop[:, None], 1)[:, 0]
     last_pair = np.take_along_axis(pairs, stop[:, None], 1)[:, 0]
     tau = -1 + 2 * kept + np.where((last_even > 0) | (last_pair >= 0), last_even, 0)
-    return np.where(constant, total, total / np.maximum(tau, 1 / np.log10(total)))
+    return tau, ends.any(1)

@@ -109,12 +109,12 @@ class ExactKernel(Kernel):
 
 
 class SlowKernel(ExactKernel):
-    """The same chain at two milliseconds a sweep, slow enough to be interrupted."""
+    """The same chain at eight milliseconds a sweep, slow enough to be interrupted."""
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         import time
 
-        time.sleep(0.002)
+        time.sleep(0.008)
         return super().sample(params)
 
 

@@ -116,8 +116,8 @@ def test_a_module_that_model_and_guide_share_on_purpose_passes():
 def test_labels_that_do_not_fit_are_refused():
     with pytest.raises(ProblemError, match=r"coords\['obs'\] holds 2 labels, but site 'y'"):
         mean_problem(coords={"obs": ["a", "b"]}).validate()
+    extra = xr.Dataset({"x": ("other", np.zeros(3))})
     with pytest.raises(ProblemError, match="data has size 3"):
-        extra = xr.Dataset({"x": ("other", np.zeros(3))})
         mean_problem(data=extra, coords={"other": [1, 2]}).validate()
 
 
