@@ -257,6 +257,14 @@ def make_problem(
     values = torch.as_tensor(np.where(seen, matrix.values, 0.0) * np.sqrt(weight)[:, None])
     q, r = np.linalg.qr(local.values)
     design, design_root = torch.as_tensor(q), torch.as_tensor(r)
+    if num_effects:
+        smallest = np.linalg.eigvalsh(np.einsum("nt,tq,ts->nqs", seen.astype(float), q, q))[:, 0]
+        if smallest.min() < 1e-10:
+            worst = int(smallest.argmin())
+            raise DataError(
+                f"cell {worst} holds values at {seen[worst].sum()} times, which cannot tell its fixed effects "
+                f"{list(local['effect'].values)} apart; drop the cell or an effect"
+            )
 
     uniform = frame_prior == "uniform"
     full = not flat  # effects of proper prior act outside a truncated basis, which the projected likelihood cannot see
@@ -297,6 +305,12 @@ def make_problem(
             **extra,
         )
     space, time = sides["space"], sides["time"]
+    for name, side in sides.items():
+        if side.basis.shape[1] < rank:
+            raise DataError(
+                f"the basis along {name} keeps {side.basis.shape[1]} directions at tail={tail}, fewer than the {rank} "
+                "modes; lower tail or rank, or allow shorter length-scales"
+            )
     if frame_prior == "macg" and not (isinstance(kernel_space, str) and isinstance(kernel_time, str)):
         raise DataError(
             "the prior 'macg' has one kernel for all modes: give kernel_space and kernel_time as one name each"
