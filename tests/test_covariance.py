@@ -9,7 +9,7 @@ import scipy.linalg
 import scipy.special
 import torch
 
-from probmodels import covariance
+from probmodels import _spectra, covariance
 from probmodels.covariance import (
     KERNELS,
     CovarianceError,
@@ -267,13 +267,13 @@ def test_truncation_is_no_longer_than_needed(line):
 
 
 def test_basis_that_fails_a_candidate_is_made_again_with_a_tighter_bound(line, monkeypatch):
-    leading, tails = covariance._leading_basis, []
+    leading, tails = _spectra.leading_basis, []
 
     def clumsy(matrix, tail, max_rank):
         tails.append(tail)
         return leading(matrix, tail, max_rank)[:, 1 if len(tails) == 1 else 0 :]
 
-    monkeypatch.setattr(covariance, "_leading_basis", clumsy)
+    monkeypatch.setattr(_spectra, "leading_basis", clumsy)
     grid = eigen_grid(line, length_scales=[1.0, 3.0], tail=1e-3)
     assert tails == pytest.approx([1e-3, 1e-4])
     assert true_tail(line, grid) <= 1e-3
@@ -292,7 +292,7 @@ def test_randomised_route_agrees_with_the_dense_one(rng, monkeypatch):
     weights, complement = rng.uniform(0.5, 1.0, 900), rng.normal(size=(900, 2))
     options = dict(length_scales=[4.0, 8.0], weights=weights, complement=complement, tail=1e-5)
     exact = eigen_grid(d, **options)
-    monkeypatch.setattr(covariance, "_DENSE_LIMIT", 600)
+    monkeypatch.setattr(_spectra, "_DENSE_LIMIT", 600)
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 - that it is untouched
     fast = eigen_grid(d, **options)
     assert torch.equal(state, torch.get_rng_state())
@@ -314,7 +314,7 @@ def test_randomised_route_agrees_with_the_dense_one(rng, monkeypatch):
 def test_randomised_route_with_max_rank_is_near_the_best_basis(rng, monkeypatch):
     d = euclidean_distance(rng.uniform(0, 10, (900, 2)))
     best = eigen_grid(d, length_scales=[3.0], max_rank=30).tail
-    monkeypatch.setattr(covariance, "_DENSE_LIMIT", 600)
+    monkeypatch.setattr(_spectra, "_DENSE_LIMIT", 600)
     grid = eigen_grid(d, length_scales=[3.0], max_rank=30)
     assert grid.rank == 30
     assert grid.tail == pytest.approx(best, rel=0.02)
@@ -322,7 +322,7 @@ def test_randomised_route_with_max_rank_is_near_the_best_basis(rng, monkeypatch)
 
 def test_rough_kernels_fall_back_to_the_dense_route(rng, monkeypatch):
     d = euclidean_distance(rng.uniform(0, 10, (700, 2)))
-    monkeypatch.setattr(covariance, "_DENSE_LIMIT", 600)
+    monkeypatch.setattr(_spectra, "_DENSE_LIMIT", 600)
     grid = eigen_grid(d, kernels="matern12", length_scales=[1.0], tail=1e-2)
     assert grid.rank > 350
     assert true_tail(d, grid) <= 1e-2
