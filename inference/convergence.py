@@ -234,4 +234,4 @@ def _autocorrelation_time(covariance: Array, between: Array, num_draws: int) -> 
     last_even = np.take_along_axis(even, stop[:, None], 1)[:, 0]
     last_pair = np.take_along_axis(pairs, stop[:, None], 1)[:, 0]
     tau = -1 + 2 * kept + np.where((last_even > 0) | (last_pair >= 0), last_even, 0)
-    return tau, ends.any(1)
+    return tau, np.asarray(ends.any(1))
