@@ -167,10 +167,12 @@ class FrameMixture(TorchDistribution):
             raise ValueError(f"values must be positive and finite eigenvalues; smallest is {float(values.min()):.3g}")
         if not bool((log_weights < math.inf).all()) or not bool((log_weights > -math.inf).any(-1).all()):
             raise ValueError("log_weights must be below infinity, not NaN, and leave each row a candidate above -inf")
-        if vectors is not None:
-            error = (torch.linalg.vector_norm(vectors, dim=-2) - 1).abs().max()
+        if vectors is not None:  # one row each, which an orthogonal matrix has of norm one: all would cost as a density
+            error = (torch.linalg.vector_norm(vectors[..., 0, :], dim=-1) - 1).abs().max()
             if not bool(error <= torch.finfo(vectors.dtype).eps ** 0.4):
-                raise ValueError(f"vectors must hold orthonormal columns; a norm differs from 1 by {float(error):.3g}")
+                raise ValueError(
+                    f"vectors must be orthogonal matrices; the norm of a row differs from 1 by {error:.3g}"
+                )
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
         """The same distribution with a larger batch shape; parameters are shared, not copied."""
@@ -252,7 +254,18 @@ class FrameMixture(TorchDistribution):
         """Coordinates of the frame in the eigenvectors of each candidate (..., G, n, k), and values (..., G, n, 1)."""
         if self.vectors is None:
             return frame.unsqueeze(-3), self.values.unsqueeze(-1)
-        return torch.einsum("...gab,...ak->...gbk", self.vectors, frame), self.values.unsqueeze(-1)
+        # Frames that share eigenvectors stand side by side in one product: broadcasting matmul or einsum would copy
+        # the eigenvectors, which are by far the largest array, and cost ten times as much as the product.
+        vectors, (n, k) = self.vectors, frame.shape[-2:]
+        split = max(frame.dim() - vectors.dim() + 1, 0)
+        sample, rest = frame.shape[:split], frame.shape[split:-2]
+        batch = torch.broadcast_shapes(rest, vectors.shape[:-3])
+        num = vectors.shape[-3]
+        x = frame.reshape(-1, *rest, n, k).movedim(0, -2).flatten(-2).unsqueeze(-3)  # (*rest, 1, n, samples k)
+        x = x.expand(*batch, num, -1, -1).reshape(-1, n, x.shape[-1])
+        a = torch.bmm(vectors.expand(*batch, -1, -1, -1).reshape(-1, n, n).mT, x)
+        a = a.reshape(*batch, num, n, -1, k).movedim(-2, 0).reshape(*sample, *batch, num, n, k)
+        return a, self.values.unsqueeze(-1)
 
     def _groups(self, index: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Draws that share a candidate: their positions, its eigenvalues (n,) and its eigenvectors (n, n)."""

@@ -414,7 +414,7 @@ VALUES = torch.ones(2, 4, dtype=F64)
         (lambda: SequentialConditioned(VALUES[0], None, 2), r"expected \(\*batch, candidates, rows\)"),
         (lambda: SequentialConditioned(VALUES, torch.eye(4), 2), r"vectors has shape \(4, 4\)"),
         (lambda: SequentialConditioned(-VALUES, None, 2), "smallest is -1"),
-        (lambda: SequentialConditioned(VALUES, 2 * torch.eye(4).expand(2, 4, 4), 2), "orthonormal columns"),
+        (lambda: SequentialConditioned(VALUES, 2 * torch.eye(4).expand(2, 4, 4), 2), "orthogonal matrices"),
         (lambda: SequentialConditioned(VALUES, None, 2, torch.zeros(3)), "last size must be 2"),
         (lambda: SequentialConditioned(VALUES, None, 2, torch.zeros(3, 2)), "one row per column"),
         (lambda: SequentialConditioned(VALUES, None, 2, torch.full((2,), -math.inf)), "leave each row a candidate"),
