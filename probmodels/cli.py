@@ -186,7 +186,11 @@ def _execute(spec: dict[str, Any], *, strict: bool, quiet: bool) -> None:
     checkpoint = folder / _CHECKPOINT
     if checkpoint.exists():
         typer.echo(f"Continuing from {checkpoint}.")
-    result = run_engine(spec, problem, checkpoint=str(checkpoint), progress=not quiet)
+    try:
+        result = run_engine(spec, problem, checkpoint=str(checkpoint), progress=not quiet)
+    except KeyboardInterrupt as error:
+        typer.echo(f"\nInterrupted: {error}" if str(error) else "\nInterrupted.", err=True)
+        raise typer.Exit(130) from error
     result.save(folder, overwrite=overwrite)
     shutil.rmtree(checkpoint, ignore_errors=True)
     _exit(_write(result, folder), strict)
@@ -239,11 +243,8 @@ def main() -> None:
     """Run the command line; the project's own errors, which a user can mend, are one line and exit status 2."""
     try:
         app(standalone_mode=True)
-    except KeyboardInterrupt as error:
-        print(f"\nInterrupted: {error}" if str(error) else "\nInterrupted.", file=sys.stderr)
-        sys.exit(130)
     except Exception as error:
-        if not type(error).__module__.startswith("probmodels."):
+        if not (isinstance(error, _Refusal) or type(error).__module__.startswith("probmodels.")):
             raise
         print(f"{type(error).__name__.lstrip('_')}: {error}", file=sys.stderr)
         sys.exit(2)
@@ -254,3 +255,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Show the v
     if version:
         typer.echo(__version__)
         raise typer.Exit()
+
+
+if __name__ == "__main__":
+    main()

@@ -84,6 +84,9 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     engine = spec["inference"].setdefault("engine", "mcmc")
     if engine not in ENGINES:
         raise SpecError(f"[inference] unknown engine {engine!r}{_hint(engine, ENGINES)}")
+    if "name" in spec["data"]:
+        loader = _loader(spec["data"]["name"])
+        _check_keys("data", spec["data"], ("name", *inspect.signature(loader).parameters))
     _check_keys("model", spec["model"], _parameters(method.make_problem))
     _check_keys("inference", spec["inference"], ("engine", *_parameters(_engine(engine))))
     _check_keys("output", spec["output"], _OUTPUT)
@@ -156,6 +159,12 @@ def run_spec(source: str | Path | Mapping[str, Any]) -> Result:
     if "path" in spec["output"]:
         result.save(spec["output"]["path"], overwrite=bool(spec["output"].get("overwrite", False)))
     return result
+
+
+def _loader(name: str) -> Callable[..., Any]:
+    from probmodels.datasets import get_loader
+
+    return get_loader(name)
 
 
 def _engine(name: str) -> Callable[..., Any]:

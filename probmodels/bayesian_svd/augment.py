@@ -64,10 +64,19 @@ class ReducedData:
         self._gaps = None if data.gaps is None else _Gaps(data)
         if data.gaps is not None:
             self.count = float(data.gaps.mask.numel() - (num_cells * num_effects if self._flat else 0))
-        self._set(self._z_data, self._norm)
+        if self._proper:  # a start from the whole data would hand their means to the modes
+            self.effects = self._along.copy()
+        self._compose()
 
-    def _set(self, z: Array, total: float) -> None:
-        self.z, self.total = np.ascontiguousarray(z), total
+    def _compose(self) -> None:
+        """The data less all effects that are part of the state."""
+        total = self._norm - 2.0 * self.shared @ self._cross + self.shared @ self._columns_gram @ self.shared
+        z = self._z_data - np.einsum("p,pij->ij", self.shared, self._columns)
+        if self._proper:
+            along = self._along - np.einsum("p,pnq->nq", self.shared, self._columns_design)
+            total += float((self.effects**2).sum() - 2.0 * (self.effects * along).sum())
+            z = z - (self._space.T @ self.effects) @ self._design_time.T
+        self.z, self.total = np.ascontiguousarray(z), float(total)
         self.z_transposed = np.ascontiguousarray(self.z.T)
 
     def draw(self, rng: np.random.Generator, u: Array, d: Array, v: Array, noise: float) -> None:
@@ -89,16 +98,12 @@ class ReducedData:
                 gram = gram - share * np.einsum("pnq,rnq->pr", self._columns_design, self._columns_design)
             precision = gram / noise + self._shared_precision * np.eye(len(known))
             self.shared = _normal(rng, known / noise, precision)
-        along = self._along - np.einsum("p,pnq->nq", self.shared, self._columns_design)
-        total = self._norm - 2.0 * self.shared @ self._cross + self.shared @ self._columns_gram @ self.shared
-        z = self._z_data - np.einsum("p,pij->ij", self.shared, self._columns)
         if self._proper:
+            along = self._along - np.einsum("p,pnq->nq", self.shared, self._columns_design)
             precision = 1.0 / noise + self._effect_precision
             mean = (along - signal_along) / noise / precision
             self.effects = mean + rng.standard_normal(mean.shape) / np.sqrt(precision)
-            total += float((self.effects**2).sum() - 2.0 * (self.effects * along).sum())
-            z = z - (self._space.T @ self.effects) @ self._design_time.T
-        self._set(z, total)
+        self._compose()
 
     def local_effects(self, rng: np.random.Generator, noise: float) -> Array:
         """Coefficients of the named design in the units of the data (n, q), drawn here where integrated out."""

@@ -30,7 +30,7 @@ from probmodels.datasets import DataError
 from probmodels.distributions import FrameReparam
 from probmodels.inference.problem import Problem
 
-__all__ = ["make_problem", "tiny"]
+__all__ = ["make_problem", "space_distance", "tiny"]
 
 _MIN_TIMES = 10
 
@@ -75,7 +75,7 @@ def _matrix(data: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
     return data, mends
 
 
-def _space_distance(data: xr.DataArray) -> Tensor:
+def space_distance(data: xr.DataArray) -> Tensor:
     """Chordal distance in km from lat and lon, Euclidean from x, y, z or from the cell coordinate itself."""
     names = {str(c) for c in data.coords if data[c].dims == ("cell",)}
     if {"lat", "lon"} <= names:
@@ -208,7 +208,8 @@ def make_problem(
     scale
         Scale of the HalfNormal prior of d; by default the norm of the data.
     noise_prior
-        Shape and rate of the InverseGamma prior of sigma squared; by default (1/2, half the data's mean square).
+        Shape and rate of the InverseGamma prior of sigma squared; by default shape 1/2 and a rate
+        that puts little mass below a thousandth of the variance left by the effects.
     order
         How draws are labelled: "scale" sorts modes by d in each draw, "match" assigns them to the modes of the plain
         SVD.
@@ -274,7 +275,7 @@ def make_problem(
     for name, distance, kernel, scales, prior, extra in (
         (
             "space",
-            _space_distance(matrix),
+            space_distance(matrix),
             kernel_space,
             length_scales_space,
             length_prior_space,
@@ -341,10 +342,16 @@ def make_problem(
             "reference_space": (("basis_space", "mode"), reference[0]),
             "reference_time": (("basis_time", "mode"), reference[1]),
         },
-        attrs={"mends": json.dumps(json.loads(matrix.attrs.get("mends", "[]")) + mends)},
+        attrs={
+            "kernel_space": kernel_space if isinstance(kernel_space, str) else ",".join(kernel_space),
+            "kernel_time": kernel_time if isinstance(kernel_time, str) else ",".join(kernel_time),
+            "mends": json.dumps(json.loads(matrix.attrs.get("mends", "[]")) + mends),
+        },
     )
     if num_effects:
         constant["fixed_effects_design"] = local
+    if common.sizes["effect"]:
+        constant["shared_effects_design"] = common.rename(effect="shared_effect")
     diagnosed = ["U", "V", "d", "sigma"]
     diagnosed += [f"length_scale_{name}" for name, side in sides.items() if len(side.length_scales) > 1]
     diagnosed += ["shared_effects"] * bool(len(data_.shared))
@@ -405,14 +412,15 @@ def _reduce(
     z, shared = inside(filled), inside(shared_full)
     free = int(mask.sum()) - (n * design.shape[1] if flat else 0)
     norm = float(centre.square().sum())
-    if norm == 0:
+    variation = float((filled - (filled @ design) @ design.T).square().sum())
+    if variation == 0:
         raise DataError("nothing is left of the data after the fixed effects; drop effects or check the data")
-    shape, rate = noise_prior if noise_prior is not None else (0.5, 0.5 * norm / free)
+    shape, rate = noise_prior if noise_prior is not None else (0.5, 0.5e-3 * variation / free)
     if not (shape > 0 and rate > 0):
         raise DataError(f"noise_prior={noise_prior} must hold two positive numbers, shape and rate")
     gaps = None if bool(mask.all()) else Gaps(values, mask, shared_full)
     number = functools.partial(torch.tensor, dtype=torch.float64)
-    shared_scale = effect_scale or 1e3 * math.sqrt(norm / free)
+    shared_scale = effect_scale or 1e3 * math.sqrt(variation / free)
     return MatrixData(
         z=z,
         rest=number(max(norm - float(z.square().sum()), 0.0)),
@@ -438,8 +446,10 @@ def _reduce(
 
 
 def _reference(data: MatrixData, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Leading singular vectors of the reduced data, signs fixed by a positive sum of the pattern; (ru, k), (rv, k)."""
-    u, _, vt = np.linalg.svd(data.z.numpy(), full_matrices=False)
+    """Leading singular vectors of the reduced data less local effects, (ru, k), (rv, k); patterns of positive sum."""
+    along = data.time.basis.numpy().T @ data.design.numpy()  # zero where the basis avoids the effects
+    z = data.z.numpy()
+    u, _, vt = np.linalg.svd(z - (z @ along) @ along.T, full_matrices=False)
     u, v = u[:, :rank], vt[:rank].T
     sign = np.where((data.space.basis.numpy() @ u).sum(0) < 0, -1.0, 1.0)
     return u * sign, v * sign

@@ -1,0 +1,34 @@
+# Two commands matter: `make sst` runs the main job, `make test` runs the tests; both set up what they need first.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+OUT ?= runs/sst
+BIN := $(VENV)/bin
+
+.PHONY: setup sst test lint types clean
+
+setup: $(VENV)/.installed
+
+# torch goes first and by itself, so that a build that is there already (CPU or CUDA) is kept.
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install "$(TORCH)"
+	$(BIN)/pip install -c constraints.txt -e ".[sst,dev]"
+	touch $@
+
+sst: setup
+	$(BIN)/probmodels sst --out $(OUT) --overwrite
+
+test: setup
+	$(BIN)/pytest -n auto
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,98 @@
+"""The layout: one package from four folders, imports that point down, light imports, nothing generic installed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {"datasets": 1, "inference": 2, "guides": 3, "probmodels": 4}
+LEAF_IMPORTS = {"probmodels.covariance", "probmodels._spectra", "probmodels._frames"}
+LEAVES = {"probmodels.distributions", "probmodels._version", *LEAF_IMPORTS}  # know nothing of the rest of the project
+
+
+def modules(folder: str) -> list[Path]:
+    return [p for p in (ROOT / folder).rglob("*.py") if not any(q.is_symlink() for q in p.parents)]
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute names of what a module imports, outside of blocks for type checkers."""
+    names: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return names
+
+
+def floor(module: str) -> int:
+    parts = module.split(".")
+    if module in LEAVES or any(module.startswith(f"{leaf}.") for leaf in LEAVES):
+        return 0
+    return FLOORS[parts[1]] if len(parts) > 1 and parts[1] in FLOORS else FLOORS["probmodels"]
+
+
+@pytest.mark.parametrize("folder", FLOORS)
+def test_imports_point_down(folder: str) -> None:
+    for path in modules(folder):
+        for name in imports(path):
+            if name.split(".")[0] != "probmodels":
+                continue
+            assert floor(name) <= FLOORS[folder], f"{path.relative_to(ROOT)} imports {name}, which stands above it"
+
+
+@pytest.mark.parametrize("leaf", ["distributions", "covariance"])
+def test_leaves_know_nothing_of_the_project(leaf: str) -> None:
+    ours = {name for name in imports(ROOT / "probmodels" / f"{leaf}.py") if name.startswith("probmodels")}
+    assert all(any(name.startswith(allowed) for allowed in LEAF_IMPORTS) for name in ours), ours
+
+
+def test_inference_knows_no_method() -> None:
+    for path in modules("inference"):
+        assert not [n for n in imports(path) if n.startswith(("probmodels.bayesian_svd", "probmodels.guides"))], path
+
+
+@pytest.mark.parametrize("folder", ["guides", "inference", "datasets"])
+def test_a_folder_imported_by_its_bare_name_says_the_right_one(folder: str) -> None:
+    code = f"import {folder}"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode != 0
+    assert f"probmodels.{folder}" in run.stderr
+
+
+def test_importing_the_package_stays_light() -> None:
+    heavy = "torch", "pyro", "arviz", "xarray", "matplotlib", "numba"
+    code = f"import sys, probmodels, probmodels.cli; print([m for m in {heavy} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.strip() == "[]"
+
+
+def test_only_one_module_imports_arviz() -> None:
+    files = [p for folder in FLOORS for p in modules(folder)]
+    users = [p.name for p in files if any(n.split(".")[0] == "arviz" for n in imports(p))]
+    assert set(users) <= {"_arviz.py"}
+
+
+def test_setup_lists_every_package() -> None:
+    listed = (ROOT / "setup.cfg").read_text(encoding="utf-8")
+    for folder in FLOORS:
+        for init in (ROOT / folder).rglob("__init__.py"):
+            if any(q.is_symlink() for q in init.parents):
+                continue
+            name = ".".join(init.parent.relative_to(ROOT).parts)
+            name = name if name.startswith("probmodels") else f"probmodels.{name}"
+            assert f"    {name}\n" in listed, f"{name} is missing from packages in setup.cfg"

@@ -1,0 +1,106 @@
+"""Specs: checked before anything is read, and the same run as the calls written out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from probmodels import Result, run_mcmc, run_spec
+from probmodels.bayesian_svd import make_problem
+from probmodels.spec import SpecError, build_problem, load_spec, spec_of_result
+
+
+@pytest.fixture(scope="module")
+def field(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty years of a 4 x 5 box with one mode, as a NetCDF file."""
+    rng = np.random.default_rng(0)
+    years = np.arange(np.datetime64("1980-01-15", "D"), np.datetime64("2010-01-15", "D"), np.timedelta64(365, "D"))
+    lat, lon = np.arange(30.0, 50.0, 5.0), np.arange(180.0, 205.0, 5.0)
+    series, pattern = rng.standard_normal(len(years)), np.add.outer(np.sin(lat / 10), np.cos(lon / 10))
+    values = series[:, None, None] * pattern + 0.2 * rng.standard_normal((len(years), lat.size, lon.size))
+    path = tmp_path_factory.mktemp("field") / "sst.nc"
+    data = xr.DataArray(
+        values, dims=("time", "lat", "lon"), coords={"time": years.astype("datetime64[ns]"), "lat": lat, "lon": lon}
+    )
+    data.attrs.update(
+        units="degC", long_name="sea surface temperature anomaly", standard_name="sea_surface_temperature"
+    )
+    data.to_dataset(name="sst").to_netcdf(path)
+    return path
+
+
+def spec(path: Path, **tables: dict) -> dict:
+    base = {
+        "method": "bayesian_svd",
+        "data": {"name": "sst", "path": str(path)},
+        "model": {"rank": 2, "length_scales_space": [500.0, 1000.0]},
+        "inference": {
+            "num_samples": 10,
+            "warmup_steps": 5,
+            "num_chains": 2,
+            "chain_method": "sequential",
+            "progress": False,
+        },
+    }
+    for name, table in tables.items():
+        base[name] = {**base.get(name, {}), **table}
+    return base
+
+
+def test_a_spec_is_the_calls_that_it_writes_down(field: Path, tmp_path: Path) -> None:
+    result = run_spec(spec(field, output={"path": str(tmp_path / "run")}))
+    from probmodels.datasets.sst import load_sst
+
+    problem = make_problem(load_sst(str(field)), rank=2, length_scales_space=[500.0, 1000.0])
+    by_hand = run_mcmc(problem, num_samples=10, warmup_steps=5, num_chains=2, chain_method="sequential", progress=False)
+    assert result.posterior.equals(by_hand.posterior)
+    assert Result.load(tmp_path / "run").posterior.equals(result.posterior)
+
+
+def test_a_result_runs_itself_again(field: Path, tmp_path: Path) -> None:
+    result = run_spec(spec(field, output={"path": str(tmp_path / "a")}))
+    again = spec_of_result(tmp_path / "a" / "result.nc")
+    again["output"] = {"path": str(tmp_path / "b")}
+    assert run_spec(again).posterior.equals(result.posterior)
+
+
+def test_toml_and_dict_agree(field: Path, tmp_path: Path) -> None:
+    text = f'method = "bayesian_svd"\n[data]\nname = "sst"\npath = "{field}"\n[model]\nrank = 2\n'
+    (tmp_path / "s.toml").write_text(text)
+    assert load_spec(tmp_path / "s.toml") == load_spec(
+        {"method": "bayesian_svd", "data": {"name": "sst", "path": str(field)}, "model": {"rank": 2}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inference": {"num_sample": 3}}, r"\[inference\] unknown key 'num_sample'; did you mean 'num_samples'"),
+        ({"model": {"rnk": 3}}, r"\[model\] unknown key 'rnk'; did you mean 'rank'"),
+        ({"inference": {"engine": "mcm"}}, r"unknown engine 'mcm'; did you mean 'mcmc'"),
+        ({"output": {"pth": "x"}}, r"\[output\] unknown key 'pth'; did you mean 'path'"),
+        ({"data": {"regoin": "pacific"}}, r"\[data\] unknown key 'regoin'; did you mean 'region'"),
+    ],
+)
+def test_unknown_keys_are_refused_with_the_closest(field: Path, change: dict, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        load_spec(spec(field, **change))
+
+
+def test_unknown_methods_tables_and_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="did you mean 'bayesian_svd'"):
+        load_spec({"method": "bayesian_svt"})
+    with pytest.raises(SpecError, match="unknown key 'modle'; did you mean 'model'"):
+        load_spec({"method": "bayesian_svd", "modle": {}})
+    with pytest.raises(SpecError, match="names no method"):
+        load_spec({})
+    with pytest.raises(SpecError, match="cannot read the spec"):
+        load_spec(tmp_path / "absent.toml")
+    (tmp_path / "bad.toml").write_text("method = ")
+    with pytest.raises(SpecError, match="not valid TOML"):
+        load_spec(tmp_path / "bad.toml")
+    with pytest.raises(SpecError, match="names no data set"):
+        build_problem(load_spec({"method": "bayesian_svd", "model": {"rank": 2}}))
