@@ -44,7 +44,7 @@ def sst(
         list[str] | None,
         typer.Argument(
             metavar="[FILE]... | fetch NAME",
-            help="NetCDF files or a pattern; none for the embedded field of North Pacific winters; 'fetch' and one of "
+            help="NetCDF files or a pattern; none for the embedded field of Pacific winters; 'fetch' and one of "
             "ersstv5, hadisst, oisst, cobe2 downloads that data set.",
         ),
     ] = None,

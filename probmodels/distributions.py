@@ -1,6 +1,6 @@
 """Distributions over orthonormal frames: matrices U (n, k) with U'U = I_k.
 
-All densities are taken with respect to the invariant (Hausdorff) measure on the Stiefel manifold, of total mass
+All densities are taken with respect to the invariant measure on the Stiefel manifold, of total mass
 prod_i 2 pi^(p_i/2) / Gamma(p_i/2) with p_i = n - i + 1. Omega is a covariance, Lambda its inverse, C = U_<i the columns
 before the i-th.
 

@@ -17,7 +17,7 @@ evaluation never forms an n x m matrix.
 
 References
 ----------
-North, J. S., Wikle, C. K. and Schliep, E. M. (2023). A flexible class of priors for orthonormal matrices with basis
+North, J. S., Risser, M. D. and Breidt, F. J. (2023). A flexible class of priors for orthonormal matrices with basis
 function-specific structure. https://arxiv.org/abs/2307.13627. The prior here differs from theirs where theirs is no
 joint distribution; ``docs/bayesian_svd.md`` says where and why.
 """
@@ -42,7 +42,7 @@ from probmodels.distributions import (
 
 __all__ = ["FRAME_PRIORS", "REFERENCE", "Gaps", "MatrixData", "SideData", "frame_prior", "local_effects", "model"]
 
-REFERENCE = "North, Wikle and Schliep (2023), https://arxiv.org/abs/2307.13627"
+REFERENCE = "North, Risser and Breidt (2023), https://arxiv.org/abs/2307.13627"
 
 FRAME_PRIORS = ("conditioned", "projected", "macg", "uniform")
 

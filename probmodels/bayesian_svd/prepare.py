@@ -120,6 +120,8 @@ def _side(
 ) -> SideData:
     """Candidate covariances of one side, with each mode's prior weights over them."""
     families = [kernel] * rank if isinstance(kernel, str) else list(kernel)
+    if "identity" in families:  # white noise has no direction of little variance to leave out
+        grid_options["tail"] = 0.0
     if len(families) != rank:
         raise DataError(f"kernel_{name} lists {len(families)} kernels for {rank} modes; give one name or one per mode")
     for family in families:
@@ -191,7 +193,7 @@ def make_problem(
         A kernel name for all modes, or one for each (see `probmodels.covariance.KERNELS`).
     length_scales_space, length_scales_time
         Grid on which the length-scales live: km or the coordinate's unit, years or the axis's unit. By default
-        ``num_length_scales`` log-spaced values from the spacing of the points to the size of the domain.
+        ``num_length_scales`` log-spaced values from the spacing of the points to half the largest distance.
     length_prior_space, length_prior_time
         Prior of the length-scales, a distribution over positive numbers; by default equal weights on the grid.
     period
@@ -268,50 +270,31 @@ def make_problem(
             )
 
     uniform = frame_prior == "uniform"
-    full = not flat  # effects of proper prior act outside a truncated basis, which the projected likelihood cannot see
     if uniform:
         kernel_space = kernel_time = "identity"
-    sides = {}
-    for name, distance, kernel, scales, prior, extra in (
-        (
-            "space",
-            space_distance(matrix),
-            kernel_space,
-            length_scales_space,
-            length_prior_space,
-            {"weights": torch.as_tensor(weight)},
-        ),
-        (
-            "time",
-            time_distance(time_in_years(matrix["time"])),
-            kernel_time,
-            length_scales_time,
-            length_prior_time,
-            {"complement": design if flat and num_effects else None, "period": period},
-        ),
-    ):
-        cut = 0.0 if full or "identity" in ([kernel] if isinstance(kernel, str) else kernel) else tail
-        if name == "space" and "identity" in ([kernel] if isinstance(kernel, str) else kernel):
-            extra = {}  # white patterns stay white whatever the weights
-        sides[name] = _side(
-            name,
-            distance,
-            kernel,
-            scales,
-            prior,
-            rank,
-            nugget=nugget,
-            tail=cut,
-            num_length_scales=num_length_scales,
-            **extra,
-        )
-    space, time = sides["space"], sides["time"]
-    for name, side in sides.items():
-        if side.basis.shape[1] < rank:
-            raise DataError(
-                f"the basis along {name} keeps {side.basis.shape[1]} directions at tail={tail}, fewer than the {rank} "
-                "modes; lower tail or rank, or allow shorter length-scales"
-            )
+    # Effects of proper prior act outside a truncated basis, which the projected likelihood cannot see: no truncation.
+    grid = {"num_length_scales": num_length_scales, "nugget": nugget, "tail": tail if flat else 0.0}
+    space = _side(
+        "space",
+        space_distance(matrix),
+        kernel_space,
+        length_scales_space,
+        length_prior_space,
+        rank,
+        weights=None if uniform else torch.as_tensor(weight),
+        **grid,
+    )
+    time = _side(
+        "time",
+        time_distance(time_in_years(matrix["time"])),
+        kernel_time,
+        length_scales_time,
+        length_prior_time,
+        rank,
+        complement=design if flat and num_effects else None,
+        period=period,
+        **grid,
+    )
     if frame_prior == "macg" and not (isinstance(kernel_space, str) and isinstance(kernel_time, str)):
         raise DataError(
             "the prior 'macg' has one kernel for all modes: give kernel_space and kernel_time as one name each"
@@ -353,7 +336,9 @@ def make_problem(
     if common.sizes["effect"]:
         constant["shared_effects_design"] = common.rename(effect="shared_effect")
     diagnosed = ["U", "V", "d", "sigma"]
-    diagnosed += [f"length_scale_{name}" for name, side in sides.items() if len(side.length_scales) > 1]
+    diagnosed += [
+        f"length_scale_{name}" for name, side in (("space", space), ("time", time)) if len(side.length_scales) > 1
+    ]
     diagnosed += ["shared_effects"] * bool(len(data_.shared))
     coords: dict[str, Any] = {
         "mode": range(1, rank + 1),

@@ -6,7 +6,7 @@ Generative idea, for data ``Z`` (n space x m time) and rank k::
     u_i | other columns  ~  projected normal of N' Omega_i N,  N = null space of the other columns
     v_i | other columns  ~  the same in time
 
-North, Wikle and Schliep specify full conditionals of the columns rather than a joint density, and sample them one at
+North, Risser and Breidt specify full conditionals of the columns rather than a joint density, and sample them one at
 a time. `PublishedGibbs` runs those conditionals, at the cost at which they are published: dense linear algebra in the
 full space, a null space and an inverse for every column of every sweep.
 
@@ -15,7 +15,7 @@ inference and this one to reproduce or to measure against the paper.
 
 References
 ----------
-North, J. S., Wikle, C. K. and Schliep, E. M. (2024). A flexible class of priors for orthonormal matrices with basis
+North, J. S., Risser, M. D. and Breidt, F. J. (2023). A flexible class of priors for orthonormal matrices with basis
 function-specific structure. https://arxiv.org/abs/2307.13627
 """
 
@@ -44,7 +44,7 @@ _BETA_VARIANCE = 100.0  # prior variance of a fixed effect
 
 
 class PublishedGibbs(Kernel):
-    r"""Full conditionals of North, Wikle and Schliep as they are published: a compatibility mode.
+    r"""Full conditionals of North, Risser and Breidt as they are published: a compatibility mode.
 
     .. warning::
        For comparison with the paper only. The draws do not come from a posterior:

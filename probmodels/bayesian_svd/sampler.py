@@ -179,7 +179,7 @@ class BlockGibbs(Kernel):
         return {**params, "fixed_effects": torch.from_numpy(effects)}
 
     def sample_stats(self) -> dict[str, float]:
-        """Acceptance rates of the latest sweep and the log-likelihood up to the constant of the data's size."""
+        """Acceptance rates of the latest sweep."""
         rates = self._latest[:, 0] / np.maximum(self._latest[:, 1], 1.0)
         return {"acceptance_rate": float(rates[2]), "rotation_acceptance": float(rates[0])}
 
