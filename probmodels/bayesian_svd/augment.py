@@ -90,7 +90,7 @@ class ReducedData:
             self._norm = norm - (float((self._along**2).sum()) if self._flat else 0.0)
         signal_along = cells @ (v @ self._design_time)
         if len(self.shared):  # local effects integrated out: flat ones are centred away, proper ones shrink
-            known = self._cross - np.einsum("ki,pij,kj->p", u * d[:, None], self._columns, v, optimize=True)
+            known = self._cross - np.einsum("pij,ij->p", self._columns, (u.T * d) @ v)
             gram = self._columns_gram
             if self._proper:
                 share = 1.0 / (1.0 + noise * self._effect_precision)
@@ -130,7 +130,9 @@ class _Gaps:
         self._sum_by_cell = scipy.sparse.csr_matrix(
             (np.ones(size), (self._row_of_entry, np.arange(size))), (len(cells), size)
         )
-        self._shape = mask.shape
+        # Values are put in at each draw; np.nonzero goes row by row, as the format wants its entries.
+        starts = np.searchsorted(self._rows, np.arange(len(mask) + 1))
+        self._filled = scipy.sparse.csr_matrix((np.zeros(size), self._cols, starts), mask.shape)
         self._gram = np.einsum("nt,tq,ts->nqs", mask[cells].astype(float), self._design, self._design)
         self._columns_at = columns[:, self._rows, self._cols]  # (p, L)
         self._columns_design = np.einsum("pnt,tq->pnq", columns * mask, self._design)[:, cells]
@@ -162,8 +164,9 @@ class _Gaps:
             effects = _normal(rng, along / noise, precision)
             missing += np.einsum("lq,lq->l", effects[self._row_of_entry], design[cols])
         missing += np.sqrt(noise) * rng.standard_normal(len(missing))
-        filled = scipy.sparse.csr_matrix((missing, (rows, cols)), self._shape)
-        if self._shape[1] <= self._shape[0]:
+        filled = self._filled
+        filled.data[:] = missing
+        if filled.shape[1] <= filled.shape[0]:
             z = (filled.T @ self._space).T @ self._time
         else:
             z = self._space.T @ (filled @ self._time)
