@@ -67,7 +67,7 @@ def sst(
     tail: Annotated[float, typer.Option(help="Share of the kernel's variance that a truncated basis may drop.")] = 1e-6,
     draws: Annotated[int, typer.Option(help="Draws kept per chain.")] = 1000,
     warmup: Annotated[int, typer.Option(help="Sweeps before the first draw.")] = 500,
-    thin: Annotated[int, typer.Option(help="Sweeps per draw kept.")] = 2,
+    thin: Annotated[int, typer.Option(help="Sweeps per draw kept.")] = 1,
     chains: Annotated[int, typer.Option(help="Number of chains.")] = 4,
     steps: Annotated[int, typer.Option(help="Steps of SVI.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same draws.")] = 0,

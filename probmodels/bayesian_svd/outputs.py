@@ -75,7 +75,8 @@ def write_outputs(result: Result, folder: str | Path, *, level: float = 0.95, dp
     figures["trace"] = plots.trace(posterior, traced)
     if "fit" in tree.children:
         figures["loss"] = plots.loss(tree["fit"].to_dataset())
+    images = {name: folder / "figures" / f"{name}.png" for name in figures}
     for name, figure in figures.items():
-        figure.savefig(folder / "figures" / f"{name}.png", dpi=dpi)
-    write_report(tree, modes, figures, folder, diagnosis=diagnosis, comparison=comparison, dpi=dpi)
+        figure.savefig(images[name], dpi=dpi)
+    write_report(tree, modes, images, folder, diagnosis=diagnosis, comparison=comparison, dpi=dpi)
     return Outputs(folder, table, diagnosis)
