@@ -12,7 +12,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-__all__ = ["align_draws", "invariants"]
+__all__ = ["ORDERS", "align_draws", "invariants"]
+
+ORDERS = ("scale", "match", "label")
 
 Array = NDArray[np.floating]
 
@@ -30,8 +32,8 @@ def align_draws(
     reference_space, reference_time
         Patterns (ru, k) and series (rv, k) to which signs, and with ``order="match"`` labels, are aligned.
     order
-        "scale" sorts by d, largest first; "match" assigns modes to the references by the absolute overlap of both
-        sides.
+        "scale" sorts by d, largest first; "label" keeps the labels of the model; "match" assigns modes to the
+        references by the absolute overlap of both sides.
 
     Returns
     -------
@@ -47,6 +49,8 @@ def align_draws(
         for chain, draw in np.ndindex(d.shape[:2]):
             modes, labels = linear_sum_assignment(-overlap[chain, draw])
             index[chain, draw, labels] = modes
+    elif order == "label":
+        index = np.broadcast_to(np.arange(d.shape[-1]), d.shape)
     else:
         index = np.argsort(-d, axis=-1, kind="stable")
     indexer = xr.DataArray(index, dims=("chain", "draw", "mode"))

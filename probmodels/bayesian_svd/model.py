@@ -258,9 +258,13 @@ def model(data: MatrixData, prior: str = "conditioned") -> None:
         frames[site] = pyro.sample(site, frame, infer=_axes(f"basis_{name}", "mode"))
         if prior != "uniform":
             logits = frame.component_logits(frames[site])
-            leaf = _axes("mode", generated=True)
-            index = pyro.sample(f"length_index_{name}", dist.Categorical(logits=logits).to_event(1), infer=leaf)
-            pyro.sample(f"length_scale_{name}", dist.Delta(side.length_scales[index], event_dim=1), infer=leaf)
+            index = pyro.sample(  # one candidate for each mode; under "macg" one for all
+                f"length_index_{name}",
+                dist.Categorical(logits=logits).to_event(logits.dim() - 1),
+                infer=_axes(*["mode"] * (logits.dim() - 1), generated=True),
+            )
+            scales = side.length_scales[index].expand(rank)
+            pyro.sample(f"length_scale_{name}", dist.Delta(scales, event_dim=1), infer=_axes("mode", generated=True))
     d = pyro.sample("d", dist.HalfNormal(data.scale).expand([rank]).to_event(1), infer=_axes("mode"))
     variance = dist.InverseGamma(data.noise_shape, data.noise_rate)
     sigma = pyro.sample(

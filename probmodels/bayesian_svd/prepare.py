@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from probmodels.bayesian_svd.align import align_draws, invariants
+from probmodels.bayesian_svd.align import ORDERS, align_draws, invariants
 from probmodels.bayesian_svd.effects import effect_design, time_in_years
 from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SideData, model
 from probmodels.bayesian_svd.sampler import BlockGibbs
@@ -28,6 +28,7 @@ from probmodels.covariance import (
 )
 from probmodels.datasets import DataError
 from probmodels.distributions import FrameReparam
+from probmodels.guides.bayesian_svd import BayesianSVDGuide
 from probmodels.inference.problem import Problem
 
 __all__ = ["make_problem", "space_distance", "tiny"]
@@ -167,7 +168,7 @@ def make_problem(
     frame_prior: str = "conditioned",
     scale: float | None = None,
     noise_prior: tuple[float, float] | None = None,
-    order: str = "scale",
+    order: str | None = None,
 ) -> Problem:
     """Bayesian SVD of a labelled matrix.
 
@@ -214,7 +215,8 @@ def make_problem(
         that puts little mass below a thousandth of the variance left by the effects.
     order
         How draws are labelled: "scale" sorts modes by d in each draw, "match" assigns them to the modes of the plain
-        SVD.
+        SVD, "label" keeps them as the model has them. By default "label" where kernels are given mode by mode, else
+        "scale".
 
     Returns
     -------
@@ -229,10 +231,11 @@ def make_problem(
     """
     matrix, mends = _matrix(data)
     n, num_times = matrix.shape
-    options = dict(frame_prior=frame_prior, order=order)
-    for key, known in (("frame_prior", FRAME_PRIORS), ("order", ("scale", "match"))):
-        if options[key] not in known:
-            raise DataError(f"{key}={options[key]!r} is unknown; choose one of {', '.join(known)}")
+    if order is None:
+        order = "scale" if isinstance(kernel_space, str) and isinstance(kernel_time, str) else "label"
+    for key, value, known in (("frame_prior", frame_prior, FRAME_PRIORS), ("order", order, ORDERS)):
+        if value not in known:
+            raise DataError(f"{key}={value!r} is unknown; choose one of {', '.join(known)}")
     local = effect_design(matrix["time"], fixed_effects, covariates)
     common = effect_design(matrix["time"], shared_effects, covariates)
     num_effects = local.sizes["effect"]
@@ -350,6 +353,7 @@ def make_problem(
     return Problem(
         name="bayesian_svd",
         model=model,
+        guide=BayesianSVDGuide(),
         args=(data_,),
         kwargs={"prior": frame_prior},
         coords={k: v for k, v in coords.items() if len(v)},
