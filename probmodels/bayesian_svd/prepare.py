@@ -298,6 +298,13 @@ def make_problem(
         period=period,
         **grid,
     )
+    sides = {"space": space, "time": time}
+    for name, side in sides.items():
+        if side.basis.shape[1] < rank:
+            raise DataError(
+                f"the basis along {name} keeps {side.basis.shape[1]} directions at tail={tail}, fewer than the {rank} "
+                "modes; lower tail or rank, or allow shorter length-scales"
+            )
     if frame_prior == "macg" and not (isinstance(kernel_space, str) and isinstance(kernel_time, str)):
         raise DataError(
             "the prior 'macg' has one kernel for all modes: give kernel_space and kernel_time as one name each"
@@ -339,9 +346,7 @@ def make_problem(
     if common.sizes["effect"]:
         constant["shared_effects_design"] = common.rename(effect="shared_effect")
     diagnosed = ["U", "V", "d", "sigma"]
-    diagnosed += [
-        f"length_scale_{name}" for name, side in (("space", space), ("time", time)) if len(side.length_scales) > 1
-    ]
+    diagnosed += [f"length_scale_{name}" for name, side in sides.items() if len(side.length_scales) > 1]
     diagnosed += ["shared_effects"] * bool(len(data_.shared))
     coords: dict[str, Any] = {
         "mode": range(1, rank + 1),
