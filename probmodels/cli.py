@@ -69,7 +69,7 @@ def sst(
     warmup: Annotated[int, typer.Option(help="Sweeps before the first draw.")] = 500,
     thin: Annotated[int, typer.Option(help="Sweeps per draw kept.")] = 1,
     chains: Annotated[int, typer.Option(help="Number of chains.")] = 4,
-    steps: Annotated[int, typer.Option(help="Steps of SVI.")] = 2000,
+    steps: Annotated[int, typer.Option(help="Steps of SVI.")] = 800,
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same draws.")] = 0,
     engine: Annotated[str, typer.Option(help="mcmc (exact) or svi (approximate).")] = "mcmc",
     out: Out = Path("runs/sst"),
@@ -93,6 +93,7 @@ def sst(
     }
     effects = [term for term in fixed_effects.replace(" ", "").split(",") if term]
     sampling = {"num_samples": draws, "warmup_steps": warmup, "thin": thin, "num_chains": chains}
+    fitting = {"num_steps": steps, "lr": 0.01, "lr_decay": 0.05}
     spec = {
         "method": "bayesian_svd",
         "data": {key: value for key, value in data.items() if value is not None},
@@ -103,7 +104,7 @@ def sst(
             "kernel_time": kernel_time,
             "tail": tail,
         },
-        "inference": {"engine": engine, "seed": seed, **(sampling if engine == "mcmc" else {"num_steps": steps})},
+        "inference": {"engine": engine, "seed": seed, **(sampling if engine == "mcmc" else fitting)},
         "output": {"path": str(out), "overwrite": overwrite},
     }
     _execute(spec, strict=strict, quiet=quiet)
