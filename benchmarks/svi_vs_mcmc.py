@@ -58,7 +58,7 @@ def compare(exact: xr.Dataset, fitted: xr.Dataset, problem: Problem, name: str) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--num-steps", type=int, default=800)
+    parser.add_argument("--num-steps", type=int, default=600)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--lr-decay", type=float, default=0.05)
     parser.add_argument("--num-samples", type=int, default=1000)

@@ -315,7 +315,7 @@ class BayesianSVDGuide(PyroModule):
     """Joint normal of spans, rotations, singular values, noise and shared effects, in the coordinates of this module.
 
     The parameters are made in the first call, from the data that it receives. Start, scales and correlations come in
-    closed form, so that few steps suffice: 800 of Adam with ``lr=0.01, lr_decay=0.05``.
+    closed form, so that few steps suffice: 600 of Adam with ``lr=0.01, lr_decay=0.05``.
 
     Parameters
     ----------
