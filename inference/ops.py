@@ -21,6 +21,7 @@ import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.util import get_rng_state, set_rng_state
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 __all__ = [
@@ -89,11 +90,12 @@ class Interrupts:
 
 @contextlib.contextmanager
 def single_thread() -> Iterator[None]:
-    """One torch thread inside the block: small models run faster, and sums keep one order."""
+    """One thread of torch and of BLAS inside the block: small models run faster, and sums keep one order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with threadpool_limits(limits=1):
+            yield
     finally:
         torch.set_num_threads(threads)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from probmodels.bayesian_svd.align import ORDERS, align_draws, invariants
@@ -146,6 +147,7 @@ def _side(
     return SideData(grid.values, grid.vectors, log_weights, grid.length_scales, grid.basis)
 
 
+@threadpool_limits.wrap(limits=1)  # on shared cores more threads lose more by waiting than they gain
 def make_problem(
     data: xr.DataArray,
     *,

@@ -1,0 +1,92 @@
+"""The main job as a user runs it: wall time of the whole command, and what its diagnostics say.
+
+Without arguments the embedded field with 4 modes; with a file that field with ``--rank`` modes. Each seed is one run of
+``probmodels sst`` in a process of its own, with everything that it writes.
+"""
+
+from __future__ import annotations
+
+import common  # isort: skip  (pins threads before numpy is loaded)
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from probmodels.bayesian_svd.eof import compare_eof
+from probmodels.bayesian_svd.summary import summarise_modes
+from probmodels.inference.diagnostics import diagnose
+from probmodels.inference.result import Result
+
+
+def run(arguments: list[str], seed: int) -> dict[str, Any]:
+    """One run: seconds, diagnostics, and agreement with the deterministic EOFs."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "probmodels.cli", "sst", *arguments, "--seed", str(seed), "--quiet"]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        start = time.perf_counter()
+        subprocess.run([*command, "--out", folder], check=True, stdout=subprocess.DEVNULL)
+        wall = time.perf_counter() - start
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        result = Result.load(Path(folder))
+    report = diagnose(result)
+    table = report.table.loc[["U", "V", "d", "sigma", "length_scale_space"]]
+    entries = table["entries"].astype(float)
+    modes = summarise_modes(result.tree)
+    comparison = compare_eof(result.tree, modes)
+    return {
+        "seed": seed,
+        "wall s": wall,
+        "CPU s": (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime),
+        "passed": "yes" if report.ok else "no",
+        "r_hat <= 1.01, %": float((100 * common_share(result, entries)).round(2)),
+        "r_hat max": float(table["r_hat_max"].max()),
+        "bulk ess min": float(table["ess_bulk_min"].min()),
+        "EOF correlation": " ".join(f"{x:.3f}" for x in np.asarray(comparison["pattern_correlation"])),
+        "PDO leads": _pdo(modes),
+    }
+
+
+def common_share(result: Result, entries: Any) -> np.float64:
+    """Share of all judged entries of the posterior with r_hat of at most 1.01."""
+    from probmodels.inference.convergence import convergence
+
+    good = total = 0
+    for name in entries.index:
+        r_hat = np.asarray(convergence(result.posterior[name].values)["r_hat"])
+        good, total = good + int((r_hat <= 1.01).sum()), total + r_hat.size
+    return np.float64(good / total)
+
+
+def _pdo(modes: xr.Dataset) -> str:
+    """Whether the first pattern is the horseshoe: central North Pacific against the American coast."""
+    first = modes["mode_mean"].isel(mode=0)
+    centre = float(first.sel(lat=slice(35, 43), lon=slice(170, 205)).mean())
+    coast = float(first.sel(lat=slice(45, 58), lon=slice(218, 236)).mean())
+    return "yes" if centre * coast < 0 else "no"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*")
+    parser.add_argument("--rank", type=int, default=4)
+    parser.add_argument("--thin", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.pop(name, None)  # the command decides for itself, as for a user
+    arguments = [*options.files, "--rank", str(options.rank), "--thin", str(options.thin)]
+    rows = [run(arguments, seed) for seed in options.seeds]
+    common.report("main_job", rows, **vars(options))
+
+
+if __name__ == "__main__":
+    main()
