@@ -40,6 +40,10 @@ class Kernel(MCMCKernel):
 
     dims: Mapping[str, Sequence[str]] = MappingProxyType({})
 
+    @classmethod
+    def prepare(cls) -> None:
+        """Work that all chains share, done once in the calling process before any chain starts: compilation."""
+
     def seed(self, seed: int) -> None:
         """Seed the kernel before ``setup``; the default seeds the global generators."""
         pyro.set_rng_seed(seed)

@@ -150,6 +150,8 @@ def run_mcmc(
         raise ProblemError(f"{problem.name}: chain_method={chain_method!r}; choose 'process' or 'sequential'")
     factory = _choose_kernel(problem, kernel)
     problem.validate(guide=False)
+    if isinstance(factory, type) and issubclass(factory, Kernel):
+        factory.prepare()
     settings: dict[str, Any] = {"num_samples": num_samples, "warmup_steps": warmup_steps}
     settings |= {"num_chains": num_chains, "thin": thin, "seed": seed, "chain_method": chain_method}
     started = time.monotonic()

@@ -16,6 +16,14 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the sampler once, before parallel test processes could do so side by side."""
+    if not hasattr(config, "workerinput"):
+        from probmodels.bayesian_svd import BlockGibbs
+
+        BlockGibbs.prepare()
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Callable[[str], Path]:
     """Path of a real data file by its relative name; the test is skipped where the file is absent."""

@@ -94,6 +94,18 @@ class BlockGibbs(Kernel):
         self._latest = np.zeros((3, 2))
         self._state: dict[str, NDArray[Any]] = {}
 
+    @classmethod
+    def prepare(cls) -> None:
+        """Compile the sweep, or load it from the cache of an earlier run.
+
+        Chains that compiled it side by side could differ in the last bits of their sums, and so in their draws.
+        """
+        from probmodels.bayesian_svd.prepare import tiny
+
+        kernel = cls(tiny())
+        kernel.setup(0)
+        kernel.sample({})
+
     def seed(self, seed: int) -> None:
         """Seed the kernel's own generator; call before `setup`."""
         self._rng = np.random.default_rng(seed)
