@@ -39,7 +39,6 @@ def run(arguments: list[str], seed: int) -> dict[str, Any]:
         result = Result.load(Path(folder))
     report = diagnose(result)
     table = report.table.loc[["U", "V", "d", "sigma", "length_scale_space"]]
-    entries = table["entries"].astype(float)
     modes = summarise_modes(result.tree)
     comparison = compare_eof(result.tree, modes)
     return {
@@ -47,7 +46,7 @@ def run(arguments: list[str], seed: int) -> dict[str, Any]:
         "wall s": wall,
         "CPU s": (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime),
         "passed": "yes" if report.ok else "no",
-        "r_hat <= 1.01, %": float((100 * common_share(result, entries)).round(2)),
+        "r_hat <= 1.01, %": round(100 * _share(result, list(table.index)), 2),
         "r_hat max": float(table["r_hat_max"].max()),
         "bulk ess min": float(table["ess_bulk_min"].min()),
         "EOF correlation": " ".join(f"{x:.3f}" for x in np.asarray(comparison["pattern_correlation"])),
@@ -55,15 +54,15 @@ def run(arguments: list[str], seed: int) -> dict[str, Any]:
     }
 
 
-def common_share(result: Result, entries: Any) -> np.float64:
+def _share(result: Result, names: list[str]) -> float:
     """Share of all judged entries of the posterior with r_hat of at most 1.01."""
     from probmodels.inference.convergence import convergence
 
     good = total = 0
-    for name in entries.index:
+    for name in names:
         r_hat = np.asarray(convergence(result.posterior[name].values)["r_hat"])
         good, total = good + int((r_hat <= 1.01).sum()), total + r_hat.size
-    return np.float64(good / total)
+    return good / total
 
 
 def _pdo(modes: xr.Dataset) -> str:
