@@ -1,0 +1,147 @@
+"""Functions of tensors captured once as plain ATen graphs, which run without Python programs, handlers and checks.
+
+A capture bakes in all that is not an argument: data, shapes, the branch that was taken. It is therefore compared
+with the function itself before it is used, and whoever captures must pass what varies (parameters, minibatches) as
+arguments. Random operations stay random: they draw from torch's global generator, in the order of the function.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+__all__ = ["COMPILERS", "CaptureError", "batch", "capture", "compile_graph"]
+
+COMPILERS = ("graph", "inductor")
+_log = logging.getLogger(__name__)
+
+TensorFunction = Callable[..., Any]
+
+
+class CaptureError(RuntimeError):
+    """A function that has no faithful graph: why, so that an engine can say so and run it as it is."""
+
+
+def capture(
+    function: TensorFunction, *examples: Tensor, checks: Sequence[tuple[Tensor, ...]] = (), rtol: float | None = None
+) -> GraphModule:
+    """Graph of a function for arguments of the shapes of ``examples``.
+
+    Parameters
+    ----------
+    function
+        Takes tensors, returns a tensor or a tuple of tensors; may call ``torch.autograd.grad`` inside.
+    examples
+        Arguments to trace with.
+    checks
+        Further arguments at which graph and function must agree, given the same random numbers.
+    rtol
+        Largest relative difference; None for ``1e-4`` in single and ``1e-8`` in double precision.
+
+    Returns
+    -------
+    GraphModule
+        Callable with tensors of the same shapes; call it inside ``torch.no_grad()``.
+
+    Raises
+    ------
+    CaptureError
+        If the function branches on values, or graph and function differ.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = make_fx(function, tracing_mode="real")(*examples)
+    except Exception as error:  # torch raises many kinds here, all of which mean the same: run the function itself
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CaptureError(f"the function cannot be captured as a graph ({first})") from error
+    _prune(graph)
+    for arguments in (examples, *checks):
+        _compare(function, graph, arguments, rtol)
+    return graph
+
+
+def batch(graph: TensorFunction, *examples: Tensor, in_dims: Any = 0) -> GraphModule:
+    """Graph that runs a captured graph for a whole batch, one entry per index of the batched arguments' first axis.
+
+    Capturing first and batching after keeps ``vmap`` out of Pyro's handlers, which it cannot enter where discrete
+    sites are enumerated.
+
+    Raises
+    ------
+    CaptureError
+        If an operation of the graph cannot be batched.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            batched = make_fx(torch.func.vmap(graph, in_dims=in_dims, randomness="different"))(*examples)
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CaptureError(f"the graph cannot be batched ({first})") from error
+    _prune(batched)
+    return batched
+
+
+def compile_graph(graph: GraphModule, compiler: str, *examples: Tensor) -> TensorFunction:
+    """The graph as it is for ``"graph"``, or as machine code for ``"inductor"``, which costs seconds and a C++ compiler.
+
+    Raises
+    ------
+    CaptureError
+        If the compiler fails.
+    """
+    if compiler == "graph":
+        return graph
+    if compiler != "inductor":
+        raise ValueError(f"compiler={compiler!r}; choose one of {COMPILERS}")
+    compiled: TensorFunction = torch.compile(graph, dynamic=False)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compiled(*examples)
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CaptureError(f"inductor cannot compile the graph ({first})") from error
+    return compiled
+
+
+def _prune(graph: GraphModule) -> None:
+    """Drop what nothing reads, aliases of values, and shape checks."""
+    for node in list(graph.graph.nodes):
+        if node.op == "call_function" and node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            node.replace_all_uses_with(node.args[0])
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _compare(function: TensorFunction, graph: GraphModule, arguments: Sequence[Tensor], rtol: float | None) -> None:
+    state = torch.get_rng_state()
+    wanted = _flat(function(*arguments))
+    torch.set_rng_state(state)
+    with torch.no_grad():
+        found = _flat(graph(*arguments))
+    torch.set_rng_state(state)
+    if len(wanted) != len(found):
+        raise CaptureError(f"the graph returns {len(found)} tensors where the function returns {len(wanted)}")
+    for index, (left, right) in enumerate(zip(wanted, found, strict=True)):
+        limit = rtol if rtol is not None else (1e-8 if left.dtype == torch.float64 else 1e-4)
+        scale = left.abs().nan_to_num(0, 0, 0).max().item() if left.numel() else 0.0
+        if left.shape != right.shape or not torch.allclose(
+            left, right, rtol=limit, atol=limit * max(scale, 1e-6), equal_nan=True
+        ):
+            raise CaptureError(
+                f"output {index} of the graph differs from the function's: something other than the arguments changes "
+                "between calls (random subsets, counters, branches on values)"
+            )
+
+
+def _flat(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else [item for part in value for item in _flat(part)]
