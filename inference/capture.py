@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from probmodels.inference.simplify import simplify
+
 __all__ = ["COMPILERS", "CaptureError", "batch", "capture", "compile_graph"]
 
 COMPILERS = ("graph", "inductor")
@@ -58,11 +60,12 @@ def capture(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            graph = make_fx(function, tracing_mode="real")(*examples)
+            graph = make_fx(lambda *arguments: function(*arguments), tracing_mode="real")(*examples)
+            _replace(graph)
+            graph = _functional(graph, *examples)
     except Exception as error:  # torch raises many kinds here, all of which mean the same: run the function itself
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CaptureError(f"the function cannot be captured as a graph ({first})") from error
-    _prune(graph)
     for arguments in (examples, *checks):
         _compare(function, graph, arguments, rtol)
     return graph
@@ -82,11 +85,10 @@ def batch(graph: TensorFunction, *examples: Tensor, in_dims: Any = 0) -> GraphMo
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            batched = make_fx(torch.func.vmap(graph, in_dims=in_dims, randomness="different"))(*examples)
+            batched = _functional(torch.func.vmap(graph, in_dims=in_dims, randomness="different"), *examples)
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CaptureError(f"the graph cannot be batched ({first})") from error
-    _prune(batched)
     return batched
 
 
@@ -113,13 +115,28 @@ def compile_graph(graph: GraphModule, compiler: str, *examples: Tensor) -> Tenso
     return compiled
 
 
-def _prune(graph: GraphModule) -> None:
-    """Drop what nothing reads, aliases of values, and shape checks."""
-    for node in list(graph.graph.nodes):
-        if node.op == "call_function" and node.target in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
-            node.replace_all_uses_with(node.args[0])
-    graph.graph.eliminate_dead_code()
+def _cross_entropy(logits: Tensor, labels: Tensor, weight: Any = None, positive: Any = None, how: int = 1) -> Tensor:
+    """Binary cross entropy with logits in one transcendental pass: (1 - y) x - log sigmoid(x)."""
+    if weight is not None or positive is not None or how != 0:
+        return torch.ops.aten.binary_cross_entropy_with_logits.default(logits, labels, weight, positive, how)
+    return (1 - labels) * logits - torch.ops.aten.log_sigmoid_forward.default(logits)[0]
+
+
+_CHEAPER = {torch.ops.aten.binary_cross_entropy_with_logits.default: _cross_entropy}
+
+
+def _replace(graph: GraphModule) -> None:
+    """Exchange operations for cheaper formulas of the same value, which the next trace writes out."""
+    for node in graph.graph.nodes:
+        if node.op == "call_function":
+            node.target = _CHEAPER.get(node.target, node.target)
     graph.recompile()
+
+
+def _functional(graph: TensorFunction, *examples: Tensor) -> GraphModule:
+    """Graph without operations in place, simplified."""
+    with torch.no_grad():
+        return simplify(make_fx(torch.func.functionalize(graph))(*examples), *examples)
 
 
 def _compare(function: TensorFunction, graph: GraphModule, arguments: Sequence[Tensor], rtol: float | None) -> None:

@@ -1,0 +1,297 @@
+"""The negative log density of a Pyro model as a function of one flat unconstrained vector, for one chain or for many."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import config_enumerate
+from pyro.infer.mcmc.util import TraceEinsumEvaluator
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import biject_to
+
+from probmodels.inference.capture import CaptureError, batch, capture, compile_graph
+from probmodels.inference.ops import FixGenerated
+from probmodels.inference.problem import Problem, ProblemError
+
+__all__ = ["Potential", "Slot"]
+
+_log = logging.getLogger(__name__)
+_EXPORT_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a site lies in the flat vector.
+
+    Attributes
+    ----------
+    start, stop
+        Range of entries.
+    shape
+        Unconstrained shape.
+    bijection
+        From unconstrained space to the support of the site.
+    """
+
+    start: int
+    stop: int
+    shape: torch.Size
+    bijection: Any
+
+
+class Potential:
+    """Negative log density of a problem in unconstrained space.
+
+    Generated sites are hidden, ``problem.reparam`` is applied, discrete latent sites are summed out exactly by
+    enumeration, and every other latent site is mapped to unconstrained space. ``evaluate`` runs Pyro; ``captured`` and
+    ``batched`` run a graph of it, which is several times as fast. Capturing one chain first and batching after keeps
+    ``vmap`` out of Pyro's enumeration, which it cannot enter.
+
+    Parameters
+    ----------
+    problem
+        What to infer.
+
+    Attributes
+    ----------
+    slots
+        Place of every continuous latent site of the (reparametrised) model.
+    size
+        Length of the flat vector.
+
+    Raises
+    ------
+    ProblemError
+        If a support has no map to unconstrained space, a discrete site cannot be enumerated, the sites change between
+        two runs of the model, or there is nothing to sample.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self._args, self._kwargs = problem.args, problem.kwargs
+        self._model = poutine.reparam(FixGenerated()(problem.model), dict(problem.reparam))
+        self._latent = set(problem.names("latent"))
+        self._discrete = [site.name for site in problem.sites.values() if site.discrete]
+        with torch.no_grad():
+            trace = self._trace({})
+            self.slots, self._like = self._read_slots(trace)
+            self._check_static()
+        self._evaluator = self._make_evaluator(trace) if self._discrete else None
+
+    @property
+    def size(self) -> int:
+        """Length of the flat vector."""
+        return max(slot.stop for slot in self.slots.values())
+
+    @property
+    def _ordered(self) -> list[Slot]:
+        return list(self.slots.values())
+
+    @property
+    def like(self) -> Tensor:
+        """Empty tensor of the type and device of the flat vector: the widest among the sites."""
+        return self._like
+
+    def log_density(self, z: Tensor) -> Tensor:
+        """Log density at ``z`` (size,) with respect to unconstrained space: a scalar."""
+        return self._log_density(z.split([slot.stop - slot.start for slot in self._ordered]))
+
+    def _log_density(self, parts: Sequence[Tensor]) -> Tensor:
+        values, log_volume = self._constrain(parts)
+        trace = self._trace(values)
+        joint = trace.log_prob_sum() if self._evaluator is None else self._evaluator.log_prob(trace)
+        return joint + log_volume
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Potential (scalar) and its gradient (size,) at ``z`` (size,)."""
+        with torch.enable_grad():
+            # One leaf per site: gradients are joined at the end instead of each being padded to the whole vector.
+            parts = [part.detach().requires_grad_(True) for part in z.split([s.stop - s.start for s in self._ordered])]
+            potential = -self._log_density(parts)
+            gradients = torch.autograd.grad(potential, parts, materialize_grads=True)
+        return potential.detach(), torch.cat(gradients)
+
+    def captured(self) -> Any:
+        """`evaluate` as a graph.
+
+        Raises
+        ------
+        CaptureError
+            If the model branches on values, or its graph differs from it.
+        """
+        points = [self._random(count) for count in range(4)]
+        with pyro.validation_enabled(False):
+            return capture(self.evaluate, points[0], checks=[(point,) for point in points[1:]])
+
+    def batched(self, num_chains: int, *, compiler: str = "graph") -> Any:
+        """`evaluate` for chains at once, (chain, size) to (chain,) and (chain, size).
+
+        Parameters
+        ----------
+        num_chains
+            Number of chains.
+        compiler
+            ``"graph"`` or ``"inductor"``.
+
+        Raises
+        ------
+        CaptureError
+            If the model cannot be captured or batched.
+        """
+        graph = self.captured()
+        points = torch.stack([self._random(count) for count in range(num_chains)])
+        batched = batch(graph, points)
+        with torch.no_grad():
+            rows = [graph(point) for point in points[:3]]
+            together = batched(points[:num_chains])
+        for index, row in enumerate(rows):
+            for one, many in zip(row, together, strict=True):
+                limit = 1e-8 if one.dtype == torch.float64 else 1e-3
+                scale = max(float(one.abs().max().nan_to_num(0, 0, 0)), 1.0)
+                if not torch.allclose(one, many[index], rtol=limit, atol=limit * scale, equal_nan=True):
+                    raise CaptureError("the batched graph differs from the graph of one chain")
+        return compile_graph(batched, compiler, points)
+
+    def constrain(self, z: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Values of the sites at ``z`` (size,), and the log volume change of the map (scalar)."""
+        return self._constrain(z.split([slot.stop - slot.start for slot in self._ordered]))
+
+    def _constrain(self, parts: Sequence[Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        values, log_volume = {}, parts[0].new_zeros(())
+        for (name, slot), flat in zip(self.slots.items(), parts, strict=True):
+            part = flat.reshape(slot.shape)
+            values[name] = slot.bijection(part)
+            log_volume = log_volume + slot.bijection.log_abs_det_jacobian(part, values[name]).sum()
+        return values, log_volume
+
+    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Flat vector (size,) of the values of all continuous latent sites."""
+        parts = [slot.bijection.inv(values[name]).reshape(-1).to(self._like) for name, slot in self.slots.items()]
+        return torch.cat(parts)
+
+    def export(self, z: Tensor) -> dict[str, Tensor]:
+        """Latent and deterministic sites of the model at ``z`` (size,), reparametrised ones recomputed."""
+        with torch.no_grad():
+            values, _ = self.constrain(z)
+            wanted = self.problem.names("latent", "deterministic")
+            nodes = self._trace(values).nodes
+        return {name: nodes[name]["value"] for name in wanted if name in nodes and name not in self._discrete}
+
+    def export_many(self, z: Tensor) -> dict[str, Tensor]:
+        """Continuous latent sites of the model at ``z`` (..., size), in chunks of bounded memory."""
+        rows = z.reshape(-1, self.size)
+        if self.problem.reparam:
+            pieces = [self._original(row) for row in rows]
+            stacked = {name: torch.stack([piece[name] for piece in pieces]) for name in pieces[0]}
+        else:
+            step = max(1, _EXPORT_BYTES // (8 * self.size))
+            chunks = [
+                {
+                    name: slot.bijection(part[:, slot.start : slot.stop].reshape(-1, *slot.shape))
+                    for name, slot in self.slots.items()
+                }
+                for part in rows.split(step)
+            ]
+            stacked = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        return {name: value.reshape(*z.shape[:-1], *value.shape[1:]) for name, value in stacked.items()}
+
+    def from_prior(self) -> Tensor:
+        """Flat vector (size,) of one draw from the prior."""
+        with torch.no_grad():
+            nodes: Any = self._trace({}).nodes
+            return self.unconstrain({name: nodes[name]["value"] for name in self.slots})
+
+    def from_draw(self, draw: Mapping[str, Tensor]) -> Tensor:
+        """Flat vector (size,) of values of the original model's sites."""
+        lost = [name for name in self.slots if name not in draw]
+        if lost:
+            raise ProblemError(f"{self.problem.name}: the starting values lack the sites {lost}")
+        return self.unconstrain(draw)
+
+    def _original(self, z: Tensor) -> dict[str, Tensor]:
+        exported = self.export(z)
+        return {name: value for name, value in exported.items() if name in self._latent}
+
+    def _random(self, key: int) -> Tensor:
+        generator = torch.Generator().manual_seed(key)
+        return (2 * torch.rand(self.size, dtype=torch.float64, generator=generator) - 1).to(self._like)
+
+    def _trace(self, values: Mapping[str, Tensor]) -> Any:
+        program = poutine.condition(self._model, dict(values))
+        if self._discrete:
+            # Enumerated dims lie left of all plates; where values are given, nothing else is random.
+            program = poutine.enum(config_enumerate(program), first_available_dim=-1 - self._nesting)
+        return poutine.trace(program).get_trace(*self._args, **self._kwargs)
+
+    @property
+    def _nesting(self) -> int:
+        """Deepest plate or batch axis of the model."""
+        if not hasattr(self, "_nesting_found"):
+            with torch.no_grad():
+                nodes: Any = poutine.trace(self._model).get_trace(*self._args, **self._kwargs).nodes
+            frames = [-frame.dim for node in nodes.values() for frame in _frames(node) if frame.vectorized]
+            self._nesting_found = max(frames, default=0)
+        return self._nesting_found
+
+    def _read_slots(self, trace: Any) -> tuple[dict[str, Slot], Tensor]:
+        slots: dict[str, Slot] = {}
+        like, start = torch.empty(0, dtype=torch.float16), 0
+        for name, node in _stochastic(trace):
+            if name in self._discrete:
+                if node["infer"].get("_enumerate_dim") is None:
+                    raise ProblemError(
+                        f"{self.problem.name}: discrete site {name!r} cannot be summed out, since "
+                        f"{type(node['fn']).__name__} does not enumerate its support; use a Categorical or Bernoulli, "
+                        "or a kernel that moves discrete sites"
+                    )
+                continue
+            try:
+                bijection = biject_to(node["fn"].support)
+                unconstrained = bijection.inv(node["value"])
+            except NotImplementedError as error:
+                raise ProblemError(
+                    f"{self.problem.name}: site {name!r} has support {node['fn'].support}, which has no map to "
+                    f"unconstrained space; give the problem reparam={{{name!r}: ...}} or a kernel of its own"
+                ) from error
+            stop = start + unconstrained.numel()
+            slots[name] = Slot(start, stop, unconstrained.shape, bijection)
+            start = stop
+            like = unconstrained.new_empty(0).to(torch.promote_types(like.dtype, unconstrained.dtype))
+        if not slots:
+            raise ProblemError(f"{self.problem.name}: the model has no continuous latent site to sample")
+        return slots, like
+
+    def _check_static(self) -> None:
+        """Refuse models whose sites change from run to run, which no flat vector can hold."""
+        slots, _ = self._read_slots(self._trace({}))
+        changed = sorted(set(slots) ^ set(self.slots))
+        changed += [n for n in slots if n in self.slots and slots[n].shape != self.slots[n].shape]
+        if changed:
+            raise ProblemError(
+                f"{self.problem.name}: sites {changed} come, go or change shape between two runs of the model; "
+                "gradient-based samplers need the same sites in every run"
+            )
+
+    def _make_evaluator(self, trace: Any) -> TraceEinsumEvaluator:
+        with torch.no_grad():
+            values = {name: trace.nodes[name]["value"] for name in self.slots}
+            prototype = self._trace(values)
+            return TraceEinsumEvaluator(prototype, has_enumerable_sites=True, max_plate_nesting=self._nesting)
+
+
+def _stochastic(trace: Any) -> Iterator[tuple[str, Any]]:
+    """Latent sites of a trace; subsampling sites are left out."""
+    for name, node in trace.nodes.items():
+        if node["type"] == "sample" and not node["is_observed"] and not isinstance(node["fn"], _Subsample):
+            yield name, node
+
+
+def _frames(node: Any) -> tuple[Any, ...]:
+    return cast("tuple[Any, ...]", node["cond_indep_stack"]) if node["type"] == "sample" else ()
