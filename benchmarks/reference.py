@@ -1,0 +1,424 @@
+"""Posteriors with known answers: twelve of posteriordb with reference draws, and three models for timing.
+
+Every model is an ordinary Pyro program in double precision, at module level so that it pickles, without discrete
+sites: hidden states are summed out. Recursions over time are written as scans of logarithmic depth, which keeps
+captured graphs small. Sites carry the names of the reference, so that ``beta[1]`` is the first entry of site ``beta``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from pyro.distributions import constraints
+from torch import Size, Tensor
+from torch.distributions import biject_to
+
+from probmodels.inference.convergence import convergence
+from probmodels.inference.problem import Problem
+
+__all__ = [
+    "NAMES",
+    "SPEED_NAMES",
+    "Flat",
+    "Reference",
+    "ReferenceDataError",
+    "check",
+    "load",
+    "speed_data",
+    "speed_problem",
+]
+
+Array = NDArray[np.float64]
+Data = Mapping[str, Any]
+
+
+class ReferenceDataError(FileNotFoundError):
+    """Reference posteriors that are not on this machine: where they were looked for and how to point to them."""
+
+
+class Flat(dist.TorchDistribution):
+    """Constant density 1 over a support, in double precision; draws are standard normals mapped to the support.
+
+    Parameters
+    ----------
+    support
+        Constraint with a map from unconstrained space that keeps the shape.
+    shape
+        Shape of a value; event axes as many as the support has.
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (as torch has it)
+    has_rsample = True
+
+    def __init__(self, support: constraints.Constraint, shape: tuple[int, ...] = ()) -> None:
+        self._support = support
+        split = len(shape) - support.event_dim
+        super().__init__(Size(shape[:split]), Size(shape[split:]), validate_args=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Where the density is 1."""
+        return self._support
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Flat:
+        """The same for another batch shape."""
+        return Flat(self._support, (*batch_shape, *self.event_shape))
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Values to start from, (*sample_shape, *shape)."""
+        shape = self._extended_shape(Size(sample_shape))
+        return biject_to(self._support)(torch.randn(shape, dtype=torch.float64))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Zeros of the batch shape."""
+        return value.new_zeros(value.shape[: value.dim() - self.event_dim])
+
+
+# -- scans ------------------------------------------------------------------------------------------------------------
+
+
+def linear_recursion(inputs: Tensor, coefficient: Tensor) -> Tensor:
+    """x with x_t = inputs_t + coefficient x_{t-1} and x_0 = 0, (time,), in log2(time) doublings."""
+    shift = 1
+    while shift < inputs.shape[-1]:
+        inputs = inputs + coefficient * torch.nn.functional.pad(inputs[:-shift], (shift, 0))
+        coefficient = coefficient.square()
+        shift *= 2
+    return inputs
+
+
+def hidden_markov_log_prob(log_transition: Tensor, log_emission: Tensor) -> Tensor:
+    """Log density of emissions (time, state) summed over paths; all first states count with weight one."""
+    # Products of the matrices of neighbouring times, in pairs, until one is left.
+    steps = log_transition + log_emission[1:, None, :]  # (time - 1, from, to)
+    while len(steps) > 1:
+        half = len(steps) // 2
+        left, right = steps[0 : 2 * half : 2], steps[1 : 2 * half : 2]
+        product = torch.logsumexp(left[..., :, :, None] + right[..., None, :, :], dim=-2)
+        steps = torch.cat([product, steps[2 * half :]])
+    return torch.logsumexp((log_emission[0, :, None] + steps[0]).reshape(-1), dim=0)
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+def regression(features: Tensor, y: Tensor) -> None:
+    """y ~ N(features beta, sigma), all flat; features (row, column), y (row,)."""
+    beta = pyro.sample("beta", Flat(constraints.real_vector, (features.shape[1],)))
+    sigma = pyro.sample("sigma", Flat(constraints.positive))
+    _observe("y", dist.Normal(features @ beta, sigma), y)
+
+
+def kidiq(features: Tensor, y: Tensor) -> None:
+    """The same with sigma ~ HalfCauchy(2.5)."""
+    beta = pyro.sample("beta", Flat(constraints.real_vector, (features.shape[1],)))
+    sigma = pyro.sample("sigma", dist.HalfCauchy(y.new_full((), 2.5)))
+    _observe("y", dist.Normal(features @ beta, sigma), y)
+
+
+def kilpisjarvi(x: Tensor, y: Tensor, loc: Tensor, scale: Tensor) -> None:
+    """y ~ N(alpha + beta x, sigma), normal priors of given loc (2,) and scale (2,); x as it is, so near-collinear."""
+    alpha = pyro.sample("alpha", dist.Normal(loc[0], scale[0]))
+    beta = pyro.sample("beta", dist.Normal(loc[1], scale[1]))
+    sigma = pyro.sample("sigma", Flat(constraints.positive))
+    _observe("y", dist.Normal(alpha + beta * x, sigma), y)
+
+
+def autoregression(lags: Tensor, y: Tensor) -> None:
+    """y ~ N(alpha + lags beta, sigma); lags (time, order), y (time,)."""
+    alpha = pyro.sample("alpha", dist.Normal(y.new_zeros(()), 10.0))
+    beta = pyro.sample("beta", dist.Normal(y.new_zeros(lags.shape[1]), 10.0).to_event(1))
+    sigma = pyro.sample("sigma", dist.HalfCauchy(y.new_full((), 2.5)))
+    _observe("y", dist.Normal(alpha + lags @ beta, sigma), y)
+
+
+def arma(y: Tensor) -> None:
+    """ARMA(1, 1) by its innovations, y (time,)."""
+    mu = pyro.sample("mu", dist.Normal(y.new_zeros(()), 10.0))
+    phi = pyro.sample("phi", dist.Normal(y.new_zeros(()), 2.0))
+    theta = pyro.sample("theta", dist.Normal(y.new_zeros(()), 2.0))
+    sigma = pyro.sample("sigma", dist.HalfCauchy(y.new_full((), 2.5)))
+    previous = torch.cat([mu[None], y[:-1]])
+    innovations = linear_recursion(y - mu - phi * previous, -theta)
+    pyro.factor("innovations", dist.Normal(y.new_zeros(()), sigma).log_prob(innovations).sum())
+
+
+def garch(y: Tensor, sigma1: Tensor) -> None:
+    """GARCH(1, 1), y (time,); alpha1 and beta1 uniform on the triangle, as two of three Dirichlet weights."""
+    mu = pyro.sample("mu", Flat(constraints.real))
+    alpha0 = pyro.sample("alpha0", Flat(constraints.positive))
+    weights = pyro.sample("weights", dist.Dirichlet(y.new_ones(3)))
+    alpha1 = pyro.deterministic("alpha1", weights[0])
+    beta1 = pyro.deterministic("beta1", weights[1])
+    inputs = alpha0 + alpha1 * (y[:-1] - mu).square()
+    variance = linear_recursion(torch.cat([sigma1.square()[None], inputs]), beta1)
+    _observe("y", dist.Normal(mu, variance.sqrt()), y)
+
+
+def eight_schools(y: Tensor, sigma: Tensor) -> None:
+    """Hierarchical normal, non-centred; effects y (school,) with standard errors sigma (school,)."""
+    mu = pyro.sample("mu", dist.Normal(y.new_zeros(()), 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(y.new_full((), 5.0)))
+    z = pyro.sample("z", dist.Normal(torch.zeros_like(y), 1.0).to_event(1))
+    theta = pyro.deterministic("theta", mu + tau * z)
+    _observe("y", dist.Normal(theta, sigma), y)
+
+
+def gaussian_process(x: Tensor, y: Tensor) -> None:
+    """y ~ N(0, alpha^2 exp(-(x - x')^2 / 2 rho^2) + sigma I), x and y (point,)."""
+    rho = pyro.sample("rho", dist.Gamma(y.new_full((), 25.0), 4.0))
+    alpha = pyro.sample("alpha", dist.HalfNormal(y.new_full((), 2.0)))
+    sigma = pyro.sample("sigma", dist.HalfNormal(y.new_ones(())))
+    squares = (x[:, None] - x).square()
+    covariance = alpha.square() * torch.exp(-squares / (2 * rho.square())) + sigma * torch.eye(len(x)).to(x)
+    pyro.sample("y", dist.MultivariateNormal(torch.zeros_like(y), covariance), obs=y)
+
+
+def mixture(y: Tensor) -> None:
+    """Two normals with ordered means, y (row,)."""
+    mu = pyro.sample("mu", Flat(constraints.ordered_vector, (2,)))
+    pyro.factor("mu_prior", dist.Normal(torch.zeros_like(mu), 2.0).log_prob(mu).sum())
+    sigma = pyro.sample("sigma", dist.HalfNormal(y.new_full((2,), 2.0)).to_event(1))
+    theta = pyro.sample("theta", dist.Beta(y.new_full((), 5.0), 5.0))
+    weights = dist.Categorical(torch.stack([theta, 1 - theta]))
+    _observe("y", dist.MixtureSameFamily(weights, dist.Normal(mu, sigma)), y)
+
+
+def hidden_markov(y: Tensor) -> None:
+    """Two states that emit N(mu_k, 1), y (time,)."""
+    transition = torch.stack([pyro.sample(f"theta{k}", dist.Dirichlet(y.new_ones(2))) for k in (1, 2)])
+    mu = pyro.sample("mu", Flat(constraints.positive_ordered_vector, (2,)))
+    pyro.factor("mu_prior", dist.Normal(y.new_tensor([3.0, 10.0]), 1.0).log_prob(mu).sum())
+    emission = dist.Normal(mu, 1.0).log_prob(y[:, None])
+    pyro.factor("y", hidden_markov_log_prob(transition.log(), emission))
+
+
+def drives(u: Tensor, v: Tensor, concentration: Tensor) -> None:
+    """Two states that emit exponential u and v (time,); rows of the transition ~ Dirichlet(concentration row)."""
+    transition = torch.stack([pyro.sample(f"theta{k}", dist.Dirichlet(concentration[k - 1])) for k in (1, 2)])
+    emission = u.new_zeros(len(u), 2)
+    for name, values in (("phi", u), ("lambda", v)):
+        rate = pyro.sample(name, Flat(constraints.positive_ordered_vector, (2,)))
+        pyro.factor(f"{name}_prior", dist.Normal(u.new_tensor([0.0, 3.0]), 1.0).log_prob(rate).sum())
+        emission = emission + dist.Exponential(rate).log_prob(values[:, None])
+    pyro.factor("drives", hidden_markov_log_prob(transition.log(), emission))
+
+
+def logistic(features: Tensor, y: Tensor) -> None:
+    """y ~ Bernoulli(logits = features w), w ~ N(0, 1); features (row, column), y (row,)."""
+    w = pyro.sample("w", dist.Normal(features.new_zeros(features.shape[1]), 1.0).to_event(1))
+    _observe("y", dist.Bernoulli(logits=features @ w), y)
+
+
+def gaussian(precision: Tensor) -> None:
+    """x ~ N(0, precision^-1), by its quadratic form: the cheapest way, and the same in every library compared."""
+    x = pyro.sample("x", Flat(constraints.real_vector, (len(precision),)))
+    pyro.factor("density", -0.5 * (x * (precision @ x)).sum())
+
+
+def _observe(name: str, conditional: dist.TorchDistribution, y: Tensor) -> None:
+    with pyro.plate(f"{name}_rows", len(y)):
+        pyro.sample(name, conditional, obs=y)
+
+
+# -- reference posteriors ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A posterior and what is known of it.
+
+    Attributes
+    ----------
+    name
+        As in posteriordb.
+    model, args
+        Pyro program and what it receives.
+    summary
+        Variable, as ``beta[1]``, to ``mean``, ``sd``, ``q05``, ``q50`` and ``q95`` of the reference draws.
+    num_draws
+        Number of reference draws, nearly independent.
+    """
+
+    name: str
+    model: Callable[..., None]
+    args: tuple[Tensor, ...]
+    summary: Mapping[str, Mapping[str, float]]
+    num_draws: int
+
+    @property
+    def problem(self) -> Problem:
+        """The posterior as an engine takes it."""
+        return Problem(name=self.name, model=self.model, args=self.args)
+
+    def variables(self, posterior: xr.Dataset) -> dict[str, Array]:
+        """Draws (chain, draw) of every variable of the reference, from those of the sites and deterministics."""
+        draws = {}
+        for name in self.summary:
+            site, index = _VARIABLE.fullmatch(name).groups()  # type: ignore[union-attr]
+            values = posterior[site].transpose("chain", "draw", ...).values
+            draws[name] = values if index is None else values[..., int(index) - 1]
+        return draws
+
+
+_VARIABLE = re.compile(r"(\w+?)(?:\[(\d+)\])?")
+
+
+def _tensor(value: ArrayLike) -> Tensor:
+    return torch.as_tensor(np.asarray(value, dtype=np.float64))
+
+
+def _simple(*keys: str) -> Callable[[Data], tuple[Tensor, ...]]:
+    return lambda data: tuple(_tensor(data[key]) for key in keys)
+
+
+def _lags(data: Data) -> tuple[Tensor, ...]:
+    y, order = np.asarray(data["y"], dtype=np.float64), data["K"]
+    return _tensor(np.stack([y[order - k : len(y) - k] for k in range(1, order + 1)], 1)), _tensor(y[order:])
+
+
+def _features(*columns: ArrayLike) -> Tensor:
+    return _tensor(np.stack([np.ones(len(np.asarray(columns[0]))), *map(np.asarray, columns)], axis=1))
+
+
+def _mesquite(data: Data) -> tuple[Tensor, ...]:
+    first, second, height, total, group = (
+        np.asarray(data[key]) for key in ("diam1", "diam2", "canopy_height", "total_height", "group")
+    )
+    logs = np.log([first * second * height, first * second, first / second, total])
+    return _features(*logs, group), _tensor(np.log(data["weight"]))
+
+
+def _kilpisjarvi(data: Data) -> tuple[Tensor, ...]:
+    priors = [[data[f"{kind}{name}"] for name in ("alpha", "beta")] for kind in ("pmu", "ps")]
+    return (*_simple("x", "y")(data), *map(_tensor, priors))
+
+
+# posteriordb's name: the program and how its arguments come from the file
+_POSTERIORS: dict[str, tuple[Callable[..., None], Callable[[Data], tuple[Tensor, ...]]]] = {
+    "arK-arK": (autoregression, _lags),
+    "arma-arma11": (arma, _simple("y")),
+    "eight_schools-eight_schools_noncentered": (eight_schools, _simple("y", "sigma")),
+    "garch-garch11": (garch, _simple("y", "sigma1")),
+    "earnings-logearn_height": (regression, lambda d: (_features(d["height"]), _tensor(np.log(d["earn"])))),
+    "gp_pois_regr-gp_regr": (gaussian_process, _simple("x", "y")),
+    "hmm_example-hmm_example": (hidden_markov, _simple("y")),
+    "low_dim_gauss_mix-low_dim_gauss_mix": (mixture, _simple("y")),
+    "kidiq-kidscore_momiq": (kidiq, lambda d: (_features(d["mom_iq"]), _tensor(d["kid_score"]))),
+    "mesquite-logmesquite_logvash": (regression, _mesquite),
+    "kilpisjarvi_mod-kilpisjarvi": (kilpisjarvi, _kilpisjarvi),
+    "bball_drive_event_0-hmm_drive_0": (drives, _simple("u", "v", "alpha")),
+}
+NAMES = tuple(_POSTERIORS)
+
+
+def data_file(name: str) -> Path:
+    """The file of a reference posterior; it need not exist."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    return Path(os.environ.get("PROBMODELS_TEST_DATA", default)) / "posteriordb" / f"{name}.json"
+
+
+def load(name: str) -> Reference:
+    """A reference posterior by its name in posteriordb.
+
+    Raises
+    ------
+    ValueError
+        If there is none of this name.
+    ReferenceDataError
+        If its file is absent.
+
+    References
+    ----------
+    Magnusson, M. et al. (2025). posteriordb: testing, benchmarking and developing Bayesian inference algorithms.
+    AISTATS.
+    """
+    if name not in _POSTERIORS:
+        raise ValueError(f"no reference posterior {name!r}; choose one of {list(NAMES)}")
+    path = data_file(name)
+    if not path.exists():
+        raise ReferenceDataError(f"{path} not found; set PROBMODELS_TEST_DATA to the folder that holds posteriordb/")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    model, prepare = _POSTERIORS[name]
+    return Reference(name, model, prepare(content["data"]), content["reference"], content["reference_draws"])
+
+
+def check(reference: Reference, posterior: xr.Dataset) -> list[dict[str, Any]]:
+    """Compare draws with a reference.
+
+    Parameters
+    ----------
+    posterior
+        Sites and deterministics with axes chain, draw, ...
+
+    Returns
+    -------
+    list of dict
+        A row per variable: ``z``, the difference of the means over its Monte Carlo standard error (both sides'),
+        ``sd_ratio``, ours over the reference's, the means, and ``ess_bulk`` and ``r_hat`` of our draws.
+    """
+    rows = []
+    for name, draws in reference.variables(posterior).items():
+        known, ours = reference.summary[name], {key: float(value) for key, value in convergence(draws).items()}
+        error = np.hypot(ours["mcse_mean"], known["sd"] / np.sqrt(reference.num_draws))
+        rows.append(
+            {
+                "posterior": reference.name,
+                "variable": name,
+                "mean": float(draws.mean()),
+                "reference_mean": known["mean"],
+                "z": float(abs(draws.mean() - known["mean"]) / error),
+                "sd_ratio": float(draws.std(ddof=1) / known["sd"]),
+                "ess_bulk": ours["ess_bulk"],
+                "r_hat": ours["r_hat"],
+            }
+        )
+    return rows
+
+
+# -- models for timing ------------------------------------------------------------------------------------------------
+
+_SPEED: dict[str, Callable[..., None]] = {"eight_schools": eight_schools, "logistic": logistic, "gaussian": gaussian}
+SPEED_NAMES = tuple(_SPEED)
+
+
+def speed_data(name: str) -> dict[str, Array]:
+    """Arguments of a model for timing by name, as arrays: the same for every library compared.
+
+    ``eight_schools``: 10 dimensions, data of Rubin (1981). ``logistic``: 5000 rows of 20 standard normal features, true
+    weights N(0, 0.5), generator seeded with 0. ``gaussian``: 50 dimensions, dense precision, random axes (seed 0) whose
+    standard deviations run from 0.1^0.5 to 10^0.5.
+    """
+    rng = np.random.default_rng(0)
+    if name == "eight_schools":
+        return {
+            "y": np.array([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]),
+            "sigma": np.array([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]),
+        }
+    if name == "logistic":
+        features = rng.standard_normal((5000, 20))
+        odds = features @ (0.5 * rng.standard_normal(20))
+        return {"features": features, "y": (rng.random(5000) < 1 / (1 + np.exp(-odds))).astype(np.float64)}
+    if name == "gaussian":
+        axes = np.linalg.qr(rng.standard_normal((50, 50)))[0]
+        precision = axes @ np.diag(np.logspace(-0.5, 0.5, 50) ** -2) @ axes.T
+        return {"precision": (precision + precision.T) / 2}
+    raise ValueError(f"no model for timing {name!r}; choose one of {list(SPEED_NAMES)}")
+
+
+def speed_problem(name: str) -> Problem:
+    """A model for timing by name, see `speed_data`."""
+    args = tuple(map(_tensor, speed_data(name).values()))
+    return Problem(name=name, model=_SPEED[name], args=args)

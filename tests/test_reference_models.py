@@ -1,0 +1,280 @@
+"""The models of the benchmarks against log densities written a second time in numpy, from their formulas."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from pyro import poutine
+from scipy import stats
+from torch.distributions import biject_to
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import reference as ref
+
+Array = NDArray[np.float64]
+Values = Mapping[str, Any]  # of the variables of the reference, vectors together
+norm = stats.norm.logpdf
+POINTS = 6
+
+
+# -- the same posteriors once more ------------------------------------------------------------------------------------
+
+
+def half_cauchy(x: float, scale: float) -> float:
+    return stats.halfcauchy.logpdf(x, scale=scale)
+
+
+def arK(d: Any, v: Values) -> float:
+    lp = norm(v["alpha"], 0, 10) + norm(v["beta"], 0, 10).sum() + half_cauchy(v["sigma"], 2.5)
+    for t in range(d["K"], d["T"]):
+        mean = v["alpha"] + sum(v["beta"][k] * d["y"][t - k - 1] for k in range(d["K"]))
+        lp += norm(d["y"][t], mean, v["sigma"])
+    return lp
+
+
+def arma(d: Any, v: Values) -> float:
+    lp = norm(v["mu"], 0, 10) + norm([v["phi"], v["theta"]], 0, 2).sum() + half_cauchy(v["sigma"], 2.5)
+    error = d["y"][0] - (v["mu"] + v["phi"] * v["mu"])
+    lp += norm(error, 0, v["sigma"])
+    for t in range(1, d["T"]):
+        error = d["y"][t] - (v["mu"] + v["phi"] * d["y"][t - 1] + v["theta"] * error)
+        lp += norm(error, 0, v["sigma"])
+    return lp
+
+
+def eight_schools(d: Any, v: Values) -> float:
+    z = (v["theta"] - v["mu"]) / v["tau"]
+    lp = norm(v["mu"], 0, 5) + half_cauchy(v["tau"], 5) + norm(z).sum()
+    return lp + norm(d["y"], v["theta"], d["sigma"]).sum()
+
+
+def garch(d: Any, v: Values) -> float:
+    sigma = d["sigma1"]
+    lp = norm(d["y"][0], v["mu"], sigma)
+    for t in range(1, d["T"]):
+        sigma = np.sqrt(v["alpha0"] + v["alpha1"] * (d["y"][t - 1] - v["mu"]) ** 2 + v["beta1"] * sigma**2)
+        lp += norm(d["y"][t], v["mu"], sigma)
+    return lp
+
+
+def earnings(d: Any, v: Values) -> float:
+    return norm(np.log(d["earn"]), v["beta"][0] + v["beta"][1] * np.asarray(d["height"]), v["sigma"]).sum()
+
+
+def kidiq(d: Any, v: Values) -> float:
+    mean = v["beta"][0] + v["beta"][1] * np.asarray(d["mom_iq"])
+    return half_cauchy(v["sigma"], 2.5) + norm(d["kid_score"], mean, v["sigma"]).sum()
+
+
+def kilpisjarvi(d: Any, v: Values) -> float:
+    lp = norm(v["alpha"], d["pmualpha"], d["psalpha"]) + norm(v["beta"], d["pmubeta"], d["psbeta"])
+    return lp + norm(d["y"], v["alpha"] + v["beta"] * np.asarray(d["x"]), v["sigma"]).sum()
+
+
+def mesquite(d: Any, v: Values) -> float:
+    a, b, height = (np.asarray(d[key]) for key in ("diam1", "diam2", "canopy_height"))
+    columns = [1, np.log(a * b * height), np.log(a * b), np.log(a / b), np.log(d["total_height"]), np.array(d["group"])]
+    mean = sum(beta * column for beta, column in zip(v["beta"], columns, strict=True))
+    return norm(np.log(d["weight"]), mean, v["sigma"]).sum()
+
+
+def gp(d: Any, v: Values) -> float:
+    x = np.asarray(d["x"])
+    cov = v["alpha"] ** 2 * np.exp(-((x[:, None] - x) ** 2) / 2 / v["rho"] ** 2) + v["sigma"] * np.eye(d["N"])
+    lp = stats.gamma.logpdf(v["rho"], 25, scale=1 / 4) + stats.halfnorm.logpdf(v["alpha"], scale=2)
+    return lp + stats.halfnorm.logpdf(v["sigma"]) + stats.multivariate_normal.logpdf(d["y"], np.zeros(d["N"]), cov)
+
+
+def mixture(d: Any, v: Values) -> float:
+    parts = [np.log(w) + norm(d["y"], v["mu"][k], v["sigma"][k]) for k, w in enumerate((v["theta"], 1 - v["theta"]))]
+    lp = norm(v["mu"], 0, 2).sum() + stats.halfnorm.logpdf(v["sigma"], scale=2).sum()
+    return lp + stats.beta.logpdf(v["theta"], 5, 5) + np.logaddexp(*parts).sum()
+
+
+def logistic(d: Any, v: Values) -> float:
+    signs = 1 - 2 * d["y"]
+    return norm(v["w"]).sum() - np.logaddexp(0, signs * (d["features"] @ v["w"])).sum()
+
+
+def forward(transition: Array, emission: Array) -> float:
+    """Log density of a hidden Markov model whose first state has no term, emission (time, state)."""
+    log_alpha = emission[0]
+    for term in emission[1:]:
+        log_alpha = np.logaddexp.reduce(log_alpha[:, None] + np.log(transition), axis=0) + term
+    return np.logaddexp.reduce(log_alpha)
+
+
+def hmm(d: Any, v: Values) -> float:
+    emission = norm(np.asarray(d["y"])[:, None], v["mu"], 1)
+    return norm(v["mu"], [3, 10]).sum() + forward(np.array([v["theta1"], v["theta2"]]), emission)
+
+
+def drives(d: Any, v: Values) -> float:
+    lp = sum(stats.dirichlet.logpdf(v[f"theta{k}"], d["alpha"][k - 1]) for k in (1, 2))
+    lp += norm(v["phi"], [0, 3]).sum() + norm(v["lambda"], [0, 3]).sum()
+    u, w = np.asarray(d["u"])[:, None], np.asarray(d["v"])[:, None]
+    emission = stats.expon.logpdf(u, scale=1 / v["phi"]) + stats.expon.logpdf(w, scale=1 / v["lambda"])
+    return lp + forward(np.array([v["theta1"], v["theta2"]]), emission)
+
+
+SECOND: dict[str, Callable[[Any, Values], float]] = {
+    "arK-arK": arK,
+    "arma-arma11": arma,
+    "eight_schools-eight_schools_noncentered": eight_schools,
+    "garch-garch11": garch,
+    "earnings-logearn_height": earnings,
+    "gp_pois_regr-gp_regr": gp,
+    "hmm_example-hmm_example": hmm,
+    "low_dim_gauss_mix-low_dim_gauss_mix": mixture,
+    "kidiq-kidscore_momiq": kidiq,
+    "mesquite-logmesquite_logvash": mesquite,
+    "kilpisjarvi_mod-kilpisjarvi": kilpisjarvi,
+    "bball_drive_event_0-hmm_drive_0": drives,
+}
+
+
+# -- points -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=ref.NAMES)
+def posterior(request: pytest.FixtureRequest, test_data: Callable[[str], Path]) -> ref.Reference:
+    test_data(f"posteriordb/{request.param}.json")
+    return ref.load(request.param)
+
+
+@cache
+def content(name: str) -> Any:
+    return json.loads(ref.data_file(name).read_text())["data"]
+
+
+def sites_of(trace: Any) -> list[str]:
+    """Names of what a model samples, observes or computes by name; no factors, no plates."""
+    nodes = trace.nodes.items()
+    return [name for name, n in nodes if n["type"] == "sample" and type(n["fn"]).__name__ not in ("_Subsample", "Unit")]
+
+
+def points(model: Callable[..., None], args: tuple[Any, ...], count: int, scale: float = 0.7) -> list[Any]:
+    """Unconstrained points with the values of the sites there, deterministics included, and the log density."""
+    trace: Any = poutine.trace(model).get_trace(*args)
+    latent = [name for name in sites_of(trace) if not trace.nodes[name]["is_observed"]]
+    maps = {name: biject_to(trace.nodes[name]["fn"].support) for name in latent}
+    shapes = {name: maps[name].inv(trace.nodes[name]["value"]).shape for name in latent}
+    generator = torch.Generator().manual_seed(1)
+    out = []
+    for _ in range(count):
+        free = {
+            name: (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).requires_grad_()
+            for name, shape in shapes.items()
+        }
+        values = {name: maps[name](z) for name, z in free.items()}
+        trace = poutine.trace(poutine.condition(model, values)).get_trace(*args)
+        sites = {name: trace.nodes[name]["value"].detach().numpy() for name in sites_of(trace)}
+        out.append((free, sites, trace.log_prob_sum()))
+    return out
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    pyro.set_rng_seed(0)
+
+
+def agree(found: list[Any], second: Callable[[Values], float]) -> None:
+    """Log densities equal up to one constant, with finite gradients."""
+    ours = np.array([lp.item() for _, _, lp in found])
+    theirs = np.array([second(sites) for _, sites, _ in found])
+    assert np.ptp(theirs) > 1  # the points tell models apart
+    np.testing.assert_allclose(ours - ours[0], theirs - theirs[0], rtol=1e-9, atol=1e-8)
+    for free, _, lp in found:
+        assert all(torch.isfinite(g).all() for g in torch.autograd.grad(lp, list(free.values())))
+
+
+# -- tests ------------------------------------------------------------------------------------------------------------
+
+
+def test_log_density_is_that_of_the_formulas(posterior: ref.Reference) -> None:
+    found = points(posterior.model, posterior.args, POINTS)
+    agree(found, lambda sites: SECOND[posterior.name](content(posterior.name), sites))
+
+
+def test_problem_is_valid_picklable_and_in_double_precision(posterior: ref.Reference) -> None:
+    problem = pickle.loads(pickle.dumps(posterior.problem)).validate()
+    shapes = {name: problem.sites[name].shape for name in problem.names("latent", "deterministic")}
+    for name in posterior.summary:
+        site, _, index = name.partition("[")
+        assert shapes[site] == () if not index else shapes[site][0] >= int(index[:-1])
+    for name, _, lp in points(posterior.model, posterior.args, 1):
+        assert lp.dtype == torch.float64, name
+
+
+def iid(posterior: ref.Reference, shift: float) -> xr.Dataset:
+    """Independent normal draws with the reference's means and sds, means off by ``shift`` sds."""
+    rng = np.random.default_rng(2)
+    sites: dict[str, list[Array]] = {}
+    for name, known in posterior.summary.items():
+        draws = known["mean"] + known["sd"] * (shift + rng.standard_normal((4, 1000)))
+        sites.setdefault(name.partition("[")[0], []).append(draws)
+    scalar = {name for name in posterior.summary if "[" not in name}
+    return xr.Dataset(
+        {
+            name: (("chain", "draw"), parts[0])
+            if name in scalar
+            else (("chain", "draw", f"{name}_dim"), np.stack(parts, -1))
+            for name, parts in sites.items()
+        }
+    )
+
+
+def test_check_accepts_draws_of_the_reference_and_refuses_shifted_ones(posterior: ref.Reference) -> None:
+    good, bad = (ref.check(posterior, iid(posterior, shift)) for shift in (0.0, 0.2))
+    assert [row["variable"] for row in good] == list(posterior.summary)
+    assert max(row["z"] for row in good) < 4
+    assert all(abs(row["sd_ratio"] - 1) < 0.06 for row in good)  # 5 standard errors at 4000 draws
+    assert min(row["z"] for row in bad) > 5
+
+
+@pytest.mark.parametrize(
+    ("name", "second"),
+    [
+        (
+            "logistic",
+            lambda d, v: norm(v["w"]).sum() - np.logaddexp(0, (1 - 2 * d["y"]) * (d["features"] @ v["w"])).sum(),
+        ),
+        ("gaussian", lambda d, v: -v["x"] @ d["precision"] @ v["x"] / 2),
+        ("eight_schools", eight_schools),
+    ],
+)
+def test_models_for_timing(name: str, second: Callable[[Any, Values], float]) -> None:
+    problem = ref.speed_problem(name).validate()
+    agree(points(problem.model, problem.args, POINTS), lambda sites: second(ref.speed_data(name), sites))
+
+
+def test_linear_recursion_is_the_loop() -> None:
+    inputs = torch.randn(13, dtype=torch.float64)
+    x, wanted = 0.0, []
+    for value in inputs.tolist():
+        x = value - 0.8 * x
+        wanted.append(x)
+    found = ref.linear_recursion(inputs, torch.tensor(-0.8, dtype=torch.float64))
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-12)
+
+
+def test_unknown_names_and_absent_files_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="choose one of"):
+        ref.load("arK")
+    with pytest.raises(ValueError, match="choose one of"):
+        ref.speed_problem("lr")
+    monkeypatch.setenv("PROBMODELS_TEST_DATA", str(tmp_path))
+    with pytest.raises(ref.ReferenceDataError, match="PROBMODELS_TEST_DATA"):
+        ref.load(ref.NAMES[0])
