@@ -100,15 +100,15 @@ def linear_recursion(inputs: Tensor, coefficient: Tensor) -> Tensor:
 
 
 def hidden_markov_log_prob(log_transition: Tensor, log_emission: Tensor) -> Tensor:
-    """Log density of emissions (time, state) summed over paths; all first states count with weight one."""
-    # Products of the matrices of neighbouring times, in pairs, until one is left.
-    steps = log_transition + log_emission[1:, None, :]  # (time - 1, from, to)
-    while len(steps) > 1:
-        half = len(steps) // 2
-        left, right = steps[0 : 2 * half : 2], steps[1 : 2 * half : 2]
-        product = torch.logsumexp(left[..., :, :, None] + right[..., None, :, :], dim=-2)
-        steps = torch.cat([product, steps[2 * half :]])
-    return torch.logsumexp((log_emission[0, :, None] + steps[0]).reshape(-1), dim=0)
+    """Log density of emissions (state, time) summed over paths; all first states count with weight one."""
+    # Products of the matrices of neighbouring times, in pairs, until one is left; time is last, where memory is dense.
+    steps = log_transition[:, :, None] + log_emission[:, 1:]  # (from, to, time - 1)
+    while steps.shape[-1] > 1:
+        paired = steps.shape[-1] // 2 * 2
+        left, right = steps[..., 0:paired:2], steps[..., 1:paired:2]
+        product = torch.logsumexp(left[:, :, None] + right, dim=1)
+        steps = torch.cat([product, steps[..., paired:]], dim=-1)
+    return torch.logsumexp((log_emission[:, :1] + steps[..., 0]).reshape(-1), dim=0)
 
 
 # -- models -----------------------------------------------------------------------------------------------------------
@@ -201,18 +201,18 @@ def hidden_markov(y: Tensor) -> None:
     transition = torch.stack([pyro.sample(f"theta{k}", dist.Dirichlet(y.new_ones(2))) for k in (1, 2)])
     mu = pyro.sample("mu", Flat(constraints.positive_ordered_vector, (2,)))
     pyro.factor("mu_prior", dist.Normal(y.new_tensor([3.0, 10.0]), 1.0).log_prob(mu).sum())
-    emission = dist.Normal(mu, 1.0).log_prob(y[:, None])
+    emission = dist.Normal(mu[:, None], 1.0).log_prob(y)
     pyro.factor("y", hidden_markov_log_prob(transition.log(), emission))
 
 
 def drives(u: Tensor, v: Tensor, concentration: Tensor) -> None:
     """Two states that emit exponential u and v (time,); rows of the transition ~ Dirichlet(concentration row)."""
     transition = torch.stack([pyro.sample(f"theta{k}", dist.Dirichlet(concentration[k - 1])) for k in (1, 2)])
-    emission = u.new_zeros(len(u), 2)
+    emission = u.new_zeros(2, len(u))
     for name, values in (("phi", u), ("lambda", v)):
         rate = pyro.sample(name, Flat(constraints.positive_ordered_vector, (2,)))
         pyro.factor(f"{name}_prior", dist.Normal(u.new_tensor([0.0, 3.0]), 1.0).log_prob(rate).sum())
-        emission = emission + dist.Exponential(rate).log_prob(values[:, None])
+        emission = emission + dist.Exponential(rate[:, None]).log_prob(values)
     pyro.factor("drives", hidden_markov_log_prob(transition.log(), emission))
 
 
