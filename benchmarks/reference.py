@@ -13,20 +13,21 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from pyro.distributions import constraints
 from torch import Size, Tensor
 from torch.distributions import biject_to
 
-from probmodels.inference.convergence import convergence
-from probmodels.inference.problem import Problem
+if TYPE_CHECKING:  # Pyro itself is timed on these models: importing them must cost no more than Pyro does
+    import xarray as xr
+
+    from probmodels.inference.problem import Problem
 
 __all__ = [
     "NAMES",
@@ -37,6 +38,7 @@ __all__ = [
     "check",
     "load",
     "speed_data",
+    "speed_model",
     "speed_problem",
 ]
 
@@ -261,6 +263,8 @@ class Reference:
     @property
     def problem(self) -> Problem:
         """The posterior as an engine takes it."""
+        from probmodels.inference.problem import Problem
+
         return Problem(name=self.name, model=self.model, args=self.args)
 
     def variables(self, posterior: xr.Dataset) -> dict[str, Array]:
@@ -369,6 +373,8 @@ def check(reference: Reference, posterior: xr.Dataset) -> list[dict[str, Any]]:
         A row per variable: ``z``, the difference of the means over its Monte Carlo standard error (both sides'),
         ``sd_ratio``, ours over the reference's, the means, and ``ess_bulk`` and ``r_hat`` of our draws.
     """
+    from probmodels.inference.convergence import convergence
+
     rows = []
     for name, draws in reference.variables(posterior).items():
         known, ours = reference.summary[name], {key: float(value) for key, value in convergence(draws).items()}
@@ -418,7 +424,15 @@ def speed_data(name: str) -> dict[str, Array]:
     raise ValueError(f"no model for timing {name!r}; choose one of {list(SPEED_NAMES)}")
 
 
-def speed_problem(name: str) -> Problem:
-    """A model for timing by name, see `speed_data`."""
+def speed_model(name: str) -> tuple[Callable[..., None], tuple[Tensor, ...]]:
+    """Pyro program of a model for timing by name, see `speed_data`, and what it receives."""
     args = tuple(map(_tensor, speed_data(name).values()))
-    return Problem(name=name, model=_SPEED[name], args=args)
+    return _SPEED[name], args
+
+
+def speed_problem(name: str) -> Problem:
+    """A model for timing by name, see `speed_data`, as an engine takes it."""
+    from probmodels.inference.problem import Problem
+
+    model, args = speed_model(name)
+    return Problem(name=name, model=model, args=args)
