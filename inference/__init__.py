@@ -9,11 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from probmodels.inference.calibration import coverage as coverage
+    from probmodels.inference.calibration import sbc as sbc
+    from probmodels.inference.calibration import vsbc as vsbc
     from probmodels.inference.checkpoint import CheckpointError as CheckpointError
+    from probmodels.inference.comparison import compare as compare
+    from probmodels.inference.comparison import kfold as kfold
+    from probmodels.inference.comparison import loo as loo
     from probmodels.inference.diagnostics import Report as Report
-    from probmodels.inference.diagnostics import coverage as coverage
     from probmodels.inference.diagnostics import diagnose as diagnose
-    from probmodels.inference.diagnostics import sbc as sbc
+    from probmodels.inference.importance import importance_resample as importance_resample
     from probmodels.inference.kernels import Kernel as Kernel
     from probmodels.inference.kernels import NUTSKernel as NUTSKernel
     from probmodels.inference.mcmc import ChainError as ChainError
@@ -36,11 +41,16 @@ _EXPORTS = {
     "Report": "diagnostics",
     "Result": "result",
     "ResultError": "result",
-    "coverage": "diagnostics",
+    "compare": "comparison",
+    "coverage": "calibration",
     "diagnose": "diagnostics",
     "fit_svi": "svi",
+    "importance_resample": "importance",
+    "kfold": "comparison",
+    "loo": "comparison",
     "run_mcmc": "mcmc",
-    "sbc": "diagnostics",
+    "sbc": "calibration",
+    "vsbc": "calibration",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -7,6 +7,9 @@ References
 ----------
 Vehtari, A., Gelman, A., Simpson, D., Carpenter, B. and Bürkner, P.-C. (2021). Rank-normalization, folding, and
 localization: an improved r_hat. Bayesian Analysis 16(2). https://doi.org/10.1214/20-BA1221
+Margossian, C. C., Hoffman, M. D., Sountsov, P., Riou-Durand, L., Vehtari, A. and Gelman, A. (2024). Nested R-hat:
+assessing the convergence of Markov chain Monte Carlo when running many short chains. Bayesian Analysis.
+https://arxiv.org/abs/2110.13017
 Vehtari, A., Simpson, D., Gelman, A., Yao, Y. and Gabry, J. (2024). Pareto smoothed importance sampling. JMLR 25.
 Zhang, J. and Stephens, M. A. (2009). A new and efficient estimation method for the generalized Pareto distribution.
 Technometrics 51(3).
@@ -22,12 +25,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 from scipy.special import ndtri
 
-__all__ = ["bfmi", "convergence", "hdi", "psis_khat"]
+__all__ = ["bfmi", "convergence", "hdi", "psis", "psis_khat"]
 
 Array = NDArray[np.float64]
 
 _BLOCK_VALUES = 2**20  # values of a block of entries: small enough for memory and threads, large enough for numpy
 _FIRST_LAGS = 12
+MANY_CHAINS = 16  # from which on nested r_hat is computed
+_APART = 5.0  # robust standard deviations between a chain's mean and the others'
 STATISTICS = ("r_hat", "ess_bulk", "ess_tail", "mcse_mean")
 
 
@@ -43,12 +48,19 @@ def convergence(draws: ArrayLike) -> dict[str, Array]:
     -------
     dict
         ``r_hat``, ``ess_bulk``, ``ess_tail`` and ``mcse_mean``, each of the shape of an entry; nan where an entry is
-        not finite, and r_hat nan where it is constant.
+        not finite, and r_hat nan where it is constant. From 16 chains on, ``nested_r_hat`` as well.
+
+    Notes
+    -----
+    r_hat of many short chains exceeds 1.01 even where all is well, since each mean of a short chain has few draws
+    behind it. Nested r_hat compares the means of groups of chains instead. A single chain that stands apart would be
+    lost in its group; there, nested r_hat is r_hat.
     """
     array = np.asarray(draws)
     shape = array.shape[2:]
     flat = array.reshape(*array.shape[:2], -1)
-    out = {name: np.full(flat.shape[-1], np.nan) for name in STATISTICS}
+    names = (*STATISTICS, "nested_r_hat") if flat.shape[0] >= MANY_CHAINS else STATISTICS
+    out = {name: np.full(flat.shape[-1], np.nan) for name in names}
     if flat.shape[1] >= 4:
         step = max(1, _BLOCK_VALUES // (flat.shape[0] * flat.shape[1]))
 
@@ -76,41 +88,65 @@ def hdi(draws: ArrayLike, prob: float) -> tuple[Array, Array]:
 def bfmi(energy: ArrayLike) -> Array:
     """Fraction of missing information of every chain, from energies (chain, draw)."""
     array = np.asarray(energy, dtype=np.float64)
-    return np.square(np.diff(array, axis=1)).mean(1) / array.var(1, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # energies of a chain that stands still
+        return np.square(np.diff(array, axis=1)).mean(1) / array.var(1, ddof=1)
 
 
-def psis_khat(log_weight: ArrayLike) -> float:
-    """Shape of the generalised Pareto distribution in the tail of importance weights; nan without a tail.
+def psis(log_weight: ArrayLike, *, r_eff: float = 1.0) -> tuple[Array, float]:
+    """Pareto-smoothed importance weights and the shape of their tail.
 
     Parameters
     ----------
     log_weight
-        Log weights (draw,).
+        Log weights (draw,); minus infinity is a weight of zero.
+    r_eff
+        Effective draws per draw, below 1 for correlated draws: sets how many weights make the tail.
+
+    Returns
+    -------
+    tuple
+        Log weights (draw,) whose exponentials sum to one, and k-hat: nan where there is no tail to judge, as for equal
+        weights, fewer than 25 draws, or weights that are nan or infinite. Weights without k-hat are not smoothed.
     """
-    weight = np.sort(np.asarray(log_weight, dtype=np.float64).ravel())
-    tail = int(np.ceil(min(0.2 * len(weight), 3 * np.sqrt(len(weight)))))
-    if len(weight) <= tail + 1 or tail < 5 or not np.isfinite(weight).all():
-        return float("nan")
-    weight -= weight[-1]
-    cutoff = max(weight[-tail - 1], np.log(np.finfo(float).tiny))
-    excess = np.exp(weight[weight > cutoff]) - np.exp(cutoff)
-    if len(excess) < 5 or excess[-1] - excess[0] <= np.finfo(float).eps * 100:
-        return float("nan")
-    return _pareto_shape(excess)
+    weight = np.array(log_weight, dtype=np.float64).ravel()
+    count = len(weight)
+    if not count or np.isnan(weight).any() or not np.isfinite(top := weight.max()):
+        return weight, float("nan")
+    weight -= top
+    khat = float("nan")
+    tail = int(np.ceil(min(0.2 * count, 3 * np.sqrt(count / r_eff))))
+    if count > tail + 1 and tail >= 5:
+        order = np.argsort(weight, kind="stable")
+        cutoff = max(weight[order[-tail - 1]], np.log(np.finfo(float).tiny))
+        order = order[np.searchsorted(weight[order], cutoff, side="right") :]
+        excess = np.exp(weight[order]) - np.exp(cutoff)
+        if len(excess) >= 5 and excess[-1] - excess[0] > np.finfo(float).eps * 100:
+            khat, scale = _pareto(excess)
+            level = (np.arange(len(excess)) + 0.5) / len(excess)
+            quantiles = scale * np.expm1(-khat * np.log1p(-level)) / khat if khat else -scale * np.log1p(-level)
+            weight[order] = np.minimum(np.log(quantiles + np.exp(cutoff)), 0.0)
+    return weight - np.log(np.exp(weight).sum()), khat
 
 
-def _pareto_shape(excess: Array) -> float:
-    """Shape of a generalised Pareto distribution from ascending excesses, with the weak prior of PSIS."""
+def psis_khat(log_weight: ArrayLike) -> float:
+    """Shape of the generalised Pareto distribution in the tail of importance weights (draw,); nan without a tail."""
+    return psis(log_weight)[1]
+
+
+def _pareto(excess: Array) -> tuple[float, float]:
+    """Shape, with the weak prior of PSIS, and scale of a generalised Pareto distribution from ascending excesses."""
     count = len(excess)
     grid = 30 + int(np.sqrt(count))
     quarter = excess[int(count / 4 + 0.5) - 1]
     theta = 1 / excess[-1] + (1 - np.sqrt(grid / (np.arange(1, grid + 1) - 0.5))) / (3 * quarter)
     shape = np.log1p(-theta[:, None] * excess).mean(1)
     profile = count * (np.log(-theta / shape) - shape - 1)
-    weight = 1 / np.exp(profile - profile[:, None]).sum(1)
+    with np.errstate(over="ignore"):  # weights of nothing
+        weight = 1 / np.exp(profile - profile[:, None]).sum(1)
     weight = np.where(weight >= 10 * np.finfo(float).eps, weight, 0)
     mean = float(np.sum(theta * weight) / weight.sum())
-    return float((np.log1p(-mean * excess).mean() * count + 10 * 0.5) / (count + 10))
+    raw = float(np.log1p(-mean * excess).mean())
+    return (raw * count + 10 * 0.5) / (count + 10), -raw / mean
 
 
 def _block(values: Array) -> dict[str, Array]:
@@ -134,12 +170,17 @@ def _block(values: Array) -> dict[str, Array]:
         bound = ordered[:, low] + (position - low) * (ordered[:, high] - ordered[:, low])
         ess_tail = np.minimum(ess_tail, _ess(_split((values <= bound[:, None, None]).astype(np.float64))))
     spread = pooled.std(axis=1, ddof=1)
-    return {
-        "r_hat": np.fmax(_split_rhat(ranked), _split_rhat(_normal_scores(folded).reshape(split.shape))),
+    spreads = _normal_scores(folded).reshape(split.shape)
+    out = {
+        "r_hat": np.fmax(_split_rhat(ranked), _split_rhat(spreads)),
         "ess_bulk": _ess(ranked),
         "ess_tail": ess_tail,
         "mcse_mean": spread / np.sqrt(_ess(split)),
     }
+    if values.shape[1] >= MANY_CHAINS:
+        nested = np.fmax(_nested_rhat(ranked), _nested_rhat(spreads))
+        out["nested_r_hat"] = np.where(_one_apart(ranked) | _one_apart(spreads), out["r_hat"], nested)
+    return out
 
 
 def _split(values: Array) -> Array:
@@ -179,6 +220,29 @@ def _split_rhat(values: Array) -> Array:
     within = values.var(2, ddof=1).mean(1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.sqrt((between / within + num_draws - 1) / num_draws)
+
+
+def _nested_rhat(values: Array) -> Array:
+    """r_hat of groups of neighbouring chains, from split chains (entry, 2 chain, draw).
+
+    First and second halves make groups of their own, so that a drift of all chains together shows. A group has at
+    most sixteen chains: then chains that never move give 1.03 or more.
+    """
+    halves = values.reshape(len(values), -1, 2, values.shape[2])
+    means, spreads = halves.mean(3), halves.var(3, ddof=1)  # (entry, chain, half)
+    num_chains = means.shape[1]
+    groups = np.array_split(np.arange(num_chains), num_chains // min(16, int(np.sqrt(num_chains))))
+    within = np.stack([means[:, g].var(1, ddof=1) + spreads[:, g].mean(1) for g in groups], 1).mean((1, 2))
+    between = np.stack([means[:, g].mean(1) for g in groups], 1).reshape(len(values), -1).var(1, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.sqrt(1 + between / within)
+
+
+def _one_apart(values: Array) -> NDArray[np.bool_]:
+    """Whether the mean of some chain lies far from those of the others, from split chains (entry, 2 chain, draw)."""
+    means = values.reshape(len(values), values.shape[1] // 2, -1).mean(2)
+    distance = np.abs(means - np.median(means, axis=1, keepdims=True))
+    return np.asarray(distance.max(1) > _APART * 1.4826 * np.median(distance, axis=1))
 
 
 def _ess(values: Array) -> Array:

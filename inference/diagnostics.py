@@ -1,26 +1,32 @@
-"""Verdicts on draws: convergence of chains, fit of guides, calibration on simulated data."""
+"""Verdicts on draws: convergence of chains, health of trajectories, fit of guides; what to do where they fail."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy import stats
 
-from probmodels.inference.convergence import bfmi, convergence, hdi, psis_khat
+from probmodels.inference import _html
+from probmodels.inference.convergence import bfmi, convergence, hdi, psis
+from probmodels.inference.importance import RESAMPLED, importance_moments
 
 if TYPE_CHECKING:
     from probmodels.inference.result import Result
 
-__all__ = ["Calibration", "DiagnosticsError", "Finding", "Report", "coverage", "diagnose", "sbc", "summarize"]
+__all__ = ["DiagnosticsError", "Finding", "Report", "diagnose", "summarize"]
 
-_BFMI_MIN, _KHAT_GOOD, _KHAT_MAX = 0.3, 0.5, 0.7
-_INTERVALS = (0.5, 0.9, 0.95)
+_BFMI_MIN, KHAT_GOOD, KHAT_MAX = 0.3, 0.5, 0.7
+_SATURATED = 0.01  # share of trajectories at their limit that is worth a word
+_OFF_TARGET = 0.2  # distance of the mean acceptance of a chain from its target that is worth a word
+_SHIFT, _RATIO = 0.5, 1.5  # sds that a mean, and factor that an sd of a guide may be off at most
+_CLOSE = 0.4  # share of these that is worth a word
+_LIMITS = (("tree_depth", "max_tree_depth"), ("n_steps", "max_leapfrog"))
+_GUIDED = ("svi", "em")  # engines whose draws come from a guide
 
 
 class DiagnosticsError(ValueError):
@@ -35,6 +41,11 @@ class Finding:
     verdict: str
     advice: str = ""
 
+    @property
+    def mark(self) -> str:
+        """✗ for what is harmful, ! for what is worth a look, ✓ for what is well."""
+        return "✗" if self.harmful else "!" if self.advice else "✓"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -47,8 +58,10 @@ class Report:
     findings
         In plain words.
     table
-        One row per variable: entries, worst r_hat, share of entries within the limit, smallest and median ess (bulk and
-        tail), worst Monte Carlo error in units of the posterior sd.
+        One row per variable. Of chains: entries, worst r_hat, share of entries within the limit, smallest and median
+        ess (bulk and tail), worst Monte Carlo error in units of the posterior sd; from 16 chains on, worst nested
+        r_hat. Of a guide: the entry that importance weights move most, its mean and sd under the guide, and the
+        corrected ones with their Monte Carlo errors.
     divergences
         Divergent trajectories; None where the kernel does not tell.
     bfmi
@@ -64,23 +77,34 @@ class Report:
     bfmi: tuple[float, ...] | None = None
     khat: float | None = None
 
+    @property
+    def _head(self) -> str:
+        return "Diagnostics passed." if self.ok else "Diagnostics FAILED: do not trust these draws yet."
+
     def __str__(self) -> str:
-        lines = ["Diagnostics passed." if self.ok else "Diagnostics FAILED: do not trust these draws yet."]
-        for finding in self.findings:
-            lines.append(f"  {'✗' if finding.harmful else '✓'} {finding.verdict}")
-            if finding.advice:
-                lines.append(f"      → {finding.advice}")
+        lines = [self._head, *spell(self.findings)]
         if len(self.table):
             shown = self.table.copy()
             for column in shown.columns:
                 if column.startswith("ess") or column == "entries":
                     shown[column] = shown[column].map(lambda value: f"{value:.0f}")
-            shown["r_hat_share"] = shown["r_hat_share"].map(lambda value: f"{value:.1%}")
+                elif column.endswith("share"):
+                    shown[column] = shown[column].map(lambda value: f"{value:.1%}")
             lines += ["", shown.to_string(float_format=lambda value: f"{value:.3f}")]
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        return _html.block(self._head, _html.listed(self.findings), _html.frame(self.table))
 
-def diagnose(result: Result, *, rhat_max: float = 1.01, ess_min: float = 400, entry_share: float = 0.99) -> Report:
+
+def diagnose(
+    result: Result,
+    *,
+    rhat_max: float = 1.01,
+    ess_min: float = 400,
+    entry_share: float = 0.99,
+    divergence_share: float = 0.001,
+) -> Report:
     """Say in plain words whether draws can be trusted, and what to do where not.
 
     Parameters
@@ -89,17 +113,30 @@ def diagnose(result: Result, *, rhat_max: float = 1.01, ess_min: float = 400, en
         Result of an engine. Judged are the posterior variables that the problem names in ``diagnosed`` (all by
         default) and its invariants.
     rhat_max
-        Largest r_hat of a converged entry.
+        Largest r_hat of a converged entry. From 16 chains on, nested r_hat may meet it instead: the r_hat of many
+        short chains is larger even where all is well.
     ess_min
-        Smallest bulk and tail effective sample size of a converged entry.
+        Smallest bulk and tail effective sample size of a converged entry, over all chains.
     entry_share
         Share of the entries of a variable that must meet both limits.
+    divergence_share
+        Share of divergent trajectories up to which they are reported but not held to be harmful.
+
+    Returns
+    -------
+    Report
+        Whose ``ok`` is the verdict and whose ``str`` says why.
+
+    Raises
+    ------
+    DiagnosticsError
+        If there is nothing to judge, or fewer than four draws per chain.
     """
     tree = result.tree
     sample_stats = tree["sample_stats"].to_dataset() if "sample_stats" in tree.children else xr.Dataset()
     variables = dict(_judged(tree))
-    if tree.attrs.get("engine") == "svi":
-        return _diagnose_guide(sample_stats, variables)
+    if tree.attrs.get("engine") in _GUIDED:
+        return _diagnose_guide(tree, sample_stats, variables)
     if not variables:
         raise DiagnosticsError("the posterior holds no variable to judge; check the problem's 'diagnosed'")
     rows, findings = {}, []
@@ -114,33 +151,35 @@ def diagnose(result: Result, *, rhat_max: float = 1.01, ess_min: float = 400, en
     if not findings:
         text = f"r_hat <= {rhat_max} and ess >= {ess_min:g} for at least {entry_share:.0%} of the entries"
         findings.append(Finding(False, f"all {len(rows)} variables have {text}"))
+    findings += _frozen(variables)
     divergences = int(sample_stats["diverging"].sum()) if "diverging" in sample_stats else None
-    if divergences:
-        findings.append(
-            Finding(
-                True,
-                f"{divergences} of {sample_stats['diverging'].size} trajectories diverged: parts of the posterior may "
-                "be missing",
-                "raise target_accept_prob (0.95, 0.99) or reparametrise the model",
-            )
-        )
-    elif divergences == 0:
-        findings.append(Finding(False, "no trajectory diverged"))
+    if divergences is not None:
+        findings.append(_divergent(divergences, sample_stats["diverging"].size, divergence_share))
     fractions = None
     if "energy" in sample_stats and sizes["draw"] > 2:
         fractions = tuple(float(value) for value in bfmi(sample_stats["energy"].transpose("chain", "draw").values))
-        low = [chain for chain, value in enumerate(fractions) if not value >= _BFMI_MIN]
-        if low:
+        if low := [chain for chain, value in enumerate(fractions) if not value >= _BFMI_MIN]:
             findings.append(
                 Finding(
                     True,
-                    f"chains {low} have E-BFMI below {_BFMI_MIN} (lowest {min(fractions):.2f}): they explore the "
-                    "energies of the posterior too slowly",
+                    f"{_chains(low)} E-BFMI below {_BFMI_MIN} (lowest {min(fractions):.2f}): the energies of the "
+                    "posterior are explored too slowly",
                     "reparametrise the model, above all scales and what they scale; or run longer",
                 )
             )
+    findings += [*_saturated(sample_stats, tree.attrs), *_off_target(sample_stats, tree.attrs)]
     ok = not any(finding.harmful for finding in findings)
     return Report(ok, tuple(findings), pd.DataFrame.from_dict(rows, orient="index"), divergences, fractions)
+
+
+def spell(findings: Sequence[Finding]) -> list[str]:
+    """Lines of text that say what was found and what to do."""
+    lines = []
+    for finding in findings:
+        lines.append(f"  {finding.mark} {finding.verdict}")
+        if finding.advice:
+            lines.append(f"      → {finding.advice}")
+    return lines
 
 
 def summarize(posterior: xr.Dataset, *, ci_prob: float = 0.94) -> pd.DataFrame:
@@ -167,145 +206,10 @@ def summarize(posterior: xr.Dataset, *, ci_prob: float = 0.94) -> pd.DataFrame:
         lower, upper = hdi(draws, ci_prob)
         columns = {"mean": draws.mean((0, 1)), "sd": draws.reshape(-1, *draws.shape[2:]).std(0, ddof=1)}
         columns |= {"hdi_lower": lower, "hdi_upper": upper, **convergence(draws)}
-        index = [_label(name, values, place) for place in np.ndindex(draws.shape[2:])]
+        index = [label(name, values, place) for place in np.ndindex(draws.shape[2:])]
         tables.append(pd.DataFrame({key: np.ravel(value) for key, value in columns.items()}, index=index))
     order = ["mean", "sd", "hdi_lower", "hdi_upper", "mcse_mean", "ess_bulk", "ess_tail", "r_hat"]
     return pd.concat(tables)[order] if tables else pd.DataFrame(columns=order)
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What simulation-based calibration found.
-
-    Attributes
-    ----------
-    ok
-        Whether all p-values pass after Bonferroni's correction.
-    ranks
-        Rank of the truth among the draws, 0 to ``num_draws``: dims (replicate, ...).
-    ks, chi_square
-        p-values of uniformity of the ranks, per entry.
-    coverage
-        Share of the replicates whose central interval holds the truth: dims (prob, ...).
-    num_draws
-        Draws per replicate that the truth is ranked among.
-    alpha
-        Chance that a calibrated method fails.
-    """
-
-    ok: bool
-    ranks: xr.Dataset
-    ks: xr.Dataset
-    chi_square: xr.Dataset
-    coverage: xr.Dataset
-    num_draws: int
-    alpha: float
-
-    @property
-    def num_tests(self) -> int:
-        """Tests that Bonferroni's correction counts."""
-        return sum(p.size for tests in (self.ks, self.chi_square) for p in tests.data_vars.values())
-
-    def __str__(self) -> str:
-        limit = self.alpha / self.num_tests
-        head = f"Calibration {'passed' if self.ok else 'FAILED'}: {self.ranks.sizes['replicate']} replicates, "
-        lines = [head + f"{self.num_tests} tests, each at p > {limit:.2g}"]
-        for name in self.ranks.data_vars:
-            shares = self.coverage[name].mean([dim for dim in self.coverage[name].dims if dim != "prob"])
-            spelled = ", ".join(f"{float(prob):.0%}: {float(shares.sel(prob=prob)):.3f}" for prob in shares["prob"])
-            lowest = min(float(self.ks[name].min()), float(self.chi_square[name].min()))
-            lines.append(f"  {'✓' if lowest > limit else '✗'} {name}: lowest p {lowest:.2g}; coverage {spelled}")
-        return "\n".join(lines)
-
-
-def sbc(
-    simulate: Callable[[np.random.Generator], tuple[Mapping[str, Any], Any]],
-    infer: Callable[[Any, int], Any],
-    *,
-    num_replicates: int = 200,
-    num_draws: int = 99,
-    seed: int = 0,
-    alpha: float = 0.01,
-    probs: Sequence[float] = _INTERVALS,
-) -> Calibration:
-    """Simulation-based calibration: truths from the prior must rank uniformly among their posterior draws.
-
-    Parameters
-    ----------
-    simulate
-        Draws ``(truth, data)`` from the model, truth by variable name.
-    infer
-        Takes the data and a seed; returns posterior draws as a Dataset (chain, draw, ...) or a Result. Variables
-        that the truth lacks are left out.
-    num_replicates
-        Simulated data sets.
-    num_draws
-        Evenly spaced draws that the truth is ranked among: few enough to be nearly independent of each other, or
-        autocorrelation alone lets the test fail.
-    seed
-        Of all replicates; replicate r is the same whatever ``num_replicates``.
-    alpha
-        Chance that a calibrated method fails.
-    probs
-        Central intervals whose coverage is reported.
-
-    References
-    ----------
-    Talts, S., Betancourt, M., Simpson, D., Vehtari, A. and Gelman, A. (2018). Validating Bayesian inference
-    algorithms with simulation-based calibration. https://arxiv.org/abs/1804.06788
-    """
-    if num_replicates < 20 or num_draws < 9:
-        raise DiagnosticsError(f"num_replicates={num_replicates}, num_draws={num_draws}; at least 20 and 9 are needed")
-    ranks, covered = [], []
-    jitter = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(num_replicates,)))
-    for replicate in range(num_replicates):
-        stream = np.random.SeedSequence(seed, spawn_key=(replicate,))
-        rng = np.random.default_rng(stream)
-        try:
-            truth, data = simulate(rng)
-            found = infer(data, int(rng.integers(2**31)))
-        except Exception as error:
-            error.add_note(f"in replicate {replicate} of sbc(seed={seed})")
-            raise
-        posterior = found if isinstance(found, xr.Dataset) else found.posterior
-        pairs = _pairs(truth, posterior)
-        ranks.append(xr.Dataset({name: _rank(value, draws, num_draws, rng) for name, (value, draws) in pairs.items()}))
-        covered.append(coverage(truth, posterior, probs=probs))
-    together = xr.concat(ranks, "replicate")
-    ks = together.map(lambda rank: _per_entry(rank, lambda r: _ks(r, num_draws, jitter)))
-    chi_square = together.map(lambda rank: _per_entry(rank, lambda r: _chi_square(r, num_draws)))
-    pvalues = [p.values.ravel() for tests in (ks, chi_square) for p in tests.data_vars.values()]
-    smallest = min(float(p.min()) for p in pvalues)
-    ok = smallest > alpha / sum(len(p) for p in pvalues)
-    shares = xr.concat(covered, "replicate").astype(float).mean("replicate")
-    return Calibration(ok, together, ks, chi_square, shares, num_draws, alpha)
-
-
-def coverage(truth: Mapping[str, Any], posterior: xr.Dataset, *, probs: Sequence[float] = _INTERVALS) -> xr.Dataset:
-    """Which true values the central intervals of the posterior hold.
-
-    Parameters
-    ----------
-    truth
-        True values by variable name.
-    posterior
-        Draws, dims (chain, draw, ...).
-    probs
-        Probabilities of the intervals.
-
-    Returns
-    -------
-    xr.Dataset
-        Booleans, dims (prob, ...).
-    """
-    out = {}
-    for name, (value, draws) in _pairs(truth, posterior).items():
-        rows = []
-        for prob in probs:
-            low, high = np.quantile(draws.values, [(1 - prob) / 2, (1 + prob) / 2], axis=0)
-            rows.append((low <= value) & (value <= high))
-        out[name] = xr.DataArray(np.stack(rows), dims=("prob", *draws.dims[1:]), coords={"prob": list(probs)})
-    return xr.Dataset(out)
 
 
 def _judged(tree: xr.DataTree) -> Iterator[tuple[str, xr.DataArray]]:
@@ -350,31 +254,37 @@ def _judge(
     if not moving.any():
         return row, findings  # constant, as entries fixed by an identification are
     rhat, bulk, tail = (flat[key][moving] for key in ("r_hat", "ess_bulk", "ess_tail"))
+    judged = np.fmin(rhat, flat["nested_r_hat"][moving]) if "nested_r_hat" in flat else rhat
     row |= {
         "r_hat_max": rhat.max(),
-        "r_hat_share": (rhat <= rhat_max).mean(),
+        "r_hat_share": (judged <= rhat_max).mean(),
         "ess_bulk_min": bulk.min(),
         "ess_bulk_median": np.median(bulk),
         "ess_tail_min": tail.min(),
         "ess_tail_median": np.median(tail),
         "mcse_max": (flat["mcse_mean"][moving] / np.ravel(spread)[moving]).max(),
     }
+    if "nested_r_hat" in flat:
+        row["nested_r_hat_max"] = np.nanmax(flat["nested_r_hat"][moving])
     if row["r_hat_share"] < entry_share:
-        worst = _label(name, values, np.unravel_index(np.nanargmax(found["r_hat"]), found["r_hat"].shape))
-        verdict = (
-            f"{name}: {row['r_hat_share']:.1%} of the entries have r_hat <= {rhat_max}, worst {row['r_hat_max']:.3f}"
-        )
+        index = int(np.flatnonzero(moving)[np.argmax(judged)])
+        worst = label(name, values, np.unravel_index(index, draws.shape[2:]))
+        kind = "r_hat or nested r_hat" if "nested_r_hat" in flat else "r_hat"
+        verdict = f"{name}: {row['r_hat_share']:.1%} of the entries have {kind} <= {rhat_max}"
         findings.append(
             Finding(
                 True,
-                f"{verdict} at {worst}: the chains have not come to agree",
+                f"{verdict}, worst {judged.max():.3f} at {worst}: the chains have not come to agree",
                 "run longer (warmup_steps, num_samples); if it stays, look at the traces for several modes, label "
                 "switching or a direction that the data leave open",
             )
         )
     size = np.minimum(bulk, tail)
     share = float((size >= ess_min).mean())
-    if share < entry_share:
+    if np.isnan(size).any():
+        verdict = f"{name}: {draws.shape[1]} draws per chain are too few to tell the effective sample size"
+        findings.append(Finding(True, verdict, "draw at least 8 per chain (num_samples)"))
+    elif share < entry_share:
         factor = max(ess_min / max(float(np.quantile(size, 1 - entry_share)), 1.0), 1.1)
         verdict = (
             f"{name}: {share:.1%} of the entries have bulk and tail ess of {ess_min:g} or more, least {size.min():.0f}"
@@ -383,75 +293,154 @@ def _judge(
     return row, findings
 
 
-def _diagnose_guide(sample_stats: xr.Dataset, variables: Mapping[str, xr.DataArray]) -> Report:
-    """k-hat of the importance weights of a guide's draws, which stands in for r_hat."""
-    khat = psis_khat(sample_stats["log_weight"].values) if "log_weight" in sample_stats else float("nan")
-    broken = [name for name, values in variables.items() if not np.isfinite(values.values).all()]
-    findings = [Finding(True, f"draws of {broken} are not finite", "lower lr or clip the gradient")] if broken else []
-    if np.isnan(khat):
+def _frozen(variables: Mapping[str, xr.DataArray]) -> list[Finding]:
+    """Chains in which nothing moves that moves, or differs, elsewhere."""
+    moves = np.zeros(next(iter(variables.values())).sizes["chain"], bool)
+    apart = False
+    for values in variables.values():
+        draws = np.asarray(values.values)
+        moves |= (draws != draws[:, :1]).reshape(len(draws), -1).any(1)
+        apart |= bool((draws[:, 0] != draws[0, 0]).any())
+    if moves.all() or not (moves.any() or apart):
+        return []
+    stuck = np.flatnonzero(~moves).tolist()
+    return [
+        Finding(
+            True,
+            f"{_chains(stuck)} one value at all {draws.shape[1]} draws: frozen where the sampler rejects every step",
+            "start from other values (seed), lengthen warmup_steps, and look for infinite densities near the start",
+        )
+    ]
+
+
+def _divergent(count: int, total: int, share: float) -> Finding:
+    if not count:
+        return Finding(False, "no trajectory diverged")
+    verdict = f"{count} of {total} trajectories diverged ({count / total:.2%}): parts of the posterior may be missing"
+    return Finding(
+        count > share * total,
+        verdict,
+        "raise target_accept_prob (0.95, 0.99) or reparametrise the model, above all scales and what they scale",
+    )
+
+
+def _setting(name: str, variable: str, sample_stats: xr.Dataset, attrs: Mapping[Any, Any]) -> float | None:
+    """A setting of the sampler, wherever it is kept: a variable or attribute of the statistics, or of the tree."""
+    if name in sample_stats:
+        return float(sample_stats[name].max())
+    places = (sample_stats[variable].attrs, sample_stats.attrs, attrs)
+    return next((float(place[name]) for place in places if name in place), None)
+
+
+def _saturated(sample_stats: xr.Dataset, attrs: Mapping[Any, Any]) -> Iterator[Finding]:
+    """Trajectories that ended at their limit rather than by themselves: a matter of cost, which ess shows."""
+    for variable, name in _LIMITS:
+        if variable not in sample_stats or (limit := _setting(name, variable, sample_stats, attrs)) is None:
+            continue
+        share = float((sample_stats[variable] >= limit).mean())
+        if share > _SATURATED:
+            yield Finding(
+                False,
+                f"{share:.1%} of the trajectories ended at {name}={limit:g}: draws are more correlated than need be",
+                f"raise {name}, or scale the parameters alike; where steps are tiny, reparametrise the model",
+            )
+
+
+def _off_target(sample_stats: xr.Dataset, attrs: Mapping[Any, Any]) -> Iterator[Finding]:
+    """Chains whose mean acceptance has not come near its target."""
+    name = "acceptance_rate"
+    if name not in sample_stats or (target := _setting("target_accept_prob", name, sample_stats, attrs)) is None:
+        return
+    rates = sample_stats[name].mean("draw").values
+    if low := np.flatnonzero(~(rates >= target - _OFF_TARGET)).tolist():
+        verdict = f"{_chains(low)} mean acceptance far below the target of {target:g}, least {rates.min():.2f}"
+        yield Finding(False, f"{verdict}: steps are too long there", "lengthen warmup_steps, or raise the target")
+    if high := np.flatnonzero(rates > target + _OFF_TARGET).tolist():
+        verdict = f"{_chains(high)} mean acceptance far above the target of {target:g}, most {rates.max():.2f}"
+        yield Finding(False, f"{verdict}: steps are shorter than need be", "lengthen warmup_steps")
+
+
+def _chains(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
+    return f"chain {shown} has" if len(numbers) == 1 else f"chains {shown} have"
+
+
+def _diagnose_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapping[str, xr.DataArray]) -> Report:
+    """k-hat of the importance weights of a guide's draws, which stands in for r_hat, and what the weights correct."""
+    findings, rows = [], {}
+    if broken := [name for name, values in variables.items() if not np.isfinite(values.values).all()]:
+        findings.append(Finding(True, f"draws of {broken} are not finite", "lower lr or clip the gradient"))
+    khat = float("nan")
+    if RESAMPLED in tree.attrs:
+        kept = json.loads(tree.attrs[RESAMPLED])["khat"]
+        khat = khat if kept is None else float(kept)
+    elif "log_weight" in sample_stats:
+        raw = sample_stats["log_weight"].transpose("chain", "draw").values.ravel()
+        smoothed, khat = psis(raw)
+        if lost := int(np.isneginf(raw).sum()):
+            verdict = f"{lost} of {raw.size} draws of the guide are impossible under the model"
+            findings.append(Finding(lost > 0.01 * raw.size, verdict, "give the guide the supports of the model"))
+        if np.isnan(raw).any() or np.isposinf(raw).any():
+            verdict = "some importance weights are not numbers or infinite"
+            findings.append(Finding(True, verdict, "look for missing values and scales near zero in the model"))
+        else:
+            rows = dict(_corrected(name, values, smoothed) for name, values in variables.items() if name not in broken)
+    if not np.isnan(khat):
+        findings += _fit_of_guide(khat, rows, resampled=RESAMPLED in tree.attrs)
+    elif not any(finding.harmful for finding in findings):
         verdict = "the importance weights of the draws have no tail to judge: the guide is a point estimate, or exact"
         findings.append(Finding(False, verdict))
+    table = pd.DataFrame.from_dict(rows, orient="index").drop(columns="off", errors="ignore")
+    return Report(not any(finding.harmful for finding in findings), tuple(findings), table, khat=khat)
+
+
+def _fit_of_guide(khat: float, rows: Mapping[str, Mapping[str, float]], *, resampled: bool) -> Iterator[Finding]:
+    """What k-hat says of the importance weights and, where they can be relied on, what they say of the guide."""
+    start = f"Pareto k-hat of the guide is {khat:.2f}: "
+    if khat > KHAT_MAX:
+        meaning = "the guide misses part of the posterior; its sds and intervals may be wrong"
+        meaning += ", and resampling its draws cannot mend that" if resampled else ""
+        yield Finding(True, start + meaning, "take more steps or a richer guide, or check against run_mcmc")
+        return
+    worst = max(rows, key=lambda name: rows[name]["off"], default=None)
+    if resampled:
+        yield Finding(False, f"{start}the resampled draws stand for the posterior")
+    elif worst is not None and rows[worst]["off"] > _CLOSE:
+        row = rows[worst]
+        yield Finding(False, f"{start}its draws can be corrected by their importance weights")
+        verdict = f"of {worst}, the guide has mean {row['guide_mean']:.3g} and sd {row['guide_sd']:.3g}, where the "
+        verdict += f"weights give {row['corrected_mean']:.3g} and {row['corrected_sd']:.3g}"
+        advice = "use importance_resample(result) in place of the raw draws, or take more steps or a richer guide"
+        yield Finding(row["off"] > 1, verdict, advice)
+    elif khat > KHAT_GOOD:
+        advice = "importance_resample(result) brings its draws closer"
+        yield Finding(False, f"{start}the guide is usable, though not close to the posterior", advice)
     else:
-        meaning, harmful = "the guide fits the posterior closely", False
-        if khat > _KHAT_MAX:
-            meaning, harmful = "the guide misses part of the posterior; its sds and intervals may be wrong", True
-        elif khat > _KHAT_GOOD:
-            meaning = "the guide is usable, though not close to the posterior"
-        advice = "take more steps or a richer guide, or check against run_mcmc" if harmful else ""
-        findings.append(Finding(harmful, f"Pareto k-hat of the guide is {khat:.2f}: {meaning}", advice))
-    ok = not any(finding.harmful for finding in findings)
-    return Report(ok, tuple(findings), pd.DataFrame(), khat=khat)
+        yield Finding(False, f"{start}the guide fits the posterior closely")
 
 
-def _label(name: Hashable, values: xr.DataArray, place: tuple[Any, ...]) -> str:
+def _corrected(name: str, values: xr.DataArray, log_weight: np.ndarray) -> tuple[str, dict[str, float]]:
+    """The entry that importance weights correct most, its moments without and with them, and how far off it is.
+
+    ``off`` is 1 where the mean or the sd of the guide is surely, by three Monte Carlo errors, at its limit.
+    """
+    draws = np.asarray(values.values, dtype=np.float64).reshape(-1, *values.shape[2:])
+    mean, sd = draws.mean(0), draws.std(0)
+    found = importance_moments(draws, log_weight)
+    with np.errstate(divide="ignore", invalid="ignore"):  # entries that are constant
+        shift = (np.abs(found["mean"] - mean) - 3 * found["mcse_mean"]) / found["sd"]
+        ratio = np.abs(np.log(sd / found["sd"])) - 3 * found["mcse_sd"] / found["sd"]
+    off = np.nan_to_num(np.fmax(shift / _SHIFT, ratio / np.log(_RATIO)), posinf=0.0, neginf=0.0)
+    place = np.unravel_index(int(np.argmax(off)), off.shape)
+    row = {"entries": draws[0].size, "guide_mean": mean[place], "guide_sd": sd[place]}
+    row |= {"corrected_mean": found["mean"][place], "corrected_sd": found["sd"][place]}
+    row |= {"mcse_mean": found["mcse_mean"][place], "mcse_sd": found["mcse_sd"][place], "off": off[place]}
+    return label(name, values, place), row
+
+
+def label(name: Hashable, values: xr.DataArray, place: tuple[Any, ...]) -> str:
     """Name of an entry by its coordinate labels, as in ``U[3, PC1]``."""
     labels = [
         values[dim].values[i] if dim in values.coords else i for dim, i in zip(values.dims[2:], place, strict=True)
     ]
     return f"{name}[{', '.join(str(label) for label in labels)}]" if labels else str(name)
-
-
-def _pairs(truth: Mapping[str, Any], posterior: xr.Dataset) -> dict[str, tuple[np.ndarray, xr.DataArray]]:
-    """True value and draws (sample, ...) of every variable that both have."""
-    pairs = {}
-    for name in truth:
-        if name not in posterior:
-            continue
-        draws = posterior[name].transpose("chain", "draw", ...)
-        value = np.asarray(truth[name])
-        if value.shape != draws.shape[2:]:
-            raise DiagnosticsError(f"{name}: the truth has shape {value.shape}, a draw has {draws.shape[2:]}")
-        flat = draws.values.reshape(-1, *value.shape)
-        kept = {dim: draws[dim] for dim in draws.dims[2:] if dim in draws.coords}
-        pairs[str(name)] = (value, xr.DataArray(flat, dims=("sample", *draws.dims[2:]), coords=kept))
-    if not pairs:
-        raise DiagnosticsError(f"truth {list(truth)} and posterior {list(posterior.data_vars)} share no variable")
-    return pairs
-
-
-def _rank(value: np.ndarray, draws: xr.DataArray, num_draws: int, rng: np.random.Generator) -> xr.DataArray:
-    """Number of evenly spaced draws below the truth; ties are broken at random."""
-    if draws.sizes["sample"] < num_draws:
-        raise DiagnosticsError(f"{draws.sizes['sample']} posterior draws are fewer than num_draws={num_draws}")
-    keep = np.linspace(0, draws.sizes["sample"] - 1, num_draws).round().astype(int)
-    chosen = draws.values[keep]
-    below, equal = (chosen < value).sum(0), (chosen == value).sum(0)
-    rank = below + rng.integers(0, equal + 1)
-    return xr.DataArray(rank, dims=draws.dims[1:], coords={dim: draws[dim] for dim in draws.coords})
-
-
-def _per_entry(rank: xr.DataArray, test: Callable[[np.ndarray], float]) -> xr.DataArray:
-    return xr.apply_ufunc(test, rank, input_core_dims=[["replicate"]], vectorize=True, output_dtypes=[float])
-
-
-def _ks(rank: np.ndarray, num_draws: int, rng: np.random.Generator) -> float:
-    """Kolmogorov-Smirnov p-value of ranks spread uniformly over their cells."""
-    return float(stats.kstest((rank + rng.uniform(size=len(rank))) / (num_draws + 1), "uniform").pvalue)
-
-
-def _chi_square(rank: np.ndarray, num_draws: int) -> float:
-    """Chi-square p-value of ranks in up to 20 bins that expect about ten ranks or more each."""
-    bins = np.array_split(np.arange(num_draws + 1), int(np.clip(len(rank) // 10, 2, min(20, num_draws + 1))))
-    observed = np.array([np.isin(rank, cell).sum() for cell in bins])
-    expected = len(rank) * np.array([len(cell) for cell in bins]) / (num_draws + 1)
-    return float(stats.chisquare(observed, expected).pvalue)

@@ -25,6 +25,7 @@ __all__ = ["Result", "ResultError", "build_tree", "to_dataset"]
 
 _FORMAT = 1
 _TREE, _GUIDE = "result.nc", "guide.safetensors"
+_SHOWN = 12  # variables that a result shows of itself
 
 
 class ResultError(RuntimeError):
@@ -46,6 +47,38 @@ class Result:
 
     tree: xr.DataTree
     guide_state: dict[str, Tensor] | None = None
+
+    def __repr__(self) -> str:
+        """Method, engine, draws, variables with their dims, groups; no verdict, which takes `diagnose`."""
+        lines = [self._title]
+        groups = self.tree.children
+        if "posterior" in groups:
+            posterior = self.posterior
+            width = max((len(str(name)) for name in posterior.data_vars), default=0)
+            shown = list(posterior.data_vars.items())[:_SHOWN]
+            for name, values in shown:
+                own = ", ".join(f"{dim} {size}" for dim, size in values.sizes.items() if dim not in ("chain", "draw"))
+                lines.append(f"  {name:{width}}  {own or 'scalar'}")
+            if len(posterior.data_vars) > _SHOWN:
+                lines.append(f"  … and {len(posterior.data_vars) - _SHOWN} more")
+        others = [name for name in groups if name != "posterior"]
+        lines += [f"  groups: {', '.join(others)}"] if others else []
+        lines += ["  guide: fitted, see params()"] if self.guide_state is not None else []
+        return "\n".join([*lines, "  verdict: not computed, see diagnose()"])
+
+    def _repr_html_(self) -> str:
+        from probmodels.inference import _html
+
+        scalars = [name for name, values in self.posterior.data_vars.items() if values.ndim == 2][:_SHOWN]
+        table = _html.frame(self.summary([str(name) for name in scalars])) if scalars else ""
+        return _html.block(self._title, table, self.tree._repr_html_())
+
+    @property
+    def _title(self) -> str:
+        attrs = self.tree.attrs
+        sizes = self.tree["posterior"].sizes if "posterior" in self.tree.children else {}
+        draws = f", {sizes.get('chain', 1)} × {sizes['draw']} draws" if "draw" in sizes else ""
+        return f"Result of {attrs.get('method', 'a method')} by {attrs.get('engine', 'an engine')}{draws}"
 
     @property
     def posterior(self) -> xr.Dataset:
