@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from probmodels.inference.simplify import simplify
 
-__all__ = ["COMPILERS", "CaptureError", "batch", "capture", "compile_graph"]
+__all__ = ["COMPILERS", "CaptureError", "batch", "capture", "compare", "compile_graph", "lift"]
 
 COMPILERS = ("graph", "inductor")
 _log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def capture(
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CaptureError(f"the function cannot be captured as a graph ({first})") from error
     for arguments in (examples, *checks):
-        _compare(function, graph, arguments, rtol)
+        compare(function, graph, arguments, rtol)
     return graph
 
 
@@ -104,7 +104,8 @@ def compile_graph(graph: GraphModule, compiler: str, *examples: Tensor) -> Tenso
         return graph
     if compiler != "inductor":
         raise ValueError(f"compiler={compiler!r}; choose one of {COMPILERS}")
-    compiled: TensorFunction = torch.compile(graph, dynamic=False)
+    # Random numbers as the graph draws them, which is no slower for the few that a program asks for.
+    compiled: TensorFunction = torch.compile(graph, dynamic=False, options={"fallback_random": True})
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -139,7 +140,55 @@ def _functional(graph: TensorFunction, *examples: Tensor) -> GraphModule:
         return simplify(make_fx(torch.func.functionalize(graph))(*examples), *examples)
 
 
-def _compare(function: TensorFunction, graph: GraphModule, arguments: Sequence[Tensor], rtol: float | None) -> None:
+def lift(function: TensorFunction, tensors: Sequence[Tensor], *examples: Tensor) -> GraphModule:
+    """Graph of a function that reads ``tensors`` from elsewhere, as a function of them and of its arguments.
+
+    Programs keep their parameters in modules, closures and parameter stores. Wherever they are, an operation that reads
+    one shows itself to the trace, so that a parameter can be made an argument without its owner being touched.
+
+    Parameters
+    ----------
+    function
+        Takes tensors of the shapes of ``examples``.
+    tensors
+        Leaf tensors that the function reads.
+
+    Returns
+    -------
+    GraphModule
+        Callable with ``(*tensors, *examples)``; not simplified, so that `capture` can follow.
+
+    Raises
+    ------
+    CaptureError
+        If the function branches on values.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            graph = make_fx(lambda *arguments: function(*arguments), tracing_mode="real")(*examples)
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CaptureError(f"the function cannot be captured as a graph ({first})") from error
+    with graph.graph.inserting_before(next(iter(graph.graph.nodes))):
+        places = [graph.graph.placeholder(f"lifted_{index}") for index in range(len(tensors))]
+    owners = {id(tensor): place for tensor, place in zip(tensors, places, strict=True)}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr" and id(getattr(graph, node.target, None)) in owners:
+            node.replace_all_uses_with(owners[id(getattr(graph, node.target))])
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
+def compare(function: TensorFunction, graph: TensorFunction, arguments: Sequence[Tensor], rtol: float | None) -> None:
+    """Call function and graph with the same arguments and random numbers, whose state is left as it was.
+
+    Raises
+    ------
+    CaptureError
+        If an output differs by more than ``rtol``, or the default of `capture` for None.
+    """
     state = torch.get_rng_state()
     wanted = _flat(function(*arguments))
     torch.set_rng_state(state)
