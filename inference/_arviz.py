@@ -6,6 +6,8 @@ differs by default between the two (interval, rounding, tail probabilities) is g
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import arviz as az
@@ -13,7 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-__all__ = ["ARVIZ_1", "bfmi", "ess", "loo", "mcse", "psis", "rhat", "summary", "to_arviz"]
+__all__ = ["ARVIZ_1", "bfmi", "compare", "ess", "loo", "mcse", "psis", "rhat", "summary", "to_arviz"]
 
 ARVIZ_1 = hasattr(az, "convert_to_datatree")
 _TAIL = (0.05, 0.95)
@@ -56,7 +58,7 @@ def psis(log_weight: np.ndarray) -> tuple[np.ndarray, float]:
     if ARVIZ_1:
         from arviz_stats.base import array_stats
 
-        smoothed, khat = array_stats.psislw(log_weight)
+        smoothed, khat = array_stats.psislw(-log_weight)  # takes log likelihoods
     else:
         smoothed, khat = az.psislw(log_weight)
     return np.asarray(smoothed), float(khat)
@@ -71,7 +73,9 @@ def bfmi(energy: np.ndarray) -> np.ndarray:
     return np.asarray(az.bfmi(energy))
 
 
-def loo(tree: xr.DataTree, *, var_name: str | None = None) -> tuple[float, float, np.ndarray]:
+def loo(
+    tree: xr.DataTree, *, var_name: str | None = None, r_eff: float | None = None
+) -> tuple[float, float, np.ndarray]:
     """Expected log predictive density by leave-one-out, its standard error, and the Pareto k of every observation.
 
     Parameters
@@ -80,10 +84,24 @@ def loo(tree: xr.DataTree, *, var_name: str | None = None) -> tuple[float, float
         With groups ``posterior`` and ``log_likelihood``.
     var_name
         Observed site, where there are several.
+    r_eff
+        Effective draws per draw; None for arviz's own estimate.
     """
-    found = az.loo(to_arviz(tree), pointwise=True, var_name=var_name)
-    value = found.elpd if ARVIZ_1 else found.elpd_loo
-    return float(value), float(found.se), np.asarray(found.pareto_k)
+    found = az.loo(to_arviz(tree), pointwise=True, var_name=var_name, reff=r_eff)
+    shapes = np.asarray(found.pareto_k)
+    if ARVIZ_1:
+        return float(found.elpd), float(found.se), shapes
+    return float(found.elpd_loo), float(found.se) * np.sqrt(shapes.size / (shapes.size - 1)), shapes
+
+
+def compare(trees: Mapping[str, xr.DataTree], *, method: str = "stacking") -> pd.DataFrame:
+    """Table of models by leave-one-out: elpd, weight and diff_se, in the order of arviz."""
+    found = {name: az.loo(to_arviz(tree), pointwise=True) for name, tree in trees.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # arviz 0.23 calls what pandas 3 deprecates
+        table = pd.DataFrame(az.compare(found, method=method, **({"round_to": "none"} if ARVIZ_1 else {})))
+    table = table.rename(columns={"elpd_loo": "elpd", "dse": "diff_se"})
+    return table[["elpd", "weight", "diff_se"]].astype(float)
 
 
 def _dataset(value: Any) -> xr.Dataset:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "Elpd", "compare", "kfold", "loo"]
 
+METHODS = ("stacking", "pseudo_bma")
 _RELATIVE_ENTRIES = 100  # observations from which the correlation of the draws is judged
 _ALIKE = 4.0  # differences of elpd below which models predict alike (Sivula et al.)
 _FEW = 100  # observations below which standard errors of differences are too small (Sivula et al.)
@@ -84,7 +85,7 @@ class Elpd:
     @property
     def se(self) -> float:
         """Standard error of the sum."""
-        return float(np.sqrt(len(self.values) * self.values.var()))
+        return float(np.sqrt(len(self.values) * self.values.var(ddof=1)))
 
     @property
     def bad(self) -> list[str]:
@@ -316,8 +317,8 @@ def compare(models: Mapping[str, Result | Elpd], *, method: str = "stacking") ->
     DiagnosticsError
         If there are fewer than two models, or they were not judged on the same observations.
     """
-    if method not in ("stacking", "pseudo_bma"):
-        raise DiagnosticsError(f"method={method!r}; choose 'stacking' or 'pseudo_bma'")
+    if method not in METHODS:
+        raise DiagnosticsError(f"method={method!r}; choose {' or '.join(map(repr, METHODS))}")
     if len(models) < 2:
         raise DiagnosticsError(f"{len(models)} models cannot be compared; give two or more")
     judged = {name: model if isinstance(model, Elpd) else loo(model) for name, model in models.items()}
@@ -331,7 +332,7 @@ def compare(models: Mapping[str, Result | Elpd], *, method: str = "stacking") ->
             "elpd": [found.elpd for found in judged.values()],
             "se": [found.se for found in judged.values()],
             "elpd_diff": (points - best).sum(0),
-            "diff_se": np.sqrt(len(points) * (points - best).var(0)),
+            "diff_se": np.sqrt(len(points) * (points - best).var(0, ddof=1)),
             "weight": weights,
             "num_parameters": [found.num_parameters for found in judged.values()],
             "bad_k": [len(found.bad) for found in judged.values()],
@@ -450,16 +451,12 @@ def _check_same(judged: Mapping[str, Elpd]) -> None:
         if len(one.values) != len(other.values):
             what = f"{len(one.values)} and {len(other.values)} observations"
         elif one.kind == other.kind and not one.pointwise.isnull().equals(other.pointwise.isnull()):
-            what = f"other observations: {_outline(one)} and {_outline(other)}, or labels or gaps that differ"
+            what = f"sites, dims, labels or gaps that differ: {one.pointwise.sizes}, {other.pointwise.sizes}"
         elif None not in (one.data_key, other.data_key) and one.data_key != other.data_key:
             what = "other observed data"
         else:
             continue
         raise DiagnosticsError(f"{first!r} and {name!r} have {what}; compare models of the same data")
-
-
-def _outline(found: Elpd) -> dict[Any, dict[Any, int]]:
-    return {name: dict(values.sizes) for name, values in found.pointwise.data_vars.items()}
 
 
 def _data_key(tree: xr.DataTree) -> str | None:

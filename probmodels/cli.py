@@ -1,4 +1,5 @@
-"""The command line: ``probmodels sst``, ``run``, ``list``, ``show``, ``diagnose``, ``report``.
+"""The command line: ``probmodels sst``, ``run``, ``list``, ``show``, ``diagnose``, ``report``, ``compare`` and
+``predict``.
 
 Heavy imports happen inside the commands, so that ``--help`` answers at once.
 """
@@ -16,6 +17,7 @@ import typer
 from probmodels._version import __version__
 
 if TYPE_CHECKING:
+    from probmodels.inference.problem import Problem
     from probmodels.inference.result import Result
 
 __all__ = ["app", "main"]
@@ -173,6 +175,75 @@ def report(
     _write(result, out or (folder if folder.is_dir() else folder.parent))
 
 
+@app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(metavar="RESULT RESULT...", help="Folders of results.")],
+    method: Annotated[str, typer.Option(help="Weights by stacking or pseudo_bma.")] = "stacking",
+    unit: Annotated[
+        str | None,
+        typer.Option(help="Dim whose entries are left out as a whole, e.g. time; none: single values."),
+    ] = None,
+    num_samples: Annotated[int, typer.Option(help="Draws of each result that are used.")] = 1000,
+    figure: Annotated[Path | None, typer.Option("--figure", help="Image to draw the ranking to.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with status 1 where figures cannot be trusted.")
+    ] = False,
+) -> None:
+    """Rank models of the same data by how well they predict observations left out (PSIS-LOO)."""
+    from probmodels.inference.comparison import METHODS, loo
+    from probmodels.inference.comparison import compare as rank_models
+
+    if len(folders) < 2:
+        raise _Refusal("compare takes two results or more")
+    if method not in METHODS:
+        raise _Refusal(f"--method {method} is unknown; choose {' or '.join(METHODS)}")
+    if figure is not None:
+        if figure.suffix not in (".png", ".pdf", ".svg"):
+            raise _Refusal(f"--figure {figure} must end in .png, .pdf or .svg")
+        _make_folder(figure)
+    judged = {}
+    for folder, name in zip(folders, _names(folders), strict=True):
+        result = _load(folder)
+        problem = None if "log_likelihood" in result.tree.children else _problem(folder)
+        judged[name] = loo(result, problem, unit=unit, num_samples=num_samples)
+    found = rank_models(judged, method=method)
+    typer.echo(str(found))
+    if figure is not None:
+        from probmodels import plots
+
+        plots.ranking(found.table).savefig(figure, dpi=150)
+        typer.echo(f"\nFigure: {figure}")
+    _exit(found.ok, strict)
+
+
+@app.command()
+def predict(
+    folder: Folder,
+    out: Annotated[Path, typer.Option("--out", "-o", help="NetCDF file to write.")],
+    num_samples: Annotated[
+        int | None, typer.Option(help="Predictions over all chains; as many as there are draws if not given.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same predictions.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Draw new values of what was observed from the posterior predictive distribution."""
+    from probmodels.inference.ops import write_atomically
+
+    if out.exists() and not overwrite:
+        raise _Refusal(f"{out} exists already; choose another file with --out, or pass --overwrite")
+    _make_folder(out)
+    result = _load(folder)
+    predicted = result.predict(_problem(folder), num_samples=num_samples, seed=seed)
+    kept = {key: result.tree.attrs[key] for key in ("method", "engine", "spec", "versions") if key in result.tree.attrs}
+    predicted.attrs.update(title="posterior predictive draws", source=str(folder), prediction_seed=seed, **kept)
+    try:
+        write_atomically(out, lambda file: predicted.to_netcdf(file, engine="netcdf4"))
+    except OSError as error:
+        raise _Refusal(f"cannot write {out}: {error.strerror or error}; choose another file with --out") from error
+    sizes = ", ".join(f"{dim} {size}" for dim, size in predicted.sizes.items())
+    typer.echo(f"{', '.join(map(str, predicted.data_vars))} ({sizes}) written to {out}")
+
+
 def _execute(spec: dict[str, Any], *, strict: bool, quiet: bool) -> None:
     """Check, load, sample with checkpoints, save, write outputs."""
     from probmodels.spec import build_problem, load_spec, run_engine
@@ -223,6 +294,29 @@ def _fetch(names: list[str], *, quiet: bool) -> None:
     if len(names) != 1:
         raise _Refusal(f"'sst fetch' takes one name: {', '.join(SOURCES)}")
     typer.echo(f"{fetch(names[0], progress=not quiet)}")
+
+
+def _problem(folder: Path) -> Problem:
+    """The problem of a result, built again from the spec in its file."""
+    from probmodels.spec import build_problem, spec_of_result
+
+    return build_problem(spec_of_result(folder / _RESULT if folder.is_dir() else folder))
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """Short names of results that tell them apart: of their folders, or else whole paths."""
+    folders = [folder if folder.name != _RESULT else folder.parent for folder in folders]
+    if len(set(folders)) < len(folders):
+        raise _Refusal("the same result is given twice")
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def _make_folder(file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _Refusal(f"cannot make the folder of {file}: {error.strerror or error}") from error
 
 
 def _load(folder: Path) -> Result:

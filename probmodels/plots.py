@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -20,12 +20,16 @@ from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = [
     "eof_difference",
     "loss",
     "mode_maps",
     "pcs",
     "rank",
+    "ranking",
     "residual_maps",
     "rhat_histogram",
     "rhat_map",
@@ -493,4 +497,25 @@ def loss(fit: xr.Dataset) -> Figure:
     ax.set_ylabel("loss")
     ax.legend(fontsize=_SMALL, frameon=False)
     _clean(ax)
+    return figure
+
+
+def ranking(table: pd.DataFrame) -> Figure:
+    """How far models predict worse than the best, with two standard errors, and their weights.
+
+    ``table`` is that of a `probmodels.inference.comparison.Comparison`.
+    """
+    figure = Figure(figsize=(6.5, 0.4 * len(table) + 1.1), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
+    rows = np.arange(len(table))
+    left.axvline(0, color=_GREY, linewidth=0.8, linestyle="--")
+    left.errorbar(table["elpd_diff"], rows, xerr=2 * table["diff_se"], fmt="o", color=_BLUE, capsize=3, markersize=5)
+    left.set_yticks(rows, [str(name) for name in table.index])
+    left.set_ylim(len(table) - 0.5, -0.5)
+    left.set_xlabel("elpd less that of the best, ± 2 se")
+    right.barh(rows, table["weight"], height=0.5, color=_BLUE)
+    right.set_xlim(0, 1)
+    right.set_xlabel("weight")
+    for ax in (left, right):
+        _clean(ax)
     return figure

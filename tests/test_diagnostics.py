@@ -1,4 +1,4 @@
-"""Verdicts, convergence statistics and calibration, with negative controls that must fail."""
+"""Verdicts on chains and guides, convergence statistics, importance weights."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from probmodels.inference import Result, coverage, diagnose, sbc
-from probmodels.inference.convergence import convergence, psis_khat
+from probmodels.inference import Result, diagnose, importance_resample
+from probmodels.inference.convergence import convergence, psis, psis_khat
 from probmodels.inference.diagnostics import DiagnosticsError
+from probmodels.inference.importance import ImportanceError, importance_moments
 
 
 def chains(num_draws=500, num_chains=4, size=3, seed=0):
@@ -105,55 +106,219 @@ def test_khat_tells_weights_with_a_mean_from_weights_without():
     assert np.isnan(psis_khat(np.array([0.0, 1.0])))
 
 
-def simulate(rng):
-    mu = rng.normal(size=2)
-    return {"mu": mu}, mu + rng.normal(size=2)
+def autoregressive(num_chains, num_draws, phi, size=3, seed=0):
+    noise = chains(num_draws, num_chains, size, seed)
+    draws = noise.copy()
+    draws[:, 0] /= np.sqrt(1 - phi**2)
+    for t in range(1, num_draws):
+        draws[:, t] = phi * draws[:, t - 1] + noise[:, t]
+    return draws * np.sqrt(1 - phi**2)
 
 
-def infer(data, seed, spread=0.5**0.5, shift=0.0):
-    draws = data / 2 + shift + spread * np.random.default_rng(seed).normal(size=(1, 200, 2))
-    return xr.Dataset({"mu": (("chain", "draw", "cell"), draws)})
+def test_many_short_chains_that_agree_pass_by_nested_r_hat():
+    report = diagnose(result(autoregressive(64, 100, 0.6)))
+    assert report.ok, str(report)
+    assert report.table.loc["x", "r_hat_max"] > 1.02  # which alone would fail them
+    assert report.table.loc["x", "nested_r_hat_max"] < 1.01
+    assert "nested_r_hat_max" not in diagnose(result(chains())).table
 
 
-def test_an_exact_sampler_is_calibrated():
-    found = sbc(simulate, infer, num_replicates=300, seed=1, alpha=0.01)
-    assert found.ok, str(found)
-    assert found.ranks["mu"].dims == ("replicate", "cell")
-    assert found.ks["mu"].dims == ("cell",)
-    assert found.num_tests == 4
-    for prob in (0.5, 0.9, 0.95):
-        tolerance = 4 * np.sqrt(prob * (1 - prob) / 600) + 0.01  # 600 truths, quantiles of 200 draws
-        assert abs(float(found.coverage["mu"].sel(prob=prob).mean()) - prob) < tolerance
-    assert "passed" in str(found)
+@pytest.mark.parametrize("fault", ["one apart", "two modes", "drift", "stuck at stationary places"])
+def test_many_short_chains_that_disagree_fail(fault):
+    draws = autoregressive(64, 100, 0.6)
+    if fault == "one apart":
+        draws[5] += 3
+    elif fault == "two modes":
+        draws[:20] += 3
+    elif fault == "drift":
+        draws += np.linspace(1, 0, 100)[None, :, None]
+    else:
+        draws = draws[:, :1] + 1e-3 * draws
+    report = diagnose(result(draws), ess_min=0)
+    assert not report.ok
+    assert "nested r_hat" in str(report)
 
 
-@pytest.mark.parametrize("wrong", [{"spread": 0.5}, {"spread": 1.0}, {"shift": 0.3}])
-def test_a_wrong_sampler_is_found_out(wrong):
-    found = sbc(simulate, lambda data, seed: infer(data, seed, **wrong), num_replicates=300, seed=1)
-    assert not found.ok
-    assert "FAILED" in str(found)
+def test_saturated_trajectories_are_said_with_what_to_do():
+    draws = chains()
+    depth = np.where(np.random.default_rng(0).uniform(size=draws.shape[:2]) < 0.1, 10, 4)
+    good = result(draws, tree_depth=depth)
+    assert "max_tree_depth" not in str(diagnose(good))  # unknown limit
+    good.tree["sample_stats"].attrs["max_tree_depth"] = 10
+    report = diagnose(good)
+    assert report.ok  # a matter of cost: r_hat and ess say whether the draws suffice
+    finding = next(x for x in report.findings if "max_tree_depth=10" in x.verdict)
+    assert finding.mark == "!"
+    assert f"{(depth == 10).mean():.1%} of the trajectories" in finding.verdict
+    ensemble = result(draws, n_steps=depth)
+    ensemble.tree["sample_stats"]["n_steps"].attrs["max_leapfrog"] = 10
+    assert "ended at max_leapfrog=10" in str(diagnose(ensemble))
+    ensemble.tree["sample_stats"]["n_steps"].attrs["max_leapfrog"] = 11
+    assert "max_leapfrog" not in str(diagnose(ensemble))
 
 
-def test_sbc_replicates_are_reproducible_and_errors_name_theirs():
-    first = sbc(simulate, infer, num_replicates=20, num_draws=19)
-    longer = sbc(simulate, infer, num_replicates=30, num_draws=19)
-    assert first.ranks.identical(longer.ranks.isel(replicate=slice(20)))
-
-    def broken(data, seed):
-        raise ArithmeticError("no")
-
-    with pytest.raises(ArithmeticError) as caught:
-        sbc(simulate, broken)
-    assert "replicate 0" in caught.value.__notes__[0]
-    with pytest.raises(DiagnosticsError, match="fewer than num_draws"):
-        sbc(simulate, infer, num_draws=999)
-    with pytest.raises(DiagnosticsError, match="share no variable"):
-        sbc(lambda rng: ({"nu": 0.0}, np.zeros(2)), infer)
+def test_acceptance_far_from_its_target_is_said():
+    rates = np.full((4, 500), 0.8)
+    rates[1], rates[2] = 0.3, 1.0
+    found = result(chains(), acceptance_rate=rates)
+    assert "acceptance" not in str(diagnose(found))  # no target is known
+    found.tree["sample_stats"].attrs["target_accept_prob"] = 0.75
+    said = str(diagnose(found))
+    assert "chain 1 has mean acceptance far below the target of 0.75, least 0.30" in said
+    assert "chain 2 has mean acceptance far above the target of 0.75, most 1.00" in said
 
 
-def test_coverage_of_one_posterior():
-    posterior = xr.Dataset({"x": (("chain", "draw", "cell"), chains(num_draws=2000, size=2))})
-    found = coverage({"x": np.array([0.1, 1.8])}, posterior, probs=(0.5, 0.9, 0.95))
-    assert found["x"].values.tolist() == [[True, False], [True, False], [True, True]]
-    with pytest.raises(DiagnosticsError, match="shape"):
-        coverage({"x": 0.0}, posterior)
+def test_frozen_chains_are_named():
+    draws = chains()
+    draws[[0, 3]] = draws[[0, 3], :1]
+    said = str(diagnose(result(draws, energy=draws[..., 0])))
+    assert "chains 0, 3 have one value at all 500 draws" in said
+    apart = np.broadcast_to(chains()[:, :1], (4, 500, 3))
+    assert "chains 0, 1, 2, 3 have one value" in str(diagnose(result(apart)))
+    assert "one value" not in str(diagnose(result(np.ones((4, 500, 3)))))  # fixed by the model
+
+
+def test_few_divergences_are_reported_and_not_held_harmful():
+    draws, diverging = chains(), np.zeros((4, 500), bool)
+    diverging[0, :2] = True
+    report = diagnose(result(draws, diverging=diverging))
+    assert report.ok
+    assert "2 of 2000 trajectories diverged (0.10%)" in str(report)
+    assert "target_accept_prob" in str(report)
+    assert not diagnose(result(draws, diverging=diverging), divergence_share=0).ok
+
+
+def test_chains_too_short_for_an_effective_sample_size_say_so():
+    report = diagnose(result(chains(num_draws=6, num_chains=32)))
+    assert not report.ok
+    assert "draw at least 8 per chain" in str(report)
+
+
+def guide(draws, log_weight, **attrs):
+    groups = {
+        "/posterior": xr.Dataset({"x": (("chain", "draw", "cell"), draws[None])}),
+        "/sample_stats": xr.Dataset({"log_weight": (("chain", "draw"), log_weight[None])}),
+        "/log_likelihood": xr.Dataset({"y": (("chain", "draw"), draws[None, :, 0])}),
+        "/constant_data": xr.Dataset({"a": ("cell", np.zeros(draws.shape[1]))}),
+    }
+    tree = xr.DataTree.from_dict(groups)
+    tree.attrs = {"engine": "svi", **attrs}
+    return Result(tree)
+
+
+def normal_guide(mean=0.0, sd=1.0, size=2, num_draws=4000, seed=0):
+    """Draws of a normal guide and their weights for the standard normal."""
+    draws = mean + sd * np.random.default_rng(seed).normal(size=(num_draws, size))
+    log_weight = (-0.5 * draws**2 + 0.5 * ((draws - mean) / sd) ** 2 + np.log(sd)).sum(1)
+    return guide(draws, log_weight)
+
+
+@pytest.mark.parametrize(
+    ("fault", "ok", "said"),
+    [
+        ({}, True, "no tail to judge"),
+        ({"mean": 0.1, "sd": 1.05}, True, "fits the posterior closely"),
+        ({"mean": 0.4, "sd": 1.1}, True, "use importance_resample"),
+        ({"sd": 2.0}, False, "where the weights give"),
+        ({"mean": 1.0, "sd": 1.2}, False, "where the weights give"),
+        ({"sd": 0.3}, False, "misses part of the posterior"),
+    ],
+)
+def test_guides_are_judged_by_k_hat_and_by_what_their_weights_correct(fault, ok, said):
+    report = diagnose(normal_guide(**fault))
+    assert report.ok == ok, str(report)
+    assert said in str(report)
+
+
+def test_the_table_of_a_guide_holds_raw_and_corrected_moments():
+    mean, sd = 0.4, 1.5
+    row = diagnose(normal_guide(mean, sd, num_draws=20000)).table.iloc[0]
+    assert abs(row["guide_mean"] - mean) < 4 * sd / np.sqrt(20000)
+    assert abs(row["guide_sd"] - sd) < 4 * sd / np.sqrt(40000)
+    assert abs(row["corrected_mean"]) < 4 * row["mcse_mean"]
+    assert abs(row["corrected_sd"] - 1) < 4 * row["mcse_sd"]
+    assert 0 < row["mcse_mean"] < 0.03
+
+
+def test_errors_of_corrected_moments_are_their_scatter():
+    found = []
+    for seed in range(300):
+        result = normal_guide(0.5, 1.2, size=1, num_draws=400, seed=seed)
+        draws = result.posterior["x"].values[0]
+        found.append(importance_moments(draws, psis(result.tree["sample_stats"]["log_weight"].values)[0]))
+    for name in ("mean", "sd"):
+        scatter = np.std([x[name] for x in found], ddof=1)
+        claimed = np.mean([x[f"mcse_{name}"] for x in found])
+        assert abs(claimed / scatter - 1) < 4 / np.sqrt(2 * 300) + 0.05  # sd of 300 values; bias of order 1 / 400
+
+
+def test_impossible_and_broken_draws_of_a_guide_fail():
+    draws, weights = np.random.default_rng(0).normal(size=(1000, 2)), np.zeros(1000)
+    weights[:50] = -np.inf
+    assert "50 of 1000 draws of the guide are impossible" in str(diagnose(guide(draws, weights)))
+    weights[3] = np.nan
+    report = diagnose(guide(draws, weights))
+    assert not report.ok
+    assert "not numbers" in str(report)
+    broken = diagnose(guide(np.where(draws > 3, np.nan, draws), np.zeros(1000)))
+    assert not broken.ok
+
+
+def test_resampled_draws_follow_the_posterior_each_at_most_once():
+    raw = normal_guide(0.5, 1.3, num_draws=20000)
+    found = importance_resample(raw, 2000, seed=1)
+    draws = found.posterior["x"].values[0]
+    assert found.posterior["x"].shape == (1, 2000, 2)
+    assert len(np.unique(draws[:, 0])) == 2000
+    assert np.all(np.abs(draws.mean(0)) < 4 / np.sqrt(2000) + 0.02)  # a tenth of the draws, without replacement
+    assert np.all(np.abs(draws.std(0) - 1) < 4 / np.sqrt(4000) + 0.02)
+    np.testing.assert_array_equal(found.tree["log_likelihood"]["y"].values[0], draws[:, 0])
+    assert "a" in found.tree["constant_data"]
+    assert found.guide_state is None
+    report = diagnose(found)
+    assert report.ok
+    assert "resampled draws stand for the posterior" in str(report)
+    assert report.khat == pytest.approx(diagnose(raw).khat)
+    assert importance_resample(raw, 2000, seed=1).posterior.identical(found.posterior)
+    assert not importance_resample(raw, 2000, seed=2).posterior.identical(found.posterior)
+
+
+def test_resampling_a_guide_that_misses_the_posterior_does_not_pass():
+    report = diagnose(importance_resample(normal_guide(sd=0.3)))
+    assert not report.ok
+    assert "cannot mend" in str(report)
+
+
+def test_resampling_refuses_what_has_no_weights():
+    with pytest.raises(ImportanceError, match="log_weight"):
+        importance_resample(result(chains()))
+    with pytest.raises(ImportanceError, match="between 1 and the 100 draws"):
+        importance_resample(guide(np.zeros((100, 1)), np.zeros(100)), 101)
+    with pytest.raises(ImportanceError, match="not finite"):
+        importance_resample(guide(np.zeros((100, 1)), np.full(100, np.nan)))
+
+
+def test_psis_leaves_equal_weights_and_the_body_alone():
+    smoothed, khat = psis(np.zeros(50))
+    np.testing.assert_allclose(smoothed, -np.log(50))
+    assert np.isnan(khat)
+    raw = np.random.default_rng(0).standard_t(2, size=1000)
+    smoothed, khat = psis(raw)
+    assert np.exp(smoothed).sum() == pytest.approx(1)
+    assert khat > 0.7
+    body = np.argsort(raw)[:900]
+    np.testing.assert_allclose(np.diff(smoothed[body]), np.diff(raw[body]), atol=1e-9)
+    assert np.isneginf(psis(np.r_[raw, -np.inf])[0][-1])
+
+
+def test_reports_show_themselves_in_notebooks_and_escape():
+    shown = diagnose(result(chains()))._repr_html_()
+    assert "Diagnostics passed." in shown
+    assert "<table" in shown
+    tree = xr.DataTree.from_dict(
+        {"/posterior": xr.Dataset({"<b>": (("chain", "draw"), np.cumsum(chains()[..., 0], 1))})}
+    )
+    tree.attrs = {"engine": "mcmc"}
+    shown = diagnose(Result(tree))._repr_html_()
+    assert "&lt;b&gt;" in shown
+    assert "<b>" not in shown
