@@ -1,0 +1,191 @@
+"""Families of automatic guides: maps from standard normal noise to unconstrained vectors, with their log volumes.
+
+Equations and references stand in `probmodels.guides.auto`, which makes guides of these.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+
+from probmodels.guides.flows import AffineFlow, SplineFlow
+from probmodels.inference.problem import ProblemError
+
+__all__ = ["GUIDES", "LaplaceMap", "Map", "Pick", "PointMap"]
+
+Pick = Callable[[Tensor], Tensor]
+
+
+class Map(PyroModule):
+    """From standard normal noise to the vectors of a group.
+
+    Parameters
+    ----------
+    start
+        Vectors (*batch, size) at the start.
+    scale
+        Their standard deviation.
+    enclosing
+        Sizes of the noise of the groups that enclose this one.
+    """
+
+    splits = "none"  # groups of one vector each; "batch": by batch plates; "all": by all plates
+    noisy = True
+
+    def __init__(self, start: Tensor, scale: float, enclosing: Sequence[int]) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(start.clone())
+
+    def forward(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Vectors (..., *batch, size) and log volume change (..., *batch) of noise (..., *batch, size).
+
+        ``pick`` selects the rows of a minibatch from parameters (*batch, ...); ``enclosing`` is the noise of the groups
+        that enclose this one.
+        """
+        raise NotImplementedError
+
+
+class DiagonalMap(Map):
+    splits = "batch"
+
+    def __init__(self, start: Tensor, scale: float, enclosing: Sequence[int]) -> None:
+        super().__init__(start, scale, enclosing)
+        self.scale: Any = PyroParam(torch.full_like(start, scale), constraints.positive)
+
+    def forward(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        scale = pick(self.scale)
+        return pick(self.loc) + scale * self.mix(noise, pick, enclosing), self._log_volume(noise, scale)
+
+    def mix(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> Tensor:
+        return noise
+
+    def _log_volume(self, noise: Tensor, scale: Tensor) -> Tensor:
+        return scale.log().sum(-1)
+
+
+class LowRankMap(DiagonalMap):
+    splits = "none"
+
+    def __init__(self, start: Tensor, scale: float, enclosing: Sequence[int], *, rank: int | None = None) -> None:
+        super().__init__(start, scale, enclosing)
+        size = start.shape[-1]
+        rank = _whole("rank", max(1, round(math.sqrt(size))) if rank is None else rank)
+        # At U = V = 0 both gradients would be zero for good.
+        self.left = nn.Parameter(torch.randn(size, rank, dtype=torch.float64).to(start) / math.sqrt(size))
+        self.right = nn.Parameter(torch.zeros_like(self.left))
+
+    def mix(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> Tensor:
+        return noise + (noise @ self.right) @ self.left.mT
+
+    def _log_volume(self, noise: Tensor, scale: Tensor) -> Tensor:
+        eye = torch.eye(self.left.shape[-1], dtype=scale.dtype, device=scale.device)
+        return scale.log().sum(-1) + torch.linalg.slogdet(eye + self.right.mT @ self.left)[1]
+
+
+class DenseMap(DiagonalMap):
+    splits = "none"
+
+    def __init__(self, start: Tensor, scale: float, enclosing: Sequence[int]) -> None:
+        super().__init__(start, scale, enclosing)
+        size = start.shape[-1]
+        self.lower = nn.Parameter(start.new_zeros(*start.shape, size))
+        for index, count in enumerate(enclosing):
+            setattr(self, f"slope_{index}", nn.Parameter(start.new_zeros(*start.shape, count)))
+
+    def mix(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> Tensor:
+        mixed = noise + _times(pick(self.lower).tril(-1), noise)
+        for index, outer in enumerate(enclosing):
+            mixed = mixed + _times(pick(getattr(self, f"slope_{index}")), outer)
+        return mixed
+
+
+class StructuredMap(DenseMap):
+    splits = "all"
+
+
+class SplineMap(DenseMap):
+    layer: Any = SplineFlow
+
+    def __init__(
+        self,
+        start: Tensor,
+        scale: float,
+        enclosing: Sequence[int],
+        *,
+        num_flows: int = 2,
+        hidden: int | None = None,
+    ) -> None:
+        super().__init__(start, scale, enclosing)
+        size = start.shape[-1]
+        hidden = _whole("hidden", min(max(32, 2 * size), 512) if hidden is None else hidden)
+        layers = [self.layer(size, hidden) for _ in range(_whole("num_flows", num_flows))]
+        self.flows = nn.ModuleList(layers).to(start)
+
+    def forward(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        log_volume = noise.new_zeros(noise.shape[:-1])
+        for flow in self.flows:
+            noise, stretch = flow(noise)
+            noise, log_volume = noise.flip(-1), log_volume + stretch
+        if len(self.flows) % 2:
+            noise = noise.flip(-1)
+        z, stretch = super().forward(noise, pick, enclosing)
+        return z, log_volume + stretch
+
+
+class AffineMap(SplineMap):
+    layer = AffineFlow
+
+
+class PointMap(Map):
+    splits = "batch"
+    noisy = False
+
+    def forward(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        loc = pick(self.loc)
+        return loc, loc.new_zeros(loc.shape[:-1])
+
+
+class LaplaceMap(Map):
+    root: Tensor
+    spread: Tensor
+
+    def __init__(self, start: Tensor, scale: float, enclosing: Sequence[int]) -> None:
+        super().__init__(start, scale, enclosing)
+        self.register_buffer("root", torch.eye(start.shape[-1], dtype=start.dtype, device=start.device))
+        self.register_buffer("spread", start.new_zeros(()))  # 0 while the mode is sought, 1 with the curvature there
+
+    def forward(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        log_noise = dist.Normal(torch.zeros_like(noise), 1.0).log_prob(noise).sum(-1)
+        log_volume = self.spread * self.root.diagonal().log().sum() + (1 - self.spread) * log_noise
+        return self.loc + self.spread * _times(self.root, noise), log_volume
+
+
+GUIDES: dict[str, type[Map]] = {
+    "mean_field": DiagonalMap,
+    "low_rank": LowRankMap,
+    "full_rank": DenseMap,
+    "iaf": AffineMap,
+    "nsf": SplineMap,
+    "flow": SplineMap,
+    "structured": StructuredMap,
+    "map": PointMap,
+    "delta": PointMap,
+    "laplace": LaplaceMap,
+}
+
+
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def _whole(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ProblemError(f"{name}={value!r}; it must be a positive integer")
+    return value
