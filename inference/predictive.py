@@ -1,28 +1,46 @@
-"""What follows from posterior draws: deterministic and generated sites, predictions, pointwise log likelihood."""
+"""What follows from posterior draws: deterministic, generated and discrete sites, predictions, log likelihoods.
+
+Every function here runs the model at all draws at once where the model can be captured as a graph, else draw by draw
+(`probmodels.inference.draws`). Random numbers depend on ``seed``, the chain and the place of the draw.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 import xarray as xr
 from pyro import poutine
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from probmodels.inference.ops import chain_seed, is_generated, isolated
+from probmodels.inference.discrete import Enumeration
+from probmodels.inference.draws import map_draws
+from probmodels.inference.ops import is_generated, isolated
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.result import to_dataset
 
-__all__ = ["complete", "log_likelihood", "posterior_predictive", "prior_predictive", "thin"]
+__all__ = [
+    "complete",
+    "discrete_marginals",
+    "infer_discrete",
+    "log_likelihood",
+    "posterior_predictive",
+    "prior_predictive",
+    "thin",
+]
 
-_COMPLETE, _PREDICT = 1, 2  # random streams of a run, beside those of its chains
+_COMPLETE, _PREDICT, _DISCRETE = 1, 2, 3  # random streams of a run, beside those of its chains
 
 
-def complete(problem: Problem, draws: Mapping[str, np.ndarray], *, seed: int) -> dict[str, np.ndarray]:
-    """Add the deterministic and generated sites that posterior draws lack.
+def complete(
+    problem: Problem, draws: Mapping[str, np.ndarray], *, seed: int, progress: bool = False
+) -> dict[str, np.ndarray]:
+    """Add the deterministic, generated and discrete sites that posterior draws lack.
+
+    Discrete sites are drawn from their exact conditional distribution given the continuous ones and the data.
 
     Parameters
     ----------
@@ -32,20 +50,32 @@ def complete(problem: Problem, draws: Mapping[str, np.ndarray], *, seed: int) ->
         Latent sites, arrays (chain, draw, ...).
     seed
         Seed of the run; every chain draws from its own stream.
+    progress
+        Whether to show a progress bar.
 
     Returns
     -------
     dict
         All sites, in the order of the model where it knows them.
+
+    Raises
+    ------
+    ProblemError
+        If draws lack a site that cannot be recomputed, or have another shape than the model.
     """
-    missing = [name for name in problem.names("deterministic", "generated") if name not in draws]
+    wanted = problem.names("deterministic", "generated")
+    missing = [n for n, site in problem.sites.items() if n not in draws and (n in wanted or site.discrete)]
     if missing:
-        draws = {**draws, **_simulate(problem, draws, missing, problem.model, seed, _COMPLETE)}
+        given = _latent(problem, draws)
+        values = _simulate(problem, given, missing, problem.model, seed, _COMPLETE, progress=progress)
+        draws = {**draws, **values}
     order = [name for name in problem.sites if name in draws]
     return {name: draws[name] for name in [*order, *(name for name in draws if name not in order)]}
 
 
-def posterior_predictive(problem: Problem, posterior: xr.Dataset, *, seed: int = 0) -> xr.Dataset:
+def posterior_predictive(
+    problem: Problem, posterior: xr.Dataset, *, seed: int = 0, progress: bool = False
+) -> xr.Dataset:
     """New values of the observed sites, one per posterior draw.
 
     Parameters
@@ -53,44 +83,177 @@ def posterior_predictive(problem: Problem, posterior: xr.Dataset, *, seed: int =
     problem
         The problem that was inferred, or one with other data of the same latent sites.
     posterior
-        Draws with dims (chain, draw, ...).
+        Draws with dims (chain, draw, ...). Discrete sites that it lacks are drawn given the data of ``problem``.
     seed
         Seed of the new values.
+    progress
+        Whether to show a progress bar.
 
     Returns
     -------
     xr.Dataset
         Observed sites with dims (chain, draw, ...).
+
+    Raises
+    ------
+    ProblemError
+        If the posterior lacks sites, has other shapes than the model, or holds NaN.
     """
-    observed = problem.names("observed")
+    observed, given = problem.names("observed"), _latent(problem, _arrays(problem, posterior))
     program = poutine.uncondition(problem.model)
-    values = _simulate(problem, _arrays(problem, posterior), observed, program, seed, _PREDICT)
+    values = _simulate(problem, given, observed, program, seed, _PREDICT, progress=progress)
     return to_dataset(values, problem.dims(), problem.coords)
 
 
-def prior_predictive(problem: Problem, *, num_samples: int = 500, seed: int = 0) -> xr.Dataset:
-    """All sites of the model, observed ones included, drawn from the prior: dims (chain=1, draw, ...)."""
-    names = list(problem.sites)
-    values = _simulate(problem, {}, names, poutine.uncondition(problem.model), seed, _PREDICT, shape=(1, num_samples))
+def prior_predictive(problem: Problem, *, num_samples: int = 500, seed: int = 0, progress: bool = False) -> xr.Dataset:
+    """All sites of the model, observed ones included, drawn from the prior.
+
+    Parameters
+    ----------
+    problem
+        The problem.
+    num_samples
+        Number of draws.
+    seed
+        Seed of the draws.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    xr.Dataset
+        Dims (chain=1, draw, ...).
+    """
+    if num_samples < 1:
+        raise ProblemError(f"{problem.name}: num_samples={num_samples}; ask for at least one draw")
+    program, names = poutine.uncondition(problem.model), list(problem.sites)
+    values = _simulate(problem, {}, names, program, seed, _PREDICT, shape=(1, num_samples), progress=progress)
     return to_dataset(values, problem.dims(), problem.coords)
 
 
-def log_likelihood(problem: Problem, posterior: xr.Dataset) -> xr.Dataset:
-    """Pointwise log likelihood of the observed sites: dims (chain, draw, batch dims of the site)."""
-    observed = problem.names("observed")
-    arrays = _arrays(problem, posterior)
-    dims: dict[str, list[str]] = {}
+def log_likelihood(problem: Problem, posterior: xr.Dataset, *, progress: bool = False) -> xr.Dataset:
+    """Pointwise log likelihood of the observed sites.
 
-    def read(trace: Any) -> dict[str, Tensor]:
-        trace.compute_log_prob()
-        values = {}
-        for name in observed:
-            value = trace.nodes[name]["log_prob"]
-            dims[name] = list(problem.sites[name].dims[: value.dim()])
-            values[name] = value
-        return values
+    Discrete latent sites are summed out, as over the component of each point of a mixture, whether the posterior
+    holds draws of them or not; those of infinite support are taken from the posterior.
 
-    values = _sweep(problem, arrays, problem.model, read, seed=0, stream=_PREDICT)
+    Parameters
+    ----------
+    problem
+        The problem that was inferred.
+    posterior
+        Draws with dims (chain, draw, ...).
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    xr.Dataset
+        Observed sites with dims (chain, draw, batch dims of the site).
+
+    Raises
+    ------
+    ProblemError
+        If the posterior lacks sites, has other shapes than the model or holds NaN; if points share discrete sites, as
+        in a hidden Markov model, so that their likelihood has no factor for each of them; or if a plate is subsampled.
+    """
+    observed, sites = problem.names("observed"), problem.sites
+    enumeration = _enumeration(problem)
+    hidden = enumeration.names if enumeration is not None else []
+    given = _latent(problem, _arrays(problem, posterior, without=hidden))
+    _check_whole(problem)
+
+    def evaluate(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        if enumeration is not None and hidden:
+            return enumeration.log_prob(values, observed)
+        program = poutine.condition(problem.model, values)
+        trace: Any = poutine.trace(program).get_trace(*problem.args, **problem.kwargs)
+        trace.compute_log_prob(site_filter=lambda name, site: name in observed)
+        return {name: trace.nodes[name]["log_prob"] for name in observed}
+
+    values = map_draws(evaluate, given, _shape(given), label="log likelihood", random=False, progress=progress)
+    dims = {name: list(sites[name].dims[: value.ndim - 2]) for name, value in values.items()}
+    return to_dataset(values, dims, problem.coords)
+
+
+def infer_discrete(
+    problem: Problem, posterior: xr.Dataset, *, temperature: int = 1, seed: int = 0, progress: bool = False
+) -> xr.Dataset:
+    """Discrete latent sites given each posterior draw of the continuous ones and the data.
+
+    Parameters
+    ----------
+    problem
+        The problem that was inferred.
+    posterior
+        Draws with dims (chain, draw, ...); its own draws of discrete sites are left aside.
+    temperature
+        1 for a draw from the joint conditional distribution, 0 for its most probable value (for a hidden Markov
+        model, the path of Viterbi).
+    seed
+        Seed of the draws.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    xr.Dataset
+        Discrete sites with dims (chain, draw, ...).
+
+    Raises
+    ------
+    ProblemError
+        If there are none that can be enumerated, or the posterior does not fit the model.
+    """
+    if temperature not in (0, 1):
+        raise ProblemError(f"{problem.name}: temperature={temperature}; choose 1 to draw or 0 for the most probable")
+    enumeration, given = _discrete_given(problem, posterior)
+
+    def evaluate(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return enumeration.assign(values, enumeration.names, temperature)
+
+    found = map_draws(
+        evaluate,
+        given,
+        _shape(given),
+        label="discrete sites",
+        seed=seed,
+        stream=_DISCRETE,
+        random=temperature == 1,
+        progress=progress,
+    )
+    return to_dataset(found, problem.dims(), problem.coords)
+
+
+def discrete_marginals(problem: Problem, posterior: xr.Dataset, *, progress: bool = False) -> xr.Dataset:
+    """Probability of every value of every discrete latent site given each posterior draw and the data.
+
+    For a mixture these are the responsibilities, for a hidden Markov model the smoothed state probabilities. Their
+    average over draws has a smaller Monte Carlo error than the frequencies of drawn values.
+
+    Parameters
+    ----------
+    problem
+        The problem that was inferred.
+    posterior
+        Draws with dims (chain, draw, ...); its own draws of discrete sites are left aside.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    xr.Dataset
+        By site, dims (chain, draw, batch dims of the site, ``<site>_value``), the last in the order of the support.
+
+    Raises
+    ------
+    ProblemError
+        If there are none that can be enumerated, or the posterior does not fit the model.
+    """
+    enumeration, given = _discrete_given(problem, posterior)
+    label = "marginal probabilities"
+    values = map_draws(enumeration.marginals, given, _shape(given), label=label, random=False, progress=progress)
+    dims = {name: [*problem.sites[name].dims[: value.ndim - 3], f"{name}_value"] for name, value in values.items()}
     return to_dataset(values, dims, problem.coords)
 
 
@@ -105,71 +268,120 @@ def thin(posterior: xr.Dataset, num_samples: int | None) -> xr.Dataset:
     return posterior.isel(draw=keep)
 
 
-def _arrays(problem: Problem, posterior: xr.Dataset) -> dict[str, np.ndarray]:
-    latent = problem.names("latent", "generated")
-    lost = [name for name in problem.names("latent") if name not in posterior]
+def log_joint(trace: Any) -> float:
+    """Log density of a trace without its generated sites."""
+    return float(trace.log_prob_sum(site_filter=lambda name, site: not is_generated(site)))
+
+
+def _enumeration(problem: Problem) -> Enumeration | None:
+    return Enumeration(problem) if any(site.discrete for site in problem.sites.values()) else None
+
+
+def _discrete_given(problem: Problem, posterior: xr.Dataset) -> tuple[Enumeration, dict[str, np.ndarray]]:
+    enumeration = _enumeration(problem)
+    if enumeration is None or not enumeration.names:
+        discrete = [name for name, site in problem.sites.items() if site.discrete]
+        why = f"its discrete sites {discrete} have no finite support" if discrete else "it has no discrete latent site"
+        raise ProblemError(f"{problem.name}: nothing to infer by enumeration, since {why}")
+    return enumeration, _latent(problem, _arrays(problem, posterior, without=enumeration.names))
+
+
+def _arrays(problem: Problem, posterior: xr.Dataset, without: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """Latent and generated sites of a posterior as arrays (chain, draw, ...), NaN refused."""
+    lost = {"chain", "draw"} - {str(dim) for dim in posterior.dims}
     if lost:
-        raise ProblemError(f"{problem.name}: the posterior lacks the latent sites {lost}")
-    return {name: posterior[name].transpose("chain", "draw", ...).values for name in latent if name in posterior}
+        raise ProblemError(
+            f"{problem.name}: the posterior has dims {[str(d) for d in posterior.dims]}; it needs 'chain' and 'draw' "
+            "(posterior.expand_dims(chain=1) adds one)"
+        )
+    arrays = {}
+    for name in problem.names("latent", "generated"):
+        if name not in posterior or name in without:
+            continue
+        variable, own = posterior[name], problem.sites[name].dims
+        named = set(own) == {str(dim) for dim in variable.dims} - {"chain", "draw"}
+        arrays[name] = variable.transpose("chain", "draw", *(own if named else (...,))).values
+        if arrays[name].dtype.kind == "f" and np.isnan(arrays[name]).any():
+            chain, draw, *index = (int(i) for i in np.argwhere(np.isnan(arrays[name]))[0])
+            at = f", {dict(zip(variable.dims[2:], index, strict=True))}" if index else ""
+            raise ProblemError(
+                f"{problem.name}: the posterior of {name!r} is NaN in chain {chain}, draw {draw}{at}, and in "
+                f"{int(np.isnan(arrays[name]).sum())} entries altogether; leave those draws out"
+            )
+    return arrays
+
+
+def _check_whole(problem: Problem) -> None:
+    with isolated(seed=0), torch.no_grad():
+        nodes: Any = poutine.trace(problem.model).get_trace(*problem.args, **problem.kwargs).nodes
+    for name, node in nodes.items():
+        if node["type"] == "sample" and isinstance(node["fn"], _Subsample) and len(node["value"]) < node["fn"].size:
+            raise ProblemError(
+                f"{problem.name}: plate {name!r} holds {len(node['value'])} of {node['fn'].size} points; give the "
+                "problem a model without subsample_size (engines subsample the plates named in batch_plates)"
+            )
+
+
+def _latent(problem: Problem, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Values that condition the model, checked against the shapes of its sites."""
+    given = {name: draws[name] for name in problem.names("latent", "generated") if name in draws}
+    lost = [name for name, site in problem.sites.items() if site.kind == "latent" and name not in given]
+    if any(problem.sites[name].discrete for name in lost):
+        enumeration = _enumeration(problem)
+        assert enumeration is not None
+        lost = [name for name in lost if name not in enumeration.names]
+    if lost:
+        raise ProblemError(
+            f"{problem.name}: the posterior lacks the latent sites {lost}; it has {list(draws)}, and only discrete "
+            "sites of finite support can be recovered from the others"
+        )
+    for name, array in given.items():
+        site = problem.sites[name]
+        if array.shape[2:] != site.shape:
+            raise ProblemError(
+                f"{problem.name}: the posterior of {name!r} has shape {array.shape[2:]} in each draw, but the model "
+                f"has {site.shape}, dims {site.dims}; the problem may hold other data than the one inferred"
+            )
+    if len({array.shape[:2] for array in given.values()}) > 1:
+        shapes = {name: array.shape[:2] for name, array in given.items()}
+        raise ProblemError(f"{problem.name}: the sites differ in their numbers of chains and draws: {shapes}")
+    return given
+
+
+def _shape(given: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    for array in given.values():
+        return array.shape[0], array.shape[1]
+    return 1, 1
 
 
 def _simulate(
     problem: Problem,
-    draws: Mapping[str, np.ndarray],
-    names: Collection[str],
+    given: Mapping[str, np.ndarray],
+    names: list[str],
     program: Callable[..., Any],
     seed: int,
     stream: int,
-    shape: tuple[int, int] | None = None,
-) -> dict[str, np.ndarray]:
-    def read(trace: Any) -> dict[str, Tensor]:
-        return {name: trace.nodes[name]["value"] for name in names}
-
-    return _sweep(problem, draws, program, read, seed=seed, stream=stream, shape=shape)
-
-
-def _sweep(
-    problem: Problem,
-    draws: Mapping[str, np.ndarray],
-    program: Callable[..., Any],
-    read: Callable[[Any], dict[str, Tensor]],
     *,
-    seed: int,
-    stream: int,
     shape: tuple[int, int] | None = None,
+    progress: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Run the program at every draw and stack what ``read`` takes from its trace, arrays (chain, draw, ...)."""
-    free = set(problem.names("latent", "generated"))
-    given = {name: torch.as_tensor(value) for name, value in draws.items() if name in free}
-    if shape is None:
-        shape = tuple(next(iter(given.values())).shape[:2]) if given else (1, 1)  # type: ignore[assignment]
-    assert shape is not None
-    out: dict[str, np.ndarray] = {}
-    for chain, draw, trace in _traces(problem, given, program, shape, seed, stream):
-        for name, value in read(trace).items():
-            array = value.detach().cpu().numpy()
-            if name not in out:
-                out[name] = np.empty((*shape, *array.shape), array.dtype)
-            out[name][chain, draw] = array
-    return out
+    """Values of sites at every draw, or from the prior where ``shape`` says how many."""
+    lost = [name for name in problem.names("latent") if name not in given and shape is None]
+    enumeration = _enumeration(problem) if lost else None
 
+    def evaluate(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        if enumeration is not None:
+            values = {**values, **enumeration.assign(values, lost, 1)}
+        trace: Any = poutine.trace(poutine.condition(program, values)).get_trace(*problem.args, **problem.kwargs)
+        return {name: trace.nodes[name]["value"] for name in names if name in trace.nodes}
 
-def _traces(
-    problem: Problem,
-    given: Mapping[str, Tensor],
-    program: Callable[..., Any],
-    shape: tuple[int, int],
-    seed: int,
-    stream: int,
-) -> Iterator[tuple[int, int, Any]]:
-    for chain in range(shape[0]):
-        with isolated(chain_seed(seed, chain, stream)), torch.no_grad(), pyro.validation_enabled(False):
-            for draw in range(shape[1]):
-                values = {name: value[chain, draw] for name, value in given.items()}
-                trace = poutine.trace(poutine.condition(program, values)).get_trace(*problem.args, **problem.kwargs)
-                yield chain, draw, trace
-
-
-def log_joint(trace: Any) -> float:
-    """Log density of a trace without its generated sites."""
-    return float(trace.log_prob_sum(site_filter=lambda name, site: not is_generated(site)))
+    return map_draws(
+        evaluate,
+        given,
+        shape or _shape(given),
+        label="prior" if shape else "sites" if stream == _COMPLETE else "predictions",
+        seed=seed,
+        stream=stream,
+        random=bool(lost) or any(problem.sites[name].kind != "deterministic" for name in names),
+        progress=progress,
+    )
