@@ -169,8 +169,9 @@ class Enumeration:
         try:
             yield
         except (ValueError, RuntimeError) as error:
+            first = str(error).partition("\n")[0]
             raise ProblemError(
-                f"{self.problem.name}: the discrete sites {self.names} cannot be enumerated: {error}; write the model "
+                f"{self.problem.name}: the discrete sites {self.names} cannot be enumerated: {first}; write the model "
                 "so that it broadcasts over dims left of its plates, as for Pyro's parallel enumeration"
             ) from error
 
