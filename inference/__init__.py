@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from probmodels.inference.kernels import NUTSKernel as NUTSKernel
     from probmodels.inference.mcmc import ChainError as ChainError
     from probmodels.inference.mcmc import run_mcmc as run_mcmc
+    from probmodels.inference.predictive import discrete_marginals as discrete_marginals
+    from probmodels.inference.predictive import infer_discrete as infer_discrete
+    from probmodels.inference.predictive import log_likelihood as log_likelihood
+    from probmodels.inference.predictive import posterior_predictive as posterior_predictive
+    from probmodels.inference.predictive import prior_predictive as prior_predictive
     from probmodels.inference.problem import Problem as Problem
     from probmodels.inference.problem import ProblemError as ProblemError
     from probmodels.inference.result import Result as Result
@@ -44,10 +49,15 @@ _EXPORTS = {
     "compare": "comparison",
     "coverage": "calibration",
     "diagnose": "diagnostics",
+    "discrete_marginals": "predictive",
     "fit_svi": "svi",
     "importance_resample": "importance",
+    "infer_discrete": "predictive",
     "kfold": "comparison",
+    "log_likelihood": "predictive",
     "loo": "comparison",
+    "posterior_predictive": "predictive",
+    "prior_predictive": "predictive",
     "run_mcmc": "mcmc",
     "sbc": "calibration",
     "vsbc": "calibration",
