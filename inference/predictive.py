@@ -298,10 +298,11 @@ def _arrays(problem: Problem, posterior: xr.Dataset, without: Iterable[str] = ()
     for name in problem.names("latent", "generated"):
         if name not in posterior or name in without:
             continue
-        variable, own = posterior[name], problem.sites[name].dims
-        named = set(own) == {str(dim) for dim in variable.dims} - {"chain", "draw"}
-        arrays[name] = variable.transpose("chain", "draw", *(own if named else (...,))).values
-        if arrays[name].dtype.kind == "f" and np.isnan(arrays[name]).any():
+        own = problem.sites[name].dims
+        named = set(own) == {str(dim) for dim in posterior[name].dims} - {"chain", "draw"}
+        variable = posterior[name].transpose("chain", "draw", *(own if named else (...,)))
+        arrays[name] = variable.values
+        if problem.sites[name].kind == "latent" and np.isnan(arrays[name]).any():
             chain, draw, *index = (int(i) for i in np.argwhere(np.isnan(arrays[name]))[0])
             at = f", {dict(zip(variable.dims[2:], index, strict=True))}" if index else ""
             raise ProblemError(
@@ -323,8 +324,14 @@ def _check_whole(problem: Problem) -> None:
 
 
 def _latent(problem: Problem, draws: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Values that condition the model, checked against the shapes of its sites."""
+    """Values that condition the model, checked against the shapes of its sites.
+
+    Generated sites of another shape are left aside, since nothing that is observed depends on them.
+    """
     given = {name: draws[name] for name in problem.names("latent", "generated") if name in draws}
+    other = [name for name in problem.names("generated") if name in given]
+    other = [name for name in other if given[name].shape[2:] != problem.sites[name].shape]
+    given = {name: array for name, array in given.items() if name not in other}
     lost = [name for name, site in problem.sites.items() if site.kind == "latent" and name not in given]
     if any(problem.sites[name].discrete for name in lost):
         enumeration = _enumeration(problem)

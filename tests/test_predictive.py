@@ -418,6 +418,22 @@ def test_bad_posteriors_are_refused():
     assert log_likelihood(problem, turned)["y"].equals(log_likelihood(problem, good)["y"])
 
 
+def test_a_posterior_serves_other_data_of_the_same_latent_sites():
+    posterior = mixture_draws()[0].assign(
+        z=(("chain", "draw", "point"), np.zeros((2, 150, 5), np.int64)),
+        new=(("chain", "draw", "point"), np.zeros((2, 150, 5))),
+    )
+    longer = Problem("mixture", mixture, args=(data(7),))
+    found = log_likelihood(longer, posterior)["x"]
+    joint = np.log(posterior["weight"].values)[:, :, None] + stats.norm.logpdf(
+        data(7).numpy()[:, None], LOC.numpy(), SCALE
+    )
+    np.testing.assert_allclose(found, np.logaddexp.reduce(joint, -1), rtol=1e-10)
+    assert posterior_predictive(longer, posterior.drop_vars("z"))["x"].shape == (2, 150, 7)
+    with pytest.raises(ProblemError, match=r"'z' has shape \(5,\) in each draw, but the model has \(7,\)"):
+        posterior_predictive(longer, posterior)
+
+
 def test_discrete_sites_beyond_enumeration():
     def model(y: Tensor) -> None:
         with pyro.plate("point", len(y)):
