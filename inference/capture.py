@@ -93,7 +93,7 @@ def batch(graph: TensorFunction, *examples: Tensor, in_dims: Any = 0) -> GraphMo
 
 
 def compile_graph(graph: GraphModule, compiler: str, *examples: Tensor) -> TensorFunction:
-    """The graph as it is for ``"graph"``, or as machine code for ``"inductor"``, which costs seconds and a C++ compiler.
+    """The graph as it is for ``"graph"``, or as machine code for ``"inductor"``, at seconds and a C++ compiler.
 
     Raises
     ------

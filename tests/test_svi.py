@@ -134,7 +134,7 @@ def test_a_loss_that_is_not_finite_says_what_to_try():
     ("changes", "options", "message"),
     [
         ({"guide": None}, {}, "use run_mcmc"),
-        ({}, {"batch_size": 3}, "batch_size=3 is not available"),
+        ({}, {"batch_size": 3}, r"batch_plates=\(...\) from \['obs'\]"),
         ({}, {"num_steps": 0}, "num_steps=0"),
         ({}, {"keep": "first"}, "choose 'last' or 'best'"),
         ({}, {"num_particles": 0}, "num_particles=0"),

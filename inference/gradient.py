@@ -1,0 +1,222 @@
+"""Loss and gradient of one objective, evaluated as written or captured as a graph."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor
+
+from probmodels.inference.capture import CaptureError, capture, compare, compile_graph, lift
+from probmodels.inference.losses import KLWeight, Objective
+from probmodels.inference.minibatch import subsampled
+from probmodels.inference.ops import is_generated
+from probmodels.inference.problem import ProblemError
+from probmodels.inference.programs import Programs
+
+__all__ = ["Gradient", "Schedule", "Stage"]
+
+Schedule = Callable[[int], float]
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Stage:
+    """One objective with the parameters that it moves.
+
+    Attributes
+    ----------
+    label
+        Name in the history.
+    objective
+        Function ``(model, guide, *args, **kwargs) -> Tensor ()``, or an ELBO that is run by its own methods.
+    moves
+        ``"guide"``, ``"model"`` or ``"both"``.
+    steps
+        Most steps in a row.
+    lr
+        Step size of Adam.
+    schedule
+        From the steps that this stage has made to a factor of ``lr``.
+    until
+        From the round, counted from 0, to a loss; once the smoothed loss is below, the next stage follows.
+    static
+        Whether the objective depends on nothing but parameters, data and random numbers, so that it may be captured.
+    """
+
+    label: str
+    objective: Objective | ELBO
+    moves: str
+    steps: int
+    lr: float
+    schedule: Schedule = lambda step: 1.0
+    until: Callable[[int], float] | None = None
+    static: bool = True
+
+
+class Gradient:
+    """Loss and gradient of an objective, evaluated as written or as a captured graph.
+
+    Attributes
+    ----------
+    execution
+        ``"graph"``, ``"inductor"``, ``"eager"``, or ``"eager: <why>"`` where a graph was wanted.
+    """
+
+    def __init__(self, programs: Programs, stage: Stage) -> None:
+        self.programs, self.stage = programs, stage
+        self.execution = "eager"
+        self._model = poutine.block(programs.model, hide_fn=is_generated)
+        self._moved = set(programs.moved_by(stage.moves)) if stage.moves != "both" else None
+        self._graph: Callable[..., Any] | None = None
+        self._names: list[str] = []  # parameters with a gradient, in the order of the graph's outputs
+        self._leaves: list[Tensor] = []
+
+    def __call__(self, indices: Mapping[str, Tensor], weight: Tensor | None) -> tuple[Any, dict[str, Tensor]]:
+        """Loss () and gradients by parameter.
+
+        Parameters
+        ----------
+        indices
+            Rows that the step sees, by plate.
+        weight
+            Weight () of the KL divergence; None for 1.
+        """
+        if self._graph is None:
+            return self._evaluate(indices, weight)
+        with torch.no_grad():
+            loss, *gradients = self._graph(*self._leaves, *_inputs(indices, weight))
+        return loss, dict(zip(self._names, gradients, strict=True))
+
+    def check(self, indices: Mapping[str, Tensor], weight: Tensor | None) -> None:
+        """Evaluate the objective once with pyro's own checks on, which the steps then do without.
+
+        Raises
+        ------
+        ProblemError
+            If it cannot be evaluated.
+        """
+        try:
+            with pyro.validation_enabled(True), subsampled(indices):
+                model, guide, args, kwargs = self._arguments(weight)
+                objective: Any = self.stage.objective
+                evaluate = getattr(objective, "loss", objective)
+                evaluate(model, guide, *args, **kwargs)
+        except ProblemError:
+            raise
+        except (ValueError, RuntimeError, IndexError) as error:
+            rows = "; model and guide see a subset of rows here" if indices else ""
+            raise ProblemError(f"{self.programs.problem.name}: the loss cannot be evaluated: {error}{rows}") from error
+
+    def capture(self, compiler: str, examples: Sequence[tuple[Mapping[str, Tensor], Tensor | None]]) -> None:
+        """Exchange the objective for a graph of it, if it has one, which agrees with it at all ``examples``.
+
+        Parameters
+        ----------
+        compiler
+            ``"graph"`` or ``"inductor"``.
+        examples
+            Indices and weights as `__call__` takes them.
+
+        Raises
+        ------
+        CaptureError
+            If there is no such graph.
+        """
+        if hasattr(self.stage.objective, "loss_and_grads"):
+            raise CaptureError(f"{type(self.stage.objective).__name__} computes its gradient by methods of its own")
+        if not self.stage.static:
+            raise CaptureError(f"{self.stage.label} may depend on more than parameters and data")
+        params = self.programs.params()
+        before = {name: value.clone() for name, value in self.programs.buffers().items()}
+        _, gradients = self._evaluate(*examples[0])
+        changed = [name for name, value in self.programs.buffers().items() if not torch.equal(value, before[name])]
+        if changed:
+            raise CaptureError(f"buffers change during a step: {changed}")
+        self._names, self._leaves = list(gradients), list(params.values())
+        keys, weighed = list(examples[0][0]), examples[0][1] is not None
+
+        def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+            indices = dict(zip(keys, inputs, strict=False))
+            loss, found = self._evaluate(indices, inputs[-1] if weighed else None)
+            return loss, *(found[name] for name in self._names)
+
+        def at(*arguments: Tensor) -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                for leaf, value in zip(self._leaves, arguments, strict=False):
+                    leaf.copy_(value)
+            return function(*arguments[len(self._leaves) :])
+
+        kept = [leaf.detach().clone() for leaf in self._leaves]
+        arguments = [(*kept, *_inputs(*example)) for example in examples]
+        graph = capture(lift(function, self._leaves, *arguments[0][len(kept) :]), *arguments[0])
+        unused = [node.name for node in graph.graph.nodes if node.op == "placeholder" and not node.users]
+        places = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+        for key, place in zip(keys, places[len(kept) :], strict=False):
+            if place in unused:
+                raise ProblemError(
+                    f"{self.programs.problem.name}: neither model nor guide uses the rows that plate {key!r} chooses; "
+                    f"take the data with what the plate gives: 'with pyro.plate({key!r}, n) as i:' and 'data[i]'"
+                )
+        state = torch.get_rng_state()
+        try:
+            for index, example in enumerate(arguments):
+                moved = [v + 0.01 * index * (1 + v.abs()) * torch.randn_like(v) for v in kept]
+                compare(at, graph, (*moved, *example[len(kept) :]), None)
+            self._graph, self.execution = graph, "graph"
+            if compiler != "graph":
+                self._compile(compiler, at, arguments[0])
+        finally:
+            torch.set_rng_state(state)
+            with torch.no_grad():
+                for leaf, value in zip(self._leaves, kept, strict=True):
+                    leaf.copy_(value)
+
+    def _compile(self, compiler: str, at: Callable[..., Any], arguments: Sequence[Tensor]) -> None:
+        """Exchange the graph for machine code; where that fails it stays a graph."""
+        try:
+            compiled = compile_graph(self._graph, compiler, *arguments)  # type: ignore[arg-type]
+            compare(at, compiled, arguments, None)
+        except CaptureError as error:
+            self.execution = f"graph: {error}"
+            _log.warning(
+                "%s: %s: not compiled, run as a graph: %s", self.programs.problem.name, self.stage.label, error
+            )
+        else:
+            self._graph, self.execution = compiled, compiler
+
+    def _evaluate(self, indices: Mapping[str, Tensor], weight: Tensor | None) -> tuple[Any, dict[str, Tensor]]:
+        with torch.enable_grad(), subsampled(indices):
+            model, guide, args, kwargs = self._arguments(weight)
+            objective: Any = self.stage.objective
+            if hasattr(objective, "loss_and_grads"):
+                for value in self.programs.params().values():
+                    value.grad = None
+                loss = objective.loss_and_grads(model, guide, *args, **kwargs)
+                gradients = {name: value.grad for name, value in self._targets().items()}
+            else:
+                loss = objective(model, guide, *args, **kwargs)
+                targets = self._targets()  # a program may make a parameter late
+                found = torch.autograd.grad(loss, list(targets.values()), allow_unused=True)
+                loss, gradients = loss.detach(), dict(zip(targets, found, strict=True))
+        return loss, {name: value for name, value in gradients.items() if value is not None}
+
+    def _targets(self) -> dict[str, Tensor]:
+        params = self.programs.params()
+        return params if self._moved is None else {name: params[name] for name in params if name in self._moved}
+
+    def _arguments(self, weight: Tensor | None) -> tuple[Any, Any, tuple[Any, ...], Mapping[str, Any]]:
+        model, guide = self._model, self.programs.guide
+        if weight is not None:
+            model, guide = KLWeight(weight, guide=False)(model), KLWeight(weight, guide=True)(guide)
+        return model, guide, self.programs.problem.args, self.programs.problem.kwargs
+
+
+def _inputs(indices: Mapping[str, Tensor], weight: Tensor | None) -> tuple[Tensor, ...]:
+    return (*indices.values(), *(() if weight is None else (weight,)))

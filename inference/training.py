@@ -1,0 +1,563 @@
+"""The loop behind `fit_svi` and `fit_em`: gradients, optimisers, schedules, history, checkpoints, interrupts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from probmodels.inference.capture import COMPILERS, CaptureError
+from probmodels.inference.checkpoint import open_checkpoint, read_state, write_state
+from probmodels.inference.gradient import Gradient, Schedule, Stage
+from probmodels.inference.minibatch import Minibatches
+from probmodels.inference.ops import (
+    Interrupts,
+    chain_seed,
+    fingerprint,
+    part,
+    restore_rng,
+    rng_tensors,
+    single_thread,
+)
+from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.programs import Programs, cast, identity, opened, sample_guide
+from probmodels.inference.result import Result, build_tree, to_dataset
+
+__all__ = ["COMPILE", "FitError", "Options", "Step", "fit", "make_schedule"]
+
+COMPILE = (None, "eager", *COMPILERS)
+_GRAPH_STEPS = 200  # steps that repay a capture
+_SAMPLE_STREAM = 1
+_SMOOTH = 50  # steps over which losses are averaged to judge progress
+_log = logging.getLogger(__name__)
+
+
+class FitError(RuntimeError):
+    """A fit that broke down: at which step and what to try."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a callback learns after a step: its number from 1, the loss, the gradient norm and the seconds it took.
+
+    ``phase`` names the objective that the step was for.
+    """
+
+    number: int
+    loss: float
+    grad_norm: float
+    seconds: float
+    phase: str = "svi"
+
+
+Callback = Callable[[Step], bool | None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What both engines take; see `fit_svi`."""
+
+    batch_size: int | Mapping[str, int] | None = None
+    num_samples: int = 1000
+    clip_norm: float | None = None
+    patience: int | None = None
+    keep: str = "last"
+    kl_warmup: int = 0
+    compile: str | None = None
+    seed: int = 0
+    device: str | torch.device | None = None
+    dtype: torch.dtype | str | None = None
+    callbacks: Sequence[Callback] = ()
+    checkpoint: str | Path | None = None
+    checkpoint_every: float = 30.0
+    progress: bool = True
+
+    def check(self, name: str) -> None:
+        """See that every option is in range.
+
+        Raises
+        ------
+        ProblemError
+            If one is not.
+        """
+        positive(name, num_samples=self.num_samples)
+        if self.patience is not None:
+            positive(name, patience=self.patience)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or self.seed < 0:
+            raise ProblemError(f"{name}: seed={self.seed!r}; it must be an integer that is not negative")
+        if not isinstance(self.kl_warmup, int) or self.kl_warmup < 0:
+            raise ProblemError(f"{name}: kl_warmup={self.kl_warmup!r}; give a number of steps, 0 for none")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ProblemError(f"{name}: clip_norm={self.clip_norm}; it must be positive")
+        if self.keep not in ("last", "best"):
+            raise ProblemError(f"{name}: keep={self.keep!r}; choose 'last' or 'best'")
+        if self.compile not in COMPILE:
+            raise ProblemError(f"{name}: compile={self.compile!r}; choose one of {COMPILE}")
+
+    def torch_dtype(self, name: str) -> torch.dtype | None:
+        """The type to compute in; None for that of the data."""
+        if self.dtype is None:
+            return None
+        dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise ProblemError(f"{name}: dtype={self.dtype!r}; choose 'float32' or 'float64'")
+        return dtype
+
+
+def positive(name: str, **values: Any) -> None:
+    """See that numbers of steps, rounds or draws are positive integers.
+
+    Raises
+    ------
+    ProblemError
+        If one is not.
+    """
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ProblemError(f"{name}: {key}={value!r}; it must be a positive integer")
+
+
+def make_schedule(name: str, schedule: str | Schedule | None, num_steps: int, lr_decay: float) -> Schedule:
+    """Factor of the step size by step, counted from 0.
+
+    Parameters
+    ----------
+    name
+        Of the problem, for errors.
+    schedule
+        ``"constant"``; ``"geometric"``, down to ``lr_decay``; ``"cosine"``, down to ``lr_decay``, or 0 where that is 1;
+        ``"warmup"``, rising over the first tenth; ``"warmup_cosine"``; or a function of the step. None for geometric.
+    num_steps
+        Steps of the whole fit.
+    lr_decay
+        Ratio of the last factor to the first.
+
+    Raises
+    ------
+    ProblemError
+        If the name is unknown, or ``lr_decay`` does not go with it.
+    """
+    if callable(schedule):
+        if lr_decay != 1.0:
+            raise ProblemError(f"{name}: lr_decay={lr_decay} goes with no schedule of your own; let the function decay")
+        return schedule
+    last = max(num_steps - 1, 1)
+    rise = max(1, num_steps // 10)
+    low = 0.0 if lr_decay == 1.0 else lr_decay
+
+    def geometric(step: int) -> float:
+        return lr_decay ** (step / last)
+
+    def cosine(step: int) -> float:
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(step / last, 1.0)))
+
+    def warmup(step: int) -> float:
+        return min((step + 1) / rise, 1.0)
+
+    known: dict[str | None, Schedule] = {
+        None: geometric,
+        "constant": lambda step: 1.0,
+        "geometric": geometric,
+        "cosine": cosine,
+        "warmup": warmup,
+        "warmup_cosine": lambda step: warmup(step) * cosine(step),
+    }
+    if schedule not in known:
+        raise ProblemError(f"{name}: schedule={schedule!r}; choose one of {[k for k in known if k]} or give a function")
+    if schedule == "geometric" and lr_decay == 1.0:
+        raise ProblemError(f"{name}: schedule='geometric' needs lr_decay, the ratio of the last step size to the first")
+    if schedule in ("constant", "warmup") and lr_decay != 1.0:
+        raise ProblemError(f"{name}: schedule={schedule!r} does not decay; leave out lr_decay={lr_decay}")
+    return known[schedule]
+
+
+class Trainer:
+    """Stages in turn, round after round, with all that is needed to stop and to go on.
+
+    Parameters
+    ----------
+    programs
+        Model and guide.
+    stages
+        What is minimised, in this order in every round.
+    rounds
+        How often.
+    batches
+        Rows of every step.
+    options
+        Of the engine.
+    folder
+        Checkpoint folder, or None.
+    """
+
+    def __init__(
+        self,
+        programs: Programs,
+        stages: Sequence[Stage],
+        rounds: int,
+        batches: Minibatches,
+        options: Options,
+        folder: Path | None,
+    ) -> None:
+        self.programs, self.stages, self.rounds = programs, stages, rounds
+        self.batches, self.options, self.folder = batches, options, folder
+        self.name = programs.problem.name
+        self._rows = np.empty((1024, 4))  # loss, gradient norm, seconds, stage
+        self.number = 0  # steps made
+        self.round = self.place = self.turn = 0  # where in the plan: turn counts the steps of a stage in a row
+        self.made = [0] * len(stages)  # steps of every stage
+        self.recent = [math.nan] * len(stages)  # smoothed loss of every stage
+        self.smooth = self.best_loss = math.inf
+        self.best_step = 0
+        self.best: dict[str, Tensor] = {}
+        params = list(programs.params().values())
+        if not params:
+            raise ProblemError(f"{self.name}: model and guide have no parameter to fit; use run_mcmc")
+        self._like = params[0]
+        self.gradients = [Gradient(programs, stage) for stage in stages]
+        self._prepare()
+        self.optimizers = [self._optimizer(stage) for stage in stages]
+        saved = None if folder is None else read_state(folder)
+        if saved is not None:
+            self._load(saved[0])
+
+    @property
+    def history(self) -> np.ndarray:
+        """Loss, gradient norm, seconds and stage of every step."""
+        return self._rows[: self.number]
+
+    @property
+    def total(self) -> int:
+        """Most steps that the plan can have."""
+        return self.rounds * sum(stage.steps for stage in self.stages)
+
+    def run(self) -> None:
+        """Make the steps that are left.
+
+        Raises
+        ------
+        FitError
+            If the loss or its gradient stops being finite.
+        KeyboardInterrupt
+            After an interrupt, once the step is finished and the state saved.
+        """
+        options, saved_at = self.options, time.monotonic()
+        with Interrupts() as interrupts, _quiet(), _Bar(self) as bar:
+            while self._next():
+                step = self._step()
+                bar.show()
+                if any([callback(step) for callback in options.callbacks]):
+                    break
+                if options.patience is not None and self.number - self.best_step >= options.patience:
+                    break
+                if interrupts.count:
+                    self.save()
+                    how = (
+                        "nothing was kept, since no checkpoint folder was given"
+                        if self.folder is None
+                        else f"the state is saved in {self.folder}; repeat the same call to resume"
+                    )
+                    raise KeyboardInterrupt(f"stopped after step {self.number} of {self.total}: {how}")
+                if self.folder is not None and time.monotonic() - saved_at >= options.checkpoint_every:
+                    self.save()
+                    saved_at = time.monotonic()
+        self.save()
+        if options.keep == "best":
+            self.programs.load_params(self.best)
+
+    def _next(self) -> bool:
+        """Go to the stage of the next step; False at the end of the plan."""
+        stage = self.stages[self.place]
+        below = stage.until is not None and self.turn > 0 and self.recent[self.place] < stage.until(self.round)
+        if self.turn >= stage.steps or below:
+            if self.place + 1 == len(self.stages) and self.round + 1 >= self.rounds:
+                return False
+            self.place, self.turn = (self.place + 1) % len(self.stages), 0
+            self.round += self.place == 0
+        return True
+
+    def _step(self) -> Step:
+        """One step of the optimiser of the present stage."""
+        began = time.perf_counter()
+        stage, optimizer = self.stages[self.place], self.optimizers[self.place]
+        loss, gradients = self.gradients[self.place](*self._inputs(self.number))
+        params = self.programs.params()
+        names, values = list(gradients), list(gradients.values())
+        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(values)))
+        value, norm = float(loss), float(total)
+        if not math.isfinite(value) or not math.isfinite(norm):
+            raise FitError(
+                f"{self.name}: at step {self.number + 1} the loss is {value} and its gradient norm {norm}; "
+                f"try a smaller lr than {stage.lr}, clip_norm=10, or other starting values of the guide"
+            )
+        limit = self.options.clip_norm
+        if limit is not None and norm > limit:
+            values = list(torch._foreach_mul(values, limit / (norm + 1e-6)))
+        group = optimizer.param_groups[0]
+        if len(group["params"]) < len(self._moved(stage)):  # a program may make a parameter late
+            known = {id(value) for value in group["params"]}
+            group["params"] += [value for value in self._moved(stage) if id(value) not in known]
+        for parameter in group["params"]:
+            parameter.grad = None
+        for name, gradient in zip(names, values, strict=True):
+            # The fused optimiser reads memory in order, whatever the strides say.
+            params[name].grad = gradient.contiguous()
+        group["lr"] = stage.lr * stage.schedule(self.made[self.place])
+        optimizer.step()
+        return self._record(value, norm, began)
+
+    def _record(self, loss: float, norm: float, began: float) -> Step:
+        place = self.place
+        self.made[place] += 1
+        self.turn += 1
+        self.number += 1
+        weight = max(0.1, 1 / self.made[place])
+        self.recent[place] = loss if self.made[place] == 1 else (1 - weight) * self.recent[place] + weight * loss
+        judged = self.number - self.options.kl_warmup  # losses before have other weights
+        if judged > 0:
+            weight = max(1 / _SMOOTH, 1 / judged)
+            self.smooth = loss if judged == 1 else (1 - weight) * self.smooth + weight * loss
+        if judged <= 0 or self.smooth < self.best_loss:
+            self.best_loss, self.best_step = self.smooth, self.number
+            if self.options.keep == "best":
+                self._keep()
+        if self.number > len(self._rows):
+            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
+        seconds = time.perf_counter() - began
+        self._rows[self.number - 1] = loss, norm, seconds, place
+        return Step(self.number, loss, norm, seconds, self.stages[place].label)
+
+    def _keep(self) -> None:
+        params = self.programs.params()
+        if self.best.keys() == params.keys():
+            with torch.no_grad():
+                torch._foreach_copy_(list(self.best.values()), list(params.values()))
+        else:
+            self.best = {name: value.detach().clone() for name, value in params.items()}
+
+    def _inputs(self, step: int) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Rows and weight of the KL divergence of a step, counted from 0."""
+        warmup = self.options.kl_warmup
+        weight = None if not warmup else torch.as_tensor(min(step / warmup, 1.0)).to(self._like)
+        return self.batches.at(step), weight
+
+    def _prepare(self) -> None:
+        """Check everything that a step needs, and capture what can be, without a trace in state or random numbers."""
+        saved, buffers = rng_tensors(), {k: v.clone() for k, v in self.programs.buffers().items()}
+        wanted = self.options.compile
+        compiler = wanted or ("graph" if self.total >= _GRAPH_STEPS else "eager")
+        self.batches.check(self.programs.problem, self.programs.model)
+        examples = [self._inputs(step) for step in (0, max(1, self.options.kl_warmup // 2))]
+        with _quiet():
+            for gradient in self.gradients:
+                gradient.check(*examples[0])
+                with pyro.validation_enabled(False):
+                    if compiler != "eager":
+                        self._capture(gradient, compiler, examples)
+        for name, buffer in self.programs.buffers().items():
+            buffer.copy_(buffers[name])
+        restore_rng(saved)
+
+    def _capture(self, gradient: Gradient, compiler: str, examples: Any) -> None:
+        try:
+            gradient.capture(compiler, examples)
+        except CaptureError as error:
+            gradient.execution = f"eager: {error}"
+            level = logging.INFO if self.options.compile is None else logging.WARNING
+            _log.log(level, "%s: %s runs eagerly: %s", self.name, gradient.stage.label, error)
+
+    def _moved(self, stage: Stage) -> list[Tensor]:
+        params = self.programs.params()
+        return [params[name] for name in self.programs.moved_by(stage.moves)]
+
+    def _optimizer(self, stage: Stage) -> torch.optim.Adam:
+        moved = self._moved(stage)
+        if not moved:
+            raise ProblemError(
+                f"{self.name}: {stage.label} has nothing to move: the {stage.moves} has no parameter of its own"
+            )
+        fused = all(value.is_contiguous() and value.is_floating_point() for value in moved)
+        return torch.optim.Adam(moved, lr=stage.lr, fused=fused)
+
+    def save(self) -> None:
+        """Commit the state to the checkpoint folder, if there is one."""
+        if self.folder is None:
+            return
+        state: dict[str, Any] = dict(self.programs.state())
+        state |= {f"best/{name}": value for name, value in self.best.items()}
+        for place, optimizer in enumerate(self.optimizers):
+            for index, slots in optimizer.state_dict()["state"].items():
+                state |= {f"adam/{place}/{index}/{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+            known: dict[str, Any] = getattr(self.stages[place].objective, "state_dict", dict)()
+            state |= {f"objective/{place}/{name}": value for name, value in known.items()}
+            state |= {f"made/{place}": self.made[place], f"recent/{place}": self.recent[place]}
+        state |= {f"rng/{name}": value for name, value in rng_tensors().items()}
+        state |= {name: getattr(self, name) for name in _SCALARS}
+        write_state(self.folder, self.number, {**state, "rows": torch.from_numpy(self.history)}, {})
+
+    def _load(self, state: Mapping[str, Any]) -> None:
+        self.programs.load(state)
+        self.best = part(state, "best/")
+        for place, (stage, optimizer) in enumerate(zip(self.stages, self.optimizers, strict=True)):
+            slots: dict[int, dict[str, Tensor]] = {}
+            for key, value in part(state, f"adam/{place}/").items():
+                index, slot = key.split("/")
+                slots.setdefault(int(index), {})[slot] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+            if hasattr(stage.objective, "load_state_dict"):
+                stage.objective.load_state_dict(part(state, f"objective/{place}/"))
+            self.made[place], self.recent[place] = state[f"made/{place}"], state[f"recent/{place}"]
+        for name in _SCALARS:
+            setattr(self, name, state[name])
+        self._rows = np.concatenate([state["rows"].numpy(), np.empty((1024, 4))])
+        restore_rng(part(state, "rng/"))
+
+
+_SCALARS = ("number", "round", "place", "turn", "smooth", "best_loss", "best_step")
+
+
+class _Bar:
+    """Progress with the time that is left, the smoothed loss and the present stage; drawn ten times a second."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._shown_at = 0.0
+
+    def __enter__(self) -> _Bar:
+        trainer = self.trainer
+        label = trainer.stages[0].label if len(trainer.stages) == 1 else "em"
+        total, done = trainer.total, min(trainer.number, trainer.total)
+        self._bar = tqdm(total=total, initial=done, disable=not trainer.options.progress, desc=label, unit="step")
+        return self
+
+    def show(self) -> None:
+        """Draw it, if it is time."""
+        if not self.trainer.options.progress or time.monotonic() - self._shown_at < 0.1:
+            return
+        self._shown_at = time.monotonic()
+        self._draw()
+
+    def _draw(self) -> None:
+        trainer = self.trainer
+        _, norm, _, place = trainer.history[-1]
+        stage = f"{trainer.stages[int(place)].label} " if len(trainer.stages) > 1 else ""
+        self._bar.set_postfix_str(f"{stage}loss {trainer.recent[int(place)]:.4g}, gradient {norm:.3g}", refresh=False)
+        self._bar.update(trainer.number - self._bar.n)
+
+    def __exit__(self, *exc: object) -> None:
+        if self.trainer.options.progress and self.trainer.number > self._bar.n:
+            self._draw()
+        self._bar.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Pyro's checks off, and its warnings of losses that are not finite, which are errors here."""
+    with warnings.catch_warnings(), pyro.validation_enabled(False):
+        warnings.filterwarnings("ignore", message="Encountered (NaN|\\+inf)")
+        yield
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype or before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def fit(
+    problem: Problem,
+    engine: str,
+    plan: Callable[[Problem, Minibatches], Sequence[Stage]],
+    rounds: int,
+    options: Options,
+    settings: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+) -> Result:
+    """Fit a problem by a plan and draw from its guide.
+
+    Parameters
+    ----------
+    problem
+        What to infer.
+    engine
+        Name for the result.
+    plan
+        Makes the stages.
+    rounds
+        How often they follow each other.
+    options
+        What the engine was given.
+    settings
+        What the engine was given beyond ``options``, for the record.
+    fixed
+        What of that has to be the same in a resumed fit, JSON-ready.
+    """
+    name = problem.name
+    if problem.guide is None:
+        raise ProblemError(f"{name}: fit_{engine} needs a guide and the problem has none; use run_mcmc")
+    options.check(name)
+    dtype = options.torch_dtype(name)
+    problem = problem if options.device is None else problem.to(options.device)
+    problem = problem if dtype is None else cast(problem, dtype)
+    with _default_dtype(dtype):
+        problem.validate()
+        batches = Minibatches(problem, options.batch_size, options.seed)
+        folder = None
+        if options.checkpoint is not None:
+            folder = open_checkpoint(options.checkpoint, _identity(problem, engine, options, fixed))
+        with single_thread(), opened(problem, options.seed) as programs:
+            programs.check_stable()
+            pyro.set_rng_seed(options.seed)
+            trainer = Trainer(programs, plan(problem, batches), rounds, batches, options, folder)
+            trainer.run()
+            state = programs.result_state()
+            pyro.set_rng_seed(chain_seed(options.seed, _SAMPLE_STREAM))
+            draws, log_weight = sample_guide(problem, programs.model, programs.guide, num_samples=options.num_samples)
+        posterior = to_dataset(draws, problem.dims(), problem.coords)
+        groups = {"sample_stats": to_dataset({"log_weight": log_weight}, {}, {}), "fit": _history(trainer)}
+        shown = {**settings, **{key: value for key, value in vars(options).items() if key in _RECORDED}}
+        tree = build_tree(problem, posterior, engine=engine, seed=options.seed, settings=shown, groups=groups)
+    tree.attrs["execution"] = "; ".join(
+        gradient.execution if len(trainer.gradients) == 1 else f"{gradient.stage.label}: {gradient.execution}"
+        for gradient in trainer.gradients
+    )
+    return Result(tree, state)
+
+
+_RECORDED = ("batch_size", "num_samples", "clip_norm", "patience", "keep", "kl_warmup", "compile", "seed", "dtype")
+
+
+def _identity(problem: Problem, engine: str, options: Options, fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """All that decides the numbers of a fit."""
+    names = ("batch_size", "clip_norm", "patience", "keep", "kl_warmup", "compile", "seed")
+    chosen = {key: fingerprint(getattr(options, key)) for key in names}
+    return {"engine": engine, **identity(problem), **chosen, **fixed, "dtype": str(torch.get_default_dtype())}
+
+
+def _history(trainer: Trainer) -> xr.Dataset:
+    """Loss, gradient norm and seconds by step, numbered from 1; the stage where there are several."""
+    table = trainer.history
+    variables: dict[str, Any] = {
+        name: ("step", table[:, column].copy()) for column, name in enumerate(("loss", "grad_norm", "seconds"))
+    }
+    if len(trainer.stages) > 1:
+        labels = np.array([stage.label for stage in trainer.stages])
+        variables["phase"] = ("step", labels[table[:, 3].astype(int)])
+    return xr.Dataset(variables, coords={"step": np.arange(1, len(table) + 1)})
