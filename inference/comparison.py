@@ -92,8 +92,9 @@ class Elpd:
         """Labels of the observations whose part cannot be trusted, worst first."""
         found = []
         for name, shapes in (self.khat.data_vars if self.khat is not None else {}).items():
-            for place in zip(*np.nonzero(shapes.values > self.khat_max), strict=True):
-                found.append((-float(shapes.values[place]), label(name, shapes.expand_dims(("chain", "draw")), place)))
+            labelled = shapes.expand_dims(("chain", "draw"))
+            for place in map(tuple, np.argwhere(shapes.values > self.khat_max)):
+                found.append((-float(shapes.values[place]), label(name, labelled, place)))
         return [text for _, text in sorted(found)]
 
     @property
@@ -111,10 +112,7 @@ class Elpd:
             return (Finding(False, f"all {count} observations have Pareto k-hat <= {self.khat_max:.2f}"),)
         shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         verdict = f"{len(bad)} of {count} observations have Pareto k-hat above {self.khat_max:.2f} ({shown})"
-        advice = (
-            "see whether they are errors or the model cannot explain them (heavier tails); for a figure to rely on, "
-            "use kfold"
-        )
+        advice = "see whether they are errors, or the tails of the model too light; kfold gives a figure to rely on"
         return (Finding(True, f"{verdict}: their part in elpd cannot be trusted", advice),)
 
     @property
@@ -198,7 +196,8 @@ def loo(
     Raises
     ------
     DiagnosticsError
-        If there is no log likelihood, it is not finite, or there are fewer than 25 draws.
+        If there is no log likelihood, it is not finite, it is of one observation only, as of a site whose dims are all
+        event dims, or there are fewer than 25 draws.
     """
     from probmodels.inference import predictive
 
@@ -213,13 +212,17 @@ def loo(
     if correct and "sample_stats" in groups and "log_weight" in groups["sample_stats"]:
         stats = predictive.thin(groups["sample_stats"].to_dataset()[["log_weight"]], num_samples)
         log_weight = stats["log_weight"].transpose("chain", "draw").values.ravel()
-    terms = _per_unit(terms, unit)
+    terms = _per_unit(terms, unit).transpose("chain", "draw", ...)
+    if sum(values[0, 0].size for values in terms.data_vars.values()) < 2:
+        raise DiagnosticsError(
+            f"the model observes {list(terms.data_vars)} as one whole, so that nothing can be left out; use kfold, or "
+            "give the site a plate over its observations"
+        )
     parts, shapes, lppd = {}, {}, 0.0
     count = terms.sizes["chain"] * terms.sizes["draw"]
     if count < 25:
         raise DiagnosticsError(f"{count} draws are too few for loo; 25 are the least, and 1000 are better")
     for name, values in terms.data_vars.items():
-        values = values.transpose("chain", "draw", ...)
         flat = values.values.reshape(count, -1)
         part, khat, plain = _leave_out(flat, log_weight, _relative_efficiency(values.values), str(name))
         lppd += plain
@@ -227,10 +230,9 @@ def loo(
         coords = {dim: values[dim] for dim in dims if dim in values.coords}
         parts[name] = xr.DataArray(part.reshape(values.shape[2:]), coords, dims)
         shapes[name] = xr.DataArray(khat.reshape(values.shape[2:]), coords, dims)
-    pointwise = xr.Dataset(parts)
     total = sum(float(part.sum()) for part in parts.values())
     khat_max = min(KHAT_MAX, 1 - 1 / np.log10(count))
-    return Elpd("loo", pointwise, xr.Dataset(shapes), khat_max, lppd - total, _data_key(result.tree))
+    return Elpd("loo", xr.Dataset(parts), xr.Dataset(shapes), khat_max, lppd - total, _data_key(result.tree))
 
 
 def kfold(
@@ -409,12 +411,9 @@ def _relative_efficiency(terms: np.ndarray) -> float:
     picked = np.linspace(0, flat.shape[2] - 1, min(flat.shape[2], _RELATIVE_ENTRIES)).round().astype(int)
     chosen = flat[..., picked].astype(np.float64)
     chosen = np.exp(chosen - chosen.max((0, 1)))
-    spread = chosen.std((0, 1), ddof=1)
-    moving = spread > 0
-    if not moving.any():
-        return 1.0
-    ess = np.square(spread[moving] / convergence(chosen[..., moving])["mcse_mean"])
-    return float(ess.mean() / (terms.shape[0] * terms.shape[1]))
+    chosen = chosen[..., np.ptp(chosen, axis=(0, 1)) > 0]
+    ess = np.square(chosen.std((0, 1), ddof=1) / convergence(chosen)["mcse_mean"])
+    return float(ess.mean() / (terms.shape[0] * terms.shape[1])) if ess.size else 1.0
 
 
 def _fold(
@@ -424,10 +423,10 @@ def _fold(
     from probmodels.inference.predictive import log_likelihood
 
     test = np.flatnonzero(folds == fold)
-    fit_seed = int(np.random.SeedSequence(seed, spawn_key=(fold,)).generate_state(1)[0] >> 1)
+    seeds = np.random.SeedSequence(seed, spawn_key=(fold,))
     try:
         train_problem, test_problem = split(np.flatnonzero(folds != fold), test)
-        found = infer(train_problem, fit_seed)
+        found = infer(train_problem, int(seeds.generate_state(1)[0] >> 1))
         terms = log_likelihood(test_problem, found if isinstance(found, xr.Dataset) else found.posterior)
     except Exception as error:
         error.add_note(f"in fold {fold} of kfold(seed={seed})")

@@ -69,8 +69,9 @@ class Result:
     def _repr_html_(self) -> str:
         from probmodels.inference import _html
 
-        scalars = [name for name, values in self.posterior.data_vars.items() if values.ndim == 2][:_SHOWN]
-        table = _html.frame(self.summary([str(name) for name in scalars])) if scalars else ""
+        posterior = self.posterior if "posterior" in self.tree.children else xr.Dataset()
+        scalars = [str(name) for name, values in posterior.data_vars.items() if set(values.dims) == {"chain", "draw"}]
+        table = _html.frame(self.summary(scalars[:_SHOWN])) if scalars else ""
         return _html.block(self._title, table, self.tree._repr_html_())
 
     @property

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from probmodels import Result
+from probmodels import Result, cli
 
 SMALL = ["--rank", "2", "--draws", "30", "--warmup", "10", "--thin", "1", "--chains", "2", "--quiet"]
 
@@ -93,6 +94,104 @@ def test_show_report_and_list(finished: tuple[Path, str], tmp_path: Path) -> Non
     assert command("report", str(out), "--out", str(tmp_path)).returncode == 0
     assert (tmp_path / "report.html").exists()
     assert "bayesian_svd" in command("list").stdout
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in this process: status, what it said, and what it said of errors."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["probmodels", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        said = capsys.readouterr()
+        return int(left.value.code or 0), said.out, said.err
+
+    return run
+
+
+def pointwise(folder: Path, shift: float = 0.0, outlier: float = 0.0) -> str:
+    """Folder of a result with the log likelihood of forty observations."""
+    rng = np.random.default_rng(0)
+    y, mu = rng.normal(size=40), 0.15 * rng.normal(size=(2, 300))
+    y[0] += outlier
+    terms = -0.5 * (y - mu[..., None] - shift) ** 2
+    groups = {
+        "/posterior": xr.Dataset({"mu": (("chain", "draw"), mu)}),
+        "/log_likelihood": xr.Dataset({"y": (("chain", "draw", "obs"), terms)}),
+        "/observed_data": xr.Dataset({"y": ("obs", y)}),
+    }
+    return str(Result(xr.DataTree.from_dict(groups)).save(folder))
+
+
+def test_compare_ranks_results(inside: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    good, bad = pointwise(tmp_path / "good"), pointwise(tmp_path / "bad", shift=2.0)
+    status, said, _ = inside("compare", bad, good, "--strict", "--figure", str(tmp_path / "figures" / "ranking.png"))
+    assert status == 0
+    assert "'good' predicts best of 2 models" in said
+    assert "'bad' predicts worse than 'good'" in said
+    assert (tmp_path / "figures" / "ranking.png").read_bytes().startswith(b"\x89PNG")
+    status, said, _ = inside("compare", bad, good, "--method", "pseudo_bma", "--num-samples", "200")
+    assert status == 0
+    assert "weights by pseudo_bma" in said
+    wild = pointwise(tmp_path / "wild", outlier=50.0)
+    milder = pointwise(tmp_path / "milder", shift=0.1, outlier=50.0)
+    assert inside("compare", wild, milder)[0] == 0
+    status, said, _ = inside("compare", wild, milder, "--strict")
+    assert status == 1
+    assert "Pareto k-hat above" in said
+
+
+def test_compare_refuses_in_one_line(
+    inside: Callable[..., tuple[int, str, str]], finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    one, other = pointwise(tmp_path / "one"), pointwise(tmp_path / "other", outlier=1.0)
+    for arguments, said in (
+        ([one], "two results or more"),
+        ([one, one + "/result.nc"], "given twice"),
+        ([one, other], "other observed data"),
+        ([one, str(tmp_path / "absent")], "no result.nc"),
+        ([one, other, "--method", "waic"], "stacking or pseudo_bma"),
+        ([one, other, "--figure", "ranking.txt"], ".png, .pdf or .svg"),
+        ([one, other, "--unit", "time"], "unit='time' is no dim"),
+        ([one, str(finished[0])], "as one whole"),
+    ):
+        status, _, error = inside("compare", *arguments)
+        assert status == 2
+        assert said in error
+        assert len(error.strip().splitlines()) == 1
+    result = Result.load(one)
+    del result.tree["log_likelihood"]
+    result.save(tmp_path / "bare")
+    status, _, error = inside("compare", one, str(tmp_path / "bare"))
+    assert status == 2
+    assert "holds no spec of its data" in error
+
+
+def test_predict_writes_draws_of_what_was_observed(
+    inside: Callable[..., tuple[int, str, str]], finished: tuple[Path, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "predicted.nc"
+    status, said, error = inside("predict", str(finished[0]), "-o", str(out), "--num-samples", "10", "--seed", "3")
+    assert status == 0, error
+    assert str(out) in said
+    result = Result.load(finished[0])
+    observed = result.tree["observed_data"]["Z"]
+    with xr.open_dataset(out) as predicted:
+        assert predicted["Z"].sizes == {"chain": 2, "draw": 5, **observed.sizes}
+        assert predicted.attrs["method"] == "bayesian_svd"
+        assert abs(float(predicted["Z"].std()) / float(observed.std()) - 1) < 0.5
+        first = predicted["Z"].values
+    status, _, error = inside("predict", str(finished[0]), "-o", str(out))
+    assert status == 2
+    assert "--overwrite" in error
+    again = ["predict", str(finished[0]), "-o", str(out), "--num-samples", "10", "--seed", "3", "--overwrite"]
+    assert inside(*again)[0] == 0
+    with xr.open_dataset(out) as predicted:
+        np.testing.assert_array_equal(predicted["Z"].values, first)
+    status, _, error = inside("predict", str(finished[0]), "-o", str(out / "below.nc"))
+    assert status == 2
+    assert "cannot make the folder" in error
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from io import BytesIO
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -15,6 +16,11 @@ from synthetic_modes import synthetic_result, toy_field
 
 from probmodels import plots
 from probmodels.bayesian_svd.summary import compare_eof, summarise_modes
+
+RANKED = pd.DataFrame(
+    {"elpd_diff": [0.0, -3.0, -20.0], "diff_se": [0.0, 2.5, 4.0], "weight": [0.7, 0.3, 0.0]},
+    index=["rank 4", "rank 3", "a model of another name"],
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +79,7 @@ def draw_all(tree, modes, comparison) -> dict[str, Figure]:
         "rhat_map": plots.rhat_map(modes),
         "rhat_histogram": plots.rhat_histogram(r_hat),
         "loss": plots.loss(tree["fit"].to_dataset()),
+        "ranking": plots.ranking(RANKED),
     }
 
 
@@ -235,3 +242,14 @@ def test_figures_can_be_saved_without_a_display(figures):
     buffer = BytesIO()
     figures["scree"].savefig(buffer, format="png", dpi=50)
     assert buffer.getvalue().startswith(b"\x89PNG")
+
+
+def test_ranking_holds_the_numbers_best_on_top(figures):
+    left, right = figures["ranking"].axes
+    points, _, (bars,) = left.containers[0]
+    np.testing.assert_allclose(points.get_xdata(orig=False), RANKED["elpd_diff"])
+    widths = [float(segment[1][0] - segment[0][0]) for segment in bars.get_segments()]
+    np.testing.assert_allclose(widths, 4 * RANKED["diff_se"])
+    assert [label.get_text() for label in left.get_yticklabels()] == list(RANKED.index)
+    assert left.get_ylim()[0] > left.get_ylim()[1]
+    np.testing.assert_allclose([bar.get_width() for bar in right.patches], RANKED["weight"])

@@ -121,3 +121,32 @@ def test_thin_spaces_draws_evenly():
     posterior = xr.Dataset({"x": (("chain", "draw"), np.zeros((2, 10)))})
     assert thin(posterior, None) is posterior
     assert thin(posterior, 6).sizes["draw"] == 3
+
+
+def test_a_result_shows_itself_on_one_screen():
+    shown = repr(svi(mean_problem()))
+    assert shown.splitlines()[0] == "Result of mean by svi, 1 × 30 draws"
+    assert "  mu     scalar" in shown
+    assert "  new    obs 6" in shown
+    assert "groups: sample_stats, fit, observed_data" in shown
+    assert "guide: fitted" in shown
+    assert "verdict: not computed" in shown
+    many = xr.Dataset({f"v{i}": (("chain", "draw"), np.zeros((2, 5))) for i in range(40)})
+    shown = repr(Result(xr.DataTree.from_dict({"/posterior": many})))
+    assert "… and 28 more" in shown
+    assert "guide" not in shown
+    assert len(shown.splitlines()) < 20
+    assert "Result of" in repr(Result(xr.DataTree()))
+
+
+def test_a_result_shows_itself_in_notebooks_escaped():
+    result = mcmc(mean_problem(name="<script>"))
+    result.tree["posterior"] = result.posterior.rename(twice="a<b")
+    shown = result._repr_html_()
+    assert "Result of &lt;script&gt; by mcmc, 2 × 50 draws" in shown
+    assert "<script>" not in shown
+    assert "a&lt;b" in shown
+    assert "ess_bulk" in shown  # a table of the scalars
+    assert "xr-wrap" in shown  # xarray's tree
+    assert "new[a]" not in shown
+    assert "Result of" in Result(xr.DataTree())._repr_html_()
