@@ -168,6 +168,9 @@ def diagnose(
                 )
             )
     findings += [*_saturated(sample_stats, tree.attrs), *_off_target(sample_stats, tree.attrs)]
+    if moved := int(sample_stats.attrs.get("moved_chains", 0)):
+        verdict = f"{moved} chains got stuck in warm-up and were moved to where others were"
+        findings.append(Finding(False, verdict, "a mode that only they had found would be missing: try another seed"))
     ok = not any(finding.harmful for finding in findings)
     return Report(ok, tuple(findings), pd.DataFrame.from_dict(rows, orient="index"), divergences, fractions)
 
@@ -367,7 +370,7 @@ def _chains(numbers: Sequence[int]) -> str:
 
 def _diagnose_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapping[str, xr.DataArray]) -> Report:
     """k-hat of the importance weights of a guide's draws, which stands in for r_hat, and what the weights correct."""
-    findings, rows = [], {}
+    findings, rows = [*_still_falling(tree)], {}
     if broken := [name for name, values in variables.items() if not np.isfinite(values.values).all()]:
         findings.append(Finding(True, f"draws of {broken} are not finite", "lower lr or clip the gradient"))
     khat = float("nan")
@@ -387,11 +390,28 @@ def _diagnose_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapp
             rows = dict(_corrected(name, values, smoothed) for name, values in variables.items() if name not in broken)
     if not np.isnan(khat):
         findings += _fit_of_guide(khat, rows, resampled=RESAMPLED in tree.attrs)
+    elif "log_weight" not in sample_stats:
+        verdict = "the draws have no importance weights, so that nothing shows how well the guide fits"
+        findings.append(Finding(False, verdict, "check against run_mcmc, or calibrate with sbc"))
     elif not any(finding.harmful for finding in findings):
         verdict = "the importance weights of the draws have no tail to judge: the guide is a point estimate, or exact"
         findings.append(Finding(False, verdict))
     table = pd.DataFrame.from_dict(rows, orient="index").drop(columns="off", errors="ignore")
     return Report(not any(finding.harmful for finding in findings), tuple(findings), table, khat=khat)
+
+
+def _still_falling(tree: xr.DataTree) -> Iterator[Finding]:
+    """Whether the last tenth of the steps has a loss surely, and by half a nat, below the tenth before it."""
+    fit = tree["fit"].to_dataset() if "fit" in tree.children else xr.Dataset()
+    loss = np.asarray(fit["loss"].values if "loss" in fit else ())
+    width = len(loss) // 10
+    if width < 20:
+        return
+    before, after = loss[-2 * width : -width], loss[-width:]
+    drop = float(before.mean() - after.mean())
+    if drop > max(0.5, 4 * float(np.hypot(before.std(), after.std())) / np.sqrt(width)):
+        verdict = f"the loss was still falling: by {drop:.3g} over the last {width} steps"
+        yield Finding(False, verdict, "take more steps (num_steps), or a larger lr that decays")
 
 
 def _fit_of_guide(khat: float, rows: Mapping[str, Mapping[str, float]], *, resampled: bool) -> Iterator[Finding]:

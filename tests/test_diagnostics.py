@@ -168,6 +168,15 @@ def test_acceptance_far_from_its_target_is_said():
     assert "chain 2 has mean acceptance far above the target of 0.75, most 1.00" in said
 
 
+def test_chains_that_were_moved_are_said():
+    found = result(chains(), diverging=np.zeros((4, 500), bool))
+    assert "were moved" not in str(diagnose(found))
+    found.tree["sample_stats"].attrs["moved_chains"] = 2
+    report = diagnose(found)
+    assert report.ok
+    assert "2 chains got stuck in warm-up and were moved" in str(report)
+
+
 def test_frozen_chains_are_named():
     draws = chains()
     draws[[0, 3]] = draws[[0, 3], :1]
@@ -228,6 +237,25 @@ def test_guides_are_judged_by_k_hat_and_by_what_their_weights_correct(fault, ok,
     report = diagnose(normal_guide(**fault))
     assert report.ok == ok, str(report)
     assert said in str(report)
+
+
+@pytest.mark.parametrize(("slope", "falling"), [(0.0, False), (-0.01, True)])
+def test_a_loss_that_still_falls_is_said(slope, falling):
+    found = normal_guide(0.1, 1.05)
+    steps = np.arange(2000)
+    found.tree["fit"] = xr.Dataset({"loss": ("step", slope * steps + np.random.default_rng(0).normal(size=2000))})
+    report = diagnose(found)
+    assert report.ok
+    assert ("still falling: by 1.9" in str(report)) == falling
+
+
+def test_draws_without_weights_are_not_said_to_fit():
+    found = normal_guide()
+    found.tree["sample_stats"] = found.tree["sample_stats"].to_dataset().drop_vars("log_weight")
+    found.tree.attrs["engine"] = "em"
+    said = str(diagnose(found))
+    assert "nothing shows how well the guide fits" in said
+    assert "✓" not in said
 
 
 def test_the_table_of_a_guide_holds_raw_and_corrected_moments():
