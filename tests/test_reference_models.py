@@ -21,6 +21,7 @@ from scipy import stats
 from torch.distributions import biject_to
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import peers
 import reference as ref
 
 Array = NDArray[np.float64]
@@ -278,3 +279,26 @@ def test_unknown_names_and_absent_files_are_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PROBMODELS_TEST_DATA", str(tmp_path))
     with pytest.raises(ref.ReferenceDataError, match="PROBMODELS_TEST_DATA"):
         ref.load(ref.NAMES[0])
+
+
+def test_a_peer_is_measured_in_a_process_of_its_own() -> None:
+    out = peers.run_peer("pyro-eager", "gaussian", chains=2, warmup=3, draws=20, seed=1, max_tree_depth=2)
+    assert (out["chains"], out["draws"], out["max_tree_depth"]) == (2, 20, 2)
+    assert 0 < out["cpu_warmup"] + out["cpu_sample"] < out["cpu_total"] - out["cpu_import"] + 1e-3
+    assert out["min_ess"] > 0
+    with pytest.raises(peers.PeerError, match="no_such_argument"):
+        peers.run_peer("pyro", "gaussian", chains=1, warmup=3, draws=6, seed=1, no_such_argument=2)
+    with pytest.raises(ValueError, match="choose from"):
+        peers.run_peer("pyro", "schools", chains=1, warmup=3, draws=6, seed=1)
+
+
+def test_draws_of_all_peers_are_judged_alike() -> None:
+    rng = np.random.default_rng(3)
+    sites = {"mu": rng.standard_normal((4, 500)), "tau": rng.random((4, 500)), "z": rng.standard_normal((4, 500, 8))}
+    draws = peers.stack(sites, "eight_schools")
+    assert draws.shape == (4, 500, 10)
+    np.testing.assert_array_equal(draws[..., 1], sites["tau"])
+    ess, r_hat = peers.min_ess(draws)
+    assert ess > 1400  # of 2000 independent draws
+    assert r_hat < 1.02
+    assert peers.min_ess(draws + np.arange(4)[:, None, None])[1] > 1.3
