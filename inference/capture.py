@@ -7,13 +7,17 @@ arguments. Random operations stay random: they draw from torch's global generato
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -58,14 +62,12 @@ def capture(
         If the function branches on values, or graph and function differ.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _tracing():
             graph = make_fx(lambda *arguments: function(*arguments), tracing_mode="real")(*examples)
             _replace(graph)
             graph = _functional(graph, *examples)
     except Exception as error:  # torch raises many kinds here, all of which mean the same: run the function itself
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CaptureError(f"the function cannot be captured as a graph ({first})") from error
+        raise CaptureError(f"the function cannot be captured as a graph ({_reason(error)})") from error
     for arguments in (examples, *checks):
         compare(function, graph, arguments, rtol)
     return graph
@@ -83,12 +85,11 @@ def batch(graph: TensorFunction, *examples: Tensor, in_dims: Any = 0) -> GraphMo
         If an operation of the graph cannot be batched.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            batched = _functional(torch.func.vmap(graph, in_dims=in_dims, randomness="different"), *examples)
+        with _tracing():
+            batched = make_fx(torch.func.vmap(graph, in_dims=in_dims, randomness="different"))(*examples)
+            batched = _functional(batched, *examples)
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CaptureError(f"the graph cannot be batched ({first})") from error
+        raise CaptureError(f"the graph cannot be batched ({_reason(error)})") from error
     return batched
 
 
@@ -111,8 +112,7 @@ def compile_graph(graph: GraphModule, compiler: str, *examples: Tensor) -> Tenso
             warnings.simplefilter("ignore")
             compiled(*examples)
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CaptureError(f"inductor cannot compile the graph ({first})") from error
+        raise CaptureError(f"inductor cannot compile the graph ({_reason(error)})") from error
     return compiled
 
 
@@ -123,7 +123,25 @@ def _cross_entropy(logits: Tensor, labels: Tensor, weight: Any = None, positive:
     return (1 - labels) * logits - torch.ops.aten.log_sigmoid_forward.default(logits)[0]
 
 
-_CHEAPER = {torch.ops.aten.binary_cross_entropy_with_logits.default: _cross_entropy}
+def _cholesky(matrix: Tensor, *, upper: bool = False, check_errors: bool = False) -> tuple[Tensor, Tensor]:
+    """Cholesky factor that is NaN, instead of an error, where there is none: one entry of a batch may have one."""
+    factor, info = torch.ops.aten.linalg_cholesky_ex.default(matrix, upper=upper)
+    return torch.where((info == 0)[..., None, None], factor, math.nan), info
+
+
+def _logsumexp(value: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:
+    """Log of a sum of exponentials from parts that batch; torch's own batched form warns at every call."""
+    largest = value.amax(dims, keepdim=True)
+    largest = torch.where(torch.isfinite(largest), largest, 0.0)
+    total = (value - largest).exp().sum(dims, keepdim=True).log() + largest
+    return total if keepdim else total.squeeze(dims)
+
+
+_CHEAPER = {
+    torch.ops.aten.logsumexp.default: _logsumexp,
+    torch.ops.aten.binary_cross_entropy_with_logits.default: _cross_entropy,
+    torch.ops.aten.linalg_cholesky_ex.default: _cholesky,
+}
 
 
 def _replace(graph: GraphModule) -> None:
@@ -134,10 +152,47 @@ def _replace(graph: GraphModule) -> None:
     graph.recompile()
 
 
+@contextlib.contextmanager
+def _tracing() -> Iterator[None]:
+    """Quiet, and with one fake mode for all nodes, which make_fx would otherwise build anew for each of them."""
+    with warnings.catch_warnings(), tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _functional(graph: TensorFunction, *examples: Tensor) -> GraphModule:
     """Graph without operations in place, simplified."""
+    constants: dict[str, Tensor] = {}
+    if isinstance(graph, GraphModule):
+        names = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+        values = {name: getattr(graph, name, None) for name in sorted(names)}
+        constants = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        graph = _with_arguments(graph, list(constants.values()))  # or operations in place on them would be refused
     with torch.no_grad():
-        return simplify(make_fx(torch.func.functionalize(graph))(*examples), *examples)
+        flat = make_fx(torch.func.functionalize(graph))(*constants.values(), *examples)
+    places = [node for node in flat.graph.nodes if node.op == "placeholder"]
+    for place, value in zip(places, constants.values(), strict=False):
+        name = f"constant_argument_{place.name}"
+        flat.register_buffer(name, value)
+        with flat.graph.inserting_before(next(node for node in flat.graph.nodes if node.op != "placeholder")):
+            place.replace_all_uses_with(flat.graph.get_attr(name))
+        flat.graph.erase_node(place)
+    flat.recompile()
+    with torch.no_grad():
+        return simplify(flat, *examples)
+
+
+def _with_arguments(graph: GraphModule, tensors: Sequence[Tensor]) -> GraphModule:
+    """Make attributes of a graph its first arguments, in place."""
+    with graph.graph.inserting_before(next(iter(graph.graph.nodes))):
+        places = [graph.graph.placeholder(f"lifted_{index}") for index in range(len(tensors))]
+    owners = {id(tensor): place for tensor, place in zip(tensors, places, strict=True)}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr" and id(getattr(graph, node.target, None)) in owners:
+            node.replace_all_uses_with(owners[id(getattr(graph, node.target))])
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
 
 
 def lift(function: TensorFunction, tensors: Sequence[Tensor], *examples: Tensor) -> GraphModule:
@@ -164,21 +219,11 @@ def lift(function: TensorFunction, tensors: Sequence[Tensor], *examples: Tensor)
         If the function branches on values.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _tracing():
             graph = make_fx(lambda *arguments: function(*arguments), tracing_mode="real")(*examples)
     except Exception as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CaptureError(f"the function cannot be captured as a graph ({first})") from error
-    with graph.graph.inserting_before(next(iter(graph.graph.nodes))):
-        places = [graph.graph.placeholder(f"lifted_{index}") for index in range(len(tensors))]
-    owners = {id(tensor): place for tensor, place in zip(tensors, places, strict=True)}
-    for node in list(graph.graph.nodes):
-        if node.op == "get_attr" and id(getattr(graph, node.target, None)) in owners:
-            node.replace_all_uses_with(owners[id(getattr(graph, node.target))])
-            graph.graph.erase_node(node)
-    graph.recompile()
-    return graph
+        raise CaptureError(f"the function cannot be captured as a graph ({_reason(error)})") from error
+    return _with_arguments(graph, tensors)
 
 
 def compare(function: TensorFunction, graph: TensorFunction, arguments: Sequence[Tensor], rtol: float | None) -> None:
@@ -207,6 +252,17 @@ def compare(function: TensorFunction, graph: TensorFunction, arguments: Sequence
                 f"output {index} of the graph differs from the function's: something other than the arguments changes "
                 "between calls (random subsets, counters, branches on values)"
             )
+
+
+def _reason(error: Exception) -> str:
+    """First line of an error; for a value that is read while tracing, where that happens."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "tracing tensor" not in first:
+        return first
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if not {"torch", "pyro"} & set(Path(frame.filename).parts)]
+    line = f" at {Path(ours[-1].filename).name}:{ours[-1].lineno}, {ours[-1].line!r}" if ours else ""
+    return f"it reads a value out of a tensor, as a branch or .item() does{line}"
 
 
 def _flat(value: Any) -> list[Tensor]:

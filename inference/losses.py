@@ -234,7 +234,7 @@ class Sleep:
     ) -> None:
         self._problem, self._plates = problem, set(plates)
         self._names = problem.names("observed")
-        with isolated(seed=0), torch.no_grad(), whole(problem):
+        with isolated(seed=0), torch.no_grad(), whole(problem)():
             trace: Any = poutine.trace(problem.model).get_trace(*problem.args, **problem.kwargs)
         factors = [site["name"] for site in _sites(trace) if isinstance(site["fn"], Unit)]
         if factors:
@@ -322,7 +322,7 @@ class Memory:
 
     def _make(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Room for the values of all data."""
-        with whole(self._problem):
+        with whole(self._problem)():
             draw = _draw(guide, args, kwargs)
             trace = _scored(model, draw, args, kwargs)
         size = _by_datum(trace, _shared(trace, draw))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pyro
@@ -101,7 +102,7 @@ class Minibatches:
         """
         if not self.sizes:
             return
-        first, again = (_observed(problem, program, whole(problem)) for _ in range(2))
+        first, again = (_observed(problem, program, whole(problem)()) for _ in range(2))
         indices = self.at(0)
         found = _observed(problem, program, subsampled(indices))
         for plate, (_, size) in self.sizes.items():
@@ -149,12 +150,10 @@ def subsampled(indices: Mapping[str, Tensor]) -> Iterator[None]:
         SubsampleMessenger._subsample = staticmethod(outer)  # type: ignore[method-assign]
 
 
-def whole(problem: Problem) -> contextlib.AbstractContextManager[None]:
-    """Block in which the batch plates of a problem hold all their rows, even where it says ``subsample_size``."""
-    if not problem.batch_plates:
-        return contextlib.nullcontext()
-    sizes = plate_sizes(problem)
-    return subsampled({name: torch.arange(sizes[name]) for name in problem.batch_plates if name in sizes})
+def whole(problem: Problem) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Makes blocks in which a problem's batch plates hold all their rows, even where it says ``subsample_size``."""
+    sizes = plate_sizes(problem) if problem.batch_plates else {}
+    return partial(subsampled, {name: torch.arange(sizes[name]) for name in problem.batch_plates if name in sizes})
 
 
 def plate_sizes(problem: Problem) -> dict[str, int]:

@@ -14,15 +14,16 @@ from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 
+from probmodels.inference.draws import map_draws
 from probmodels.inference.minibatch import whole
 from probmodels.inference.ops import fingerprint, is_generated, isolated
-from probmodels.inference.predictive import log_joint
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.result import ResultError
 
 __all__ = ["Programs", "cast", "fitted", "opened", "sample_guide"]
 
 Program = Callable[..., Any]
+_WEIGHT = "log p - log q"
 
 
 class Programs:
@@ -194,17 +195,20 @@ def sample_guide(
     kinds = ("latent", "generated", "deterministic") + (("observed",) if predict else ())
     names = problem.names(*kinds)
     program = poutine.uncondition(model) if predict else model
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    log_weight = np.empty((1, num_samples))
-    with torch.no_grad(), pyro.validation_enabled(False), whole(problem):
-        for draw in range(num_samples):
+    store = pyro.get_param_store()
+    parameters, all_rows = store.get_state(), whole(problem)
+
+    def draw(_: dict[str, Tensor]) -> dict[str, Tensor]:
+        with store.scope(parameters), all_rows():
             guide_trace = poutine.trace(guide).get_trace(*problem.args, **problem.kwargs)
             replayed = poutine.replay(program, trace=guide_trace)
             trace: Any = poutine.trace(replayed).get_trace(*problem.args, **problem.kwargs)
-            log_weight[0, draw] = log_joint(trace) - log_joint(guide_trace)
-            for name in names:
-                rows[name].append(trace.nodes[name]["value"].detach().cpu().numpy())
-    return {name: np.stack(values)[None] for name, values in rows.items()}, log_weight
+        values = {name: trace.nodes[name]["value"] for name in names}
+        return {**values, _WEIGHT: _log_joint(trace) - _log_joint(guide_trace)}
+
+    seed = int(torch.randint(2**31, ()))
+    draws = map_draws(draw, {}, (1, num_samples), label=f"{problem.name}: draws of the guide", seed=seed)
+    return draws, draws.pop(_WEIGHT).astype(np.float64)
 
 
 def cast(problem: Problem, dtype: torch.dtype) -> Problem:
@@ -228,6 +232,11 @@ def identity(problem: Problem) -> dict[str, Any]:
         "args": fingerprint(problem.args),
         "kwargs": fingerprint(problem.kwargs),
     }
+
+
+def _log_joint(trace: Any) -> Tensor:
+    """Log density of a trace without its generated sites."""
+    return torch.as_tensor(trace.log_prob_sum(site_filter=lambda name, site: not is_generated(site)))
 
 
 def _outline(trace: Any) -> dict[str, tuple[int, ...]]:
