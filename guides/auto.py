@@ -55,6 +55,7 @@ from torch.distributions import register_kl
 
 from probmodels.guides.families import GUIDES, LaplaceMap, Map, PointMap
 from probmodels.guides.layout import Group, Place, Plate, choose, hint, make_groups, move, read_places
+from probmodels.inference.minibatch import whole
 from probmodels.inference.ops import isolated
 from probmodels.inference.potential import Potential
 from probmodels.inference.problem import Problem, ProblemError
@@ -148,6 +149,7 @@ class FlatGuide(PyroModule):
         super().__init__("guide")
         self._jacobian = family is not PointMap
         self._places, self._groups = tuple(places), make_groups(places, split)
+        self._dtypes = {place.name: place.dtype for place in places}
         self._plates = {plate.name: plate for place in places for plate in place.plates}
         self._enclosing = [[i for i, other in enumerate(self._groups) if other.within(g)] for g in self._groups]
         sizes = [group.parts[-1].stop for group in self._groups]
@@ -166,7 +168,8 @@ class FlatGuide(PyroModule):
         for index, group in enumerate(self._groups):
             z = self._draw(index, group, plates, noises)
             for part in group.parts:
-                unconstrained[part.place.name] = choose(part.read(z), part.plates, plates, part.place)
+                value = choose(part.read(z), part.plates, plates, part.place)
+                unconstrained[part.place.name] = value.to(self._dtypes[part.place.name])
         values: dict[str, Tensor] = {}
         with ExitStack() as stack:
             entered: tuple[Plate, ...] = ()
@@ -222,23 +225,25 @@ class FlatGuide(PyroModule):
             return pyro.sample(f"_vector_{group.label}", _Placed(z, density, event_dim=1), infer=helper)
 
     def _place(self, place: Place, unconstrained: Tensor) -> _Placed:
-        value = place.bijection(unconstrained)
+        bijection = place.bijection
+        value = bijection(unconstrained)
         if not self._jacobian:
             return _Placed(value, event_dim=place.event_dim)
-        log_volume = place.bijection.log_abs_det_jacobian(unconstrained, value)
+        log_volume = bijection.log_abs_det_jacobian(unconstrained, value)
         num_batch = value.dim() - place.event_dim
         return _Placed(value, -sum_rightmost(log_volume, log_volume.dim() - num_batch), event_dim=place.event_dim)
 
     def _apply(self, fn: Any, recurse: bool = True) -> FlatGuide:
         for place in self._places:
-            move(place.bijection, fn)
+            move(place.support, fn)
+            self._dtypes[place.name] = fn(torch.empty(0, dtype=self._dtypes[place.name])).dtype
         return super()._apply(fn, recurse)
 
 
 def _inverse_root(problem: Problem, loc: Tensor) -> Tensor:
     """Lower triangular root of the inverse Hessian of the potential at ``loc`` (size,)."""
-    potential = Potential(replace(problem, reparam={}))
-    with torch.enable_grad(), pyro.validation_enabled(False):
+    with torch.enable_grad(), pyro.validation_enabled(False), whole(problem)():
+        potential = Potential(replace(problem, reparam={}))
         z = loc.to(potential.like).requires_grad_(True)
         (gradient,) = torch.autograd.grad(-potential.log_density(z), z, create_graph=True)
         rows = [torch.autograd.grad(entry, z, retain_graph=True)[0] for entry in gradient]

@@ -61,13 +61,12 @@ class DiagonalMap(Map):
 
     def forward(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         scale = pick(self.scale)
-        return pick(self.loc) + scale * self.mix(noise, pick, enclosing), self._log_volume(noise, scale)
+        mixed, log_volume = self.mix(noise, pick, enclosing)
+        return pick(self.loc) + scale * mixed, scale.log().sum(-1) + log_volume
 
-    def mix(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> Tensor:
-        return noise
-
-    def _log_volume(self, noise: Tensor, scale: Tensor) -> Tensor:
-        return scale.log().sum(-1)
+    def mix(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> tuple[Tensor, Any]:
+        """Noise with correlated entries, before it is scaled, and the log volume change."""
+        return noise, 0.0
 
 
 class LowRankMap(DiagonalMap):
@@ -81,12 +80,10 @@ class LowRankMap(DiagonalMap):
         self.left = nn.Parameter(torch.randn(size, rank, dtype=torch.float64).to(start) / math.sqrt(size))
         self.right = nn.Parameter(torch.zeros_like(self.left))
 
-    def mix(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> Tensor:
-        return noise + (noise @ self.right) @ self.left.mT
-
-    def _log_volume(self, noise: Tensor, scale: Tensor) -> Tensor:
-        eye = torch.eye(self.left.shape[-1], dtype=scale.dtype, device=scale.device)
-        return scale.log().sum(-1) + torch.linalg.slogdet(eye + self.right.mT @ self.left)[1]
+    def mix(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> tuple[Tensor, Any]:
+        eye = torch.eye(self.left.shape[-1], dtype=noise.dtype, device=noise.device)
+        mixed = noise + (noise @ self.right) @ self.left.mT
+        return mixed, torch.linalg.slogdet(eye + self.right.mT @ self.left)[1]
 
 
 class DenseMap(DiagonalMap):
@@ -94,16 +91,15 @@ class DenseMap(DiagonalMap):
 
     def __init__(self, start: Tensor, scale: float, enclosing: Sequence[int]) -> None:
         super().__init__(start, scale, enclosing)
-        size = start.shape[-1]
-        self.lower = nn.Parameter(start.new_zeros(*start.shape, size))
+        self.lower = nn.Parameter(start.new_zeros(*start.shape, start.shape[-1]))
         for index, count in enumerate(enclosing):
             setattr(self, f"slope_{index}", nn.Parameter(start.new_zeros(*start.shape, count)))
 
-    def mix(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> Tensor:
+    def mix(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> tuple[Tensor, Any]:
         mixed = noise + _times(pick(self.lower).tril(-1), noise)
         for index, outer in enumerate(enclosing):
             mixed = mixed + _times(pick(getattr(self, f"slope_{index}")), outer)
-        return mixed
+        return mixed, 0.0
 
 
 class StructuredMap(DenseMap):

@@ -15,8 +15,10 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 
+import probmodels.inference.bijections  # noqa: F401 -- maps to positive definite matrices
+from probmodels.inference.minibatch import whole
 from probmodels.inference.ops import is_generated, isolated
 from probmodels.inference.potential import Potential
 from probmodels.inference.problem import Problem, ProblemError
@@ -39,15 +41,20 @@ class Plate:
 
 @dataclass(frozen=True)
 class Place:
-    """A latent site: its bijection, its plates, and its shape (*batch, *event) in unconstrained space."""
+    """A latent site: its support, its plates, and its shape (*batch, *event) in unconstrained space."""
 
     name: str
-    bijection: Any
+    support: Any
     plates: tuple[Plate, ...]
     shape: tuple[int, ...]
     num_batch: int
     event_dim: int  # of the site's value, which may have more event axes than its unconstrained image
     dtype: torch.dtype
+
+    @property
+    def bijection(self) -> Any:
+        """From unconstrained space to the support; made anew, since not every transform survives being copied."""
+        return biject_to(self.support)
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Part:
         order = [self.axes.index(axis) for axis in range(len(self.axes))]
         if order != sorted(order):
             value = value.permute(*range(len(lead)), *(len(lead) + axis for axis in order))
-        return value.to(self.place.dtype)
+        return value
 
 
 @dataclass(frozen=True)
@@ -130,17 +137,19 @@ def read_places(problem: Problem, init: Mapping[str, Any]) -> tuple[list[Place],
         if name not in names:
             raise ProblemError(f"{problem.name}: init names {name!r}, which is no latent site{hint(name, names)}")
     with isolated(seed=0), torch.no_grad(), pyro.validation_enabled(False):
-        potential = Potential(replace(problem, reparam={}))  # refuses models whose sites change between runs
-        prior: Any = _trace(problem, problem.model)
-        bijections = {name: _bijection(problem, name, prior.nodes[name]) for name in names}
-        given = {name: _as_value(problem, name, init[name], prior.nodes[name]["value"]) for name in init}
-        middle: Any = _trace(problem, _AtMedian(given)(problem.model))
-        medians = {name: bijections[name].inv(middle.nodes[name]["value"]) for name in names}
-        for name in names:
-            other = _bijection(problem, name, middle.nodes[name])
-            _check_static(problem, name, bijections[name], other, torch.zeros_like(medians[name]))
-        start = _find_start(problem, potential, medians, set(given))
-        places = [_make_place(problem, name, bijections[name], middle) for name in names]
+        subsamples = _subsamples(problem)
+        with whole(problem)():
+            potential = Potential(replace(problem, reparam={}))  # refuses models whose sites change between runs
+            prior: Any = _trace(problem, problem.model)
+            bijections = {name: _bijection(problem, name, prior.nodes[name]) for name in names}
+            given = {name: _as_value(problem, name, init[name], prior.nodes[name]["value"]) for name in init}
+            middle: Any = _trace(problem, _AtMedian(given)(problem.model))
+            medians = {name: bijections[name].inv(middle.nodes[name]["value"]) for name in names}
+            for name in names:
+                other = _bijection(problem, name, middle.nodes[name])
+                _check_static(problem, name, bijections[name], other, torch.zeros_like(medians[name]))
+            start = _find_start(problem, potential, medians, set(given))
+        places = [_make_place(problem, name, medians[name], middle.nodes[name], subsamples) for name in names]
         return places, {place.name: _complete(start[place.name], place) for place in places}
 
 
@@ -217,12 +226,21 @@ def _find_start(
     )
 
 
-def _make_place(problem: Problem, name: str, bijection: Any, trace: Any) -> Place:
-    node = trace.nodes[name]
-    event_dim = node["fn"].event_dim
-    num_batch = node["value"].dim() - event_dim
-    unconstrained = bijection.inv(node["value"])
-    shape = list(unconstrained.shape)
+def _subsamples(problem: Problem) -> dict[str, tuple[int, bool]]:
+    """Plates that the model itself subsamples: how many elements it takes, and whether it says which."""
+    nodes: Any = _trace(problem, problem.model).nodes
+    return {
+        name: (len(node["value"]), node["fn"].subsample_size is None)
+        for name, node in nodes.items()
+        if isinstance(node.get("fn"), _Subsample) and len(node["value"]) < node["fn"].size
+    }
+
+
+def _make_place(
+    problem: Problem, name: str, like: Tensor, node: Any, subsamples: Mapping[str, tuple[int, bool]]
+) -> Place:
+    support = node["fn"].support
+    shape, num_batch = list(like.shape), node["value"].dim() - node["fn"].event_dim
     plates = []
     for frame in reversed(node["cond_indep_stack"]):
         if not frame.vectorized:
@@ -230,18 +248,23 @@ def _make_place(problem: Problem, name: str, bijection: Any, trace: Any) -> Plac
                 f"{problem.name}: site {name!r} lies in the sequential plate {frame.name!r}; automatic guides need "
                 "vectorised plates: 'with pyro.plate(...)' in place of 'for ... in pyro.plate(...)'"
             )
-        full = frame.full_size or frame.size
-        subsample_size = None if frame.size == full else frame.size
-        sampler = trace.nodes.get(frame.name)
-        if subsample_size is not None and sampler is not None and sampler["fn"].subsample_size is None:
+        size = frame.full_size or frame.size
+        taken, chosen = subsamples.get(frame.name, (None, False))
+        if chosen:
             raise ProblemError(
                 f"{problem.name}: plate {frame.name!r} around the latent site {name!r} is given its subsample, which a "
-                f"guide cannot know; make it pyro.plate({frame.name!r}, {full}) and let the engine subsample it: "
+                f"guide cannot know; make it pyro.plate({frame.name!r}, {size}) and let the engine subsample it: "
                 f"batch_plates=({frame.name!r},)"
             )
-        shape[num_batch + frame.dim] = full
-        plates.append(Plate(frame.name, full, subsample_size, frame.dim))
-    return Place(name, bijection, tuple(plates), tuple(shape), num_batch, event_dim, unconstrained.dtype)
+        batched = taken is not None or frame.name in problem.batch_plates
+        if batched and any(tensor.numel() > 1 for _, _, tensor in _tensors(support)):
+            raise ProblemError(
+                f"{problem.name}: the support of site {name!r} differs between the elements of plate {frame.name!r}, "
+                "which is subsampled; let the site have one support, and scale the value with pyro.deterministic"
+            )
+        shape[num_batch + frame.dim] = size
+        plates.append(Plate(frame.name, size, taken, frame.dim))
+    return Place(name, support, tuple(plates), tuple(shape), num_batch, node["fn"].event_dim, like.dtype)
 
 
 def _complete(start: Tensor, place: Place) -> Tensor:
@@ -291,13 +314,19 @@ def hint(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
-def move(transform: Any, fn: Callable[[Tensor], Tensor]) -> None:
-    """Move the tensors that a bijection holds, as the ends of an interval."""
-    for name, value in list(vars(transform).items()):
+def move(support: Any, fn: Callable[[Tensor], Tensor]) -> None:
+    """Apply a function to the tensors that a support holds, as the ends of an interval."""
+    for owner, name, value in _tensors(support):
+        setattr(owner, name, fn(value))
+
+
+def _tensors(support: Any) -> list[tuple[Any, str, Tensor]]:
+    """Tensors of a support with the constraint and the attribute that hold them."""
+    found = []
+    for name, value in getattr(support, "__dict__", {}).items():
         if isinstance(value, Tensor):
-            setattr(transform, name, fn(value))
-        elif isinstance(value, torch.distributions.Transform):
-            move(value, fn)
-        elif isinstance(value, list):
-            for item in value:
-                move(item, fn)
+            found.append((support, name, value))
+        for inner in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(inner, constraints.Constraint):
+                found += _tensors(inner)
+    return found
