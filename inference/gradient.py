@@ -132,7 +132,7 @@ class Gradient:
         if hasattr(self.stage.objective, "loss_and_grads"):
             raise CaptureError(f"{type(self.stage.objective).__name__} computes its gradient by methods of its own")
         if not self.stage.static:
-            raise CaptureError(f"{self.stage.label} may depend on more than parameters and data")
+            raise CaptureError("its objective may depend on more than parameters and data")
         params = self.programs.params()
         before = {name: value.clone() for name, value in self.programs.buffers().items()}
         _, gradients = self._evaluate(*examples[0])
@@ -156,14 +156,6 @@ class Gradient:
         kept = [leaf.detach().clone() for leaf in self._leaves]
         arguments = [(*kept, *_inputs(*example)) for example in examples]
         graph = capture(lift(function, self._leaves, *arguments[0][len(kept) :]), *arguments[0])
-        unused = [node.name for node in graph.graph.nodes if node.op == "placeholder" and not node.users]
-        places = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
-        for key, place in zip(keys, places[len(kept) :], strict=False):
-            if place in unused:
-                raise ProblemError(
-                    f"{self.programs.problem.name}: neither model nor guide uses the rows that plate {key!r} chooses; "
-                    f"take the data with what the plate gives: 'with pyro.plate({key!r}, n) as i:' and 'data[i]'"
-                )
         state = torch.get_rng_state()
         try:
             for index, example in enumerate(arguments):

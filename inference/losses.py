@@ -214,6 +214,8 @@ class Sleep:
         ``(args, kwargs, dreams) -> (args, kwargs)``. None where every site's data is an argument as it stands.
     plates
         Plates of which a step sees some rows: there dreams take the place of those rows.
+    num_particles
+        Dreams of each step.
 
     Raises
     ------
@@ -231,8 +233,9 @@ class Sleep:
         problem: Problem,
         observed_args: Mapping[str, int | str] | Callable[..., Any] | None = None,
         plates: Collection[str] = (),
+        num_particles: int = 1,
     ) -> None:
-        self._problem, self._plates = problem, set(plates)
+        self._problem, self._plates, self._count = problem, set(plates), num_particles
         self._names = problem.names("observed")
         with isolated(seed=0), torch.no_grad(), whole(problem)():
             trace: Any = poutine.trace(problem.model).get_trace(*problem.args, **problem.kwargs)
@@ -248,12 +251,15 @@ class Sleep:
         self._places = {} if callable(observed_args) else _arguments(problem, values, observed_args or {})
 
     def __call__(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        with torch.no_grad():
-            dream: Any = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
-            args, kwargs = self._inserted(dream, args, kwargs)
-        trace = _scored(guide, dream, args, kwargs)
-        _refuse_auxiliary(self._problem, trace, dream)
-        return -trace.log_prob_sum()
+        total: Any = 0.0
+        for _ in range(self._count):
+            with torch.no_grad():
+                dream: Any = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
+                dreamed, dreamed_kwargs = self._inserted(dream, args, kwargs)
+            trace = _scored(guide, dream, dreamed, dreamed_kwargs)
+            _refuse_auxiliary(self._problem, trace, dream)
+            total = total - trace.log_prob_sum() / self._count
+        return total
 
     def _inserted(self, dream: Any, args: Any, kwargs: Any) -> Any:
         """Arguments with dreams in the place of data."""
