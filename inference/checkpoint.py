@@ -127,22 +127,27 @@ class ChainStore:
                 file.unlink()
         return None if found is None else (found[0], int(found[1]["step"]))
 
-    def append(self, draw: Mapping[str, Tensor], stats: Mapping[str, float]) -> None:
+    def append(self, draw: Mapping[str, Tensor], stats: Mapping[str, Any]) -> None:
         """Keep one draw in memory until the next commit."""
         row = {f"draw/{name}": value.detach().cpu().clone() for name, value in draw.items()}
-        row |= {f"stat/{name}": torch.tensor(float(value), dtype=torch.float64) for name, value in stats.items()}
+        row |= {f"stat/{name}": torch.as_tensor(value, dtype=torch.float64).clone() for name, value in stats.items()}
         self._pending.append(row)
         self.pending_bytes += sum(value.nbytes for value in row.values())
 
-    def commit(self, iteration: int, state: Mapping[str, Any]) -> None:
-        """Write pending draws and the state that continues after them."""
+    def commit(self, iteration: int, state: Mapping[str, Any], attrs: Mapping[str, Any] | None = None) -> None:
+        """Write pending draws, the state that continues after them, and what is to be known about the draws."""
         if self._pending:
             file = self._folder / f"draws-{self.num_draws:09d}.safetensors"
             stacked = {name: torch.stack([row[name] for row in self._pending]) for name in self._pending[0]}
             digest = _save_tensors(file, stacked)
             self._chunks.append({"file": file.name, "draws": len(self._pending), "sha256": digest})
             self._pending, self.pending_bytes = [], 0
-        write_state(self._folder, iteration, state, {"chunks": self._chunks})
+        write_state(self._folder, iteration, state, {"chunks": self._chunks, "attrs": dict(attrs or {})})
+
+    def attrs(self) -> dict[str, Any]:
+        """What the last commit said about the draws."""
+        found = read_state(self._folder)
+        return {} if found is None else dict(found[1].get("attrs", {}))
 
     def read(self, num_draws: int) -> dict[str, Tensor]:
         """The first ``num_draws`` draws as tensors (draw, ...), keys ``draw/<site>`` and ``stat/<name>``."""

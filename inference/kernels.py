@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import NUTS
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
-from pyro.ops.integrator import potential_grad
 from torch import Tensor
-from torch.distributions import biject_to
 
-from probmodels.inference.ops import FixGenerated
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.pathfinder import find_paths
+from probmodels.inference.potential import Potential
+from probmodels.inference.problem import Problem
 
 __all__ = ["Kernel", "NUTSKernel"]
 
@@ -36,9 +33,20 @@ class Kernel(MCMCKernel):
     ----------
     dims
         Axis names of exported variables that are no sites of the model.
+    vectorized
+        Whether the kernel moves all chains at once: it is then made with ``num_chains``, its parameters are one tensor
+        ``z`` (chain, size) in the unconstrained space of `Potential`, and its statistics are by chain.
+    inits
+        Names of the ways to choose starts that the kernel knows, the default first; empty where it starts its own way.
+    init
+        Set before ``setup``: one of ``inits``, values of the latent sites (a leading axis for chains where
+        ``vectorized``), or None for the default.
     """
 
     dims: Mapping[str, Sequence[str]] = MappingProxyType({})
+    vectorized = False
+    inits: Sequence[str] = ()
+    init: str | Params | None = None
 
     @classmethod
     def prepare(cls) -> None:
@@ -60,8 +68,12 @@ class Kernel(MCMCKernel):
         """Sites of the model, in their own space, from what ``sample`` returned."""
         return params
 
-    def sample_stats(self) -> dict[str, float]:
+    def sample_stats(self) -> dict[str, Any]:
         """Statistics of the latest draw: ``lp``, ``acceptance_rate`` and the like; the same keys every time."""
+        return {}
+
+    def attrs(self) -> dict[str, Any]:
+        """What is to be known about the draws as a whole, JSON-ready; kept with ``sample_stats``."""
         return {}
 
 
@@ -82,11 +94,10 @@ class _RecordingNUTS(NUTS):
 
 
 class NUTSKernel(Kernel):
-    """Pyro's No-U-Turn sampler on the log density of a problem.
+    """Pyro's No-U-Turn sampler on the `Potential` of a problem.
 
-    Generated sites are hidden and ``problem.reparam`` is applied, so that every remaining site must be continuous
-    and have a map to unconstrained space. ``sample`` moves one flat unconstrained vector ``z``; ``export`` returns
-    the sites of the model, reparametrised and deterministic ones recomputed.
+    ``sample`` moves one flat unconstrained vector ``z``; ``export`` returns the sites of the model, reparametrised and
+    deterministic ones recomputed. The potential runs as a captured graph where the model has one.
 
     Parameters
     ----------
@@ -100,16 +111,20 @@ class NUTSKernel(Kernel):
         Dense instead of diagonal mass matrix.
     init_radius
         Chains start uniformly in ``[-init_radius, init_radius]`` in unconstrained space.
+    compiler
+        ``"graph"`` for a captured graph, ``"inductor"`` for machine code, ``"eager"`` for Pyro itself.
 
     Raises
     ------
     ProblemError
-        If a site is discrete or its support has no map to unconstrained space, or no finite start is found.
+        If the model cannot be sampled by gradients (see `Potential`), or no finite start is found.
 
     References
     ----------
     Hoffman, M. D. and Gelman, A. (2014). The No-U-Turn sampler. JMLR 15.
     """
+
+    inits = ("uniform", "prior", "pathfinder")
 
     def __init__(
         self,
@@ -119,27 +134,23 @@ class NUTSKernel(Kernel):
         max_tree_depth: int = 10,
         full_mass: bool = False,
         init_radius: float = 2.0,
+        compiler: str = "graph",
     ) -> None:
         super().__init__()
-        discrete = [site.name for site in problem.sites.values() if site.discrete]
-        if discrete:
-            raise ProblemError(f"{problem.name}: NUTS cannot move discrete sites {discrete}; sum them out of the model")
-        self._problem = problem
-        self._model = poutine.reparam(FixGenerated()(problem.model), dict(problem.reparam))
-        self._exported = set(problem.names("latent", "deterministic"))
-        self._init_radius = init_radius
+        self._problem, self._init_radius = problem, init_radius
+        self._potential = Potential(problem)
+        self._compiler = compiler
+        self._options = {"target_accept_prob": target_accept_prob, "max_tree_depth": max_tree_depth}
         self._nuts: Any = _RecordingNUTS(
-            potential_fn=self._potential,
+            potential_fn=self._energy_at,
             target_accept_prob=target_accept_prob,
             max_tree_depth=max_tree_depth,
             full_mass=full_mass,
         )
-        self._layout: OrderedDict[str, tuple[Any, torch.Size]] = OrderedDict()
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        """Read the sites, find a start of finite density and a first step size."""
-        self._args, self._kwargs = args, kwargs
-        self._layout = self._read_layout()
+        """Capture the potential, find a start of finite density and a first step size."""
+        self._evaluate = self._potential.fastest(self._compiler)
         self._nuts.initial_params = {"z": self._find_start()}
         self._nuts.setup(warmup_steps)
 
@@ -158,12 +169,13 @@ class NUTSKernel(Kernel):
 
     def export(self, params: Params) -> Params:
         """Values of the model's latent and deterministic sites at ``z``."""
-        values = self._constrain(params["z"])[0]
-        with torch.no_grad():
-            nodes = self._run(values).nodes
-        return {name: nodes[name]["value"] for name in nodes if name in self._exported}
+        return self._potential.export(params["z"])
 
-    def sample_stats(self) -> dict[str, float]:
+    def attrs(self) -> dict[str, Any]:
+        """Target acceptance and largest tree depth."""
+        return dict(self._options)
+
+    def sample_stats(self) -> dict[str, Any]:
         """Log density in unconstrained space, energy, acceptance, step size, trajectory length and divergence."""
         nuts = self._nuts
         return {
@@ -231,55 +243,34 @@ class NUTSKernel(Kernel):
                 name = key.removeprefix("averaging_")
                 setattr(averaging, name, int(value) if name == "_t" else value)
 
-    def _run(self, values: Params) -> Any:
-        return poutine.trace(poutine.condition(self._model, values)).get_trace(*self._args, **self._kwargs)
-
-    def _read_layout(self) -> OrderedDict[str, tuple[Any, torch.Size]]:
-        """Bijection and unconstrained shape of every latent site of the reparametrised model."""
-        layout: OrderedDict[str, tuple[Any, torch.Size]] = OrderedDict()
-        self._like = torch.empty(0, dtype=torch.float16)  # grows to the widest type among the sites
-        with torch.no_grad():
-            trace: Any = poutine.trace(self._model).get_trace(*self._args, **self._kwargs)
-            for name in trace.stochastic_nodes:
-                node = trace.nodes[name]
-                if type(node["fn"]).__name__ == "_Subsample":
-                    continue
-                try:
-                    bijection = biject_to(node["fn"].support)
-                except NotImplementedError as error:
-                    raise ProblemError(
-                        f"{self._problem.name}: site {name!r} has support {node['fn'].support}, which has no map to "
-                        f"unconstrained space; give the problem reparam={{{name!r}: ...}} or a kernel of its own"
-                    ) from error
-                unconstrained = bijection.inv(node["value"])
-                layout[name] = (bijection, unconstrained.shape)
-                self._like = unconstrained.new_empty(0).to(torch.promote_types(self._like.dtype, unconstrained.dtype))
-        if not layout:
-            raise ProblemError(f"{self._problem.name}: the model has no latent site to sample")
-        return layout
+    def _energy_at(self, params: Params) -> Tensor:
+        return cast("Tensor", _WithGradient.apply(params["z"], self._evaluate))
 
     def _find_start(self, tries: int = 100) -> Tensor:
-        size = sum(shape.numel() for _, shape in self._layout.values())
-        for _ in range(tries):
-            z = (2 * torch.rand(size, dtype=torch.float64) - 1).to(self._like) * self._init_radius
-            gradient, potential = potential_grad(self._potential, {"z": z})
-            if torch.isfinite(potential) and torch.isfinite(gradient["z"]).all():
-                return z
-        raise ProblemError(
-            f"{self._problem.name}: none of {tries} starts within {self._init_radius} of the origin of unconstrained "
-            "space has a finite log density and gradient; check the data, or pass a smaller init_radius"
-        )
+        potential = self._potential
+        if isinstance(self.init, Mapping):
+            return potential.from_draw(self.init)
+        if self.init == "prior":
+            return potential.find_start(self._evaluate, potential.from_prior, tries)
+        z = potential.find_start(self._evaluate, lambda: potential.uniform(self._init_radius), tries)
+        if self.init == "pathfinder":
+            with torch.no_grad():
+                paths = find_paths(lambda rows: tuple(x[None] for x in self._evaluate(rows[0])), z[None])
+            z = paths.starts[0]
+        return z
 
-    def _constrain(self, z: Tensor) -> tuple[Params, Tensor]:
-        """Values of the sites at ``z`` (size,), and the log volume change of the map."""
-        values, log_volume, start = {}, z.new_zeros(()), 0
-        for name, (bijection, shape) in self._layout.items():
-            part = z[start : start + shape.numel()].reshape(shape)
-            values[name] = bijection(part)
-            log_volume = log_volume + bijection.log_abs_det_jacobian(part, values[name]).sum()
-            start += shape.numel()
-        return values, log_volume
 
-    def _potential(self, params: Params) -> Tensor:
-        values, log_volume = self._constrain(params["z"])
-        return -(self._run(values).log_prob_sum() + log_volume)
+class _WithGradient(torch.autograd.Function):
+    """A scalar function whose gradient comes with its value."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, evaluate: Any) -> Tensor:
+        with torch.no_grad():
+            value, gradient = evaluate(z)
+        ctx.save_for_backward(gradient)
+        return cast("Tensor", value)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return outputs[0] * gradient, None

@@ -1,85 +1,75 @@
-"""Markov chain Monte Carlo: chains in processes of our own, streamed draws, checkpoints and resume.
+"""Markov chain Monte Carlo: chains at once or in processes of our own, streamed draws, checkpoints and resume.
 
-Draws depend on the problem, the kernel, ``seed``, ``warmup_steps`` and ``thin`` alone: every chain has its own
-random-number streams, so that the number of workers, the chain method and interruptions change nothing.
+Draws depend on the problem, the kernel, ``seed``, ``warmup_steps`` and ``thin`` alone: chains in processes have
+random-number streams of their own, so that the number of workers and interruptions change nothing. Vectorised chains
+adapt together and share a stream, so that their draws depend on ``num_chains`` as well.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
+import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 import xarray as xr
-from tqdm.auto import tqdm
 
+from probmodels.inference.capture import CaptureError
+from probmodels.inference.chains import (
+    ChainError,
+    ChainPlan,
+    KernelFactory,
+    Watch,
+    bare,
+    kernel_name,
+    run_in_turn,
+)
 from probmodels.inference.checkpoint import ChainStore, open_checkpoint
+from probmodels.inference.ensemble import ChEESKernel
 from probmodels.inference.kernels import Kernel, NUTSKernel
 from probmodels.inference.ops import (
-    Interrupts,
-    chain_seed,
     fingerprint,
-    isolated,
-    part,
-    restore_rng,
-    rng_tensors,
-    single_thread,
 )
+from probmodels.inference.potential import Potential
 from probmodels.inference.predictive import complete
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.result import Result, build_tree, to_dataset
 
-__all__ = ["ChainError", "ChainPlan", "KernelFactory", "run_chain", "run_mcmc"]
+__all__ = ["CHAIN_METHODS", "ChainError", "picklable", "run_mcmc"]
 
-KernelFactory = Callable[[Problem], Kernel]
-# Reports (iteration, text for the progress bar) and learns whether the chain shall stop.
-Reporter = Callable[[int, str], bool]
+_log = logging.getLogger(__name__)
 
-_KERNEL_STREAM = 0
-_FLUSH_BYTES = 64 * 2**20
-_REPORT_SECONDS = 0.2
-
-
-class ChainError(RuntimeError):
-    """A chain that failed: which one and how."""
-
-
-@dataclass(frozen=True)
-class ChainPlan:
-    """What one chain has to do."""
-
-    chain: int
-    folder: str
-    num_samples: int
-    warmup_steps: int
-    thin: int
-    seed: int
-    checkpoint_every: float
-    dtype: torch.dtype
-
-    @property
-    def num_sweeps(self) -> int:
-        """Sweeps of the whole chain, warm-up included."""
-        return self.warmup_steps + self.num_samples * self.thin
+CHAIN_METHODS = ("vectorized", "process", "sequential")
+_KERNELS: dict[str, type[Kernel]] = {"chees": ChEESKernel, "nuts": NUTSKernel}
+# Chains, draws and warm-up where the caller names none: vectorised chains are many and cheap.
+_DEFAULTS = {
+    True: {"num_chains": 32, "num_samples": 250, "warmup_steps": 300},
+    False: {"num_chains": 4, "num_samples": 1000, "warmup_steps": 1000},
+}
+_START_STREAM = 3
 
 
 def run_mcmc(
     problem: Problem,
     *,
     kernel: str | KernelFactory | None = None,
-    num_samples: int = 1000,
-    warmup_steps: int = 1000,
-    num_chains: int = 4,
+    kernel_options: Mapping[str, Any] | None = None,
+    num_samples: int | None = None,
+    warmup_steps: int | None = None,
+    num_chains: int | None = None,
     thin: int = 1,
-    chain_method: str = "process",
+    chain_method: str | None = None,
+    init: str | Result | xr.Dataset | None = None,
     num_workers: int | None = None,
+    client: Any = None,
     seed: int = 0,
     progress: bool = True,
     checkpoint: str | Path | None = None,
@@ -93,26 +83,39 @@ def run_mcmc(
     problem
         What to infer.
     kernel
-        ``"nuts"``, a function from problem to `Kernel`, or None for the problem's own kernel, else NUTS.
+        ``"chees"``, ``"nuts"``, a function from problem to `Kernel`, or None for the problem's own kernel, else
+        ChEES-HMC, with NUTS as fallback for models that have no static graph; the reason is logged and kept in the
+        result.
+    kernel_options
+        Keyword arguments of the kernel, such as ``target_accept_prob``.
     num_samples
-        Draws kept per chain.
+        Draws kept per chain; None for 250 with vectorised chains, else 1000.
     warmup_steps
-        Sweeps before the first draw, left out of the result.
+        Sweeps before the first draw, left out of the result; None for 300 with vectorised chains, else 1000.
     num_chains
-        Number of chains.
+        Number of chains; None for 32 vectorised ones, else 4.
     thin
         Sweeps per draw kept.
     chain_method
-        ``"process"``: chains run in parallel processes; ``"sequential"``: one after the other in this process.
+        ``"vectorized"``: all chains at once in this process; ``"process"``: chains in parallel processes;
+        ``"sequential"``: one after the other in this process; ``"dask"``: on the cluster of ``client``. None for
+        vectorised where the kernel is, else processes.
+    init
+        Where chains start: ``"pathfinder"`` (normals along quasi-Newton paths; the default of ChEES), ``"uniform"``
+        (the default of NUTS), ``"prior"``, or the draws of a guide or of an earlier run to start from.
     num_workers
         Processes; None for one per CPU, at most one per chain.
+    client
+        ``distributed.Client`` of ``chain_method="dask"``.
     seed
-        Non-negative; the same seed gives the same draws, whatever ``chain_method`` and ``num_workers``.
+        Non-negative; the same seed gives the same draws, whatever ``num_workers`` and, except for ``"vectorized"``,
+        ``chain_method``.
     progress
         Whether to show a progress bar.
     checkpoint
         Folder for draws and states. If it holds an unfinished run of the same call, that run is continued to the same
-        draws as if it had never stopped; ``num_samples`` and ``num_chains`` may be larger than before.
+        draws as if it had never stopped; ``num_samples`` may be larger than before and, except for ``"vectorized"``,
+        ``num_chains``.
     checkpoint_every
         Seconds between two checkpoints of a chain.
     timeout
@@ -126,7 +129,7 @@ def run_mcmc(
     Raises
     ------
     ProblemError
-        If the problem is broken, or cannot be sent to another process.
+        If the problem is broken, cannot be vectorised though asked to, or cannot be sent to another process.
     CheckpointError
         If the checkpoint cannot be written, is damaged, or belongs to another run.
     ChainError
@@ -136,241 +139,243 @@ def run_mcmc(
     TimeoutError
         After ``timeout``, in the same way.
     """
+    factory, method = _choose(problem, kernel, kernel_options, chain_method)
+    vectorized = method == "vectorized"
+    asked = {"num_samples": num_samples, "warmup_steps": warmup_steps, "num_chains": num_chains}
+    sizes = {name: _DEFAULTS[vectorized][name] if value is None else value for name, value in asked.items()}
     for name, value, least in (
-        ("num_samples", num_samples, 1),
-        ("warmup_steps", warmup_steps, 0),
-        ("num_chains", num_chains, 1),
+        *((name, value, 0 if name == "warmup_steps" else 1) for name, value in sizes.items()),
         ("thin", thin, 1),
         ("seed", seed, 0),
         ("num_workers", 1 if num_workers is None else num_workers, 1),
     ):
-        if value < least:
-            raise ProblemError(f"{problem.name}: {name}={value}; it must be at least {least}")
-    if chain_method not in ("process", "sequential"):
-        raise ProblemError(f"{problem.name}: chain_method={chain_method!r}; choose 'process' or 'sequential'")
-    factory = _choose_kernel(problem, kernel)
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ProblemError(f"{problem.name}: {name}={value!r}; it must be a whole number of at least {least}")
     problem.validate(guide=False)
+    starts = _starts(problem, factory, init, sizes["num_chains"], seed)
     if isinstance(factory, type) and issubclass(factory, Kernel):
         factory.prepare()
-    settings: dict[str, Any] = {"num_samples": num_samples, "warmup_steps": warmup_steps}
-    settings |= {"num_chains": num_chains, "thin": thin, "seed": seed, "chain_method": chain_method}
-    started = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        if checkpoint is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="probmodels-")))
-        else:
-            folder = open_checkpoint(checkpoint, _identity(problem, factory, warmup_steps, thin, seed))
-        plans = [
-            ChainPlan(
-                chain=chain,
-                folder=str(folder / f"chain-{chain}"),
-                num_samples=num_samples,
-                warmup_steps=warmup_steps,
-                thin=thin,
-                seed=seed,
-                checkpoint_every=checkpoint_every if checkpoint is not None else float("inf"),
-                dtype=torch.get_default_dtype(),
-            )
-            for chain in range(num_chains)
-        ]
-        # Only what a kernel may need travels to the workers.
-        bare = replace(problem, guide=None, align=None, invariants=None)
-        with _Watch(plans, checkpoint=checkpoint, progress=progress, timeout=timeout) as watch:
-            if chain_method == "process":
-                from probmodels.inference.workers import run_in_processes
-
-                run_in_processes(bare, factory, plans, watch, num_workers)
-            else:
-                _run_in_turn(bare, factory, plans, watch)
-        parts = [ChainStore(Path(plan.folder)).read(num_samples) for plan in plans]
-    draws = {name: np.stack([part[name].numpy() for part in parts]) for name in parts[0]}
-    sites = {name.removeprefix("draw/"): value for name, value in draws.items() if name.startswith("draw/")}
-    stats = {name.removeprefix("stat/"): value for name, value in draws.items() if name.startswith("stat/")}
-    del draws, parts
-    dims = {**dict(factory_dims(factory)), **problem.dims()}
-    posterior = to_dataset(complete(problem, sites, seed=seed), dims, problem.coords)
-    groups = {"sample_stats": _stats(stats)} if stats else {}
-    result = Result(build_tree(problem, posterior, engine="mcmc", seed=seed, settings=settings, groups=groups))
-    result.tree.attrs["kernel"] = _name(factory)
-    result.tree.attrs["sampling_seconds"] = round(time.monotonic() - started, 3)
+    run = _Run(problem, factory, method, **sizes, thin=thin, seed=seed, init=starts, client=client)
+    options: dict[str, Any] = {"num_workers": num_workers, "progress": progress, "checkpoint": checkpoint}
+    options |= {"checkpoint_every": checkpoint_every, "timeout": timeout}
+    try:
+        return run.result(**options)
+    except CaptureError as error:
+        if chain_method is not None or kernel is not None:
+            raise ProblemError(
+                f"{problem.name}: chains cannot be vectorised: {error}; leave chain_method and kernel out to fall back "
+                "to NUTS, or pass kernel='nuts'"
+            ) from error
+        reason = str(error)
+    _log.warning("%s: NUTS in processes instead of vectorised HMC: %s", problem.name, reason)
+    options |= {**asked, "chain_method": "process" if picklable(problem) else "sequential"}
+    result = run_mcmc(problem, kernel="nuts", init=init, thin=thin, seed=seed, **options)
+    result.tree.attrs["fallback"] = reason
     return result
 
 
-def run_chain(problem: Problem, factory: KernelFactory, plan: ChainPlan, report: Reporter) -> bool:
-    """Run or continue one chain, streaming draws and states to its folder.
+@dataclass
+class _Run:
+    """One call of `run_mcmc` with every choice made."""
 
-    Returns
-    -------
-    bool
-        Whether the chain is complete; False if ``report`` asked to stop.
-    """
-    store = ChainStore(Path(plan.folder))
-    saved = store.resume()
-    if saved is not None and store.num_draws >= plan.num_samples:
-        report(plan.num_sweeps, "")
-        return True
-    seed = chain_seed(plan.seed, plan.chain, _KERNEL_STREAM)
-    with isolated(seed), single_thread(), pyro.validation_enabled(False):
-        kernel = factory(problem)
-        if not isinstance(kernel, Kernel):
-            raise ProblemError(f"{problem.name}: {_name(factory)} makes a {type(kernel).__name__}, which is no Kernel")
-        kernel.seed(seed)
-        kernel.setup(plan.warmup_steps, *problem.args, **problem.kwargs)
-        params, iteration = kernel.initial_params, 0
-        if saved is not None:
-            state, iteration = saved
-            kernel.load_state_dict(part(state, "kernel/"))
-            params = part(state, "params/")
-            restore_rng(part(state, "rng/"))
+    problem: Problem
+    factory: KernelFactory
+    method: str
+    num_samples: int
+    warmup_steps: int
+    num_chains: int
+    thin: int
+    seed: int
+    init: str | list[dict[str, torch.Tensor]] | None
+    client: Any
 
-        def commit() -> None:
-            state: dict[str, Any] = {f"kernel/{key}": value for key, value in kernel.state_dict().items()}
-            state |= {f"params/{key}": value for key, value in params.items()}
-            state |= {f"rng/{key}": value for key, value in rng_tensors().items()}
-            store.commit(iteration, state)
+    def result(
+        self,
+        *,
+        num_workers: int | None,
+        progress: bool,
+        checkpoint: str | Path | None,
+        checkpoint_every: float,
+        timeout: float | None,
+    ) -> Result:
+        """Run the chains and put their draws together."""
+        problem, vectorized = self.problem, self.method == "vectorized"
+        factory = partial(self.factory, num_chains=self.num_chains) if vectorized else self.factory  # type: ignore[call-arg]
+        started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            if checkpoint is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="probmodels-")))
+            else:
+                folder = open_checkpoint(checkpoint, self._identity(factory))
+            every = checkpoint_every if checkpoint is not None else float("inf")
+            plans = [self._plan(chain, folder, every) for chain in range(1 if vectorized else self.num_chains)]
+            # Only what a kernel may need travels to the workers.
+            small = replace(problem, guide=None, align=None, invariants=None)
+            with Watch(plans, checkpoint=checkpoint, progress=progress, timeout=timeout) as watch:
+                if self.method == "process":
+                    from probmodels.inference.workers import run_in_processes
 
-        stop = report(iteration, _text(kernel, iteration, plan))
-        last_report = last_commit = time.monotonic()
-        while iteration < plan.num_sweeps and not stop:
-            if iteration == plan.warmup_steps:
-                kernel.end_warmup()
-            params = kernel.sample(params)
-            iteration += 1
-            if iteration > plan.warmup_steps and (iteration - plan.warmup_steps) % plan.thin == 0:
-                store.append(kernel.export(params), kernel.sample_stats())
-            now = time.monotonic()
-            if now - last_report >= _REPORT_SECONDS:
-                stop, last_report = report(iteration, _text(kernel, iteration, plan)), now
-            if now - last_commit >= plan.checkpoint_every or store.pending_bytes >= _FLUSH_BYTES:
-                commit()
-                last_commit = time.monotonic()
-        commit()
-        report(iteration, "")
-        kernel.cleanup()
-    return iteration >= plan.num_sweeps
+                    run_in_processes(small, factory, plans, watch, num_workers)
+                elif self.method == "dask":
+                    from probmodels.inference.distributed import run_on_dask
 
+                    run_on_dask(small, factory, plans, watch, self.client)
+                else:
+                    run_in_turn(small, factory, plans, watch)
+            stores = [ChainStore(Path(plan.folder)) for plan in plans]
+            parts = [store.read(self.num_samples) for store in stores]
+            attrs = stores[0].attrs()
+        draws = {name: self._stacked(name, [part.pop(name) for part in parts]) for name in list(parts[0])}
+        sites = {name.removeprefix("draw/"): value for name, value in draws.items() if name.startswith("draw/")}
+        stats = {name.removeprefix("stat/"): value for name, value in draws.items() if name.startswith("stat/")}
+        del draws
+        if vectorized:
+            exported = Potential(small).export_many(torch.as_tensor(sites.pop("z")))
+            sites = {name: value.numpy() for name, value in exported.items()}
+        dims = {**dict(factory_dims(factory)), **problem.dims()}
+        posterior = to_dataset(complete(problem, sites, seed=self.seed), dims, problem.coords)
+        groups = {"sample_stats": _stats(stats).assign_attrs(attrs)} if stats else {}
+        settings: dict[str, Any] = {
+            "num_samples": self.num_samples,
+            "warmup_steps": self.warmup_steps,
+            "num_chains": self.num_chains,
+        }
+        settings |= {"thin": self.thin, "seed": self.seed, "chain_method": self.method}
+        tree = build_tree(problem, posterior, engine="mcmc", seed=self.seed, settings=settings, groups=groups)
+        tree.attrs["kernel"] = kernel_name(factory)
+        tree.attrs["sampling_seconds"] = round(time.monotonic() - started, 3)
+        return Result(tree)
 
-class _Watch:
-    """Progress bar, interrupts and time limit of a run, as the process that was called sees them."""
-
-    def __init__(
-        self, plans: list[ChainPlan], *, checkpoint: str | Path | None, progress: bool, timeout: float | None
-    ) -> None:
-        self._done = dict.fromkeys((plan.chain for plan in plans), 0)
-        self._total = sum(plan.num_sweeps for plan in plans)
-        self._checkpoint, self._progress = checkpoint, progress
-        self._deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        self._interrupts = Interrupts()
-
-    def __enter__(self) -> _Watch:
-        self._bar = tqdm(total=self._total, disable=not self._progress, unit="sweep", desc="chains", dynamic_ncols=True)
-        self._interrupts.__enter__()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._interrupts.__exit__(*exc)
-        self._bar.close()
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the chains shall finish their sweep, save and stop."""
-        return self._interrupts.count > 0 or time.monotonic() > self._deadline
-
-    def update(self, chain: int, iteration: int, text: str) -> None:
-        """Show that a chain has got to an iteration."""
-        self._bar.update(iteration - self._done[chain])
-        self._done[chain] = iteration
-        if text:
-            self._bar.set_postfix_str(f"chain {chain}: {text}", refresh=False)
-
-    def raise_if_stopped(self) -> None:
-        """Raise what a stopped run owes its caller.
-
-        Raises
-        ------
-        KeyboardInterrupt, TimeoutError
-            Saying where the chains stand and how to resume.
-        """
-        done = sum(self._done.values())
-        if not self.stopping or (done == self._total and not self._interrupts.count):
-            return
-        how = (
-            "nothing was kept, since no checkpoint folder was given"
-            if self._checkpoint is None
-            else f"draws and states are saved in {self._checkpoint}; repeat the same call to resume"
+    def _plan(self, chain: int, folder: Path, checkpoint_every: float) -> ChainPlan:
+        return ChainPlan(
+            chain=chain,
+            folder=str(folder / ("chains" if self.method == "vectorized" else f"chain-{chain}")),
+            num_samples=self.num_samples,
+            warmup_steps=self.warmup_steps,
+            thin=self.thin,
+            seed=self.seed,
+            checkpoint_every=checkpoint_every,
+            dtype=torch.get_default_dtype(),
+            init=self._init_of(chain),
         )
-        kind = KeyboardInterrupt if self._interrupts.count else TimeoutError
-        raise kind(f"stopped after {done} of {self._total} sweeps: {how}")
+
+    def _init_of(self, chain: int) -> str | dict[str, torch.Tensor] | None:
+        if not isinstance(self.init, list):
+            return self.init
+        if self.method != "vectorized":
+            return self.init[chain]
+        return {name: torch.stack([start[name] for start in self.init]) for name in self.init[0]}
+
+    def _stacked(self, name: str, parts: list[torch.Tensor]) -> np.ndarray:
+        """Draws (chain, draw, ...) from those of every store; one store holds all chains where they are vectorised."""
+        if self.method != "vectorized":
+            return np.stack([part.numpy() for part in parts])
+        array = parts[0].numpy()
+        if array.ndim == 1:  # a statistic that all chains share
+            return np.broadcast_to(array, (self.num_chains, len(array)))
+        return array.swapaxes(0, 1)
+
+    def _identity(self, factory: Any) -> dict[str, Any]:
+        """All that decides the draws."""
+        problem = self.problem
+        return {
+            "engine": "mcmc",
+            "problem": problem.name,
+            "model": fingerprint(problem.model),
+            "args": fingerprint(problem.args),
+            "kwargs": fingerprint(problem.kwargs),
+            "reparam": {name: type(reparam).__name__ for name, reparam in problem.reparam.items()},
+            "kernel": fingerprint(factory),
+            "init": fingerprint(self.init),
+            "warmup_steps": self.warmup_steps,
+            "thin": self.thin,
+            "seed": self.seed,
+            "dtype": str(torch.get_default_dtype()),
+        }
 
 
-def _run_in_turn(problem: Problem, factory: KernelFactory, plans: list[ChainPlan], watch: _Watch) -> None:
-    for plan in plans:
+def picklable(problem: Problem) -> bool:
+    """Whether a problem can be sent to another process."""
+    from probmodels.inference.workers import pack
 
-        def report(iteration: int, text: str, chain: int = plan.chain) -> bool:
-            watch.update(chain, iteration, text)
-            return watch.stopping
-
-        try:
-            finished = run_chain(problem, factory, plan, report)
-        except Exception as error:
-            error.add_note(f"in chain {plan.chain} of problem {problem.name!r}")
-            raise
-        if not finished:
-            break
-    watch.raise_if_stopped()
+    try:
+        pack(replace(problem, guide=None, align=None, invariants=None), NUTSKernel)
+    except ProblemError:
+        return False
+    return True
 
 
-def _choose_kernel(problem: Problem, kernel: str | KernelFactory | None) -> KernelFactory:
+def _choose(
+    problem: Problem, kernel: str | KernelFactory | None, options: Mapping[str, Any] | None, chain_method: str | None
+) -> tuple[KernelFactory, str]:
+    """Maker of the kernel, and how chains run."""
+    methods = (*CHAIN_METHODS, "dask")
+    if chain_method is not None and chain_method not in methods:
+        raise ProblemError(f"{problem.name}: chain_method={chain_method!r}; choose one of {methods}")
+    factory: Any = kernel
     if kernel is None:
-        return problem.kernel or NUTSKernel
-    if isinstance(kernel, str):
-        if kernel != "nuts":
-            raise ProblemError(f"{problem.name}: kernel={kernel!r}; choose 'nuts' or give a maker of a Kernel")
-        return NUTSKernel
-    if not callable(kernel) or isinstance(kernel, Kernel):
+        smooth = chain_method == "vectorized" or (chain_method is None and problem.kernel is None)
+        factory = ChEESKernel if smooth else problem.kernel or NUTSKernel
+    elif isinstance(kernel, str):
+        if kernel not in _KERNELS:
+            raise ProblemError(
+                f"{problem.name}: kernel={kernel!r}; choose one of {sorted(_KERNELS)} or give a maker of a Kernel"
+            )
+        factory = _KERNELS[kernel]
+    elif not callable(kernel) or isinstance(kernel, Kernel):
         kind = type(kernel).__name__
         raise ProblemError(f"{problem.name}: kernel must be a function that makes a Kernel, not a {kind}")
-    return kernel
+    vectorized = bool(getattr(bare(factory), "vectorized", False))
+    if options:
+        known = list(inspect.signature(bare(factory)).parameters)[1:]
+        for name in options:
+            if name not in known:
+                raise ProblemError(f"{problem.name}: {kernel_name(factory)} has no option {name!r}; it has {known}")
+        factory = partial(factory, **options)
+    method = chain_method or ("vectorized" if vectorized else "process")
+    if vectorized != (method == "vectorized"):
+        how = "moves all chains at once" if vectorized else "moves one chain at a time"
+        raise ProblemError(f"{problem.name}: {kernel_name(factory)} {how}; leave out chain_method={chain_method!r}")
+    return factory, method
 
 
-def _identity(problem: Problem, factory: KernelFactory, warmup_steps: int, thin: int, seed: int) -> dict[str, Any]:
-    """All that decides the draws of a run."""
-    return {
-        "engine": "mcmc",
-        "problem": problem.name,
-        "model": fingerprint(problem.model),
-        "args": fingerprint(problem.args),
-        "kwargs": fingerprint(problem.kwargs),
-        "reparam": {name: type(reparam).__name__ for name, reparam in problem.reparam.items()},
-        "kernel": fingerprint(factory),
-        "warmup_steps": warmup_steps,
-        "thin": thin,
-        "seed": seed,
-        "dtype": str(torch.get_default_dtype()),
-    }
+def _starts(
+    problem: Problem, factory: Any, init: str | Result | xr.Dataset | None, num_chains: int, seed: int
+) -> str | list[dict[str, torch.Tensor]] | None:
+    """What kernels are told about where to start: a name, or one set of values per chain."""
+    if init is None:
+        return None
+    known = getattr(bare(factory), "inits", ())
+    if isinstance(init, str):
+        if init not in known:
+            raise ProblemError(f"{problem.name}: init={init!r}; {kernel_name(factory)} knows {list(known)}")
+        return init
+    if not known:
+        raise ProblemError(f"{problem.name}: {kernel_name(factory)} chooses its starts itself; leave init out")
+    posterior = init if isinstance(init, xr.Dataset) else init.posterior
+    sites = {name: site for name, site in problem.sites.items() if site.kind == "latent" and not site.discrete}
+    lost = [name for name in sites if name not in posterior]
+    if lost:
+        raise ProblemError(f"{problem.name}: init lacks the sites {lost}; it has {list(posterior.data_vars)}")
+    stacked = {name: posterior[name].transpose("chain", "draw", ...).values for name in sites}
+    for name, site in sites.items():
+        if stacked[name].shape[2:] != site.shape:
+            raise ProblemError(
+                f"{problem.name}: init has site {name!r} of shape {stacked[name].shape[2:]}; the model has {site.shape}"
+            )
+    flat = {name: torch.as_tensor(value.reshape(-1, *value.shape[2:])) for name, value in stacked.items()}
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_START_STREAM,)))
+    count = len(next(iter(flat.values())))
+    chosen = rng.choice(count, num_chains, replace=count < num_chains)
+    return [{name: value[row] for name, value in flat.items()} for row in chosen]
 
 
 def factory_dims(factory: Any) -> Mapping[str, Any]:
     """Axis names that the kernel class declares for variables of its own."""
-    while hasattr(factory, "func"):  # functools.partial
-        factory = factory.func
-    return getattr(factory, "dims", {})
+    return getattr(bare(factory), "dims", {})
 
 
 def _stats(stats: Mapping[str, np.ndarray]) -> xr.Dataset:
     typed = {name: value.astype(bool) if name == "diverging" else value for name, value in stats.items()}
     typed |= {name: value.astype(np.int64) for name, value in typed.items() if name in ("n_steps", "tree_depth")}
     return to_dataset(typed, {}, {})
-
-
-def _text(kernel: Kernel, iteration: int, plan: ChainPlan) -> str:
-    phase = "warm-up" if iteration < plan.warmup_steps else "draws"
-    log = kernel.logging()
-    extra = ", ".join(f"{key} {value}" for key, value in log.items()) if isinstance(log, Mapping) else str(log or "")
-    return f"{phase} {iteration}/{plan.num_sweeps} {extra}".rstrip()
-
-
-def _name(factory: Any) -> str:
-    while hasattr(factory, "func"):
-        factory = factory.func
-    return getattr(factory, "__qualname__", type(factory).__name__)

@@ -1,9 +1,10 @@
-"""The negative log density of a Pyro model as a function of one flat unconstrained vector, for one chain or for many."""
+"""The negative log density of a Pyro model as a function of a flat unconstrained vector, for one chain or many."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -114,9 +115,12 @@ class Potential:
         with torch.enable_grad():
             # One leaf per site: gradients are joined at the end instead of each being padded to the whole vector.
             parts = [part.detach().requires_grad_(True) for part in z.split([s.stop - s.start for s in self._ordered])]
-            potential = -self._log_density(parts)
-            gradients = torch.autograd.grad(potential, parts, materialize_grads=True)
-        return potential.detach(), torch.cat(gradients)
+            try:
+                potential = -self._log_density(parts)
+                gradients = torch.autograd.grad(potential, parts, materialize_grads=True)
+            except torch.linalg.LinAlgError:  # a matrix that is only just positive definite: outside the support
+                return z.new_tensor(math.inf), torch.full_like(z, math.nan)
+        return potential.detach(), torch.cat([gradient.reshape(-1) for gradient in gradients])
 
     def captured(self) -> Any:
         """`evaluate` as a graph.
@@ -129,6 +133,17 @@ class Potential:
         points = [self._random(count) for count in range(4)]
         with pyro.validation_enabled(False):
             return capture(self.evaluate, points[0], checks=[(point,) for point in points[1:]])
+
+    def fastest(self, compiler: str = "graph") -> Any:
+        """`evaluate` as a graph, or itself (with a note in the log) where there is none or ``compiler="eager"``."""
+        if compiler == "eager":
+            return self.evaluate
+        try:
+            graph = self.captured()
+        except CaptureError as error:
+            _log.info("%s: the potential runs in Pyro, several times as slow as a graph: %s", self.problem.name, error)
+            return self.evaluate
+        return compile_graph(graph, compiler, self._random(0))
 
     def batched(self, num_chains: int, *, compiler: str = "graph") -> Any:
         """`evaluate` for chains at once, (chain, size) to (chain,) and (chain, size).
@@ -207,6 +222,40 @@ class Potential:
         with torch.no_grad():
             nodes: Any = self._trace({}).nodes
             return self.unconstrain({name: nodes[name]["value"] for name in self.slots})
+
+    def uniform(self, radius: float) -> Tensor:
+        """Random vector (size,), uniform in ``[-radius, radius]``."""
+        return radius * (2 * torch.rand(self.size, dtype=torch.float64) - 1).to(self._like)
+
+    def find_start(self, evaluate: Any, propose: Callable[[], Tensor], tries: int = 100) -> Tensor:
+        """First proposal (size,) of finite potential and gradient.
+
+        Raises
+        ------
+        ProblemError
+            If there is none; it names the sites whose log density is not finite.
+        """
+        for _ in range(tries):
+            z = propose()
+            with torch.no_grad():
+                potential, gradient = evaluate(z)
+            if torch.isfinite(potential) and torch.isfinite(gradient).all():
+                return z
+        raise ProblemError(
+            f"{self.problem.name}: none of {tries} starts has a finite log density and gradient{self.blame(z)}; "
+            "check the data, pass a smaller init_radius, or choose init='prior'"
+        )
+
+    def blame(self, z: Tensor) -> str:
+        """Which sites have a log density that is not finite at ``z`` (size,), as a part of a sentence."""
+        with torch.no_grad(), pyro.validation_enabled(False):
+            values, _ = self.constrain(z)
+            trace = poutine.trace(poutine.condition(self._model, values)).get_trace(*self._args, **self._kwargs)
+            trace.compute_log_prob()
+        bad = [
+            n for n, node in trace.nodes.items() if "log_prob" in node and not torch.isfinite(node["log_prob"]).all()
+        ]
+        return f" (not finite at the last: site {', '.join(map(repr, bad))})" if bad else ""
 
     def from_draw(self, draw: Mapping[str, Tensor]) -> Tensor:
         """Flat vector (size,) of values of the original model's sites."""

@@ -121,6 +121,10 @@ class _Rewriter:
 
     def call(self, target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Value of an operation: a constant, an earlier node, or a new one."""
+        if target in (_aten.view.default, _aten._unsafe_view.default):
+            target = _aten.reshape.default  # a copy that was dropped may have made the strides that a view needs
+        if target is _aten._linalg_check_errors.default:
+            return None
         leaves = _leaves((args, kwargs))
         pure = not _is_random(target)
         if pure and (not any(isinstance(leaf, Node) for leaf in leaves) or target in _FILLS):
@@ -151,7 +155,7 @@ class _Rewriter:
             before, after = self.values[first], target(*self._examples(args), **self._examples(kwargs))
             if before.shape == after.shape and before.dtype == after.dtype and before.device == after.device:
                 return first
-            if target is _aten.view.default and first.target is target:
+            if target is _aten.reshape.default and first.target is target:
                 return self.call(target, (first.args[0], args[1]), {})
             return None
         if target is _aten.pow.Tensor_Scalar and args[1] == 1 and isinstance(first, Node):
@@ -248,7 +252,7 @@ class _Rewriter:
         value = self.values[node]
         if value.dim() == 0 or (target is _SUM_DIMS and all(value.shape[dim] == 1 for dim in args[1])):
             shape = target(*self._examples(args)).shape
-            return self.call(_aten.view.default, (node, list(shape)), {})
+            return self.call(_aten.reshape.default, (node, list(shape)), {})
         if node.target is _NEG:
             return self.call(_NEG, (self.call(target, (node.args[0], *args[1:]), {}),), {})
         if node.target in (_ADD, _SUB) and not node.kwargs and len(node.args) == 2:
@@ -300,7 +304,7 @@ class _Rewriter:
             chains, rows, inner = self.values[left].shape
             flat = self.call(_aten.reshape.default, (left, [chains * rows, inner]), {})
             product = self.call(_aten.mm.default, (flat, _Constant(right.value[0])), {})
-            return self.call(_aten.view.default, (product, [chains, rows, right.value.shape[2]]), {})
+            return self.call(_aten.reshape.default, (product, [chains, rows, right.value.shape[2]]), {})
         if isinstance(left, _Constant) and isinstance(right, Node) and _repeats(left.value):
             turned = self.call(_aten.permute.default, (right, [0, 2, 1]), {})
             product = self._batched_product(turned, _Constant(left.value.transpose(1, 2)))

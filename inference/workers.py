@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from probmodels.inference.mcmc import ChainError, ChainPlan, KernelFactory, run_chain
+from probmodels.inference.chains import ChainError, ChainPlan, KernelFactory, run_chain
 from probmodels.inference.problem import Problem, ProblemError
 
 if TYPE_CHECKING:
-    from probmodels.inference.mcmc import _Watch
+    from probmodels.inference.chains import Watch
 
-__all__ = ["run_in_processes"]
+__all__ = ["pack", "run_in_processes"]
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS")
 _GRACE_SECONDS = 20.0  # for the other chains to save after one has failed
@@ -40,7 +40,7 @@ class _Worker:
 
 
 def run_in_processes(
-    problem: Problem, factory: KernelFactory, plans: list[ChainPlan], watch: _Watch, num_workers: int | None
+    problem: Problem, factory: KernelFactory, plans: list[ChainPlan], watch: Watch, num_workers: int | None
 ) -> None:
     """Run all chains in worker processes.
 
@@ -62,7 +62,7 @@ def run_in_processes(
     ChainError
         If a chain raises or its worker dies; the others save their state first.
     """
-    payload = _pack(problem, factory)
+    payload = pack(problem, factory)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     queue = list(plans)
     workers: list[_Worker] = []
@@ -107,7 +107,14 @@ def run_in_processes(
     watch.raise_if_stopped()
 
 
-def _pack(problem: Problem, factory: KernelFactory) -> bytes:
+def pack(problem: Problem, factory: KernelFactory) -> bytes:
+    """What is sent to a worker process.
+
+    Raises
+    ------
+    ProblemError
+        If it cannot be sent: where the model was defined, and where to define it instead.
+    """
     remedy = "define model and kernel at the top level of a module, or pass chain_method='sequential'"
     try:
         payload = pickle.dumps((problem, factory))
@@ -149,7 +156,7 @@ def _send(worker: _Worker, message: Any) -> None:
             worker.pipe.send(message)
 
 
-def _listen(worker: _Worker, queue: list[ChainPlan], watch: _Watch) -> Exception | None:
+def _listen(worker: _Worker, queue: list[ChainPlan], watch: Watch) -> Exception | None:
     """Handle one message of a worker, or its death; the failure if there is one."""
     assert worker.plan is not None
     chain = worker.plan.chain
