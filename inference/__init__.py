@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from probmodels.inference.comparison import loo as loo
     from probmodels.inference.diagnostics import Report as Report
     from probmodels.inference.diagnostics import diagnose as diagnose
+    from probmodels.inference.em import Phase as Phase
+    from probmodels.inference.em import fit_em as fit_em
     from probmodels.inference.importance import importance_resample as importance_resample
     from probmodels.inference.kernels import Kernel as Kernel
     from probmodels.inference.kernels import NUTSKernel as NUTSKernel
@@ -41,6 +43,7 @@ _EXPORTS = {
     "FitError": "svi",
     "Kernel": "kernels",
     "NUTSKernel": "kernels",
+    "Phase": "em",
     "Problem": "problem",
     "ProblemError": "problem",
     "Report": "diagnostics",
@@ -50,6 +53,7 @@ _EXPORTS = {
     "coverage": "calibration",
     "diagnose": "diagnostics",
     "discrete_marginals": "predictive",
+    "fit_em": "em",
     "fit_svi": "svi",
     "importance_resample": "importance",
     "infer_discrete": "predictive",

@@ -10,6 +10,7 @@ from probmodels._version import __version__
 _EXPORTS = {
     "Problem": "inference.problem",
     "Result": "inference.result",
+    "fit_em": "inference.em",
     "fit_svi": "inference.svi",
     "run_mcmc": "inference.mcmc",
     "diagnose": "inference.diagnostics",
@@ -25,6 +26,7 @@ __all__ = [
     "Result",
     "__version__",
     "diagnose",
+    "fit_em",
     "fit_svi",
     "get_method",
     "load_spec",
