@@ -139,7 +139,13 @@ def _logsumexp(value: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:
     return total if keepdim else total.squeeze(dims)
 
 
+def _log_sigmoid_backward(gradient: Tensor, value: Tensor, buffer: Tensor) -> Tensor:
+    """Derivative of log sigmoid in parts that broadcast."""
+    return gradient * torch.sigmoid(-value)
+
+
 _CHEAPER = {
+    torch.ops.aten.log_sigmoid_backward.default: _log_sigmoid_backward,
     torch.ops.aten.logsumexp.default: _logsumexp,
     torch.ops.aten.binary_cross_entropy_with_logits.default: _cross_entropy,
     torch.ops.aten.linalg_cholesky_ex.default: _cholesky,
@@ -157,9 +163,13 @@ def _replace(graph: GraphModule) -> None:
 @contextlib.contextmanager
 def _tracing() -> Iterator[None]:
     """Quiet, and with one fake mode for all nodes, which make_fx would otherwise build anew for each of them."""
-    with warnings.catch_warnings(), tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+    from torch._inductor import config
+
+    # In such a context random operations that nobody reads would be dropped, and the others draw other numbers.
+    with warnings.catch_warnings(), config.patch(fallback_random=True):
         warnings.simplefilter("ignore")
-        yield
+        with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+            yield
 
 
 def _functional(graph: TensorFunction, *examples: Tensor) -> GraphModule:

@@ -9,14 +9,13 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
 from probmodels.inference.capture import CaptureError, capture, compare, compile_graph, lift
 from probmodels.inference.losses import KLWeight, Objective
 from probmodels.inference.minibatch import subsampled
-from probmodels.inference.ops import is_generated
+from probmodels.inference.ops import FixGenerated
 from probmodels.inference.problem import ProblemError
 from probmodels.inference.programs import Programs
 
@@ -72,7 +71,7 @@ class Gradient:
     def __init__(self, programs: Programs, stage: Stage) -> None:
         self.programs, self.stage = programs, stage
         self.execution = "eager"
-        self._model = poutine.block(programs.model, hide_fn=is_generated)
+        self._model = FixGenerated()(programs.model)
         self._moved = set(programs.moved_by(stage.moves)) if stage.moves != "both" else None
         self._graph: Callable[..., Any] | None = None
         self._names: list[str] = []  # parameters with a gradient, in the order of the graph's outputs
@@ -112,7 +111,8 @@ class Gradient:
             raise
         except (ValueError, RuntimeError, IndexError) as error:
             rows = "; model and guide see a subset of rows here" if indices else ""
-            raise ProblemError(f"{self.programs.problem.name}: the loss cannot be evaluated: {error}{rows}") from error
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ProblemError(f"{self.programs.problem.name}: the loss cannot be evaluated: {first}{rows}") from error
 
     def capture(self, compiler: str, examples: Sequence[tuple[Mapping[str, Tensor], Tensor | None]]) -> None:
         """Exchange the objective for a graph of it, if it has one, which agrees with it at all ``examples``.

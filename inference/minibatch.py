@@ -78,6 +78,8 @@ class Minibatches:
 
     def _plate(self, place: int, plate: str, step: int) -> Tensor:
         rows, size = self.sizes[plate]
+        if size == rows:  # in order, since pyro picks a parameter's rows only where a plate lacks some
+            return torch.arange(rows, device=self.device)
         epoch, turn = divmod(step, rows // size)
         known = self._orders.get(plate)
         if known is None or known[0] != epoch:

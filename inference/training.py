@@ -344,7 +344,7 @@ class Trainer:
         params = self.programs.params()
         if self.best.keys() == params.keys():
             with torch.no_grad():
-                torch._foreach_copy_(list(self.best.values()), list(params.values()))
+                torch._foreach_copy_([self.best[name] for name in params], list(params.values()))
         else:
             self.best = {name: value.detach().clone() for name, value in params.items()}
 

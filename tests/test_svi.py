@@ -10,10 +10,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 from inference_models import SCALE, MeanGuide, auto_guide, data, exact, mean_model, mean_problem
-from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoDelta
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoLowRankMultivariateNormal
+from pyro.nn import PyroModule
+from svi_models import Mixed, OwnELBO, decoder, local_model, mixed_model, problem, vae
+from torch import nn
 
 from probmodels.inference import CheckpointError, FitError, Problem, ProblemError, fit_svi
+from probmodels.inference.capture import CaptureError
+from probmodels.inference.training import make_schedule
 
 quick = partial(fit_svi, num_steps=30, num_samples=20, progress=False)
 
@@ -137,7 +142,21 @@ def test_a_loss_that_is_not_finite_says_what_to_try():
         ({}, {"batch_size": 3}, r"batch_plates=\(...\) from \['obs'\]"),
         ({}, {"num_steps": 0}, "num_steps=0"),
         ({}, {"keep": "first"}, "choose 'last' or 'best'"),
+        ({}, {"num_steps": 2.5}, r"num_steps=2\.5"),
+        ({}, {"num_samples": -1}, "num_samples=-1"),
         ({}, {"num_particles": 0}, "num_particles=0"),
+        ({}, {"seed": -1}, "seed=-1"),
+        ({}, {"seed": True}, "seed=True"),
+        ({}, {"seed": 0.5}, r"seed=0\.5"),
+        ({}, {"lr": 0.0}, r"lr=0\.0"),
+        ({}, {"patience": 0}, "patience=0"),
+        ({}, {"kl_warmup": -3}, "kl_warmup=-3"),
+        ({}, {"clip_norm": 0.0}, r"clip_norm=0\.0"),
+        ({}, {"compile": "jit"}, "compile='jit'; choose one of"),
+        ({}, {"dtype": "float16"}, "choose 'float32' or 'float64'"),
+        ({}, {"schedule": "cosin"}, "choose one of"),
+        ({}, {"schedule": "geometric"}, "needs lr_decay"),
+        ({}, {"schedule": "constant", "lr_decay": 0.1}, "does not decay"),
         ({"loss": "Trace_ELB"}, {}, "did you mean 'Trace_ELBO'"),
         ({"loss": "bogus"}, {}, "choose one of"),
         ({"guide": lambda y: pyro.sample("mu", dist.Normal(0.0, 1.0)) and None}, {}, "no parameter to fit"),
@@ -152,3 +171,234 @@ def test_clipping_and_particles():
     result = quick(mean_problem(), clip_norm=1e-12, num_particles=3)
     assert result.tree["fit"]["grad_norm"].min() > 1e-12  # recorded before clipping
     assert fit_svi(mean_problem(), num_steps=5, num_samples=7, progress=True).posterior.sizes["draw"] == 7
+
+
+def spare_model(y):
+    pyro.sample("spare", dist.Normal(y.new_zeros(()), 1.0))
+    mean_model(y)
+
+
+def spare_guide(y):
+    loc = pyro.param("loc", lambda: torch.zeros(2, dtype=torch.float64))
+    pyro.sample("spare", dist.Normal(loc[0], 0.5))  # its noise is drawn, but an analytic divergence does not read it
+    pyro.sample("mu", dist.Normal(loc[1], 0.5))
+
+
+CASES = {
+    "unread": (lambda: Problem("spare", spare_model, spare_guide, (data(),), loss="TraceMeanField_ELBO"), {}),
+    "pathwise": (lambda: mean_problem(), {}),
+    "analytic": (lambda: mean_problem(loss="TraceMeanField_ELBO"), {}),
+    "automatic": (lambda: mean_problem(guide=auto_guide(mean_model)), {"num_particles": 2}),
+    "auxiliary": (lambda: problem(local_model, AutoLowRankMultivariateNormal(local_model)), {}),
+    "score": (lambda: problem(mixed_model, Mixed()), {}),
+    "particles": (lambda: problem(mixed_model, Mixed()), {"num_particles": 3}),
+    "vectorised": (
+        lambda: problem(mixed_model, Mixed(), loss=Trace_ELBO(num_particles=3, vectorize_particles=True)),
+        {},
+    ),
+    "networks": (lambda: vae(loss="TraceMeanField_ELBO"), {"batch_size": 8, "kl_warmup": 10}),
+    "clipped": (lambda: vae(), {"clip_norm": 0.5, "schedule": "cosine"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_graph_and_program_give_the_same_numbers(case):
+    make, options = CASES[case]
+    if "batch_size" in options:
+        make = partial(vae, loss="TraceMeanField_ELBO", batch_plates=("row",))
+    eager, graph = (quick(make(), compile=compile, **options) for compile in ("eager", "graph"))
+    assert eager.tree.attrs["execution"] == "eager"
+    assert graph.tree.attrs["execution"] == "graph"
+    limit = 1e-8 if eager.posterior[next(iter(eager.posterior))].dtype == np.float64 else 1e-3
+    for name in ("loss", "grad_norm"):
+        np.testing.assert_allclose(graph.tree["fit"][name], eager.tree["fit"][name], rtol=limit)
+    for name, value in eager.params().items():
+        torch.testing.assert_close(graph.params()[name], value, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("case", ["pathwise", "automatic", "auxiliary", "score", "particles"])
+def test_gradients_are_those_of_pyros_own_loss(case):
+    make, options = CASES[case]
+    ours = make()
+    own = Problem(ours.name, ours.model, make().guide, ours.args, loss=OwnELBO())
+    theirs = quick(own, compile="graph", **options)
+    assert "OwnELBO computes its gradient by methods of its own" in theirs.tree.attrs["execution"]
+    fit = quick(ours, **options).tree["fit"]
+    np.testing.assert_allclose(fit["loss"], theirs.tree["fit"]["loss"], rtol=1e-8)
+    np.testing.assert_allclose(fit["grad_norm"], theirs.tree["fit"]["grad_norm"], rtol=1e-8)
+
+
+def test_analytic_divergences_are_those_of_pyros_own_loss():
+    class OwnMeanField(TraceMeanField_ELBO):
+        pass
+
+    ours, theirs = (quick(mean_problem(loss=loss)).tree["fit"] for loss in ("TraceMeanField_ELBO", OwnMeanField()))
+    np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-10)
+    np.testing.assert_allclose(ours["grad_norm"], theirs["grad_norm"], rtol=1e-10)
+    assert not np.allclose(quick(mean_problem()).tree["fit"]["loss"], ours["loss"], rtol=1e-3)
+
+
+def branching_model(y):
+    mu = pyro.sample("mu", dist.Normal(y.new_zeros(()), 2.0))
+    scale = SCALE if mu > -100 else 2 * SCALE
+    with pyro.plate("obs", len(y)):
+        pyro.sample("y", dist.Normal(mu, scale), obs=y)
+
+
+def test_what_cannot_be_captured_runs_as_written_and_says_why(caplog):
+    result = quick(Problem("branch", branching_model, MeanGuide(), (data(),)), compile="graph")
+    assert "reads a value out of a tensor" in result.tree.attrs["execution"]
+    assert "branching_model" not in result.tree.attrs["execution"]
+    assert "scale = SCALE if mu > -100" in caplog.text
+    assert quick(mean_problem()).tree.attrs["execution"] == "eager"  # too short to repay a capture
+    quiet = fit_svi(Problem("b", branching_model, MeanGuide(), (data(),)), num_steps=200, num_samples=5, progress=False)
+    assert quiet.tree.attrs["execution"].startswith("eager: ")
+
+
+def test_a_program_that_counts_its_calls_is_not_captured():
+    calls = []
+
+    def growing(y):
+        calls.append(1)
+        mu = pyro.sample("mu", dist.Normal(y.new_zeros(()), 2.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(mu, SCALE + 0.01 * len(calls)), obs=y)
+
+    result = quick(Problem("counter", growing, MeanGuide(), (data(),)), compile="graph")
+    assert "something other than the arguments changes" in result.tree.attrs["execution"]
+
+
+def test_networks_with_running_statistics_are_not_captured():
+    class Normed(PyroModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1)).double()
+
+        def forward(self, y):
+            loc = self.net(y.unsqueeze(-1)).mean()
+            pyro.sample("mu", dist.Normal(loc, 0.2))
+
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(y.new_zeros(()), 2.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(mu, SCALE), obs=y)
+
+    eager, wanted = (quick(Problem("norm", model, Normed(), (data(),)), compile=c) for c in ("eager", "graph"))
+    assert "buffers change" in wanted.tree.attrs["execution"]
+    assert eager.posterior.identical(wanted.posterior)
+    assert eager.guide_state["buffer/guide/net.0.num_batches_tracked"] > 30
+
+
+def test_a_compiler_that_fails_leaves_the_graph(monkeypatch):
+    def fail(*args):
+        raise CaptureError("no compiler")
+
+    monkeypatch.setattr("probmodels.inference.gradient.compile_graph", fail)
+    result = quick(mean_problem(), compile="inductor")
+    assert result.tree.attrs["execution"] == "graph: no compiler"
+    assert result.posterior.identical(quick(mean_problem(), compile="graph").posterior)
+
+
+def test_schedules():
+    def factors(*args):
+        return np.array([make_schedule("p", args[0], 100, args[1])(step) for step in range(100)])
+
+    np.testing.assert_allclose(factors(None, 0.01), np.geomspace(1, 0.01, 100))
+    np.testing.assert_allclose(factors("geometric", 0.01), np.geomspace(1, 0.01, 100))
+    cosine = factors("cosine", 1.0)
+    np.testing.assert_allclose(cosine + cosine[::-1], 1.0)
+    assert cosine[0] == 1
+    assert abs(factors("cosine", 0.2)[-1] - 0.2) < 1e-12
+    warm = factors("warmup", 1.0)
+    np.testing.assert_allclose(warm[:10], np.arange(1, 11) / 10)
+    assert (warm[10:] == 1).all()
+    assert (factors("constant", 1.0) == 1).all()
+    both = factors("warmup_cosine", 1.0)
+    assert 5 <= both.argmax() <= 10
+    start = quick(mean_problem(), num_steps=1, lr=1e-12).params()["loc"]
+    held = quick(mean_problem(), schedule=lambda step: float(step >= 30))
+    assert abs(held.params()["loc"] - start) < 1e-9
+    moved = quick(mean_problem(), schedule=lambda step: float(step >= 29))
+    assert abs(abs(moved.params()["loc"] - start) - 0.01) < 0.005  # one step of Adam
+
+
+def test_annealing_weighs_the_divergence_from_nothing_to_one():
+    options = {"lr": 1e-14, "num_steps": 12}
+    for loss in ("TraceMeanField_ELBO", "Trace_ELBO"):
+        plain = quick(mean_problem(loss=loss), **options).tree["fit"]["loss"].values
+        risen = quick(mean_problem(loss=loss), kl_warmup=10, **options).tree["fit"]["loss"].values
+        np.testing.assert_allclose(risen[10:], plain[10:], rtol=1e-10)
+        if loss == "TraceMeanField_ELBO":
+            divergence = torch.distributions.kl_divergence(dist.Normal(0.0, 1.0), dist.Normal(0.0, 2.0)).item()
+            np.testing.assert_allclose(plain - risen, divergence * (1 - np.arange(12) / 10).clip(0), atol=1e-6)
+        else:
+            assert abs(plain[:10] - risen[:10]).min() > 1e-3
+
+
+def test_the_best_state_is_of_the_full_divergence():
+    low = {"num_steps": 40, "num_samples": 3, "keep": "best", "progress": False, "lr": 1e-14}
+    best = fit_svi(mean_problem(), kl_warmup=30, patience=100, **low)
+    assert best.tree["fit"].sizes["step"] == 40
+    waiting = fit_svi(mean_problem(), kl_warmup=30, patience=1, **{**low, "num_steps": 200})
+    assert waiting.tree["fit"].sizes["step"] > 30  # losses of smaller weights are not judged
+
+
+def test_best_parameters_are_those_before_a_fit_goes_astray():
+    options = {"num_steps": 400, "lr": 0.05, "num_samples": 3, "progress": False, "loss": "TraceMeanField_ELBO"}
+    astray = partial(
+        fit_svi, mean_problem(loss=options.pop("loss")), schedule=lambda step: 1.0 if step < 300 else 40.0, **options
+    )
+    mean, sd = exact(data())
+    best, last = (astray(keep=keep).params()["loc"].item() for keep in ("best", "last"))
+    assert abs(best - mean) < sd < abs(last - mean)
+
+
+@pytest.mark.parametrize("dtype", ["float32", torch.float64])
+def test_types_are_those_asked_for(dtype):
+    wanted = np.dtype(str(dtype).removeprefix("torch."))
+    for made in (mean_problem(), mean_problem(args=(data(dtype=torch.float32),))):
+        result = quick(made, dtype=dtype)
+        assert result.posterior["mu"].dtype == wanted
+        assert all(value.numpy().dtype == wanted for value in result.params().values())
+    assert torch.get_default_dtype() == torch.float32
+    assert made.guide.loc.dtype == torch.float64
+
+
+def test_a_device_can_be_named():
+    assert quick(mean_problem(), device="cpu").posterior.identical(quick(mean_problem()).posterior)
+
+
+def test_networks_outside_the_functions_are_left_as_they_were():
+    before = [value.detach().clone() for value in decoder.parameters()]
+    first, second = (quick(vae()) for _ in range(2))
+    assert first.posterior.identical(second.posterior)
+    assert all(torch.equal(value, old) for value, old in zip(decoder.parameters(), before, strict=True))
+    assert any(not torch.equal(first.params()[f"decoder$$${n}"], v) for n, v in decoder.named_parameters())
+    assert first.predict(vae(), num_samples=3).equals(second.predict(vae(), num_samples=3))
+    assert all(torch.equal(value, old) for value, old in zip(decoder.parameters(), before, strict=True))
+
+
+def test_sites_that_change_between_runs_are_named():
+    def moody(y):
+        mean_model(y)
+        if torch.rand(()) < 0.5:
+            pyro.sample("mood", dist.Normal(0.0, 1.0), obs=torch.tensor(0.3))
+
+    caught = 0
+    for seed in range(8):
+        try:
+            quick(Problem("moody", moody, MeanGuide(), (data(),)), seed=seed, num_steps=1)
+        except ProblemError as error:
+            caught += "site 'mood' of the model changes between two runs" in str(error)
+    assert caught >= 2  # half of the pairs of runs differ
+
+
+def test_draws_in_batches_are_those_of_the_guide():
+    result = quick(mean_problem(), num_samples=4000)
+    params, mu = result.params(), result.posterior["mu"].values[0]
+    assert abs(mu.mean() - params["loc"].item()) < 4 * params["spread"].item() / np.sqrt(4000)
+    assert abs(mu.std() / params["spread"].item() - 1) < 4 / np.sqrt(8000)
+    assert len(np.unique(mu)) == 4000
+    new = (result.posterior["new"] - result.posterior["mu"]).values
+    assert abs(np.corrcoef(new[0, :, 0], new[0, :, 1])[0, 1]) < 4 / np.sqrt(4000)
