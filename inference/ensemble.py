@@ -26,7 +26,7 @@ _MAX_ROWS = 4096  # positions kept for a metric
 _DIVERGENCE = 1000.0  # energy error above which a trajectory counts as divergent
 _WINDOWS = (0.1, 0.3, 0.6)  # where warm-up ends a window and renews the metric
 _PATH_ENTRIES = 2**23  # entries of the inverse Hessians of all paths up to which starts are sought by BFGS
-_ELBO_GAP = 20.0  # nats below the best path at which a mode holds no mass
+_ELBO_GAP = 10.0  # nats below the best path at which a mode holds no mass
 _STUCK = 0.05  # mean acceptance over a window below which a chain counts as stuck
 _TIME = 1.5  # mean trajectory time to begin with, near a quarter period of a whitened normal
 _JITTER = 0.5  # trajectory times lie within this share of their mean
@@ -104,7 +104,7 @@ class Metric:
         standard = wide / variance.sqrt().clamp(min=1e-12)
         effective = _effective_rows(standard.reshape(steps, chains, size))
         if kind == "dense":
-            scale = ((effective * variance + 5) / (effective + 5)).sqrt()
+            scale = variance.clamp(min=1e-300) ** (0.5 * effective**2 / (effective**2 + 25))
             # Half at as many rows as unknowns, next to nothing at ten times as many: small variances are meant.
             weight = effective**2 / (effective**2 + size**2)
             correlation = standard.T @ standard / len(standard)
@@ -332,7 +332,7 @@ class ChEESKernel(Kernel):
             self._evaluate, z, num_draws=max(10, math.ceil(4 * size / self.num_chains)), max_steps=60 + size
         )
         starts, draws = paths.starts, paths.draws
-        hopeless = ~(paths.elbo > paths.elbo.max() - _ELBO_GAP - size)
+        hopeless = ~(paths.elbo > paths.elbo.max() - _ELBO_GAP)
         if bool(hopeless.any()) and not bool(hopeless.all()):
             good = torch.nonzero(~hopeless)[:, 0]
             instead = good[torch.arange(int(hopeless.sum())) % len(good)]

@@ -11,7 +11,9 @@ from torch import Tensor
 
 __all__ = ["Paths", "find_paths"]
 
-_TRIES = 12  # halvings of a step before a path stands still
+_TRIES = 16  # halvings of a step before a path stands still
+_ROUNDS = 4  # times that paths are given the Hessian itself
+_REST = 1e-2  # squared Newton decrement, in units of the posterior sd, of a path at rest
 _EVERY = 3  # iterations between two normals that are tried
 _FAR = 20.0  # nats, beside one per unknown, that a draw may lack to the best of its path
 _TRIALS = 4  # draws per normal that estimate its elbo
@@ -89,17 +91,22 @@ class _Descent:
         norm = self.gradient.norm(dim=1).clamp(min=1e-6)
         self.inverse = self.identity * (1 / norm)[:, None, None]
         self.moving = torch.ones(count, dtype=torch.bool)
+        self.failed = torch.zeros(count, dtype=torch.bool)
         self.noise = torch.randn((_TRIALS, count, size), dtype=starts.dtype)
         self.best = torch.full((count,), -math.inf, dtype=starts.dtype)
         self.mean, self.factor = starts.clone(), torch.zeros_like(self.inverse)
 
     def run(self, num_draws: int, max_steps: int) -> Paths:
         step = 0
-        for step in range(1, max_steps + 1):
-            self._advance(first=step == 1)
-            if step % _EVERY == 0 or not bool(self.moving.any()):
-                self._consider()
-            if not bool(self.moving.any()):
+        for _ in range(_ROUNDS):
+            for step in range(step + 1, max_steps + 1):
+                self._advance(first=step == 1)
+                if step % _EVERY == 0 or not bool(self.moving.any()):
+                    self._consider()
+                if not bool(self.moving.any()):
+                    break
+            self._polish()
+            if step == max_steps or not bool(self.moving.any()):
                 break
         draws, starts = self._draw(num_draws)
         return Paths(starts, draws, self.best, step)
@@ -145,9 +152,14 @@ class _Descent:
         s, y = z - self.z, gradient - self.gradient
         self._update(s, y, first=first)
         progress = self.potential - potential
-        still = ~done | (progress.abs() < 1e-3) & ((direction * gradient).sum(1).abs() < 1e-3)
-        self.moving = self.moving & ~still
+        still = done & (progress.abs() < 1e-3) & ((direction * gradient).sum(1).abs() < 1e-3)
+        # A search that fails begins anew along the gradient; one that fails twice in a row is over.
+        self.moving = self.moving & ~still & (done | ~self.failed)
+        self.failed = ~done
         self.z, self.potential, self.gradient = z, potential, gradient
+        norm = gradient.norm(dim=1).clamp(min=1e-6)
+        anew = self.identity * (1e-2 / norm)[:, None, None]
+        self.inverse = torch.where((self.failed & self.moving)[:, None, None], anew, self.inverse)
 
     def _update(self, s: Tensor, y: Tensor, *, first: bool) -> None:
         """The BFGS formula for the inverse Hessian, where the path bends upwards."""
@@ -164,6 +176,34 @@ class _Descent:
         cross = rho[:, None, None] * (s[:, :, None] * hy[:, None, :])
         new = self.inverse - cross - cross.mT + weight[:, None, None] * (s[:, :, None] * s[:, None, :])
         self.inverse = torch.where(good[:, None, None], new, self.inverse)
+
+    def _polish(self) -> None:
+        """Put the Hessian itself, from differences of gradients, in place of what the paths know of it.
+
+        A path knows the curvature only of directions that it took, and may stand still far from the mode where it
+        underrates the variance of others. Paths that a Newton step would still move go on.
+        """
+        size = self.z.shape[1]
+        width = 1e-2 * self.inverse.diagonal(dim1=1, dim2=2).sqrt()
+        least = 1e-6 if self.z.dtype == torch.float64 else 1e-4
+        width = torch.maximum(width, least * (1 + self.z.abs()))
+        columns = []
+        for axis in range(size):
+            shift = torch.zeros_like(self.z)
+            shift[:, axis] = width[:, axis]
+            change = self.evaluate(self.z + shift)[1] - self.evaluate(self.z - shift)[1]
+            columns.append(change / (2 * width[:, axis : axis + 1]))
+        hessian = torch.stack(columns, 2)
+        hessian = 0.5 * (hessian + hessian.mT)
+        good = torch.isfinite(hessian).all(2).all(1)
+        values, vectors = torch.linalg.eigh(torch.where(good[:, None, None], hessian, self.identity))
+        # At a saddle, directions that bend downwards are taken as steeply as they bend.
+        values = values.abs().clamp(min=1e-9 * float(values.abs().max().clamp(min=1e-30)))
+        inverse = (vectors / values[:, None, :]) @ vectors.mT
+        self.inverse = torch.where(good[:, None, None], inverse, self.inverse)
+        self._consider()
+        decrement = torch.einsum("ci,cij,cj->c", self.gradient, self.inverse, self.gradient)
+        self.moving, self.failed = good & (decrement > _REST), torch.zeros_like(good)
 
     def _consider(self) -> None:
         """Keep the normal at the present iterates on the paths where its elbo is the largest so far."""
