@@ -192,7 +192,7 @@ class ChEESKernel(Kernel):
         problem: Problem,
         *,
         num_chains: int = 64,
-        target_accept_prob: float = 0.8,
+        target_accept_prob: float = 0.9,
         metric: str = "auto",
         max_leapfrog: int = 1023,
         init_radius: float = 2.0,
