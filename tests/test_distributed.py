@@ -1,0 +1,199 @@
+"""Chains, problems and maps on a real Dask cluster and in processes: same numbers, and nothing lost to dead workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from functools import partial
+
+import pytest
+import torch
+from distributed_models import default_dtype, infer, quick, quick_or_broken, quick_or_dead, shifted, simulate
+from inference_models import ExactKernel, SlowKernel, mean_problem
+
+from probmodels.inference import ChainError, CheckpointError, ProblemError, fit_svi, run_mcmc
+from probmodels.inference import distributed as ours
+from probmodels.inference.calibration import sbc
+from probmodels.inference.distributed import MapError, dask_map, map_problems, process_map
+from probmodels.inference.ops import chain_seed
+
+distributed = pytest.importorskip("distributed")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:distributed"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # sockets of workers that were killed
+]
+short = partial(run_mcmc, num_samples=30, warmup_steps=10, num_chains=3, progress=False)
+
+
+@pytest.fixture(scope="module")
+def client():
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
+        yield client
+
+
+@pytest.fixture
+def kill_soon(client):
+    """Kills the worker that runs a task whose name starts so, with no time to say goodbye."""
+    killed: list[int] = []
+    threads = []
+
+    def kill(prefix, after):
+        def run():
+            time.sleep(after)
+            pids = client.run(os.getpid)
+            while not killed:
+                for worker, keys in client.processing().items():
+                    if any(key.startswith(prefix) for key in keys) and worker in pids and not killed:
+                        killed.append(pids[worker])
+                        os.kill(pids[worker], signal.SIGKILL)
+                time.sleep(0.02)
+
+        threads.append(threading.Thread(target=run))
+        threads[-1].start()
+        return killed
+
+    yield kill
+    for thread in threads:
+        thread.join()
+    client.wait_for_workers(2)
+
+
+@pytest.mark.parametrize("kernel", [ExactKernel, "nuts"])
+def test_draws_do_not_depend_on_where_chains_run(client, kernel):
+    results = [
+        short(mean_problem(), kernel=kernel, chain_method=method, client=client if method == "dask" else None)
+        for method in ("sequential", "dask")
+    ]
+    assert results[0].posterior.identical(results[1].posterior)
+    assert results[0].tree["sample_stats"].identical(results[1].tree["sample_stats"])
+
+
+def test_a_killed_worker_costs_no_draw(client, kill_soon, monkeypatch, tmp_path):
+    monkeypatch.setattr(ours, "_LEG_SECONDS", 0.3)
+    run = partial(run_mcmc, mean_problem(), num_samples=250, warmup_steps=10, num_chains=2, progress=False)
+    killed = kill_soon("chain", 0.8)
+    found = run(kernel=SlowKernel, chain_method="dask", client=client, checkpoint=tmp_path / "run")
+    assert killed
+    assert found.posterior.identical(run(kernel=ExactKernel, chain_method="sequential").posterior)
+    assert len(list((tmp_path / "run" / "chain-0").glob("draws-*"))) > 1
+
+
+@pytest.mark.parametrize("first", ["dask", "sequential"])
+def test_a_stopped_run_is_resumed_elsewhere(client, tmp_path, first):
+    second = {"dask": "sequential", "sequential": "dask"}[first]
+    run = partial(run_mcmc, mean_problem(), num_samples=100, warmup_steps=5, num_chains=3, seed=4, progress=False)
+    resumable = partial(run, client=client, checkpoint=tmp_path / "run")
+    with pytest.raises(TimeoutError, match="repeat the same call to resume"):
+        resumable(kernel=SlowKernel, chain_method=first, timeout=0.5, num_samples=2000)
+    kept = len(list((tmp_path / "run").glob("chain-*/draws-*")))
+    assert kept > 0
+    resumed = resumable(kernel=SlowKernel, chain_method=second)
+    assert resumed.posterior.identical(run(kernel=ExactKernel, chain_method="sequential").posterior)
+
+
+def test_a_chain_that_fails_says_how_and_the_others_are_saved(client, tmp_path):
+    broken = partial(SlowKernel, fail_at=30)
+    with pytest.raises(ChainError, match=r"(?s)chain \d failed.*FloatingPointError: the kernel broke"):
+        short(mean_problem(), kernel=broken, chain_method="dask", client=client, checkpoint=tmp_path / "run")
+
+
+def test_a_chain_that_kills_its_workers_is_given_up(client, monkeypatch):
+    monkeypatch.setattr(client.cluster.scheduler, "allowed_failures", 0)
+    fatal = partial(ExactKernel, die_at=5)
+    with pytest.raises(ChainError, match=r"chain 0 failed.*KilledWorker"):
+        short(mean_problem(), kernel=fatal, num_chains=1, chain_method="dask", client=client)
+
+
+class Local(ExactKernel):
+    pass
+
+
+def test_what_cannot_be_sent_to_a_cluster_is_refused(client):
+    dask = partial(short, mean_problem(), kernel=ExactKernel, chain_method="dask")
+    with pytest.raises(ProblemError, match=r"no client was given; pass client=distributed.Client"):
+        dask()
+    with pytest.raises(ProblemError, match="client is a str"):
+        dask(client="tcp://scheduler:8786")
+
+    class Hidden(ExactKernel):
+        pass
+
+    with pytest.raises(ProblemError, match="top level of a module"):
+        dask(kernel=Hidden, client=client)
+    Local.__module__ = "__main__"
+    Local.__qualname__ = "Local"
+    import __main__
+
+    __main__.Local = Local
+    try:
+        with pytest.raises(ProblemError, match="script or notebook"):
+            dask(kernel=Local, client=client)
+    finally:
+        del __main__.Local
+
+
+def test_problems_have_the_same_results_wherever_they_run_though_a_worker_dies(client, tmp_path):
+    problems = {name: shifted(shift) for name, shift in (("north", 0.0), ("south", 0.5), ("east", 0.7))}
+    wanted = [quick(problem, seed=chain_seed(7, place)) for place, problem in enumerate(problems.values())]
+    for kind, options in (("processes", {"num_workers": 2}), ("dask", {"client": client})):
+        run = partial(quick_or_dead, marker=tmp_path / kind)
+        found = map_problems(problems, run, seed=7, progress=False, **options)
+        assert list(found) == list(problems)
+        assert (tmp_path / kind).exists()
+        for result, right in zip(found.values(), wanted, strict=True):
+            assert result.posterior.identical(right.posterior)
+
+
+def test_a_problem_that_keeps_failing_is_named_and_a_repeated_call_does_what_is_missing(client, tmp_path):
+    problems = [shifted(0.0), shifted(1.0), shifted(0.5)]
+    log = tmp_path / "log"
+    run = partial(map_problems, problems, partial(quick_or_broken, log=log), progress=False)
+    for options in ({"num_workers": 1}, {"client": client}):
+        log.unlink(missing_ok=True)
+        with pytest.raises(MapError, match=r"1 of 3 problems failed.*\n  1 \(mean\): FloatingPoin") as caught:
+            run(checkpoint=tmp_path / "map", **options)
+        assert "the run broke" in caught.value.failures["1 (mean)"]
+        assert list(caught.value.results) == ["0 (mean)", "2 (mean)"]
+        lines = [line.split() for line in log.read_text().splitlines()]
+        assert [seed for _, seed in lines] == [str(chain_seed(0, 1))] * 2
+        assert lines[0][0] != lines[1][0] or "client" in options  # where Dask has another worker, it is preferred
+    before = (tmp_path / "map" / "problem-00000" / "result.nc").stat().st_mtime_ns
+    problems[1:2] = []
+    with pytest.raises(CheckpointError, match="problem-00001 belongs to another run"):
+        run(checkpoint=tmp_path / "map")
+    problems[1:] = []
+    (again,) = run(checkpoint=tmp_path / "map")
+    assert before == (tmp_path / "map" / "problem-00000" / "result.nc").stat().st_mtime_ns
+    assert again.posterior.identical(quick(problems[0], seed=chain_seed(0, 0)).posterior)
+    with pytest.raises(CheckpointError, match="seed"):
+        run(checkpoint=tmp_path / "map", seed=1)
+
+
+def test_guides_are_fitted_in_processes():
+    fit = partial(fit_svi, num_steps=5, num_samples=7)
+    (found,) = map_problems([mean_problem()], fit, num_workers=1, progress=False, seed=3)
+    here = fit_svi(mean_problem(), num_steps=5, num_samples=7, seed=chain_seed(3, 0), progress=False)
+    assert found.posterior.identical(here.posterior)
+    assert all(torch.equal(found.guide_state[name], value) for name, value in here.guide_state.items())
+
+
+def test_calibration_maps_over_workers(client):
+    run = partial(sbc, simulate, infer, num_replicates=20, num_draws=9)
+    here = run()
+    for map_ in (dask_map(client), process_map(1)):
+        assert run(map=map_).ranks.identical(here.ranks)
+
+
+def test_maps_take_the_default_dtype_along_and_raise_what_was_raised():
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert process_map(1)(default_dtype, range(2)) == ["torch.float64"] * 2
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with pytest.raises(ZeroDivisionError, match="zero") as caught:
+        process_map(1)(divmod, [1, 1], [1, 0])
+    assert "Traceback" in caught.value.__notes__[0]
