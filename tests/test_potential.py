@@ -1,0 +1,237 @@
+"""Captured graphs against what they were captured from, and the potential of a model against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from inference_models import data, mean_model, normal_model
+from pyro.infer.reparam import LocScaleReparam
+
+from probmodels.inference import Problem, ProblemError
+from probmodels.inference.capture import CaptureError, batch, capture, compile_graph
+from probmodels.inference.potential import Potential
+
+Y = data()
+
+
+def operations(graph):
+    return [node.target for node in graph.graph.nodes if node.op == "call_function"]
+
+
+FUNCTIONS = {
+    "constants": lambda x: (x * 1 + 0) / 2 - torch.ones(3) * math.log(2.0),
+    "nested constants": lambda x: 3 - (2 - (x + 1)) - 4,
+    "scaled": lambda x: x.neg().neg() * 2 * 3 / 4,
+    "sums": lambda x: (5 - x).sum() + (x * 2).sum() - (-x).sum() + (x + x[0]).sum(),
+    "sum over one": lambda x: x.unsqueeze(-1).sum(-1),
+    "products": lambda x: torch.arange(12.0).reshape(4, 3) @ x,
+    "products of matrices": lambda x: torch.arange(12.0).reshape(4, 3) @ x.unsqueeze(-1) @ x.unsqueeze(0),
+    "transpositions": lambda x: (x[:, None] * x[None, :] ** 2).t().mT.permute(1, 0),
+    "cross entropy": lambda x: dist.Bernoulli(logits=30 * x, validate_args=False).log_prob(torch.tensor([1.0, 0, 1])),
+    "log sigmoid": lambda x: torch.nn.functional.logsigmoid(x),
+    "logsumexp": lambda x: torch.logsumexp(torch.stack([x, x * 50, torch.full((3,), -math.inf)]), 0),
+    "cholesky": lambda x: torch.linalg.cholesky(torch.eye(3) * 2 + x[:, None] * x[None, :]),
+    "in place": lambda x: torch.zeros(3).add_(x).mul_(2).clamp_(min=0.1),
+    "views of copies": lambda x: x[:, None].expand(3, 2).clone().t().reshape(6).view(2, 3).contiguous().view(-1),
+    "masks": lambda x: torch.where(x > 0, x, -x).masked_fill(x > 0.5, 7.0),
+    "powers": lambda x: x**2 + x**1 + x.abs() ** 0.5,
+    "integers": lambda x: x * torch.arange(3) + torch.tensor([2, 0, 1])[torch.tensor([0, 1, 2])],
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_graphs_give_values_and_gradients_of_the_function_alone_and_in_batches(name):
+    function = FUNCTIONS[name]
+
+    def both(x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            value = function(x)
+            (slope,) = torch.autograd.grad(value.sum(), x)
+        return value.detach(), slope
+
+    points = torch.linspace(-1.0, 1.2, 15).reshape(5, 3)
+    graph = capture(both, points[0], checks=[(points[1],)])
+    batched = batch(graph, points)
+    for index, point in enumerate(points):
+        for wanted, alone, together in zip(both(point), graph(point), batched(points), strict=True):
+            torch.testing.assert_close(alone, wanted, rtol=2e-5, atol=1e-5)
+            torch.testing.assert_close(together[index], wanted, rtol=2e-5, atol=1e-5)
+
+
+def test_graphs_leave_out_what_no_argument_changes():
+    graph = capture(lambda x: (x + torch.ones(3).log() + torch.arange(3.0).cumsum(0)) * 1, torch.zeros(3))
+    assert len(operations(graph)) == 1
+    doubled = capture(lambda x: x.exp() + x.exp(), torch.zeros(3))
+    assert operations(doubled).count(torch.ops.aten.exp.default) == 1
+
+
+def test_one_constant_matrix_multiplies_a_whole_batch_at_once():
+    matrix = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    for product in (lambda x: matrix @ x, lambda x: (matrix @ x.unsqueeze(-1)).squeeze(-1), lambda x: x @ matrix.T):
+        batched = batch(capture(product, torch.zeros(3)), torch.zeros(7, 3))
+        targets = operations(batched)
+        assert torch.ops.aten.mm.default in targets
+        assert torch.ops.aten.bmm.default not in targets
+
+
+def test_random_operations_stay_random_and_differ_within_a_batch():
+    graph = capture(lambda x: x + torch.randn(3), torch.zeros(3))
+    assert not torch.equal(graph(torch.zeros(3)), graph(torch.zeros(3)))
+    torch.manual_seed(0)
+    first = graph(torch.zeros(3))
+    torch.manual_seed(0)
+    assert torch.equal(first, torch.randn(3))
+    rows = batch(graph, torch.zeros(4, 3))(torch.zeros(4, 3))
+    assert len({tuple(row) for row in rows.tolist()}) == 4
+
+
+def test_functions_without_a_faithful_graph_are_refused():
+    with pytest.raises(CaptureError, match="cannot be captured"):
+        capture(lambda x: x * 2 if x.sum() > 0 else x, torch.ones(3))
+    calls = []
+
+    def changing(x):
+        calls.append(1)
+        return x * len(calls)
+
+    with pytest.raises(CaptureError, match="differs from the function"):
+        capture(changing, torch.ones(3))
+    with pytest.raises(ValueError, match="choose one of"):
+        compile_graph(capture(torch.exp, torch.ones(3)), "jit", torch.ones(3))
+
+
+def test_a_failed_factorisation_in_a_batch_is_nan_there_and_nowhere_else():
+    graph = batch(capture(lambda x: torch.linalg.cholesky(torch.eye(2) * x), torch.ones(1)), torch.ones(3, 1))
+    found = graph(torch.tensor([[1.0], [-1.0], [4.0]]))
+    assert torch.isfinite(found[[0, 2]]).all()
+    assert found[1].isnan().any()
+
+
+def supports_model():
+    pyro.sample("real", dist.Normal(0.0, 2.0))
+    pyro.sample("positive", dist.Gamma(2.0, 3.0))
+    pyro.sample("unit", dist.Beta(2.0, 2.0))
+    with pyro.plate("groups", 2):
+        pyro.sample("simplex", dist.Dirichlet(torch.ones(3)))
+    pyro.sample("cholesky", dist.LKJCholesky(3, 1.0))
+
+
+def test_flat_vector_and_sites_map_to_each_other():
+    potential = Potential(Problem("supports", supports_model))
+    assert potential.size == 1 + 1 + 1 + 4 + 3
+    torch.manual_seed(0)
+    z = potential.uniform(2.0)
+    values, _ = potential.constrain(z)
+    torch.testing.assert_close(potential.unconstrain(values), z, rtol=1e-4, atol=1e-4)
+    assert values["simplex"].shape == (2, 3)
+    many = potential.export_many(torch.stack([z, 2 * z]).reshape(1, 2, -1))
+    torch.testing.assert_close(many["simplex"][0, 0], values["simplex"])
+    exported = potential.export(z)
+    assert set(exported) == set(values)
+
+
+def test_log_density_holds_the_jacobian_of_every_support():
+    """Integrates to one over unconstrained space, so that the volume change is right."""
+
+    def model():
+        pyro.sample("positive", dist.LogNormal(0.3, 0.7))
+
+    potential = Potential(Problem("one", model))
+    grid = torch.linspace(-8, 8, 2001, dtype=torch.float64)
+    with torch.no_grad():
+        density = torch.stack([potential.log_density(point[None]) for point in grid.float()]).exp()
+    assert float(torch.trapezoid(density.double(), grid)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_potential_of_a_conjugate_model_is_the_closed_form():
+    potential = Potential(Problem("mean", mean_model, args=(Y,)))
+    z = torch.tensor([0.4], dtype=torch.float64)
+    value, gradient = potential.evaluate(z)
+    joint = dist.Normal(z.new_zeros(()), 2.0).log_prob(z).sum() + dist.Normal(z, 0.5).log_prob(Y).sum()
+    assert float(value) == pytest.approx(-float(joint), abs=1e-10)  # the generated site is left out
+    assert float(gradient) == pytest.approx(float(z / 4 - ((Y - z) / 0.25).sum()), abs=1e-10)
+
+
+def mixture_model(x):
+    weight = pyro.sample("weight", dist.Beta(2.0, 2.0))
+    locs = pyro.sample("locs", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
+    with pyro.plate("points", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(weight))
+        pyro.sample("x", dist.Normal(locs[z.long()], 1.0), obs=x)
+
+
+def test_discrete_sites_are_summed_out_exactly_also_in_batches():
+    x = torch.tensor([-1.0, 0.5, 2.0, 2.5])
+    potential = Potential(Problem("mixture", mixture_model, args=(x,)))
+    assert set(potential.slots) == {"weight", "locs"}
+    torch.manual_seed(1)
+    points = torch.stack([potential.uniform(1.5) for _ in range(4)])
+    batched = potential.batched(4)(points)
+    for index, point in enumerate(points):
+        values, log_volume = potential.constrain(point)
+        weight, locs = values["weight"], values["locs"]
+        parts = torch.stack([(1 - weight).log() + dist.Normal(locs[0], 1.0).log_prob(x),
+                             weight.log() + dist.Normal(locs[1], 1.0).log_prob(x)])  # fmt: skip
+        joint = parts.logsumexp(0).sum() + dist.Beta(2.0, 2.0).log_prob(weight)
+        joint = joint + dist.Normal(0.0, 3.0).log_prob(locs).sum() + log_volume
+        assert float(potential.evaluate(point)[0]) == pytest.approx(-float(joint), rel=1e-5)
+        assert float(batched[0][index]) == pytest.approx(-float(joint), rel=1e-5)
+        torch.testing.assert_close(batched[1][index], potential.evaluate(point)[1], rtol=1e-4, atol=1e-4)
+
+
+def test_reparametrised_sites_are_exported_as_the_model_names_them():
+    def model():
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
+        pyro.sample("w", dist.Normal(1.0, scale))
+
+    potential = Potential(Problem("scaled", model, reparam={"w": LocScaleReparam(0.0)}))
+    assert set(potential.slots) == {"scale", "w_decentered"}
+    many = potential.export_many(torch.tensor([[0.2, -1.0], [0.0, 2.0]]))
+    assert set(many) == {"scale", "w"}
+    torch.testing.assert_close(many["w"], 1 + many["scale"] * torch.tensor([-1.0, 2.0]))
+
+
+def changing_model():
+    changing_model.calls += 1
+    for index in range(1 + changing_model.calls % 2):
+        pyro.sample(f"x_{index}", dist.Normal(0.0, 1.0))
+
+
+def test_models_that_have_no_flat_density_are_refused():
+    changing_model.calls = 0
+    with pytest.raises(ProblemError, match=r"x_1.*come, go or change shape"):
+        Potential(Problem("changing", changing_model))
+
+    def counting():
+        pyro.sample("k", dist.Poisson(3.0))
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ProblemError, match=r"'k' cannot be summed out.*Poisson"):
+        Potential(Problem("counting", counting))
+
+
+def test_a_start_without_density_names_the_site():
+    def impossible():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("wall", -math.inf * (1 + x.abs()))
+
+    potential = Potential(Problem("impossible", impossible))
+    with pytest.raises(ProblemError, match=r"none of 5 starts.*site 'wall'"):
+        potential.find_start(potential.evaluate, lambda: potential.uniform(1.0), tries=5)
+
+
+def test_graph_of_one_chain_and_of_many_agree_on_a_model_with_plates():
+    y = torch.tensor([[0.5, 1.0, 0.2], [-1.0, -2.0, 0.3]], dtype=torch.float64)
+    potential = Potential(Problem("rows", normal_model, args=(y,)))
+    points = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    value, gradient = potential.batched(5)(points)
+    for index, point in enumerate(points):
+        wanted = potential.evaluate(point)
+        np.testing.assert_allclose(value[index], wanted[0], rtol=1e-12)
+        np.testing.assert_allclose(gradient[index], wanted[1], rtol=1e-10)
