@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,21 @@ from torch import Tensor
 
 from probmodels.inference.ops import write_atomically, write_json
 
-__all__ = ["FORMAT", "ChainStore", "CheckpointError", "State", "open_checkpoint", "read_state", "write_state"]
+__all__ = [
+    "FORMAT",
+    "ChainStore",
+    "CheckpointError",
+    "State",
+    "check_room",
+    "open_checkpoint",
+    "read_draws",
+    "read_state",
+    "write_state",
+]
 
 FORMAT = 1
-_RUN = "run.json"
+_RUN, _STATE = "run.json", "state.json"
+_PROBE = ".probmodels-probe-"
 
 State = dict[str, Any]  # values: Tensor, int, float, bool or str
 
@@ -45,13 +58,9 @@ def open_checkpoint(folder: str | Path, identity: Mapping[str, Any]) -> Path:
     """
     path = Path(folder)
     identity = json.loads(json.dumps({"format": FORMAT, **identity}))
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".probe-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise CheckpointError(f"cannot write to checkpoint folder {path}: {error}; choose another folder") from error
+    check_room(path, 0)
+    for left in (*path.glob(f"{_PROBE}*"), *path.glob(f".{_RUN}.*.tmp")):  # by a process killed before its first step
+        left.unlink(missing_ok=True)
     found = _read_json(path / _RUN)
     if found is None:
         if any(path.iterdir()):
@@ -63,16 +72,58 @@ def open_checkpoint(folder: str | Path, identity: Mapping[str, Any]) -> Path:
             f"it differs in {'; '.join(_differences(found, identity))}. "
             "Repeat the call of that run to resume it, or give another folder, or delete this one to start afresh"
         )
+    _remove_temporary(path)
     return path
+
+
+def check_room(folder: str | Path, num_bytes: int) -> None:
+    """See, before anything is computed, that a folder can be written and that its disk has room.
+
+    Parameters
+    ----------
+    folder
+        Where files will lie; made where it is missing.
+    num_bytes
+        What all of them will need; what lies there already counts as part of it.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder cannot be written, or less than ``num_bytes`` is left for it.
+    """
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f"{_PROBE}{os.getpid()}"
+        probe.write_bytes(b"probe")
+        probe.unlink()
+        free = shutil.disk_usage(path).free
+    except OSError as error:
+        raise CheckpointError(f"cannot write to folder {path}: {error}; choose another folder") from error
+    if num_bytes <= free:
+        return
+    missing = num_bytes - sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if missing > free:
+        raise CheckpointError(
+            f"the disk of {path} has {_size(free)} left, and this run will need about {_size(missing)} for its draws; "
+            "free some space, choose another folder, or keep fewer draws"
+        )
 
 
 def write_state(folder: Path, step: int, state: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Commit a state: tensors to a file of their own, the rest to ``state.json``, whose renaming is the commit."""
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items() if isinstance(value, Tensor)}
     scalars = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
-    file = folder / f"state-{step:09d}.safetensors"
-    digest = _save_tensors(file, tensors)
-    write_json(folder / "state.json", {**record, "step": step, "scalars": scalars, "file": file.name, "sha256": digest})
+    # Never a name that is taken: until the renaming below, the commit before must stay whole.
+    names = (folder / f"state-{step:09d}-{count}.safetensors" for count in itertools.count())
+    file = next(name for name in names if not name.exists())
+    # Copies, since tensors of a state may share memory, which safetensors refuses.
+    digest = _save_tensors(file, {name: value.clone() for name, value in tensors.items()})
+    record = {**record, "step": step, "scalars": scalars, "file": file.name, "sha256": digest}
+    try:
+        write_json(folder / _STATE, {**record, "check": _check(record)})
+    except OSError as error:
+        raise _unwritable(folder / _STATE, error) from error
     for old in folder.glob("state-*.safetensors"):
         if old != file:
             old.unlink(missing_ok=True)
@@ -86,11 +137,9 @@ def read_state(folder: Path) -> tuple[State, dict[str, Any]] | None:
     CheckpointError
         If a file is missing or damaged.
     """
-    record = _read_json(folder / "state.json")
+    record = _read_record(folder)
     if record is None:
         return None
-    if not isinstance(record, dict) or not {"step", "scalars", "file", "sha256"} <= set(record):
-        raise _damaged(folder / "state.json", "entries are missing")
     return {**_load_tensors(folder / record["file"], record["sha256"]), **record["scalars"]}, record
 
 
@@ -125,6 +174,7 @@ class ChainStore:
         for file in self._folder.glob("draws-*.safetensors"):
             if file.name not in known:
                 file.unlink()
+        _remove_temporary(self._folder)
         return None if found is None else (found[0], int(found[1]["step"]))
 
     def append(self, draw: Mapping[str, Tensor], stats: Mapping[str, Any]) -> None:
@@ -138,7 +188,8 @@ class ChainStore:
         """Write pending draws, the state that continues after them, and what is to be known about the draws."""
         if self._pending:
             file = self._folder / f"draws-{self.num_draws:09d}.safetensors"
-            stacked = {name: torch.stack([row[name] for row in self._pending]) for name in self._pending[0]}
+            names = list(self._pending[0])
+            stacked = {name: torch.stack([row.pop(name) for row in self._pending]) for name in names}
             digest = _save_tensors(file, stacked)
             self._chunks.append({"file": file.name, "draws": len(self._pending), "sha256": digest})
             self._pending, self.pending_bytes = [], 0
@@ -146,24 +197,75 @@ class ChainStore:
 
     def attrs(self) -> dict[str, Any]:
         """What the last commit said about the draws."""
+        found = _read_record(self._folder)
+        return {} if found is None else dict(found.get("attrs", {}))
+
+    def verify(self) -> None:
+        """See that all that was committed is there and whole, so that no run builds on what cannot be read in the end.
+
+        Raises
+        ------
+        CheckpointError
+            If a file is missing or damaged.
+        """
         found = read_state(self._folder)
-        return {} if found is None else dict(found[1].get("attrs", {}))
+        for chunk in [] if found is None else found[1].get("chunks", []):
+            _verify(self._folder / chunk["file"], chunk["sha256"])
+
+    def chunks(self, num_draws: int) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """The first ``num_draws`` draws, file by file: their places and tensors (draw, ...).
+
+        Raises
+        ------
+        CheckpointError
+            If a file is missing or damaged, or there are fewer draws.
+        """
+        found, start = _read_record(self._folder), 0
+        for chunk in [] if found is None else found.get("chunks", []):
+            if start == num_draws:
+                break
+            tensors = _load_tensors(self._folder / chunk["file"], chunk["sha256"])
+            stop = min(start + chunk["draws"], num_draws)
+            yield slice(start, stop), {name: value[: stop - start] for name, value in tensors.items()}
+            start = stop
+        if start < num_draws:
+            raise CheckpointError(f"{self._folder} holds {start} draws where {num_draws} were expected")
 
     def read(self, num_draws: int) -> dict[str, Tensor]:
         """The first ``num_draws`` draws as tensors (draw, ...), keys ``draw/<site>`` and ``stat/<name>``."""
-        found = read_state(self._folder)
-        chunks = [] if found is None else found[1].get("chunks", [])
-        parts: list[Mapping[str, Tensor]] = []
-        missing = num_draws
-        for chunk in chunks:
-            if missing <= 0:
-                break
-            tensors = _load_tensors(self._folder / chunk["file"], chunk["sha256"])
-            parts.append({name: value[:missing] for name, value in tensors.items()})
-            missing -= chunk["draws"]
-        if missing > 0:
-            raise CheckpointError(f"{self._folder} holds {num_draws - missing} draws where {num_draws} were expected")
-        return {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else {})}
+        return {name: value[0] for name, value in read_draws([self], num_draws).items()}
+
+
+def read_draws(stores: Sequence[ChainStore], num_draws: int) -> dict[str, Tensor]:
+    """The first ``num_draws`` draws of all stores in one tensor (store, draw, ...) per name.
+
+    No more than one file is held beside them.
+
+    Parameters
+    ----------
+    stores
+        Stores of the same variables.
+    num_draws
+        Draws of each.
+
+    Returns
+    -------
+    dict
+        Keys ``draw/<site>`` and ``stat/<name>``.
+
+    Raises
+    ------
+    CheckpointError
+        If a file is missing or damaged, or there are fewer draws.
+    """
+    out: dict[str, Tensor] = {}
+    for place, store in enumerate(stores):
+        for rows, tensors in store.chunks(num_draws):
+            for name, value in tensors.items():
+                if name not in out:
+                    out[name] = value.new_empty(len(stores), num_draws, *value.shape[1:])
+                out[name][place, rows] = value
+    return out
 
 
 def _save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -171,22 +273,54 @@ def _save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:
 
     def write(path: Path) -> None:
         nonlocal digest
-        save_file({name: value.contiguous().clone() for name, value in tensors.items()}, str(path))
+        save_file({name: value.contiguous() for name, value in tensors.items()}, str(path))
         digest = _sha256(path)
 
     try:
         write_atomically(file, write)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {file}: {error}; free some space or choose another folder") from error
+        raise _unwritable(file, error) from error
     return digest
 
 
 def _load_tensors(file: Path, digest: str) -> dict[str, Tensor]:
-    if not file.exists():
-        raise _damaged(file, "the file is missing")
-    if _sha256(file) != digest:
+    _verify(file, digest)
+    # Copies lie aligned in memory, which parts of a file need not: linear algebra rounds by alignment, and a resumed run
+    # shall give the same bits.
+    return {name: value.clone() for name, value in load_file(str(file)).items()}
+
+
+def _verify(file: Path, digest: str) -> None:
+    try:
+        found = _sha256(file)
+    except FileNotFoundError as error:
+        raise _damaged(file, "the file is missing") from error
+    except OSError as error:
+        raise _damaged(file, str(error)) from error
+    if found != digest:
         raise _damaged(file, "its checksum differs from the one recorded")
-    return load_file(str(file))
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """What the last commit wrote to ``state.json``, or None where there is none."""
+    record = _read_json(folder / _STATE)
+    if record is None:
+        return None
+    if not isinstance(record, dict) or not {"step", "scalars", "file", "sha256", "check"} <= set(record):
+        raise _damaged(folder / _STATE, "entries are missing")
+    if record.pop("check") != _check(record):
+        raise _damaged(folder / _STATE, "its checksum differs from the one recorded")
+    return record
+
+
+def _check(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _remove_temporary(folder: Path) -> None:
+    """Remove what processes that were killed have left half-written."""
+    for file in folder.glob(".*.tmp"):
+        file.unlink(missing_ok=True)
 
 
 def _sha256(file: Path) -> str:
@@ -201,6 +335,10 @@ def _read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged(file, str(error)) from error
+
+
+def _unwritable(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"cannot write {file}: {error}; free some space or choose another folder")
 
 
 def _damaged(file: Path, why: str) -> CheckpointError:
@@ -219,6 +357,16 @@ def _differences(found: Any, wanted: Any, prefix: str = "") -> Sequence[str]:
             for line in _differences(found.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else key)
         ]
     return [f"{prefix} (checkpoint: {_short(found)}, this run: {_short(wanted)})"]
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            break
+        num_bytes /= 1000
+    else:
+        unit = "TB"
+    return f"{num_bytes:.3g} {unit}"
 
 
 def _short(value: Any) -> str:
