@@ -41,6 +41,7 @@ def fit_svi(
     checkpoint: str | Path | None = None,
     checkpoint_every: float = 30.0,
     progress: bool = True,
+    distributed: bool | None = None,
 ) -> Result:
     """Fit the guide of a problem, and the parameters of its model, and draw from the guide.
 
@@ -91,6 +92,10 @@ def fit_svi(
         Seconds between two checkpoints.
     progress
         Whether to show a progress bar.
+    distributed
+        Whether the processes that ``torchrun`` started fit together: each sees its share of the rows of a step, and all
+        return the same result, that of one process but for rounding, or, where rows have latent sites, for noise. None
+        for where a process group of ``torch.distributed`` has been started. Callbacks are called on the first rank.
 
     Returns
     -------
@@ -138,6 +143,7 @@ def fit_svi(
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         progress=progress,
+        distributed=distributed,
     )
     constant = schedule == "constant" or (schedule is None and lr_decay == 1.0)
     settings = {"num_steps": num_steps, "lr": lr, "lr_decay": lr_decay, "num_particles": num_particles}

@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,10 @@ from probmodels.inference.ops import (
     rng_tensors,
     single_thread,
 )
+from probmodels.inference.optimiser import Adam
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.programs import Programs, cast, identity, opened, sample_guide
+from probmodels.inference.ranks import Ranks, join, shared_sizes
 from probmodels.inference.result import Result, build_tree, to_dataset
 
 __all__ = ["COMPILE", "FitError", "Options", "Step", "fit", "make_schedule"]
@@ -84,6 +86,7 @@ class Options:
     checkpoint: str | Path | None = None
     checkpoint_every: float = 30.0
     progress: bool = True
+    distributed: bool | None = False
 
     def check(self, name: str) -> None:
         """See that every option is in range.
@@ -201,6 +204,8 @@ class Trainer:
         Of the engine.
     folder
         Checkpoint folder, or None.
+    ranks
+        This process among those that fit together.
     """
 
     def __init__(
@@ -211,9 +216,10 @@ class Trainer:
         batches: Minibatches,
         options: Options,
         folder: Path | None,
+        ranks: Ranks,
     ) -> None:
         self.programs, self.stages, self.rounds = programs, stages, rounds
-        self.batches, self.options, self.folder = batches, options, folder
+        self.batches, self.options, self.folder, self.ranks = batches, options, folder, ranks
         self.name = programs.problem.name
         self._rows = np.empty((1024, 4))  # loss, gradient norm, seconds, stage
         self.number = 0  # steps made
@@ -227,10 +233,11 @@ class Trainer:
         if not params:
             raise ProblemError(f"{self.name}: model and guide have no parameter to fit; use run_mcmc")
         self._like = params[0]
+        ranks.equalise(programs.state().values())
         self.gradients = [Gradient(programs, stage) for stage in stages]
         self._prepare()
-        self.optimizers = [self._optimizer(stage) for stage in stages]
-        saved = None if folder is None else read_state(folder)
+        self.optimisers = [self._optimiser(stage) for stage in stages]
+        saved = None if folder is None else ranks.first(lambda: read_state(folder))
         if saved is not None:
             self._load(saved[0])
 
@@ -259,11 +266,14 @@ class Trainer:
             while self._next():
                 step = self._step()
                 bar.show()
-                if any([callback(step) for callback in options.callbacks]):
+                ended = any([callback(step) for callback in options.callbacks])
+                due = self.folder is not None and time.monotonic() - saved_at >= options.checkpoint_every
+                ended, interrupted, due = self.ranks.agree(ended, interrupts.count > 0, due)
+                if ended:
                     break
                 if options.patience is not None and self.number - self.best_step >= options.patience:
                     break
-                if interrupts.count:
+                if interrupted:
                     self.save()
                     how = (
                         "nothing was kept, since no checkpoint folder was given"
@@ -271,7 +281,7 @@ class Trainer:
                         else f"the state is saved in {self.folder}; repeat the same call to resume"
                     )
                     raise KeyboardInterrupt(f"stopped after step {self.number} of {self.total}: {how}")
-                if self.folder is not None and time.monotonic() - saved_at >= options.checkpoint_every:
+                if due:
                     self.save()
                     saved_at = time.monotonic()
         self.save()
@@ -292,9 +302,13 @@ class Trainer:
     def _step(self) -> Step:
         """One step of the optimiser of the present stage."""
         began = time.perf_counter()
-        stage, optimizer = self.stages[self.place], self.optimizers[self.place]
+        stage = self.stages[self.place]
+        self.ranks.seed_step(self.number)
         loss, gradients = self.gradients[self.place](*self._inputs(self.number))
         params = self.programs.params()
+        if self.ranks.size > 1:
+            moved = {name: params[name] for name in self.programs.moved_by(stage.moves)}
+            loss, gradients = self.ranks.mean(loss, gradients, moved)
         names, values = list(gradients), list(gradients.values())
         total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(values)))
         value, norm = float(loss), float(total)
@@ -306,17 +320,8 @@ class Trainer:
         limit = self.options.clip_norm
         if limit is not None and norm > limit:
             values = list(torch._foreach_mul(values, limit / (norm + 1e-6)))
-        group = optimizer.param_groups[0]
-        if len(group["params"]) < len(self._moved(stage)):  # a program may make a parameter late
-            known = {id(value) for value in group["params"]}
-            group["params"] += [value for value in self._moved(stage) if id(value) not in known]
-        for parameter in group["params"]:
-            parameter.grad = None
-        for name, gradient in zip(names, values, strict=True):
-            # The fused optimiser reads memory in order, whatever the strides say.
-            params[name].grad = gradient.contiguous()
-        group["lr"] = stage.lr * stage.schedule(self.made[self.place])
-        optimizer.step()
+        lr = stage.lr * stage.schedule(self.made[self.place])
+        self.optimisers[self.place].step(params, dict(zip(names, values, strict=True)), lr)
         return self._record(value, norm, began)
 
     def _record(self, loss: float, norm: float, began: float) -> Step:
@@ -352,7 +357,7 @@ class Trainer:
         """Rows and weight of the KL divergence of a step, counted from 0."""
         warmup = self.options.kl_warmup
         weight = None if not warmup else torch.as_tensor(min(step / warmup, 1.0)).to(self._like)
-        return self.batches.at(step), weight
+        return self.ranks.share(self.batches.at(step)), weight
 
     def _prepare(self) -> None:
         """Check everything that a step needs, and capture what can be, without a trace in state or random numbers."""
@@ -379,18 +384,12 @@ class Trainer:
             level = logging.INFO if self.options.compile is None else logging.WARNING
             _log.log(level, "%s: %s runs eagerly: %s", self.name, gradient.stage.label, error)
 
-    def _moved(self, stage: Stage) -> list[Tensor]:
-        params = self.programs.params()
-        return [params[name] for name in self.programs.moved_by(stage.moves)]
-
-    def _optimizer(self, stage: Stage) -> torch.optim.Adam:
-        moved = self._moved(stage)
-        if not moved:
+    def _optimiser(self, stage: Stage) -> Adam:
+        if not self.programs.moved_by(stage.moves):
             raise ProblemError(
                 f"{self.name}: {stage.label} has nothing to move: the {stage.moves} has no parameter of its own"
             )
-        fused = all(value.is_contiguous() and value.is_floating_point() for value in moved)
-        return torch.optim.Adam(moved, lr=stage.lr, fused=fused)
+        return Adam()
 
     def save(self) -> None:
         """Commit the state to the checkpoint folder, if there is one."""
@@ -398,25 +397,21 @@ class Trainer:
             return
         state: dict[str, Any] = dict(self.programs.state())
         state |= {f"best/{name}": value for name, value in self.best.items()}
-        for place, optimizer in enumerate(self.optimizers):
-            for index, slots in optimizer.state_dict()["state"].items():
-                state |= {f"adam/{place}/{index}/{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+        for place, optimiser in enumerate(self.optimisers):
+            state |= {f"adam/{place}/{name}": value for name, value in optimiser.state_dict().items()}
             known: dict[str, Any] = getattr(self.stages[place].objective, "state_dict", dict)()
             state |= {f"objective/{place}/{name}": value for name, value in known.items()}
             state |= {f"made/{place}": self.made[place], f"recent/{place}": self.recent[place]}
         state |= {f"rng/{name}": value for name, value in rng_tensors().items()}
         state |= {name: getattr(self, name) for name in _SCALARS}
-        write_state(self.folder, self.number, {**state, "rows": torch.from_numpy(self.history)}, {})
+        state["rows"], folder = torch.from_numpy(self.history), self.folder
+        self.ranks.first(lambda: write_state(folder, self.number, state, {}))
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self.programs.load(state)
         self.best = part(state, "best/")
-        for place, (stage, optimizer) in enumerate(zip(self.stages, self.optimizers, strict=True)):
-            slots: dict[int, dict[str, Tensor]] = {}
-            for key, value in part(state, f"adam/{place}/").items():
-                index, slot = key.split("/")
-                slots.setdefault(int(index), {})[slot] = value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+        for place, (stage, optimiser) in enumerate(zip(self.stages, self.optimisers, strict=True)):
+            optimiser.load_state_dict(part(state, f"adam/{place}/"))
             if hasattr(stage.objective, "load_state_dict"):
                 stage.objective.load_state_dict(part(state, f"objective/{place}/"))
             self.made[place], self.recent[place] = state[f"made/{place}"], state[f"recent/{place}"]
@@ -518,15 +513,23 @@ def fit(
     problem = problem if dtype is None else cast(problem, dtype)
     with _default_dtype(dtype):
         problem.validate()
-        batches = Minibatches(problem, options.batch_size, options.seed)
-        folder = None
-        if options.checkpoint is not None:
-            folder = open_checkpoint(options.checkpoint, _identity(problem, engine, options, fixed))
+        size = join(name, options.distributed)
+        wanted = options.batch_size if size == 1 else shared_sizes(problem, options.batch_size)
+        batches = Minibatches(problem, wanted, options.seed)
+        ranks = Ranks(problem, batches.sizes, options.seed, size)
+        if ranks.rank > 0:
+            options = replace(options, progress=False, callbacks=())
+        target, folder = options.checkpoint, None
+        if target is not None or size > 1:
+            same = {**_identity(problem, engine, options, fixed), **ranks.identity()}
+            ranks.check_same(name, same)
+            folder = None if target is None else ranks.first(lambda: open_checkpoint(target, same))
         with single_thread(), opened(problem, options.seed) as programs:
             programs.check_stable()
             pyro.set_rng_seed(options.seed)
-            trainer = Trainer(programs, plan(problem, batches), rounds, batches, options, folder)
+            trainer = Trainer(programs, plan(problem, batches), rounds, batches, options, folder, ranks)
             trainer.run()
+            ranks.equalise([*programs.state().values(), torch.from_numpy(trainer.history)])
             state = programs.result_state()
             pyro.set_rng_seed(chain_seed(options.seed, _SAMPLE_STREAM))
             draws, log_weight = sample_guide(problem, programs.model, programs.guide, num_samples=options.num_samples)

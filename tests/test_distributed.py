@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
+import ranks_script
 import torch
 from distributed_models import default_dtype, infer, quick, quick_or_broken, quick_or_dead, shifted, simulate
 from inference_models import ExactKernel, SlowKernel, mean_problem
 
-from probmodels.inference import ChainError, CheckpointError, ProblemError, fit_svi, run_mcmc
+from probmodels.inference import ChainError, CheckpointError, ProblemError, Result, fit_svi, run_mcmc
 from probmodels.inference import distributed as ours
 from probmodels.inference.calibration import sbc
 from probmodels.inference.distributed import MapError, dask_map, map_problems, process_map
+from probmodels.inference.minibatch import Minibatches
 from probmodels.inference.ops import chain_seed
+from probmodels.inference.ranks import Ranks, shared_sizes
 
 distributed = pytest.importorskip("distributed")
 
@@ -197,3 +204,56 @@ def test_maps_take_the_default_dtype_along_and_raise_what_was_raised():
     with pytest.raises(ZeroDivisionError, match="zero") as caught:
         process_map(1)(divmod, [1, 1], [1, 0])
     assert "Traceback" in caught.value.__notes__[0]
+
+
+def test_ranks_of_torchrun_fit_what_one_process_fits(tmp_path):
+    script = Path(__file__).with_name("ranks_script.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    with subprocess.Popen(
+        [*torchrun, str(script), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        alone = {name: ranks_script.fit(name) for name in ranks_script.problems()}
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    found = {path.name: Result.load(path) for path in tmp_path.iterdir() if (path / "result.nc").exists()}
+    for name, result in alone.items():
+        for rank in (0, 1):
+            other = found[f"{name}-{rank}"]
+            np.testing.assert_allclose(other.tree["fit"]["loss"], result.tree["fit"]["loss"], rtol=1e-9)
+            for key, value in result.params().items():
+                torch.testing.assert_close(other.params()[key], value, rtol=1e-7, atol=1e-9)
+            np.testing.assert_allclose(other.posterior.to_array(), result.posterior.to_array(), rtol=1e-6)
+    for name in ("regression", "groups", "crossed", "noisy", "resumed"):
+        assert found[f"{name}-0"].posterior.identical(found[f"{name}-1"].posterior)
+        assert found[f"{name}-0"].tree["fit"].identical(found[f"{name}-1"].tree["fit"])
+    np.testing.assert_array_equal(found["resumed-0"].tree["fit"]["loss"], found["noisy-0"].tree["fit"]["loss"])
+    assert found["resumed-0"].posterior.identical(found["noisy-0"].posterior)
+    for rank in (0, 1):
+        assert "stopped after step 17 of 40" in (tmp_path / f"stopped-{rank}").read_text()
+        assert "differ in ['seed']" in (tmp_path / f"refused-{rank}").read_text()
+
+
+def test_ranks_need_torchrun_and_rows_to_share(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ProblemError, match=r"torchrun --nproc-per-node=2 script.py"):
+        fit_svi(mean_problem(), distributed=True)
+    with pytest.raises(ProblemError, match=r"give the problem batch_plates=\(...\) from \['obs'\]"):
+        shared_sizes(mean_problem(), None)
+
+
+def test_ranks_part_the_rows_of_one_plate(monkeypatch):
+    problem, options = ranks_script.problems()["crossed"]
+    batches = Minibatches(problem, options["batch_size"], 0)
+    seen, weights = [], []
+    for rank in range(3):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        ranks = Ranks(problem, batches.sizes, 0, 3)
+        rows = ranks.share(batches.at(1))
+        assert torch.equal(rows["row"], batches.at(1)["row"])
+        seen.append(rows["column"])
+        weights.append(ranks.weight)
+    assert torch.equal(torch.cat(seen), batches.at(1)["column"])
+    assert weights == [0.5, 0.25, 0.25]
+    with pytest.raises(ProblemError, match="5 ranks cannot share 4 rows of plate 'column'"):
+        Ranks(problem, batches.sizes, 0, 5)
