@@ -167,7 +167,7 @@ def run_mcmc(
                 "to NUTS, or pass kernel='nuts'"
             ) from error
         reason = str(error)
-    _log.warning("%s: NUTS in processes instead of vectorised HMC: %s", problem.name, reason)
+    _log.warning("%s: NUTS instead of vectorised HMC: %s", problem.name, reason)
     options |= {**asked, "chain_method": "process" if picklable(problem) else "sequential"}
     result = run_mcmc(problem, kernel="nuts", init=init, thin=thin, seed=seed, **options)
     result.tree.attrs["fallback"] = reason
