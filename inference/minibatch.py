@@ -49,7 +49,7 @@ class Minibatches:
         self.seed = seed
         self.device = _device(problem.args) or _device(problem.kwargs)
         self.sizes: dict[str, tuple[int, int]] = {}  # plate: (rows, rows of a batch)
-        self._orders: dict[str, tuple[int, Tensor]] = {}
+        self._epochs: dict[str, tuple[int, tuple[Tensor, ...]]] = {}
         if batch_size is None:
             return
         name, plates = problem.name, plate_sizes(problem)
@@ -81,11 +81,12 @@ class Minibatches:
         if size == rows:  # in order, since pyro picks a parameter's rows only where a plate lacks some
             return torch.arange(rows, device=self.device)
         epoch, turn = divmod(step, rows // size)
-        known = self._orders.get(plate)
+        known = self._epochs.get(plate)
         if known is None or known[0] != epoch:
             generator = torch.Generator().manual_seed(chain_seed(self.seed, _STREAM, place, epoch))
-            known = self._orders[plate] = (epoch, torch.randperm(rows, generator=generator))
-        return known[1][turn * size : (turn + 1) * size].to(self.device)
+            order = torch.randperm(rows, generator=generator).to(self.device)
+            known = self._epochs[plate] = (epoch, order.split(size))
+        return known[1][turn]
 
     def check(self, problem: Problem, program: Any) -> None:
         """See that a program takes the rows that it is given, and no others.

@@ -18,6 +18,7 @@ from torch import nn
 
 from probmodels.inference import CheckpointError, FitError, Problem, ProblemError, fit_svi
 from probmodels.inference.capture import CaptureError
+from probmodels.inference.optimiser import Adam
 from probmodels.inference.training import make_schedule
 
 quick = partial(fit_svi, num_steps=30, num_samples=20, progress=False)
@@ -402,3 +403,25 @@ def test_draws_in_batches_are_those_of_the_guide():
     assert len(np.unique(mu)) == 4000
     new = (result.posterior["new"] - result.posterior["mu"]).values
     assert abs(np.corrcoef(new[0, :, 0], new[0, :, 1])[0, 1]) < 4 / np.sqrt(4000)
+
+
+def test_the_optimiser_is_adam_whatever_the_layout_of_gradients():
+    torch.manual_seed(0)
+    made = {"a": torch.randn(3, 4), "b": torch.randn(5).double(), "c": torch.randn(4, 3).t()}
+    ours = {name: value.clone(memory_format=torch.preserve_format).requires_grad_() for name, value in made.items()}
+    theirs = {name: value.clone().requires_grad_() for name, value in made.items()}
+    mine, reference = Adam(), torch.optim.Adam(theirs.values(), lr=0.1, fused=False, foreach=False)
+    for step in range(6):
+        gradients = {"a": torch.randn(4, 3).t(), "b": torch.tensor(0.3).double().expand(5)}
+        if step > 2:  # a parameter that comes late
+            gradients["c"] = torch.randn(3, 4)
+        if step == 4:
+            saved, mine = mine.state_dict(), Adam()
+            mine.load_state_dict(saved)
+        mine.step(ours, gradients, lr=0.1 / (step + 1))
+        reference.param_groups[0]["lr"] = 0.1 / (step + 1)
+        for name, value in theirs.items():
+            value.grad = gradients.get(name)
+        reference.step()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-6)
