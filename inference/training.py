@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from probmodels.inference.ops import (
 from probmodels.inference.optimiser import Adam
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.programs import Programs, cast, identity, opened, sample_guide
+from probmodels.inference.ranks import Ranks, join, shared_sizes
 from probmodels.inference.result import Result, build_tree, to_dataset
 
 __all__ = ["COMPILE", "FitError", "Options", "Step", "fit", "make_schedule"]
@@ -85,6 +86,7 @@ class Options:
     checkpoint: str | Path | None = None
     checkpoint_every: float = 30.0
     progress: bool = True
+    distributed: bool | None = False
 
     def check(self, name: str) -> None:
         """See that every option is in range.
@@ -202,6 +204,8 @@ class Trainer:
         Of the engine.
     folder
         Checkpoint folder, or None.
+    ranks
+        This process among those that fit together.
     """
 
     def __init__(
@@ -212,9 +216,10 @@ class Trainer:
         batches: Minibatches,
         options: Options,
         folder: Path | None,
+        ranks: Ranks,
     ) -> None:
         self.programs, self.stages, self.rounds = programs, stages, rounds
-        self.batches, self.options, self.folder = batches, options, folder
+        self.batches, self.options, self.folder, self.ranks = batches, options, folder, ranks
         self.name = programs.problem.name
         self._rows = np.empty((1024, 4))  # loss, gradient norm, seconds, stage
         self.number = 0  # steps made
@@ -228,10 +233,11 @@ class Trainer:
         if not params:
             raise ProblemError(f"{self.name}: model and guide have no parameter to fit; use run_mcmc")
         self._like = params[0]
+        ranks.equalise(programs.state().values())
         self.gradients = [Gradient(programs, stage) for stage in stages]
         self._prepare()
         self.optimisers = [self._optimiser(stage) for stage in stages]
-        saved = None if folder is None else read_state(folder)
+        saved = None if folder is None else ranks.first(lambda: read_state(folder))
         if saved is not None:
             self._load(saved[0])
 
@@ -260,11 +266,14 @@ class Trainer:
             while self._next():
                 step = self._step()
                 bar.show()
-                if any([callback(step) for callback in options.callbacks]):
+                ended = any([callback(step) for callback in options.callbacks])
+                due = self.folder is not None and time.monotonic() - saved_at >= options.checkpoint_every
+                ended, interrupted, due = self.ranks.agree(ended, interrupts.count > 0, due)
+                if ended:
                     break
                 if options.patience is not None and self.number - self.best_step >= options.patience:
                     break
-                if interrupts.count:
+                if interrupted:
                     self.save()
                     how = (
                         "nothing was kept, since no checkpoint folder was given"
@@ -272,7 +281,7 @@ class Trainer:
                         else f"the state is saved in {self.folder}; repeat the same call to resume"
                     )
                     raise KeyboardInterrupt(f"stopped after step {self.number} of {self.total}: {how}")
-                if self.folder is not None and time.monotonic() - saved_at >= options.checkpoint_every:
+                if due:
                     self.save()
                     saved_at = time.monotonic()
         self.save()
@@ -294,8 +303,12 @@ class Trainer:
         """One step of the optimiser of the present stage."""
         began = time.perf_counter()
         stage = self.stages[self.place]
+        self.ranks.seed_step(self.number)
         loss, gradients = self.gradients[self.place](*self._inputs(self.number))
         params = self.programs.params()
+        if self.ranks.size > 1:
+            moved = {name: params[name] for name in self.programs.moved_by(stage.moves)}
+            loss, gradients = self.ranks.mean(loss, gradients, moved)
         names, values = list(gradients), list(gradients.values())
         total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(values)))
         value, norm = float(loss), float(total)
@@ -344,7 +357,7 @@ class Trainer:
         """Rows and weight of the KL divergence of a step, counted from 0."""
         warmup = self.options.kl_warmup
         weight = None if not warmup else torch.as_tensor(min(step / warmup, 1.0)).to(self._like)
-        return self.batches.at(step), weight
+        return self.ranks.share(self.batches.at(step)), weight
 
     def _prepare(self) -> None:
         """Check everything that a step needs, and capture what can be, without a trace in state or random numbers."""
@@ -391,7 +404,8 @@ class Trainer:
             state |= {f"made/{place}": self.made[place], f"recent/{place}": self.recent[place]}
         state |= {f"rng/{name}": value for name, value in rng_tensors().items()}
         state |= {name: getattr(self, name) for name in _SCALARS}
-        write_state(self.folder, self.number, {**state, "rows": torch.from_numpy(self.history)}, {})
+        state["rows"], folder = torch.from_numpy(self.history), self.folder
+        self.ranks.first(lambda: write_state(folder, self.number, state, {}))
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self.programs.load(state)
@@ -499,15 +513,23 @@ def fit(
     problem = problem if dtype is None else cast(problem, dtype)
     with _default_dtype(dtype):
         problem.validate()
-        batches = Minibatches(problem, options.batch_size, options.seed)
-        folder = None
-        if options.checkpoint is not None:
-            folder = open_checkpoint(options.checkpoint, _identity(problem, engine, options, fixed))
+        size = join(name, options.distributed)
+        wanted = options.batch_size if size == 1 else shared_sizes(problem, options.batch_size)
+        batches = Minibatches(problem, wanted, options.seed)
+        ranks = Ranks(problem, batches.sizes, options.seed, size)
+        if ranks.rank > 0:
+            options = replace(options, progress=False, callbacks=())
+        target, folder = options.checkpoint, None
+        if target is not None or size > 1:
+            same = {**_identity(problem, engine, options, fixed), **ranks.identity()}
+            ranks.check_same(name, same)
+            folder = None if target is None else ranks.first(lambda: open_checkpoint(target, same))
         with single_thread(), opened(problem, options.seed) as programs:
             programs.check_stable()
             pyro.set_rng_seed(options.seed)
-            trainer = Trainer(programs, plan(problem, batches), rounds, batches, options, folder)
+            trainer = Trainer(programs, plan(problem, batches), rounds, batches, options, folder, ranks)
             trainer.run()
+            ranks.equalise([*programs.state().values(), torch.from_numpy(trainer.history)])
             state = programs.result_state()
             pyro.set_rng_seed(chain_seed(options.seed, _SAMPLE_STREAM))
             draws, log_weight = sample_guide(problem, programs.model, programs.guide, num_samples=options.num_samples)
