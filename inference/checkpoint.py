@@ -140,7 +140,10 @@ def read_state(folder: Path) -> tuple[State, dict[str, Any]] | None:
     record = _read_record(folder)
     if record is None:
         return None
-    return {**_load_tensors(folder / record["file"], record["sha256"]), **record["scalars"]}, record
+    tensors = _load_tensors(folder / record["file"], record["sha256"])
+    # Copies lie aligned in memory, which parts of a file need not: linear algebra rounds by alignment, and a resumed
+    # run shall give the same bits.
+    return {**{name: value.clone() for name, value in tensors.items()}, **record["scalars"]}, record
 
 
 class ChainStore:
@@ -285,9 +288,7 @@ def _save_tensors(file: Path, tensors: Mapping[str, Tensor]) -> str:
 
 def _load_tensors(file: Path, digest: str) -> dict[str, Tensor]:
     _verify(file, digest)
-    # Copies lie aligned in memory, which parts of a file need not: linear algebra rounds by alignment, and a resumed run
-    # shall give the same bits.
-    return {name: value.clone() for name, value in load_file(str(file)).items()}
+    return load_file(str(file))
 
 
 def _verify(file: Path, digest: str) -> None:
@@ -360,13 +361,10 @@ def _differences(found: Any, wanted: Any, prefix: str = "") -> Sequence[str]:
 
 
 def _size(num_bytes: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            break
-        num_bytes /= 1000
-    else:
-        unit = "TB"
-    return f"{num_bytes:.3g} {unit}"
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while num_bytes >= 1000 and len(units) > 1:
+        num_bytes, units = num_bytes / 1000, units[1:]
+    return f"{num_bytes:.3g} {units[0]}"
 
 
 def _short(value: Any) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ from probmodels.inference.chains import (
     kernel_name,
     run_in_turn,
 )
-from probmodels.inference.checkpoint import ChainStore, open_checkpoint
+from probmodels.inference.checkpoint import ChainStore, check_room, open_checkpoint, read_draws
 from probmodels.inference.ensemble import ChEESKernel
 from probmodels.inference.kernels import Kernel, NUTSKernel
 from probmodels.inference.ops import (
@@ -209,6 +210,9 @@ class _Run:
                 folder = open_checkpoint(checkpoint, self._identity(factory))
             every = checkpoint_every if checkpoint is not None else float("inf")
             plans = [self._plan(chain, folder, every) for chain in range(1 if vectorized else self.num_chains)]
+            check_room(folder, self._draw_bytes())
+            for plan in plans:
+                ChainStore(Path(plan.folder)).verify()
             # Only what a kernel may need travels to the workers.
             small = replace(problem, guide=None, align=None, invariants=None)
             with Watch(plans, checkpoint=checkpoint, progress=progress, timeout=timeout) as watch:
@@ -223,9 +227,9 @@ class _Run:
                 else:
                     run_in_turn(small, factory, plans, watch)
             stores = [ChainStore(Path(plan.folder)) for plan in plans]
-            parts = [store.read(self.num_samples) for store in stores]
+            found = read_draws(stores, self.num_samples)
             attrs = stores[0].attrs()
-        draws = {name: self._stacked(name, [part.pop(name) for part in parts]) for name in list(parts[0])}
+        draws = {name: self._by_chain(found.pop(name)) for name in list(found)}
         sites = {name.removeprefix("draw/"): value for name, value in draws.items() if name.startswith("draw/")}
         stats = {name.removeprefix("stat/"): value for name, value in draws.items() if name.startswith("stat/")}
         del draws
@@ -266,11 +270,17 @@ class _Run:
             return self.init[chain]
         return {name: torch.stack([start[name] for start in self.init]) for name in self.init[0]}
 
-    def _stacked(self, name: str, parts: list[torch.Tensor]) -> np.ndarray:
+    def _draw_bytes(self) -> int:
+        """About what all draws take on disk; variables that are a kernel's own are not known beforehand."""
+        kinds = ("latent",) if self.method == "vectorized" else ("latent", "deterministic")
+        size = sum(math.prod(site.shape) for site in self.problem.sites.values() if site.kind in kinds)
+        return self.num_chains * self.num_samples * size * torch.get_default_dtype().itemsize
+
+    def _by_chain(self, draws: torch.Tensor) -> np.ndarray:
         """Draws (chain, draw, ...) from those of every store; one store holds all chains where they are vectorised."""
         if self.method != "vectorized":
-            return np.stack([part.numpy() for part in parts])
-        array = parts[0].numpy()
+            return draws.numpy()
+        array = draws[0].numpy()
         if array.ndim == 1:  # a statistic that all chains share
             return np.broadcast_to(array, (self.num_chains, len(array)))
         return array.swapaxes(0, 1)
