@@ -38,6 +38,7 @@ class Map(PyroModule):
 
     splits = "none"  # groups of one vector each; "batch": by batch plates; "all": by all plates
     noisy = True
+    path_gradient = False
 
     def __init__(self, start: Tensor, scale: float, enclosing: Sequence[int]) -> None:
         super().__init__()
@@ -51,12 +52,17 @@ class Map(PyroModule):
         """
         raise NotImplementedError
 
+    def score(self, noise: Tensor, pick: Pick) -> Tensor:
+        """Gradient (..., *batch, size) of the log density of a vector at the image of noise (..., *batch, size)."""
+        raise NotImplementedError
+
 
 class DiagonalMap(Map):
     splits = "batch"
 
-    def __init__(self, start: Tensor, scale: float, enclosing: Sequence[int]) -> None:
+    def __init__(self, start: Tensor, scale: float, enclosing: Sequence[int], *, path_gradient: bool = False) -> None:
         super().__init__(start, scale, enclosing)
+        self.path_gradient = path_gradient
         self.scale: Any = PyroParam(torch.full_like(start, scale), constraints.positive)
 
     def forward(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -64,16 +70,31 @@ class DiagonalMap(Map):
         mixed, log_volume = self.mix(noise, pick, enclosing)
         return pick(self.loc) + scale * mixed, scale.log().sum(-1) + log_volume
 
+    def score(self, noise: Tensor, pick: Pick) -> Tensor:
+        return -self.unmix(noise) / pick(self.scale)
+
     def mix(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> tuple[Tensor, Any]:
         """Noise with correlated entries, before it is scaled, and the log volume change."""
         return noise, 0.0
+
+    def unmix(self, noise: Tensor) -> Tensor:
+        """The inverse of the adjoint of `mix`."""
+        return noise
 
 
 class LowRankMap(DiagonalMap):
     splits = "none"
 
-    def __init__(self, start: Tensor, scale: float, enclosing: Sequence[int], *, rank: int | None = None) -> None:
-        super().__init__(start, scale, enclosing)
+    def __init__(
+        self,
+        start: Tensor,
+        scale: float,
+        enclosing: Sequence[int],
+        *,
+        rank: int | None = None,
+        path_gradient: bool = False,
+    ) -> None:
+        super().__init__(start, scale, enclosing, path_gradient=path_gradient)
         size = start.shape[-1]
         rank = _whole("rank", max(1, round(math.sqrt(size))) if rank is None else rank)
         # At U = V = 0 both gradients would be zero for good.
@@ -81,16 +102,24 @@ class LowRankMap(DiagonalMap):
         self.right = nn.Parameter(torch.zeros_like(self.left))
 
     def mix(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> tuple[Tensor, Any]:
-        eye = torch.eye(self.left.shape[-1], dtype=noise.dtype, device=noise.device)
         mixed = noise + (noise @ self.right) @ self.left.mT
-        return mixed, torch.linalg.slogdet(eye + self.right.mT @ self.left)[1]
+        return mixed, torch.linalg.slogdet(self._core())[1]
+
+    def unmix(self, noise: Tensor) -> Tensor:
+        inner = torch.linalg.solve(self._core(), (noise @ self.left).unsqueeze(-1)).squeeze(-1)
+        return noise - inner @ self.right.mT
+
+    def _core(self) -> Tensor:
+        """I + U'V, which has the determinant of I + U V'."""
+        product = self.left.mT @ self.right
+        return torch.eye(len(product), dtype=product.dtype, device=product.device) + product
 
 
 class DenseMap(DiagonalMap):
     splits = "none"
 
-    def __init__(self, start: Tensor, scale: float, enclosing: Sequence[int]) -> None:
-        super().__init__(start, scale, enclosing)
+    def __init__(self, start: Tensor, scale: float, enclosing: Sequence[int], *, path_gradient: bool = False) -> None:
+        super().__init__(start, scale, enclosing, path_gradient=path_gradient)
         self.lower = nn.Parameter(start.new_zeros(*start.shape, start.shape[-1]))
         for index, count in enumerate(enclosing):
             setattr(self, f"slope_{index}", nn.Parameter(start.new_zeros(*start.shape, count)))
@@ -101,9 +130,16 @@ class DenseMap(DiagonalMap):
             mixed = mixed + _times(pick(getattr(self, f"slope_{index}")), outer)
         return mixed, 0.0
 
+    def unmix(self, noise: Tensor) -> Tensor:
+        upper = self.lower.tril(-1).mT
+        return torch.linalg.solve_triangular(upper, noise.unsqueeze(-1), upper=True, unitriangular=True).squeeze(-1)
+
 
 class StructuredMap(DenseMap):
     splits = "all"
+
+    def __init__(self, start: Tensor, scale: float, enclosing: Sequence[int]) -> None:
+        super().__init__(start, scale, enclosing)
 
 
 class SplineMap(DenseMap):

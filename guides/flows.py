@@ -57,7 +57,7 @@ class Flow(nn.Module):
         mask = (entries[:, None] > degrees).to(torch.get_default_dtype())
         self.register_buffer("mask_out", mask.repeat_interleave(num_params, 0))
         self.weight_in = nn.Parameter(torch.randn(hidden, size) / math.sqrt(size))
-        self.bias_in = nn.Parameter(torch.zeros(hidden))
+        self.bias_in = nn.Parameter(torch.randn(hidden))  # at zero every hidden unit would be an odd function
         self.weight_out = nn.Parameter(torch.zeros(size * num_params, hidden))
         self.bias_out = nn.Parameter(torch.zeros(size * num_params))
 

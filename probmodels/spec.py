@@ -12,6 +12,13 @@
     [output]
     path = "runs/npac"
 
+``guide`` gives the problem an automatic guide in place of its own, for engines that fit one, by name or as a table of
+name and options::
+
+    [inference]
+    engine = "svi"
+    guide = { name = "low_rank", rank = 3 }
+
 Every key is checked against the signature of the function that it goes to, before anything is read or computed.
 """
 
@@ -36,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["ENGINES", "SpecError", "build_problem", "load_spec", "run_engine", "run_spec", "spec_of_result"]
 
 ENGINES = {"mcmc": "run_mcmc", "svi": "fit_svi"}
+_GUIDED = ("svi",)  # engines that fit a guide
 _TABLES = ("data", "model", "inference", "output")
 _OUTPUT = ("path", "overwrite")
 
@@ -88,7 +96,8 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         loader = _loader(spec["data"]["name"])
         _check_keys("data", spec["data"], ("name", *inspect.signature(loader).parameters))
     _check_keys("model", spec["model"], _parameters(method.make_problem))
-    _check_keys("inference", spec["inference"], ("engine", *_parameters(_engine(engine))))
+    _check_keys("inference", spec["inference"], ("engine", "guide", *_parameters(_engine(engine))))
+    _guide(spec["inference"])
     _check_keys("output", spec["output"], _OUTPUT)
     return spec
 
@@ -115,7 +124,7 @@ def spec_of_result(path: str | Path) -> dict[str, Any]:
 
 
 def build_problem(spec: Mapping[str, Any], data: Any = None) -> Problem:
-    """The problem of a checked spec; ``data`` stands in for what ``[data]`` would load."""
+    """The problem of a checked spec, automatic guide included; ``data`` stands in for what ``[data]`` would load."""
     method = get_method(spec["method"])
     if data is None:
         from probmodels import datasets
@@ -124,12 +133,19 @@ def build_problem(spec: Mapping[str, Any], data: Any = None) -> Problem:
         if "name" not in options:
             raise SpecError("[data] names no data set; add name = ...")
         data = datasets.load(options.pop("name"), **options)
-    return method.make_problem(data, **spec["model"])
+    problem: Problem = method.make_problem(data, **spec["model"])
+    guide = _guide(spec["inference"])
+    if guide is None:
+        return problem
+    from probmodels.guides import with_guide
+
+    return with_guide(problem, **guide)
 
 
 def run_engine(spec: Mapping[str, Any], problem: Problem, **overrides: Any) -> Result:
     """Run the engine of a checked spec; the spec and its checksum are kept with the result."""
     options = {**spec["inference"], **overrides}
+    options.pop("guide", None)  # which build_problem has given to the problem
     result: Result = _engine(options.pop("engine"))(problem, **options)
     text = json.dumps(spec, sort_keys=True, default=str)
     result.tree.attrs.update(spec=text, spec_sha256=hashlib.sha256(text.encode()).hexdigest())
@@ -171,6 +187,26 @@ def _engine(name: str) -> Callable[..., Any]:
     from probmodels import inference
 
     return getattr(inference, ENGINES[name])
+
+
+def _guide(options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Name and options of the automatic guide that ``[inference]`` asks for; None where it asks for none."""
+    if "guide" not in options:
+        return None
+    engine, given = options["engine"], options["guide"]
+    if engine not in _GUIDED:
+        raise SpecError(f"[inference] engine {engine!r} fits no guide; leave out 'guide', or use one of {_GUIDED}")
+    guide = {"name": given} if isinstance(given, str) else given
+    if not isinstance(guide, Mapping) or not isinstance(guide.get("name"), str):
+        raise SpecError(f'[inference] guide = {given!r}; give a name, or a table: guide = {{ name = "low_rank" }}')
+    from probmodels.guides.auto import check_guide
+    from probmodels.inference import ProblemError
+
+    try:
+        check_guide(guide["name"], set(guide) - {"name"})
+    except ProblemError as error:
+        raise SpecError(f"[inference] {error}") from error
+    return dict(guide)
 
 
 def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:

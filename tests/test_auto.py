@@ -153,6 +153,15 @@ def weights(problem: Problem, guide: Any, count: int) -> np.ndarray:
     return np.array(found)
 
 
+def set_normal(guide: Any, mean: Tensor, precision: Tensor) -> None:
+    """Give a full-rank guide its moments."""
+    root = torch.linalg.cholesky(torch.linalg.inv(precision))
+    with torch.no_grad():
+        guide.joint.loc.copy_(mean)
+        guide.joint.scale = root.diagonal()
+        guide.joint.lower.copy_(root / root.diagonal()[:, None])
+
+
 def jitter(guide: Any, size: float = 0.3) -> Any:
     """Move all parameters off their start, at which many families coincide."""
     generator = torch.Generator().manual_seed(3)
@@ -282,12 +291,31 @@ def test_guides_follow_the_type_of_the_sites(name: str) -> None:
 def test_a_full_rank_normal_at_the_posterior_has_constant_weights() -> None:
     problem, mean, precision, evidence = regression_problem()
     guide = make_guide(problem, "full_rank")
-    root = torch.linalg.cholesky(torch.linalg.inv(precision))
-    with torch.no_grad():
-        guide.joint.loc.copy_(mean)
-        guide.joint.scale = root.diagonal()
-        guide.joint.lower.copy_(root / root.diagonal()[:, None])
+    set_normal(guide, mean, precision)
     np.testing.assert_allclose(weights(problem, guide, 5), evidence, rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["mean_field", "low_rank", "full_rank"])
+def test_scores_are_gradients_of_the_log_density(name: str) -> None:
+    guide = jitter(make_guide(regression_problem()[0], name))
+    noise = grid(3)
+    with torch.no_grad():
+        score = guide.joint.score(noise, lambda parameter: parameter)
+    jacobian = torch.autograd.functional.jacobian(lambda e: guide.joint(e, lambda parameter: parameter, [])[0], noise)
+    normal = dist.MultivariateNormal(torch.zeros(3, dtype=torch.float64), jacobian @ jacobian.T)
+    z = (jacobian @ noise).requires_grad_(True)
+    torch.testing.assert_close(score, torch.autograd.grad(normal.log_prob(z), z)[0])
+
+
+def test_the_path_gradient_vanishes_at_the_posterior_and_leaves_values_alone() -> None:
+    problem, mean, precision, evidence = regression_problem()
+    guide = make_guide(problem, "full_rank", path_gradient=True)
+    set_normal(guide, mean, precision)
+    with isolated(0):
+        loss = Trace_ELBO().differentiable_loss(problem.model, guide, *problem.args)
+        gradients = torch.autograd.grad(loss, list(guide.parameters()))
+    assert -loss.item() == pytest.approx(evidence)
+    assert all(gradient.abs().max() < 1e-10 for gradient in gradients)
 
 
 @pytest.mark.parametrize(("name", "options"), [("full_rank", {}), ("low_rank", {"rank": 2})])
@@ -337,7 +365,7 @@ def test_structured_is_exact_where_elements_are_independent_given_what_encloses_
     row = torch.arange(6) // 2
     covariance = 1.0 + (row == row[:, None]).double() + 1.25 * torch.eye(6, dtype=torch.float64)
     evidence = dist.MultivariateNormal(torch.zeros(6, dtype=torch.float64), covariance).log_prob(y.reshape(-1))
-    result = fit(with_guide(Problem("nested", nested, args=(y,)), "structured"), num_steps=1500)
+    result = fit(with_guide(Problem("nested", nested, args=(y,)), "structured"), num_steps=1000)
     weight = result.tree["sample_stats"]["log_weight"].values
     assert weight.mean() == pytest.approx(float(evidence), abs=0.05)
     assert weight.std() < 0.3  # of weights that are constant for the posterior itself
@@ -345,10 +373,11 @@ def test_structured_is_exact_where_elements_are_independent_given_what_encloses_
 
 def test_a_flow_bends_where_a_normal_cannot() -> None:
     problem = Problem("banana", banana)  # of evidence 1
-    bent = fit(with_guide(problem, "nsf"), lr=0.03, num_steps=1000).tree["sample_stats"]["log_weight"].values
+    bent = fit(with_guide(problem, "nsf"), lr=0.03, num_steps=2000).tree["sample_stats"]["log_weight"].values
     straight = fit(with_guide(problem, "full_rank")).tree["sample_stats"]["log_weight"].values
-    assert bent.mean() > straight.mean() + 0.15 + 4 * (straight.std() + bent.std()) / 1000**0.5
-    assert bent.mean() < 4 * bent.std() / 1000**0.5
+    error = ((bent.var() + straight.var()) / 1000) ** 0.5
+    assert bent.mean() > straight.mean() + 0.2 + 4 * error
+    assert bent.mean() < 4 * error
 
 
 def test_map_is_the_mode_of_the_density_of_the_sites() -> None:

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from inference_models import mean_problem
 
-from probmodels import Result, run_mcmc, run_spec
+from probmodels import Result, fit_svi, run_mcmc, run_spec
 from probmodels.bayesian_svd import make_problem
-from probmodels.spec import SpecError, build_problem, load_spec, spec_of_result
+from probmodels.guides import with_guide
+from probmodels.spec import SpecError, build_problem, load_spec, run_engine, spec_of_result
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,7 @@ def test_toml_and_dict_agree(field: Path, tmp_path: Path) -> None:
         ({"inference": {"engine": "mcm"}}, r"unknown engine 'mcm'; did you mean 'mcmc'"),
         ({"output": {"pth": "x"}}, r"\[output\] unknown key 'pth'; did you mean 'path'"),
         ({"data": {"regoin": "pacific"}}, r"\[data\] unknown key 'regoin'; did you mean 'region'"),
+        ({"inference": {"gide": "map"}}, r"\[inference\] unknown key 'gide'; did you mean 'guide'"),
     ],
 )
 def test_unknown_keys_are_refused_with_the_closest(field: Path, change: dict, message: str) -> None:
@@ -104,3 +107,32 @@ def test_unknown_methods_tables_and_files_are_refused(tmp_path: Path) -> None:
         load_spec(tmp_path / "bad.toml")
     with pytest.raises(SpecError, match="names no data set"):
         build_problem(load_spec({"method": "bayesian_svd", "model": {"rank": 2}}))
+
+
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        ("low_rnk", r"\[inference\] no automatic guide is called 'low_rnk'; did you mean 'low_rank'"),
+        ({"name": "low_rank", "rnk": 3}, r"\[inference\] guide 'low_rank' has no option 'rnk'; did you mean 'rank'"),
+        ({"rank": 3}, "give a name, or a table"),
+        (3, "give a name, or a table"),
+    ],
+)
+def test_wrong_guides_are_refused_before_anything_is_read(guide: object, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        load_spec({"method": "bayesian_svd", "inference": {"engine": "svi", "guide": guide}})
+
+
+def test_an_engine_without_guide_takes_none() -> None:
+    with pytest.raises(SpecError, match="engine 'mcmc' fits no guide; leave out 'guide'"):
+        load_spec({"method": "bayesian_svd", "inference": {"engine": "mcmc", "guide": "map"}})
+
+
+def test_a_guide_by_name_is_that_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    inference = {"engine": "svi", "guide": {"name": "low_rank", "rank": 2}, "num_steps": 5, "num_samples": 4}
+    checked = load_spec({"method": "bayesian_svd", "inference": {**inference, "progress": False}})
+    monkeypatch.setattr("probmodels.bayesian_svd.make_problem", lambda data: mean_problem())
+    result = run_engine(checked, build_problem(checked, data=object()))
+    by_hand = fit_svi(with_guide(mean_problem(), "low_rank", rank=2), num_steps=5, num_samples=4, progress=False)
+    assert result.posterior.equals(by_hand.posterior)
+    assert '"rank": 2' in result.tree.attrs["spec"]
