@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from probmodels.inference.comparison import loo as loo
     from probmodels.inference.diagnostics import Report as Report
     from probmodels.inference.diagnostics import diagnose as diagnose
+    from probmodels.inference.distributed import MapError as MapError
+    from probmodels.inference.distributed import dask_map as dask_map
+    from probmodels.inference.distributed import map_problems as map_problems
+    from probmodels.inference.distributed import process_map as process_map
     from probmodels.inference.em import Phase as Phase
     from probmodels.inference.em import fit_em as fit_em
     from probmodels.inference.importance import importance_resample as importance_resample
@@ -42,6 +46,7 @@ _EXPORTS = {
     "CheckpointError": "checkpoint",
     "FitError": "svi",
     "Kernel": "kernels",
+    "MapError": "distributed",
     "NUTSKernel": "kernels",
     "Phase": "em",
     "Problem": "problem",
@@ -51,6 +56,7 @@ _EXPORTS = {
     "ResultError": "result",
     "compare": "comparison",
     "coverage": "calibration",
+    "dask_map": "distributed",
     "diagnose": "diagnostics",
     "discrete_marginals": "predictive",
     "fit_em": "em",
@@ -60,8 +66,10 @@ _EXPORTS = {
     "kfold": "comparison",
     "log_likelihood": "predictive",
     "loo": "comparison",
+    "map_problems": "distributed",
     "posterior_predictive": "predictive",
     "prior_predictive": "predictive",
+    "process_map": "distributed",
     "run_mcmc": "mcmc",
     "sbc": "calibration",
     "vsbc": "calibration",

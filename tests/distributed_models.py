@@ -24,12 +24,12 @@ def quick(problem: Problem, *, seed: int, **changes: Any) -> Result:
     return run_mcmc(problem, kernel=ExactKernel, seed=seed, **{**options, **changes})
 
 
-def quick_or_dead(problem: Problem, *, seed: int, marker: Path) -> Result:
-    """Dies, at the first problem that gets here."""
+def quick_or_dead(problem: Problem, *, seed: int, marker: Path, log: Path | None = None) -> Result:
+    """Dies at the first problem that gets here; then like `quick_or_broken` where there is a log."""
     try:
         marker.touch(exist_ok=False)
     except FileExistsError:
-        return quick(problem, seed=seed)
+        return quick(problem, seed=seed) if log is None else quick_or_broken(problem, seed=seed, log=log)
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 

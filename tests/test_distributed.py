@@ -66,39 +66,38 @@ def kill_soon(client):
     yield kill
     for thread in threads:
         thread.join()
-    client.wait_for_workers(2)
 
 
 @pytest.mark.parametrize("kernel", [ExactKernel, "nuts"])
 def test_draws_do_not_depend_on_where_chains_run(client, kernel):
+    run = partial(short, mean_problem(), kernel=kernel, num_chains=2)
     results = [
-        short(mean_problem(), kernel=kernel, chain_method=method, client=client if method == "dask" else None)
-        for method in ("sequential", "dask")
+        run(chain_method=method, client=client if method == "dask" else None) for method in ("sequential", "dask")
     ]
     assert results[0].posterior.identical(results[1].posterior)
     assert results[0].tree["sample_stats"].identical(results[1].tree["sample_stats"])
 
 
-def test_a_killed_worker_costs_no_draw(client, kill_soon, monkeypatch, tmp_path):
-    monkeypatch.setattr(ours, "_LEG_SECONDS", 0.3)
-    run = partial(run_mcmc, mean_problem(), num_samples=250, warmup_steps=10, num_chains=2, progress=False)
-    killed = kill_soon("chain", 0.8)
-    found = run(kernel=SlowKernel, chain_method="dask", client=client, checkpoint=tmp_path / "run")
-    assert killed
-    assert found.posterior.identical(run(kernel=ExactKernel, chain_method="sequential").posterior)
-    assert len(list((tmp_path / "run" / "chain-0").glob("draws-*"))) > 1
+def interrupt_when_kept(folder):
+    """Sends this process SIGINT once a chain has saved draws in the folder."""
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("chain-*/draws-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("first", ["dask", "sequential"])
-def test_a_stopped_run_is_resumed_elsewhere(client, tmp_path, first):
+def test_an_interrupted_run_is_resumed_elsewhere(client, monkeypatch, tmp_path, first):
+    monkeypatch.setattr(ours, "_LEG_SECONDS", 0.2)
     second = {"dask": "sequential", "sequential": "dask"}[first]
     run = partial(run_mcmc, mean_problem(), num_samples=100, warmup_steps=5, num_chains=3, seed=4, progress=False)
-    resumable = partial(run, client=client, checkpoint=tmp_path / "run")
-    with pytest.raises(TimeoutError, match="repeat the same call to resume"):
-        resumable(kernel=SlowKernel, chain_method=first, timeout=0.5, num_samples=2000)
-    kept = len(list((tmp_path / "run").glob("chain-*/draws-*")))
-    assert kept > 0
-    resumed = resumable(kernel=SlowKernel, chain_method=second)
+    resumable = partial(run, kernel=SlowKernel, client=client, checkpoint=tmp_path / "run", checkpoint_every=0.1)
+    thread = threading.Thread(target=interrupt_when_kept, args=(tmp_path / "run",))
+    thread.start()
+    with pytest.raises(KeyboardInterrupt, match="repeat the same call to resume"):
+        resumable(chain_method=first, num_samples=5000)
+    thread.join()
+    resumed = resumable(chain_method=second)
     assert resumed.posterior.identical(run(kernel=ExactKernel, chain_method="sequential").posterior)
 
 
@@ -106,13 +105,6 @@ def test_a_chain_that_fails_says_how_and_the_others_are_saved(client, tmp_path):
     broken = partial(SlowKernel, fail_at=30)
     with pytest.raises(ChainError, match=r"(?s)chain \d failed.*FloatingPointError: the kernel broke"):
         short(mean_problem(), kernel=broken, chain_method="dask", client=client, checkpoint=tmp_path / "run")
-
-
-def test_a_chain_that_kills_its_workers_is_given_up(client, monkeypatch):
-    monkeypatch.setattr(client.cluster.scheduler, "allowed_failures", 0)
-    fatal = partial(ExactKernel, die_at=5)
-    with pytest.raises(ChainError, match=r"chain 0 failed.*KilledWorker"):
-        short(mean_problem(), kernel=fatal, num_chains=1, chain_method="dask", client=client)
 
 
 class Local(ExactKernel):
@@ -143,46 +135,44 @@ def test_what_cannot_be_sent_to_a_cluster_is_refused(client):
         del __main__.Local
 
 
-def test_problems_have_the_same_results_wherever_they_run_though_a_worker_dies(client, tmp_path):
-    problems = {name: shifted(shift) for name, shift in (("north", 0.0), ("south", 0.5), ("east", 0.7))}
-    wanted = [quick(problem, seed=chain_seed(7, place)) for place, problem in enumerate(problems.values())]
-    for kind, options in (("processes", {"num_workers": 2}), ("dask", {"client": client})):
-        run = partial(quick_or_dead, marker=tmp_path / kind)
-        found = map_problems(problems, run, seed=7, progress=False, **options)
-        assert list(found) == list(problems)
-        assert (tmp_path / kind).exists()
-        for result, right in zip(found.values(), wanted, strict=True):
-            assert result.posterior.identical(right.posterior)
-
-
-def test_a_problem_that_keeps_failing_is_named_and_a_repeated_call_does_what_is_missing(client, tmp_path):
-    problems = [shifted(0.0), shifted(1.0), shifted(0.5)]
+def test_a_problem_that_keeps_failing_is_named_and_the_others_are_inferred_though_a_process_dies(tmp_path):
+    """In one process at a time: the first dies, the second infers and fails, the third fails as well."""
+    problems = [shifted(0.0), shifted(1.0)]
     log = tmp_path / "log"
-    run = partial(map_problems, problems, partial(quick_or_broken, log=log), progress=False)
-    for options in ({"num_workers": 1}, {"client": client}):
-        log.unlink(missing_ok=True)
-        with pytest.raises(MapError, match=r"1 of 3 problems failed.*\n  1 \(mean\): FloatingPoin") as caught:
-            run(checkpoint=tmp_path / "map", **options)
-        assert "the run broke" in caught.value.failures["1 (mean)"]
-        assert list(caught.value.results) == ["0 (mean)", "2 (mean)"]
-        lines = [line.split() for line in log.read_text().splitlines()]
-        assert [seed for _, seed in lines] == [str(chain_seed(0, 1))] * 2
-        assert lines[0][0] != lines[1][0] or "client" in options  # where Dask has another worker, it is preferred
+    run = partial(quick_or_dead, marker=tmp_path / "marker", log=log)
+    with pytest.raises(MapError, match=r"1 of 2 problems failed.*\n  1 \(mean\): FloatingPointError") as caught:
+        map_problems(problems, run, num_workers=1, progress=False)
+    assert "the run broke" in caught.value.failures["1 (mean)"]
+    right = quick(problems[0], seed=chain_seed(0, 0))
+    assert caught.value.results["0 (mean)"].posterior.identical(right.posterior)
+    (first, seed), (second, again) = [line.split() for line in log.read_text().splitlines()]
+    assert first != second
+    assert seed == again == str(chain_seed(0, 1))
+
+
+def test_a_repeated_map_does_what_is_missing_and_refuses_what_is_foreign(client, tmp_path):
+    problems = [shifted(0.0), shifted(1.0), shifted(0.5)]
+    run = partial(map_problems, run=partial(quick_or_broken, log=tmp_path / "log"), client=client, progress=False)
+    client.wait_for_workers(2)
+    with pytest.raises(MapError, match="1 of 3 problems failed") as caught:
+        run(problems, checkpoint=tmp_path / "map")
+    assert list(caught.value.results) == ["0 (mean)", "2 (mean)"]
+    workers, seeds = zip(*(line.split() for line in (tmp_path / "log").read_text().splitlines()), strict=True)
+    assert len(set(workers)) == 2  # of two workers, the other one is preferred
+    assert seeds == (str(chain_seed(0, 1)),) * 2
     before = (tmp_path / "map" / "problem-00000" / "result.nc").stat().st_mtime_ns
-    problems[1:2] = []
-    with pytest.raises(CheckpointError, match="problem-00001 belongs to another run"):
-        run(checkpoint=tmp_path / "map")
-    problems[1:] = []
-    (again,) = run(checkpoint=tmp_path / "map")
+    (again,) = run(problems[:1], checkpoint=tmp_path / "map")
     assert before == (tmp_path / "map" / "problem-00000" / "result.nc").stat().st_mtime_ns
     assert again.posterior.identical(quick(problems[0], seed=chain_seed(0, 0)).posterior)
+    with pytest.raises(CheckpointError, match="problem-00001 belongs to another run"):
+        run([problems[0], problems[2]], checkpoint=tmp_path / "map")
     with pytest.raises(CheckpointError, match="seed"):
-        run(checkpoint=tmp_path / "map", seed=1)
+        run(problems, checkpoint=tmp_path / "map", seed=1)
 
 
-def test_guides_are_fitted_in_processes():
+def test_guides_are_fitted_on_a_cluster(client):
     fit = partial(fit_svi, num_steps=5, num_samples=7)
-    (found,) = map_problems([mean_problem()], fit, num_workers=1, progress=False, seed=3)
+    (found,) = map_problems([mean_problem()], fit, client=client, progress=False, seed=3)
     here = fit_svi(mean_problem(), num_steps=5, num_samples=7, seed=chain_seed(3, 0), progress=False)
     assert found.posterior.identical(here.posterior)
     assert all(torch.equal(found.guide_state[name], value) for name, value in here.guide_state.items())
@@ -191,19 +181,47 @@ def test_guides_are_fitted_in_processes():
 def test_calibration_maps_over_workers(client):
     run = partial(sbc, simulate, infer, num_replicates=20, num_draws=9)
     here = run()
-    for map_ in (dask_map(client), process_map(1)):
-        assert run(map=map_).ranks.identical(here.ranks)
+    assert run(map=dask_map(client)).ranks.identical(here.ranks)
+    assert process_map(2)(simulate, []) == []
 
 
-def test_maps_take_the_default_dtype_along_and_raise_what_was_raised():
+def test_maps_take_the_default_dtype_along_and_raise_what_was_raised(client):
     torch.set_default_dtype(torch.float64)
     try:
-        assert process_map(1)(default_dtype, range(2)) == ["torch.float64"] * 2
+        assert dask_map(client)(default_dtype, range(2)) == ["torch.float64"] * 2
     finally:
         torch.set_default_dtype(torch.float32)
     with pytest.raises(ZeroDivisionError, match="zero") as caught:
-        process_map(1)(divmod, [1, 1], [1, 0])
+        dask_map(client)(divmod, [1, 1], [1, 0])
     assert "Traceback" in caught.value.__notes__[0]
+
+
+def test_a_killed_worker_costs_no_draw(client, kill_soon, monkeypatch, tmp_path):
+    monkeypatch.setattr(ours, "_LEG_SECONDS", 0.3)
+    run = partial(run_mcmc, mean_problem(), num_samples=250, warmup_steps=10, num_chains=2, progress=False)
+    killed = kill_soon("chain", 0.8)
+    found = run(kernel=SlowKernel, chain_method="dask", client=client, checkpoint=tmp_path / "run")
+    assert killed
+    assert found.posterior.identical(run(kernel=ExactKernel, chain_method="sequential").posterior)
+    assert len(list((tmp_path / "run" / "chain-0").glob("draws-*"))) > 1
+
+
+def test_problems_have_the_same_results_on_a_cluster_though_a_worker_dies(client, tmp_path):
+    problems = {name: shifted(shift) for name, shift in (("north", 0.0), ("south", 0.5), ("east", 0.7))}
+    found = map_problems(
+        problems, partial(quick_or_dead, marker=tmp_path / "marker"), seed=7, progress=False, client=client
+    )
+    assert (tmp_path / "marker").exists()
+    assert list(found) == list(problems)
+    for place, (result, problem) in enumerate(zip(found.values(), problems.values(), strict=True)):
+        assert result.posterior.identical(quick(problem, seed=chain_seed(7, place)).posterior)
+
+
+def test_a_chain_that_kills_its_workers_is_given_up(client, monkeypatch):
+    monkeypatch.setattr(client.cluster.scheduler, "allowed_failures", 0)
+    fatal = partial(ExactKernel, die_at=5)
+    with pytest.raises(ChainError, match=r"chain 0 failed.*KilledWorker"):
+        short(mean_problem(), kernel=fatal, num_chains=1, chain_method="dask", client=client)
 
 
 def test_ranks_of_torchrun_fit_what_one_process_fits(tmp_path):
