@@ -15,9 +15,10 @@ from probmodels.inference.gradient import Schedule, Stage
 from probmodels.inference.losses import Memory, Objective, Sleep, make_loss, objective_of, wake, wake_phi
 from probmodels.inference.minibatch import Minibatches
 from probmodels.inference.ops import fingerprint
+from probmodels.inference.options import Callback, Options, positive
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.result import Result
-from probmodels.inference.training import Callback, Options, fit, positive
+from probmodels.inference.training import fit
 
 __all__ = ["OBJECTIVES", "Phase", "fit_em"]
 

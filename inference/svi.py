@@ -11,10 +11,11 @@ from probmodels.inference.gradient import Schedule, Stage
 from probmodels.inference.losses import make_loss, objective_of
 from probmodels.inference.minibatch import Minibatches
 from probmodels.inference.ops import fingerprint
+from probmodels.inference.options import Callback, Options, Step, make_schedule, positive
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.programs import fitted, sample_guide
 from probmodels.inference.result import Result
-from probmodels.inference.training import Callback, FitError, Options, Step, fit, make_schedule, positive
+from probmodels.inference.training import FitError, fit
 
 __all__ = ["FitError", "Step", "fit_svi", "fitted", "make_loss", "sample_guide"]
 

@@ -19,7 +19,7 @@ from torch import nn
 from probmodels.inference import CheckpointError, FitError, Problem, ProblemError, fit_svi
 from probmodels.inference.capture import CaptureError
 from probmodels.inference.optimiser import Adam
-from probmodels.inference.training import make_schedule
+from probmodels.inference.options import make_schedule
 
 quick = partial(fit_svi, num_steps=30, num_samples=20, progress=False)
 
