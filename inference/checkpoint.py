@@ -357,6 +357,9 @@ def _differences(found: Any, wanted: Any, prefix: str = "") -> Sequence[str]:
             if found.get(key) != wanted.get(key)
             for line in _differences(found.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else key)
         ]
+    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
+        pairs = zip(found, wanted, strict=True)
+        return [x for i, (a, b) in enumerate(pairs) if a != b for x in _differences(a, b, f"{prefix}[{i}]")]
     return [f"{prefix} (checkpoint: {_short(found)}, this run: {_short(wanted)})"]
 
 

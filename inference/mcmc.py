@@ -274,7 +274,9 @@ class _Run:
         """About what all draws take on disk; variables that are a kernel's own are not known beforehand."""
         kinds = ("latent",) if self.method == "vectorized" else ("latent", "deterministic")
         size = sum(math.prod(site.shape) for site in self.problem.sites.values() if site.kind in kinds)
-        return self.num_chains * self.num_samples * size * torch.get_default_dtype().itemsize
+        given = (*self.problem.args, *self.problem.kwargs.values())
+        widths = [value.element_size() for value in given if isinstance(value, torch.Tensor)]
+        return self.num_chains * self.num_samples * size * max([torch.get_default_dtype().itemsize, *widths])
 
     def _by_chain(self, draws: torch.Tensor) -> np.ndarray:
         """Draws (chain, draw, ...) from those of every store; one store holds all chains where they are vectorised."""
