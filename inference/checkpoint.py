@@ -173,8 +173,8 @@ class ChainStore:
         self._chunks, self._pending, self.pending_bytes = [], [], 0
         if found is not None:
             self._chunks = list(found[1].get("chunks", []))
-        known = {chunk["file"] for chunk in self._chunks}
-        for file in self._folder.glob("draws-*.safetensors"):
+        known = {chunk["file"] for chunk in self._chunks} | ({found[1]["file"]} if found is not None else set())
+        for file in self._folder.glob("*.safetensors"):
             if file.name not in known:
                 file.unlink()
         _remove_temporary(self._folder)
