@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -122,9 +123,8 @@ def numbers(result: Result) -> dict[str, np.ndarray]:
 def child(engine: str, checkpoint: str, target: str) -> None:
     """One attempt: says when the engine is called, writes the numbers at the end."""
     torch.set_num_threads(1)
-    import torch._dynamo
-    import torch.fx.experimental.proxy_tensor  # noqa: F401 -- kills shall hit engines, not the imports of their captures
-
+    for module in ("torch._dynamo", "torch.fx.experimental.proxy_tensor"):
+        importlib.import_module(module)  # which takes longer than most of these runs: kills shall hit the engine
     print("called", flush=True)
     options: dict[str, Any] = {"checkpoint": checkpoint, "checkpoint_every": _EVERY} if checkpoint else {}
     np.savez(target, **numbers(ENGINES[engine](progress=False, **options)))
