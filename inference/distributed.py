@@ -98,7 +98,7 @@ def run_on_dask(
                 if not outcome.complete and not told:
                     _next_leg(pool, plan, watch)
             for chain, iteration, text in pool.messages():
-                if iteration > shown[chain]:  # not from a leg that is over, or run again after a death
+                if iteration >= shown[chain]:  # not from a leg that is over, or run again after a death
                     shown[chain] = iteration
                     watch.update(chain, iteration, text)
             if failure is not None:
@@ -106,7 +106,6 @@ def run_on_dask(
             if (watch.stopping or failure is not None) and not told:
                 told = True
                 stop()
-                pool.drop()
     if failure is not None:
         raise failure
     watch.raise_if_stopped()
@@ -290,7 +289,7 @@ def _leg(
     worker, flag = get_worker(), Event(run, get_client())
     if flag.is_set():
         return _Leg({}, complete=False)
-    began = told = time.monotonic()
+    began, told = time.monotonic(), float("-inf")
     end: float | None = None
     stopping = False
     with tempfile.TemporaryDirectory(dir=worker.local_directory, prefix="probmodels-") as name:
@@ -359,11 +358,20 @@ def _stopped(pool: DaskPool) -> Iterator[Callable[[], None]]:
     from distributed import Event
 
     event = Event(pool.topic, pool.client)
+
+    def stop() -> None:
+        with contextlib.suppress(Exception):  # the cluster may be gone, and its tasks with it
+            event.set()
+            pool.drop()
+
     try:
-        yield event.set
+        yield stop
     finally:
-        with contextlib.suppress(Exception):  # the cluster may be gone
-            event.set() if pool.pending else event.clear()
+        if pool.pending:
+            stop()
+        else:
+            with contextlib.suppress(Exception):
+                event.clear()
 
 
 def _infer(run: Callable[..., Result], problem: Problem, seed: int) -> Result:
