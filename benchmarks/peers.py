@@ -499,6 +499,11 @@ BUDGETS: dict[tuple[str, str], tuple[int, int, int, dict[str, Any]]] = {
     ("pymc", "logistic"): (2, 200, 250, {}),
     ("pymc", "gaussian"): (2, 200, 400, {}),
 }
+BUDGETS |= {
+    ("probmodels", "eight_schools"): (32, 100, 80, {}),
+    ("probmodels", "logistic"): (16, 60, 60, {}),
+    ("probmodels", "gaussian"): (32, 60, 60, {}),
+}
 BUDGETS |= {(f"{p}-eager", m): budget for (p, m), budget in BUDGETS.items() if p == "pyro"}
 BUDGETS |= {(f"{p}-x64", m): budget for (p, m), budget in BUDGETS.items() if p in ("numpyro", "blackjax")}
 

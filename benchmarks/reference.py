@@ -51,7 +51,7 @@ class ReferenceDataError(FileNotFoundError):
 
 
 class Flat(dist.TorchDistribution):
-    """Constant density 1 over a support, in double precision; draws are standard normals mapped to the support.
+    """Constant density 1 over a support; draws are standard normals mapped to the support.
 
     Parameters
     ----------
@@ -59,13 +59,17 @@ class Flat(dist.TorchDistribution):
         Constraint with a map from unconstrained space that keeps the shape.
     shape
         Shape of a value; event axes as many as the support has.
+    dtype
+        Type of draws.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (as torch has it)
     has_rsample = True
 
-    def __init__(self, support: constraints.Constraint, shape: tuple[int, ...] = ()) -> None:
-        self._support = support
+    def __init__(
+        self, support: constraints.Constraint, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float64
+    ) -> None:
+        self._support, self._dtype = support, dtype
         split = len(shape) - support.event_dim
         super().__init__(Size(shape[:split]), Size(shape[split:]), validate_args=False)
 
@@ -76,12 +80,12 @@ class Flat(dist.TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Flat:
         """The same for another batch shape."""
-        return Flat(self._support, (*batch_shape, *self.event_shape))
+        return Flat(self._support, (*batch_shape, *self.event_shape), self._dtype)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Values to start from, (*sample_shape, *shape)."""
         shape = self._extended_shape(Size(sample_shape))
-        return biject_to(self._support)(torch.randn(shape, dtype=torch.float64))
+        return biject_to(self._support)(torch.randn(shape, dtype=self._dtype))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Zeros of the batch shape."""
@@ -226,7 +230,7 @@ def logistic(features: Tensor, y: Tensor) -> None:
 
 def gaussian(precision: Tensor) -> None:
     """x ~ N(0, precision^-1), by its quadratic form: the cheapest way, and the same in every library compared."""
-    x = pyro.sample("x", Flat(constraints.real_vector, (len(precision),)))
+    x = pyro.sample("x", Flat(constraints.real_vector, (len(precision),), precision.dtype))
     pyro.factor("density", -0.5 * (x * (precision @ x)).sum())
 
 
@@ -425,8 +429,11 @@ def speed_data(name: str) -> dict[str, Array]:
 
 
 def speed_model(name: str) -> tuple[Callable[..., None], tuple[Tensor, ...]]:
-    """Pyro program of a model for timing by name, see `speed_data`, and what it receives."""
-    args = tuple(map(_tensor, speed_data(name).values()))
+    """Pyro program of a model for timing by name, see `speed_data`, and what it receives: single precision.
+
+    That is the default of every library compared.
+    """
+    args = tuple(_tensor(value).float() for value in speed_data(name).values())
     return _SPEED[name], args
 
 

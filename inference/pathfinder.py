@@ -99,7 +99,7 @@ class _Descent:
     def run(self, num_draws: int, max_steps: int) -> Paths:
         step = 0
         for _ in range(_ROUNDS):
-            for step in range(step + 1, max_steps + 1):
+            for step in range(step + 1, max_steps + 1):  # noqa: B020 -- each round takes up the count
                 self._advance(first=step == 1)
                 if step % _EVERY == 0 or not bool(self.moving.any()):
                     self._consider()

@@ -49,6 +49,8 @@ class Site:
         Shape of the value.
     discrete
         Whether it is a latent site of discrete support.
+    enumerated
+        Whether the model marks it ``infer={"enumerate": ...}``: losses sum over it, and guides leave it out.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Site:
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     discrete: bool
+    enumerated: bool = False
 
 
 @dataclass(frozen=True)
@@ -238,7 +241,7 @@ class Problem:
                 f"{self.name}: site {name!r} has dims {dims}; each name may stand once, and never 'chain' or 'draw'"
             )
         discrete = kind == "latent" and bool(getattr(fn.support, "is_discrete", False))
-        return Site(name, kind, tuple(dims), shape, discrete)
+        return Site(name, kind, tuple(dims), shape, discrete, discrete and bool(infer.get("enumerate")))
 
     def _check_names(self) -> set[str]:
         plates = {dim for site in self.sites.values() for dim in site.dims}
@@ -302,7 +305,7 @@ class Problem:
     def _check_guide_sites(self, drawn: Mapping[str, Mapping[str, Any]]) -> None:
         latent = set(self.names("latent"))
         for name in self.names("latent"):
-            if name not in drawn:
+            if name not in drawn and not self.sites[name].enumerated:
                 extra = sorted(set(drawn) - latent)
                 hint = _hint(name, extra) or f"; it samples {sorted(drawn)}"
                 raise ProblemError(f"{self.name}: the guide does not sample {name!r}{hint}")

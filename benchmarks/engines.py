@@ -1,0 +1,178 @@
+"""Every claim on the engines in one table: speed against peers, exactness, calibration, memory, faults.
+
+    python benchmarks/engines.py                      # all parts
+    python benchmarks/engines.py speed cold           # some of them
+    python benchmarks/engines.py --python PATH        # interpreter that has numpyro, blackjax and nutpie
+
+Parts: ``speed`` (effective draws per CPU second, start included), ``cold`` (CPU and wall seconds from a cold process
+to 400 effective draws), ``reference`` (twelve posteriors with known summaries), ``svi``, ``calibration``, ``memory``
+and ``faults``, which are scripts of their own in this folder. Every sampler runs in a process of its own, pinned to
+one core and one thread; `peers` says how its time is taken. Chains, warm-up and draws stand in the tables.
+"""
+
+from __future__ import annotations
+
+import common  # isort: skip  -- pins threads before numpy is imported
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+import reference
+
+# Model, chains of ours, peers with their chains: NUTS of Pyro takes its chains one after the other, so that its
+# effective draws per second do not depend on their number.
+SPEED: tuple[tuple[str, int, tuple[tuple[str, int], ...]], ...] = (
+    ("eight_schools", 64, (("pyro", 4), ("numpyro", 4), ("numpyro", 64), ("blackjax", 64), ("nutpie", 4))),
+    ("gaussian", 64, (("pyro", 4), ("numpyro", 4), ("numpyro", 64), ("blackjax", 64), ("nutpie", 4))),
+    ("eight_schools", 4, ()),
+    ("gaussian", 4, ()),
+    ("logistic", 8, (("pyro", 4), ("numpyro", 4), ("numpyro", 8), ("nutpie", 4))),
+)
+WARMUP = {"probmodels": 300, "blackjax": 200}
+COLD_PEERS = ("probmodels", "blackjax", "numpyro", "nutpie", "pyro")
+SCRIPTS = {
+    "svi": ["svi.py"],
+    "calibration": ["engine_calibration.py"],
+    "memory": ["memory.py"],
+    "faults": ["faults.py"],
+}
+PARTS = ("speed", "cold", "reference", *SCRIPTS)
+
+
+def speed(seeds: int, python: str | None) -> None:
+    """Effective draws per CPU second, everything but the import of packages counted, and ratios to ours."""
+    found: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for seed in range(seeds):
+        for model, chains, others in SPEED:
+            for peer, count in (("probmodels", chains), *others):
+                warmup = WARMUP.get(peer, 500)
+                out = _try(
+                    peers.run_peer, peer, model, chains=count, warmup=warmup, draws=500, seed=seed, python=python
+                )
+                if out is not None:
+                    found.setdefault((model, count, peer), []).append(out)
+    rows = []
+    for (model, chains, peer), runs in found.items():
+        ours = [(c, r) for (m, c, p), r in found.items() if m == model and p == "probmodels"]
+        row = {
+            "model": model,
+            "sampler": peer,
+            "chains": chains,
+            "warmup": runs[0]["warmup"],
+            "draws": runs[0]["draws"],
+            "ess per CPU s": common.spread([run["ess_per_cpu"] for run in runs]),
+            "without compilation": common.spread([run["ess_per_cpu_run"] for run in runs]),
+            "r_hat": max(run["max_r_hat"] for run in runs),
+            "divergences": "/".join(str(run["divergences"]) for run in runs),
+        }
+        for count, mine in ours:
+            ratio = np.median([r["ess_per_cpu"] for r in mine]) / np.median([r["ess_per_cpu"] for r in runs])
+            row[f"ours with {count} chains ="] = f"{ratio:.3g} x"
+        rows.append(row)
+    for model in dict.fromkeys(row["model"] for row in rows):
+        common.report(f"engines_speed_{model}", [row for row in rows if row["model"] == model], seeds=seeds)
+
+
+def cold(seeds: int, python: str | None) -> None:
+    """CPU and wall seconds of a whole process, imports included, to 400 effective draws in the worst dimension."""
+    rows = []
+    for model in peers.SITES:
+        for peer in COLD_PEERS:
+            runs = [_try(peers.run_cold, peer, model, seed=seed, python=python) for seed in range(seeds)]
+            good = [run for run in runs if run is not None]
+            if good:
+                rows.append(
+                    {
+                        "model": model,
+                        "sampler": peer,
+                        "chains": good[0]["chains"],
+                        "warmup": good[0]["warmup"],
+                        "draws": "/".join(str(run["draws"]) for run in good),
+                        "CPU s": common.spread([run["cpu_total"] for run in good]),
+                        "wall s": common.spread([run["wall"] for run in good]),
+                        "ess": "/".join(f"{run['min_ess']:.0f}" for run in good),
+                        "reached": "/".join("yes" if run["reached"] else "no" for run in good),
+                    }
+                )
+    common.report("engines_cold", rows, seeds=seeds)
+
+
+def known(seeds: int, kernels: tuple[str, ...], num_samples: dict[str, int]) -> None:
+    """Means and sds of the twelve reference posteriors: worst over variables and seeds."""
+    from probmodels.inference import run_mcmc
+
+    rows = []
+    for name in reference.NAMES:
+        ref = reference.load(name)
+        for kernel in kernels:
+            checks, seconds, divergences, reported = [], 0.0, 0, True
+            for seed in range(seeds):
+                start = time.process_time()
+                result = run_mcmc(
+                    ref.problem,
+                    kernel=kernel,
+                    chain_method="sequential" if kernel == "nuts" else None,
+                    num_samples=num_samples[kernel],
+                    seed=seed,
+                    progress=False,
+                )
+                seconds += time.process_time() - start
+                checks += reference.check(ref, result.posterior)
+                report = result.diagnose()
+                divergent = int(result.tree["sample_stats"]["diverging"].sum())
+                divergences += divergent
+                reported &= (report.divergences or 0) == divergent
+            rows.append(
+                {
+                    "posterior": name,
+                    "kernel": kernel,
+                    "largest z of a mean": max(check["z"] for check in checks),
+                    "sd ratio": f"{min(c['sd_ratio'] for c in checks):.3f} to {max(c['sd_ratio'] for c in checks):.3f}",
+                    "least ess": min(check["ess_bulk"] for check in checks),
+                    "r_hat": max(check["r_hat"] for check in checks),
+                    "divergences": f"{divergences}{'' if reported else ' (not all reported)'}",
+                    "CPU s a run": seconds / seeds,
+                }
+            )
+            print(common.table(rows[-1:]), flush=True)
+    common.report("engines_reference", rows, seeds=seeds, num_samples=num_samples)
+
+
+def _try(run: Any, *args: Any, **kwargs: Any) -> dict[str, Any] | None:
+    """The outcome, or None with a line on stderr where a peer is not installed or fails."""
+    try:
+        out: dict[str, Any] = run(*args, **kwargs)
+    except peers.PeerError as error:
+        print(f"{args}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return None
+    print(f"{args} {kwargs}: {out['ess_per_cpu']:.4g} effective draws per CPU s", file=sys.stderr, flush=True)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=(*PARTS, []), help="which parts; all by default")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each cell")
+    parser.add_argument("--python", help="interpreter of an environment that has the peers")
+    parser.add_argument("--kernels", nargs="*", default=["chees", "nuts"], help="of the part 'reference'")
+    options = parser.parse_args()
+    for part in options.parts or PARTS:
+        print(f"\n## {part}", flush=True)
+        if part == "speed":
+            speed(options.seeds, options.python)
+        elif part == "cold":
+            cold(options.seeds, options.python)
+        elif part == "reference":
+            known(options.seeds, tuple(options.kernels), {"chees": 1000, "nuts": 2500})
+        else:
+            subprocess.run([sys.executable, str(Path(__file__).with_name(SCRIPTS[part][0]))], check=True)
+
+
+if __name__ == "__main__":
+    main()
