@@ -177,7 +177,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--loss", default="TraceMeanField_ELBO", help="of Pyro and of ours; raw torch has the default one")
+    parser.add_argument(
+        "--loss", default="TraceMeanField_ELBO", help="of Pyro and of ours; raw torch has the default one"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     options = parser.parse_args()

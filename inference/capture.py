@@ -271,10 +271,11 @@ def _reason(error: Exception) -> str:
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     if "tracing tensor" not in first:
         return first
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if not {"torch", "pyro"} & set(Path(frame.filename).parts)]
-    line = f" at {Path(ours[-1].filename).name}:{ours[-1].lineno}, {ours[-1].line!r}" if ours else ""
-    return f"it reads a value out of a tensor, as a branch or .item() does{line}"
+    frames = [(Path(frame.filename), frame) for frame in traceback.extract_tb(error.__traceback__)]
+    here = Path(__file__).parent
+    theirs = [frame for path, frame in frames if not {"torch", "pyro"} & set(path.parts) and path.parent != here]
+    line = f", at {Path(theirs[-1].filename).name}:{theirs[-1].lineno}, {theirs[-1].line!r}" if theirs else ""
+    return f"it reads a value out of a tensor, for control flow or by .item(){line}"
 
 
 def _flat(value: Any) -> list[Tensor]:
