@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from inference_models import ExactKernel, data, mean_problem
+from inference_models import data, exact, mean_problem
 
-from probmodels.inference import Problem, Result, run_mcmc
+from probmodels.inference import Problem, Result
 
 
 def shifted(shift: float) -> Problem:
     return mean_problem(args=(data() + shift,), guide=None)
 
 
-def quick(problem: Problem, *, seed: int, **changes: Any) -> Result:
-    options = {"num_samples": 20, "warmup_steps": 2, "num_chains": 2, "chain_method": "sequential", "progress": False}
-    return run_mcmc(problem, kernel=ExactKernel, seed=seed, **{**options, **changes})
+def quick(problem: Problem, *, seed: int) -> Result:
+    """The exact posterior of the mean, by a generator of its own."""
+    mean, sd = exact(problem.args[0])
+    draws = mean + sd * np.random.default_rng(seed).normal(size=(2, 20))
+    return Result(xr.DataTree.from_dict({"/posterior": xr.Dataset({"mu": (("chain", "draw"), draws)})}))
 
 
 def quick_or_dead(problem: Problem, *, seed: int, marker: Path, log: Path | None = None) -> Result:
