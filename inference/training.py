@@ -393,10 +393,10 @@ def fit(
             pyro.set_rng_seed(options.seed)
             trainer = Trainer(programs, plan(problem, batches), rounds, batches, options, folder, ranks)
             trainer.run()
-            ranks.equalise([*programs.state().values(), torch.from_numpy(trainer.history)])
             finish = getattr(programs.guide, "finish", None)  # what a guide does once its parameters are fitted
             if finish is not None:
                 finish(replace(problem, model=programs.model))
+            ranks.equalise([*programs.state().values(), torch.from_numpy(trainer.history)])
             state = programs.result_state()
             pyro.set_rng_seed(chain_seed(options.seed, _SAMPLE_STREAM))
             draws, log_weight = sample_guide(problem, programs.model, programs.guide, num_samples=options.num_samples)
