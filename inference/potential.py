@@ -201,21 +201,18 @@ class Potential:
 
     def export_many(self, z: Tensor) -> dict[str, Tensor]:
         """Continuous latent sites of the model at ``z`` (..., size), in chunks of bounded memory."""
-        rows = z.reshape(-1, self.size)
-        if self.problem.reparam:
-            pieces = [self._original(row) for row in rows]
-            stacked = {name: torch.stack([piece[name] for piece in pieces]) for name in pieces[0]}
-        else:
-            step = max(1, _EXPORT_BYTES // (8 * self.size))
-            chunks = [
-                {
-                    name: slot.bijection(part[:, slot.start : slot.stop].reshape(-1, *slot.shape))
-                    for name, slot in self.slots.items()
-                }
-                for part in rows.split(step)
-            ]
-            stacked = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
-        return {name: value.reshape(*z.shape[:-1], *value.shape[1:]) for name, value in stacked.items()}
+        shape = z.shape[:-1]
+        pieces = z.flatten(0, -3) if z.ndim > 2 else [z.reshape(-1, self.size)]  # by chain, so that nothing is copied
+        step = 1 if self.problem.reparam else max(1, _EXPORT_BYTES // (8 * self.size))
+        out: dict[str, Tensor] = {}
+        done = 0
+        for rows in (part for piece in pieces for part in piece.split(step)):
+            for name, value in self._original(rows).items():
+                if name not in out:
+                    out[name] = value.new_empty(shape.numel(), *value.shape[1:])
+                out[name][done : done + len(rows)] = value
+            done += len(rows)
+        return {name: value.reshape(*shape, *value.shape[1:]) for name, value in out.items()}
 
     def from_prior(self) -> Tensor:
         """Flat vector (size,) of one draw from the prior."""
@@ -264,9 +261,15 @@ class Potential:
             raise ProblemError(f"{self.problem.name}: the starting values lack the sites {lost}")
         return self.unconstrain(draw)
 
-    def _original(self, z: Tensor) -> dict[str, Tensor]:
-        exported = self.export(z)
-        return {name: value for name, value in exported.items() if name in self._latent}
+    def _original(self, rows: Tensor) -> dict[str, Tensor]:
+        """Continuous latent sites of the model at ``rows`` (row, size), a single row where it is reparametrised."""
+        if self.problem.reparam:
+            exported = self.export(rows[0])
+            return {name: value[None] for name, value in exported.items() if name in self._latent}
+        return {
+            name: slot.bijection(rows[:, slot.start : slot.stop].reshape(-1, *slot.shape))
+            for name, slot in self.slots.items()
+        }
 
     def _random(self, key: int) -> Tensor:
         generator = torch.Generator().manual_seed(key)
