@@ -99,7 +99,8 @@ def compare(trees: Mapping[str, xr.DataTree], *, method: str = "stacking") -> pd
     found = {name: az.loo(to_arviz(tree), pointwise=True) for name, tree in trees.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # arviz 0.23 calls what pandas 3 deprecates
-        table = pd.DataFrame(az.compare(found, method=method, **({"round_to": "none"} if ARVIZ_1 else {})))
+        options: dict[str, Any] = {"method": method, **({"round_to": "none"} if ARVIZ_1 else {})}
+        table = pd.DataFrame(az.compare(found, **options))
     table = table.rename(columns={"elpd_loo": "elpd", "dse": "diff_se"})
     return table[["elpd", "weight", "diff_se"]].astype(float)
 

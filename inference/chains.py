@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,17 @@ from probmodels.inference.kernels import Kernel
 from probmodels.inference.ops import Interrupts, chain_seed, isolated, part, restore_rng, rng_tensors, single_thread
 from probmodels.inference.problem import Problem, ProblemError
 
-__all__ = ["ChainError", "ChainPlan", "KernelFactory", "Watch", "bare", "kernel_name", "run_chain", "run_in_turn"]
+__all__ = [
+    "ChainError",
+    "ChainPlan",
+    "KernelFactory",
+    "Progress",
+    "Watch",
+    "bare",
+    "kernel_name",
+    "run_chain",
+    "run_in_turn",
+]
 
 KernelFactory = Callable[[Problem], Kernel]
 # Reports (iteration, text for the progress bar) and learns whether the chain shall stop.
@@ -109,17 +119,34 @@ def run_chain(problem: Problem, factory: KernelFactory, plan: ChainPlan, report:
     return iteration >= plan.num_sweeps
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What a callback learns: where a chain stands (vectorised chains are one), and what the progress bar says."""
+
+    chain: int
+    iteration: int
+    total: int
+    text: str
+
+
 class Watch:
     """Progress bar, interrupts and time limit of a run, as the process that was called sees them."""
 
     def __init__(
-        self, plans: list[ChainPlan], *, checkpoint: str | Path | None, progress: bool, timeout: float | None
+        self,
+        plans: list[ChainPlan],
+        *,
+        checkpoint: str | Path | None,
+        progress: bool,
+        timeout: float | None,
+        callbacks: Sequence[Callable[[Progress], object]] = (),
     ) -> None:
         self._done = dict.fromkeys((plan.chain for plan in plans), 0)
         self._total = sum(plan.num_sweeps for plan in plans)
         self._checkpoint, self._progress = checkpoint, progress
         self._deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        self._interrupts = Interrupts()
+        self._interrupts, self._callbacks = Interrupts(), callbacks
+        self._totals = {plan.chain: plan.num_sweeps for plan in plans}
 
     def __enter__(self) -> Watch:
         self._bar = tqdm(total=self._total, disable=not self._progress, unit="sweep", desc="chains", dynamic_ncols=True)
@@ -140,7 +167,9 @@ class Watch:
         self._bar.update(iteration - self._done[chain])
         self._done[chain] = iteration
         if text:
-            self._bar.set_postfix_str(f"chain {chain}: {text}", refresh=False)
+            self._bar.set_postfix_str(f"chain {chain}: {text}" if len(self._done) > 1 else text, refresh=False)
+        for callback in self._callbacks:
+            callback(Progress(chain, iteration, self._totals[chain], text))
 
     def raise_if_stopped(self) -> None:
         """Raise what a stopped run owes its caller.

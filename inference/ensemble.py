@@ -213,6 +213,7 @@ class ChEESKernel(Kernel):
         self._criterion = self._climb = 0.0
         self._rows: list[Tensor] = []
         self._steps, self._accept = 0, torch.empty(0)
+        self._seen = self._diverged = 0  # of this process; what the progress bar shows need not survive a resumption
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Capture the potential, find finite starts and a first step size."""
@@ -266,6 +267,8 @@ class ChEESKernel(Kernel):
         self._energy, self._accept, self._diverging, self._steps = start, accept, error > _DIVERGENCE, steps
         if adapting:
             self._adapt_metric()
+        else:
+            self._tally()
         return {"z": self._z}
 
     def sample_stats(self) -> dict[str, Any]:
@@ -298,12 +301,15 @@ class ChEESKernel(Kernel):
             self._time = math.exp(self._log_time_mean)
 
     def logging(self) -> dict[str, str]:
-        """Step size, leapfrog steps and mean acceptance for the progress bar."""
-        return {
+        """Step size, leapfrog steps, acceptance, and after warm-up divergences and the effective sample size so far."""
+        shown = {
             "step size": f"{self._step:.2e}",
             "leapfrog": str(self._steps),
             "acc": f"{float(self._accept.mean()) if len(self._accept) else 0.0:.2f}",
         }
+        if self._seen > 1:
+            shown |= {"divergences": str(self._diverged), "least ess": f"~{self._ess_so_far():.0f}"}
+        return shown
 
     def state_dict(self) -> dict[str, Tensor | int | float | str]:
         """Positions, metric, step size, trajectory time and the state of their adaptation."""
@@ -339,6 +345,26 @@ class ChEESKernel(Kernel):
             starts[hopeless], draws[:, hopeless] = draws[-1, instead], draws[:, instead].roll(1, 0)
         self._metric = self._metric.renewed(draws, self._kind)
         return starts
+
+    def _tally(self) -> None:
+        """Running moments of the draws, for the progress bar alone."""
+        if not self._seen:
+            self._sum, self._square = torch.zeros_like(self._z), torch.zeros_like(self._z)
+            self._origin = self._z.mean(0)
+        shifted = self._z - self._origin
+        self._sum += shifted
+        self._square += shifted.square()
+        self._seen += 1
+        self._diverged += int(self._diverging.sum())
+
+    def _ess_so_far(self) -> float:
+        """Rough effective sample size of the worst unknown: the variance of draws over that of the chains' means."""
+        means = self._sum / self._seen
+        within = (self._square / self._seen - means.square()).mean(0)
+        between = means.var(0) if self.num_chains > 1 else torch.full_like(within, math.nan)
+        return float(
+            (self.num_chains * within / between.clamp(min=1e-30)).min().clamp(max=self.num_chains * self._seen)
+        )
 
     def _place(self, z: Tensor) -> None:
         """Put the chains at ``z`` in the present metric."""

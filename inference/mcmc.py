@@ -11,9 +11,10 @@ import contextlib
 import inspect
 import logging
 import math
+import multiprocessing
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from probmodels.inference.chains import (
     ChainError,
     ChainPlan,
     KernelFactory,
+    Progress,
     Watch,
     bare,
     kernel_name,
@@ -73,6 +75,7 @@ def run_mcmc(
     client: Any = None,
     seed: int = 0,
     progress: bool = True,
+    callbacks: Sequence[Callable[[Progress], object]] = (),
     checkpoint: str | Path | None = None,
     checkpoint_every: float = 30.0,
     timeout: float | None = None,
@@ -113,6 +116,8 @@ def run_mcmc(
         ``chain_method``.
     progress
         Whether to show a progress bar.
+    callbacks
+        Called in this process with a `Progress`, a few times a second and at the end of every chain.
     checkpoint
         Folder for draws and states. If it holds an unfinished run of the same call, that run is continued to the same
         draws as if it had never stopped; ``num_samples`` may be larger than before and, except for ``"vectorized"``,
@@ -158,7 +163,7 @@ def run_mcmc(
         factory.prepare()
     run = _Run(problem, factory, method, **sizes, thin=thin, seed=seed, init=starts, client=client)
     options: dict[str, Any] = {"num_workers": num_workers, "progress": progress, "checkpoint": checkpoint}
-    options |= {"checkpoint_every": checkpoint_every, "timeout": timeout}
+    options |= {"checkpoint_every": checkpoint_every, "timeout": timeout, "callbacks": callbacks}
     try:
         return run.result(**options)
     except CaptureError as error:
@@ -169,7 +174,8 @@ def run_mcmc(
             ) from error
         reason = str(error)
     _log.warning("%s: NUTS instead of vectorised HMC: %s", problem.name, reason)
-    options |= {**asked, "chain_method": "process" if picklable(problem) else "sequential"}
+    spawn = _may_spawn() and picklable(problem)
+    options |= {**asked, "chain_method": "process" if spawn else "sequential"}
     result = run_mcmc(problem, kernel="nuts", init=init, thin=thin, seed=seed, **options)
     result.tree.attrs["fallback"] = reason
     return result
@@ -198,6 +204,7 @@ class _Run:
         checkpoint: str | Path | None,
         checkpoint_every: float,
         timeout: float | None,
+        callbacks: Sequence[Callable[[Progress], object]],
     ) -> Result:
         """Run the chains and put their draws together."""
         problem, vectorized = self.problem, self.method == "vectorized"
@@ -215,7 +222,8 @@ class _Run:
                 ChainStore(Path(plan.folder)).verify()
             # Only what a kernel may need travels to the workers.
             small = replace(problem, guide=None, align=None, invariants=None)
-            with Watch(plans, checkpoint=checkpoint, progress=progress, timeout=timeout) as watch:
+            watching: dict[str, Any] = {"progress": progress, "timeout": timeout, "callbacks": callbacks}
+            with Watch(plans, checkpoint=checkpoint, **watching) as watch:
                 if self.method == "process":
                     from probmodels.inference.workers import run_in_processes
 
@@ -344,11 +352,16 @@ def _choose(
             if name not in known:
                 raise ProblemError(f"{problem.name}: {kernel_name(factory)} has no option {name!r}; it has {known}")
         factory = partial(factory, **options)
-    method = chain_method or ("vectorized" if vectorized else "process")
+    method = chain_method or ("vectorized" if vectorized else "process" if _may_spawn() else "sequential")
     if vectorized != (method == "vectorized"):
         how = "moves all chains at once" if vectorized else "moves one chain at a time"
         raise ProblemError(f"{problem.name}: {kernel_name(factory)} {how}; leave out chain_method={chain_method!r}")
     return factory, method
+
+
+def _may_spawn() -> bool:
+    """Whether this process may start others; workers of pools may not."""
+    return not multiprocessing.current_process().daemon
 
 
 def _starts(

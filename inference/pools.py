@@ -31,7 +31,7 @@ import torch
 
 from probmodels.inference.ops import single_thread
 from probmodels.inference.problem import ProblemError
-from probmodels.inference.workers import _interrupts_ignored, _main_hidden, _one_thread_environment
+from probmodels.inference.workers import interrupts_ignored, main_hidden, one_thread_environment
 
 __all__ = ["DaskPool", "Failure", "Pool", "ProcessPool", "make_pool"]
 
@@ -173,7 +173,7 @@ class ProcessPool(Pool):
         if missing > 0:
             # Without this a script that lacks a guard of __name__ would run itself again in every process.
             hide = b"__main__" not in self._payload
-            with _one_thread_environment(), _interrupts_ignored(), _main_hidden() if hide else contextlib.nullcontext():
+            with one_thread_environment(), interrupts_ignored(), main_hidden() if hide else contextlib.nullcontext():
                 idle += [_Process() for _ in range(missing)]
             self._processes += idle[-missing:]
         for process, task in zip(idle, list(self._queue), strict=False):

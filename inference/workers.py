@@ -25,7 +25,7 @@ from probmodels.inference.problem import Problem, ProblemError
 if TYPE_CHECKING:
     from probmodels.inference.chains import Watch
 
-__all__ = ["pack", "run_in_processes"]
+__all__ = ["interrupts_ignored", "main_hidden", "one_thread_environment", "pack", "run_in_processes"]
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS")
 _GRACE_SECONDS = 20.0  # for the other chains to save after one has failed
@@ -134,7 +134,7 @@ def _start(payload: bytes, *, needs_main: bool) -> _Worker:
     context = multiprocessing.get_context("spawn")
     pipe, far_end = context.Pipe()
     process = context.Process(target=_work, args=(far_end,), daemon=True, name="probmodels-chain")
-    with _one_thread_environment(), _interrupts_ignored(), contextlib.nullcontext() if needs_main else _main_hidden():
+    with one_thread_environment(), interrupts_ignored(), contextlib.nullcontext() if needs_main else main_hidden():
         process.start()
     far_end.close()
     worker = _Worker(process, pipe)
@@ -239,7 +239,7 @@ def _work(pipe: Connection) -> None:
 
 
 @contextlib.contextmanager
-def _one_thread_environment() -> Iterator[None]:
+def one_thread_environment() -> Iterator[None]:
     """Environment in which numerical libraries of a new process use one thread."""
     saved = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
@@ -254,7 +254,7 @@ def _one_thread_environment() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
+def interrupts_ignored() -> Iterator[None]:
     """Children started inside ignore Ctrl-C from their first instruction on."""
     try:
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -268,7 +268,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _main_hidden() -> Iterator[None]:
+def main_hidden() -> Iterator[None]:
     """Keep spawned processes from running the caller's script again, where nothing in it is needed."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")

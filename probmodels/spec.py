@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ENGINES", "SpecError", "build_problem", "load_spec", "run_engine", "run_spec", "spec_of_result"]
 
-ENGINES = {"mcmc": "run_mcmc", "svi": "fit_svi"}
-_GUIDED = ("svi",)  # engines that fit a guide
+ENGINES = {"mcmc": "run_mcmc", "svi": "fit_svi", "em": "fit_em"}
+_GUIDED = ("svi", "em")  # engines that fit a guide
 _TABLES = ("data", "model", "inference", "output")
 _OUTPUT = ("path", "overwrite")
 
@@ -169,11 +169,18 @@ def run_spec(source: str | Path | Mapping[str, Any]) -> Result:
     ------
     SpecError
         If the spec is not valid; errors of data, problem and engine are their own.
+    ResultError
+        Before anything is computed, if ``output.path`` holds a result already or cannot be written.
     """
+    from probmodels.inference.result import check_target
+
     spec = load_spec(source)
+    path, overwrite = spec["output"].get("path"), bool(spec["output"].get("overwrite", False))
+    if path is not None:
+        check_target(path, overwrite=overwrite)
     result = run_engine(spec, build_problem(spec))
-    if "path" in spec["output"]:
-        result.save(spec["output"]["path"], overwrite=bool(spec["output"].get("overwrite", False)))
+    if path is not None:
+        result.save(path, overwrite=overwrite)
     return result
 
 

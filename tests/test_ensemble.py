@@ -253,3 +253,15 @@ def test_paths_find_the_normal_itself_and_the_mass_of_a_funnel():
     assert torch.isfinite(evaluate(paths.starts)[0]).all()
     # The density grows without bound towards log_scale = -10 (mode at -10.1); the mass lies within a few sds of zero.
     assert (paths.starts[:, 0].abs() < 6).float().mean() > 0.6
+
+
+def test_callbacks_learn_where_the_chains_stand_and_the_bar_says_what_is_worth_knowing(monkeypatch):
+    monkeypatch.setattr("probmodels.inference.chains._REPORT_SECONDS", 0.0)
+    seen = []
+    quick(Problem("normal", correlated_model), num_samples=20, warmup_steps=30, callbacks=[seen.append])
+    assert [step.iteration for step in seen] == [*range(51), 50]
+    assert {step.total for step in seen} == {50}
+    assert "warm-up 10/50" in seen[10].text
+    assert "divergences 0" in seen[45].text
+    shown = float(seen[-2].text.split("least ess ~")[1])
+    assert 16 <= shown <= 16 * 20

@@ -258,7 +258,9 @@ def test_check_accepts_draws_of_the_reference_and_refuses_shifted_ones(posterior
 )
 def test_models_for_timing(name: str, second: Callable[[Any, Values], float]) -> None:
     problem = ref.speed_problem(name).validate()
-    agree(points(problem.model, problem.args, POINTS), lambda sites: second(ref.speed_data(name), sites))
+    args = tuple(arg.double() for arg in problem.args)
+    data = {key: value.astype(np.float32).astype(np.float64) for key, value in ref.speed_data(name).items()}
+    agree(points(problem.model, args, POINTS), lambda sites: second(data, sites))
 
 
 def test_linear_recursion_is_the_loop() -> None:

@@ -186,7 +186,7 @@ class LowRankNormal(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         data, variance = self.data, self.sigma.square()
         num_effects = data.design.shape[1]
-        flat = not bool(data.effect_precision > 0)
+        flat = not data.effect_precision.item() > 0
         if data.gaps is None:
             residual = value - self.mean
             norm = residual.square().sum() + data.rest - 2 * self.shared @ data.shared_cross
