@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from probmodels.inference.checkpoint import CheckpointError, check_room
 from probmodels.inference.ops import clean_attrs, versions, write_atomically
 from probmodels.inference.problem import Problem
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from probmodels.inference.diagnostics import Report
 
-__all__ = ["Result", "ResultError", "build_tree", "to_dataset"]
+__all__ = ["Result", "ResultError", "build_tree", "check_target", "to_dataset"]
 
 _FORMAT = 1
 _TREE, _GUIDE = "result.nc", "guide.safetensors"
@@ -166,11 +167,8 @@ class Result:
         """
         from safetensors.torch import save_file
 
-        folder = Path(folder)
-        if (folder / _TREE).exists() and not overwrite:
-            raise ResultError(f"{folder} holds a result already; choose another folder or pass overwrite=True")
+        folder = check_target(folder, overwrite=overwrite)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             if self.guide_state is not None:
                 state = {name: value.detach().cpu().contiguous().clone() for name, value in self.guide_state.items()}
                 write_atomically(folder / _GUIDE, lambda file: save_file(state, str(file)))
@@ -224,6 +222,36 @@ class Result:
                 with fitted(problem, state, seed=0):
                     pass
         return result
+
+
+def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
+    """See that a result can be saved, which is better known before a run than after it.
+
+    Parameters
+    ----------
+    folder
+        Where `Result.save` is to write; made where it is missing.
+    overwrite
+        Whether a result that lies there may be replaced.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ResultError
+        If a result lies there and ``overwrite`` is False, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    if (folder / _TREE).exists() and not overwrite:
+        raise ResultError(f"{folder} holds a result already; choose another folder or pass overwrite=True")
+    try:
+        check_room(folder, 0)
+    except CheckpointError as error:
+        raise ResultError(f"no result can be saved: {error}") from error
+    return folder
 
 
 def to_dataset(

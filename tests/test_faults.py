@@ -21,8 +21,8 @@ import torch
 from inference_models import auto_guide, data, mean_model, mean_problem
 from safetensors import SafetensorError
 
-from probmodels.inference import CheckpointError, fit_svi, run_mcmc
-from probmodels.inference.checkpoint import ChainStore, check_room, open_checkpoint, read_draws, read_state, write_state
+from probmodels.inference import CheckpointError, ResultError, fit_svi, run_mcmc
+from probmodels.inference.checkpoint import ChainStore, check_room, open_checkpoint, read_draws, read_state, write_statefrom probmodels.spec import run_spec
 
 OPTIONS = {"num_samples": 30, "warmup_steps": 20, "num_chains": 4, "progress": False, "kernel": "chees"}
 PACE = 0.004  # seconds that a sweep or step takes at least where a run shall be hit while it runs
@@ -342,6 +342,21 @@ def test_folders_that_cannot_be_written_are_found_before_a_sweep(tmp_path, no_sa
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(CheckpointError, match="cannot write to folder"):
         vectorized(checkpoint=tmp_path / "locked")
+
+
+def test_outputs_that_cannot_be_written_are_found_before_a_spec_is_run(tmp_path, monkeypatch):
+    def fail(*args):
+        raise AssertionError("data were read")
+
+    monkeypatch.setattr("probmodels.spec.build_problem", fail)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "result.nc").write_text("")
+    spec = {"method": "bayesian_svd", "data": {"name": "sst"}, "inference": {"engine": "mcmc"}}
+    for path, message in ((tmp_path / "file" / "run", "cannot write to folder"), (tmp_path, "holds a result already")):
+        with pytest.raises(ResultError, match=message):
+            run_spec({**spec, "output": {"path": str(path)}})
+    with pytest.raises(AssertionError, match="data were read"):
+        run_spec({**spec, "output": {"path": str(tmp_path), "overwrite": True}})
 
 
 @pytest.mark.parametrize("with_checkpoint", [True, False])
