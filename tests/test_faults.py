@@ -25,7 +25,6 @@ from probmodels.inference import CheckpointError, ResultError, fit_svi, run_mcmc
 from probmodels.inference.checkpoint import ChainStore, check_room, open_checkpoint, read_draws, read_state, write_state
 from probmodels.spec import run_spec
 
-
 OPTIONS = {"num_samples": 30, "warmup_steps": 20, "num_chains": 4, "progress": False, "kernel": "chees"}
 PACE = 0.004  # seconds that a sweep or step takes at least where a run shall be hit while it runs
 
