@@ -139,6 +139,29 @@ def _logsumexp(value: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:
     return total if keepdim else total.squeeze(dims)
 
 
+def _index_put(value: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
+    """One value put where a mask says, by an operation that batches, as indexing with a mask does not."""
+    mask = _as_mask(value, indices, values, accumulate)
+    if mask is None:
+        return torch.ops.aten.index_put.default(value, indices, values, accumulate)
+    return value.masked_fill(mask, values.reshape(()))
+
+
+def _index_put_in_place(value: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
+    mask = _as_mask(value, indices, values, accumulate)
+    if mask is None:
+        return torch.ops.aten.index_put_.default(value, indices, values, accumulate)
+    return value.masked_fill_(mask, values.reshape(()))
+
+
+def _as_mask(value: Tensor, indices: Any, values: Tensor, accumulate: bool) -> Tensor | None:
+    """The mask that is the only index, of the axes of ``value``; None where one value is not put by a mask."""
+    if accumulate or len(indices) != 1 or indices[0] is None or indices[0].dtype != torch.bool or values.numel() != 1:
+        return None
+    mask: Tensor = indices[0]
+    return mask.reshape(mask.shape + (1,) * (value.dim() - mask.dim()))
+
+
 def _log_sigmoid_backward(gradient: Tensor, value: Tensor, buffer: Tensor) -> Tensor:
     """Derivative of log sigmoid in parts that broadcast."""
     return gradient * torch.sigmoid(-value)
@@ -149,6 +172,8 @@ _CHEAPER = {
     torch.ops.aten.logsumexp.default: _logsumexp,
     torch.ops.aten.binary_cross_entropy_with_logits.default: _cross_entropy,
     torch.ops.aten.linalg_cholesky_ex.default: _cholesky,
+    torch.ops.aten.index_put.default: _index_put,
+    torch.ops.aten.index_put_.default: _index_put_in_place,
 }
 
 

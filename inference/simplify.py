@@ -162,6 +162,8 @@ class _Rewriter:
             return first if self.values[first].is_floating_point() else None
         if target is _aten.pow.Tensor_Scalar and args[1] == 2:
             return self.call(_MUL, (first, first), {})
+        if target is _aten.masked_fill.Tensor:  # which vmap runs entry by entry
+            return self.call(_aten.where.self, (args[1], args[2], first), {})
         if target is _aten.mul.Scalar:
             return self._scaled(first, args[1])
         if target is _NEG and isinstance(first, Node) and first.target is _NEG:
