@@ -242,7 +242,8 @@ class _Run:
         stats = {name.removeprefix("stat/"): value for name, value in draws.items() if name.startswith("stat/")}
         del draws
         if vectorized:
-            exported = Potential(small).export_many(torch.as_tensor(sites.pop("z")))
+            with isolated(self.seed):
+                exported = Potential(small).export_many(torch.as_tensor(sites.pop("z")))
             sites = {name: value.numpy() for name, value in exported.items()}
         dims = {**dict(factory_dims(factory)), **problem.dims()}
         posterior = to_dataset(complete(problem, sites, seed=self.seed), dims, problem.coords)
