@@ -40,6 +40,7 @@ from probmodels.inference.ensemble import ChEESKernel
 from probmodels.inference.kernels import Kernel, NUTSKernel
 from probmodels.inference.ops import (
     fingerprint,
+    isolated,
 )
 from probmodels.inference.potential import Potential
 from probmodels.inference.predictive import complete
