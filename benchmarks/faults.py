@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from probmodels.inference import Phase, Problem, Result, fit_em, fit_svi, run_mcmc
 
 _EVERY = 0.1  # seconds between two checkpoints
-_SHARE = 0.8  # of the time of a run left alone, within which a run is killed
+_SHARE = 1.0  # of the time of a run left alone, within which a run is killed
 _TIMED = ("seconds",)  # what is measured and not computed
 
 
