@@ -18,7 +18,7 @@ def blocks(text: str) -> list[str]:
     return ["\n" * text.count("\n", 0, match.start("code")) + match["code"] for match in found]
 
 
-def test_blocks_keep_their_lines_and_skips_are_left_out():
+def test_blocks_keep_their_lines_and_skips_are_left_out() -> None:
     text = "# A\n```python\nx = 1\n```\n```sh\nls\n```\n```python skip\nx = 3\n```\n```python\ny = x\n```\n"
     assert blocks(text) == ["\n\nx = 1\n", "\n" * 11 + "y = x\n"]
 
