@@ -107,6 +107,15 @@ class Enumeration:
         trace = self._trace(values)
         return {name: self._summed(trace, name) for name in observed}
 
+    def joint(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Log density of the other sites and the data (scalar), discrete sites summed out."""
+        trace = self._trace(values)
+        terms: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+        for node in _factors(trace).values():
+            symbols = frozenset(trace.plate_to_symbol[f.name] for f in _plates(node))
+            terms.setdefault(symbols, []).append(node["packed"]["log_prob"])
+        return contract_to_tensor(terms, self._enumerated(trace))
+
     def _trace(self, values: Mapping[str, Tensor]) -> Any:
         program = poutine.enum(self._configured(values, self.names), first_available_dim=self._first_dim)
         with self._refusing():

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from probmodels.inference.minibatch import whole
-from probmodels.inference.ops import isolated
+from probmodels.inference.ops import Unobserve, isolated
 from probmodels.inference.problem import Problem, ProblemError
 
 __all__ = ["KLWeight", "Memory", "Objective", "Sleep", "make_loss", "objective_of", "wake", "wake_phi"]
@@ -254,7 +254,7 @@ class Sleep:
         total: Any = 0.0
         for _ in range(self._count):
             with torch.no_grad():
-                dream: Any = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
+                dream: Any = poutine.trace(Unobserve()(model)).get_trace(*args, **kwargs)
                 dreamed, dreamed_kwargs = self._inserted(dream, args, kwargs)
             trace = _scored(guide, dream, dreamed, dreamed_kwargs)
             _refuse_auxiliary(self._problem, trace, dream)

@@ -177,6 +177,8 @@ def run_mcmc(
     _log.warning("%s: NUTS instead of vectorised HMC: %s", problem.name, reason)
     spawn = _may_spawn() and picklable(problem)
     options |= {**asked, "chain_method": "process" if spawn else "sequential"}
+    known = inspect.signature(NUTSKernel).parameters
+    options["kernel_options"] = {name: value for name, value in (kernel_options or {}).items() if name in known}
     result = run_mcmc(problem, kernel="nuts", init=init, thin=thin, seed=seed, **options)
     result.tree.attrs["fallback"] = reason
     return result

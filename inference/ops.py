@@ -20,6 +20,7 @@ import numpy as np
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.util import get_rng_state, set_rng_state
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
@@ -139,6 +140,18 @@ def part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def is_generated(msg: Mapping[str, Any]) -> bool:
     """Whether a message or trace node is a sample site marked ``infer={"generated": True}``."""
     return msg["type"] == "sample" and bool((msg.get("infer") or {}).get("generated"))
+
+
+class Unobserve(UnconditionMessenger):
+    """Sample observed sites, as ``poutine.uncondition`` does, and leave deterministic ones their value.
+
+    Pyro observes deterministic sites at a Delta all of whose axes are event axes: sampled, it would be repeated over
+    the plates around it.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not (msg["infer"] or {}).get("_deterministic"):
+            super()._pyro_sample(msg)
 
 
 class FixGenerated(Messenger):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from probmodels.inference.discrete import Enumeration
 from probmodels.inference.draws import map_draws
-from probmodels.inference.ops import is_generated, isolated
+from probmodels.inference.ops import Unobserve, is_generated, isolated
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.result import to_dataset
 
@@ -100,7 +100,7 @@ def posterior_predictive(
         If the posterior lacks sites, has other shapes than the model, or holds NaN.
     """
     observed, given = problem.names("observed"), _latent(problem, _arrays(problem, posterior))
-    program = poutine.uncondition(problem.model)
+    program = Unobserve()(problem.model)
     values = _simulate(problem, given, observed, program, seed, _PREDICT, progress=progress)
     return to_dataset(values, problem.dims(), problem.coords)
 
@@ -126,7 +126,7 @@ def prior_predictive(problem: Problem, *, num_samples: int = 500, seed: int = 0,
     """
     if num_samples < 1:
         raise ProblemError(f"{problem.name}: num_samples={num_samples}; ask for at least one draw")
-    program, names = poutine.uncondition(problem.model), list(problem.sites)
+    program, names = Unobserve()(problem.model), list(problem.sites)
     values = _simulate(problem, {}, names, program, seed, _PREDICT, shape=(1, num_samples), progress=progress)
     return to_dataset(values, problem.dims(), problem.coords)
 

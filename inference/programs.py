@@ -14,9 +14,10 @@ from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 
+from probmodels.inference.discrete import Enumeration
 from probmodels.inference.draws import map_draws
 from probmodels.inference.minibatch import whole
-from probmodels.inference.ops import fingerprint, is_generated, isolated
+from probmodels.inference.ops import Unobserve, fingerprint, is_generated, isolated
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.result import ResultError
 
@@ -194,17 +195,27 @@ def sample_guide(
     """
     kinds = ("latent", "generated", "deterministic") + (("observed",) if predict else ())
     names = problem.names(*kinds)
-    program = poutine.uncondition(model) if predict else model
+    program = Unobserve()(model) if predict else model
     store = pyro.get_param_store()
     parameters, all_rows = store.get_state(), whole(problem)
+    # Sites that the loss sums out and the guide leaves out are drawn from their exact conditional.
+    summed = [site.name for site in problem.sites.values() if site.enumerated]
+    enumeration = Enumeration(dataclasses.replace(problem, model=model)) if summed else None
 
     def draw(_: dict[str, Tensor]) -> dict[str, Tensor]:
         with store.scope(parameters), all_rows():
-            guide_trace = poutine.trace(guide).get_trace(*problem.args, **problem.kwargs)
-            replayed = poutine.replay(program, trace=guide_trace)
+            guide_trace: Any = poutine.trace(guide).get_trace(*problem.args, **problem.kwargs)
+            replayed: Any = poutine.replay(program, trace=guide_trace)
+            left = [name for name in summed if name not in guide_trace.nodes]
+            joint = None
+            if left and enumeration is not None:
+                drawn = {n: node["value"] for n, node in guide_trace.nodes.items() if node["type"] == "sample"}
+                replayed = poutine.condition(replayed, enumeration.assign(drawn, left, 1))
+                joint = enumeration.joint(drawn)
             trace: Any = poutine.trace(replayed).get_trace(*problem.args, **problem.kwargs)
         values = {name: trace.nodes[name]["value"] for name in names}
-        return {**values, _WEIGHT: _log_joint(trace) - _log_joint(guide_trace)}
+        joint = _log_joint(trace) if joint is None else joint
+        return {**values, _WEIGHT: joint - _log_joint(guide_trace)}
 
     seed = int(torch.randint(2**31, ()))
     draws = map_draws(draw, {}, (1, num_samples), label=f"{problem.name}: draws of the guide", seed=seed)

@@ -472,3 +472,18 @@ def test_progress_is_shown_on_request(capsys):
     assert capsys.readouterr().err == ""
     log_likelihood(mean_problem(), posterior, progress=True)
     assert "log likelihood: 100%" in capsys.readouterr().err
+
+
+def test_deterministic_sites_in_a_plate_keep_their_shape_in_predictions():
+    def effects(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("groups", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            effect = pyro.deterministic("effect", mu + z)
+            pyro.sample("y", dist.Normal(effect, 1.0), obs=y)
+
+    problem = Problem("effects", effects, args=(torch.zeros(3),))
+    drawn = prior_predictive(problem, num_samples=30)
+    assert drawn["effect"].dims == ("chain", "draw", "groups")
+    np.testing.assert_allclose(drawn["effect"], drawn["mu"] + drawn["z"], rtol=1e-5, atol=1e-6)
+    assert posterior_predictive(problem, drawn)["y"].shape == (1, 30, 3)
