@@ -52,11 +52,11 @@ SCRIPTS = {
 PARTS = ("speed", "cold", "reference", *SCRIPTS)
 
 
-def speed(seeds: int, python: str | None) -> None:
+def speed(seeds: int, python: str | None, models: tuple[str, ...]) -> None:
     """Effective draws per CPU second, everything but the import of packages counted, and ratios to ours."""
     found: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for seed in range(seeds):
-        for model, chains, others in SPEED:
+        for model, chains, others in (row for row in SPEED if row[0] in models):
             for peer, count in (("probmodels", chains), *others):
                 warmup = WARMUP.get(peer, 500)
                 out = _try(
@@ -86,10 +86,10 @@ def speed(seeds: int, python: str | None) -> None:
         common.report(f"engines_speed_{model}", [row for row in rows if row["model"] == model], seeds=seeds)
 
 
-def cold(seeds: int, python: str | None) -> None:
+def cold(seeds: int, python: str | None, models: tuple[str, ...]) -> None:
     """CPU and wall seconds of a whole process, imports included, to 400 effective draws in the worst dimension."""
     rows = []
-    for model in peers.SITES:
+    for model in models:
         for peer in COLD_PEERS:
             runs = [_try(peers.run_cold, peer, model, seed=seed, python=python) for seed in range(seeds)]
             good = [run for run in runs if run is not None]
@@ -167,14 +167,15 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=(*PARTS, []), help="which parts; all by default")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each cell")
     parser.add_argument("--python", help="interpreter of an environment that has the peers")
+    parser.add_argument("--models", nargs="*", default=list(peers.SITES), choices=list(peers.SITES))
     parser.add_argument("--kernels", nargs="*", default=["chees", "nuts"], help="of the part 'reference'")
     options = parser.parse_args()
     for part in options.parts or PARTS:
         print(f"\n## {part}", flush=True)
         if part == "speed":
-            speed(options.seeds, options.python)
+            speed(options.seeds, options.python, tuple(options.models))
         elif part == "cold":
-            cold(options.seeds, options.python)
+            cold(options.seeds, options.python, tuple(options.models))
         elif part == "reference":
             known(options.seeds, tuple(options.kernels), {"chees": 1000, "nuts": 1000})
         else:
