@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -31,7 +34,8 @@ __all__ = [
 ]
 
 FORMAT = 1
-_RUN, _STATE = "run.json", "state.json"
+_log = logging.getLogger(__name__)
+_RUN, _STATE, _LOCK = "run.json", "state.json", ".lock"
 _PROBE = ".probmodels-probe-"
 
 State = dict[str, Any]  # values: Tensor, int, float, bool or str
@@ -41,8 +45,9 @@ class CheckpointError(RuntimeError):
     """A checkpoint folder that cannot be used: what is wrong with it and how to mend it."""
 
 
-def open_checkpoint(folder: str | Path, identity: Mapping[str, Any]) -> Path:
-    """Make or reopen a checkpoint folder.
+@contextlib.contextmanager
+def open_checkpoint(folder: str | Path, identity: Mapping[str, Any]) -> Iterator[Path]:
+    """Make or reopen a checkpoint folder, and keep other runs out of it while the block runs.
 
     Parameters
     ----------
@@ -51,19 +56,42 @@ def open_checkpoint(folder: str | Path, identity: Mapping[str, Any]) -> Path:
     identity
         JSON-ready description of all that decides the numbers of the run.
 
+    Yields
+    ------
+    Path
+        The folder.
+
     Raises
     ------
     CheckpointError
-        If the folder cannot be written, holds other files, or belongs to a run with another identity.
+        If the folder cannot be written, holds other files, belongs to a run with another identity, or is in use.
     """
     path = Path(folder)
     identity = json.loads(json.dumps({"format": FORMAT, **identity}))
     check_room(path, 0)
+    lock = FileLock(path / _LOCK)  # the system lets go of it when a process dies, however it dies
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise CheckpointError(
+            f"another run is writing to the checkpoint in {path}; wait for its end, stop it, or give another folder"
+        ) from error
+    except NotImplementedError:
+        _log.warning("%s: its file system has no locks; see that no other run uses this checkpoint", path)
+    try:
+        _claim(path, identity)
+        yield path
+    finally:
+        lock.release()
+
+
+def _claim(path: Path, identity: Mapping[str, Any]) -> None:
+    """See that a folder is free or holds the same run."""
     for left in (*path.glob(f"{_PROBE}*"), *path.glob(f".{_RUN}.*.tmp")):  # by a process killed before its first step
         left.unlink(missing_ok=True)
     found = _read_json(path / _RUN)
     if found is None:
-        if any(path.iterdir()):
+        if any(file.name != _LOCK for file in path.iterdir()):
             raise CheckpointError(f"{path} holds files but no checkpoint; choose an empty or new folder")
         write_json(path / _RUN, identity)
     elif found != identity:
@@ -73,7 +101,6 @@ def open_checkpoint(folder: str | Path, identity: Mapping[str, Any]) -> Path:
             "Repeat the call of that run to resume it, or give another folder, or delete this one to start afresh"
         )
     _remove_temporary(path)
-    return path
 
 
 def check_room(folder: str | Path, num_bytes: int) -> None:

@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 
 from probmodels.inference.chains import ChainError, ChainPlan, KernelFactory, Watch, run_chain
 from probmodels.inference.checkpoint import ChainStore, CheckpointError, open_checkpoint
-from probmodels.inference.ops import Interrupts, chain_seed, fingerprint, isolated, write_atomically
+from probmodels.inference.fingerprints import fingerprint
+from probmodels.inference.ops import Interrupts, chain_seed, isolated, write_atomically
 from probmodels.inference.pools import DaskPool, Failure, Pool, make_pool
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.programs import identity
@@ -192,11 +193,14 @@ def map_problems(
     for name, value, least in (("seed", seed, 0), ("num_workers", 1 if num_workers is None else num_workers, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ProblemError(f"map_problems: {name}={value!r}; it must be a whole number of at least {least}")
-    folders = _folders(named, run, seed, checkpoint)
-    results = {name: Result.load(folder) for name, folder in folders.items() if (folder / "result.nc").exists()}
     failures: dict[str, Failure] = {}
-    bar = tqdm(total=len(names), initial=len(results), disable=not progress, desc="problems", unit="problem")
-    with make_pool(partial(_infer, _quiet(run)), client, num_workers) as pool, bar, Interrupts() as interrupts:
+    with contextlib.ExitStack() as stack:
+        folders = stack.enter_context(_folders(named, run, seed, checkpoint))
+        results = {name: Result.load(folder) for name, folder in folders.items() if (folder / "result.nc").exists()}
+        bar = tqdm(total=len(names), initial=len(results), disable=not progress, desc="problems", unit="problem")
+        pool = stack.enter_context(make_pool(partial(_infer, _quiet(run)), client, num_workers))
+        stack.enter_context(bar)
+        interrupts = stack.enter_context(Interrupts())
         for place, name in enumerate(names):
             if name not in results:
                 pool.submit(name, named[name], chain_seed(seed, place), label=f"problem {name}")
@@ -347,7 +351,7 @@ def _write(content: bytes, path: Path) -> None:
 
 
 def _chain_error(plan: ChainPlan, outcome: Failure) -> Exception:
-    if isinstance(outcome.error, ProblemError):
+    if isinstance(outcome.error, ProblemError | CheckpointError):
         return outcome.error
     return ChainError(f"chain {plan.chain} failed; {outcome.text}")
 
@@ -389,17 +393,20 @@ def _quiet(run: Callable[..., Result]) -> Callable[..., Result]:
     return partial(run, progress=False) if takes and "progress" not in getattr(run, "keywords", {}) else run
 
 
+@contextlib.contextmanager
 def _folders(
     problems: Mapping[str, Problem], run: Callable[..., Result], seed: int, checkpoint: str | Path | None
-) -> dict[str, Path]:
+) -> Iterator[dict[str, Path]]:
     """Folder of every problem's result in the checkpoint, which is seen to be that of the same call."""
     if checkpoint is None:
-        return {}
-    root = open_checkpoint(checkpoint, {"engine": "map_problems", "run": fingerprint(run), "seed": seed})
-    return {
-        name: open_checkpoint(root / f"problem-{place:05d}", {"engine": "map_problems", **identity(problem)})
-        for place, (name, problem) in enumerate(problems.items())
-    }
+        yield {}
+        return
+    with open_checkpoint(checkpoint, {"engine": "map_problems", "run": fingerprint(run), "seed": seed}) as root:
+        folders = {name: root / f"problem-{place:05d}" for place, name in enumerate(problems)}
+        for name, folder in folders.items():
+            with open_checkpoint(folder, {"engine": "map_problems", **identity(problems[name])}):
+                pass
+        yield folders
 
 
 def _map_error(failures: Mapping[str, Failure], results: Mapping[str, Result], total: int) -> MapError:

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from pyro.infer import ELBO
 
+from probmodels.inference.fingerprints import fingerprint
 from probmodels.inference.gradient import Schedule, Stage
 from probmodels.inference.losses import Memory, Objective, Sleep, make_loss, objective_of, wake, wake_phi
 from probmodels.inference.minibatch import Minibatches
-from probmodels.inference.ops import fingerprint
 from probmodels.inference.options import Callback, Options, positive
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.result import Result

@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 
 METRICS = ("auto", "diagonal", "dense", "low_rank")
 _DENSE_LIMIT = 200  # unknowns up to which a dense metric is tried
-_MAX_ROWS = 4096  # positions kept for a metric
+_MAX_ROWS = 4096  # positions kept for a metric,
+_MAX_ENTRIES = 2**23  # and numbers in them
 _DIVERGENCE = 1000.0  # energy error above which a trajectory counts as divergent
 _WINDOWS = (0.1, 0.3, 0.6)  # where warm-up ends a window and renews the metric
 _PATH_ENTRIES = 2**23  # entries of the inverse Hessians of all paths up to which starts are sought by BFGS
@@ -428,8 +429,9 @@ class ChEESKernel(Kernel):
         if not later:
             return
         begin = max((end for end in self._ends if end < self._count), default=0)
-        stride = max(1, math.ceil((later[0] - begin) * self.num_chains / _MAX_ROWS))
         # The first half of a window is still on its way from the metric before.
+        rows = min(_MAX_ROWS, _MAX_ENTRIES // self._z.shape[1])
+        stride = max(1, math.ceil((later[0] - begin) * self.num_chains / (2 * rows)))
         if (self._count - begin) % stride == 0 and 2 * (self._count - begin) > later[0] - begin:
             self._rows.append(self._z)
         if self._count == later[0] and self._rows:

@@ -37,9 +37,9 @@ from probmodels.inference.chains import (
 )
 from probmodels.inference.checkpoint import ChainStore, check_room, open_checkpoint, read_draws
 from probmodels.inference.ensemble import ChEESKernel
+from probmodels.inference.fingerprints import fingerprint
 from probmodels.inference.kernels import Kernel, NUTSKernel
 from probmodels.inference.ops import (
-    fingerprint,
     isolated,
 )
 from probmodels.inference.potential import Potential
@@ -217,7 +217,7 @@ class _Run:
             if checkpoint is None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="probmodels-")))
             else:
-                folder = open_checkpoint(checkpoint, self._identity(factory))
+                folder = stack.enter_context(open_checkpoint(checkpoint, self._identity(factory)))
             every = checkpoint_every if checkpoint is not None else float("inf")
             plans = [self._plan(chain, folder, every) for chain in range(1 if vectorized else self.num_chains)]
             check_room(folder, self._draw_bytes())

@@ -1,17 +1,15 @@
-"""What the engines share: isolation of global state, random-number state, fingerprints and atomic files."""
+"""What the engines share: isolation of global state, random-number state and atomic files."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,14 +21,13 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.util import get_rng_state, set_rng_state
 from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = [
     "FixGenerated",
     "Interrupts",
     "chain_seed",
     "clean_attrs",
-    "fingerprint",
     "is_generated",
     "isolated",
     "part",
@@ -170,32 +167,6 @@ class FixGenerated(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if is_generated(msg) and msg["name"] not in self._values:
             self._values[msg["name"]] = msg["value"].detach()
-
-
-def fingerprint(value: Any) -> Any:
-    """JSON-ready description of a value that changes whenever its content does; arrays by shape, dtype and SHA-256."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().numpy()
-    if isinstance(value, np.ndarray):
-        if value.dtype == object:
-            return [fingerprint(item) for item in value.ravel()]
-        digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-        return f"{value.dtype}{list(value.shape)} sha256:{digest}"
-    if isinstance(value, Mapping):
-        return {str(key): fingerprint(item) for key, item in value.items()}
-    if isinstance(value, nn.Module):
-        return {"class": type(value).__qualname__, "state": fingerprint(dict(value.state_dict()))}
-    if isinstance(value, partial):
-        return [fingerprint(value.func), fingerprint(value.args), fingerprint(value.keywords)]
-    if isinstance(value, Sequence | set | frozenset):
-        return [fingerprint(item) for item in (sorted(value) if isinstance(value, set | frozenset) else value)]
-    if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    if hasattr(value, "__dict__"):
-        return {"class": type(value).__qualname__, **{k: fingerprint(v) for k, v in vars(value).items()}}
-    return f"{type(value).__qualname__} {value!r}" if np.isscalar(value) else type(value).__qualname__
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

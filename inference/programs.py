@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from probmodels.inference.discrete import Enumeration
 from probmodels.inference.draws import map_draws
+from probmodels.inference.fingerprints import fingerprint
 from probmodels.inference.minibatch import whole
-from probmodels.inference.ops import Unobserve, fingerprint, is_generated, isolated
+from probmodels.inference.ops import Unobserve, is_generated, isolated
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.result import ResultError
 

@@ -20,13 +20,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from probmodels.inference.capture import CaptureError
-from probmodels.inference.checkpoint import open_checkpoint, read_state, write_state
+from probmodels.inference.checkpoint import check_room, open_checkpoint, read_state, write_state
+from probmodels.inference.fingerprints import fingerprint
 from probmodels.inference.gradient import Gradient, Stage
 from probmodels.inference.minibatch import Minibatches
 from probmodels.inference.ops import (
     Interrupts,
     chain_seed,
-    fingerprint,
     part,
     restore_rng,
     rng_tensors,
@@ -151,6 +151,21 @@ class Trainer:
         self.save()
         if options.keep == "best":
             self.programs.load_params(self.best)
+
+    def check_room(self) -> None:
+        """See that the disk holds two states at once, of which the old one goes when the new one is whole.
+
+        Raises
+        ------
+        CheckpointError
+            If it does not.
+        """
+        if self.folder is None:
+            return
+        params = sum(value.nbytes for value in self.programs.params().values())
+        state = sum(value.nbytes for value in self.programs.state().values()) + (2 * len(self.stages) + 1) * params
+        folder, needed = self.folder, 2 * (state + self.total * self._rows[0].nbytes)
+        self.ranks.first(lambda: check_room(folder, needed))
 
     def _next(self) -> bool:
         """Go to the stage of the next step; False at the end of the plan."""
@@ -384,14 +399,18 @@ def fit(
         if ranks.rank > 0:
             options = replace(options, progress=False, callbacks=())
         target, folder = options.checkpoint, None
-        if target is not None or size > 1:
-            same = {**_identity(problem, engine, options, fixed), **ranks.identity()}
-            ranks.check_same(name, same)
-            folder = None if target is None else ranks.first(lambda: open_checkpoint(target, same))
-        with single_thread(), opened(problem, options.seed) as programs:
+        with contextlib.ExitStack() as stack:
+            if target is not None or size > 1:
+                same = {**_identity(problem, engine, options, fixed), **ranks.identity()}
+                ranks.check_same(name, same)
+            if target is not None:
+                folder = ranks.first(lambda: stack.enter_context(open_checkpoint(target, same)))
+            stack.enter_context(single_thread())
+            programs = stack.enter_context(opened(problem, options.seed))
             programs.check_stable()
             pyro.set_rng_seed(options.seed)
             trainer = Trainer(programs, plan(problem, batches), rounds, batches, options, folder, ranks)
+            trainer.check_room()
             trainer.run()
             finish = getattr(programs.guide, "finish", None)  # what a guide does once its parameters are fitted
             if finish is not None:

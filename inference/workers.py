@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from probmodels.inference.chains import ChainError, ChainPlan, KernelFactory, run_chain
+from probmodels.inference.checkpoint import CheckpointError
 from probmodels.inference.problem import Problem, ProblemError
 
 if TYPE_CHECKING:
@@ -59,8 +60,10 @@ def run_in_processes(
     ------
     ProblemError
         If problem or kernel cannot be sent to another process.
+    CheckpointError
+        If draws or states cannot be written.
     ChainError
-        If a chain raises or its worker dies; the others save their state first.
+        If a chain raises anything else or its worker dies; the others save their state first.
     """
     payload = pack(problem, factory)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
@@ -181,7 +184,8 @@ def _listen(worker: _Worker, queue: list[ChainPlan], watch: Watch) -> Exception 
     if kind == "failed":
         return ChainError(f"chain {chain} failed:\n{rest[0]}")
     if kind == "refused":
-        return ProblemError(rest[0])
+        error: Exception = rest[0](rest[1])
+        return error
     if not worker.told:
         _assign(worker, queue)
     return None
@@ -228,8 +232,8 @@ def _work(pipe: Connection) -> None:
                 torch.set_default_dtype(plan.dtype)
                 try:
                     run_chain(problem, factory, plan, report)
-                except ProblemError as refusal:
-                    pipe.send(("refused", str(refusal)))
+                except (ProblemError, CheckpointError) as refusal:
+                    pipe.send(("refused", type(refusal), str(refusal)))
                 except Exception:
                     pipe.send(("failed", traceback.format_exc()))
                 else:

@@ -46,15 +46,13 @@ def plain() -> Any:
 
 def slow_vectorized(folder: str) -> None:
     """In a process of its own: the same chains, slow enough to be hit."""
-    from probmodels.inference.ensemble import ChEESKernel
+    append = ChainStore.append
 
-    sample = ChEESKernel.sample
-
-    def paced(self, params):
+    def paced(self, draw, stats):
         time.sleep(PACE)
-        return sample(self, params)
+        append(self, draw, stats)
 
-    ChEESKernel.sample = paced
+    ChainStore.append = paced
     print("called", flush=True)
     vectorized(num_samples=150, checkpoint=folder, checkpoint_every=0.02)
 
@@ -160,19 +158,19 @@ def test_a_store_survives_death_at_every_file_operation(tmp_path, die_at, monkey
     """A chain of numbers 0, 1, 2, ... that commits every third: what is read back is what an undisturbed one wrote."""
 
     def run() -> torch.Tensor:
-        folder = open_checkpoint(tmp_path / "run", {"seed": 1})
-        check_room(folder, 100)
-        store = ChainStore(folder / "chain")
-        store.verify()
-        saved = store.resume()
-        state, step = ({"x": torch.tensor(0)}, 0) if saved is None else saved
-        assert int(state["x"]) == step == store.num_draws
-        while step < 9:
-            store.append({"x": state["x"]}, {})
-            state, step = {"x": state["x"] + 1}, step + 1
-            if step % 3 == 0:
-                store.commit(step, state)
-        return store.read(9)["draw/x"]
+        with open_checkpoint(tmp_path / "run", {"seed": 1}) as folder:
+            check_room(folder, 100)
+            store = ChainStore(folder / "chain")
+            store.verify()
+            saved = store.resume()
+            state, step = ({"x": torch.tensor(0)}, 0) if saved is None else saved
+            assert int(state["x"]) == step == store.num_draws
+            while step < 9:
+                store.append({"x": state["x"]}, {})
+                state, step = {"x": state["x"] + 1}, step + 1
+                if step % 3 == 0:
+                    store.commit(step, state)
+            return store.read(9)["draw/x"]
 
     with monkeypatch.context():
         die_at(count, before=before)
@@ -188,7 +186,7 @@ def test_a_store_survives_death_at_every_file_operation(tmp_path, die_at, monkey
         if (tmp_path / "run" / name).parent.exists():
             (tmp_path / "run" / name).write_bytes(b"half")  # which a process that is killed does not tidy up
     assert run().tolist() == list(range(9))
-    assert not list((tmp_path / "run").rglob(".*"))
+    assert [file.name for file in (tmp_path / "run").rglob(".*")] == [".lock"]
     assert len(list((tmp_path / "run" / "chain").glob("state-*"))) == 1
 
 
@@ -402,6 +400,39 @@ def test_a_disk_that_fills_up_leaves_earlier_commits(tmp_path, monkeypatch, plai
     assert_equal(vectorized(checkpoint=tmp_path), plain)
 
 
+def full_disk(problem: Any) -> Any:
+    """Kernel in whose process nothing can be written."""
+    from probmodels.inference import NUTSKernel, checkpoint
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    checkpoint.save_file = fail
+    return NUTSKernel(problem)
+
+
+def test_a_disk_that_fills_up_under_a_worker_is_reported_alike(tmp_path):
+    with pytest.raises(CheckpointError, match=r"cannot write .*No space left on device.*free some space"):
+        run_mcmc(
+            mean_problem(),
+            kernel=full_disk,
+            num_samples=2,
+            warmup_steps=2,
+            num_chains=1,
+            checkpoint=tmp_path,
+            chain_method="process",
+            progress=False,
+        )
+
+
+def test_a_disk_that_will_not_hold_a_fit_is_found_before_a_step(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(20_000, 10_000, 10_000))
+    monkeypatch.setattr("probmodels.inference.training.Trainer.run", lambda trainer: pytest.fail("a step was made"))
+    with pytest.raises(CheckpointError, match=r"has 10 kB left.* about 19\d? kB"):
+        svi(num_steps=3000, checkpoint=tmp_path)  # two copies of 3000 rows of four doubles
+
+
 def test_a_disk_that_fills_up_under_safetensors_is_reported_alike(tmp_path, monkeypatch):
     def fail(*args):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
@@ -409,6 +440,28 @@ def test_a_disk_that_fills_up_under_safetensors_is_reported_alike(tmp_path, monk
     monkeypatch.setattr("probmodels.inference.checkpoint.save_file", fail)
     with pytest.raises(CheckpointError, match=r"cannot write .*state-0.*No space left"):
         write_state(tmp_path, 0, {"x": torch.tensor(1.0)}, {})
+
+
+# -- one run to a folder ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_in_use_is_refused_until_its_run_has_ended(tmp_path):
+    with open_checkpoint(tmp_path, {"seed": 1}):
+        for run in (vectorized, svi):
+            with pytest.raises(CheckpointError, match="another run is writing"):
+                run(checkpoint=tmp_path)
+    with open_checkpoint(tmp_path, {"seed": 1}):
+        pass
+
+
+def test_a_folder_is_free_again_when_its_run_was_killed(tmp_path):
+    running = start("slow_svi", tmp_path)
+    wait_for_step(tmp_path, 20)
+    with pytest.raises(CheckpointError, match="another run is writing"):
+        svi(num_steps=250, checkpoint=tmp_path)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate(timeout=60)
+    svi(num_steps=250, checkpoint=tmp_path)
 
 
 # -- draws ------------------------------------------------------------------------------------------------------------
