@@ -10,8 +10,8 @@ nutpie pymc``; default: the variable ``PROBMODELS_PEERS_PYTHON``); Pyro and this
 **What is measured.** CPU seconds of the process and its children, and wall seconds, from the start of the interpreter
 to its end: ``cpu_import`` until all is imported, ``cpu_compile`` for tracing and compiling where it can be told apart,
 ``cpu_warmup`` and ``cpu_sample`` where these can, ``cpu_run`` for all that is neither import nor compilation,
-``cpu_total``. Of a compiler the import counts as one, torch's as JAX's. What libraries keep on disk between runs (inductor, numba and PyTensor caches) starts empty, as for a
-model fitted for the first time. Draws are saved, and effective sample sizes and r_hat computed here, by the same
+``cpu_total``. Loading a compiler, torch's as JAX's, is import. What libraries keep on disk between runs (inductor,
+numba and PyTensor caches) starts empty, as for a model fitted for the first time. Draws are saved, and effective sample sizes and r_hat computed here, by the same
 functions for all.
 
 **What runs.** Everyone samples the same density of the same data (`reference.speed_data`), from starts that are uniform
@@ -260,7 +260,7 @@ def child(folder: Path) -> None:
 def run_ours(task: Task) -> Outcome:
     """This project's `run_mcmc`; options are its arguments, as ``compile="inductor"``."""
     with task.clock("import"):
-        import torch._dynamo  # which captures load
+        import torch._dynamo  # noqa: F401  -- which captures load
         from reference import speed_problem
 
         from probmodels.inference import run_mcmc
