@@ -11,8 +11,8 @@ nutpie pymc``; default: the variable ``PROBMODELS_PEERS_PYTHON``); Pyro and this
 to its end: ``cpu_import`` until all is imported, ``cpu_compile`` for tracing and compiling where it can be told apart,
 ``cpu_warmup`` and ``cpu_sample`` where these can, ``cpu_run`` for all that is neither import nor compilation,
 ``cpu_total``. Loading a compiler, torch's as JAX's, is import. What libraries keep on disk between runs (inductor,
-numba and PyTensor caches) starts empty, as for a model fitted for the first time. Draws are saved, and effective sample sizes and r_hat computed here, by the same
-functions for all.
+numba and PyTensor caches) starts empty, as for a model fitted for the first time. Draws are saved, and effective
+sample sizes and r_hat computed here, by the same functions for all.
 
 **What runs.** Everyone samples the same density of the same data (`reference.speed_data`), from starts that are uniform
 in (-2, 2) in unconstrained space (nutpie and PyMC: their own), with a diagonal mass matrix and the library's own
