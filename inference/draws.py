@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ def map_draws(
     seed: int = 0,
     stream: int = 0,
     random: bool = True,
+    moments: Collection[str] = (),
     progress: bool = False,
 ) -> dict[str, np.ndarray]:
     """Evaluate a function at every draw.
@@ -63,13 +64,15 @@ def map_draws(
         from 20 on and but for rejection samplers in the last chunk.
     random
         Whether the function draws random numbers.
+    moments
+        Names whose values are not kept, but their mean and sd over all draws.
     progress
         Whether to show a progress bar.
 
     Returns
     -------
     dict
-        Arrays (chain, draw, ...) by name.
+        Arrays (chain, draw, ...) by name; of ``moments`` arrays (...) as ``<name>`` and ``<name>_sd``.
 
     Raises
     ------
@@ -87,28 +90,40 @@ def map_draws(
             return tuple(function(dict(zip(names, values, strict=True))).values())
 
     out: dict[str, np.ndarray] = {}
+    sums: dict[str, np.ndarray] = {}  # of values and of their squares, after the first draw's are taken off
+    origin: dict[str, np.ndarray] = {}
     with (
         isolated(chain_seed(seed, 0, stream)),
         torch.no_grad(),
         pyro.validation_enabled(False),
         tqdm(total=num_chains * num_draws, disable=not progress, desc=label, unit="draw", dynamic_ncols=True) as bar,
     ):
+        shapes: dict[str, tuple[int, ...]] = {}
         first = function(dict(zip(names, at(0, 0), strict=True)))  # makes the parameters of the model as well
         for name, value in first.items():
             array = value.detach().cpu().numpy()
-            out[name] = np.empty((*shape, *array.shape), array.dtype)
+            shapes[name] = array.shape
+            if name in moments:
+                origin[name] = array.astype(np.float64)
+                sums[name] = np.zeros((2, *array.shape))
+            else:
+                out[name] = np.empty((*shape, *array.shape), array.dtype)
 
         def keep(chain: int, draws: Any, values: Mapping[str, Tensor]) -> None:
-            for name in out.keys() | values.keys():
-                if name not in values or name not in out:
+            for name in shapes.keys() | values.keys():
+                if name not in values or name not in shapes:
                     raise ProblemError(f"{label}: site {name!r} does not occur at every draw")
                 row = values[name].detach().cpu().numpy()
-                if row.shape != out[name][chain, draws].shape:
+                if row.shape[isinstance(draws, slice) :] != shapes[name]:
                     raise ProblemError(
                         f"{label}: site {name!r} changes shape between draws, "
-                        f"from {out[name].shape[2:]} to {row.shape} in chain {chain}, draw {draws}"
+                        f"from {shapes[name]} to {row.shape} in chain {chain}, draw {draws}"
                     )
-                out[name][chain, draws] = row
+                if name in moments:
+                    shifted = (row - origin[name]).reshape(-1, *shapes[name])
+                    sums[name] += shifted.sum(0), np.square(shifted).sum(0)
+                else:
+                    out[name][chain, draws] = row
 
         try:
             if num_draws < _FEW_PER_CHAIN if random else num_chains * num_draws < _FEW:
@@ -121,17 +136,26 @@ def map_draws(
                 for draw in range(num_draws):
                     keep(chain, draw, function(dict(zip(names, at(chain, draw), strict=True))))
                     bar.update()
-            return out
+            return out | _moments(origin, sums, num_chains * num_draws)
         flags = torch.zeros(size, dtype=torch.bool)
         for chain in range(num_chains):
             for chunk, start in enumerate(range(0, num_draws, size)):
                 stop = min(start + size, num_draws)
                 pyro.set_rng_seed(chain_seed(seed, chain, stream, chunk))
                 rows = graph(flags, *at(chain, np.arange(start, start + size).clip(max=stop - 1)))
-                values = {name: row[: stop - start] for name, row in zip(out, rows, strict=True)}
+                values = {name: row[: stop - start] for name, row in zip(shapes, rows, strict=True)}
                 keep(chain, slice(start, stop), values)
                 bar.update(stop - start)
-    return out
+    return out | _moments(origin, sums, num_chains * num_draws)
+
+
+def _moments(origin: Mapping[str, np.ndarray], sums: Mapping[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
+    """Mean and sd from sums of shifted values and of their squares."""
+    found = {}
+    for name, (total, square) in sums.items():
+        found[name] = origin[name] + total / count
+        found[f"{name}_sd"] = np.sqrt(np.maximum(square - np.square(total) / count, 0) / max(count - 1, 1))
+    return found
 
 
 def _batched(function: Callable[..., Any], first: list[Tensor], last: list[Tensor]) -> tuple[GraphModule, int]:

@@ -45,7 +45,7 @@ from probmodels.inference.ops import (
 from probmodels.inference.potential import Potential
 from probmodels.inference.predictive import complete
 from probmodels.inference.problem import Problem, ProblemError
-from probmodels.inference.result import Result, build_tree, to_dataset
+from probmodels.inference.result import Result, build_tree, take_marginals, to_dataset
 
 __all__ = ["CHAIN_METHODS", "ChainError", "picklable", "run_mcmc"]
 
@@ -159,6 +159,11 @@ def run_mcmc(
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise ProblemError(f"{problem.name}: {name}={value!r}; it must be a whole number of at least {least}")
     problem.validate(guide=False)
+    kept = [name for name in problem.transient if problem.sites[name].kind == "latent"]
+    if kept:
+        raise ProblemError(
+            f"{problem.name}: transient={kept}; chains have to keep draws of latent sites, leave them out"
+        )
     starts = _starts(problem, factory, init, sizes["num_chains"], seed)
     if isinstance(factory, type) and issubclass(factory, Kernel):
         factory.prepare()
@@ -249,8 +254,11 @@ class _Run:
                 exported = Potential(small).export_many(torch.as_tensor(sites.pop("z")))
             sites = {name: value.numpy() for name, value in exported.items()}
         dims = {**dict(factory_dims(factory)), **problem.dims()}
-        posterior = to_dataset(complete(problem, sites, seed=self.seed), dims, problem.coords)
-        groups = {"sample_stats": _stats(stats).assign_attrs(attrs)} if stats else {}
+        values = complete(problem, sites, seed=self.seed)
+        groups = take_marginals(problem, values)
+        posterior = to_dataset(values, dims, problem.coords)
+        if stats:
+            groups["sample_stats"] = _stats(stats).assign_attrs(attrs)
         settings: dict[str, Any] = {
             "num_samples": self.num_samples,
             "warmup_steps": self.warmup_steps,

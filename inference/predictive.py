@@ -56,7 +56,7 @@ def complete(
     Returns
     -------
     dict
-        All sites, in the order of the model where it knows them.
+        All sites, in the order of the model where it knows them; of transient ones mean and sd, as `map_draws` has it.
 
     Raises
     ------
@@ -390,5 +390,6 @@ def _simulate(
         seed=seed,
         stream=stream,
         random=bool(lost) or any(problem.sites[name].kind != "deterministic" for name in names),
+        moments=problem.transient if stream == _COMPLETE else (),
         progress=progress,
     )

@@ -97,6 +97,9 @@ class Problem:
         Functions of the aligned draws that label switching and rotation leave alone; diagnosed beside them.
     diagnosed
         Posterior variables that diagnostics judge; None for all.
+    transient
+        Sites too large to keep draws of: results hold their mean and sd over draws, in group ``marginals``. With
+        `run_mcmc`, deterministic or generated ones.
     """
 
     name: str
@@ -113,6 +116,7 @@ class Problem:
     align: Callable[[xr.Dataset], xr.Dataset] | None = None
     invariants: Callable[[xr.Dataset], xr.Dataset] | None = None
     diagnosed: tuple[str, ...] | None = None
+    transient: tuple[str, ...] = ()
 
     @cached_property
     def sites(self) -> dict[str, Site]:
@@ -248,6 +252,7 @@ class Problem:
         for what, given, known in (
             ("batch_plates", self.batch_plates, plates),
             ("reparam", self.reparam, set(self.names("latent"))),
+            ("transient", self.transient, set(self.names("latent", "generated", "deterministic"))),
         ):
             for name in given:
                 if name not in known:

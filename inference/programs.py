@@ -192,7 +192,8 @@ def sample_guide(
     Returns
     -------
     tuple
-        Arrays (1, draw, ...) by site, and log p - log q of each draw (1, draw).
+        Arrays (1, draw, ...) by site, of transient sites their mean (...) and, as ``<site>_sd``, sd; and log p - log q
+        of each draw (1, draw).
     """
     kinds = ("latent", "generated", "deterministic") + (("observed",) if predict else ())
     names = problem.names(*kinds)
@@ -219,7 +220,8 @@ def sample_guide(
         return {**values, _WEIGHT: joint - _log_joint(guide_trace)}
 
     seed = int(torch.randint(2**31, ()))
-    draws = map_draws(draw, {}, (1, num_samples), label=f"{problem.name}: draws of the guide", seed=seed)
+    label = f"{problem.name}: draws of the guide"
+    draws = map_draws(draw, {}, (1, num_samples), label=label, seed=seed, moments=problem.transient)
     return draws, draws.pop(_WEIGHT).astype(np.float64)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from probmodels.inference.diagnostics import Report
 
-__all__ = ["Result", "ResultError", "build_tree", "check_target", "to_dataset"]
+__all__ = ["Result", "ResultError", "build_tree", "check_target", "take_marginals", "to_dataset"]
 
 _FORMAT = 1
 _TREE, _GUIDE = "result.nc", "guide.safetensors"
@@ -40,7 +40,7 @@ class Result:
     Attributes
     ----------
     tree
-        Groups ``posterior``, ``sample_stats``, ``invariants``, ``observed_data``, ``constant_data``, ``fit`` and those
+        Groups ``posterior``, ``marginals``, ``sample_stats``, ``invariants``, ``observed_data``, ``constant_data``, ``fit`` and those
         made on request; root attributes ``method``, ``engine``, ``seed``, ``spec``, ``versions``, ``created``.
     guide_state
         Parameters and buffers of model and guide; None where there is no guide.
@@ -274,6 +274,15 @@ def to_dataset(
         if dim in dataset.sizes and len(values) == dataset.sizes[dim]:
             labels[dim] = np.asarray(values)
     return dataset.assign_coords({dim: (dim, values) for dim, values in labels.items()})
+
+
+def take_marginals(problem: Problem, arrays: dict[str, np.ndarray]) -> dict[str, xr.Dataset]:
+    """Group ``marginals`` of means and sds of transient sites, which are taken out of arrays; empty without any."""
+    names = [name for site in problem.transient for name in (site, f"{site}_sd") if name in arrays]
+    if not names:
+        return {}
+    dims = {name: problem.dims()[name.removesuffix("_sd")] for name in names}
+    return {"marginals": to_dataset({name: arrays.pop(name) for name in names}, dims, problem.coords, ())}
 
 
 def build_tree(

@@ -37,7 +37,7 @@ from probmodels.inference.options import Options, Step
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.programs import Programs, cast, identity, opened, sample_guide
 from probmodels.inference.ranks import Ranks, join, shared_sizes
-from probmodels.inference.result import Result, build_tree, to_dataset
+from probmodels.inference.result import Result, build_tree, take_marginals, to_dataset
 
 __all__ = ["FitError", "Trainer", "fit"]
 
@@ -419,8 +419,9 @@ def fit(
             state = programs.result_state()
             pyro.set_rng_seed(chain_seed(options.seed, _SAMPLE_STREAM))
             draws, log_weight = sample_guide(problem, programs.model, programs.guide, num_samples=options.num_samples)
+        groups = take_marginals(problem, draws)
         posterior = to_dataset(draws, problem.dims(), problem.coords)
-        groups = {"sample_stats": to_dataset({"log_weight": log_weight}, {}, {}), "fit": _history(trainer)}
+        groups |= {"sample_stats": to_dataset({"log_weight": log_weight}, {}, {}), "fit": _history(trainer)}
         shown = {**settings, **{key: value for key, value in vars(options).items() if key in _RECORDED}}
         tree = build_tree(problem, posterior, engine=engine, seed=options.seed, settings=shown, groups=groups)
     tree.attrs["execution"] = "; ".join(

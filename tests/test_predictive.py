@@ -15,6 +15,7 @@ from inference_models import SCALE, data, exact, mean_problem
 from scipy import stats
 from torch import Tensor
 
+from probmodels import fit_svi, run_mcmc, with_guide
 from probmodels.inference import Problem, ProblemError, draws
 from probmodels.inference.predictive import (
     complete,
@@ -487,3 +488,44 @@ def test_deterministic_sites_in_a_plate_keep_their_shape_in_predictions():
     assert drawn["effect"].dims == ("chain", "draw", "groups")
     np.testing.assert_allclose(drawn["effect"], drawn["mu"] + drawn["z"], rtol=1e-5, atol=1e-6)
     assert posterior_predictive(problem, drawn)["y"].shape == (1, 30, 3)
+
+
+# -- sites too large to keep ------------------------------------------------------------------------------------------
+
+
+def wide_model(y: torch.Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("row", len(y)):
+        pyro.deterministic("shifted", mu + y)
+        pyro.sample("new", dist.Normal(mu, 1.0), infer={"generated": True})
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("engine", ["mcmc", "svi"])
+@pytest.mark.parametrize("few", [True, False])
+def test_transient_sites_leave_mean_and_sd(engine, few):
+    count = 10 if few else 150  # draw by draw, and as a graph
+
+    def run(**options):
+        y = torch.tensor([0.5, 2.0, -1.0])
+        problem = Problem("wide", wide_model, args=(y,), coords={"row": list("abc")}, **options)
+        if engine == "mcmc":
+            return run_mcmc(problem, num_samples=count, warmup_steps=50, num_chains=2, seed=1, progress=False)
+        return fit_svi(with_guide(problem, "mean_field"), num_steps=5, num_samples=count, seed=1, progress=False)
+
+    full, short = run(), run(transient=("shifted", "new"))
+    assert set(short.posterior.data_vars) == set(full.posterior.data_vars) - {"shifted", "new"}
+    assert short.posterior["mu"].equals(full.posterior["mu"])
+    marginals = short.tree["marginals"].to_dataset()
+    assert list(marginals["row"].values) == list("abc")
+    for name in ("shifted", "new"):
+        draws = full.posterior[name].stack(sample=("chain", "draw"))
+        np.testing.assert_allclose(marginals[name], draws.mean("sample"), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(marginals[f"{name}_sd"], draws.std("sample", ddof=1), rtol=1e-4)
+
+
+def test_transient_sites_must_exist_and_chains_keep_latent_ones():
+    with pytest.raises(ProblemError, match=r"transient names 'shiftd'.*did you mean 'shifted'"):
+        Problem("wide", wide_model, args=(torch.zeros(2),), transient=("shiftd",)).validate(guide=False)
+    with pytest.raises(ProblemError, match=r"transient=\['mu'\]"):
+        run_mcmc(Problem("wide", wide_model, args=(torch.zeros(2),), transient=("mu",)), progress=False)
