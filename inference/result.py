@@ -40,8 +40,9 @@ class Result:
     Attributes
     ----------
     tree
-        Groups ``posterior``, ``marginals``, ``sample_stats``, ``invariants``, ``observed_data``, ``constant_data``, ``fit`` and those
-        made on request; root attributes ``method``, ``engine``, ``seed``, ``spec``, ``versions``, ``created``.
+        Groups ``posterior``, ``marginals``, ``sample_stats``, ``invariants``, ``observed_data``, ``constant_data``,
+        ``fit`` and those made on request; root attributes ``method``, ``engine``, ``seed``, ``spec``, ``versions``,
+        ``created``.
     guide_state
         Parameters and buffers of model and guide; None where there is no guide.
     """
