@@ -13,12 +13,13 @@ from pyro.infer import ELBO
 
 from probmodels.inference.fingerprints import fingerprint
 from probmodels.inference.gradient import Schedule, Stage
+from probmodels.inference.loop import Setting
 from probmodels.inference.losses import Memory, Objective, Sleep, make_loss, objective_of, wake, wake_phi
 from probmodels.inference.minibatch import Minibatches
 from probmodels.inference.options import Callback, Options, positive
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.result import Result
-from probmodels.inference.training import fit
+from probmodels.inference.training import Trainer, fit
 
 __all__ = ["OBJECTIVES", "Phase", "fit_em"]
 
@@ -152,8 +153,10 @@ def fit_em(
         raise ProblemError(f"{name}: phases is empty; give some of {list(OBJECTIVES)}")
     chosen = _labelled(chosen)
 
-    def plan(problem: Problem, batches: Minibatches) -> list[Stage]:
-        return [_stage(problem, phase, lr, observed_args, batches) for phase in chosen]
+    def make(setting: Setting) -> Trainer:
+        problem, batches = setting.programs.problem, setting.batches
+        stages = [_stage(problem, phase, lr, observed_args, batches) for phase in chosen]
+        return Trainer(setting, stages, num_rounds)
 
     options = Options(
         batch_size=batch_size,
@@ -171,7 +174,7 @@ def fit_em(
     written = [{f.name: getattr(phase, f.name) for f in fields(phase)} for phase in chosen]
     settings = {"num_rounds": num_rounds, "phases": written, "lr": lr, "observed_args": observed_args}
     fixed = {"phases": fingerprint(written), "lr": lr, "observed_args": fingerprint(observed_args)}
-    return fit(problem, "em", plan, num_rounds, options, settings, fixed)
+    return fit(problem, "em", make, options, settings, fixed)
 
 
 def _phase(name: str, given: str | Phase | Mapping[str, Any]) -> Phase:

@@ -9,13 +9,13 @@ import torch
 
 from probmodels.inference.fingerprints import fingerprint
 from probmodels.inference.gradient import Schedule, Stage
+from probmodels.inference.loop import FitError, Setting
 from probmodels.inference.losses import make_loss, objective_of
-from probmodels.inference.minibatch import Minibatches
 from probmodels.inference.options import Callback, Options, Step, make_schedule, positive
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.programs import fitted, sample_guide
 from probmodels.inference.result import Result
-from probmodels.inference.training import FitError, fit
+from probmodels.inference.training import Trainer, fit
 
 __all__ = ["FitError", "Step", "fit_svi", "fitted", "make_loss", "sample_guide"]
 
@@ -126,8 +126,8 @@ def fit_svi(
     factor = make_schedule(problem.name, schedule, num_steps, lr_decay)
     loss = make_loss(problem, num_particles)
 
-    def plan(problem: Problem, batches: Minibatches) -> list[Stage]:
-        return [Stage("svi", objective_of(loss), "both", num_steps, lr, factor)]
+    def make(setting: Setting) -> Trainer:
+        return Trainer(setting, [Stage("svi", objective_of(loss), "both", num_steps, lr, factor)], 1)
 
     options = Options(
         batch_size=batch_size,
@@ -151,4 +151,4 @@ def fit_svi(
     # A finished fit may be continued where no step depends on how many there are.
     fixed = {"decay_over": None if constant or callable(schedule) else num_steps, "schedule": fingerprint(schedule)}
     fixed |= {key: settings[key] for key in ("lr", "lr_decay", "num_particles")}
-    return fit(problem, "svi", plan, 1, options, settings | {"schedule": schedule}, fixed)
+    return fit(problem, "svi", make, options, settings | {"schedule": schedule}, fixed)
