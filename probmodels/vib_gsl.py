@@ -1,0 +1,506 @@
+"""Graph structure learning with a variational information bottleneck: classes of graphs from learned random edges.
+
+Model, for graphs g and their candidate pairs of nodes::
+
+    edge_uv ~ Bernoulli(edge_rate)
+    z_g ~ Normal(0, I)
+    y_g ~ Categorical(softmax(classifier(z_g)))
+
+The guide draws edges from the features of their nodes, and z from the graph that was drawn; see
+`probmodels.guides.vib_gsl`. With weights ``beta`` and ``edge_beta`` of its divergences, the loss is the bottleneck::
+
+    sum_g  -E log p(y_g | z_g) + beta KL[q(z_g) || p(z_g)] + edge_beta sum_uv KL[q(edge_uv) || p(edge_uv)]
+
+References
+----------
+Sun, Q., Li, J., Peng, H., Wu, J., Fu, X., Ji, C. and Yu, P. S. (2022). Graph structure learning with variational
+information bottleneck. AAAI. https://arxiv.org/abs/2112.08903
+Alemi, A. A., Fischer, I., Dillon, J. V. and Murphy, K. (2017). Deep variational information bottleneck. ICLR.
+https://arxiv.org/abs/1612.00410
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+import xarray as xr
+from pyro import poutine
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.distributions import kl_divergence
+
+from probmodels.datasets import DataError
+from probmodels.datasets.edges import EdgeSet, make_edges
+from probmodels.datasets.graph_data import check_graph, make_graph, some
+from probmodels.guides.vib_gsl import (
+    BACKBONES,
+    POOLINGS,
+    EdgeNetwork,
+    Encoder,
+    FeatureMask,
+    VIBGSLGuide,
+    choose_graphs,
+    pair_sites,
+    parameters_without_gradient,
+)
+from probmodels.inference.minibatch import subsampled
+from probmodels.inference.ops import isolated
+from probmodels.inference.problem import Problem
+from probmodels.inference.programs import fitted
+from probmodels.inference.result import Result
+
+__all__ = ["ENGINES", "REFERENCE", "VIBGSL", "make_problem", "predict", "tiny"]
+
+REFERENCE = "Sun et al. (2022), https://arxiv.org/abs/2112.08903"
+ENGINES = ("svi",)
+
+_KEPT_PAIRS = 10_000  # of which draws are kept
+_CHECKED_GRAPHS = 16  # that are run to see whether gradients reach the edges
+_CANDIDATES = ("all", "observed")
+_RATES = (0.01, 0.5)  # bounds of what unobserved pairs start from
+
+
+class VIBGSL(PyroModule):
+    """The model.
+
+    Parameters
+    ----------
+    size
+        Length of ``z``.
+    width
+        Hidden units of the classifier; 0 for a linear one.
+    num_classes
+        Number of classes.
+    beta, edge_beta
+        Weights of the divergences of ``z`` and of every edge, in nats; the guide has the same.
+    edge_rate
+        Prior probability of an edge.
+    edge_probability
+        Probabilities (pair,) of edges in the guide from features and pairs, for the record.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        width: int,
+        num_classes: int,
+        *,
+        beta: float,
+        edge_beta: float,
+        edge_rate: float,
+        edge_probability: Callable[[Tensor, EdgeSet], Tensor],
+    ) -> None:
+        super().__init__()
+        hidden = [nn.Linear(size, width), nn.ReLU()] if width else []
+        self.classifier = nn.Sequential(*hidden, nn.Linear(width or size, num_classes))
+        self.size, self.beta, self.edge_beta, self.edge_rate = size, beta, edge_beta, edge_rate
+        self.edge_probability = edge_probability
+
+    def forward(self, x: Tensor, edges: EdgeSet, y: Tensor, labelled: Tensor) -> None:
+        """Sites ``edge`` (pair,), ``z`` (graph, component), ``y`` (graph,).
+
+        Outside of the fit also ``edge_probability`` (pair,), ``num_edges``, ``mean_degree`` and ``class_probability``
+        (graph, class), which a step need not compute.
+
+        The arguments are features (node, feature), candidate pairs by ascending source, classes (graph,), and whether a
+        graph is one to learn from (graph,).
+        """
+        named: Any = {"event_dims": ["component"]}
+        graphs = pyro.plate("graph", edges.num_graphs)
+        x, chosen = choose_graphs(x, edges, graphs.indices)
+        mask: Any = labelled if chosen is edges else labelled[graphs.indices]
+        y = y if chosen is edges else y[graphs.indices]
+        with pair_sites(chosen, mask, self.edge_beta * edges.num_graphs / chosen.num_graphs):
+            rate = x.new_full((chosen.num_pairs,), self.edge_rate)
+            edge = pyro.sample("edge", dist.Bernoulli(rate))
+            if not torch.is_grad_enabled():
+                _record("edge_probability", self.edge_probability(x, chosen), [])
+        with graphs, poutine.mask(mask=mask):
+            prior = dist.Normal(x.new_zeros(self.size), 1.0).to_event(1)
+            with poutine.scale(scale=self.beta):
+                z = pyro.sample("z", prior, infer=named)
+            logits = self.classifier(z)
+            pyro.sample("y", dist.Categorical(logits=logits), obs=y)
+            if not torch.is_grad_enabled():
+                _record("class_probability", logits.softmax(-1), ["class"])
+        if not torch.is_grad_enabled():
+            pyro.deterministic("num_edges", edge.sum())
+            pyro.deterministic("mean_degree", 2 * edge.sum() / chosen.num_nodes)
+
+
+def make_problem(
+    data: xr.Dataset,
+    *,
+    backbone: str = "gin",
+    width: int = 32,
+    layers: int = 2,
+    pooling: str = "mean",
+    bottleneck: int = 16,
+    beta: float = 0.01,
+    candidates: str = "all",
+    neighbours: int = 0,
+    metric: str = "cosine",
+    random: float = 0.0,
+    informed: bool = True,
+    skip: float = 0.0,
+    temperature: float = 0.5,
+    edge_beta: float = 0.0,
+    edge_rate: float = 0.5,
+    feature_mask: bool = False,
+    learn_edges: bool = True,
+    train: Sequence[str] = ("train",),
+    seed: int = 0,
+) -> Problem:
+    """Classification of graphs through edges that are learned with the classifier.
+
+    Parameters
+    ----------
+    data
+        Graphs to classify, as `probmodels.datasets.graphs` describes them.
+    backbone
+        Layers of the encoder: ``"gcn"``, ``"gat"`` or ``"gin"``.
+    width, layers
+        Columns and number of its layers; ``width`` is that of edge network and classifier too.
+    pooling
+        ``"mean"`` or ``"sum"`` over the nodes of a graph.
+    bottleneck
+        Length of the embedding ``z``.
+    beta
+        Weight of the divergence of ``z``: the price of a nat that the embedding keeps about a graph.
+    candidates
+        Pairs that may be edges: ``"all"`` within a graph, or the ``"observed"`` ones with what the next options add.
+    neighbours, metric, random
+        Nearest neighbours of every node by its features, and random pairs per other pair; see `make_edges`.
+    informed
+        Whether log odds of an edge depend on whether it was observed, beside the features of its nodes. False is the
+        paper's: edges then follow from features alone, and with degrees as features pairs of equal degrees are alike.
+    skip
+        Weight of the observed edges in the graph that the encoder sees, in [0, 1]; the drawn edges have the rest.
+    temperature
+        Of the concrete distribution whose derivative edges have, positive.
+    edge_beta
+        Weight of the divergence of every edge; 0, the paper's, for edges that are drawn and not penalised.
+    edge_rate
+        Prior probability of an edge, in (0, 1); it matters where ``edge_beta`` is positive.
+    feature_mask
+        Whether a learned share of every feature is replaced by noise.
+    learn_edges
+        False leaves edges at their starting values, as a control.
+    train
+        Splits to learn from; graphs of the others are drawn for and take no part in the loss. Where no graph has a
+        split, all that have a label are learned from.
+    seed
+        Of the starting values of the networks and of random pairs.
+
+    Returns
+    -------
+    Problem
+        For `fit_svi`; ``batch_size`` counts graphs. Draws of pairs are kept up to 10,000 of them, beyond as moments.
+
+    Raises
+    ------
+    DataError
+        If the data do not fit, there is nothing to learn from, no pair could be an edge, or an option is out of range.
+    ProblemError
+        If a pass over all candidate pairs would not fit into memory.
+
+    Warns
+    -----
+    UserWarning
+        If no gradient reaches parameters of the edges, so that they would stay as they are.
+    """
+    check_graph(data)
+    _check_options(
+        backbone=(backbone in BACKBONES, f"choose one of {', '.join(BACKBONES)}"),
+        pooling=(pooling in POOLINGS, f"choose one of {', '.join(POOLINGS)}"),
+        candidates=(candidates in _CANDIDATES, f"choose one of {', '.join(_CANDIDATES)}"),
+        width=(_count(width), "give a number of units"),
+        layers=(_count(layers), "give a number of layers"),
+        bottleneck=(_count(bottleneck), "give the length of the embedding"),
+        beta=(beta >= 0, "give a weight that is not negative"),
+        edge_beta=(edge_beta >= 0, "give a weight that is not negative"),
+        skip=(0 <= skip <= 1, "give a weight from 0 to 1"),
+        temperature=(temperature > 0, "give a positive number"),
+        edge_rate=(0 < edge_rate < 1, "give a probability between 0 and 1, both excluded"),
+        given=locals(),
+    )
+    settings = {"candidates": candidates, "neighbours": neighbours, "metric": metric, "random": random, "seed": seed}
+    x, edges, y = _tensors(data, settings)
+    if not edges.num_pairs:
+        raise DataError("no pair of nodes could be an edge; take candidates='all', or graphs of more than one node")
+    labelled = _labelled(data, train)
+    with isolated(seed):
+        network = EdgeNetwork(x.shape[1], width, _starting_rates(edges, informed), informed)
+        guide = VIBGSLGuide(
+            network,
+            Encoder(x.shape[1], width, layers, bottleneck, backbone, pooling),
+            FeatureMask(x) if feature_mask else None,
+            temperature=temperature,
+            skip=skip,
+            beta=beta,
+            edge_beta=edge_beta,
+            learn_edges=learn_edges,
+        )
+        model = VIBGSL(
+            bottleneck,
+            width,
+            data.sizes["class"],
+            beta=beta,
+            edge_beta=edge_beta,
+            edge_rate=edge_rate,
+            edge_probability=guide.edge_probability,
+        )
+    if learn_edges:
+        _warn_without_gradient(guide, (x, edges, y, labelled), skip)
+    return _problem(data, model, guide, (x, edges, y, labelled), settings)
+
+
+def predict(
+    result: Result,
+    problem: Problem,
+    data: xr.Dataset | None = None,
+    *,
+    num_samples: int = 64,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Classes of graphs, averaged over draws of edges and embeddings; the graphs may be new ones of any size.
+
+    Parameters
+    ----------
+    result
+        Of `fit_svi`.
+    problem
+        The problem that was fitted.
+    data
+        Graphs with the features of those that were fitted; labels and splits may be absent. None for all graphs of the
+        problem.
+    num_samples
+        Draws to average over.
+    batch_size
+        Graphs that are drawn for at a time.
+    seed
+        Of the draws.
+
+    Returns
+    -------
+    xr.Dataset
+        ``probability`` (graph, class) with its standard deviation over draws ``probability_sd``; ``predicted`` (graph),
+        the position of the most probable class; ``rate`` (graph), the divergence of the embedding in nats;
+        ``edge_probability`` (pair) with ``pair_source``, ``pair_target`` and ``pair_observed``.
+
+    Raises
+    ------
+    DataError
+        If the graphs do not fit the problem or an argument is out of range.
+    ResultError
+        If the result is not one of this problem.
+    """
+    _check_options(
+        num_samples=(_count(num_samples), "give a number of draws"),
+        batch_size=(_count(batch_size), "give a number of graphs"),
+        given=locals(),
+    )
+    if data is not None:
+        problem = _renewed(problem, data)
+    assert problem.data is not None
+    sums: dict[str, Tensor] = {}
+    num_graphs = problem.args[1].num_graphs
+    with fitted(problem, result.guide_state or {}, seed=seed) as (model, guide), torch.no_grad():
+        for start in range(0, num_graphs, batch_size):
+            chosen = torch.arange(start, min(start + batch_size, num_graphs), device=problem.args[0].device)
+            parts = [_predicted(model, guide, problem.args, chosen) for _ in range(num_samples)]
+            for name in parts[0]:
+                total = torch.stack([part[name].double() for part in parts]).mean(0).cpu()
+                sums[name] = torch.cat([sums[name], total]) if name in sums else total
+    mean, square = sums["probability"], sums["square"]
+    named = problem.data
+    return xr.Dataset(
+        {
+            "probability": (("graph", "class"), mean.numpy()),
+            "probability_sd": (("graph", "class"), (square - mean**2).clamp(min=0).sqrt().numpy()),
+            "predicted": ("graph", mean.argmax(1).numpy()),
+            "rate": ("graph", sums["rate"].numpy()),
+            "edge_probability": ("pair", sums["edge_probability"].numpy()),
+            **{name: named[name] for name in ("pair_source", "pair_target", "pair_observed")},
+        },
+        coords={dim: list(problem.coords[dim]) for dim in ("graph", "class", "pair")},
+        attrs={"num_samples": num_samples, "seed": seed},
+    )
+
+
+def tiny() -> Problem:
+    """Eight graphs of three to six nodes, rings and paths, for the conformance tests."""
+    rng = np.random.default_rng(0)
+    sizes = np.array([3, 4, 5, 6, 3, 4, 5, 6])
+    starts = np.cumsum(sizes) - sizes
+    edges = [
+        (s + i, s + (i + 1) % n) for g, (s, n) in enumerate(zip(starts, sizes, strict=True)) for i in range(n - g // 4)
+    ]
+    x = np.column_stack([np.ones(sizes.sum()), rng.standard_normal((sizes.sum(), 2))])
+    data = make_graph(
+        x,
+        np.repeat(["ring", "path"], 4),
+        edges,
+        graph=np.repeat(np.arange(8), sizes),
+        split=np.tile(["train", "train", "train", "test"], 2),
+        name="rings and paths",
+    )
+    return make_problem(data, width=4, bottleneck=2, edge_beta=0.1, feature_mask=True)
+
+
+def _record(name: str, value: Tensor, event_dims: list[str]) -> None:
+    """Deterministic site whose event axes have names."""
+    named: Any = {"_deterministic": True, "event_dims": event_dims}
+    pyro.sample(name, dist.Delta(value, event_dim=len(event_dims)).mask(False), obs=value, infer=named)
+
+
+def _predicted(model: Any, guide: Any, args: tuple[Any, ...], chosen: Tensor) -> dict[str, Tensor]:
+    """One draw for some graphs."""
+    with subsampled({"graph": chosen}):
+        drawn: Any = poutine.trace(guide).get_trace(*args)
+        nodes: Any = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args).nodes
+    probability = nodes["class_probability"]["value"]
+    embedding = drawn.nodes["z"]["fn"]
+    while hasattr(embedding, "base_dist"):
+        embedding = embedding.base_dist
+    rate = kl_divergence(embedding, torch.distributions.Normal(0.0, 1.0)).sum(-1)
+    return {
+        "probability": probability,
+        "square": probability.square(),
+        "rate": rate,
+        "edge_probability": nodes["edge_probability"]["value"],
+    }
+
+
+def _problem(data: xr.Dataset, model: Any, guide: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> Problem:
+    edges: EdgeSet = args[1]
+    node = data["node"].values if "node" in data.coords else np.arange(data.sizes["node"])
+    source, target = edges.source.cpu().numpy(), edges.target.cpu().numpy()
+    coords: dict[str, Any] = {
+        dim: data[dim].values for dim in ("node", "feature", "graph", "class") if dim in data.coords
+    }
+    coords |= {"graph": coords.get("graph", np.arange(edges.num_graphs)), "pair": np.arange(edges.num_pairs)}
+    pairs = {
+        "pair_source": ("pair", node[source]),
+        "pair_target": ("pair", node[target]),
+        "pair_observed": ("pair", edges.observed.cpu().numpy()),
+    }
+    return Problem(
+        name="vib_gsl",
+        model=model,
+        guide=guide,
+        args=args,
+        coords=coords,
+        data=data.assign(pairs).assign_attrs(edges=json.dumps(settings)),
+        batch_plates=("graph",),
+        loss="TraceMeanField_ELBO",
+        transient=("edge", "edge_probability") if edges.num_pairs > _KEPT_PAIRS else (),
+    )
+
+
+def _renewed(problem: Problem, data: xr.Dataset) -> Problem:
+    """The problem with other graphs, whose labels and splits are left aside."""
+    known: Any = problem.data
+    if "graph_index" in data and "x" in data:
+        num_graphs = int(data["graph_index"].values.max(initial=-1)) + 1
+        labels = {"y": ("graph", np.full(num_graphs, -1)), "split": ("graph", np.full(num_graphs, ""))}
+        data = _same_features(data, known).assign(labels).assign_coords({"class": known["class"].values})
+    settings = json.loads(known.attrs["edges"])
+    x, edges, y = _tensors(check_graph(data), settings)
+    old: Tensor = problem.args[0]
+    source, target, origin, graph = (part.to(old.device) for part in edges[:4])
+    edges = EdgeSet(source, target, origin, graph, edges.num_graphs)
+    args = (x.to(old), edges, y.to(old.device), torch.ones(len(y), dtype=torch.bool, device=old.device))
+    return _problem(data, problem.model, problem.guide, args, settings)
+
+
+def _same_features(data: xr.Dataset, known: xr.Dataset) -> xr.Dataset:
+    """The data with the columns of others, matched by their labels where both have any; those that are absent are 0."""
+    if "feature" in data.coords and "feature" in known.coords:
+        wanted = known["feature"].values
+        extra = np.setdiff1d(data["feature"].values, wanted)
+        if len(extra):
+            raise DataError(f"features {some(extra)} were not among those fitted, {some(wanted)}; drop or rename them")
+        return data.reindex(feature=wanted, fill_value=0)
+    if data.sizes["feature"] != known.sizes["feature"]:
+        raise DataError(f"there are {data.sizes['feature']} features, but {known.sizes['feature']} were fitted")
+    return data
+
+
+def _tensors(data: xr.Dataset, settings: dict[str, Any]) -> tuple[Tensor, EdgeSet, Tensor]:
+    """Features, candidate pairs by ascending source, classes."""
+    if "graph_index" not in data:
+        raise DataError("vib_gsl classifies graphs, and these data label nodes; take lds or noisy_edges")
+    edges = make_edges(
+        np.stack([data["source"].values, data["target"].values], axis=1),
+        data["graph_index"].values,
+        features=data["x"].values,
+        neighbours=settings["neighbours"],
+        metric=settings["metric"],
+        random=settings["random"],
+        all_pairs=settings["candidates"] == "all",
+        seed=settings["seed"],
+    )
+    order = torch.argsort(edges.source * edges.num_nodes + edges.target)
+    edges = edges._replace(source=edges.source[order], target=edges.target[order], origin=edges.origin[order])
+    x = torch.as_tensor(data["x"].values, dtype=torch.get_default_dtype())
+    return x, edges, torch.as_tensor(data["y"].values.astype(np.int64)).clamp(min=0)
+
+
+def _labelled(data: xr.Dataset, train: Sequence[str]) -> Tensor:
+    """Whether a graph is one to learn from (graph,)."""
+    split, y = data["split"].values, data["y"].values
+    wanted = [train] if isinstance(train, str) else list(train)
+    labelled = np.isin(split, wanted) if (split != "").any() else y >= 0
+    labelled &= y >= 0
+    if not labelled.any():
+        raise DataError(f"no graph to learn from: train={wanted}, but the splits are {some(np.unique(split))}")
+    absent = np.setdiff1d(np.arange(data.sizes["class"]), y[labelled])
+    if len(absent):
+        raise DataError(
+            f"classes {some(data['class'].values[absent])} have no graph in {wanted}; add some, or drop these classes"
+        )
+    return torch.from_numpy(labelled)
+
+
+def _starting_rates(edges: EdgeSet, informed: bool) -> tuple[float, float]:
+    """Probabilities that unobserved and observed pairs start from, for about as many edges as were observed."""
+    seen = int(edges.observed.sum())
+    if not informed:
+        return float(np.clip(seen / edges.num_pairs, *_RATES)), 0.5
+    return float(np.clip(0.1 * seen / max(edges.num_pairs - seen, 1), *_RATES)), 0.9
+
+
+def _warn_without_gradient(guide: VIBGSLGuide, args: tuple[Any, ...], skip: float) -> None:
+    """Say so where edges would not be learned."""
+    x, edges, y, labelled = args
+    chosen = torch.unique(edges.graph_of_pair)[:_CHECKED_GRAPHS]
+    x, edges = choose_graphs(x, edges, chosen)
+    few = slice(0, len(chosen))
+    dead = parameters_without_gradient(guide, (x, edges, y[few], labelled[few]), "z", "edges")
+    if not dead:
+        return
+    why = (
+        "skip=1 leaves drawn edges no weight; choose a smaller one"
+        if skip == 1
+        else "log odds or hidden units may be saturated: standardise the features, or raise the temperature"
+    )
+    warnings.warn(f"vib_gsl: no gradient reaches {dead} of the edges, which will not be learned: {why}", stacklevel=3)
+
+
+def _check_options(*, given: dict[str, Any], **options: tuple[bool, str]) -> None:
+    for name, (fits, remedy) in options.items():
+        if not fits:
+            raise DataError(f"{name}={given[name]!r} is out of range: {remedy}")
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value > 0)
