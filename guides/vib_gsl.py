@@ -161,7 +161,7 @@ class GAT(nn.Module):
         super().__init__()
         if width % heads:
             raise ProblemError(f"width={width} is shared by {heads} attention heads; choose a multiple of {heads}")
-        self.linear = nn.Linear(size, width, bias=False)
+        self.heads, self.linear = heads, nn.Linear(size, width, bias=False)
         self.sending, self.receiving = (nn.Parameter(torch.empty(heads, width // heads)) for _ in range(2))
         self.bias = nn.Parameter(torch.zeros(width))
         for value in (self.linear.weight, self.sending, self.receiving):
@@ -392,11 +392,12 @@ def step_bytes(encoder: Encoder, network: EdgeNetwork, shape: tuple[int, ...], n
     num_pairs
         Candidate pairs of the step.
     """
-    depth, grad = len(encoder.layers), torch.is_grad_enabled()
-    width = encoder.out.in_features // depth
-    layer = 4 * width if grad else 2 * width  # gathered and weighted rows, in both directions
-    by_pair = 8 + max(3 * network.width, layer) if not grad else 8 + 3 * network.width + depth * layer
-    by_node = shape[1] + 2 * network.width + 8 * width * (depth if grad else 1)
+    depth = len(encoder.layers)
+    width, heads = encoder.out.in_features // depth, getattr(encoder.layers[0], "heads", 0)
+    layer = 4 * width + 8 * heads  # gathered and weighted rows in both directions, scores of attention
+    kept = depth if torch.is_grad_enabled() else 1
+    by_pair = 8 + 3 * network.width + kept * layer
+    by_node = shape[1] + 2 * network.width + kept * 8 * width
     number = torch.finfo(encoder.out.weight.dtype).bits // 8
     return number * (num_pairs * by_pair + shape[0] * by_node)
 

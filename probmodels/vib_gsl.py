@@ -46,9 +46,11 @@ from probmodels.guides.vib_gsl import (
     Encoder,
     FeatureMask,
     VIBGSLGuide,
+    check_memory,
     choose_graphs,
     pair_sites,
     parameters_without_gradient,
+    step_bytes,
 )
 from probmodels.inference.minibatch import subsampled
 from probmodels.inference.ops import isolated
@@ -216,7 +218,7 @@ def make_problem(
     UserWarning
         If no gradient reaches parameters of the edges, so that they would stay as they are.
     """
-    check_graph(data)
+    _check_collection(data)
     _check_options(
         backbone=(backbone in BACKBONES, f"choose one of {', '.join(BACKBONES)}"),
         pooling=(pooling in POOLINGS, f"choose one of {', '.join(POOLINGS)}"),
@@ -257,9 +259,10 @@ def make_problem(
             edge_rate=edge_rate,
             edge_probability=guide.edge_probability,
         )
+    problem = _problem(data, model, guide, (x, edges, y, labelled), settings)
     if learn_edges:
-        _warn_without_gradient(guide, (x, edges, y, labelled), skip)
-    return _problem(data, model, guide, (x, edges, y, labelled), settings)
+        _warn_without_gradient(guide, problem.args, skip)
+    return problem
 
 
 def predict(
@@ -382,6 +385,8 @@ def _predicted(model: Any, guide: Any, args: tuple[Any, ...], chosen: Tensor) ->
 
 def _problem(data: xr.Dataset, model: Any, guide: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> Problem:
     edges: EdgeSet = args[1]
+    with torch.no_grad():
+        check_memory(step_bytes(guide.encoder, guide.edges, args[0].shape, edges.num_pairs), edges, args[0].device)
     node = data["node"].values if "node" in data.coords else np.arange(data.sizes["node"])
     source, target = edges.source.cpu().numpy(), edges.target.cpu().numpy()
     coords: dict[str, Any] = {
@@ -414,7 +419,8 @@ def _renewed(problem: Problem, data: xr.Dataset) -> Problem:
         labels = {"y": ("graph", np.full(num_graphs, -1)), "split": ("graph", np.full(num_graphs, ""))}
         data = _same_features(data, known).assign(labels).assign_coords({"class": known["class"].values})
     settings = json.loads(known.attrs["edges"])
-    x, edges, y = _tensors(check_graph(data), settings)
+    _check_collection(data)
+    x, edges, y = _tensors(data, settings)
     old: Tensor = problem.args[0]
     source, target, origin, graph = (part.to(old.device) for part in edges[:4])
     edges = EdgeSet(source, target, origin, graph, edges.num_graphs)
@@ -437,8 +443,6 @@ def _same_features(data: xr.Dataset, known: xr.Dataset) -> xr.Dataset:
 
 def _tensors(data: xr.Dataset, settings: dict[str, Any]) -> tuple[Tensor, EdgeSet, Tensor]:
     """Features, candidate pairs by ascending source, classes."""
-    if "graph_index" not in data:
-        raise DataError("vib_gsl classifies graphs, and these data label nodes; take lds or noisy_edges")
     edges = make_edges(
         np.stack([data["source"].values, data["target"].values], axis=1),
         data["graph_index"].values,
@@ -494,6 +498,12 @@ def _warn_without_gradient(guide: VIBGSLGuide, args: tuple[Any, ...], skip: floa
         else "log odds or hidden units may be saturated: standardise the features, or raise the temperature"
     )
     warnings.warn(f"vib_gsl: no gradient reaches {dead} of the edges, which will not be learned: {why}", stacklevel=3)
+
+
+def _check_collection(data: xr.Dataset) -> None:
+    if isinstance(data, xr.Dataset) and "graph_index" not in data:
+        raise DataError("vib_gsl classifies graphs, but these data hold one graph; take lds or noisy_edges")
+    check_graph(data)
 
 
 def _check_options(*, given: dict[str, Any], **options: tuple[bool, str]) -> None:
