@@ -65,7 +65,6 @@ ENGINES = ("svi",)
 
 _KEPT_PAIRS = 10_000  # of which draws are kept
 _CHECKED_GRAPHS = 16  # that are run to see whether gradients reach the edges
-_CANDIDATES = ("all", "observed")
 _RATES = (0.01, 0.5)  # bounds of what unobserved pairs start from
 
 
@@ -212,17 +211,14 @@ def make_problem(
         If the data do not fit, there is nothing to learn from, no pair could be an edge, or an option is out of range.
     ProblemError
         If a pass over all candidate pairs would not fit into memory.
-
-    Warns
-    -----
     UserWarning
-        If no gradient reaches parameters of the edges, so that they would stay as they are.
+        As a warning, if no gradient reaches parameters of the edges, which would stay as they are.
     """
     _check_collection(data)
     _check_options(
         backbone=(backbone in BACKBONES, f"choose one of {', '.join(BACKBONES)}"),
         pooling=(pooling in POOLINGS, f"choose one of {', '.join(POOLINGS)}"),
-        candidates=(candidates in _CANDIDATES, f"choose one of {', '.join(_CANDIDATES)}"),
+        candidates=(candidates in ("all", "observed"), "choose 'all' or 'observed'"),
         width=(_count(width), "give a number of units"),
         layers=(_count(layers), "give a number of layers"),
         bottleneck=(_count(bottleneck), "give the length of the embedding"),
@@ -371,14 +367,10 @@ def _predicted(model: Any, guide: Any, args: tuple[Any, ...], chosen: Tensor) ->
         drawn: Any = poutine.trace(guide).get_trace(*args)
         nodes: Any = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args).nodes
     probability = nodes["class_probability"]["value"]
-    embedding = drawn.nodes["z"]["fn"]
-    while hasattr(embedding, "base_dist"):
-        embedding = embedding.base_dist
-    rate = kl_divergence(embedding, torch.distributions.Normal(0.0, 1.0)).sum(-1)
     return {
         "probability": probability,
         "square": probability.square(),
-        "rate": rate,
+        "rate": kl_divergence(drawn.nodes["z"]["fn"], nodes["z"]["fn"]),
         "edge_probability": nodes["edge_probability"]["value"],
     }
 
