@@ -53,7 +53,7 @@ class PairData(NamedTuple):
     block_pair
         That number for each pair (pair,), where both classes are known.
     same
-        Whether the two nodes are of one class (pair,), as 0 and 1; None without classes.
+        Whether the two nodes are of one class (pair,), as 0 and 1; None where a class is unknown even to the data.
     rest, rest_same
         Number of pairs that are no candidates and that no candidate stands for, all of them never seen, and of those of
         one class among them (block_pair,); None where there are none.
@@ -177,7 +177,7 @@ def make_pairs(
         unknown=torch.from_numpy(unknown),
         blocks=torch.from_numpy(table),
         block_pair=torch.from_numpy(table[member[source], member[target]]),
-        same=torch.from_numpy(own[source] == own[target]).to(weight) if "y" in data else None,
+        same=torch.from_numpy(own[source] == own[target]).to(weight) if (own >= 0).all() else None,
         rest=rest,
         rest_same=rest_same,
     )
@@ -193,24 +193,25 @@ def _features(data: xr.Dataset) -> NDArray[np.float64] | None:
 
 
 def _classes(data: xr.Dataset, needed: bool) -> tuple[Ints, Ints, int]:
-    """Class of every node, nodes whose class enters inference, and the number of classes."""
-    if "y" not in data:
+    """Class of every node or -1, nodes whose class enters inference, and the number of classes."""
+    if "y" not in data or data["y"].dims != ("node",):
         if needed:
             raise DataError("data have no y (node), the classes of nodes; add them, or leave blocks and labels out")
-        nobody = np.zeros(data.sizes["node"], dtype=np.int64)
-        return nobody, nobody[:0], 1
+        return np.full(data.sizes["node"], -1), np.zeros(0, dtype=np.int64), 1
     y = data["y"].values
-    if data["y"].dims != ("node",) or y.dtype.kind not in "iu" or (y < 0).any():
-        raise DataError(f"y has dims {data['y'].dims} and type {y.dtype}; give whole numbers from 0 (node)")
+    if y.dtype.kind not in "iu" or (y < -1).any():
+        raise DataError(f"y of type {y.dtype} must hold whole numbers from 0, and -1 where a class is not known")
     y = y.astype(np.int64)
-    num_classes = max(data.sizes.get("class", 0), int(y.max()) + 1)
     if not needed:
         return y, np.zeros(0, dtype=np.int64), 1
-    known = np.flatnonzero(data["split"].values == "train") if "split" in data else np.arange(len(y))
-    absent = np.setdiff1d(np.arange(num_classes), y[known])
-    if len(absent):
+    trained = data["split"].values == "train" if "split" in data else y >= 0
+    if (y[trained] < 0).any():
+        raise DataError(f"{int((y[trained] < 0).sum())} training nodes have no class; take them out of the split")
+    num_classes = max(data.sizes.get("class", 0), int(y.max()) + 1)
+    absent = np.setdiff1d(np.arange(num_classes), y[trained])
+    if len(absent) or not num_classes:
         raise DataError(f"no training node is of class {absent.tolist()}; change the split, or merge classes")
-    return y, known, num_classes
+    return y, np.flatnonzero(trained), num_classes
 
 
 def _counts(data: xr.Dataset, edges: EdgeSet, trials: int) -> Tensor:

@@ -192,8 +192,11 @@ def model(
         values["propensity_scale"] = pyro.sample("propensity_scale", dist.HalfNormal(like.new_tensor(prior.propensity)))
         with pyro.plate("node", data.edges.num_nodes, dim=-1):
             values["propensity_noise"] = pyro.sample("propensity_noise", dist.Normal(like.new_zeros(()), 1.0))
+    classes = pyro.plate("class", data.num_classes, dim=-1) if labels or len(data.unknown) else None
     if len(data.unknown):
-        values |= _sample_memberships(data, prior)
+        values |= _sample_memberships(data, prior, classes)
+    if labels:
+        values |= _sample_weights(data, prior, hidden, classes)
     before = prior_logits(data, prior, values)
     after = before + evidence(data.seen, data.trials, values)
     with pyro.plate("pair", data.edges.num_pairs, dim=-1):
@@ -208,7 +211,7 @@ def model(
         pyro.factor("rest", (data.rest * never).sum())
     if labels:
         strength = edge
-        _explain_labels(data, prior, edge, hidden)
+        _explain_labels(data, values, edge, classes)
     _summarise(data, values, strength)
 
 
@@ -267,12 +270,11 @@ def _channel(logits: Tensor, data: PairData, values: Mapping[str, Tensor]) -> No
     return NoisyCount(logits, values["deletion"], _addition(values), data.trials)
 
 
-def _sample_memberships(data: PairData, prior: Prior) -> dict[str, Tensor]:
+def _sample_memberships(data: PairData, prior: Prior, classes: Any) -> dict[str, Tensor]:
     """Sites of the classes of nodes: ``membership_bias`` (class,), ``membership_weight`` (feature, class),
     ``membership_noise`` (unlabelled, class), ``block`` (known,); deterministic ``membership`` (unlabelled, class)."""
     zero, num_features = data.weight.new_zeros(()), data.x.shape[1]
     gumbel = dist.Gumbel(zero, torch.ones_like(zero))
-    classes = pyro.plate("class", data.num_classes, dim=-1)
     values = {}
     with classes:
         values["membership_bias"] = pyro.sample("membership_bias", dist.Normal(zero, 1.0))
@@ -299,20 +301,32 @@ def _memberships(data: PairData, prior: Prior, values: Mapping[str, Tensor]) -> 
     return torch.zeros_like(logits).index_copy(0, data.known, hard).index_copy(0, data.unknown, soft)
 
 
-def _explain_labels(data: PairData, prior: Prior, edge: Tensor, hidden: int) -> None:
-    """Classes of the known nodes by a graph convolutional network on the edges (pair,).
-
-    Sites ``weight_in`` (hidden, feature), ``weight_out`` (hidden, class), ``label`` (known,); deterministic
-    ``class_probability`` (node, class).
-    """
+def _sample_weights(data: PairData, prior: Prior, hidden: int, classes: Any) -> dict[str, Tensor]:
+    """Sites of the network: ``weight_in`` (hidden, feature), ``weight_out`` (hidden, class)."""
     zero, num_features = data.weight.new_zeros(()), data.x.shape[1]
-    units, classes = pyro.plate("hidden", hidden, dim=-2), pyro.plate("class", data.num_classes, dim=-1)
+    values, units = {}, pyro.plate("hidden", hidden, dim=-2)
     with units, pyro.plate("feature", num_features, dim=-1):
-        first = pyro.sample("weight_in", dist.Normal(zero, prior.network / math.sqrt(num_features)))
+        values["weight_in"] = pyro.sample("weight_in", dist.Normal(zero, prior.network / math.sqrt(num_features)))
     with units, classes:
-        second = pyro.sample("weight_out", dist.Normal(zero, prior.network / math.sqrt(hidden)))
-    inner = propagate(data.x @ first.mT, data.edges, edge).relu()
-    logits = propagate(inner @ second, data.edges, edge)
+        values["weight_out"] = pyro.sample("weight_out", dist.Normal(zero, prior.network / math.sqrt(hidden)))
+    return values
+
+
+def class_logits(data: PairData, values: Mapping[str, Tensor], edge: Tensor) -> Tensor:
+    """Log odds of the classes (..., node, class) by a graph convolutional network on edges (..., pair)."""
+    inner = propagate(data.x @ values["weight_in"].mT, data.edges, edge).relu()
+    return propagate(inner @ values["weight_out"], data.edges, edge)
+
+
+def label_fit(data: PairData, values: Mapping[str, Tensor], edge: Tensor) -> Tensor:
+    """Log likelihood (...) of the known classes given edges (..., pair)."""
+    logs = class_logits(data, values, edge)[..., data.known, :].log_softmax(-1)
+    return logs.gather(-1, data.y.unsqueeze(-1).expand(*logs.shape[:-1], 1)).sum((-1, -2))
+
+
+def _explain_labels(data: PairData, values: Mapping[str, Tensor], edge: Tensor, classes: Any) -> None:
+    """Site ``label`` (known,); deterministic ``class_probability`` (node, class)."""
+    logits = class_logits(data, values, edge)
     with pyro.plate("node", data.edges.num_nodes, dim=-2), classes:
         pyro.deterministic("class_probability", logits.softmax(-1), event_dim=0)
     with pyro.plate("known", len(data.known), dim=-1):
@@ -351,7 +365,7 @@ def make_problem(
     expected_degree: float = 8.0,
     hidden: int = 16,
     weights: str = "normal",
-    relaxation: str = "concrete",
+    estimator: str = "disarm",
     seed: int = 0,
 ) -> Problem:
     """True edges of a graph that was observed with errors.
@@ -385,9 +399,9 @@ def make_problem(
         such that a quarter of ``expected_degree`` is added to a node.
     expected_degree
         Prior guess of the mean degree of the true graph, right within a factor of about five.
-    hidden, weights, relaxation
+    hidden, weights, estimator
         With ``labels``: width of the network, whether the guide has its weights ``"normal"`` or as a ``"point"``, and
-        derivatives through edges as in `BernoulliConcrete` (``"concrete"``) or `BernoulliIdentity` (``"identity"``).
+        how derivatives pass through edges, see `EdgeGuide`.
     seed
         Of the random pairs and of the start of the network.
 
@@ -461,7 +475,7 @@ def make_problem(
         transient=("edge", "edge_probability") if pairs.edges.num_pairs > _TRANSIENT else (),
     )
     guide = (
-        make_edge_guide(problem, edge_logits, weights=weights, relaxation=relaxation, seed=seed)
+        make_edge_guide(problem, edge_logits, label_fit, weights=weights, estimator=estimator, seed=seed)
         if labels
         else make_guide(problem, "structured")
     )
