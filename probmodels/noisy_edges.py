@@ -236,20 +236,19 @@ def prior_logits(data: PairData, prior: Prior, values: Mapping[str, Tensor]) -> 
         shift = data.similarity @ values["coefficient"]
     if "propensity_noise" in values:
         propensity = values["propensity_scale"] * values["propensity_noise"]
-        both = propensity[source] + propensity[target]
+        both = propensity.index_select(0, source) + propensity.index_select(0, target)
         shift = both if shift is None else shift + both
     if "membership_noise" not in values:
-        logits = rate[data.block_pair]
+        logits = rate.index_select(0, data.block_pair)
         return logits if shift is None else logits + shift
     member = _memberships(data, prior, values)
-    cells = rate[data.blocks]
+    one, other = member.index_select(0, source), member.index_select(0, target)
     if shift is None:
-        mixed = [((member[source] @ torch.sigmoid(x)) * member[target]).sum(-1).log() for x in (cells, -cells)]
+        chance = ((one @ rate[data.blocks].sigmoid()) * other).sum(-1)
     else:
-        cells = cells + shift[:, None, None]
-        pairs = member[source].unsqueeze(-1) * member[target].unsqueeze(-2)
-        mixed = [(pairs * torch.sigmoid(x)).sum((-1, -2)).log() for x in (cells, -cells)]
-    return mixed[0] - mixed[1]
+        cells = (rate[data.blocks] + shift[:, None, None]).sigmoid()
+        chance = ((one.unsqueeze(-2) @ cells).squeeze(-2) * other).sum(-1)
+    return torch.logit(chance, eps=1e-7)
 
 
 def evidence(count: Tensor, trials: int, values: Mapping[str, Tensor]) -> Tensor:
@@ -395,8 +394,8 @@ def make_problem(
     deletion
         Parameters of the Beta prior of the probability of not seeing an edge.
     addition_ratio
-        Of that of seeing an edge where there is none, over that of seeing one where there is. None for (1, b) with b
-        such that a quarter of ``expected_degree`` is added to a node.
+        Of that of seeing an edge where there is none, over that of seeing one where there is. None for (1, b) with a
+        mean of a quarter of the expected density.
     expected_degree
         Prior guess of the mean degree of the true graph, right within a factor of about five.
     hidden, weights, estimator
@@ -466,6 +465,7 @@ def make_problem(
             "known": names[pairs.known.numpy()],
             "unlabelled": names[pairs.unknown.numpy()],
             "similarity": kinds,
+            **({"feature": data["feature"].values} if "feature" in data.coords else {}),
             "class": labelled,
             "block_pair": _block_names(pairs, labelled),
         },
