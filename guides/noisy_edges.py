@@ -38,6 +38,7 @@ from probmodels.inference.problem import Problem
 __all__ = ["EdgeGuide", "disarm_slope", "make_edge_guide"]
 
 _TEMPERATURE = 0.5
+_FEW = 500  # pairs up to which an unbiased derivative is worth its noise
 _START = 0.1  # standard deviation of a weight
 _WEIGHTS = ("normal", "point")
 _ESTIMATORS = ("disarm", "concrete", "identity")
@@ -146,7 +147,7 @@ def make_edge_guide(
     fit: Fit,
     *,
     weights: str = "normal",
-    estimator: str = "disarm",
+    estimator: str | None = None,
     seed: int = 0,
 ) -> EdgeGuide:
     """Guide of a problem with latent sites ``edge`` (pair,), ``weight_in``, ``weight_out`` and continuous others.
@@ -155,10 +156,13 @@ def make_edge_guide(
     ----------
     problem
         Without guide.
-    log_odds, fit, estimator
+    log_odds, fit
         As in `EdgeGuide`.
     weights
         ``"normal"`` or ``"point"``.
+    estimator
+        As in `EdgeGuide`; None for ``"disarm"`` up to 500 pairs, beyond which its noise outweighs the bias of
+        ``"concrete"``.
     seed
         Of the start of the weights, which have to differ from each other.
 
@@ -167,6 +171,9 @@ def make_edge_guide(
     DataError
         If an option is unknown.
     """
+    num_pairs = problem.sites["edge"].shape[0]
+    if estimator is None:
+        estimator = "disarm" if num_pairs <= _FEW else "concrete"
     for name, value, known in (("weights", weights, _WEIGHTS), ("estimator", estimator, _ESTIMATORS)):
         if value not in known:
             raise DataError(f"{name}={value!r}; choose one of {known}")
@@ -185,7 +192,7 @@ def make_edge_guide(
         start,
         log_odds,
         fit,
-        problem.sites["edge"].shape[0],
+        num_pairs,
         points=weights == "point",
         estimator=estimator,
     )

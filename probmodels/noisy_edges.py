@@ -92,7 +92,7 @@ class Prior(NamedTuple):
     propensity: float = 1.0
     membership: float = 2.5
     temperature: float = 0.5
-    network: float = 2.0
+    network: float = 4.0
 
 
 class NoisyCount(TorchDistribution):
@@ -364,7 +364,7 @@ def make_problem(
     expected_degree: float = 8.0,
     hidden: int = 16,
     weights: str = "normal",
-    estimator: str = "disarm",
+    estimator: str | None = None,
     seed: int = 0,
 ) -> Problem:
     """True edges of a graph that was observed with errors.
@@ -400,7 +400,8 @@ def make_problem(
         Prior guess of the mean degree of the true graph, right within a factor of about five.
     hidden, weights, estimator
         With ``labels``: width of the network, whether the guide has its weights ``"normal"`` or as a ``"point"``, and
-        how derivatives pass through edges, see `EdgeGuide`.
+        how derivatives pass through edges, see `EdgeGuide`; None for ``"disarm"`` up to 500 pairs, else
+        ``"concrete"``.
     seed
         Of the random pairs and of the start of the network.
 
@@ -454,6 +455,7 @@ def make_problem(
         pair_weight=("pair", pairs.weight.numpy()),
     )
     labelled: Any = data["class"].values if "class" in data.coords else np.arange(pairs.num_classes)
+    features: Any = data["feature"].values if "feature" in data.coords else range(pairs.x.shape[1])
     problem = Problem(
         name="noisy_edges",
         model=model,
@@ -465,7 +467,7 @@ def make_problem(
             "known": names[pairs.known.numpy()],
             "unlabelled": names[pairs.unknown.numpy()],
             "similarity": kinds,
-            **({"feature": data["feature"].values} if "feature" in data.coords else {}),
+            "feature": features,
             "class": labelled,
             "block_pair": _block_names(pairs, labelled),
         },
