@@ -186,6 +186,8 @@ def make_pairs(
 def _features(data: xr.Dataset) -> NDArray[np.float64] | None:
     if "x" not in data:
         return None
+    if set(data["x"].dims) != {"node", "feature"} or data["x"].dtype.kind not in "iufb":
+        raise DataError(f"x has dims {data['x'].dims} and type {data['x'].dtype}; give numbers (node, feature)")
     x = data["x"].transpose("node", "feature").values.astype(np.float64)
     if not np.isfinite(x).all():
         raise DataError("x holds entries that are not finite; fill or drop them")

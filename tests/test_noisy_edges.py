@@ -448,6 +448,8 @@ CLASSED = graph(4, [(0, 1)], x=np.eye(4), y=[0, 1, 0, 1], split=["train", "train
         (CLASSED.drop_vars("source"), {}, "lack"),
         (CLASSED.assign(y=("node", [0, 2, 0, 1])), {"blocks": True}, r"of class \[1\]"),
         (CLASSED.assign(y=("node", [0.0, 1.0, 0.0, 1.0])), {"blocks": True}, "whole numbers"),
+        (CLASSED.assign(x=("node", [0.0, 1.0, 2.0, 3.0])), {}, "give numbers"),
+        (CLASSED.assign(y=("node", [-1, 1, 0, 1])), {"blocks": True}, "have no class"),
         (CLASSED, {"trials": 0}, "trials=0"),
         (CLASSED, {"trials": 3}, "add count"),
         (CLASSED.assign(count=("edge", [4])), {"trials": 3}, "from 1 to trials=3"),
