@@ -192,11 +192,10 @@ def model(
         values["propensity_scale"] = pyro.sample("propensity_scale", dist.HalfNormal(like.new_tensor(prior.propensity)))
         with pyro.plate("node", data.edges.num_nodes, dim=-1):
             values["propensity_noise"] = pyro.sample("propensity_noise", dist.Normal(like.new_zeros(()), 1.0))
-    classes = pyro.plate("class", data.num_classes, dim=-1) if labels or len(data.unknown) else None
     if len(data.unknown):
-        values |= _sample_memberships(data, prior, classes)
+        values |= _sample_memberships(data, prior)
     if labels:
-        values |= _sample_weights(data, prior, hidden, classes)
+        values |= _sample_weights(data, prior, hidden)
     before = prior_logits(data, prior, values)
     after = before + evidence(data.seen, data.trials, values)
     with pyro.plate("pair", data.edges.num_pairs, dim=-1):
@@ -211,7 +210,7 @@ def model(
         pyro.factor("rest", (data.rest * never).sum())
     if labels:
         strength = edge
-        _explain_labels(data, values, edge, classes)
+        _explain_labels(data, values, edge)
     _summarise(data, values, strength)
 
 
@@ -269,13 +268,13 @@ def _channel(logits: Tensor, data: PairData, values: Mapping[str, Tensor]) -> No
     return NoisyCount(logits, values["deletion"], _addition(values), data.trials)
 
 
-def _sample_memberships(data: PairData, prior: Prior, classes: Any) -> dict[str, Tensor]:
+def _sample_memberships(data: PairData, prior: Prior) -> dict[str, Tensor]:
     """Sites of the classes of nodes: ``membership_bias`` (class,), ``membership_weight`` (feature, class),
     ``membership_noise`` (unlabelled, class), ``block`` (known,); deterministic ``membership`` (unlabelled, class)."""
     zero, num_features = data.weight.new_zeros(()), data.x.shape[1]
     gumbel = dist.Gumbel(zero, torch.ones_like(zero))
     values = {}
-    with classes:
+    with pyro.plate("class", data.num_classes, dim=-1):
         values["membership_bias"] = pyro.sample("membership_bias", dist.Normal(zero, 1.0))
         with pyro.plate("feature", num_features, dim=-2):
             weight = dist.Normal(zero, prior.membership / math.sqrt(num_features))
@@ -300,13 +299,13 @@ def _memberships(data: PairData, prior: Prior, values: Mapping[str, Tensor]) -> 
     return torch.zeros_like(logits).index_copy(0, data.known, hard).index_copy(0, data.unknown, soft)
 
 
-def _sample_weights(data: PairData, prior: Prior, hidden: int, classes: Any) -> dict[str, Tensor]:
+def _sample_weights(data: PairData, prior: Prior, hidden: int) -> dict[str, Tensor]:
     """Sites of the network: ``weight_in`` (hidden, feature), ``weight_out`` (hidden, class)."""
     zero, num_features = data.weight.new_zeros(()), data.x.shape[1]
     values, units = {}, pyro.plate("hidden", hidden, dim=-2)
     with units, pyro.plate("feature", num_features, dim=-1):
         values["weight_in"] = pyro.sample("weight_in", dist.Normal(zero, prior.network / math.sqrt(num_features)))
-    with units, classes:
+    with units, pyro.plate("class", data.num_classes, dim=-1):
         values["weight_out"] = pyro.sample("weight_out", dist.Normal(zero, prior.network / math.sqrt(hidden)))
     return values
 
@@ -323,11 +322,13 @@ def label_fit(data: PairData, values: Mapping[str, Tensor], edge: Tensor) -> Ten
     return logs.gather(-1, data.y.unsqueeze(-1).expand(*logs.shape[:-1], 1)).sum((-1, -2))
 
 
-def _explain_labels(data: PairData, values: Mapping[str, Tensor], edge: Tensor, classes: Any) -> None:
+def _explain_labels(data: PairData, values: Mapping[str, Tensor], edge: Tensor) -> None:
     """Site ``label`` (known,); deterministic ``class_probability`` (node, class)."""
     logits = class_logits(data, values, edge)
-    with pyro.plate("node", data.edges.num_nodes, dim=-2), classes:
-        pyro.deterministic("class_probability", logits.softmax(-1), event_dim=0)
+    chance = logits.softmax(-1)
+    # As pyro.deterministic does it, with names for its axes: plates of these names may lie elsewhere.
+    named: Any = {"_deterministic": True, "event_dims": ["node", "class"]}
+    pyro.sample("class_probability", dist.Delta(chance, event_dim=2).mask(False), obs=chance, infer=named)
     with pyro.plate("known", len(data.known), dim=-1):
         pyro.sample("label", dist.Categorical(logits=logits[data.known]), obs=data.y)
 

@@ -363,6 +363,17 @@ def test_importance_weights_mend_the_guide_of_unknown_weights() -> None:
     assert np.abs(found - exact).max() < 0.05
 
 
+def test_labels_go_with_everything_that_tells_of_edges() -> None:
+    options: dict[str, Any] = {"similarity": ("inner", "distance"), "propensity": True, "trials": 3}
+    counted = LABELLED.assign(count=("edge", [1, 2, 3]))
+    problem = make_problem(counted, labels=True, hidden=2, all_pairs=False, neighbours=0, random=0.5, **options)
+    assert problem.args[0].edges.num_pairs < 6
+    result = fit_svi(problem, num_steps=5, num_samples=10, progress=False)
+    assert result.posterior["class_probability"].dims == ("chain", "draw", "node", "class")
+    assert np.allclose(result.posterior["class_probability"].sum("class"), 1, atol=1e-5)
+    assert result.posterior["propensity_noise"].dims == ("chain", "draw", "node")
+
+
 def test_labelled_edges_are_refused_to_chains() -> None:
     problem = make_problem(LABELLED, labels=True, hidden=2)
     with pytest.raises(ProblemError, match="use fit_svi"):
