@@ -2,7 +2,7 @@
 
 Model, for graphs g and their candidate pairs of nodes::
 
-    edge_uv ~ Bernoulli(edge_rate)
+    edge_uv ~ Bernoulli(rate), one of two rates as the pair was observed as an edge or not
     z_g ~ Normal(0, I)
     y_g ~ Categorical(softmax(classifier(z_g)))
 
@@ -64,8 +64,9 @@ REFERENCE = "Sun et al. (2022), https://arxiv.org/abs/2112.08903"
 ENGINES = ("svi",)
 
 _KEPT_PAIRS = 10_000  # of which draws are kept
+_STARTING_GRAPHS = 256  # whose features are standardised at the start
 _CHECKED_GRAPHS = 16  # that are run to see whether gradients reach the edges
-_RATES = (0.01, 0.5)  # bounds of what unobserved pairs start from
+_RATES = (1e-3, 0.5)  # bounds of a rate that nobody gave
 
 
 class VIBGSL(PyroModule):
@@ -81,8 +82,8 @@ class VIBGSL(PyroModule):
         Number of classes.
     beta, edge_beta
         Weights of the divergences of ``z`` and of every edge, in nats; the guide has the same.
-    edge_rate
-        Prior probability of an edge.
+    rates
+        Prior probabilities of an edge, for pairs that were not observed as one and for those that were.
     edge_probability
         Probabilities (pair,) of edges in the guide from features and pairs, for the record.
     """
@@ -95,13 +96,13 @@ class VIBGSL(PyroModule):
         *,
         beta: float,
         edge_beta: float,
-        edge_rate: float,
+        rates: tuple[float, float],
         edge_probability: Callable[[Tensor, EdgeSet], Tensor],
     ) -> None:
         super().__init__()
         hidden = [nn.Linear(size, width), nn.ReLU()] if width else []
         self.classifier = nn.Sequential(*hidden, nn.Linear(width or size, num_classes))
-        self.size, self.beta, self.edge_beta, self.edge_rate = size, beta, edge_beta, edge_rate
+        self.size, self.beta, self.edge_beta, self.rates = size, beta, edge_beta, rates
         self.edge_probability = edge_probability
 
     def forward(self, x: Tensor, edges: EdgeSet, y: Tensor, labelled: Tensor) -> None:
@@ -119,7 +120,8 @@ class VIBGSL(PyroModule):
         mask: Any = labelled if chosen is edges else labelled[graphs.indices]
         y = y if chosen is edges else y[graphs.indices]
         with pair_sites(chosen, mask, self.edge_beta * edges.num_graphs / chosen.num_graphs):
-            rate = x.new_full((chosen.num_pairs,), self.edge_rate)
+            low, high = self.rates
+            rate = low + (high - low) * chosen.observed.to(x)
             edge = pyro.sample("edge", dist.Bernoulli(rate))
             if not torch.is_grad_enabled():
                 _record("edge_probability", self.edge_probability(x, chosen), [])
@@ -150,10 +152,11 @@ def make_problem(
     metric: str = "cosine",
     random: float = 0.0,
     informed: bool = True,
-    skip: float = 0.0,
+    skip: float = 0.5,
     temperature: float = 0.5,
-    edge_beta: float = 0.0,
-    edge_rate: float = 0.5,
+    edge_beta: float = 0.05,
+    edge_rate: float | None = None,
+    observed_rate: float | None = 0.99,
     feature_mask: bool = False,
     learn_edges: bool = True,
     train: Sequence[str] = ("train",),
@@ -188,8 +191,9 @@ def make_problem(
         Of the concrete distribution whose derivative edges have, positive.
     edge_beta
         Weight of the divergence of every edge; 0, the paper's, for edges that are drawn and not penalised.
-    edge_rate
-        Prior probability of an edge, in (0, 1); it matters where ``edge_beta`` is positive.
+    edge_rate, observed_rate
+        Prior probabilities of an edge, in (0, 1), for pairs that were not observed and for those that were; edges start
+        from them. None for a rate that expects one new edge for twenty observed ones, and for one rate for all.
     feature_mask
         Whether a learned share of every feature is replaced by noise.
     learn_edges
@@ -226,7 +230,8 @@ def make_problem(
         edge_beta=(edge_beta >= 0, "give a weight that is not negative"),
         skip=(0 <= skip <= 1, "give a weight from 0 to 1"),
         temperature=(temperature > 0, "give a positive number"),
-        edge_rate=(0 < edge_rate < 1, "give a probability between 0 and 1, both excluded"),
+        edge_rate=(edge_rate is None or 0 < edge_rate < 1, "give a probability between 0 and 1, both excluded"),
+        observed_rate=(observed_rate is None or 0 < observed_rate < 1, "give a probability between 0 and 1, or None"),
         given=locals(),
     )
     settings = {"candidates": candidates, "neighbours": neighbours, "metric": metric, "random": random, "seed": seed}
@@ -234,11 +239,18 @@ def make_problem(
     if not edges.num_pairs:
         raise DataError("no pair of nodes could be an edge; take candidates='all', or graphs of more than one node")
     labelled = _labelled(data, train)
+    rates = _rates(edges, edge_rate, observed_rate)
+    seen = float(edges.observed.double().mean())
+    level = rates[0] + seen * (rates[1] - rates[0])  # the same expected number of edges
     with isolated(seed):
-        network = EdgeNetwork(x.shape[1], width, _starting_rates(edges, informed), informed)
+        network = EdgeNetwork(x.shape[1], width, rates if informed else (level, level), informed)
+        encoder = Encoder(x.shape[1], width, layers, bottleneck, backbone, pooling)
+        _check_pass(encoder, network, x, edges)
+        some_x, few = choose_graphs(x, edges, labelled.nonzero().squeeze(1)[:_STARTING_GRAPHS])
+        encoder.start(some_x, few, few.observed.to(x))
         guide = VIBGSLGuide(
             network,
-            Encoder(x.shape[1], width, layers, bottleneck, backbone, pooling),
+            encoder,
             FeatureMask(x) if feature_mask else None,
             temperature=temperature,
             skip=skip,
@@ -252,7 +264,7 @@ def make_problem(
             data.sizes["class"],
             beta=beta,
             edge_beta=edge_beta,
-            edge_rate=edge_rate,
+            rates=rates,
             edge_probability=guide.edge_probability,
         )
     problem = _problem(data, model, guide, (x, edges, y, labelled), settings)
@@ -377,8 +389,6 @@ def _predicted(model: Any, guide: Any, args: tuple[Any, ...], chosen: Tensor) ->
 
 def _problem(data: xr.Dataset, model: Any, guide: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> Problem:
     edges: EdgeSet = args[1]
-    with torch.no_grad():
-        check_memory(step_bytes(guide.encoder, guide.edges, args[0].shape, edges.num_pairs), edges, args[0].device)
     node = data["node"].values if "node" in data.coords else np.arange(data.sizes["node"])
     source, target = edges.source.cpu().numpy(), edges.target.cpu().numpy()
     coords: dict[str, Any] = {
@@ -413,11 +423,13 @@ def _renewed(problem: Problem, data: xr.Dataset) -> Problem:
     settings = json.loads(known.attrs["edges"])
     _check_collection(data)
     x, edges, y = _tensors(data, settings)
+    guide: Any = problem.guide
+    _check_pass(guide.encoder, guide.edges, x, edges)
     old: Tensor = problem.args[0]
     source, target, origin, graph = (part.to(old.device) for part in edges[:4])
     edges = EdgeSet(source, target, origin, graph, edges.num_graphs)
     args = (x.to(old), edges, y.to(old.device), torch.ones(len(y), dtype=torch.bool, device=old.device))
-    return _problem(data, problem.model, problem.guide, args, settings)
+    return _problem(data, problem.model, guide, args, settings)
 
 
 def _same_features(data: xr.Dataset, known: xr.Dataset) -> xr.Dataset:
@@ -467,12 +479,13 @@ def _labelled(data: xr.Dataset, train: Sequence[str]) -> Tensor:
     return torch.from_numpy(labelled)
 
 
-def _starting_rates(edges: EdgeSet, informed: bool) -> tuple[float, float]:
-    """Probabilities that unobserved and observed pairs start from, for about as many edges as were observed."""
+def _rates(edges: EdgeSet, edge_rate: float | None, observed_rate: float | None) -> tuple[float, float]:
+    """Prior probabilities of unobserved and of observed pairs."""
     seen = int(edges.observed.sum())
-    if not informed:
-        return float(np.clip(seen / edges.num_pairs, *_RATES)), 0.5
-    return float(np.clip(0.1 * seen / max(edges.num_pairs - seen, 1), *_RATES)), 0.9
+    if edge_rate is None:
+        share = seen / edges.num_pairs if observed_rate is None else 0.05 * seen / max(edges.num_pairs - seen, 1)
+        edge_rate = float(np.clip(share, *_RATES))
+    return edge_rate, edge_rate if observed_rate is None else observed_rate
 
 
 def _warn_without_gradient(guide: VIBGSLGuide, args: tuple[Any, ...], skip: float) -> None:
@@ -490,6 +503,12 @@ def _warn_without_gradient(guide: VIBGSLGuide, args: tuple[Any, ...], skip: floa
         else "log odds or hidden units may be saturated: standardise the features, or raise the temperature"
     )
     warnings.warn(f"vib_gsl: no gradient reaches {dead} of the edges, which will not be learned: {why}", stacklevel=3)
+
+
+def _check_pass(encoder: Encoder, network: EdgeNetwork, x: Tensor, edges: EdgeSet) -> None:
+    """See that all graphs at once fit into memory, without gradients."""
+    with torch.no_grad():
+        check_memory(step_bytes(encoder, network, x.shape, edges.num_pairs), edges, x.device)
 
 
 def _check_collection(data: xr.Dataset) -> None:
