@@ -302,7 +302,7 @@ class VIBGSLGuide(PyroModule):
         graphs = pyro.plate("graph", edges.num_graphs)
         x, some = choose_graphs(x, edges, graphs.indices)
         mask: Any = labelled if some is edges else labelled[graphs.indices]
-        check_memory(step_bytes(self.encoder, self.edges, x.shape, some.num_pairs), some, x.device)
+        check_memory(self.encoder, self.edges, x, some)
         x = x if self.mask is None else self.mask(x)
         logits = self.edges(x, some)
         logits = logits if self.learn_edges else logits.detach()
@@ -439,17 +439,16 @@ def step_bytes(encoder: Encoder, network: EdgeNetwork, shape: tuple[int, ...], n
     return number * (num_pairs * by_pair + shape[0] * by_node)
 
 
-def check_memory(needed: int, edges: EdgeSet, device: torch.device) -> None:
-    """See that a step fits into memory.
+def check_memory(encoder: Encoder, network: EdgeNetwork, x: Tensor, edges: EdgeSet) -> None:
+    """See that an evaluation of the guide fits into memory, with a gradient where gradients are enabled.
 
     Raises
     ------
     ProblemError
         If it needs more than is free.
     """
-    if needed < _SMALL:
-        return
-    free = free_bytes(device)
+    needed = step_bytes(encoder, network, x.shape, edges.num_pairs)
+    free = None if needed < _SMALL else free_bytes(x.device)
     if free is not None and needed > free:
         raise ProblemError(
             f"vib_gsl: {edges.num_pairs:,} candidate pairs of {edges.num_graphs:,} graphs need about "

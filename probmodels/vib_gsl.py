@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,6 @@ from probmodels.guides.vib_gsl import (
     choose_graphs,
     pair_sites,
     parameters_without_gradient,
-    step_bytes,
 )
 from probmodels.inference.minibatch import subsampled
 from probmodels.inference.ops import isolated
@@ -207,7 +206,7 @@ def make_problem(
     Returns
     -------
     Problem
-        For `fit_svi`; ``batch_size`` counts graphs. Draws of pairs are kept up to 10,000 of them, beyond as moments.
+        For `fit_svi`; ``batch_size`` counts graphs. Draws of edges are kept for up to 10,000 pairs, else their moments.
 
     Raises
     ------
@@ -216,7 +215,7 @@ def make_problem(
     ProblemError
         If a pass over all candidate pairs would not fit into memory.
     UserWarning
-        As a warning, if no gradient reaches parameters of the edges, which would stay as they are.
+        As a warning: if no gradient reaches parameters of the edges, which would stay as they are.
     """
     _check_collection(data)
     _check_options(
@@ -226,8 +225,8 @@ def make_problem(
         width=(_count(width), "give a number of units"),
         layers=(_count(layers), "give a number of layers"),
         bottleneck=(_count(bottleneck), "give the length of the embedding"),
-        beta=(beta >= 0, "give a weight that is not negative"),
-        edge_beta=(edge_beta >= 0, "give a weight that is not negative"),
+        beta=(beta >= 0, "give a weight of 0 or more"),
+        edge_beta=(edge_beta >= 0, "give a weight of 0 or more"),
         skip=(0 <= skip <= 1, "give a weight from 0 to 1"),
         temperature=(temperature > 0, "give a positive number"),
         edge_rate=(edge_rate is None or 0 < edge_rate < 1, "give a probability between 0 and 1, both excluded"),
@@ -240,18 +239,18 @@ def make_problem(
         raise DataError("no pair of nodes could be an edge; take candidates='all', or graphs of more than one node")
     labelled = _labelled(data, train)
     rates = _rates(edges, edge_rate, observed_rate)
-    seen = float(edges.observed.double().mean())
-    level = rates[0] + seen * (rates[1] - rates[0])  # the same expected number of edges
+    level = rates[0] + (rates[1] - rates[0]) * float(edges.observed.double().mean())  # expects as many edges
     with isolated(seed):
         network = EdgeNetwork(x.shape[1], width, rates if informed else (level, level), informed)
         encoder = Encoder(x.shape[1], width, layers, bottleneck, backbone, pooling)
-        _check_pass(encoder, network, x, edges)
+        with torch.no_grad():
+            check_memory(encoder, network, x, edges)
         some_x, few = choose_graphs(x, edges, labelled.nonzero().squeeze(1)[:_STARTING_GRAPHS])
         encoder.start(some_x, few, few.observed.to(x))
         guide = VIBGSLGuide(
             network,
             encoder,
-            FeatureMask(x) if feature_mask else None,
+            FeatureMask(some_x) if feature_mask else None,
             temperature=temperature,
             skip=skip,
             beta=beta,
@@ -322,15 +321,14 @@ def predict(
     if data is not None:
         problem = _renewed(problem, data)
     assert problem.data is not None
-    sums: dict[str, Tensor] = {}
-    num_graphs = problem.args[1].num_graphs
+    parts: list[dict[str, Any]] = []
+    graphs = torch.arange(problem.args[1].num_graphs, device=problem.args[0].device)
     with fitted(problem, result.guide_state or {}, seed=seed) as (model, guide), torch.no_grad():
-        for start in range(0, num_graphs, batch_size):
-            chosen = torch.arange(start, min(start + batch_size, num_graphs), device=problem.args[0].device)
-            parts = [_predicted(model, guide, problem.args, chosen) for _ in range(num_samples)]
-            for name in parts[0]:
-                total = torch.stack([part[name].double() for part in parts]).mean(0).cpu()
-                sums[name] = torch.cat([sums[name], total]) if name in sums else total
+        for chosen in graphs.split(batch_size):
+            parts.append({})
+            for name, value in (item for _ in range(num_samples) for item in _predicted(model, guide, problem, chosen)):
+                parts[-1][name] = parts[-1].get(name, 0.0) + value.double() / num_samples
+    sums = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     mean, square = sums["probability"], sums["square"]
     named = problem.data
     return xr.Dataset(
@@ -373,18 +371,15 @@ def _record(name: str, value: Tensor, event_dims: list[str]) -> None:
     pyro.sample(name, dist.Delta(value, event_dim=len(event_dims)).mask(False), obs=value, infer=named)
 
 
-def _predicted(model: Any, guide: Any, args: tuple[Any, ...], chosen: Tensor) -> dict[str, Tensor]:
+def _predicted(model: Any, guide: Any, problem: Problem, chosen: Tensor) -> Iterator[tuple[str, Tensor]]:
     """One draw for some graphs."""
     with subsampled({"graph": chosen}):
-        drawn: Any = poutine.trace(guide).get_trace(*args)
-        nodes: Any = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args).nodes
-    probability = nodes["class_probability"]["value"]
-    return {
-        "probability": probability,
-        "square": probability.square(),
-        "rate": kl_divergence(drawn.nodes["z"]["fn"], nodes["z"]["fn"]),
-        "edge_probability": nodes["edge_probability"]["value"],
-    }
+        drawn: Any = poutine.trace(guide).get_trace(*problem.args)
+        nodes: Any = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*problem.args).nodes
+    yield "probability", nodes["class_probability"]["value"]
+    yield "square", nodes["class_probability"]["value"].square()
+    yield "rate", kl_divergence(drawn.nodes["z"]["fn"], nodes["z"]["fn"])
+    yield "edge_probability", nodes["edge_probability"]["value"]
 
 
 def _problem(data: xr.Dataset, model: Any, guide: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> Problem:
@@ -424,7 +419,8 @@ def _renewed(problem: Problem, data: xr.Dataset) -> Problem:
     _check_collection(data)
     x, edges, y = _tensors(data, settings)
     guide: Any = problem.guide
-    _check_pass(guide.encoder, guide.edges, x, edges)
+    with torch.no_grad():
+        check_memory(guide.encoder, guide.edges, x, edges)
     old: Tensor = problem.args[0]
     source, target, origin, graph = (part.to(old.device) for part in edges[:4])
     edges = EdgeSet(source, target, origin, graph, edges.num_graphs)
@@ -493,22 +489,12 @@ def _warn_without_gradient(guide: VIBGSLGuide, args: tuple[Any, ...], skip: floa
     x, edges, y, labelled = args
     chosen = torch.unique(edges.graph_of_pair)[:_CHECKED_GRAPHS]
     x, edges = choose_graphs(x, edges, chosen)
-    few = slice(0, len(chosen))
-    dead = parameters_without_gradient(guide, (x, edges, y[few], labelled[few]), "z", "edges")
-    if not dead:
-        return
-    why = (
-        "skip=1 leaves drawn edges no weight; choose a smaller one"
-        if skip == 1
-        else "log odds or hidden units may be saturated: standardise the features, or raise the temperature"
-    )
-    warnings.warn(f"vib_gsl: no gradient reaches {dead} of the edges, which will not be learned: {why}", stacklevel=3)
-
-
-def _check_pass(encoder: Encoder, network: EdgeNetwork, x: Tensor, edges: EdgeSet) -> None:
-    """See that all graphs at once fit into memory, without gradients."""
-    with torch.no_grad():
-        check_memory(step_bytes(encoder, network, x.shape, edges.num_pairs), edges, x.device)
+    dead = parameters_without_gradient(guide, (x, edges, y[chosen], labelled[chosen]), "z", "edges")
+    why = "log odds or hidden units may be saturated: standardise the features, or raise the temperature"
+    why = "skip=1 leaves drawn edges no weight; choose a smaller one" if skip == 1 else why
+    if dead:
+        text = f"vib_gsl: no gradient reaches {dead} of the edges, which will not be learned: {why}"
+        warnings.warn(text, stacklevel=3)
 
 
 def _check_collection(data: xr.Dataset) -> None:
