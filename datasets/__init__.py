@@ -14,7 +14,15 @@ from typing import Any
 __all__ = ["LOADERS", "DataError", "get_loader", "load"]
 
 LOADERS = {
+    "cancer": "probmodels.datasets.graphs:load_cancer",
+    "csbm": "probmodels.datasets.graphs:simulate_csbm",
+    "digits": "probmodels.datasets.graphs:load_digits",
+    "explainer": "probmodels.datasets.graphs:load_explainer",
+    "graph": "probmodels.datasets.graphs:load_graph",
+    "planetoid": "probmodels.datasets.graphs:load_planetoid",
     "sst": "probmodels.datasets.sst:load_sst",
+    "tu": "probmodels.datasets.graphs:load_tu",
+    "wine": "probmodels.datasets.graphs:load_wine",
 }
 
 
