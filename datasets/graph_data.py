@@ -168,9 +168,9 @@ def degree_features(pairs: Pairs, num_nodes: int) -> tuple[NDArray[np.float32], 
 
 def standardised(values: NDArray[Any]) -> NDArray[np.float32]:
     """Columns with mean 0 and standard deviation 1; constant columns become 0."""
-    centred = values - values.mean(axis=0)
-    scale = centred.std(axis=0)
-    return (centred / np.where(scale > 0, scale, 1)).astype(np.float32)
+    constant = (values == values[:1]).all(axis=0)  # exactly, where a deviation would be that of rounding
+    centred = np.where(constant, 0.0, values - values.mean(axis=0))
+    return (centred / np.where(constant, 1.0, centred.std(axis=0))).astype(np.float32)
 
 
 # -------------------------------------------------------------------------------------------------------- splits
@@ -354,9 +354,10 @@ def _classes(y: ArrayLike, unlabelled: bool, unit: str) -> tuple[NDArray[np.int6
         )
     if len(found) and missing.all():
         raise DataError(f"no {unit} has a label; give the column of the labels")
-    if found.dtype.kind == "f" and (found[~missing] != np.round(found[~missing])).any():
+    known = np.array(found[~missing].tolist()) if found.dtype.kind == "O" else found[~missing]
+    if known.dtype.kind == "f" and (known != np.round(known)).any():
         raise DataError("labels are fractions, but the methods on graphs classify; give classes, binned if need be")
-    classes, position = np.unique(labels_of(found[~missing]), return_inverse=True)
+    classes, position = np.unique(labels_of(known), return_inverse=True)
     result = np.full(len(found), -1, dtype=np.int64)
     result[~missing] = position
     return result, classes
@@ -450,7 +451,9 @@ def _split(split: ArrayLike | None, y: NDArray[np.int64], classes: NDArray[Any])
         raise DataError(f"split has shape {found.shape} for {len(y)} labels; give one entry for each")
     unknown = np.setdiff1d(found, [*SPLITS, ""])
     if len(unknown):
-        raise DataError(f"split has entries {some(map(repr, unknown))}; choose among {', '.join(SPLITS)} and ''")
+        raise DataError(
+            f"split has entries {some(map(repr, unknown.tolist()))}; choose among {', '.join(SPLITS)} and ''"
+        )
     if ((y < 0) & (found != "")).any():
         raise DataError(f"{((y < 0) & (found != '')).sum()} entries of a split have no label; set their split to ''")
     absent = np.setdiff1d(y[y >= 0], y[found == "train"])

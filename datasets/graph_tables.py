@@ -235,12 +235,15 @@ def _table(source: Any, what: str, ids: Callable[[Sequence[str]], Sequence[str]]
             raise DataError(f"{path} cannot be read as Parquet: {error}") from error
     mark = "\t" if path.suffix.lower() in (".tsv", ".tab") else ","
     try:
-        text = ids(list(pd.read_csv(path, sep=mark, nrows=0).columns))  # a node may be called NA, or 007
-        table = pd.read_csv(path, sep=mark, converters=dict.fromkeys(text, str.strip))
+        table = pd.read_csv(path, sep=mark)
+        text = [name for name in ids(list(table.columns)) if name in table]
+        if text:  # a node may be called NA, or 007
+            table[text] = pd.read_csv(path, sep=mark, usecols=text, dtype=str, na_filter=False)[text]
     except ValueError as error:  # of pandas, and of other encodings
         raise DataError(f"{path} cannot be read as CSV: {error}; it needs a header, and commas between") from error
     for name in text:
-        if name in table and (found := table[name]).str.fullmatch(r"0|-?[1-9]\d{0,17}").all():
+        table[name] = found = table[name].str.strip()
+        if found.str.fullmatch(r"0|-?[1-9]\d{0,17}").all():
             table[name] = found.astype(np.int64)
     return table, path.name
 
