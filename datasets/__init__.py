@@ -19,6 +19,7 @@ LOADERS = {
     "digits": "probmodels.datasets.graphs:load_digits",
     "explainer": "probmodels.datasets.graphs:load_explainer",
     "graph": "probmodels.datasets.graphs:load_graph",
+    "motifs": "probmodels.datasets.graph_motifs:simulate_motifs",
     "planetoid": "probmodels.datasets.graphs:load_planetoid",
     "sst": "probmodels.datasets.sst:load_sst",
     "tu": "probmodels.datasets.graphs:load_tu",
