@@ -132,8 +132,8 @@ def check_room(folder: str | Path, num_bytes: int) -> None:
     missing = num_bytes - sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     if missing > free:
         raise CheckpointError(
-            f"the disk of {path} has {_size(free)} left, and this run will need about {_size(missing)} for what it writes; "
-            "free some space, choose another folder, or keep fewer draws"
+            f"the disk of {path} has {_size(free)} left, and this run will write about {_size(missing)}; free "
+            "some space, choose another folder, or keep fewer draws"
         )
 
 

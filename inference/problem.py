@@ -20,13 +20,14 @@ from pyro.infer.reparam.reparam import Reparam
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
 
 from probmodels.inference.ops import is_generated, isolated
 
 if TYPE_CHECKING:
     from probmodels.inference.kernels import Kernel
 
-__all__ = ["Problem", "ProblemError", "Site"]
+__all__ = ["Outer", "Problem", "ProblemError", "Site"]
 
 _PRIOR_TRIES = 10  # prior draws that may fall outside the support of the data before a model is called broken
 
@@ -59,6 +60,34 @@ class Site:
     shape: tuple[int, ...]
     discrete: bool
     enumerated: bool = False
+
+
+@dataclass(frozen=True)
+class Outer:
+    """What the hyperparameters of a problem are judged by, for `fit_bilevel`.
+
+    Attributes
+    ----------
+    problem
+        Has the parameters of the inner problem, by name, and other data or another loss; hyperparameters minimise it.
+    hyper
+        Parameters that are held while the inner problem is solved: name to the constraint that values are projected
+        on, or None. A parameter that carries a constraint of its own needs none.
+    stop
+        Problem on data of its own whose observed sites judge a round for early stopping; None for the outer loss.
+    """
+
+    problem: Problem
+    hyper: Mapping[str, Constraint | None]
+    stop: Problem | None = None
+
+    def problems(self) -> list[Problem]:
+        """All problems that it holds."""
+        return [self.problem, *([self.stop] if self.stop is not None else [])]
+
+    def mapped(self, function: Callable[[Problem], Problem]) -> Outer:
+        """The same with every problem changed alike."""
+        return replace(self, problem=function(self.problem), stop=None if self.stop is None else function(self.stop))
 
 
 @dataclass(frozen=True)
@@ -100,6 +129,8 @@ class Problem:
     transient
         Sites too large to keep draws of: results hold their mean and sd over draws, in group ``marginals``. With
         `run_mcmc`, deterministic or generated ones.
+    outer
+        Hyperparameters and what they are judged by; for `fit_bilevel`.
     """
 
     name: str
@@ -117,6 +148,7 @@ class Problem:
     invariants: Callable[[xr.Dataset], xr.Dataset] | None = None
     diagnosed: tuple[str, ...] | None = None
     transient: tuple[str, ...] = ()
+    outer: Outer | None = None
 
     @cached_property
     def sites(self) -> dict[str, Site]:
@@ -139,8 +171,13 @@ class Problem:
             nodes: Any = self._trace(self.model, "model").nodes
         return {name: nodes[name]["value"].detach().cpu().numpy() for name in names}
 
-    def programs(self) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
+    def programs(self, memo: dict[int, Any] | None = None) -> tuple[Callable[..., Any], Callable[..., Any] | None]:
         """Copies of model and guide that an engine may change; what they share stays shared.
+
+        Parameters
+        ----------
+        memo
+            Of earlier copies, as `copy.deepcopy` takes it, with which these shall share what the originals do.
 
         Raises
         ------
@@ -150,7 +187,7 @@ class Problem:
         modules = self.guide.modules() if isinstance(self.guide, nn.Module) else ()
         # Copying an AutoGuide empties its reference to the model, in the original as well as in the copy.
         links = [(module, module._model, module.master) for module in modules if isinstance(module, AutoGuide)]
-        memo: dict[int, Any] = {}
+        memo = {} if memo is None else memo
         try:
             copies = copy.deepcopy((self.model, self.guide), memo)
             for module, model, _ in links:
@@ -194,13 +231,19 @@ class Problem:
 
     def to(self, device: str | torch.device) -> Problem:
         """The same problem with all tensors and modules on ``device``."""
-        model, guide = self.programs()
+        return self.mapped(lambda value: _move(value, device))
+
+    def mapped(self, function: Callable[[Any], Any], memo: dict[int, Any] | None = None) -> Problem:
+        """The same problem with copies of its programs and its arguments changed by a function."""
+        memo = {} if memo is None else memo
+        model, guide = self.programs(memo)
         return replace(
             self,
-            model=_move(model, device),
-            guide=_move(guide, device),
-            args=_move(self.args, device),
-            kwargs=_move(self.kwargs, device),
+            model=function(model),
+            guide=function(guide),
+            args=function(self.args),
+            kwargs=function(self.kwargs),
+            outer=None if self.outer is None else self.outer.mapped(lambda problem: problem.mapped(function, memo)),
         )
 
     def _trace(self, program: Callable[..., Any], role: str) -> Trace:
@@ -292,7 +335,10 @@ class Problem:
             model_params = dict(pyro.get_param_store().named_parameters())
         with isolated(seed=0), torch.no_grad():
             guide_trace = self._trace(guide, "guide")
-            guide_params = dict(pyro.get_param_store().named_parameters())
+            store = dict(pyro.get_param_store().named_parameters())
+            # An automatic guide runs the model once, which makes its parameters too; they are no sites of the guide.
+            own = {name for name, node in guide_trace.nodes.items() if node["type"] == "param"}
+            guide_params = {name: value for name, value in store.items() if name in own}
             drawn: dict[str, Any] = {n: s for n, s in guide_trace.nodes.items() if _is_variable(s)}
             drawn = {n: s for n, s in drawn.items() if not s["is_observed"] and not s["infer"].get("is_auxiliary")}
             self._check_guide_sites(drawn)

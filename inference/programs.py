@@ -33,6 +33,13 @@ class Programs:
 
     Make one by `opened`, inside whose block its parameter store is the current one.
 
+    Parameters
+    ----------
+    problem
+        Is copied.
+    memo
+        That of other programs in the same store, with which these share what the problems share.
+
     Attributes
     ----------
     model, guide
@@ -41,8 +48,9 @@ class Programs:
         Names of the parameters that each of ``"model"`` and ``"guide"`` uses.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        model, guide = problem.programs()
+    def __init__(self, problem: Problem, memo: dict[int, Any] | None = None) -> None:
+        self.memo: dict[int, Any] = {} if memo is None else memo
+        model, guide = problem.programs(self.memo)
         if guide is None:
             raise ProblemError(f"{problem.name}: this needs a guide and the problem has none; use run_mcmc")
         self.problem, self.model, self.guide = problem, model, guide
@@ -227,9 +235,7 @@ def sample_guide(
 
 def cast(problem: Problem, dtype: torch.dtype) -> Problem:
     """The same problem with all floating-point tensors and modules of one type."""
-    model, guide = problem.programs()
-    parts = {"model": model, "guide": guide, "args": problem.args, "kwargs": problem.kwargs}
-    return dataclasses.replace(problem, **{name: _cast(value, dtype) for name, value in parts.items()})
+    return problem.mapped(lambda value: _cast(value, dtype))
 
 
 def identity(problem: Problem) -> dict[str, Any]:
@@ -238,7 +244,7 @@ def identity(problem: Problem) -> dict[str, Any]:
     if isinstance(guide, nn.Module):  # without starting values, which a resumed fit overwrites
         shapes = {name: list(value.shape) for name, value in guide.named_parameters()}
         guide = {"class": type(guide).__qualname__, "parameters": shapes}
-    return {
+    found = {
         "problem": problem.name,
         "model": fingerprint(problem.model),
         "guide": fingerprint(guide),
@@ -246,6 +252,10 @@ def identity(problem: Problem) -> dict[str, Any]:
         "args": fingerprint(problem.args),
         "kwargs": fingerprint(problem.kwargs),
     }
+    if problem.outer is not None:
+        found["outer"] = [identity(other) for other in problem.outer.problems()]
+        found["hyper"] = {name: repr(constraint) for name, constraint in problem.outer.hyper.items()}
+    return found
 
 
 def _log_joint(trace: Any) -> Tensor:

@@ -10,6 +10,8 @@ __all__ = ["METHODS", "get_method"]
 
 METHODS = {
     "bayesian_svd": "probmodels.bayesian_svd",
+    "noisy_edges": "probmodels.noisy_edges",
+    "vib_gsl": "probmodels.vib_gsl",
 }
 
 

@@ -1,0 +1,595 @@
+"""Bilevel programs: hyperparameters that minimise one loss while the other parameters minimise another.
+
+    min_h  F(w*(h), h)   where   w*(h) = argmin_w L(w, h)
+
+``L`` is the loss of a problem, ``F`` that of another one with the same parameters.
+
+References
+----------
+Franceschi, L., Frasconi, P., Salzo, S., Grazzi, R. and Pontil, M. (2018). Bilevel programming for hyperparameter
+optimization and meta-learning. https://arxiv.org/abs/1806.04910
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from pyro import poutine
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.overrides import TorchFunctionMode
+
+from probmodels.inference.hypergradients import (
+    HYPERGRADIENTS,
+    OPTIMISERS,
+    Descent,
+    Found,
+    Losses,
+    agreement,
+    hypergradient,
+    norm,
+)
+from probmodels.inference.loop import FitError, Loop, Setting
+from probmodels.inference.losses import make_loss, objective_of
+from probmodels.inference.ops import chain_seed, isolated, part
+from probmodels.inference.optimiser import Adam
+from probmodels.inference.options import Callback, Options, Step, positive
+from probmodels.inference.problem import Outer, Problem, ProblemError
+from probmodels.inference.programs import Programs
+from probmodels.inference.result import Result
+from probmodels.inference.training import fit
+
+__all__ = ["HYPERGRADIENTS", "STOP_BY", "fit_bilevel"]
+
+STOP_BY = ("log_loss", "error")
+_ROUND_STREAM, _SCORE_STREAM = 3, 4
+_log = logging.getLogger(__name__)
+
+Values = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What `fit_bilevel` was given; see there."""
+
+    num_rounds: int
+    inner_steps: int
+    unroll_steps: int
+    hypergrad: str
+    lr: float
+    optimiser: str
+    hyper_lr: float
+    hyper_optimiser: str
+    hyper_decay: float
+    solver_steps: int
+    damping: float
+    restart: bool
+    tolerance: float | None
+    compare: str | None
+    stop_by: str
+    num_scores: int
+
+
+def fit_bilevel(
+    problem: Problem,
+    *,
+    outer: Outer | None = None,
+    num_rounds: int = 20,
+    inner_steps: int = 400,
+    unroll_steps: int = 5,
+    hypergrad: str = "unrolled",
+    lr: float = 0.01,
+    optimiser: str = "adam",
+    hyper_lr: float = 0.1,
+    hyper_optimiser: str = "sgd",
+    hyper_decay: float = 0.0,
+    solver_steps: int = 20,
+    damping: float = 0.0,
+    restart: bool = True,
+    tolerance: float | None = None,
+    compare: str | None = None,
+    stop_by: str = "log_loss",
+    patience: int | None = None,
+    keep: str = "best",
+    num_scores: int = 16,
+    num_samples: int = 100,
+    num_particles: int | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    callbacks: Sequence[Callback] = (),
+    checkpoint: str | Path | None = None,
+    checkpoint_every: float = 30.0,
+    progress: bool = True,
+) -> Result:
+    """Fit hyperparameters to an outer loss and all other parameters to the loss of the problem.
+
+    A round solves the inner problem; every ``unroll_steps`` of its steps the hyperparameters make one. At its end it is
+    judged, and the best round decides the result.
+
+    Parameters
+    ----------
+    problem
+        The inner problem: model, guide, loss and data.
+    outer
+        Hyperparameters and their loss; None for ``problem.outer``.
+    num_rounds
+        Most rounds.
+    inner_steps
+        Most inner steps of a round.
+    unroll_steps
+        Inner steps between two steps of the hyperparameters; for ``"unrolled"``, those that are differentiated. Memory
+        grows with it, and with nothing else.
+    hypergrad
+        ``"unrolled"``: reverse mode through the last inner steps and their optimiser, whose state goes on. Beyond them
+        the inner parameters count as constants, which is a bias that more steps lessen. ``"cg"``, ``"neumann"``: the
+        implicit function theorem at the present inner parameters, with ``solver_steps`` of conjugate gradients or of
+        the Neumann series; exact where these solve the inner problem and the Hessian is positive definite.
+        ``"finite_difference"``: one virtual step of gradient descent, the mixed derivative by central differences.
+    lr, optimiser
+        Step size of the inner problem, and ``"adam"`` or ``"sgd"``.
+    hyper_lr, hyper_optimiser, hyper_decay
+        The same for hyperparameters; step k has size ``hyper_lr / (1 + hyper_decay k)``. With ``"sgd"`` and a
+        constraint in ``outer`` this is projected gradient descent.
+    solver_steps, damping
+        Of ``"cg"`` and ``"neumann"``; damping is added to the Hessian.
+    restart
+        Whether every round begins with inner parameters made afresh; otherwise they go on.
+    tolerance
+        A round ends early where the inner loss has not fallen by this share for 20 steps; None for never.
+    compare
+        A second method, whose hypergradient is computed beside the first; group ``fit`` then has their ``cosine`` and
+        ``relative_error``.
+    stop_by
+        What a round is judged by: ``"log_loss"``, of every observation the negative log of its mean probability over
+        ``num_scores`` draws of the guide, or ``"error"``, the share of discrete observations that are not the most
+        probable value. Without ``outer.stop``, the outer problem's observations are judged.
+    patience
+        Rounds without a better one after which to stop; None for never.
+    keep
+        Parameters of the ``"best"`` round, or the ``"last"`` ones.
+    num_scores
+        Draws that a round is judged by.
+    num_samples
+        Draws taken from the guide in the end.
+    num_particles
+        Draws per evaluation of either loss; None for what the problems say.
+    seed, device, dtype, callbacks, checkpoint, checkpoint_every, progress
+        As in `fit_svi`; a step is one of the hyperparameters, and its loss the outer one.
+
+    Returns
+    -------
+    Result
+        Draws of the guide of the inner problem, parameters, hyperparameters among them, and group ``fit``: by step
+        ``round``, ``inner_loss``, ``outer_loss``, ``grad_norm`` (inner), ``hypergrad_norm``, ``seconds``; by round
+        ``log_loss`` and, where observations are discrete, ``error``.
+
+    Raises
+    ------
+    ProblemError
+        If there is no outer problem, its parameters are not those of the inner one, a hyperparameter is unknown or
+        moves nothing, or an argument is out of range.
+    CheckpointError, FitError, KeyboardInterrupt
+        As in `fit_svi`.
+
+    Examples
+    --------
+    >>> result = fit_bilevel(problem, hypergrad="cg", unroll_steps=200, inner_steps=200)  # doctest: +SKIP
+    """
+    name = problem.name
+    plan = _Plan(
+        num_rounds=num_rounds,
+        inner_steps=inner_steps,
+        unroll_steps=unroll_steps,
+        hypergrad=hypergrad,
+        lr=lr,
+        optimiser=optimiser,
+        hyper_lr=hyper_lr,
+        hyper_optimiser=hyper_optimiser,
+        hyper_decay=hyper_decay,
+        solver_steps=solver_steps,
+        damping=damping,
+        restart=restart,
+        tolerance=tolerance,
+        compare=compare,
+        stop_by=stop_by,
+        num_scores=num_scores,
+    )
+    _check(name, plan)
+    if outer is not None:
+        problem = replace(problem, outer=outer)
+    if problem.outer is None:
+        raise ProblemError(
+            f"{name}: fit_bilevel needs an outer problem; give outer=Outer(problem, hyper) or use fit_svi"
+        )
+    options = Options(
+        num_samples=num_samples,
+        patience=patience,
+        keep=keep,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        callbacks=callbacks,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+    )
+    settings = {**vars(plan), "num_particles": num_particles}
+    return fit(
+        problem, "bilevel", lambda setting: _Bilevel(setting, plan, num_particles), options, settings, dict(settings)
+    )
+
+
+def _check(name: str, plan: _Plan) -> None:
+    sizes = ("num_rounds", "inner_steps", "unroll_steps", "solver_steps", "num_scores")
+    positive(name, **{key: getattr(plan, key) for key in sizes})
+    for key, known in (
+        ("hypergrad", HYPERGRADIENTS),
+        ("compare", (None, *HYPERGRADIENTS)),
+        ("optimiser", OPTIMISERS),
+        ("hyper_optimiser", OPTIMISERS),
+        ("stop_by", STOP_BY),
+    ):
+        if getattr(plan, key) not in known:
+            raise ProblemError(f"{name}: {key}={getattr(plan, key)!r}; choose one of {known}")
+    for key in ("lr", "hyper_lr"):
+        if not getattr(plan, key) > 0:
+            raise ProblemError(f"{name}: {key}={getattr(plan, key)}; it must be positive")
+    for key in ("damping", "hyper_decay"):
+        if not getattr(plan, key) >= 0:
+            raise ProblemError(f"{name}: {key}={getattr(plan, key)}; it must not be negative")
+    if plan.unroll_steps > plan.inner_steps:
+        raise ProblemError(
+            f"{name}: unroll_steps={plan.unroll_steps} exceeds inner_steps={plan.inner_steps}, the steps of a round"
+        )
+    if plan.compare == plan.hypergrad:
+        raise ProblemError(f"{name}: compare={plan.compare!r} is the method itself; choose another one")
+
+
+class _Bilevel(Loop):
+    """Rounds of inner steps with a step of the hyperparameters after every few of them."""
+
+    label = "bilevel"
+
+    def __init__(self, setting: Setting, plan: _Plan, num_particles: int | None) -> None:
+        columns = ["round", "inner_loss", "outer_loss", "grad_norm", "hypergrad_norm", "seconds"]
+        super().__init__(setting, columns + ["cosine", "relative_error"] * (plan.compare is not None))
+        problem = self.programs.problem
+        assert problem.outer is not None
+        self.plan, self.hyper = plan, dict(problem.outer.hyper)
+        self._per_round = math.ceil(plan.inner_steps / plan.unroll_steps)
+        self.total = plan.num_rounds * self._per_round
+        others = [Programs(other, self.programs.memo) for other in problem.outer.problems()]
+        self._outer, self._judge = others[0], others[-1]
+        for programs in others:
+            programs.check_stable()
+        self._leaves = self.programs.params()
+        self._check_parameters(others)
+        self.inner = [name for name in self._leaves if name not in self.hyper]
+        self._losses = {
+            role: objective_of(make_loss(programs.problem, num_particles))
+            for role, programs in (("inner", self.programs), ("outer", self._outer))
+        }
+        self._descent = Descent(plan.optimiser, plan.lr, {})
+        self._optimiser = Adam()
+        self.round = self._made = 0  # steps of the hyperparameters in this round
+        self._lowest, self._lowest_at, self._inner_made = math.inf, 0, 0
+        self._scores: list[list[float]] = []
+        self._best_score, self._best_round = math.inf, -1
+        self.best: Values = {}
+        self._check_reach()
+        self.resume()
+
+    # -- the loop ------------------------------------------------------------------------------------------------------
+
+    @property
+    def execution(self) -> str:
+        """How steps were evaluated."""
+        return "eager"
+
+    @property
+    def progress(self) -> str:
+        """Round, losses and the best score so far."""
+        row = dict(zip(self._columns, self.history[-1], strict=True))
+        best = f", best {self.plan.stop_by} {self._best_score:.4g}" if self._scores else ""
+        return f"round {self.round + 1}: inner {row['inner_loss']:.4g}, outer {row['outer_loss']:.4g}{best}"
+
+    @property
+    def stalled(self) -> bool:
+        """Whether as many rounds as the options say have brought nothing better."""
+        patience = self.options.patience
+        return patience is not None and bool(self._scores) and len(self._scores) - 1 - self._best_round >= patience
+
+    def advance(self) -> Step | None:
+        """Some inner steps and one of the hyperparameters; at the end of a round, its judgement."""
+        plan = self.plan
+        if self.round >= plan.num_rounds:
+            return None
+        began = time.perf_counter()
+        if self._made == 0:
+            self._begin_round()
+        steps = min(plan.unroll_steps, plan.inner_steps - self._inner_made)
+        seed = int(torch.randint(2**31, ()))
+        inner, hyper, descent = self._values(self.inner), self._values(list(self.hyper)), self._descent.copy()
+        found = self._hypergradient(plan.hypergrad, inner, hyper, self._descent, steps, seed)
+        extra: tuple[float, ...] = ()
+        if plan.compare is not None:
+            other = self._hypergradient(plan.compare, inner, hyper, descent, steps, seed)
+            extra = agreement(found.gradient, other.gradient)
+        size = norm(found.gradient)
+        self._finite(found, size)
+        self._put(found.inner)
+        self._move_hyper(found.gradient)
+        self._made += 1
+        self._inner_made += steps
+        losses = found.inner_loss, found.outer_loss
+        self.record(self.round, *losses, found.inner_norm, size, time.perf_counter() - began, *extra)
+        if self._inner_made >= plan.inner_steps or self._settled(found.inner_loss):
+            self._end_round()
+        return Step(self.number, found.outer_loss, size, time.perf_counter() - began, "outer")
+
+    def settle(self) -> None:
+        """Take the best round's parameters back where the options say so."""
+        if self.options.keep == "best" and self.best:
+            self.programs.load_params(self.best)
+
+    def dataset(self) -> xr.Dataset:
+        """History by step and, of the scores, by round."""
+        found = super().dataset()
+        found["round"] = found["round"].astype(np.int64)
+        scores = np.array(self._scores).reshape(-1, len(STOP_BY))
+        for place, name in enumerate(STOP_BY):
+            if not np.isnan(scores[:, place]).all():
+                found[name] = ("judged_round", scores[:, place])
+        return found.assign_attrs(best_round=self._best_round)
+
+    def state(self) -> dict[str, Any]:
+        """Moments, best parameters, scores, and where in the plan."""
+        state: dict[str, Any] = {f"moments/{name}": value for name, value in self._descent.moments.items()}
+        state["count"] = self._descent.count
+        state |= {f"best/{name}": value for name, value in self.best.items()}
+        state |= {f"adam/{name}": value for name, value in self._optimiser.state_dict().items()}
+        state["scores"] = torch.tensor(self._scores, dtype=torch.float64).reshape(-1, len(STOP_BY))
+        return state | {name: getattr(self, name) for name in _SCALARS}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` returned."""
+        self._descent.moments, self._descent.count = part(state, "moments/"), state["count"]
+        self.best = part(state, "best/")
+        self._optimiser.load_state_dict(part(state, "adam/"))
+        self._scores = state["scores"].tolist()
+        for name in _SCALARS:
+            setattr(self, name, state[name])
+
+    # -- rounds --------------------------------------------------------------------------------------------------------
+
+    def _begin_round(self) -> None:
+        self._lowest, self._lowest_at, self._inner_made = math.inf, 0, 0
+        if not self.plan.restart:
+            return
+        self._descent = Descent(self.plan.optimiser, self.plan.lr, {})
+        if self.round:
+            with isolated(chain_seed(self.options.seed, _ROUND_STREAM, self.round)):
+                fresh = Programs(self.programs.problem).params()
+            self._put({name: fresh[name].detach() for name in self.inner})
+
+    def _end_round(self) -> None:
+        scores = self._score()
+        self._scores.append([scores.get(name, math.nan) for name in STOP_BY])
+        score = scores.get(self.plan.stop_by, math.nan)
+        if math.isnan(score):
+            raise ProblemError(
+                f"{self.name}: stop_by={self.plan.stop_by!r} needs observations of a discrete distribution; "
+                "choose stop_by='log_loss'"
+            )
+        if score < self._best_score:
+            self._best_score, self._best_round = score, self.round
+            self.best = self._values(list(self._leaves))
+        self.round, self._made = self.round + 1, 0
+
+    def _settled(self, loss: float) -> bool:
+        """Whether the inner loss has stopped falling."""
+        if self.plan.tolerance is None:
+            return False
+        if loss < self._lowest - self.plan.tolerance * abs(self._lowest) or not math.isfinite(self._lowest):
+            self._lowest, self._lowest_at = loss, self._inner_made
+        return self._inner_made - self._lowest_at >= 20
+
+    def _score(self) -> dict[str, float]:
+        """Mean log loss of the observations that judge, and share of errors, by draws of the guide."""
+        programs = self._judge
+        args, kwargs = programs.problem.args, programs.problem.kwargs
+        seed = chain_seed(self.options.seed, _SCORE_STREAM, self.round)
+        logs: dict[str, list[Tensor]] = {}
+        probs: dict[str, list[Tensor]] = {}
+        truth: dict[str, Tensor] = {}
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for _ in range(self.plan.num_scores):
+                guide: Any = poutine.trace(programs.guide).get_trace(*args, **kwargs)
+                model: Any = poutine.trace(poutine.replay(programs.model, trace=guide)).get_trace(*args, **kwargs)
+                for name in programs.problem.names("observed"):
+                    node = model.nodes[name]
+                    logs.setdefault(name, []).append(node["fn"].log_prob(node["value"]))
+                    support = _probabilities(node["fn"])
+                    if support is not None:
+                        probs.setdefault(name, []).append(support)
+                        truth[name] = node["value"]
+        count = math.log(self.plan.num_scores)
+        losses = [(torch.logsumexp(torch.stack(rows), 0) - count).flatten() for rows in logs.values()]
+        scores = {"log_loss": -float(torch.cat(losses).mean())}
+        if probs:
+            wrong = [(torch.stack(rows).mean(0).argmax(-1) != truth[name]).flatten() for name, rows in probs.items()]
+            scores["error"] = float(torch.cat(wrong).double().mean())
+        return scores
+
+    def _move_hyper(self, gradient: Values) -> None:
+        plan = self.plan
+        lr = plan.hyper_lr / (1 + plan.hyper_decay * self.number)
+        with torch.no_grad():
+            if plan.hyper_optimiser == "adam":
+                self._optimiser.step(self._leaves, gradient, lr)
+            else:
+                for name, slope in gradient.items():
+                    self._leaves[name].sub_(slope, alpha=lr)
+            for name, constraint in self.hyper.items():
+                if constraint is not None:
+                    self._leaves[name].copy_(_project(self._leaves[name], constraint))
+
+    def _hypergradient(
+        self, method: str, inner: Values, hyper: Values, descent: Descent, steps: int, seed: int
+    ) -> Found:
+        losses = Losses(lambda values: self._loss("inner", values), lambda values: self._loss("outer", values))
+        options: dict[str, Any] = {"solver_steps": self.plan.solver_steps, "damping": self.plan.damping}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return hypergradient(method, losses, inner, hyper, descent, steps, **options)
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    def _loss(self, role: str, values: Values) -> Tensor:
+        """Loss () of the inner or the outer problem at given values of all parameters."""
+        programs = self.programs if role == "inner" else self._outer
+        problem = programs.problem
+        objective: Any = self._losses[role]
+        evaluate = getattr(objective, "differentiable_loss", objective)
+        with _standing_in({id(self._leaves[name]): value for name, value in values.items()}):
+            loss: Tensor = evaluate(programs.model, programs.guide, *problem.args, **problem.kwargs)
+        return loss
+
+    def _values(self, names: Sequence[str]) -> Values:
+        return {name: self._leaves[name].detach().clone() for name in names}
+
+    def _put(self, values: Values) -> None:
+        with torch.no_grad():
+            for name, value in values.items():
+                self._leaves[name].copy_(value)
+
+    def _check_parameters(self, others: Sequence[Programs]) -> None:
+        known = set(self._leaves)
+        for name, constraint in self.hyper.items():
+            if name not in known:
+                raise ProblemError(f"{self.name}: there is no hyperparameter {name!r}; parameters are {sorted(known)}")
+            if constraint is not None and not _can_project(constraint):
+                raise ProblemError(
+                    f"{self.name}: cannot project hyperparameter {name!r} on {constraint}; use an interval"
+                )
+        if not self.hyper or known == set(self.hyper):
+            raise ProblemError(
+                f"{self.name}: parameters are {sorted(known)}; some, but not all, must be hyperparameters"
+            )
+        ids = {id(value) for value in self._leaves.values()}
+        for programs in others:
+            parts = [part for part in (programs.model, programs.guide) if isinstance(part, nn.Module)]
+            strange = [n for part in parts for n, value in part.named_parameters() if id(value) not in ids]
+            if set(programs.params()) != known or strange:
+                lost = sorted(set(programs.params()) ^ known) or strange
+                raise ProblemError(
+                    f"{self.name}: inner and outer problem do not share the parameters {lost}; give both the same "
+                    "guide and modules, and pyro.param the same names"
+                )
+
+    def _check_reach(self) -> None:
+        """See that the outer loss depends on the hyperparameters, itself or through the inner parameters."""
+        state = torch.get_rng_state()
+        values = {name: value.requires_grad_() for name, value in self._values(list(self._leaves)).items()}
+        with torch.enable_grad():
+            touched = [_touched(self._loss(role, values), values) for role in ("inner", "outer")]
+        torch.set_rng_state(state)
+        idle = [name for name in self.hyper if name not in touched[0] | touched[1]]
+        if idle:
+            raise ProblemError(
+                f"{self.name}: no gradient reaches the hyperparameters {idle}: neither loss depends on them, or what "
+                "they are used for is not differentiable; use a straight-through or relaxed variable"
+            )
+        if not touched[1] & set(self.inner):
+            raise ProblemError(f"{self.name}: the outer loss depends on no inner parameter; use fit_svi")
+
+    def _finite(self, found: Found, size: float) -> None:
+        values = {"inner_loss": found.inner_loss, "grad_norm": found.inner_norm, "outer_loss": found.outer_loss}
+        for key, value in {**values, "hypergrad_norm": size}.items():
+            if not math.isfinite(value):
+                raise FitError(
+                    f"{self.name}: in round {self.round + 1}, step {self.number + 1}, {key} is {value}; try a smaller "
+                    f"lr than {self.plan.lr}, a smaller hyper_lr than {self.plan.hyper_lr}, or damping"
+                )
+
+
+_SCALARS = (
+    "round",
+    "_made",
+    "_inner_made",
+    "_lowest",
+    "_lowest_at",
+    "_best_score",
+    "_best_round",
+)
+
+
+class _StandIns(TorchFunctionMode):
+    """Give operations other tensors in the place of some, wherever a program keeps these."""
+
+    def __init__(self, values: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self._values = values
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation of torch."""
+        return func(*self._all(args), **{key: self._one(value) for key, value in (kwargs or {}).items()})
+
+    def _one(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._values.get(id(value), value)
+        return self._all(value) if type(value) in (list, tuple) else value
+
+    def _all(self, values: Any) -> Any:
+        return type(values)([self._one(value) for value in values])
+
+
+@contextlib.contextmanager
+def _standing_in(values: Mapping[int, Tensor]) -> Iterator[None]:
+    with _StandIns(values):
+        yield
+
+
+def _touched(loss: Tensor, values: Values) -> set[str]:
+    if not loss.requires_grad:
+        return set()
+    found = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
+    return {name for name, value in zip(values, found, strict=True) if value is not None}
+
+
+def _can_project(constraint: Any) -> bool:
+    return constraint is constraints.simplex or any(hasattr(constraint, f"{side}_bound") for side in ("lower", "upper"))
+
+
+def _project(value: Tensor, constraint: Any) -> Tensor:
+    """Nearest point that meets a constraint."""
+    if constraint is constraints.simplex:
+        # Duchi, Shalev-Shwartz, Singer and Chandra (2008), figure 1.
+        ordered = value.sort(-1, descending=True).values
+        excess = (ordered.cumsum(-1) - 1) / torch.arange(1, value.shape[-1] + 1, device=value.device)
+        count = (ordered > excess).sum(-1, keepdim=True)
+        return (value - excess.gather(-1, count - 1)).clamp(min=0)
+    return value.clamp(getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None))
+
+
+def _probabilities(fn: Any) -> Tensor | None:
+    """Probabilities (..., value) of an observed discrete variable with finitely many values; None for any other."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    if isinstance(fn, torch.distributions.Categorical):
+        return fn.probs
+    if isinstance(fn, torch.distributions.Bernoulli):
+        return torch.stack([1 - fn.probs, fn.probs], -1)
+    return None
