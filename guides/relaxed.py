@@ -98,20 +98,18 @@ class BernoulliConcrete(dist.Bernoulli):
         return expanded
 
 
-def _bernoulli(value: dist.Bernoulli) -> torch.distributions.Bernoulli:
-    if "logits" in value.__dict__:
-        return torch.distributions.Bernoulli(logits=value.logits, validate_args=False)
-    return torch.distributions.Bernoulli(probs=value.probs, validate_args=False)
-
-
-for _straight in (BernoulliIdentity, BernoulliConcrete):
-
-    @register_kl(_straight, torch.distributions.Bernoulli)
-    def _kl(q: Any, p: Any) -> Tensor:
-        return kl_divergence(_bernoulli(q), _bernoulli(p))
+def _divergence(q: Any, p: Any) -> Tensor:
+    """Divergence of the Bernoulli variables behind two that may be relaxed, batches broadcast."""
+    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    plain = [
+        torch.distributions.Bernoulli(logits=value.logits, validate_args=False)
+        if "logits" in value.__dict__ or not hasattr(value, "probs")
+        else torch.distributions.Bernoulli(probs=value.probs, validate_args=False)
+        for value in (q, p)
+    ]
+    return kl_divergence(*(value.expand(shape) for value in plain))
 
 
 # Pyro's own relaxed variable has a density where the model has a probability: the two must not be subtracted.
-@register_kl(dist.RelaxedBernoulliStraightThrough, torch.distributions.Bernoulli)
-def _kl_relaxed(q: Any, p: Any) -> Tensor:
-    return kl_divergence(torch.distributions.Bernoulli(logits=q.logits, validate_args=False), _bernoulli(p))
+for _straight in (BernoulliIdentity, BernoulliConcrete, dist.RelaxedBernoulliStraightThrough):
+    register_kl(_straight, torch.distributions.Bernoulli)(_divergence)

@@ -1,0 +1,223 @@
+"""Candidate edges, straight-through Bernoulli variables and propagation over pairs."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch.distributions import kl_divergence
+
+from probmodels.datasets import DataError
+from probmodels.datasets.edges import NEIGHBOUR, OBSERVED, RANDOM, make_edges
+from probmodels.guides.nets import SparseRows, pool_mean, propagate
+from probmodels.guides.relaxed import BernoulliConcrete, BernoulliIdentity
+
+# -- candidates ----------------------------------------------------------------------------
+
+
+def two_graphs(**options):
+    graph = np.repeat([0, 1], [6, 9])
+    x = np.random.default_rng(0).normal(size=(15, 3))
+    return make_edges([[0, 1], [3, 2], [14, 6]], graph, features=x, **options), x
+
+
+def test_candidates_are_proper_pairs_each_once():
+    edges, _ = two_graphs(neighbours=2, random=0.5, seed=1)
+    pairs = torch.stack([edges.source, edges.target], 1).tolist()
+    assert all(low < high for low, high in pairs)
+    assert len({tuple(pair) for pair in pairs}) == edges.num_pairs
+    assert torch.equal(edges.graph[edges.source], edges.graph[edges.target])
+    assert pairs[:3] == [[0, 1], [2, 3], [6, 14]]
+    others = int((edges.origin != RANDOM).sum())
+    assert int((edges.origin == RANDOM).sum()) == round(0.5 * others)
+    assert edges.num_graphs == 2
+    assert edges.observed.sum() == 3
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_neighbours_are_the_nearest_within_their_graph(metric):
+    edges, x = two_graphs(neighbours=3, metric=metric)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    far = 1 - unit @ unit.T if metric == "cosine" else np.linalg.norm(x[:, None] - x, axis=2)
+    graph = edges.graph.numpy()
+    far[graph[:, None] != graph] = np.inf
+    np.fill_diagonal(far, np.inf)
+    wanted = {tuple(sorted((i, int(j)))) for i in range(15) for j in np.argsort(far[i])[:3]}
+    assert set(zip(edges.source.tolist(), edges.target.tolist(), strict=True)) >= wanted
+    near = edges.origin == NEIGHBOUR
+    assert set(zip(edges.source[near].tolist(), edges.target[near].tolist(), strict=True)) <= wanted
+
+
+def test_all_pairs_are_all_pairs():
+    edges, _ = two_graphs(all_pairs=True)
+    assert edges.num_pairs == 6 * 5 // 2 + 9 * 8 // 2
+    assert (edges.origin == OBSERVED).sum() == 3
+
+
+def test_random_pairs_are_refreshed_in_place_and_uniform():
+    graph = np.zeros(6, dtype=int)
+    counts = np.zeros((6, 6))
+    first = make_edges([[0, 1]], graph, random=4.0, seed=0)
+    for seed in range(2000):
+        fresh = first.refreshed(seed)
+        old = first.origin != RANDOM
+        assert torch.equal(fresh.source[old], first.source[old])
+        counts[fresh.source[~old], fresh.target[~old]] += 1
+    upper = counts[np.triu_indices(6, 1)]
+    assert upper[0] == 0  # the observed pair
+    # 4 of 14 free pairs at a time: binomial counts, whose sd is 20.2; 14 of them within 4.
+    np.testing.assert_allclose(upper[1:], 2000 * 4 / 14, atol=81)
+
+
+def test_random_pairs_fill_a_graph_to_the_last_one():
+    edges = make_edges([[0, 1]], np.zeros(5, dtype=int), random=9.0)
+    assert edges.num_pairs == 10
+    with pytest.raises(DataError, match="only 9 pairs are left"):
+        make_edges([[0, 1]], np.zeros(5, dtype=int), random=10.0)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "graph", "options", "message"),
+    [
+        ([[0, 7]], [0, 0], {}, "edges name nodes 7, but nodes are numbered from 0 to 1"),
+        ([[1, 1]], [0, 0], {}, "join nodes 1 to themselves"),
+        ([[0, 1], [1, 0]], [0, 0], {}, "stand more than once"),
+        ([[0, 1]], [0, 1], {}, "join nodes of different graphs"),
+        ([[0.5, 1]], [0, 0], {}, "give whole numbers"),
+        ([], [], {}, "no graph without nodes"),
+        ([], [0, 2], {}, "none without nodes"),
+        (
+            [],
+            [0, 0],
+            {"neighbours": 2, "features": np.ones((2, 1))},
+            "the smallest graph has 2 nodes; choose at most 1",
+        ),
+        ([], [0, 0, 0], {"neighbours": 1}, "needs features"),
+        ([], [0, 0], {"neighbours": 1, "features": [[np.nan], [1.0]]}, "not finite"),
+        ([], [0, 0, 0], {"neighbours": 1, "features": np.ones((3, 1)), "metric": "magic"}, "metric='magic'"),
+        ([], np.zeros(20000, dtype=int), {"all_pairs": True}, "leave out all_pairs"),
+    ],
+)
+def test_bad_graphs_are_refused(pairs, graph, options, message):
+    with pytest.raises(DataError, match=message):
+        make_edges(pairs, graph, **options)
+
+
+# -- straight-through variables ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [BernoulliIdentity, lambda probs: BernoulliConcrete(0.5, probs=probs)])
+def test_values_are_hard_with_the_right_frequency(kind):
+    probs = torch.tensor([0.0, 0.1, 0.5, 1.0])
+    torch.manual_seed(0)
+    values = kind(probs).rsample((20000,))
+    assert set(values.unique().tolist()) == {0.0, 1.0}
+    # Four standard errors of a frequency; nothing is left to chance at the ends.
+    limit = 4 * (probs * (1 - probs) / 20000).sqrt() + 1e-5
+    assert ((values.mean(0) - probs).abs() <= limit).all()
+
+
+def test_the_identity_has_derivative_one_and_the_concrete_that_of_its_relaxation():
+    probs = torch.tensor([0.2, 0.7], requires_grad=True)
+    value = BernoulliIdentity(probs).rsample()
+    assert torch.autograd.grad(value.sum(), probs)[0].tolist() == [1.0, 1.0]
+    logits = torch.tensor([0.3, -1.0], requires_grad=True)
+    slopes = []
+    for hard in (True, False):
+        torch.manual_seed(3)
+        drawn = BernoulliConcrete(0.4, logits=logits, hard=hard).rsample((5,))
+        slopes.append(torch.autograd.grad(drawn.sum(), logits)[0])
+    assert torch.equal(*slopes)
+
+
+@pytest.mark.parametrize("loss", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda p: BernoulliIdentity(p),
+        lambda p: BernoulliConcrete(0.5, probs=p),
+        lambda p: dist.RelaxedBernoulliStraightThrough(torch.tensor(0.5), probs=p),
+    ],
+    ids=["identity", "concrete", "pyro"],
+)
+def test_the_elbo_is_that_of_enumeration(kind, loss):
+    probs, prior = torch.tensor([0.3, 0.6, 0.9]), torch.tensor([0.5, 0.2, 0.7])
+    table = torch.tensor([-1.0, 2.0, 0.5])
+
+    def model():
+        with pyro.plate("pair", 3):
+            edge = pyro.sample("edge", dist.Bernoulli(prior))
+        pyro.factor("fit", (table * edge).sum() + edge[0] * edge[1])
+
+    def guide():
+        with pyro.plate("pair", 3):
+            pyro.sample("edge", kind(probs))
+
+    exact = 0.0
+    for values in itertools.product([0.0, 1.0], repeat=3):
+        edge = torch.tensor(values)
+        q = dist.Bernoulli(probs).log_prob(edge).sum()
+        joint = dist.Bernoulli(prior).log_prob(edge).sum() + (table * edge).sum() + edge[0] * edge[1]
+        exact -= float(q.exp() * (joint - q))
+    if kind(probs).__class__ is dist.RelaxedBernoulliStraightThrough and loss is Trace_ELBO:
+        pytest.skip("Pyro's own variable has a density, which only the analytic divergence replaces")
+    torch.manual_seed(0)
+    draws = np.array([loss().loss(model, guide) for _ in range(4000)])
+    assert abs(draws.mean() - exact) < 4 * draws.std() / np.sqrt(4000)
+
+
+def test_divergences_are_those_of_bernoulli_variables_and_take_the_guides_scale():
+    p = dist.Bernoulli(torch.tensor([0.3, 0.8]))
+    plain = kl_divergence(torch.distributions.Bernoulli(torch.tensor([0.5, 0.1])), p)
+    for q in (BernoulliIdentity(torch.tensor([0.5, 0.1])), BernoulliConcrete(0.3, probs=torch.tensor([0.5, 0.1]))):
+        torch.testing.assert_close(kl_divergence(q, p), plain)
+        torch.testing.assert_close(kl_divergence(q.expand([4, 2]), p), plain.expand(4, 2))
+        torch.testing.assert_close(kl_divergence(q.to_event(1), p.to_event(1)), plain.sum())
+
+        def guide(q=q):
+            with poutine.scale(scale=0.1):
+                pyro.sample("edge", q.to_event(1))
+
+        def model():
+            with poutine.scale(scale=0.1):
+                pyro.sample("edge", p.to_event(1))
+
+        assert TraceMeanField_ELBO().loss(model, guide) == pytest.approx(0.1 * float(plain.sum()), rel=1e-5)
+
+
+# -- networks ----------------------------------------------------------------------------
+
+
+def test_propagation_is_the_normalised_matrix_and_differentiable_twice():
+    edges, _ = two_graphs(neighbours=2)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.rand(edges.num_pairs, generator=generator, dtype=torch.float64, requires_grad=True)
+    values = torch.randn(15, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    dense = torch.eye(15, dtype=torch.float64)
+    dense = dense.index_put((edges.source, edges.target), weight).index_put((edges.target, edges.source), weight)
+    scale = dense.sum(1).rsqrt()
+    torch.testing.assert_close(propagate(values, edges, weight), scale[:, None] * dense * scale @ values)
+    assert torch.autograd.gradgradcheck(lambda v, w: propagate(v, edges, w), (values, weight))
+    both = propagate(values, edges, torch.stack([weight, weight**2]))
+    torch.testing.assert_close(both[1], propagate(values, edges, weight**2))
+
+
+def test_pooling_and_sparse_rows_are_what_dense_algebra_gives():
+    edges, x = two_graphs()
+    values = torch.from_numpy(x)
+    torch.testing.assert_close(pool_mean(values, edges), torch.stack([values[:6].mean(0), values[6:].mean(0)]))
+    matrix = values * (values > 0.5)
+    other = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(SparseRows(matrix) @ other, matrix @ other)
+    assert torch.autograd.gradgradcheck(lambda w: (SparseRows(matrix) @ w).square(), (other,))
+    torch.manual_seed(0)
+    mean = sum(SparseRows(matrix).dropped(0.5) @ other.detach() for _ in range(4000)) / 4000
+    # Each entry sums up to three terms that are kept with probability 1/2 and then doubled.
+    limit = 5 * (matrix.square() @ other.detach().square()).sqrt() / 4000**0.5
+    assert ((mean - matrix @ other.detach()).abs() <= limit + 1e-12).all()
