@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from probmodels.inference.bilevel import fit_bilevel as fit_bilevel
     from probmodels.inference.calibration import coverage as coverage
     from probmodels.inference.calibration import sbc as sbc
     from probmodels.inference.calibration import vsbc as vsbc
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from probmodels.inference.importance import importance_resample as importance_resample
     from probmodels.inference.kernels import Kernel as Kernel
     from probmodels.inference.kernels import NUTSKernel as NUTSKernel
+    from probmodels.inference.loop import FitError as FitError
     from probmodels.inference.mcmc import ChainError as ChainError
     from probmodels.inference.mcmc import run_mcmc as run_mcmc
     from probmodels.inference.predictive import discrete_marginals as discrete_marginals
@@ -34,20 +36,21 @@ if TYPE_CHECKING:
     from probmodels.inference.predictive import log_likelihood as log_likelihood
     from probmodels.inference.predictive import posterior_predictive as posterior_predictive
     from probmodels.inference.predictive import prior_predictive as prior_predictive
+    from probmodels.inference.problem import Outer as Outer
     from probmodels.inference.problem import Problem as Problem
     from probmodels.inference.problem import ProblemError as ProblemError
     from probmodels.inference.result import Result as Result
     from probmodels.inference.result import ResultError as ResultError
-    from probmodels.inference.svi import FitError as FitError
     from probmodels.inference.svi import fit_svi as fit_svi
 
 _EXPORTS = {
     "ChainError": "mcmc",
     "CheckpointError": "checkpoint",
-    "FitError": "svi",
+    "FitError": "loop",
     "Kernel": "kernels",
     "MapError": "distributed",
     "NUTSKernel": "kernels",
+    "Outer": "problem",
     "Phase": "em",
     "Problem": "problem",
     "ProblemError": "problem",
@@ -59,6 +62,7 @@ _EXPORTS = {
     "dask_map": "distributed",
     "diagnose": "diagnostics",
     "discrete_marginals": "predictive",
+    "fit_bilevel": "bilevel",
     "fit_em": "em",
     "fit_svi": "svi",
     "importance_resample": "importance",

@@ -12,12 +12,10 @@ optimization and meta-learning. https://arxiv.org/abs/1806.04910
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,6 @@ import torch
 import xarray as xr
 from pyro import poutine
 from torch import Tensor, nn
-from torch.distributions import constraints
-from torch.overrides import TorchFunctionMode
 
 from probmodels.inference.hypergradients import (
     HYPERGRADIENTS,
@@ -41,8 +37,8 @@ from probmodels.inference.hypergradients import (
 )
 from probmodels.inference.loop import FitError, Loop, Setting
 from probmodels.inference.losses import make_loss, objective_of
-from probmodels.inference.ops import chain_seed, isolated, part
-from probmodels.inference.optimiser import Adam
+from probmodels.inference.ops import FixGenerated, chain_seed, isolated, part
+from probmodels.inference.optimiser import Adam, can_project, project
 from probmodels.inference.options import Callback, Options, Step, positive
 from probmodels.inference.problem import Outer, Problem, ProblemError
 from probmodels.inference.programs import Programs
@@ -53,7 +49,6 @@ __all__ = ["HYPERGRADIENTS", "STOP_BY", "fit_bilevel"]
 
 STOP_BY = ("log_loss", "error")
 _ROUND_STREAM, _SCORE_STREAM = 3, 4
-_log = logging.getLogger(__name__)
 
 Values = dict[str, Tensor]
 
@@ -78,6 +73,7 @@ class _Plan:
     compare: str | None
     stop_by: str
     num_scores: int
+    num_particles: int | None
 
 
 def fit_bilevel(
@@ -186,25 +182,8 @@ def fit_bilevel(
     --------
     >>> result = fit_bilevel(problem, hypergrad="cg", unroll_steps=200, inner_steps=200)  # doctest: +SKIP
     """
-    name = problem.name
-    plan = _Plan(
-        num_rounds=num_rounds,
-        inner_steps=inner_steps,
-        unroll_steps=unroll_steps,
-        hypergrad=hypergrad,
-        lr=lr,
-        optimiser=optimiser,
-        hyper_lr=hyper_lr,
-        hyper_optimiser=hyper_optimiser,
-        hyper_decay=hyper_decay,
-        solver_steps=solver_steps,
-        damping=damping,
-        restart=restart,
-        tolerance=tolerance,
-        compare=compare,
-        stop_by=stop_by,
-        num_scores=num_scores,
-    )
+    given, name = dict(locals()), problem.name
+    plan = _Plan(**{field.name: given[field.name] for field in fields(_Plan)})
     _check(name, plan)
     if outer is not None:
         problem = replace(problem, outer=outer)
@@ -224,10 +203,8 @@ def fit_bilevel(
         checkpoint_every=checkpoint_every,
         progress=progress,
     )
-    settings = {**vars(plan), "num_particles": num_particles}
-    return fit(
-        problem, "bilevel", lambda setting: _Bilevel(setting, plan, num_particles), options, settings, dict(settings)
-    )
+    settings = vars(plan)
+    return fit(problem, "bilevel", lambda setting: _Bilevel(setting, plan), options, settings, settings)
 
 
 def _check(name: str, plan: _Plan) -> None:
@@ -261,14 +238,13 @@ class _Bilevel(Loop):
 
     label = "bilevel"
 
-    def __init__(self, setting: Setting, plan: _Plan, num_particles: int | None) -> None:
+    def __init__(self, setting: Setting, plan: _Plan) -> None:
         columns = ["round", "inner_loss", "outer_loss", "grad_norm", "hypergrad_norm", "seconds"]
         super().__init__(setting, columns + ["cosine", "relative_error"] * (plan.compare is not None))
         problem = self.programs.problem
         assert problem.outer is not None
         self.plan, self.hyper = plan, dict(problem.outer.hyper)
-        self._per_round = math.ceil(plan.inner_steps / plan.unroll_steps)
-        self.total = plan.num_rounds * self._per_round
+        self.total = plan.num_rounds * math.ceil(plan.inner_steps / plan.unroll_steps)
         others = [Programs(other, self.programs.memo) for other in problem.outer.problems()]
         self._outer, self._judge = others[0], others[-1]
         for programs in others:
@@ -276,10 +252,7 @@ class _Bilevel(Loop):
         self._leaves = self.programs.params()
         self._check_parameters(others)
         self.inner = [name for name in self._leaves if name not in self.hyper]
-        self._losses = {
-            role: objective_of(make_loss(programs.problem, num_particles))
-            for role, programs in (("inner", self.programs), ("outer", self._outer))
-        }
+        self._losses = Losses(*(self._loss(programs) for programs in (self.programs, self._outer)))
         self._descent = Descent(plan.optimiser, plan.lr, {})
         self._optimiser = Adam()
         self.round = self._made = 0  # steps of the hyperparameters in this round
@@ -288,6 +261,7 @@ class _Bilevel(Loop):
         self._best_score, self._best_round = math.inf, -1
         self.best: Values = {}
         self._check_reach()
+        self._check_judge()
         self.resume()
 
     # -- the loop ------------------------------------------------------------------------------------------------------
@@ -384,14 +358,9 @@ class _Bilevel(Loop):
             self._put({name: fresh[name].detach() for name in self.inner})
 
     def _end_round(self) -> None:
-        scores = self._score()
+        scores = self._score(self.plan.num_scores)
         self._scores.append([scores.get(name, math.nan) for name in STOP_BY])
-        score = scores.get(self.plan.stop_by, math.nan)
-        if math.isnan(score):
-            raise ProblemError(
-                f"{self.name}: stop_by={self.plan.stop_by!r} needs observations of a discrete distribution; "
-                "choose stop_by='log_loss'"
-            )
+        score = scores[self.plan.stop_by]
         if score < self._best_score:
             self._best_score, self._best_round = score, self.round
             self.best = self._values(list(self._leaves))
@@ -405,7 +374,7 @@ class _Bilevel(Loop):
             self._lowest, self._lowest_at = loss, self._inner_made
         return self._inner_made - self._lowest_at >= 20
 
-    def _score(self) -> dict[str, float]:
+    def _score(self, num_draws: int) -> dict[str, float]:
         """Mean log loss of the observations that judge, and share of errors, by draws of the guide."""
         programs = self._judge
         args, kwargs = programs.problem.args, programs.problem.kwargs
@@ -415,7 +384,7 @@ class _Bilevel(Loop):
         truth: dict[str, Tensor] = {}
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for _ in range(self.plan.num_scores):
+            for _ in range(num_draws):
                 guide: Any = poutine.trace(programs.guide).get_trace(*args, **kwargs)
                 model: Any = poutine.trace(poutine.replay(programs.model, trace=guide)).get_trace(*args, **kwargs)
                 for name in programs.problem.names("observed"):
@@ -425,7 +394,7 @@ class _Bilevel(Loop):
                     if support is not None:
                         probs.setdefault(name, []).append(support)
                         truth[name] = node["value"]
-        count = math.log(self.plan.num_scores)
+        count = math.log(num_draws)
         losses = [(torch.logsumexp(torch.stack(rows), 0) - count).flatten() for rows in logs.values()]
         scores = {"log_loss": -float(torch.cat(losses).mean())}
         if probs:
@@ -444,27 +413,29 @@ class _Bilevel(Loop):
                     self._leaves[name].sub_(slope, alpha=lr)
             for name, constraint in self.hyper.items():
                 if constraint is not None:
-                    self._leaves[name].copy_(_project(self._leaves[name], constraint))
+                    self._leaves[name].copy_(project(self._leaves[name], constraint))
 
     def _hypergradient(
         self, method: str, inner: Values, hyper: Values, descent: Descent, steps: int, seed: int
     ) -> Found:
-        losses = Losses(lambda values: self._loss("inner", values), lambda values: self._loss("outer", values))
         options: dict[str, Any] = {"solver_steps": self.plan.solver_steps, "damping": self.plan.damping}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return hypergradient(method, losses, inner, hyper, descent, steps, **options)
+            return hypergradient(method, self._losses, inner, hyper, descent, steps, **options)
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
-    def _loss(self, role: str, values: Values) -> Tensor:
-        """Loss () of the inner or the outer problem at given values of all parameters."""
-        programs = self.programs if role == "inner" else self._outer
-        problem = programs.problem
-        objective: Any = self._losses[role]
+    def _loss(self, programs: Programs) -> Callable[[Values], Tensor]:
+        """Loss () of a problem as a function of all parameters."""
+        problem, model = programs.problem, FixGenerated()(programs.model)
+        objective: Any = objective_of(make_loss(problem, self.plan.num_particles))
         evaluate = getattr(objective, "differentiable_loss", objective)
-        with _standing_in({id(self._leaves[name]): value for name, value in values.items()}):
-            loss: Tensor = evaluate(programs.model, programs.guide, *problem.args, **problem.kwargs)
+
+        def loss(values: Values) -> Tensor:
+            with self.programs.standing_in(values):
+                found: Tensor = evaluate(model, programs.guide, *problem.args, **problem.kwargs)
+            return found
+
         return loss
 
     def _values(self, names: Sequence[str]) -> Values:
@@ -480,7 +451,7 @@ class _Bilevel(Loop):
         for name, constraint in self.hyper.items():
             if name not in known:
                 raise ProblemError(f"{self.name}: there is no hyperparameter {name!r}; parameters are {sorted(known)}")
-            if constraint is not None and not _can_project(constraint):
+            if constraint is not None and not can_project(constraint):
                 raise ProblemError(
                     f"{self.name}: cannot project hyperparameter {name!r} on {constraint}; use an interval"
                 )
@@ -504,7 +475,7 @@ class _Bilevel(Loop):
         state = torch.get_rng_state()
         values = {name: value.requires_grad_() for name, value in self._values(list(self._leaves)).items()}
         with torch.enable_grad():
-            touched = [_touched(self._loss(role, values), values) for role in ("inner", "outer")]
+            touched = [_touched(loss(values), values) for loss in self._losses]
         torch.set_rng_state(state)
         idle = [name for name in self.hyper if name not in touched[0] | touched[1]]
         if idle:
@@ -514,6 +485,17 @@ class _Bilevel(Loop):
             )
         if not touched[1] & set(self.inner):
             raise ProblemError(f"{self.name}: the outer loss depends on no inner parameter; use fit_svi")
+
+    def _check_judge(self) -> None:
+        """See that rounds can be judged as they shall be."""
+        problem = self._judge.problem
+        if not problem.names("observed"):
+            raise ProblemError(f"{self.name}: rounds are judged by {problem.name!r}, which observes nothing; give stop")
+        if self.plan.stop_by not in self._score(1):
+            raise ProblemError(
+                f"{self.name}: stop_by={self.plan.stop_by!r} needs observations of a discrete distribution; "
+                "choose stop_by='log_loss'"
+            )
 
     def _finite(self, found: Found, size: float) -> None:
         values = {"inner_loss": found.inner_loss, "grad_norm": found.inner_norm, "outer_loss": found.outer_loss}
@@ -536,52 +518,11 @@ _SCALARS = (
 )
 
 
-class _StandIns(TorchFunctionMode):
-    """Give operations other tensors in the place of some, wherever a program keeps these."""
-
-    def __init__(self, values: Mapping[int, Tensor]) -> None:
-        super().__init__()
-        self._values = values
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation of torch."""
-        return func(*self._all(args), **{key: self._one(value) for key, value in (kwargs or {}).items()})
-
-    def _one(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return self._values.get(id(value), value)
-        return self._all(value) if type(value) in (list, tuple) else value
-
-    def _all(self, values: Any) -> Any:
-        return type(values)([self._one(value) for value in values])
-
-
-@contextlib.contextmanager
-def _standing_in(values: Mapping[int, Tensor]) -> Iterator[None]:
-    with _StandIns(values):
-        yield
-
-
 def _touched(loss: Tensor, values: Values) -> set[str]:
     if not loss.requires_grad:
         return set()
     found = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
     return {name for name, value in zip(values, found, strict=True) if value is not None}
-
-
-def _can_project(constraint: Any) -> bool:
-    return constraint is constraints.simplex or any(hasattr(constraint, f"{side}_bound") for side in ("lower", "upper"))
-
-
-def _project(value: Tensor, constraint: Any) -> Tensor:
-    """Nearest point that meets a constraint."""
-    if constraint is constraints.simplex:
-        # Duchi, Shalev-Shwartz, Singer and Chandra (2008), figure 1.
-        ordered = value.sort(-1, descending=True).values
-        excess = (ordered.cumsum(-1) - 1) / torch.arange(1, value.shape[-1] + 1, device=value.device)
-        count = (ordered > excess).sum(-1, keepdim=True)
-        return (value - excess.gather(-1, count - 1)).clamp(min=0)
-    return value.clamp(getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None))
 
 
 def _probabilities(fn: Any) -> Tensor | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 __all__ = ["fingerprint"]
 
-_ENGINES = __name__.rpartition(".")[0]  # kernels and losses of ours go by name
+_ENGINES = __name__.rpartition(".")[0]  # kernels, losses and engines of ours go by name
 
 
 def fingerprint(value: Any) -> Any:
@@ -90,7 +90,7 @@ class _Description:
     def _function(self, function: Any) -> str:
         """Name of a function, and a digest of all in reach of it that its author can edit."""
         name = f"{function.__module__}.{function.__qualname__}"
-        if id(function) in self._known:
+        if id(function) in self._known or function.__module__.startswith(_ENGINES):
             return name
         self._known.add(id(function))
         near = {key: function.__globals__.get(key) for key in sorted(_names(function.__code__))}

@@ -182,7 +182,8 @@ class Loop(ABC):
         """
         options, saved_at = self.options, time.monotonic()
         with Interrupts() as interrupts, quiet(), _Bar(self) as bar:
-            while (step := self.advance()) is not None:
+            # A run that stalled is at its end, also when it is asked for again.
+            while not self.stalled and (step := self.advance()) is not None:
                 bar.show()
                 ended = any([callback(step) for callback in options.callbacks])
                 due = self.folder is not None and time.monotonic() - saved_at >= options.checkpoint_every

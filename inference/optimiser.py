@@ -1,14 +1,16 @@
-"""Adam over named parameters, all of them in one operation."""
+"""Adam over named parameters, all of them in one operation, and projections on constraints."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.optim.adam import adam
 
-__all__ = ["Adam"]
+__all__ = ["Adam", "can_project", "project"]
 
 
 class Adam:
@@ -98,3 +100,24 @@ class Adam:
         self._lists = ([params[name] for name in names], first, second, counts)
         self._fused = all(value.is_contiguous() and value.is_floating_point() for value in self._lists[0])
         self._names = names
+
+
+def can_project(constraint: Any) -> bool:
+    """Whether `project` knows a constraint: the simplex, and intervals that may be open to one side."""
+    return constraint is constraints.simplex or any(hasattr(constraint, f"{side}_bound") for side in ("lower", "upper"))
+
+
+def project(value: Tensor, constraint: Any) -> Tensor:
+    """Nearest point that meets a constraint.
+
+    References
+    ----------
+    Duchi, J., Shalev-Shwartz, S., Singer, Y. and Chandra, T. (2008). Efficient projections onto the l1-ball for
+    learning in high dimensions. ICML. (Figure 1, the simplex.)
+    """
+    if constraint is constraints.simplex:
+        ordered = value.sort(-1, descending=True).values
+        excess = (ordered.cumsum(-1) - 1) / torch.arange(1, value.shape[-1] + 1, device=value.device)
+        count = (ordered > excess).sum(-1, keepdim=True)
+        return (value - excess.gather(-1, count - 1)).clamp(min=0)
+    return value.clamp(getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None))

@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from probmodels.inference.discrete import Enumeration
 from probmodels.inference.draws import map_draws
@@ -73,6 +74,19 @@ class Programs:
         parts = (("model", self.model), ("guide", self.guide))
         named = {role: part.named_buffers() for role, part in parts if isinstance(part, nn.Module)}
         return {f"{role}/{name}": value for role, buffers in named.items() for name, value in buffers}
+
+    @contextlib.contextmanager
+    def standing_in(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Run programs with other tensors in the place of parameters, through which derivatives pass.
+
+        Parameters
+        ----------
+        values
+            By name, of the shapes of the unconstrained parameters.
+        """
+        params = self.params()
+        with _StandIns({id(params[name]): value for name, value in values.items()}):
+            yield
 
     def moved_by(self, moves: str) -> list[str]:
         """Names of the parameters of the ``"guide"`` alone, of the ``"model"``, or of ``"both"``."""
@@ -152,6 +166,26 @@ class Programs:
             guide: Any = poutine.trace(self.guide).get_trace(*args, **kwargs)
             model = poutine.trace(poutine.replay(self.model, trace=guide)).get_trace(*args, **kwargs)
         return {"guide": guide, "model": model}
+
+
+class _StandIns(TorchFunctionMode):
+    """Give operations other tensors in the place of some, wherever a program keeps these."""
+
+    def __init__(self, values: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self._values = values
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation of torch."""
+        return func(*self._all(args), **{key: self._one(value) for key, value in (kwargs or {}).items()})
+
+    def _one(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._values.get(id(value), value)
+        return self._all(value) if type(value) in (list, tuple) else value
+
+    def _all(self, values: Any) -> Any:
+        return type(values)([self._one(value) for value in values])
 
 
 @contextlib.contextmanager
@@ -243,7 +277,7 @@ def identity(problem: Problem) -> dict[str, Any]:
     guide: Any = problem.guide
     if isinstance(guide, nn.Module):  # without starting values, which a resumed fit overwrites
         shapes = {name: list(value.shape) for name, value in guide.named_parameters()}
-        guide = {"class": type(guide).__qualname__, "parameters": shapes}
+        guide = {"class": fingerprint(type(guide)), "parameters": shapes}
     found = {
         "problem": problem.name,
         "model": fingerprint(problem.model),

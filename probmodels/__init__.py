@@ -10,6 +10,7 @@ from probmodels._version import __version__
 _EXPORTS = {
     "Problem": "inference.problem",
     "Result": "inference.result",
+    "fit_bilevel": "inference.bilevel",
     "fit_em": "inference.em",
     "fit_svi": "inference.svi",
     "run_mcmc": "inference.mcmc",
@@ -32,6 +33,7 @@ __all__ = [
     "__version__",
     "compare",
     "diagnose",
+    "fit_bilevel",
     "fit_em",
     "fit_svi",
     "get_method",

@@ -425,3 +425,12 @@ def test_the_optimiser_is_adam_whatever_the_layout_of_gradients():
         reference.step()
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_fit_that_stopped_early_answers_at_once(tmp_path):
+    run = partial(fit_svi, num_steps=2000, patience=20, lr=0.1, num_samples=5, progress=False)
+    problem = mean_problem(guide=auto_guide(mean_model))
+    first, again = (run(problem, checkpoint=tmp_path) for _ in range(2))
+    assert first.tree["fit"].sizes["step"] < 2000
+    assert again.tree["fit"].sizes == first.tree["fit"].sizes
+    assert again.posterior.identical(first.posterior)
