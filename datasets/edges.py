@@ -11,18 +11,27 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from probmodels.datasets import DataError
+from probmodels.datasets.pairs import Pairs, check_pairs, free_pairs, pairs_of_numbers
 
-__all__ = ["NEIGHBOUR", "OBSERVED", "RANDOM", "EdgeSet", "check_pairs", "make_edges", "nearest_neighbours"]
+__all__ = [
+    "NEIGHBOUR",
+    "OBSERVED",
+    "RANDOM",
+    "EdgeSet",
+    "label_pairs",
+    "make_edges",
+    "nearest_neighbours",
+    "transient_sites",
+]
 
 OBSERVED, NEIGHBOUR, RANDOM = 0, 1, 2
+_KEPT_PAIRS = 10_000  # of which results keep draws
 _ALL_PAIRS_LIMIT = 50_000_000  # above which a list of all pairs would take gigabytes in every step
-_TRIES = 50
-
-Pairs = NDArray[np.int64]
 
 
 class EdgeSet(NamedTuple):
@@ -79,11 +88,27 @@ class EdgeSet(NamedTuple):
         count = int(old.sum())
         if not count:
             return self
-        kept = np.stack([self.source[~old].numpy(), self.target[~old].numpy()], axis=1)
-        fresh = torch.from_numpy(_random_pairs(self.graph.numpy(), kept, count, np.random.default_rng(seed)))
+        kept = torch.stack([self.source[~old], self.target[~old]], dim=1).cpu().numpy()
+        drawn = free_pairs(kept, self.graph.cpu().numpy(), count, np.random.default_rng(seed))
+        fresh = torch.from_numpy(drawn).to(self.source.device)
         source, target = self.source.clone(), self.target.clone()
         source[old], target[old] = fresh[:, 0], fresh[:, 1]
         return self._replace(source=source, target=target)
+
+
+def label_pairs(data: xr.Dataset, edges: EdgeSet) -> xr.Dataset:
+    """The data with ``pair_source``, ``pair_target`` (labels of nodes) and ``pair_observed``, dim ``pair``."""
+    node = data["node"].values if "node" in data.coords else np.arange(edges.num_nodes)
+    return data.assign(
+        pair_source=("pair", node[edges.source.cpu().numpy()]),
+        pair_target=("pair", node[edges.target.cpu().numpy()]),
+        pair_observed=("pair", edges.observed.cpu().numpy()),
+    )
+
+
+def transient_sites(edges: EdgeSet) -> tuple[str, ...]:
+    """Sites by pair whose draws would be too many to keep, as a problem's ``transient`` takes them."""
+    return ("edge", "edge_probability") if edges.num_pairs > _KEPT_PAIRS else ()
 
 
 def make_edges(
@@ -134,7 +159,7 @@ def make_edges(
         raise DataError("there is no graph without nodes: give at least one")
     if nodes[0] != 0 or (np.diff(nodes) < 0).any() or (np.diff(nodes) > 1).any():
         raise DataError("graph must number the graph of every node in ascending order from 0, none without nodes")
-    observed = check_pairs(pairs, nodes)
+    observed = check_pairs(pairs, np.arange(len(nodes)), nodes)
     if not isinstance(neighbours, int | np.integer) or neighbours < 0:
         raise DataError(f"neighbours={neighbours!r}; give a whole number, 0 for none")
     if not random >= 0:
@@ -152,7 +177,7 @@ def make_edges(
     known, origin = found[:, :2], np.array(origins)[found[:, 2]]
     if random and not all_pairs:
         count = round(random * (len(known) or len(nodes)))
-        fresh = _random_pairs(nodes, known, count, np.random.default_rng(seed))
+        fresh = free_pairs(known, nodes, count, np.random.default_rng(seed))
         known, origin = np.concatenate([known, fresh]), np.concatenate([origin, np.full(len(fresh), RANDOM)])
     return EdgeSet(
         torch.from_numpy(known[:, 0].copy()),
@@ -161,48 +186,6 @@ def make_edges(
         torch.from_numpy(nodes.copy()),
         int(nodes[-1]) + 1,
     )
-
-
-def check_pairs(pairs: ArrayLike, graph: ArrayLike) -> Pairs:
-    """Edges (edge, 2) with the smaller node first, each once.
-
-    Parameters
-    ----------
-    pairs
-        Edges (edge, 2).
-    graph
-        Graph of every node (node,).
-
-    Raises
-    ------
-    DataError
-        If nodes are unknown, an edge joins a node to itself or two graphs, or an edge stands twice.
-    """
-    nodes, found = np.asarray(graph), np.asarray(pairs)
-    if found.size == 0:
-        return np.zeros((0, 2), dtype=np.int64)
-    if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iu":
-        raise DataError(f"edges of shape {found.shape} and type {found.dtype}; give whole numbers of shape (edge, 2)")
-    found = found.astype(np.int64)
-    unknown = np.unique(found[(found < 0) | (found >= len(nodes))])
-    if len(unknown):
-        raise DataError(f"edges name nodes {_some(unknown)}, but nodes are numbered from 0 to {len(nodes) - 1}")
-    loops = np.unique(found[found[:, 0] == found[:, 1], 0])
-    if len(loops):
-        raise DataError(f"edges join nodes {_some(loops)} to themselves; drop them, models add self-loops of their own")
-    across = found[nodes[found[:, 0]] != nodes[found[:, 1]]]
-    if len(across):
-        raise DataError(f"edges such as {across[0].tolist()} join nodes of different graphs; drop them")
-    found = np.sort(found, axis=1)
-    key = found[:, 0] * len(nodes) + found[:, 1]
-    order = np.argsort(key, kind="stable")
-    twice = found[order[1:]][np.diff(key[order]) == 0]
-    if len(twice):
-        raise DataError(
-            f"edges such as {twice[0].tolist()} stand more than once ({len(twice)} of {len(found)}); edges are "
-            "undirected here: list each of them once, in one direction"
-        )
-    return found[order]
 
 
 def nearest_neighbours(
@@ -251,16 +234,14 @@ def nearest_neighbours(
 
 
 def _all_pairs(graph: NDArray[np.int64]) -> Pairs:
-    starts = np.flatnonzero(np.diff(graph, prepend=-1))
-    sizes = np.diff(starts, append=len(graph)).astype(np.int64)
+    sizes = np.bincount(graph)
     total = int((sizes * (sizes - 1) // 2).sum())
     if total > _ALL_PAIRS_LIMIT:
         raise DataError(
             f"all pairs of these graphs are {total:,}, more than {_ALL_PAIRS_LIMIT:,}; "
             "leave out all_pairs, and take neighbours=... and random=... as candidates"
         )
-    parts = [start + np.stack(np.triu_indices(size, 1), axis=1) for start, size in zip(starts, sizes, strict=True)]
-    return np.concatenate(parts).astype(np.int64)
+    return pairs_of_numbers(np.arange(total), graph)
 
 
 def _joined(parts: list[Pairs], num_nodes: int) -> Pairs:
@@ -270,38 +251,3 @@ def _joined(parts: list[Pairs], num_nodes: int) -> Pairs:
     _, first = np.unique(pairs[:, 0] * num_nodes + pairs[:, 1], return_index=True)  # the first of equal ones
     kept = np.column_stack([pairs, place])[first]
     return kept[np.argsort(kept[:, 2], kind="stable")].astype(np.int64)
-
-
-def _random_pairs(graph: NDArray[np.int64], known: Pairs, count: int, rng: np.random.Generator) -> Pairs:
-    """Pairs (count, 2) within graphs that are not known, uniform over all of them."""
-    starts = np.flatnonzero(np.diff(graph, prepend=-1))
-    sizes = np.diff(starts, append=len(graph)).astype(np.int64)
-    free = int((sizes * (sizes - 1) // 2).sum()) - len(known)
-    if count > free:
-        raise DataError(f"{count} random pairs were asked for, but only {free} pairs are left; choose a smaller random")
-    num_nodes, weight = len(graph), sizes * (sizes - 1.0)
-    keys = np.unique(known[:, 0] * num_nodes + known[:, 1])
-    chosen = np.zeros(0, dtype=np.int64)
-    for _ in range(_TRIES):
-        draw = 2 * (count - len(chosen)) + 16
-        place = rng.choice(len(starts), draw, p=weight / weight.sum())
-        one = rng.integers(sizes[place])
-        other = (one + rng.integers(1, sizes[place])) % sizes[place]
-        low, high = starts[place] + np.minimum(one, other), starts[place] + np.maximum(one, other)
-        fresh = low * num_nodes + high
-        fresh = fresh[~np.isin(fresh, keys)]
-        _, first = np.unique(np.concatenate([chosen, fresh]), return_index=True)
-        chosen = np.concatenate([chosen, fresh])[np.sort(first)][:count]
-        if len(chosen) == count:
-            break
-    else:  # nearly all pairs are taken: list those that are left
-        every = _all_pairs(graph)
-        left = np.setdiff1d(every[:, 0] * num_nodes + every[:, 1], keys)
-        chosen = rng.choice(left, count, replace=False)
-    chosen = np.sort(chosen)
-    return np.stack([chosen // num_nodes, chosen % num_nodes], axis=1)
-
-
-def _some(values: NDArray[np.int64]) -> str:
-    shown = ", ".join(map(str, values[:5]))
-    return shown + (f" and {len(values) - 5} more" if len(values) > 5 else "")

@@ -17,13 +17,12 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from probmodels.datasets import DataError
+from probmodels.datasets.pairs import Pairs, check_pairs, some
 
-__all__ = ["SPLITS", "Pairs", "check_graph", "degree_features", "make_graph", "split_graphs", "split_nodes"]
+__all__ = ["SPLITS", "check_graph", "degree_features", "make_graph", "split_graphs", "split_nodes"]
 
 SPLITS = ("train", "validation", "stop", "test")
 _ONE_HOT_LIMIT = 1000  # the custom of the field: degrees from here on are one number, not a column each
-
-Pairs = NDArray[np.int64]
 
 
 def make_graph(
@@ -89,7 +88,7 @@ def make_graph(
     if num_nodes == 0:
         raise DataError(f"{name}: a graph without nodes; give at least one node")
     node = np.arange(num_nodes) if nodes is None else _labels(nodes, num_nodes, "nodes")
-    pairs = _pairs(edges, node, index, mend, said, "edge")
+    pairs = check_pairs(edges, node, index, mend=mend, mends=said)
     if x is None:
         values, feature = degree_features(pairs, num_nodes)
         attrs["features"] = "degree"
@@ -109,7 +108,7 @@ def make_graph(
         variables["graph_index"] = ("node", index)
         coords["graph"] = np.arange(len(y_position)) if graphs is None else _labels(graphs, len(y_position), "graphs")
     if true_edges is not None:
-        truth = _pairs(true_edges, node, index, False, said, "true edge")
+        truth = check_pairs(true_edges, node, index, what="true edge")
         variables |= {"true_source": ("true_edge", truth[:, 0]), "true_target": ("true_edge", truth[:, 1])}
     text = {"name": name, "source": source, **attrs, "mends": json.dumps(said, ensure_ascii=False)}
     return xr.Dataset(variables, coords, text)
@@ -148,7 +147,7 @@ def check_graph(data: xr.Dataset) -> xr.Dataset:
     for prefix in ("", "true_"):
         if f"{prefix}source" in data:
             ends = np.stack([data[f"{prefix}source"].values, data[f"{prefix}target"].values], axis=1)
-            _pairs(ends, node, index, False, [], f"{prefix}edge".replace("_", " "))
+            check_pairs(ends, node, index, what=f"{prefix}edge".replace("_", " "))
     _split(data["split"].values, y, classes)
     return data
 
@@ -307,13 +306,6 @@ def import_pyg(module: str) -> ModuleType:
         return import_module(f"torch_geometric.{module}")
 
 
-def some(values: Any, most: int = 5) -> str:
-    """The first of some labels in words."""
-    values = list(values)
-    shown = ", ".join(str(value) for value in values[:most])
-    return shown + (f" and {len(values) - most} more" if len(values) > most else "")
-
-
 def labels_of(values: ArrayLike) -> NDArray[Any]:
     """Labels as whole numbers where they all are, else as text: what a file can hold."""
     found = np.asarray(values)
@@ -401,46 +393,6 @@ def _features(x: ArrayLike, num_nodes: int, node: NDArray[Any], features: Sequen
             f"nodes {some(node[np.unique(rows)])}; fill them, or drop these nodes or features"
         )
     return values
-
-
-def _pairs(
-    edges: ArrayLike | None,
-    node: NDArray[Any],
-    index: NDArray[np.int64] | None,
-    mend: bool,
-    mends: list[str],
-    what: str,
-) -> Pairs:
-    """Edges (edge, 2) in ascending order, smaller position first, each once."""
-    found = np.zeros((0, 2), dtype=np.int64) if edges is None else np.asarray(edges)
-    if found.size == 0:
-        return np.zeros((0, 2), dtype=np.int64)
-    if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iu":
-        raise DataError(f"{what}s have shape {found.shape} and type {found.dtype}; give positions of nodes (edge, 2)")
-    found = np.sort(found.astype(np.int64), axis=1)
-    unknown = np.unique(found[(found < 0) | (found >= len(node))])
-    if len(unknown):
-        raise DataError(
-            f"{what}s name nodes {some(unknown)}, but there are nodes 0 to {len(node) - 1}; drop these {what}s, or add "
-            "the nodes with their features and labels"
-        )
-    loops = found[:, 0] == found[:, 1]
-    if loops.any():
-        told = f"{loops.sum()} {what}s join a node to itself, such as {some(node[np.unique(found[loops, 0])])}"
-        if not mend:
-            raise DataError(f"{told}; drop them (models add self-loops of their own), or pass mend=True")
-        mends.append(f"{told}; dropped.")
-        found = found[~loops]
-    if index is not None and (across := index[found[:, 0]] != index[found[:, 1]]).any():
-        pair = node[found[across][0]].tolist()
-        raise DataError(f"{across.sum()} {what}s join nodes of different graphs, such as {pair}; drop them")
-    once, count = np.unique(found, axis=0, return_counts=True)
-    if (again := count > 1).any():
-        told = f"{again.sum()} {what}s stand more than once, such as {node[once[again][0]].tolist()}"
-        if not mend:
-            raise DataError(f"{told}; edges are undirected: list each once, in one direction, or pass mend=True")
-        mends.append(f"{told}; taken once.")
-    return once
 
 
 def _split(split: ArrayLike | None, y: NDArray[np.int64], classes: NDArray[Any]) -> NDArray[np.str_]:

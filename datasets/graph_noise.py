@@ -11,15 +11,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from probmodels.datasets import DataError
-from probmodels.datasets.graph_data import (
-    Pairs,
-    apportion,
-    degree_features,
-    import_pyg,
-    make_graph,
-    some,
-    split_nodes,
-)
+from probmodels.datasets.graph_data import apportion, degree_features, import_pyg, make_graph, split_nodes
+from probmodels.datasets.pairs import Pairs, free_pairs, pairs_of_numbers, some
 
 __all__ = ["corrupt", "load_explainer", "simulate_csbm"]
 
@@ -172,7 +165,7 @@ def simulate_csbm(
     if not 0 <= addition_rate <= 1:
         raise DataError(f"added={added} asks for more edges than the {num_absent} pairs without one; choose less")
     kept = truth[rng.random(len(truth)) >= deleted]
-    false = _free_pairs(truth, num_nodes, rng.binomial(num_absent, addition_rate), rng)
+    false = free_pairs(truth, _one_graph(num_nodes), rng.binomial(num_absent, addition_rate), rng)
 
     direction = rng.standard_normal((num_features, classes))
     if num_features >= classes:
@@ -193,14 +186,7 @@ def simulate_csbm(
         deletion_rate=deleted,
         addition_rate=addition_rate,
     )
-    tenth = num_nodes // 10
-    return split_nodes(
-        data,
-        train=max(classes, tenth) if train is None else train,
-        validation=tenth if validation is None else validation,
-        stop=tenth if stop is None else stop,
-        seed=seed,
-    )
+    return _split_by_tenths(data, train, validation, stop, seed)
 
 
 def load_explainer(
@@ -275,14 +261,7 @@ def load_explainer(
     )
     in_motif = item.edge_mask.numpy()[once][np.lexsort(pairs[once].T[::-1])]
     data["true_motif"] = ("true_edge", in_motif.astype(np.int8))
-    tenth = data.sizes["node"] // 10
-    data = split_nodes(
-        data,
-        train=max(data.sizes["class"], tenth) if train is None else train,
-        validation=tenth if validation is None else validation,
-        stop=tenth if stop is None else stop,
-        seed=seed,
-    )
+    data = _split_by_tenths(data, train, validation, stop, seed)
     return corrupt(data, deleted=deleted, added=added, seed=seed) if deleted or added else data
 
 
@@ -346,30 +325,8 @@ def _new_pairs(chosen: Pairs, taken: Pairs, index: NDArray[np.int64], count: int
     parts = []
     for place in np.flatnonzero(shares):
         inside = taken[bounds[place] : bounds[place + 1]] - starts[place]
-        parts.append(starts[place] + _free_pairs(inside, int(sizes[place]), int(shares[place]), rng))
+        parts.append(starts[place] + free_pairs(inside, _one_graph(sizes[place]), int(shares[place]), rng))
     return np.concatenate(parts)
-
-
-def _free_pairs(taken: Pairs, size: int, count: int, rng: np.random.Generator) -> Pairs:
-    """Pairs (count, 2) of nodes 0..size-1, uniform over those not taken, without listing them.
-
-    Pairs are numbered in order. The r-th free number is r plus how many taken numbers lie below it, and the j-th taken
-    one, which has j taken ones below it, is passed once r reaches it less j.
-    """
-    low, high = taken.min(axis=1), taken.max(axis=1)
-    number = np.sort(low * (2 * size - low - 1) // 2 + high - low - 1)
-    drawn = np.sort(rng.choice(size * (size - 1) // 2 - len(number), count, replace=False))
-    drawn = drawn + np.searchsorted(number - np.arange(len(number)), drawn, side="right")
-    return _pair_of_number(drawn, size)
-
-
-def _pair_of_number(number: NDArray[np.int64], size: int) -> Pairs:
-    """The pairs i < j (k, 2) that have these numbers when all pairs of a size are listed in order."""
-    first = np.arange(size, dtype=np.int64)
-    start = first * (2 * size - first - 1) // 2  # number of the pair (i, i + 1)
-    low = np.searchsorted(start, number, side="right") - 1
-    low = np.minimum(low, size - 2)
-    return np.stack([low, number - start[low] + low + 1], axis=1)
 
 
 def _block_edges(
@@ -381,12 +338,26 @@ def _block_edges(
     for a, one in enumerate(members):
         inside = len(one) * (len(one) - 1) // 2
         drawn = rng.choice(inside, rng.binomial(inside, within), replace=False) if inside else np.zeros(0, np.int64)
-        parts.append(one[_pair_of_number(drawn, len(one))])
+        parts.append(one[pairs_of_numbers(drawn, _one_graph(len(one)))])
         for other in members[a + 1 :]:
             total = len(one) * len(other)
             drawn = rng.choice(total, rng.binomial(total, between), replace=False)
             parts.append(np.stack([one[drawn // len(other)], other[drawn % len(other)]], axis=1))
     return np.sort(np.concatenate(parts), axis=1)
+
+
+def _split_by_tenths(
+    data: xr.Dataset, train: int | None, validation: int | None, stop: int | None, seed: int
+) -> xr.Dataset:
+    """A tenth of the nodes in each split that has no size."""
+    tenth = data.sizes["node"] // 10
+    sizes = {"train": max(data.sizes["class"], tenth), "validation": tenth, "stop": tenth}
+    given = {"train": train, "validation": validation, "stop": stop}
+    return split_nodes(data, **{**sizes, **{k: size for k, size in given.items() if size is not None}}, seed=seed)
+
+
+def _one_graph(num_nodes: int) -> NDArray[np.int64]:
+    return np.zeros(num_nodes, dtype=np.int64)
 
 
 def _motif(name: str) -> Any:

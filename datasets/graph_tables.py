@@ -17,15 +17,14 @@ from numpy.typing import NDArray
 
 from probmodels.datasets import DataError
 from probmodels.datasets.graph_data import (
-    Pairs,
     import_pyg,
     labels_of,
     make_graph,
-    some,
     split_graphs,
     split_nodes,
     standardised,
 )
+from probmodels.datasets.pairs import Pairs, some
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -29,6 +29,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -122,29 +123,9 @@ def load_tabular_graph(
     return split_nodes(data, **{key: size if value is None else value for key, value in sizes.items()}, seed=seed)
 
 
-def load_wine(
-    *, train: int = 10, validation: int = 10, stop: int = 10, standardise: bool = True, seed: int = 0
-) -> xr.Dataset:
-    """Wine, 178 nodes of 3 classes; see `load_tabular_graph`."""
-    return load_tabular_graph("wine", train=train, validation=validation, stop=stop, standardise=standardise, seed=seed)
-
-
-def load_cancer(
-    *, train: int = 10, validation: int = 10, stop: int = 10, standardise: bool = True, seed: int = 0
-) -> xr.Dataset:
-    """Breast cancer, 569 nodes of 2 classes; see `load_tabular_graph`."""
-    return load_tabular_graph(
-        "cancer", train=train, validation=validation, stop=stop, standardise=standardise, seed=seed
-    )
-
-
-def load_digits(
-    *, train: int = 50, validation: int = 50, stop: int = 50, standardise: bool = False, seed: int = 0
-) -> xr.Dataset:
-    """Digits, 1797 nodes of 10 classes; see `load_tabular_graph`."""
-    return load_tabular_graph(
-        "digits", train=train, validation=validation, stop=stop, standardise=standardise, seed=seed
-    )
+load_wine = partial(load_tabular_graph, "wine")
+load_cancer = partial(load_tabular_graph, "cancer")
+load_digits = partial(load_tabular_graph, "digits")
 
 
 def load_planetoid(

@@ -38,9 +38,10 @@ def propagate(values: Tensor, edges: EdgeSet, weight: Tensor) -> Tensor:
     degree = weight.new_ones(*weight.shape[:-1], edges.num_nodes)
     degree = degree.index_add(-1, source, weight).index_add(-1, target, weight)
     scale = degree.rsqrt()
-    share = (weight * scale[..., source] * scale[..., target]).unsqueeze(-1)
+    # index_select has a plain sum for a derivative, several times faster than that of indexing.
+    share = (weight * scale.index_select(-1, source) * scale.index_select(-1, target)).unsqueeze(-1)
     out = values * scale.square().unsqueeze(-1)
-    forward, backward = values[..., target, :] * share, values[..., source, :] * share
+    forward, backward = values.index_select(-2, target) * share, values.index_select(-2, source) * share
     out = out.expand(forward.shape[:-2] + out.shape[-2:])
     return out.index_add(-2, source, forward).index_add(-2, target, backward)
 
@@ -70,7 +71,7 @@ class SparseRows:
 
     def __matmul__(self, other: Tensor) -> Tensor:
         """Product with (column, feature): (row, feature)."""
-        picked = other[self.column] * self.value.unsqueeze(-1)
+        picked = other.index_select(0, self.column) * self.value.unsqueeze(-1)
         return picked.new_zeros(self.shape[0], other.shape[1]).index_add(0, self.row, picked)
 
     def to(self, *args: object, **kwargs: object) -> SparseRows:

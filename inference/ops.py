@@ -9,13 +9,14 @@ import platform
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
@@ -30,6 +31,7 @@ __all__ = [
     "clean_attrs",
     "is_generated",
     "isolated",
+    "named_deterministic",
     "part",
     "restore_rng",
     "rng_tensors",
@@ -137,6 +139,26 @@ def part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def is_generated(msg: Mapping[str, Any]) -> bool:
     """Whether a message or trace node is a sample site marked ``infer={"generated": True}``."""
     return msg["type"] == "sample" and bool((msg.get("infer") or {}).get("generated"))
+
+
+def named_deterministic(name: str, value: Tensor, event_dims: Sequence[str] = ()) -> Tensor:
+    """A deterministic site with names for its event axes, its other axes those of the plates around it.
+
+    `pyro.deterministic` calls every axis an event axis, and names none.
+
+    Parameters
+    ----------
+    name
+        Of the site.
+    value
+        Of shape (*plates, *event_dims).
+    event_dims
+        Name of every event axis.
+    """
+    infer: Any = {"_deterministic": True, "event_dims": list(event_dims)}
+    point = dist.Delta(value, event_dim=len(event_dims)).mask(False)
+    found: Tensor = pyro.sample(name, point, obs=value, infer=infer)
+    return found
 
 
 class Unobserve(UnconditionMessenger):

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from probmodels.datasets import DataError
 from probmodels.datasets.edges import RANDOM, EdgeSet, make_edges
+from probmodels.datasets.graph_data import standardised
 
 __all__ = ["SIMILARITIES", "PairData", "make_pairs"]
 
@@ -252,9 +253,7 @@ def _census(graph: Ints, member: Ints, own: Ints, table: Ints) -> Ints:
 
 
 def _standardised(x: NDArray[np.float64]) -> Tensor:
-    centred = torch.from_numpy(x - x.mean(0))
-    spread = centred.square().mean(0).sqrt()
-    return centred / torch.where(spread > 1e-8, spread, 1.0)
+    return torch.from_numpy(standardised(x)).double()
 
 
 def _similarities(x: NDArray[np.float64] | None, edges: EdgeSet, kinds: Sequence[str], weight: Tensor) -> Tensor:

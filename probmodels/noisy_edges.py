@@ -51,17 +51,17 @@ from torch.nn.functional import logsigmoid
 
 from probmodels._pairs import SIMILARITIES, PairData, make_pairs
 from probmodels.datasets import DataError
+from probmodels.datasets.edges import label_pairs, transient_sites
 from probmodels.guides.auto import make_guide
 from probmodels.guides.nets import propagate
 from probmodels.guides.noisy_edges import make_edge_guide
+from probmodels.inference.ops import named_deterministic
 from probmodels.inference.problem import Problem, ProblemError
 
 __all__ = ["ENGINES", "REFERENCE", "NoisyCount", "Prior", "edge_logits", "evidence", "make_problem", "model", "tiny"]
 
 REFERENCE = "Newman (2018), https://doi.org/10.1038/s41567-018-0076-1"
 ENGINES = ("mcmc", "svi")
-
-_TRANSIENT = 10_000  # pairs above which results keep moments of edges instead of their draws
 
 
 class Prior(NamedTuple):
@@ -325,10 +325,7 @@ def label_fit(data: PairData, values: Mapping[str, Tensor], edge: Tensor) -> Ten
 def _explain_labels(data: PairData, values: Mapping[str, Tensor], edge: Tensor) -> None:
     """Site ``label`` (known,); deterministic ``class_probability`` (node, class)."""
     logits = class_logits(data, values, edge)
-    chance = logits.softmax(-1)
-    # As pyro.deterministic does it, with names for its axes: plates of these names may lie elsewhere.
-    named: Any = {"_deterministic": True, "event_dims": ["node", "class"]}
-    pyro.sample("class_probability", dist.Delta(chance, event_dim=2).mask(False), obs=chance, infer=named)
+    named_deterministic("class_probability", logits.softmax(-1), ["node", "class"])
     with pyro.plate("known", len(data.known), dim=-1):
         pyro.sample("label", dist.Categorical(logits=logits[data.known]), obs=data.y)
 
@@ -449,11 +446,8 @@ def make_problem(
     ratio = (1.0, max(4 / density - 1, 1.0)) if addition_ratio is None else addition_ratio
     prior = Prior(deletion, ratio, (math.log(density / (1 - density)), 1.5))
     names: Any = data["node"].values if "node" in data.coords else np.arange(pairs.edges.num_nodes)
-    kept = data.assign(
-        pair_source=("pair", names[pairs.edges.source.numpy()]),
-        pair_target=("pair", names[pairs.edges.target.numpy()]),
-        pair_observed=("pair", pairs.seen.numpy().astype(np.int64)),
-        pair_weight=("pair", pairs.weight.numpy()),
+    kept = label_pairs(data, pairs.edges).assign(
+        pair_observed=("pair", pairs.seen.numpy().astype(np.int64)), pair_weight=("pair", pairs.weight.numpy())
     )
     labelled: Any = data["class"].values if "class" in data.coords else np.arange(pairs.num_classes)
     features: Any = data["feature"].values if "feature" in data.coords else range(pairs.x.shape[1])
@@ -475,7 +469,7 @@ def make_problem(
         data=kept,
         loss="TraceMeanField_ELBO",
         kernel=_refuse if labels else None,
-        transient=("edge", "edge_probability") if pairs.edges.num_pairs > _TRANSIENT else (),
+        transient=transient_sites(pairs.edges),
     )
     guide = (
         make_edge_guide(problem, edge_logits, label_fit, weights=weights, estimator=estimator, seed=seed)

@@ -37,8 +37,9 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from probmodels.datasets import DataError
-from probmodels.datasets.edges import EdgeSet, make_edges
-from probmodels.datasets.graph_data import check_graph, make_graph, some
+from probmodels.datasets.edges import EdgeSet, label_pairs, make_edges, transient_sites
+from probmodels.datasets.graph_data import check_graph, make_graph
+from probmodels.datasets.pairs import some
 from probmodels.guides.vib_gsl import (
     BACKBONES,
     POOLINGS,
@@ -52,7 +53,7 @@ from probmodels.guides.vib_gsl import (
     parameters_without_gradient,
 )
 from probmodels.inference.minibatch import subsampled
-from probmodels.inference.ops import isolated
+from probmodels.inference.ops import isolated, named_deterministic
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs import fitted
 from probmodels.inference.result import Result
@@ -62,7 +63,6 @@ __all__ = ["ENGINES", "REFERENCE", "VIBGSL", "make_problem", "predict", "tiny"]
 REFERENCE = "Sun et al. (2022), https://arxiv.org/abs/2112.08903"
 ENGINES = ("svi",)
 
-_KEPT_PAIRS = 10_000  # of which draws are kept
 _STARTING_GRAPHS = 256  # whose features are standardised at the start
 _CHECKED_GRAPHS = 16  # that are run to see whether gradients reach the edges
 _RATES = (1e-3, 0.5)  # bounds of a rate that nobody gave
@@ -123,7 +123,7 @@ class VIBGSL(PyroModule):
             rate = low + (high - low) * chosen.observed.to(x)
             edge = pyro.sample("edge", dist.Bernoulli(rate))
             if not torch.is_grad_enabled():
-                _record("edge_probability", self.edge_probability(x, chosen), [])
+                named_deterministic("edge_probability", self.edge_probability(x, chosen))
         with graphs, poutine.mask(mask=mask):
             prior = dist.Normal(x.new_zeros(self.size), 1.0).to_event(1)
             with poutine.scale(scale=self.beta):
@@ -131,7 +131,7 @@ class VIBGSL(PyroModule):
             logits = self.classifier(z)
             pyro.sample("y", dist.Categorical(logits=logits), obs=y)
             if not torch.is_grad_enabled():
-                _record("class_probability", logits.softmax(-1), ["class"])
+                named_deterministic("class_probability", logits.softmax(-1), ["class"])
         if not torch.is_grad_enabled():
             pyro.deterministic("num_edges", edge.sum())
             pyro.deterministic("mean_degree", 2 * edge.sum() / chosen.num_nodes)
@@ -365,12 +365,6 @@ def tiny() -> Problem:
     return make_problem(data, width=4, bottleneck=2, edge_beta=0.1, feature_mask=True)
 
 
-def _record(name: str, value: Tensor, event_dims: list[str]) -> None:
-    """Deterministic site whose event axes have names."""
-    named: Any = {"_deterministic": True, "event_dims": event_dims}
-    pyro.sample(name, dist.Delta(value, event_dim=len(event_dims)).mask(False), obs=value, infer=named)
-
-
 def _predicted(model: Any, guide: Any, problem: Problem, chosen: Tensor) -> Iterator[tuple[str, Tensor]]:
     """One draw for some graphs."""
     with subsampled({"graph": chosen}):
@@ -384,27 +378,20 @@ def _predicted(model: Any, guide: Any, problem: Problem, chosen: Tensor) -> Iter
 
 def _problem(data: xr.Dataset, model: Any, guide: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> Problem:
     edges: EdgeSet = args[1]
-    node = data["node"].values if "node" in data.coords else np.arange(data.sizes["node"])
-    source, target = edges.source.cpu().numpy(), edges.target.cpu().numpy()
     coords: dict[str, Any] = {
         dim: data[dim].values for dim in ("node", "feature", "graph", "class") if dim in data.coords
     }
     coords |= {"graph": coords.get("graph", np.arange(edges.num_graphs)), "pair": np.arange(edges.num_pairs)}
-    pairs = {
-        "pair_source": ("pair", node[source]),
-        "pair_target": ("pair", node[target]),
-        "pair_observed": ("pair", edges.observed.cpu().numpy()),
-    }
     return Problem(
         name="vib_gsl",
         model=model,
         guide=guide,
         args=args,
         coords=coords,
-        data=data.assign(pairs).assign_attrs(edges=json.dumps(settings)),
+        data=label_pairs(data, edges).assign_attrs(edges=json.dumps(settings)),
         batch_plates=("graph",),
         loss="TraceMeanField_ELBO",
-        transient=("edge", "edge_probability") if edges.num_pairs > _KEPT_PAIRS else (),
+        transient=transient_sites(edges),
     )
 
 

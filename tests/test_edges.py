@@ -75,21 +75,29 @@ def test_random_pairs_are_refreshed_in_place_and_uniform():
     np.testing.assert_allclose(upper[1:], 2000 * 4 / 14, atol=81)
 
 
+def test_random_pairs_stay_within_graphs_of_all_sizes():
+    graph = np.repeat(np.arange(5), [1, 3, 1, 1, 4])
+    edges = make_edges([[1, 2]], graph, random=8.0)
+    pairs = set(zip(edges.source.tolist(), edges.target.tolist(), strict=True))
+    within = {(i, j) for i in range(10) for j in range(i + 1, 10) if graph[i] == graph[j]}
+    assert pairs == within  # one observed and the eight others
+
+
 def test_random_pairs_fill_a_graph_to_the_last_one():
     edges = make_edges([[0, 1]], np.zeros(5, dtype=int), random=9.0)
     assert edges.num_pairs == 10
-    with pytest.raises(DataError, match="only 9 pairs are left"):
+    with pytest.raises(DataError, match="only 9 pairs are free"):
         make_edges([[0, 1]], np.zeros(5, dtype=int), random=10.0)
 
 
 @pytest.mark.parametrize(
     ("pairs", "graph", "options", "message"),
     [
-        ([[0, 7]], [0, 0], {}, "edges name nodes 7, but nodes are numbered from 0 to 1"),
-        ([[1, 1]], [0, 0], {}, "join nodes 1 to themselves"),
+        ([[0, 7]], [0, 0], {}, "edges name nodes 7, but there are nodes 0 to 1"),
+        ([[1, 1]], [0, 0], {}, "1 edges join a node to itself, such as 1"),
         ([[0, 1], [1, 0]], [0, 0], {}, "stand more than once"),
         ([[0, 1]], [0, 1], {}, "join nodes of different graphs"),
-        ([[0.5, 1]], [0, 0], {}, "give whole numbers"),
+        ([[0.5, 1]], [0, 0], {}, "give positions of nodes"),
         ([], [], {}, "no graph without nodes"),
         ([], [0, 2], {}, "none without nodes"),
         (

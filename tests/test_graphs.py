@@ -18,9 +18,7 @@ import xarray as xr
 from scipy.sparse import csr_matrix
 
 from probmodels.datasets import LOADERS, DataError, load
-from probmodels.datasets.edges import check_pairs
 from probmodels.datasets.graph_data import apportion, degree_features, import_pyg
-from probmodels.datasets.graph_noise import _free_pairs, _pair_of_number
 from probmodels.datasets.graphs import (
     check_graph,
     corrupt,
@@ -36,6 +34,7 @@ from probmodels.datasets.graphs import (
     split_nodes,
     without_edges,
 )
+from probmodels.datasets.pairs import check_pairs, free_pairs, pairs_of_numbers
 
 X = np.arange(10.0).reshape(5, 2)
 Y = ["a", "b", "a", "b", "a"]
@@ -281,20 +280,20 @@ def test_the_default_folder_is_that_of_downloads(tmp_path: Path, monkeypatch: py
 
 def test_pairs_are_numbered_in_order() -> None:
     for size in (2, 3, 7):
-        every = _pair_of_number(np.arange(size * (size - 1) // 2), size)
+        every = pairs_of_numbers(np.arange(size * (size - 1) // 2), np.zeros(size, dtype=int))
         assert every.tolist() == np.stack(np.triu_indices(size, 1), axis=1).tolist()
     size = 200_000  # products of 64 bits, no square roots: the last pair of many is exact
     last = size * (size - 1) // 2 - 1
-    assert _pair_of_number(np.array([0, last]), size).tolist() == [[0, 1], [size - 2, size - 1]]
+    assert pairs_of_numbers(np.array([0, last]), np.zeros(size, dtype=int)).tolist() == [[0, 1], [size - 2, size - 1]]
 
 
 def test_free_pairs_are_uniform_over_those_not_taken() -> None:
     rng = np.random.default_rng(0)
-    drawn = np.concatenate([_free_pairs(RING, 5, 2, rng) for _ in range(2000)])
+    drawn = np.concatenate([free_pairs(RING, np.zeros(5, dtype=int), 2, rng) for _ in range(2000)])
     kinds, times = np.unique(drawn, axis=0, return_counts=True)
     assert kinds.tolist() == [[0, 2], [0, 3], [1, 3], [1, 4], [2, 4]]
     assert (np.abs(times - 800) < 4 * np.sqrt(2000 * 0.4 * 0.6)).all()  # each pair in two fifths of the draws
-    assert len(_free_pairs(RING, 5, 5, rng)) == 5
+    assert len(free_pairs(RING, np.zeros(5, dtype=int), 5, rng)) == 5
 
 
 def test_noise_leaves_exact_counts_and_the_truth() -> None:
@@ -308,7 +307,7 @@ def test_noise_leaves_exact_counts_and_the_truth() -> None:
     xr.testing.assert_identical(noisy, corrupt(clean, deleted=0.3, added=0.2, seed=5))
     assert pairs(noisy) != pairs(corrupt(clean, deleted=0.3, added=0.2, seed=6))
     assert json.loads(noisy.attrs["noise"]) == [{"deleted": 0.3, "added": 0.2, "seed": 5}]
-    assert len(check_pairs(np.array(sorted(pairs(noisy))), np.zeros(200, dtype=int))) == noisy.sizes["edge"]
+    assert len(check_pairs(np.array(sorted(pairs(noisy))), np.arange(200))) == noisy.sizes["edge"]
 
 
 def test_deletions_at_a_lower_rate_are_among_those_at_a_higher() -> None:

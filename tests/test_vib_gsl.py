@@ -13,7 +13,7 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 
 import probmodels.guides.vib_gsl as parts
-from probmodels import Problem, fit_svi, vib_gsl
+from probmodels import Problem, fit_svi
 from probmodels.datasets import DataError
 from probmodels.datasets.edges import EdgeSet, make_edges
 from probmodels.datasets.graph_data import import_pyg, make_graph
@@ -395,7 +395,7 @@ def test_the_mask_draws_noise_from_the_features_and_keeps_a_share():
 
 
 def test_many_pairs_are_kept_as_moments(monkeypatch):
-    monkeypatch.setattr(vib_gsl, "_KEPT_PAIRS", 10)
+    monkeypatch.setattr("probmodels.datasets.edges._KEPT_PAIRS", 10)
     problem = make_problem(collection([6, 5, 4]))
     result = quiet(problem, num_steps=2, num_samples=30)
     marginals = result.tree["marginals"]
