@@ -19,7 +19,7 @@ import json  # noqa: E402
 import platform  # noqa: E402
 import time  # noqa: E402
 import warnings  # noqa: E402
-from collections.abc import Callable, Mapping, Sequence  # noqa: E402
+from collections.abc import Callable, Iterable, Mapping, Sequence  # noqa: E402
 from dataclasses import dataclass  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import xarray as xr  # noqa: E402
 from numpy.typing import ArrayLike, NDArray  # noqa: E402
-from scipy import linalg  # noqa: E402
+from scipy import linalg, stats  # noqa: E402
 
 from probmodels.bayesian_svd.published import PublishedGibbs  # noqa: E402
 from probmodels.covariance import correlation, euclidean_distance  # noqa: E402
@@ -311,6 +311,45 @@ def spread(values: ArrayLike, digits: int = 3) -> str:
     """Median with smallest and largest value."""
     ordered = np.sort(np.asarray(values))
     return f"{np.median(ordered):.{digits}g} ({ordered[0]:.{digits}g} to {ordered[-1]:.{digits}g})"
+
+
+def interval(values: Iterable[float], *, factor: float = 1.0, digits: int = 3) -> str:
+    """Mean and half-width of Student's 95 % interval of it."""
+    found = factor * np.array(list(values), dtype=float)
+    if len(found) < 2:
+        return f"{found.mean():.{digits}f}"
+    half = stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found))
+    return f"{found.mean():.{digits}f} ± {half:.{digits}f}"
+
+
+class OutOfTime(Exception):
+    """The time that was given is over."""
+
+
+def cell(name: str, until: float, compute: Callable[[], Mapping[str, Any]], **key: Any) -> dict[str, Any]:
+    """Figures of one cell of a long benchmark, from ``results/<name>.jsonl`` or else computed and appended there.
+
+    Cells know nothing of the code: delete the file to measure anew.
+
+    Raises
+    ------
+    OutOfTime
+        If the cell is not there and ``time.monotonic()`` has passed ``until``.
+    """
+    file, text = RESULTS / f"{name}.jsonl", json.dumps(key, sort_keys=True)
+    if file.exists():
+        for line in file.read_text(encoding="utf-8").splitlines():
+            row: dict[str, Any] = json.loads(line)
+            if row["key"] == text:
+                return row
+    if time.monotonic() > until:
+        raise OutOfTime
+    start = time.process_time()
+    row = {"key": text, **compute(), "cpu": time.process_time() - start}
+    RESULTS.mkdir(exist_ok=True)
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row, default=float) + "\n")
+    return row
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

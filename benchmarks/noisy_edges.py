@@ -29,15 +29,12 @@ import common  # isort: skip  (pins threads before numpy is loaded)
 
 import argparse
 import itertools
-import json
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 import xarray as xr
 from pyro import poutine
@@ -49,7 +46,7 @@ from probmodels.datasets.graphs import simulate_csbm
 from probmodels.inference import sbc
 from probmodels.noisy_edges import label_fit, make_problem
 
-CELLS = common.RESULTS / "noisy_edges.jsonl"
+cell = partial(common.cell, "noisy_edges")
 NOISE = ((0.25, 0.25), (0.5, 0.25))
 BINS = 10
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -59,40 +56,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "features": ("mcmc", {"similarity": ["inner"]}),
     "three looks": ("mcmc", {"blocks": True, "trials": 3}),
 }
-
-
-# -- cells ------------------------------------------------------------------------------------------------------------
-
-
-class OutOfTime(Exception):
-    """The time that was given is over."""
-
-
-def cell(until: float, compute: Callable[[], dict[str, Any]], **key: Any) -> dict[str, Any]:
-    """The figures of a cell, computed where the file lacks them."""
-    name = json.dumps(key, sort_keys=True)
-    if CELLS.exists():
-        for line in CELLS.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            if row["key"] == name:
-                return row
-    if time.monotonic() > until:
-        raise OutOfTime
-    start = time.process_time()
-    row = {"key": name, **compute(), "cpu": time.process_time() - start}
-    CELLS.parent.mkdir(exist_ok=True)
-    with CELLS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, default=float) + "\n")
-    return row
-
-
-def interval(values: Iterable[float]) -> str:
-    """Mean and half width of its 95 % interval."""
-    found = np.array(list(values), dtype=float)
-    if len(found) < 2:
-        return f"{found.mean():.3f}"
-    half = scipy.stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found))
-    return f"{found.mean():.3f} ± {half:.3f}"
 
 
 # -- recovery ---------------------------------------------------------------------------------------------------------
@@ -190,7 +153,7 @@ def run_recovery(options: argparse.Namespace) -> None:
             setting = (name, options.nodes, *noise, seed, options.steps)
             cells[name, noise, seed] = cell(until, partial(recover, *setting), **key)
             print(name, noise, seed, f"{cells[name, noise, seed]['auroc']:.4f}", flush=True)
-    except OutOfTime:
+    except common.OutOfTime:
         print("out of time; what follows is what there is", flush=True)
     rows, reliability = [], []
     for noise, name in itertools.product(NOISE, names):
@@ -200,11 +163,11 @@ def run_recovery(options: argparse.Namespace) -> None:
         best = "oracle, three looks" if name.endswith("three looks") else "oracle"
         below = [cells[best, noise, seed]["auroc"] - row["auroc"] for seed, row in found.items()]
         line: dict[str, Any] = {"deleted": noise[0], "added": noise[1], "method": name, "graphs": len(found)}
-        line["AUROC"] = interval(row["auroc"] for row in found.values())
-        line["below the oracle"] = interval(below)
+        line["AUROC"] = common.interval(row["auroc"] for row in found.values())
+        line["below the oracle"] = common.interval(below)
         for part in ("all", "seen", "unseen"):
             parts = [row.get(f"bins {part}") for row in found.values()]
-            line[f"ECE {part}"] = interval(calibration_error(x) for x in parts if x) if all(parts) else ""
+            line[f"ECE {part}"] = common.interval(calibration_error(x) for x in parts if x) if all(parts) else ""
         for rate in ("deletion", "addition"):
             given = [row for row in found.values() if rate in row]
             line[rate] = f"{np.mean([row[rate] for row in given]):.3f}" if given else ""
@@ -291,7 +254,7 @@ def run_ranks(options: argparse.Namespace) -> None:
         ranks = Ranks(options.nodes, deletion, options, until)
         try:
             found = sbc(ranks.simulate, ranks.infer, num_replicates=number, num_draws=99, seed=options.seed)
-        except OutOfTime:
+        except common.OutOfTime:
             print(f"{name}: out of time; run again to go on", flush=True)
             continue
         print(found, flush=True)
@@ -349,7 +312,7 @@ def enumerate_labels(options: argparse.Namespace) -> None:
             off.append(float(np.abs(result.posterior["edge"].mean(("chain", "draw")).values - exact).max()))
         moved = float(np.abs(exact - chance.mean((0, 1)).numpy()).max())
         row = {"logits of the network": f"x {strength:g}", "labels move an edge by": moved, "derivatives": estimator}
-        rows.append({**row, "farthest edge off": interval(off), "seeds": options.seeds})
+        rows.append({**row, "farthest edge off": common.interval(off), "seeds": options.seeds})
         print(rows[-1], flush=True)
     common.report("noisy_edges_labels", rows, **vars(options))
 
@@ -381,11 +344,14 @@ def compare_labels(options: argparse.Namespace) -> None:
         for seed in range(options.seeds):
             key = {"part": "labels", "nodes": options.nodes, "seed": seed, "estimator": estimator}
             found.append(cell(np.inf, partial(classify, options.nodes, seed, estimator), **key))
-        row = {"derivatives": estimator, "graphs": len(found), "bound": interval(x["bound"] for x in found)}
-        row["accuracy"] = interval(x["accuracy"] for x in found) if "accuracy" in found[0] else ""
-        row |= {"AUROC": interval(x["auroc"] for x in found), "edges": interval(x["edges"] for x in found)}
+        row = {"derivatives": estimator, "graphs": len(found), "bound": common.interval(x["bound"] for x in found)}
+        row["accuracy"] = common.interval(x["accuracy"] for x in found) if "accuracy" in found[0] else ""
         row |= {
-            "true edges": interval(x["true edges"] for x in found),
+            "AUROC": common.interval(x["auroc"] for x in found),
+            "edges": common.interval(x["edges"] for x in found),
+        }
+        row |= {
+            "true edges": common.interval(x["true edges"] for x in found),
             "CPU s": f"{np.mean([x['cpu'] for x in found]):.0f}",
         }
         rows.append(row)

@@ -19,17 +19,15 @@ from __future__ import annotations
 import common  # isort: skip  (pins threads before numpy is loaded)
 
 import argparse
-import hashlib
 import inspect
 import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
-import scipy.stats
 import torch
 import xarray as xr
 from torch import Tensor, nn
@@ -41,7 +39,7 @@ from probmodels.vib_gsl import make_problem, predict
 
 BASELINES = ("mlp", "gcn", "gin")
 OURS = ("frozen", "vib")
-CELLS = common.RESULTS / "vib_gsl.jsonl"
+percent = partial(common.interval, factor=100.0, digits=1)
 EPOCHS = {"MUTAG": 100, "IMDB-BINARY": 20, "IMDB-MULTI": 20, "REDDIT-BINARY": 20}
 BATCH = 32
 LR = 0.01
@@ -190,51 +188,26 @@ def scores(data: xr.Dataset, probability: common.Array) -> dict[str, float]:
 # -- cells ------------------------------------------------------------------------------------------------------------
 
 
-def known() -> dict[str, dict[str, Any]]:
-    """Cells that were run, by key."""
-    if not CELLS.exists():
-        return {}
-    rows = [json.loads(line) for line in CELLS.read_text().splitlines() if line.strip()]
-    return {row["key"]: row for row in rows}
-
-
-def cell(options: argparse.Namespace, done: dict[str, dict[str, Any]], **what: Any) -> dict[str, Any] | None:
+def cell(options: argparse.Namespace, **what: Any) -> dict[str, Any] | None:
     """Figures of one fit, from the file or run now; None where time is up."""
     dataset, method = what["dataset"], what["method"]
     what["epochs"] = options.epochs or EPOCHS.get(dataset, 50)
     settings = {**DEFAULTS, **SETTINGS.get(dataset, {}), **json.loads(options.set), **what.pop("extra", {})}
-    settings = {} if method in BASELINES else settings
-    what["settings"] = settings
-    text = json.dumps(what, sort_keys=True)
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    if key in done:
-        return done[key]
-    if options.report or time.monotonic() > options.until:
+    settings = what["settings"] = {} if method in BASELINES else settings
+
+    def compute() -> dict[str, Any]:
+        data = collection(options.root, dataset, what["deleted"], what["added"], what["seed"])
+        data = split_graphs(data, fold=what["fold"], seed=what["seed"])
+        run = run_baseline if method in BASELINES else run_ours
+        figures = dict(run(method, data, what["epochs"], what["seed"], **settings))
+        shown = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
+        print(f"{dataset} {method} fold {what['fold']}: {shown}", flush=True)
+        return figures
+
+    try:
+        return {**what, **common.cell("vib_gsl", options.until, compute, **what)}
+    except common.OutOfTime:
         return None
-    data = collection(options.root, dataset, what["deleted"], what["added"], what["seed"])
-    data = split_graphs(data, fold=what["fold"], seed=what["seed"])
-    began = time.process_time()
-    run = run_baseline if method in BASELINES else run_ours
-    figures = dict(run(method, data, what["epochs"], what["seed"], **settings))
-    row = {"key": key, **what, **figures, "seconds": time.process_time() - began}
-    CELLS.parent.mkdir(exist_ok=True)
-    with CELLS.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(
-        f"{dataset} {method} fold {what['fold']}: " + ", ".join(f"{k} {v:.3g}" for k, v in figures.items()), flush=True
-    )
-    done[key] = row
-    return row
-
-
-def interval(values: list[float], factor: float = 100.0) -> str:
-    """Mean and half-width of a 95 % interval."""
-    array = factor * np.asarray(values)
-    digits = 1 if factor > 1 else 2
-    if len(array) < 2:
-        return f"{array.mean():.{digits}f}"
-    half = scipy.stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
-    return f"{array.mean():.{digits}f} ± {half:.{digits}f}"
 
 
 def row_of(label: dict[str, Any], cells: list[dict[str, Any]], other: list[dict[str, Any]] | None) -> dict[str, Any]:
@@ -242,18 +215,18 @@ def row_of(label: dict[str, Any], cells: list[dict[str, Any]], other: list[dict[
     row = {
         **label,
         "folds": len(cells),
-        "test": interval([c["test"] for c in cells]),
-        "validation": interval([c["validation"] for c in cells]),
+        "test": percent(c["test"] for c in cells),
+        "validation": percent(c["validation"] for c in cells),
         "train": f"{100 * np.mean([c['train'] for c in cells]):.1f}",
-        "nll": interval([c["nll"] for c in cells], 1.0),
+        "nll": common.interval((c["nll"] for c in cells), digits=2),
         "one draw": "",
         "rate, nats": "",
         "edges": "",
         "vib less this": "",
-        "s": f"{np.mean([c['seconds'] for c in cells]):.0f}",
+        "s": f"{np.mean([c['cpu'] for c in cells]):.0f}",
     }
     if "rate" in cells[0]:
-        row["one draw"] = interval([c["test of one draw"] for c in cells])
+        row["one draw"] = percent(c["test of one draw"] for c in cells)
         row["rate, nats"] = f"{np.mean([c['rate'] for c in cells]):.1f}"
         row["edges"] = "{:.2f}, {:.2f}".format(
             *(np.mean([c[f"edge {w}"] for c in cells]) for w in ("observed", "other"))
@@ -261,7 +234,7 @@ def row_of(label: dict[str, Any], cells: list[dict[str, Any]], other: list[dict[
     if other:
         mine = {(c["fold"], c["seed"]): c["test"] for c in other}
         both = [mine[c["fold"], c["seed"]] - c["test"] for c in cells if (c["fold"], c["seed"]) in mine]
-        row["vib less this"] = interval(both) if both else ""
+        row["vib less this"] = percent(both) if both else ""
     return row
 
 
@@ -280,7 +253,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=np.inf, help="start no cell after so long")
     parser.add_argument("--report", action="store_true", help="print what was run, run nothing")
     options = parser.parse_args()
-    options.until = time.monotonic() + 60 * options.minutes
+    options.until = -np.inf if options.report else time.monotonic() + 60 * options.minutes
 
     folds = range(*options.folds) if len(options.folds) == 2 else range(options.folds[0])
     clean = {"deleted": 0.0, "added": 0.0}
@@ -292,11 +265,11 @@ def main() -> None:
         options.methods = ["vib"]
         cases = [({"beta": beta}, {**clean, "extra": {"beta": beta}}) for beta in BETAS]
 
-    done, rows = known(), []
+    rows = []
     for dataset, (label, what) in itertools.product(options.datasets, cases):
         found: dict[str, list[dict[str, Any]]] = {method: [] for method in options.methods}
         for seed, fold, method in itertools.product(range(options.seeds), folds, options.methods):
-            figures = cell(options, done, dataset=dataset, method=method, fold=fold, seed=seed, **what)
+            figures = cell(options, dataset=dataset, method=method, fold=fold, seed=seed, **what)
             if figures is not None:
                 found[method].append(figures)
         for method, cells in found.items():
