@@ -71,8 +71,10 @@ __all__ = ["GUIDES", "FlatGuide", "check_guide", "make_guide", "with_guide"]
 
 
 def with_guide(problem: Problem, name: str = "mean_field", **options: Any) -> Problem:
-    """The problem with an automatic guide; see `make_guide`."""
-    return replace(problem, guide=make_guide(problem, name, **options))
+    """The problem, and what its hyperparameters are judged by, with an automatic guide; see `make_guide`."""
+    guide = make_guide(problem, name, **options)
+    outer = None if problem.outer is None else problem.outer.mapped(lambda other: replace(other, guide=guide))
+    return replace(problem, guide=guide, outer=outer)
 
 
 def make_guide(problem: Problem, name: str = "mean_field", **options: Any) -> FlatGuide:

@@ -21,10 +21,8 @@ Xu, K., Hu, W., Leskovec, J. and Jegelka, S. (2019). How powerful are graph neur
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -38,7 +36,7 @@ from torch import Tensor, nn
 from probmodels.datasets.edges import EdgeSet
 from probmodels.guides.nets import pool_mean, propagate
 from probmodels.guides.relaxed import BernoulliConcrete
-from probmodels.inference.ops import isolated
+from probmodels.inference.checks import check_memory
 from probmodels.inference.problem import ProblemError
 
 __all__ = [
@@ -52,11 +50,9 @@ __all__ = [
     "FeatureMask",
     "Standardised",
     "VIBGSLGuide",
-    "check_memory",
+    "check_step",
     "choose_graphs",
-    "free_bytes",
     "pair_sites",
-    "parameters_without_gradient",
     "step_bytes",
 ]
 
@@ -65,7 +61,6 @@ _MAX_SCORE = 30.0  # of attention over that of the self-loop, whose exponential 
 _MASK_ROWS = 512  # kept of the features to draw noise from
 _MIN_SPREAD = 1e-3  # of a column that is to be standardised: one that hardly varies stays small
 _MIN_SCALE = 1e-3  # of the embedding, so that its divergence stays finite
-_SMALL = 2**28  # bytes below which nobody asks what is free
 
 
 class EdgeNetwork(nn.Module):
@@ -302,7 +297,7 @@ class VIBGSLGuide(PyroModule):
         graphs = pyro.plate("graph", edges.num_graphs)
         x, some = choose_graphs(x, edges, graphs.indices)
         mask: Any = labelled if some is edges else labelled[graphs.indices]
-        check_memory(self.encoder, self.edges, x, some)
+        check_step(self.encoder, self.edges, x, some)
         x = x if self.mask is None else self.mask(x)
         logits = self.edges(x, some)
         logits = logits if self.learn_edges else logits.detach()
@@ -380,43 +375,6 @@ def pair_sites(edges: EdgeSet, labelled: Tensor, weight: float) -> Iterator[None
         yield
 
 
-def parameters_without_gradient(
-    guide: PyroModule, args: tuple[Any, ...], site: str, module: str, num_draws: int = 8
-) -> list[str]:
-    """Parameters of a module of a guide that a sample of the guide does not depend on.
-
-    Parameters
-    ----------
-    guide
-        Left as it is.
-    args
-        Of the guide.
-    site
-        Sample site of the guide.
-    module
-        Name of the module, an attribute of the guide.
-    num_draws
-        Draws over which a parameter may show a gradient that is not zero.
-
-    Returns
-    -------
-    list of str
-        Names, within the module, of parameters whose gradient is absent or zero in every draw.
-    """
-    guide = copy.deepcopy(guide)
-    with isolated(seed=0), torch.enable_grad():
-        dead = dict(getattr(guide, module).named_parameters())
-        for _ in range(num_draws):
-            value: Any = poutine.trace(guide).get_trace(*args).nodes[site]["value"]
-            if not value.requires_grad or not dead:
-                break
-            # A random direction, since a plain sum of normalised values may be constant.
-            found = torch.autograd.grad((value * torch.randn_like(value)).sum(), [*dead.values()], allow_unused=True)
-            pairs = zip(list(dead.items()), found, strict=True)
-            dead = {name: value for (name, value), grad in pairs if grad is None or not grad.any()}
-    return list(dead)
-
-
 def step_bytes(encoder: Encoder, network: EdgeNetwork, shape: tuple[int, ...], num_pairs: int) -> int:
     """Bytes that one evaluation of the guide needs: tensors by pair and node, all of them at once for a gradient.
 
@@ -439,7 +397,7 @@ def step_bytes(encoder: Encoder, network: EdgeNetwork, shape: tuple[int, ...], n
     return number * (num_pairs * by_pair + shape[0] * by_node)
 
 
-def check_memory(encoder: Encoder, network: EdgeNetwork, x: Tensor, edges: EdgeSet) -> None:
+def check_step(encoder: Encoder, network: EdgeNetwork, x: Tensor, edges: EdgeSet) -> None:
     """See that an evaluation of the guide fits into memory, with a gradient where gradients are enabled.
 
     Raises
@@ -447,28 +405,14 @@ def check_memory(encoder: Encoder, network: EdgeNetwork, x: Tensor, edges: EdgeS
     ProblemError
         If it needs more than is free.
     """
-    needed = step_bytes(encoder, network, x.shape, edges.num_pairs)
-    free = None if needed < _SMALL else free_bytes(x.device)
-    if free is not None and needed > free:
-        raise ProblemError(
-            f"vib_gsl: {edges.num_pairs:,} candidate pairs of {edges.num_graphs:,} graphs need about "
-            f"{needed / 2**30:.1f} GiB at a time, and {free / 2**30:.1f} GiB are free; take candidates='observed', "
-            "fewer neighbours, narrower networks, a batch_size of fewer graphs, or predict fewer graphs at a time"
-        )
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device, a limit of the control group included; None where nobody says."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    found = []
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    with contextlib.suppress(OSError, ValueError):  # the limit may be the word "max"
-        group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return min(found, default=None)
+    check_memory(
+        "vib_gsl",
+        step_bytes(encoder, network, x.shape, edges.num_pairs),
+        x.device,
+        f"{edges.num_pairs:,} candidate pairs of {edges.num_graphs:,} graphs",
+        "take candidates='observed', fewer neighbours, narrower networks, a batch_size of fewer graphs, or predict "
+        "fewer graphs at a time",
+    )
 
 
 def _rows(value: Tensor, index: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from pyro import poutine
 from torch import Tensor, nn
 
+from probmodels.inference.checkpoint import CheckpointError
 from probmodels.inference.hypergradients import (
     HYPERGRADIENTS,
     OPTIMISERS,
@@ -43,11 +43,12 @@ from probmodels.inference.options import Callback, Options, Step, positive
 from probmodels.inference.problem import Outer, Problem, ProblemError
 from probmodels.inference.programs import Programs
 from probmodels.inference.result import Result
+from probmodels.inference.scoring import SCORES, score_guide
 from probmodels.inference.training import fit
 
 __all__ = ["HYPERGRADIENTS", "STOP_BY", "fit_bilevel"]
 
-STOP_BY = ("log_loss", "error")
+STOP_BY = SCORES
 _ROUND_STREAM, _SCORE_STREAM = 3, 4
 
 Values = dict[str, Tensor]
@@ -140,9 +141,13 @@ def fit_bilevel(
     solver_steps, damping
         Of ``"cg"`` and ``"neumann"``; damping is added to the Hessian.
     restart
-        Whether every round begins with inner parameters made afresh; otherwise they go on.
+        Whether every round begins with inner parameters made afresh; otherwise they go on. Afresh: initialisers of
+        `pyro.param` and automatic guides run again, with a seed of the round's own; what modules and tensors of the
+        problem hold starts from the values that it came with, the same in every round. Moments of the optimiser are
+        forgotten. Hyperparameters and their moments go on, and so do buffers.
     tolerance
-        A round ends early where the inner loss has not fallen by this share for 20 steps; None for never.
+        A round ends early where over 20 steps the lowest inner loss has not fallen by this share of its whole fall in
+        the round; None for never.
     compare
         A second method, whose hypergradient is computed beside the first; group ``fit`` then has their ``cosine`` and
         ``relative_error``.
@@ -256,10 +261,12 @@ class _Bilevel(Loop):
         self._descent = Descent(plan.optimiser, plan.lr, {})
         self._optimiser = Adam()
         self.round = self._made = 0  # steps of the hyperparameters in this round
-        self._lowest, self._lowest_at, self._inner_made = math.inf, 0, 0
+        self._highest = self._lowest = math.inf
+        self._lowest_at = self._inner_made = 0
         self._scores: list[list[float]] = []
         self._best_score, self._best_round = math.inf, -1
         self.best: Values = {}
+        self._start = norm(self._values(self.inner))
         self._check_reach()
         self._check_judge()
         self.resume()
@@ -308,7 +315,7 @@ class _Bilevel(Loop):
         self._inner_made += steps
         losses = found.inner_loss, found.outer_loss
         self.record(self.round, *losses, found.inner_norm, size, time.perf_counter() - began, *extra)
-        if self._inner_made >= plan.inner_steps or self._settled(found.inner_loss):
+        if self._inner_made >= plan.inner_steps or self._settled(found.lowest):
             self._end_round()
         return Step(self.number, found.outer_loss, size, time.perf_counter() - began, "outer")
 
@@ -333,6 +340,7 @@ class _Bilevel(Loop):
         state["count"] = self._descent.count
         state |= {f"best/{name}": value for name, value in self.best.items()}
         state |= {f"adam/{name}": value for name, value in self._optimiser.state_dict().items()}
+        state["start"] = self._start
         state["scores"] = torch.tensor(self._scores, dtype=torch.float64).reshape(-1, len(STOP_BY))
         return state | {name: getattr(self, name) for name in _SCALARS}
 
@@ -344,18 +352,28 @@ class _Bilevel(Loop):
         self._scores = state["scores"].tolist()
         for name in _SCALARS:
             setattr(self, name, state[name])
+        restarts = self.plan.restart and self.round + 1 < self.plan.num_rounds and not self.stalled
+        if restarts and not math.isclose(state["start"], self._start, rel_tol=1e-6):
+            raise CheckpointError(
+                f"{self.name}: the checkpoint is of a fit whose parameters had other starting values, which the next "
+                "round would need; seed the making of modules (torch.manual_seed), or take another folder"
+            )
 
     # -- rounds --------------------------------------------------------------------------------------------------------
 
     def _begin_round(self) -> None:
-        self._lowest, self._lowest_at, self._inner_made = math.inf, 0, 0
+        self._highest = self._lowest = math.inf
+        self._lowest_at = self._inner_made = 0
         if not self.plan.restart:
             return
         self._descent = Descent(self.plan.optimiser, self.plan.lr, {})
         if self.round:
+            hyper = self._values(list(self.hyper))
+            # Modules that functions hold are not copied with them: they were trained, and so would be the fresh ones.
+            self.programs.put_back()
             with isolated(chain_seed(self.options.seed, _ROUND_STREAM, self.round)):
                 fresh = Programs(self.programs.problem).params()
-            self._put({name: fresh[name].detach() for name in self.inner})
+            self._put({name: fresh[name].detach() for name in self.inner} | hyper)
 
     def _end_round(self) -> None:
         scores = self._score(self.plan.num_scores)
@@ -370,37 +388,15 @@ class _Bilevel(Loop):
         """Whether the inner loss has stopped falling."""
         if self.plan.tolerance is None:
             return False
-        if loss < self._lowest - self.plan.tolerance * abs(self._lowest) or not math.isfinite(self._lowest):
+        if self._lowest_at == 0:
+            self._highest = self._lowest = loss
+        # A share of the loss itself would depend on the constants in it.
+        if loss < self._lowest - self.plan.tolerance * (self._highest - self._lowest) or self._lowest_at == 0:
             self._lowest, self._lowest_at = loss, self._inner_made
         return self._inner_made - self._lowest_at >= 20
 
     def _score(self, num_draws: int) -> dict[str, float]:
-        """Mean log loss of the observations that judge, and share of errors, by draws of the guide."""
-        programs = self._judge
-        args, kwargs = programs.problem.args, programs.problem.kwargs
-        seed = chain_seed(self.options.seed, _SCORE_STREAM, self.round)
-        logs: dict[str, list[Tensor]] = {}
-        probs: dict[str, list[Tensor]] = {}
-        truth: dict[str, Tensor] = {}
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for _ in range(num_draws):
-                guide: Any = poutine.trace(programs.guide).get_trace(*args, **kwargs)
-                model: Any = poutine.trace(poutine.replay(programs.model, trace=guide)).get_trace(*args, **kwargs)
-                for name in programs.problem.names("observed"):
-                    node = model.nodes[name]
-                    logs.setdefault(name, []).append(node["fn"].log_prob(node["value"]))
-                    support = _probabilities(node["fn"])
-                    if support is not None:
-                        probs.setdefault(name, []).append(support)
-                        truth[name] = node["value"]
-        count = math.log(num_draws)
-        losses = [(torch.logsumexp(torch.stack(rows), 0) - count).flatten() for rows in logs.values()]
-        scores = {"log_loss": -float(torch.cat(losses).mean())}
-        if probs:
-            wrong = [(torch.stack(rows).mean(0).argmax(-1) != truth[name]).flatten() for name, rows in probs.items()]
-            scores["error"] = float(torch.cat(wrong).double().mean())
-        return scores
+        return score_guide(self._judge, num_draws, chain_seed(self.options.seed, _SCORE_STREAM, self.round))
 
     def _move_hyper(self, gradient: Values) -> None:
         plan = self.plan
@@ -511,6 +507,7 @@ _SCALARS = (
     "round",
     "_made",
     "_inner_made",
+    "_highest",
     "_lowest",
     "_lowest_at",
     "_best_score",
@@ -523,14 +520,3 @@ def _touched(loss: Tensor, values: Values) -> set[str]:
         return set()
     found = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
     return {name for name, value in zip(values, found, strict=True) if value is not None}
-
-
-def _probabilities(fn: Any) -> Tensor | None:
-    """Probabilities (..., value) of an observed discrete variable with finitely many values; None for any other."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    if isinstance(fn, torch.distributions.Categorical):
-        return fn.probs
-    if isinstance(fn, torch.distributions.Bernoulli):
-        return torch.stack([1 - fn.probs, fn.probs], -1)
-    return None

@@ -269,14 +269,22 @@ def compare(function: TensorFunction, graph: TensorFunction, arguments: Sequence
     Raises
     ------
     CaptureError
-        If an output differs by more than ``rtol``, or the default of `capture` for None.
+        If the graph fails where the function does not, or an output differs by more than ``rtol``, or the default of
+        `capture` for None. Errors of the function itself come through as they are.
     """
     state = torch.get_rng_state()
-    wanted = _flat(function(*arguments))
-    torch.set_rng_state(state)
-    with torch.no_grad():
-        found = _flat(graph(*arguments))
-    torch.set_rng_state(state)
+    try:
+        wanted = _flat(function(*arguments))
+        torch.set_rng_state(state)
+        try:
+            with torch.no_grad():
+                found = _flat(graph(*arguments))
+        except Exception as error:
+            raise CaptureError(
+                f"the graph fails where the function does not ({_reason(error)}): shapes depend on values"
+            ) from error
+    finally:
+        torch.set_rng_state(state)
     if len(wanted) != len(found):
         raise CaptureError(f"the graph returns {len(found)} tensors where the function returns {len(wanted)}")
     for index, (left, right) in enumerate(zip(wanted, found, strict=True)):

@@ -27,7 +27,7 @@ _MAX_ENTRIES = 2**23  # and numbers in them
 _DIVERGENCE = 1000.0  # energy error above which a trajectory counts as divergent
 _WINDOWS = (0.1, 0.3, 0.6)  # where warm-up ends a window and renews the metric
 _PATH_ENTRIES = 2**23  # entries of the inverse Hessians of all paths up to which starts are sought by BFGS
-_ELBO_GAP = 10.0  # nats below the best path at which a mode holds no mass
+_FEWEST = 8  # different draws along paths below which they say nothing about a metric
 _STUCK = 0.05  # mean acceptance over a window below which a chain counts as stuck
 _TIME = 1.5  # mean trajectory time to begin with, near a quarter period of a whitened normal
 _JITTER = 0.5  # trajectory times lie within this share of their mean
@@ -87,8 +87,8 @@ class Metric:
         """Its tensors."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
-    def renewed(self, rows: Tensor, kind: str) -> Metric:
-        """Metric of the posterior that positions ``rows`` (step, chain, size) were drawn from.
+    def renewed(self, rows: Tensor, kind: str, distinct: float = math.inf) -> Metric:
+        """Metric of the posterior that positions ``rows`` (step, chain, size) were drawn from, ``distinct`` of them.
 
         A dense metric starts from the present one and is shrunk towards it, the more the fewer rows there are per
         unknown. A low-rank one is made afresh and keeps the directions whose variance lies outside what noise alone
@@ -103,7 +103,7 @@ class Metric:
         wide = wide - wide.mean(0)
         variance = wide.square().mean(0)
         standard = wide / variance.sqrt().clamp(min=1e-12)
-        effective = _effective_rows(standard.reshape(steps, chains, size))
+        effective = min(distinct, _effective_rows(standard.reshape(steps, chains, size)))
         if kind == "dense":
             scale = variance.clamp(min=1e-300) ** (0.5 * effective**2 / (effective**2 + 25))
             # Half at as many rows as unknowns, next to nothing at ten times as many: small variances are meant.
@@ -338,14 +338,11 @@ class ChEESKernel(Kernel):
         paths = find_paths(
             self._evaluate, z, num_draws=max(10, math.ceil(4 * size / self.num_chains)), max_steps=60 + size
         )
-        starts, draws = paths.starts, paths.draws
-        hopeless = ~(paths.elbo > paths.elbo.max() - _ELBO_GAP)
-        if bool(hopeless.any()) and not bool(hopeless.all()):
-            good = torch.nonzero(~hopeless)[:, 0]
-            instead = good[torch.arange(int(hopeless.sum())) % len(good)]
-            starts[hopeless], draws[:, hopeless] = draws[-1, instead], draws[:, instead].roll(1, 0)
-        self._metric = self._metric.renewed(draws, self._kind)
-        return starts
+        # Copies stand where normals reached too far: they show no direction that others did not.
+        distinct = len(torch.unique(paths.draws.flatten(0, 1), dim=0))
+        if distinct >= _FEWEST:
+            self._metric = self._metric.renewed(paths.draws, self._kind, distinct)
+        return paths.starts
 
     def _tally(self) -> None:
         """Running moments of the draws, for the progress bar alone."""

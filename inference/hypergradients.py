@@ -67,6 +67,8 @@ class Found(NamedTuple):
         Inner parameters after the steps.
     inner_loss, inner_norm
         Loss and gradient norm before the last step.
+    lowest
+        Lowest loss before a step.
     outer_loss
         Outer loss at the inner parameters.
     """
@@ -75,6 +77,7 @@ class Found(NamedTuple):
     inner: Values
     inner_loss: float
     inner_norm: float
+    lowest: float
     outer_loss: float
 
 
@@ -150,11 +153,13 @@ def hypergradient(
     inner = {name: value.detach().requires_grad_() for name, value in inner.items()}
     hyper = {name: value.detach().requires_grad_() for name, value in hyper.items()}
     unrolled, loss, size = method == "unrolled", math.nan, math.nan
+    lowest = math.inf
     with torch.enable_grad():
         for _ in range(steps):
             value = losses.inner(inner | hyper)
             slopes = gradient(value, inner, create_graph=unrolled)
             loss, size = float(value.detach()), norm(slopes)
+            lowest = min(lowest, loss)
             inner = descent.step(inner, slopes)
             if not unrolled:
                 inner = {name: value.detach().requires_grad_() for name, value in inner.items()}
@@ -166,7 +171,9 @@ def hypergradient(
         else:
             outer, found = _implicit(losses, inner, hyper, _solver(method, descent.lr, solver_steps), damping)
     descent.moments = descent.copy().moments
-    return Found(found, {name: value.detach() for name, value in inner.items()}, loss, size, float(outer.detach()))
+    return Found(
+        found, {name: value.detach() for name, value in inner.items()}, loss, size, lowest, float(outer.detach())
+    )
 
 
 def agreement(found: Values, other: Values) -> tuple[float, float]:

@@ -17,6 +17,7 @@ _REST = 1e-2  # squared Newton decrement, in units of the posterior sd, of a pat
 _EVERY = 3  # iterations between two normals that are tried
 _FAR = 20.0  # nats, beside one per unknown, that a draw may lack to the best of its path
 _TRIALS = 4  # draws per normal that estimate its elbo
+_GAP = 10.0  # nats of the elbo below the best path at which a mode holds no mass
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,10 @@ class Paths:
     starts
         One draw per path, chosen among its draws by importance weights: (path, size).
     draws
-        From the best normal of every path, without those of hardly any density: (draw, path, size).
+        From the best normal of every path: (draw, path, size). Paths in modes without mass draw from the normals of
+        others. Draws of hardly any density are left out: copies of the path's start stand in their places.
     elbo
-        Evidence lower bound of that normal: (path,).
+        Evidence lower bound of the best normal that each path met: (path,).
     steps
         Quasi-Newton iterations.
     """
@@ -113,15 +115,23 @@ class _Descent:
 
     def _draw(self, num_draws: int) -> tuple[Tensor, Tensor]:
         """Draws of every path, and one draw per path chosen by its importance weights."""
+        mean, factor, instead = self.mean, self.factor, self.z
+        hopeless = ~(self.best > self.best.max() - _GAP)
+        if bool(hopeless.any()) and not bool(hopeless.all()):
+            # Draws of their own, since copies of others' would pass for more than is known of the density.
+            good = torch.nonzero(~hopeless)[:, 0]
+            origin = torch.arange(len(hopeless))
+            origin[hopeless] = good[torch.arange(int(hopeless.sum())) % len(good)]
+            mean, factor, instead = mean[origin], factor[origin], instead[origin]
         draws, weights = [], []
         for _ in range(num_draws):
             noise = torch.randn_like(self.z)
-            draw = self._shifted(self.mean, self.factor, noise)
+            draw = self._shifted(mean, factor, noise)
             potential, gradient = self.evaluate(draw)
-            good = torch.isfinite(potential) & torch.isfinite(gradient).all(1)
+            finite = torch.isfinite(potential) & torch.isfinite(gradient).all(1)
             weight = 0.5 * noise.square().sum(1) - potential  # up to what all draws of a path share
-            draws.append(torch.where(good[:, None], draw, self.z))
-            weights.append(torch.where(good, weight, -math.inf))
+            draws.append(torch.where(finite[:, None], draw, instead))
+            weights.append(torch.where(finite, weight, -math.inf))
         stacked, log_weight = torch.stack(draws), torch.stack(weights)
         largest = log_weight.max(0).values
         probs = torch.where(torch.isfinite(largest), log_weight, 0.0).softmax(0)
@@ -197,8 +207,10 @@ class _Descent:
         hessian = 0.5 * (hessian + hessian.mT)
         good = torch.isfinite(hessian).all(2).all(1)
         values, vectors = torch.linalg.eigh(torch.where(good[:, None, None], hessian, self.identity))
-        # At a saddle, directions that bend downwards are taken as steeply as they bend.
-        values = values.abs().clamp(min=1e-9 * float(values.abs().max().clamp(min=1e-30)))
+        # At a saddle, directions that bend downwards are taken as steeply as they bend. Each path has a limit of its
+        # own, or one in a steep place would narrow the normals of all others.
+        values = values.abs()
+        values = torch.maximum(values, 1e-9 * values.amax(1, keepdim=True).clamp(min=1e-30))
         inverse = (vectors / values[:, None, :]) @ vectors.mT
         self.inverse = torch.where(good[:, None, None], inverse, self.inverse)
         self._consider()

@@ -278,7 +278,9 @@ def _write(result: Result, folder: Path) -> bool:
         typer.echo(str(diagnosis))
         return diagnosis.ok
     written = method.write_outputs(result, folder)
-    typer.echo(f"\n{written.table}\n\n{written.diagnosis}\n\nReport: {folder / 'report.html'}")
+    typer.echo(
+        f"\n{written.table}\n\n{written.diagnosis}\n\nReport: {getattr(written, 'report', folder / 'report.html')}"
+    )
     return bool(written.diagnosis.ok)
 
 

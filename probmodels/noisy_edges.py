@@ -57,8 +57,20 @@ from probmodels.guides.nets import propagate
 from probmodels.guides.noisy_edges import make_edge_guide
 from probmodels.inference.ops import named_deterministic
 from probmodels.inference.problem import Problem, ProblemError
+from probmodels.learned_edges import write_edges as write_outputs
 
-__all__ = ["ENGINES", "REFERENCE", "NoisyCount", "Prior", "edge_logits", "evidence", "make_problem", "model", "tiny"]
+__all__ = [
+    "ENGINES",
+    "REFERENCE",
+    "NoisyCount",
+    "Prior",
+    "edge_logits",
+    "evidence",
+    "make_problem",
+    "model",
+    "tiny",
+    "write_outputs",
+]
 
 REFERENCE = "Newman (2018), https://doi.org/10.1038/s41567-018-0076-1"
 ENGINES = ("mcmc", "svi")

@@ -19,6 +19,9 @@ name and options::
     engine = "svi"
     guide = { name = "low_rank", rank = 3 }
 
+Without ``engine`` the first of those that apply to the method is taken. Engine ``"bilevel"`` is for methods whose
+problem has an outer one.
+
 Every key is checked against the signature of the function that it goes to, before anything is read or computed.
 """
 
@@ -42,8 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ENGINES", "SpecError", "build_problem", "load_spec", "run_engine", "run_spec", "spec_of_result"]
 
-ENGINES = {"mcmc": "run_mcmc", "svi": "fit_svi", "em": "fit_em"}
-_GUIDED = ("svi", "em")  # engines that fit a guide
+ENGINES = {"mcmc": "run_mcmc", "svi": "fit_svi", "em": "fit_em", "bilevel": "fit_bilevel"}
+_GUIDED = ("svi", "em", "bilevel")  # engines that fit a guide
 _TABLES = ("data", "model", "inference", "output")
 _OUTPUT = ("path", "overwrite")
 
@@ -68,7 +71,8 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     SpecError
-        If the file cannot be read as TOML, or a table or key is unknown or missing.
+        If the file cannot be read as TOML, a table or key is unknown or missing, or the engine does not apply to the
+        method.
     """
     if isinstance(source, Mapping):
         spec = copy.deepcopy(dict(source))
@@ -89,9 +93,14 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         method = get_method(spec["method"])
     except KeyError as error:
         raise SpecError(f"[method] {error.args[0]}") from error
-    engine = spec["inference"].setdefault("engine", "mcmc")
+    applicable = tuple(getattr(method, "ENGINES", ENGINES))
+    engine = spec["inference"].setdefault("engine", applicable[0])
     if engine not in ENGINES:
         raise SpecError(f"[inference] unknown engine {engine!r}{_hint(engine, ENGINES)}")
+    if engine not in applicable:
+        raise SpecError(
+            f"[inference] engine {engine!r} does not apply to {spec['method']!r}; choose one of {', '.join(applicable)}"
+        )
     if "name" in spec["data"]:
         loader = _loader(spec["data"]["name"])
         _check_keys("data", spec["data"], ("name", *inspect.signature(loader).parameters))

@@ -47,18 +47,19 @@ from probmodels.guides.vib_gsl import (
     Encoder,
     FeatureMask,
     VIBGSLGuide,
-    check_memory,
+    check_step,
     choose_graphs,
     pair_sites,
-    parameters_without_gradient,
 )
+from probmodels.inference.checks import parameters_without_gradient
 from probmodels.inference.minibatch import subsampled
 from probmodels.inference.ops import isolated, named_deterministic
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs import fitted
 from probmodels.inference.result import Result
+from probmodels.learned_edges import write_edges as write_outputs
 
-__all__ = ["ENGINES", "REFERENCE", "VIBGSL", "make_problem", "predict", "tiny"]
+__all__ = ["ENGINES", "REFERENCE", "VIBGSL", "make_problem", "predict", "tiny", "write_outputs"]
 
 REFERENCE = "Sun et al. (2022), https://arxiv.org/abs/2112.08903"
 ENGINES = ("svi",)
@@ -244,7 +245,7 @@ def make_problem(
         network = EdgeNetwork(x.shape[1], width, rates if informed else (level, level), informed)
         encoder = Encoder(x.shape[1], width, layers, bottleneck, backbone, pooling)
         with torch.no_grad():
-            check_memory(encoder, network, x, edges)
+            check_step(encoder, network, x, edges)
         some_x, few = choose_graphs(x, edges, labelled.nonzero().squeeze(1)[:_STARTING_GRAPHS])
         encoder.start(some_x, few, few.observed.to(x))
         guide = VIBGSLGuide(
@@ -407,7 +408,7 @@ def _renewed(problem: Problem, data: xr.Dataset) -> Problem:
     x, edges, y = _tensors(data, settings)
     guide: Any = problem.guide
     with torch.no_grad():
-        check_memory(guide.encoder, guide.edges, x, edges)
+        check_step(guide.encoder, guide.edges, x, edges)
     old: Tensor = problem.args[0]
     source, target, origin, graph = (part.to(old.device) for part in edges[:4])
     edges = EdgeSet(source, target, origin, graph, edges.num_graphs)

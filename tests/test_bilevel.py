@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoDelta, AutoNormal
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from probmodels import fit_bilevel, fit_svi
@@ -188,6 +189,90 @@ def test_random_guides_work_and_seeds_reproduce():
 
 class Stop(Exception):
     pass
+
+
+class Point(nn.Module):
+    """A point for the weights, moved by a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 5)
+
+    def forward(self, *args: Any) -> None:
+        pyro.module("point", self)
+        pyro.sample("weight", dist.Delta(self.layer(torch.ones(2))).to_event(1))
+
+
+def holding(start: Any) -> Problem:
+    """Parameters of every origin: of a guide module, of a module and tensors that functions hold, of initialisers."""
+    torch.manual_seed(0)
+    net, held, log_scale = nn.Linear(5, 1), torch.tensor(0.3, requires_grad=True), nn.Parameter(torch.zeros(5))
+
+    def model(x: Tensor, y: Tensor, prior: bool = True) -> None:
+        pyro.module("net", net)
+        level = pyro.param("level", start) + pyro.param("held", held)
+        scale = pyro.param("log_scale", log_scale).exp()
+        with poutine.mask(mask=prior):
+            weight = pyro.sample("weight", dist.Normal(torch.zeros(5), scale).to_event(1))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(x @ weight + net(x).squeeze(-1) + level, NOISE), obs=y)
+
+    x, y = rows()
+    of = partial(Problem, model=model, guide=Point())
+    outer = Outer(of("outer", args=(x[15:], y[15:], False)), {"log_scale": None})
+    return of("holding", args=(x[:15], y[:15]), outer=outer)
+
+
+def test_a_restart_brings_back_all_starting_values_and_runs_initialisers_anew():
+    run = partial(fit_bilevel, num_rounds=3, inner_steps=30, unroll_steps=1, lr=0.02, hyper_lr=1e-12, **QUIET)
+    constant = holding(lambda: torch.zeros(()))
+    first = run(constant).tree["fit"]["inner_loss"].values.reshape(3, 30)
+    np.testing.assert_allclose(first[1:], first[[0, 0]], rtol=1e-9)
+    assert first[0, -1] < 0.5 * first[0, 0]  # which a round has left well behind
+    going_on = run(constant, restart=False).tree["fit"]["inner_loss"].values.reshape(3, 30)
+    assert going_on[1, 0] < first[0, -1]
+    levels = []
+
+    def note(step):
+        levels.append(float(pyro.get_param_store()["level"].detach()))
+
+    run(holding(lambda: torch.randn(())), lr=1e-12, callbacks=[note])
+    drawn = np.array(levels).reshape(3, 30)
+    assert np.ptp(drawn, axis=1).max() < 1e-9
+    assert np.diff(np.sort(drawn[:, 0])).min() > 1e-3
+
+
+def test_a_restart_leaves_hyperparameters_that_functions_hold():
+    seen = []
+
+    def note(step):
+        seen.append(pyro.get_param_store()["log_scale"].detach().clone())
+
+    fit = fit_bilevel(
+        holding(lambda: torch.zeros(())), num_rounds=3, inner_steps=4, unroll_steps=2, callbacks=[note], **QUIET
+    ).tree["fit"]
+    moves = torch.stack([torch.zeros(5), *seen]).diff(dim=0).norm(dim=1)
+    np.testing.assert_allclose(moves, 0.1 * fit["hypergrad_norm"].values, rtol=1e-9)
+
+
+def test_a_resumed_run_needs_the_starting_values_that_it_restarts_from(tmp_path):
+    run = partial(fit_bilevel, num_rounds=3, inner_steps=4, unroll_steps=2, **QUIET)
+
+    def fail(step):
+        if step.number == 2:
+            raise Stop
+
+    known = holding(lambda: torch.zeros(()))
+    with pytest.raises(Stop):
+        run(known, checkpoint=tmp_path, checkpoint_every=0.0, callbacks=[fail])
+    other = Point()
+    assert known.outer is not None
+    moved = replace(known, guide=other, outer=replace(known.outer, problem=replace(known.outer.problem, guide=other)))
+    with pytest.raises(CheckpointError, match="had other starting values"):
+        run(moved, checkpoint=tmp_path)
+    resumed = run(holding(lambda: torch.zeros(())), checkpoint=tmp_path)
+    np.testing.assert_array_equal(resumed.tree["fit"]["outer_loss"], run(known).tree["fit"]["outer_loss"])
+    run(moved, checkpoint=tmp_path)  # at its end there is nothing left to restart
 
 
 @pytest.mark.parametrize("optimiser", ["adam", "sgd"])

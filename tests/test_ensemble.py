@@ -255,6 +255,60 @@ def test_paths_find_the_normal_itself_and_the_mass_of_a_funnel():
     assert (paths.starts[:, 0].abs() < 6).float().mean() > 0.6
 
 
+def two_modes():
+    x = pyro.sample("x", dist.Normal(0.0, 1.0).expand([19]).to_event(1))
+    narrow = 17 - 0.5 * ((x[0] - 1.7) / 0.1) ** 2
+    pyro.factor("modes", torch.logaddexp(-0.5 * ((x[0] + 0.5) / 0.3) ** 2, narrow))
+
+
+def test_paths_in_modes_without_mass_draw_from_the_normals_of_others():
+    potential = Potential(Problem("modes", two_modes))
+    with isolated(3):
+        evaluate = potential.batched(8)
+        starts = torch.stack([potential.uniform(2.0) for _ in range(8)])
+        paths = find_paths(evaluate, starts)
+    assert 1 <= int((paths.elbo > paths.elbo.max() - 10).sum()) <= 2  # so few paths end in the narrow mode
+    rows = torch.cat([paths.starts[None], paths.draws]).flatten(0, 1)
+    assert (rows[:, 0] > 1).all()
+    assert len(torch.unique(paths.draws.flatten(0, 1), dim=0)) == 80
+
+
+def test_one_path_that_finds_the_mass_is_enough_for_a_metric():
+    result = quick(
+        Problem("modes", two_modes), seed=3, num_chains=8, warmup_steps=100, num_samples=100,
+        kernel_options={"metric": "low_rank", "max_leapfrog": 127},
+    )  # fmt: skip
+    others = result.posterior["x"].values[..., 1:]
+    assert np.abs(others.std((0, 1)) - 1).max() < 0.2  # effective sizes of 300 and more: five standard errors
+
+
+def test_copies_among_rows_make_no_direction_of_a_metric():
+    generator = torch.Generator().manual_seed(4)
+    rows = torch.randn(10, 19, dtype=torch.float64, generator=generator)
+    rows = rows[torch.randint(10, (80,), generator=generator)].reshape(10, 8, 19)
+    identity = Metric(torch.ones(19, dtype=torch.float64))
+    assert float(identity.renewed(rows, "low_rank").stretch.min()) < 1e-6  # what they pass for if nobody counts
+    metric = identity.renewed(rows, "low_rank", distinct=10)
+    assert metric.stretch is None or float(metric.stretch.min()) > 0.1
+
+
+def test_a_path_in_a_steep_place_leaves_the_normals_of_others_alone():
+    scales = torch.logspace(0, 2.5, 6, dtype=torch.float64)
+
+    def evaluate(z):
+        steep = z[:, :1] > 1e4
+        wide, narrow = z / scales, 1e7 * (z - 2e4)
+        potential = 0.5 * torch.where(steep, narrow, wide).square().sum(1)
+        return potential, torch.where(steep, 1e7 * narrow, wide / scales)
+
+    starts = torch.zeros(2, 6, dtype=torch.float64)
+    starts[0], starts[1] = scales, 2e4
+    with isolated(0):
+        paths = find_paths(evaluate, starts)
+    exact = float(scales.log().sum()) + 3 * np.log(2 * np.pi)  # the log of the wide normal's volume
+    np.testing.assert_allclose(float(paths.elbo[0]), exact, atol=1e-3)
+
+
 def test_callbacks_learn_where_the_chains_stand_and_the_bar_says_what_is_worth_knowing(monkeypatch):
     monkeypatch.setattr("probmodels.inference.chains._REPORT_SECONDS", 0.0)
     seen = []

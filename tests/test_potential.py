@@ -13,7 +13,7 @@ from inference_models import data, mean_model, normal_model
 from pyro.infer.reparam import LocScaleReparam
 
 from probmodels.inference import Problem, ProblemError
-from probmodels.inference.capture import CaptureError, batch, capture, compile_graph
+from probmodels.inference.capture import CaptureError, batch, capture, compare, compile_graph
 from probmodels.inference.potential import Potential
 
 Y = data()
@@ -104,6 +104,46 @@ def test_functions_without_a_faithful_graph_are_refused():
         capture(changing, torch.ones(3))
     with pytest.raises(ValueError, match="choose one of"):
         compile_graph(capture(torch.exp, torch.ones(3)), "jit", torch.ones(3))
+
+
+def positive_part(x):
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        positive = x[x > 0]
+        value = (positive * torch.arange(len(positive))).sum()  # as many terms as entries are positive
+        (slope,) = torch.autograd.grad(value, x)
+    return value.detach(), slope
+
+
+def test_graphs_whose_shapes_depend_on_values_are_refused_but_errors_of_functions_come_through():
+    one, two = torch.tensor([1.0, 3.0, -1.0, -2.0]), torch.tensor([1.0, 3.0, 2.0, -2.0])
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    with pytest.raises(CaptureError, match=r"fails where the function does not \(.*size.*\): shapes depend on values"):
+        capture(positive_part, one, checks=[(two,)])
+    assert torch.equal(torch.get_rng_state(), state)
+
+    def faulty(x):
+        torch.rand(1)
+        raise KeyError("a fault of the user's")
+
+    with pytest.raises(KeyError, match="a fault of the user's"):
+        compare(faulty, torch.exp, (one,), None)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def selecting_model():
+    x = pyro.sample("x", dist.Normal(0.0, 1.0).expand([6]).to_event(1))
+    positive = x[x > 0]
+    pyro.factor("few", -(positive.square() * torch.arange(len(positive))).sum())
+
+
+def test_potentials_whose_shapes_depend_on_values_run_in_pyro_and_say_why(caplog):
+    potential = Potential(Problem("selecting", selecting_model))
+    with caplog.at_level("INFO", logger="probmodels"):
+        assert potential.fastest() == potential.evaluate
+    assert "selecting: the potential runs in Pyro" in caplog.text
+    assert "shapes depend on values" in caplog.text
 
 
 def test_a_failed_factorisation_in_a_batch_is_nan_there_and_nowhere_else():

@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 import xarray as xr
 from inference_models import mean_problem
+from pyro.infer.autoguide import AutoDelta
 
-from probmodels import Result, fit_svi, run_mcmc, run_spec
+from probmodels import Problem, Result, fit_bilevel, fit_svi, run_mcmc, run_spec
 from probmodels.bayesian_svd import make_problem
 from probmodels.guides import with_guide
+from probmodels.inference import Outer, ProblemError
 from probmodels.spec import SpecError, build_problem, load_spec, run_engine, spec_of_result
 
 
@@ -136,3 +141,77 @@ def test_a_guide_by_name_is_that_of_the_call(monkeypatch: pytest.MonkeyPatch) ->
     by_hand = fit_svi(with_guide(mean_problem(), "low_rank", rank=2), num_steps=5, num_samples=4, progress=False)
     assert result.posterior.equals(by_hand.posterior)
     assert '"rank": 2' in result.tree.attrs["spec"]
+
+
+# -- engines that apply ---------------------------------------------------------------------------------------------
+
+
+def test_a_method_without_mcmc_is_run_by_its_first_engine() -> None:
+    assert load_spec({"method": "vib_gsl"})["inference"] == {"engine": "svi"}
+    assert load_spec({"method": "noisy_edges"})["inference"] == {"engine": "mcmc"}
+    assert load_spec({"method": "bayesian_svd"})["inference"] == {"engine": "mcmc"}
+    # Keys are those of that engine.
+    assert load_spec({"method": "vib_gsl", "inference": {"num_steps": 3}})["inference"]["engine"] == "svi"
+    with pytest.raises(SpecError, match="unknown key 'warmup_steps'"):
+        load_spec({"method": "vib_gsl", "inference": {"warmup_steps": 3}})
+
+
+@pytest.mark.parametrize(
+    ("method", "engine", "message"),
+    [
+        ("vib_gsl", "mcmc", r"\[inference\] engine 'mcmc' does not apply to 'vib_gsl'; choose one of svi$"),
+        ("noisy_edges", "em", "engine 'em' does not apply to 'noisy_edges'; choose one of mcmc, svi$"),
+        ("noisy_edges", "bilevel", "engine 'bilevel' does not apply to 'noisy_edges'"),
+        ("vib_gsl", "sv", "unknown engine 'sv'; did you mean 'svi'"),
+    ],
+)
+def test_engines_that_do_not_apply_are_refused(method: str, engine: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        load_spec({"method": method, "inference": {"engine": engine}})
+
+
+def test_a_bilevel_spec_is_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"num_rounds": 2, "inner_steps": 4, "unroll_steps": 2, "hypergrad": "cg", "num_samples": 4, "seed": 3}
+    options["progress"] = False
+    checked = load_spec({"method": "bayesian_svd", "inference": {"engine": "bilevel", **options}})
+    monkeypatch.setattr("probmodels.bayesian_svd.make_problem", lambda data: shrinkage())
+    result = run_engine(checked, build_problem(checked, data=object()))
+    by_hand = fit_bilevel(shrinkage(), **options)
+    assert result.posterior.equals(by_hand.posterior)
+    assert result.tree.attrs["engine"] == "bilevel"
+    assert '"hypergrad": "cg"' in result.tree.attrs["spec"]
+    with pytest.raises(SpecError, match="unknown key 'num_round'; did you mean 'num_rounds'"):
+        load_spec({"method": "bayesian_svd", "inference": {"engine": "bilevel", "num_round": 2}})
+
+
+def test_a_guide_by_name_is_that_of_the_outer_problem_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"num_rounds": 1, "inner_steps": 400, "unroll_steps": 50, "lr": 0.05, "hyper_lr": 1e-9}
+    inference = {"engine": "bilevel", "guide": "map", **options, "num_samples": 1, "progress": False}
+    checked = load_spec({"method": "bayesian_svd", "inference": inference})
+    monkeypatch.setattr("probmodels.bayesian_svd.make_problem", lambda data: shrinkage())
+    result = run_engine(checked, build_problem(checked, data=object()))
+    assert set(result.params()) == {"log_scale", "guide.joint.loc"}
+    assert float(result.posterior["mean"].mean()) == pytest.approx(1.0, abs=1e-3)  # mode: 3 / (2 + 1)
+
+
+def test_a_method_without_outer_problem_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    inference = {"engine": "bilevel", "guide": "map", "progress": False}
+    checked = load_spec({"method": "bayesian_svd", "inference": inference})
+    monkeypatch.setattr("probmodels.bayesian_svd.make_problem", lambda data: mean_problem())
+    with pytest.raises(ProblemError, match="fit_bilevel needs an outer problem"):
+        run_engine(checked, build_problem(checked, data=object()))
+
+
+def shrinkage() -> Problem:
+    """A mean whose prior sd is a hyperparameter, judged by other data."""
+
+    def model(y: torch.Tensor) -> None:
+        log_scale = pyro.param("log_scale", lambda: torch.zeros(()))
+        mean = pyro.sample("mean", dist.Normal(0.0, log_scale.exp()))
+        with pyro.plate("row", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    guide = AutoDelta(model)
+    judged = Problem("judged", model, guide, args=(torch.tensor([0.1, 0.3]),))
+    outer = Outer(judged, {"log_scale": None})
+    return Problem("shrinkage", model, guide, args=(torch.tensor([1.0, 2.0]),), outer=outer)

@@ -256,6 +256,18 @@ def test_what_cannot_be_captured_runs_as_written_and_says_why(caplog):
     assert quiet.tree.attrs["execution"].startswith("eager: ")
 
 
+def test_graphs_whose_shapes_depend_on_values_are_not_used():
+    points = torch.linspace(-0.01, 0.01, 1001)
+
+    def selecting(y):
+        mu = pyro.sample("mu", dist.Normal(y.new_zeros(()), 2.0))
+        above = points[points > pyro.param("edge", torch.zeros(()))]
+        pyro.factor("loss", -(mu * above * torch.arange(len(above))).square().sum())
+
+    result = quick(Problem("selecting", selecting, MeanGuide(), (data(),)), compile="graph")
+    assert "shapes depend on values" in result.tree.attrs["execution"]
+
+
 def test_a_program_that_counts_its_calls_is_not_captured():
     calls = []
 

@@ -1,0 +1,416 @@
+"""Learning discrete structures: a graph whose edges are hyperparameters of the network that classifies its nodes.
+
+Model of one graph, with candidate pairs (u, v) and n nodes of known class::
+
+    edge_uv ~ Bernoulli(theta_uv)
+    weight_in_fh ~ Normal(0, 1 / (n l2)),  weight_out_hc ~ the same or flat
+    label_u ~ Categorical(softmax(A relu(A x weight_in) weight_out)_u),  A = D^-1/2 (edges + I) D^-1/2
+
+The probabilities ``theta`` are no part of the posterior: they minimise the loss of other nodes, given weights that
+minimise that of the training nodes. `fit_bilevel` solves both::
+
+    min_theta E[-log p(label_validation | edge, weight*)],  weight* = argmin E[-log p(label_train, weight | edge)]
+
+References
+----------
+Franceschi, L., Niepert, M., Pontil, M. and He, X. (2019). Learning discrete structures for graph neural networks.
+ICML. https://arxiv.org/abs/1903.11960
+Kipf, T. N. and Welling, M. (2017). Semi-supervised classification with graph convolutional networks. ICLR.
+https://arxiv.org/abs/1609.02907
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.nn import PyroModule
+from torch import Tensor
+from torch.nn.functional import dropout
+
+from probmodels.datasets import DataError
+from probmodels.datasets.edges import EdgeSet, label_pairs, make_edges, nearest_neighbours, transient_sites
+from probmodels.datasets.graph_data import check_graph, make_graph
+from probmodels.datasets.pairs import some
+from probmodels.guides.lds import WEIGHTS, EdgeProbability, LDSGuide, NodeData, weight_dims
+from probmodels.guides.nets import propagate
+from probmodels.guides.sparse import SparseMatrix, make_links
+from probmodels.inference.checks import check_memory
+from probmodels.inference.ops import named_deterministic
+from probmodels.inference.problem import Outer, Problem
+from probmodels.inference.result import Result, ResultError
+from probmodels.learned_edges import write_edges as write_outputs
+
+__all__ = ["ENGINES", "LDS", "REFERENCE", "make_problem", "refit_problem", "tiny", "write_outputs"]
+
+REFERENCE = "Franceschi et al. (2019), https://arxiv.org/abs/1903.11960"
+ENGINES = ("bilevel",)
+STARTS = ("observed", "neighbours")
+
+_ALL_PAIRS = 250_000  # pairs up to which all are candidates by default: those of some 700 nodes
+_CANDIDATES = 20  # nearest neighbours that are candidates by default in larger graphs
+_SPARSE = 0.1  # share of features that are not zero, below which they are kept as a sparse matrix
+_STEPS = 6  # evaluations whose graph a step of `fit_bilevel` holds with its defaults
+_KEPT = 200_000  # numbers per draw above which results hold moments
+
+
+class LDS(PyroModule):
+    """The model.
+
+    Parameters
+    ----------
+    edges
+        Probabilities of edges.
+    shapes
+        Shape of each weight matrix by site, in the order of layers.
+    precisions
+        Of the normal priors of weights by site; 0 for a flat one.
+    rate
+        Of dropout, of inputs and hidden units, while weights are learned.
+    """
+
+    def __init__(
+        self,
+        edges: EdgeProbability,
+        shapes: dict[str, tuple[int, int]],
+        precisions: dict[str, float],
+        rate: float,
+    ) -> None:
+        super().__init__()
+        self.edges, self.shapes, self.precisions, self.rate = edges, shapes, precisions, rate
+
+    def forward(self, data: NodeData, known: Tensor, held_out: bool = False) -> None:
+        """Sites ``edge`` (pair,), ``weight_in`` (feature, hidden), ``weight_out`` (hidden, class), ``label`` (known,).
+
+        Where no gradient is taken also ``edge_probability`` (pair,), ``class_probability`` (node, class),
+        ``num_edges``, ``mean_degree``, and ``homophily``, the share of edges within a class that the network expects.
+
+        Parameters
+        ----------
+        data
+            The graph.
+        known
+            Nodes whose classes are observed.
+        held_out
+            Whether these are not the training nodes: then there is neither prior nor dropout, and the loss is the mean
+            over nodes.
+        """
+        learning = torch.is_grad_enabled()
+        with pyro.plate("pair", data.edges.num_pairs), poutine.mask(mask=False):
+            edge = pyro.sample("edge", dist.Bernoulli(self.edges.probability))
+            if not learning:
+                named_deterministic("edge_probability", self.edges.probability)
+        with poutine.mask(mask=not held_out):
+            first, second = (self._weight(name, edge) for name in self.shapes)
+        logits = self._logits(data, edge, first, second, self.rate if learning and not held_out else 0.0)
+        with pyro.plate("known", len(known)), poutine.scale(scale=1 / len(known) if held_out else 1.0):
+            pyro.sample("label", dist.Categorical(logits=logits.index_select(0, known)), obs=data.y[known])
+        if not learning:
+            _summarise(data.edges, edge, logits.softmax(-1))
+
+    def _weight(self, name: str, like: Tensor) -> Tensor:
+        shape, precision = self.shapes[name], self.precisions[name]
+        prior = dist.Normal(like.new_zeros(shape), 1 / math.sqrt(precision or 1.0)).to_event(2)
+        named: Any = {"event_dims": weight_dims(name)}
+        value: Tensor = pyro.sample(name, prior.mask(precision > 0), infer=named)
+        return value
+
+    def _logits(self, data: NodeData, edge: Tensor, first: Tensor, second: Tensor, rate: float) -> Tensor:
+        x = data.x
+        if rate:
+            x = x.dropped(rate) if isinstance(x, SparseMatrix) else dropout(x, rate)
+        hidden = propagate(x @ first, data.edges, edge, data.links).relu()
+        hidden = dropout(hidden, rate) if rate else hidden
+        return propagate(hidden @ second, data.edges, edge, data.links)
+
+
+def _summarise(edges: EdgeSet, edge: Tensor, chance: Tensor) -> None:
+    named_deterministic("class_probability", chance, ["node", "class"])
+    total = edge.sum()
+    alike = edge @ (chance[edges.source] * chance[edges.target]).sum(-1)
+    pyro.deterministic("num_edges", total)
+    pyro.deterministic("mean_degree", 2 * total / edges.num_nodes)
+    pyro.deterministic("homophily", alike / total.clamp(min=1))
+
+
+def make_problem(
+    data: xr.Dataset,
+    *,
+    start: str | None = None,
+    neighbours: int = 10,
+    metric: str = "cosine",
+    candidates: int | str | None = None,
+    random: float = 0.0,
+    hidden: int = 16,
+    rate: float = 0.5,
+    weights: str = "point",
+    l2: float = 5e-4,
+    seed: int = 0,
+) -> Problem:
+    """Classification of nodes through edges that are learned on nodes held out.
+
+    Parameters
+    ----------
+    data
+        One graph, as `probmodels.datasets.graphs` describes it, with splits ``"train"``, ``"validation"``, whose loss
+        edges minimise, and, where there is one, ``"stop"``, which chooses the best round.
+    start
+        Pairs that start as edges, all others starting at probability 0: the ``"observed"`` ones, or nearest
+        ``"neighbours"`` in the features; None for the observed ones where there are any.
+    neighbours
+        Nearest neighbours of every node that edges start from with ``start="neighbours"``.
+    metric
+        Distance of scikit-learn's ``NearestNeighbors``.
+    candidates
+        Pairs that may become edges beside those that start as such: ``"all"``, as in the paper, or the pairs of this
+        many nearest neighbours. None for all of up to 250,000 pairs, and 20 neighbours in larger graphs.
+    random
+        Random pairs per other candidate pair.
+    hidden
+        Units of the network.
+    rate
+        Of dropout, in [0, 1).
+    weights
+        ``"point"`` fits the weights as the paper does; ``"normal"`` gives every weight a normal posterior.
+    l2
+        Weight decay of the first layer, per training node; with normal weights of both layers.
+    seed
+        Of random pairs.
+
+    Returns
+    -------
+    Problem
+        For `fit_bilevel`. Draws have a graph each: ``edge`` (pair,), and ``class_probability`` (node, class) by it;
+        average these. ``edge_probability`` (pair,) holds the hyperparameters. What is large is kept as mean and sd.
+
+    Raises
+    ------
+    DataError
+        If the data do not fit, a split is missing, a class is absent from training, or an option is out of range.
+    ProblemError
+        If a step over all candidate pairs would not fit into memory.
+    """
+    check_graph(data)
+    if "graph_index" in data:
+        raise DataError("lds classifies the nodes of one graph, but these data hold many; take vib_gsl")
+    start = start if start is not None else "observed" if data.sizes["edge"] else "neighbours"
+    _check_options(data, start, neighbours, candidates, hidden, rate, weights, l2)
+    known = {name: _known(data, name) for name in ("train", "validation", "stop")}
+    _check_splits(data, known)
+    edges, begins = _candidates(data, start, neighbours, metric, candidates, random, seed)
+    x = torch.as_tensor(data["x"].values, dtype=torch.get_default_dtype())
+    shapes = {"weight_in": (x.shape[1], hidden), "weight_out": (hidden, data.sizes["class"])}
+    _check_memory(x, edges, hidden)
+    dense = float((x != 0).double().mean()) > _SPARSE
+    y = torch.as_tensor(data["y"].values.astype(np.int64)).clamp(min=0)
+    graph = NodeData(x if dense else SparseMatrix.of(x), edges, make_links(edges), y)
+    precision = l2 * len(known["train"])
+    precisions = {"weight_in": precision, "weight_out": precision if weights == "normal" else 0.0}
+    probability = EdgeProbability(torch.as_tensor(begins, dtype=x.dtype))
+    model = LDS(probability, shapes, precisions, rate)
+    guide = LDSGuide(probability, shapes, weights)
+    problem = Problem(
+        name="lds",
+        model=model,
+        guide=guide,
+        args=(graph, torch.as_tensor(known["train"])),
+        coords=_coords(data, known["train"], edges, hidden),
+        data=label_pairs(data, edges),
+        loss="TraceMeanField_ELBO",
+        transient=_transient(edges, shapes, x.shape[0]),
+    )
+    held = {name: _held_out(problem, graph, nodes, data) for name, nodes in known.items() if name != "train"}
+    hyper = {"edges.probability": constraints.unit_interval}
+    return replace(problem, outer=Outer(held["validation"], hyper, held["stop"] if len(known["stop"]) else None))
+
+
+def refit_problem(problem: Problem, result: Result, splits: Sequence[str] = ("train", "validation")) -> Problem:
+    """The network alone, to be fitted on more nodes with the edges that were learned.
+
+    Nodes that chose the edges are left out of the loss of the weights. Once the edges are chosen these may learn from
+    them too, as one fits anew with all data after cross-validation.
+
+    Parameters
+    ----------
+    problem
+        That was fitted.
+    result
+        Of `fit_bilevel`.
+    splits
+        Whose labelled nodes to learn from.
+
+    Returns
+    -------
+    Problem
+        For `fit_svi`, with the edges' probabilities held.
+
+    Raises
+    ------
+    DataError
+        If no node has one of the splits.
+    ResultError
+        If the result is not one of this problem.
+    """
+    data, old, guide = problem.data, problem.model, problem.guide
+    assert data is not None and isinstance(old, LDS) and isinstance(guide, LDSGuide)
+    saved = result.params().get("edges.probability")
+    if saved is None or saved.shape != old.edges.probability.shape:
+        raise ResultError("the result holds no probabilities of edges that fit lds; give the problem that was fitted")
+    known = np.concatenate([_known(data, name) for name in splits])
+    if not len(known):
+        raise DataError(f"no labelled node has a split of {list(splits)}")
+    edges = EdgeProbability(torch.as_tensor(saved).to(old.edges.probability).detach().clone(), learned=False)
+    share = len(known) / len(problem.args[1])
+    precisions = {name: share * value for name, value in old.precisions.items()}
+    return replace(
+        problem,
+        model=LDS(edges, old.shapes, precisions, old.rate),
+        guide=LDSGuide(edges, guide.shapes, guide.weights),
+        args=(problem.args[0], torch.as_tensor(known).to(problem.args[1])),
+        coords={**problem.coords, "known": list(_names(data)[known])},
+        outer=None,
+    )
+
+
+def tiny() -> Problem:
+    """Sixteen nodes of two classes with two features and a noisy graph, for the conformance tests."""
+    rng = np.random.default_rng(0)
+    y = np.tile([0, 1], 8)
+    x = rng.normal(size=(16, 2)) + 1.5 * y[:, None]
+    split = np.repeat(["train", "validation", "stop", "test"], 4)
+    pairs = [(0, 2), (1, 3), (2, 8), (5, 7), (6, 9), (10, 12), (11, 15), (3, 13), (4, 14)]
+    return make_problem(make_graph(x, y, pairs, split=split, name="two classes"), hidden=3, weights="normal", l2=0.05)
+
+
+def _held_out(problem: Problem, graph: NodeData, nodes: NDArray[np.int64], data: xr.Dataset) -> Problem:
+    return replace(
+        problem,
+        args=(graph, torch.as_tensor(nodes)),
+        kwargs={"held_out": True},
+        coords={**problem.coords, "known": list(_names(data)[nodes])},
+        data=None,
+    )
+
+
+def _known(data: xr.Dataset, split: str) -> NDArray[np.int64]:
+    return np.flatnonzero((data["split"].values == split) & (data["y"].values >= 0))
+
+
+def _names(data: xr.Dataset) -> NDArray[Any]:
+    return np.asarray(data["node"].values if "node" in data.coords else np.arange(data.sizes["node"]))
+
+
+def _coords(data: xr.Dataset, train: NDArray[np.int64], edges: EdgeSet, hidden: int) -> dict[str, Any]:
+    features: Any = data["feature"].values if "feature" in data.coords else np.arange(data.sizes["feature"])
+    return {
+        "node": _names(data),
+        "feature": features,
+        "class": data["class"].values,
+        "hidden": np.arange(hidden),
+        "known": _names(data)[train],
+        "pair": np.arange(edges.num_pairs),
+    }
+
+
+def _candidates(
+    data: xr.Dataset, start: str, neighbours: int, metric: str, candidates: int | str | None, random: float, seed: int
+) -> tuple[EdgeSet, NDArray[np.bool_]]:
+    """Candidate pairs, and which of them start as edges (pair,)."""
+    num_nodes, x = data.sizes["node"], data["x"].values
+    nodes = np.zeros(num_nodes, dtype=np.int64)
+    if candidates is None:
+        few = num_nodes * (num_nodes - 1) // 2 <= _ALL_PAIRS
+        candidates = "all" if few else min(_CANDIDATES, num_nodes - 1)
+    every = candidates == "all"
+    near = 0 if every else max(int(candidates), neighbours if start == "neighbours" else 0)
+    edges = make_edges(
+        np.stack([data["source"].values, data["target"].values], axis=1),
+        nodes,
+        features=x,
+        neighbours=near,
+        metric=metric,
+        random=random,
+        all_pairs=every,
+        seed=seed,
+    )
+    if not edges.num_pairs:
+        raise DataError("no pair of nodes could be an edge; give candidates='all' or a number of neighbours")
+    if start == "observed":
+        return edges, edges.observed.numpy()
+    first = nearest_neighbours(x, nodes, neighbours, metric=metric)
+    number = edges.source.numpy() * num_nodes + edges.target.numpy()
+    return edges, np.isin(number, first[:, 0] * num_nodes + first[:, 1])
+
+
+def _check_options(
+    data: xr.Dataset,
+    start: str,
+    neighbours: int,
+    candidates: int | str | None,
+    hidden: int,
+    rate: float,
+    weights: str,
+    l2: float,
+) -> None:
+    if start not in STARTS:
+        raise DataError(f"start={start!r}; choose one of {', '.join(STARTS)}")
+    if start == "observed" and not data.sizes["edge"]:
+        raise DataError("start='observed', but no edge was observed; take start='neighbours'")
+    if weights not in WEIGHTS:
+        raise DataError(f"weights={weights!r}; choose one of {', '.join(WEIGHTS)}")
+    if isinstance(candidates, str) and candidates != "all":
+        raise DataError(f"candidates={candidates!r}; choose 'all', or a number of nearest neighbours")
+    counts: dict[str, Any] = {"neighbours": neighbours, "hidden": hidden}
+    counts |= {} if candidates is None or candidates == "all" else {"candidates": candidates}
+    for name, value in counts.items():
+        least = 0 if name == "candidates" else 1
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise DataError(f"{name}={value!r}; give a whole number of at least {least}")
+    if not 0 <= rate < 1:
+        raise DataError(f"rate={rate} of dropout is out of range: choose 0 for none, or less than 1")
+    if not l2 >= 0 or (l2 == 0 and weights == "normal"):
+        raise DataError(f"l2={l2}; give a positive number, or 0 for none with weights='point'")
+
+
+def _check_splits(data: xr.Dataset, known: dict[str, NDArray[np.int64]]) -> None:
+    for name in ("train", "validation"):
+        if not len(known[name]):
+            raise DataError(
+                f"no labelled node has the split {name!r}; lds learns weights on 'train' and edges on 'validation': "
+                "see datasets.graphs.split_nodes"
+            )
+    absent = np.setdiff1d(np.arange(data.sizes["class"]), data["y"].values[known["train"]])
+    if len(absent):
+        raise DataError(
+            f"classes {some(data['class'].values[absent])} have no node in 'train'; add some, or drop these classes"
+        )
+
+
+def _check_memory(x: Tensor, edges: EdgeSet, hidden: int) -> None:
+    """See that one step of the hyperparameters fits into memory, with `fit_bilevel`'s defaults."""
+    by_pair, by_node = 40, 8 * hidden
+    numbers = _STEPS * (by_pair * edges.num_pairs + by_node * len(x)) + x.numel()
+    needed = numbers * torch.finfo(x.dtype).bits // 8
+    check_memory(
+        "lds",
+        needed,
+        x.device,
+        f"{edges.num_pairs:,} candidate pairs of {len(x):,} nodes",
+        "take fewer candidates or fewer hidden units",
+    )
+
+
+def _transient(edges: EdgeSet, shapes: dict[str, tuple[int, int]], num_nodes: int) -> tuple[str, ...]:
+    sizes = {name: rows * columns for name, (rows, columns) in shapes.items()}
+    sizes["class_probability"] = num_nodes * shapes["weight_out"][1]
+    return transient_sites(edges) + tuple(name for name, size in sizes.items() if size > _KEPT)
