@@ -110,12 +110,12 @@ def cold(seeds: int, python: str | None, models: tuple[str, ...]) -> None:
     common.report("engines_cold", rows, seeds=seeds)
 
 
-def known(seeds: int, kernels: tuple[str, ...], num_samples: dict[str, int]) -> None:
+def known(seeds: int, kernels: tuple[str, ...], num_samples: int, names: tuple[str, ...]) -> None:
     """Means and sds of the twelve reference posteriors: worst over variables and seeds."""
     from probmodels.inference import run_mcmc
 
     rows = []
-    for name in reference.NAMES:
+    for name in names:
         ref = reference.load(name)
         for kernel in kernels:
             checks, seconds, divergences, reported = [], 0.0, 0, True
@@ -124,7 +124,7 @@ def known(seeds: int, kernels: tuple[str, ...], num_samples: dict[str, int]) -> 
                 result = run_mcmc(
                     ref.problem,
                     kernel=kernel,
-                    num_samples=num_samples[kernel],
+                    num_samples=num_samples,
                     **(NUTS if kernel == "nuts" else {}),
                     seed=seed,
                     progress=False,
@@ -169,6 +169,8 @@ def main() -> None:
     parser.add_argument("--python", help="interpreter of an environment that has the peers")
     parser.add_argument("--models", nargs="*", default=list(peers.SITES), choices=list(peers.SITES))
     parser.add_argument("--kernels", nargs="*", default=["chees", "nuts"], help="of the part 'reference'")
+    parser.add_argument("--draws", type=int, default=1000, help="per chain, of the part 'reference'")
+    parser.add_argument("--posteriors", nargs="*", default=list(reference.NAMES), choices=list(reference.NAMES))
     options = parser.parse_args()
     for part in options.parts or PARTS:
         print(f"\n## {part}", flush=True)
@@ -177,7 +179,7 @@ def main() -> None:
         elif part == "cold":
             cold(options.seeds, options.python, tuple(options.models))
         elif part == "reference":
-            known(options.seeds, tuple(options.kernels), {"chees": 1000, "nuts": 1000})
+            known(options.seeds, tuple(options.kernels), options.draws, tuple(options.posteriors))
         else:
             subprocess.run([sys.executable, str(Path(__file__).with_name(SCRIPTS[part][0]))], check=True)
 

@@ -1,6 +1,6 @@
 """Kill runs at random times and see that each, repeated until it ends, gives the numbers of a run left alone.
 
-Usage: ``python benchmarks/faults.py [--runs 20] [--seed 0]``. Every run is a process of its own with a checkpoint
+Usage: ``python benchmarks/faults.py [--runs 25] [--seed 0]``. Every run is a process of its own with a checkpoint
 folder. It and its workers are killed with SIGKILL at a random time after the engine was called, and the same call is
 repeated in a new process, until one gets to its end. Draws, statistics and parameters are compared bit for bit. Exits
 with 1 if any differ.
@@ -31,7 +31,8 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from probmodels.inference import Phase, Problem, Result, fit_em, fit_svi, run_mcmc
+from probmodels import lds
+from probmodels.inference import Phase, Problem, Result, fit_bilevel, fit_em, fit_svi, run_mcmc
 
 _EVERY = 0.1  # seconds between two checkpoints
 _SHARE = 1.0  # of the time of a run left alone, within which a run is killed
@@ -105,7 +106,12 @@ def em(**options: Any) -> Result:
     return fit_em(problem, num_rounds=100, phases=phases, batch_size=50, **options)
 
 
-ENGINES: dict[str, Callable[..., Result]] = {f.__name__: f for f in (vectorized, process, svi, em)}
+def bilevel(**options: Any) -> Result:
+    """Edges of a small graph, a round after the other."""
+    return fit_bilevel(lds.tiny(), num_rounds=10, inner_steps=50, **options)
+
+
+ENGINES: dict[str, Callable[..., Result]] = {f.__name__: f for f in (vectorized, process, svi, em, bilevel)}
 
 
 def numbers(result: Result) -> dict[str, np.ndarray]:
@@ -169,7 +175,7 @@ def same(one: Path, other: Path) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=20, help="over all engines")
+    parser.add_argument("--runs", type=int, default=25, help="over all engines")
     parser.add_argument("--seed", type=int, default=0, help="of the times at which runs are killed")
     options = parser.parse_args(arguments)
     rng = np.random.default_rng(options.seed)

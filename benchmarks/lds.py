@@ -29,9 +29,15 @@ import common  # isort: skip  (pins threads before numpy is loaded)
 
 import argparse
 import itertools
+import json
+import resource
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from functools import lru_cache, partial
+from inspect import signature
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,10 +47,11 @@ import xarray as xr
 from scipy import stats
 
 from probmodels import fit_bilevel, fit_svi
-from probmodels.datasets.graphs import load_planetoid, load_tabular_graph
+from probmodels.datasets.graphs import load_planetoid, load_tabular_graph, make_graph, split_nodes
 from probmodels.guides.lds import NodeData
 from probmodels.guides.nets import propagate
 from probmodels.guides.sparse import SparseMatrix
+from probmodels.inference.hypergradients import Descent, gradient
 from probmodels.lds import make_problem, refit_problem
 
 TABLES, NETWORKS = ("wine", "cancer", "digits"), ("Cora", "Citeseer")
@@ -52,12 +59,12 @@ STARTS = tuple(itertools.product(("cosine", "euclidean"), (10, 20)))
 METHODS = ("gcn", "gcn+", "lds", "lds+")
 EPOCHS, LR = 300, 0.01
 FIT: dict[str, Any] = {
-    "num_rounds": 12,
+    "num_rounds": 10,
     "inner_steps": 200,
     "tolerance": 0.01,
-    "patience": 6,
+    "patience": 4,
     "hyper_optimiser": "adam",
-    "hyper_lr": 0.01,
+    "hyper_lr": 0.005,
     "num_samples": 64,
 }
 SETTINGS: dict[str, dict[str, Any]] = {}
@@ -90,7 +97,7 @@ def gcn(data: xr.Dataset, start: Mapping[str, Any], more: bool, seed: int) -> di
     rows = torch.as_tensor(np.flatnonzero(np.isin(split, ["train", "validation"] if more else ["train"])))
     torch.manual_seed(seed)
     sizes = [graph.x.shape[1], 16, data.sizes["class"]]
-    layers = [torch.nn.init.xavier_uniform_(torch.empty(a, b)).requires_grad_() for a, b in itertools.pairwise(sizes)]
+    layers = [torch.nn.init.xavier_uniform_(torch.empty(a, b)).requires_grad_() for a, b in pairwise(sizes)]
     groups = [{"params": layers[:1], "weight_decay": 5e-4}, {"params": layers[1:]}]
     optimiser = torch.optim.Adam(groups, lr=LR)
 
@@ -114,7 +121,8 @@ def gcn(data: xr.Dataset, start: Mapping[str, Any], more: bool, seed: int) -> di
 def lds(data: xr.Dataset, start: Mapping[str, Any], options: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """`fit_bilevel`, and the network fitted anew."""
     options = dict(options)
-    start = {**start, "candidates": options.pop("candidates", 20)}
+    model = {name: options.pop(name) for name in list(options) if name not in signature(fit_bilevel).parameters}
+    start = {**start, **model}
     problem = make_problem(data, **start)
     result = fit_bilevel(problem, **{**FIT, **options}, seed=seed, progress=False)
     found: dict[str, Any] = scores(data, chance(result))
@@ -181,10 +189,98 @@ def accuracy(args: argparse.Namespace, graph: bool) -> None:
         line |= {name: percent(rows[name]["accuracy"] for rows in found) for name in METHODS}
         line |= {"lds - gcn": compare(found, "lds", "gcn"), "lds+ - gcn+": compare(found, "lds+", "gcn+")}
         line["CPU s"] = float(np.median([rows["lds"]["cpu"] for rows in found]))
-        line["edges"] = f"{found[0]['lds']['begun']:.0f} to {found[0]['lds']['edges']:.0f} of {found[0]['lds']['pairs']}"
+        edges = found[0]["lds"]
+        line["edges, seed 0"] = f"{edges['begun']:.0f} to {edges['edges']:.0f} of {edges['pairs']}"
         lines.append(line)
         print(line, flush=True)
     common.report(f"lds_{'graph' if graph else 'accuracy'}", lines, seeds=args.seeds, fit=FIT, settings=SETTINGS)
+
+
+# -- cost -------------------------------------------------------------------------------------------------------------
+
+
+def synthetic(num_nodes: int) -> xr.Dataset:
+    """Points around five centres, a hundredth of them labelled for each of the splits."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(5, size=num_nodes)
+    x = rng.standard_normal((num_nodes, 32)) + 1.5 * np.eye(5, 32)[y]
+    few = max(num_nodes // 100, 20)
+    return split_nodes(make_graph(x, y), train=few, validation=few, stop=few)
+
+
+def problem_of(name: str, root: str | None, candidates: int | str) -> Any:
+    """LDS on a data set without its graph, or on ``name`` synthetic nodes."""
+    data = synthetic(int(name)) if name.isdigit() else load(name, root, False, 1.0, 0)
+    return make_problem(data, neighbours=10, candidates=candidates)
+
+
+def ours(name: str, root: str | None, candidates: int) -> dict[str, float]:
+    """Cost of steps of the hyperparameters, each of five inner steps and a hypergradient."""
+    problem = problem_of(name, root, candidates)
+    before = peak()
+    fit = {"num_rounds": 1, "inner_steps": 60, "num_samples": 1, "num_scores": 1, "progress": False}
+    result = fit_bilevel(problem, **fit)
+    return _cost(problem.args[0].edges.num_pairs, result.tree["fit"]["seconds"].values, before)
+
+
+def dense(name: str, root: str | None, steps: int = 4) -> dict[str, float]:
+    """The same steps written with square matrices, as published: every pair of nodes is a candidate."""
+    graph, train = problem_of(name, root, 0).args
+    num_nodes, y = graph.edges.num_nodes, graph.y
+    sizes = [graph.x.shape[1], 16, int(y.max()) + 1]
+    before, times = peak(), []
+    theta = torch.zeros(num_nodes, num_nodes)
+    theta[graph.edges.source, graph.edges.target] = 1.0
+    upper = torch.ones_like(theta).triu_(1)
+
+    def loss(values: dict[str, torch.Tensor], theta: torch.Tensor, rate: float) -> torch.Tensor:
+        chance = theta * upper
+        edge = torch.bernoulli(chance.detach()) + (chance - chance.detach())
+        matrix = edge + edge.mT + torch.eye(num_nodes)
+        scale = matrix.sum(1).rsqrt()
+        matrix = scale[:, None] * matrix * scale
+        x = graph.x.dropped(rate) if isinstance(graph.x, SparseMatrix) else F.dropout(graph.x, rate)
+        h = F.dropout((matrix @ (x @ values["0"])).relu(), rate)
+        return F.cross_entropy((matrix @ (h @ values["1"]))[train], y[train])
+
+    for _ in range(steps):
+        begin = time.perf_counter()
+        theta.requires_grad_()
+        shapes = enumerate(pairwise(sizes))
+        values = {str(i): torch.randn(shape).mul(0.1).requires_grad_() for i, shape in shapes}
+        descent = Descent("adam", LR, {})
+        for _ in range(5):
+            values = descent.step(values, gradient(loss(values, theta, 0.5), values, create_graph=True))
+        (slope,) = torch.autograd.grad(loss(values, theta, 0.0), theta)
+        theta = (theta.detach() - 0.1 * slope).clamp(0, 1)
+        times.append(time.perf_counter() - begin)
+    return _cost(num_nodes * (num_nodes - 1) // 2, times, before)
+
+
+def _cost(pairs: int, seconds: Any, before: float) -> dict[str, float]:
+    grown, total = (peak() - before) / 2**30, peak() / 2**30
+    return {"pairs": pairs, "seconds a step": float(np.median(seconds)), "GiB of steps": grown, "GiB in all": total}
+
+
+def peak() -> float:
+    """Largest resident memory of this process so far, in bytes."""
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def cost(args: argparse.Namespace) -> None:
+    """Time and memory of a step, each row in a process of its own."""
+    cases = [("ours", str(n), 15) for n in (3000, 10_000, 30_000, 100_000)]
+    cases += [(kind, "digits", 20) for kind in ("ours", "dense")]
+    cases += [(kind, "Cora", 20) for kind in ("ours", "dense")] if args.root else []
+    rows = []
+    for kind, name, candidates in cases:
+        command = [sys.executable, __file__, "cost", "--one", kind, name, str(candidates)]
+        command += ["--root", args.root] if args.root else []
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        label = f"{int(name):,} points" if name.isdigit() else name
+        rows.append({"data": label, "program": kind, **json.loads(text)})
+        print(rows[-1], flush=True)
+    common.report("lds_cost", rows)
 
 
 def main() -> None:
@@ -197,7 +293,15 @@ def main() -> None:
     parser.add_argument("--retained", nargs="*", type=float, default=[1.0])
     parser.add_argument("--options", type=lambda text: dict(eval(f"dict({text})")), default={}, help=argparse.SUPPRESS)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after these")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.one:
+        kind, name, candidates = args.one
+        print(json.dumps(ours(name, args.root, int(candidates)) if kind == "ours" else dense(name, args.root)))
+        return
+    if args.part == "cost":
+        cost(args)
+        return
     args.until = time.monotonic() + 60 * args.minutes
     if not args.root:
         args.datasets = [name for name in args.datasets or TABLES if name in TABLES]

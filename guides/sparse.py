@@ -22,8 +22,9 @@ from probmodels.datasets.edges import EdgeSet
 
 __all__ = ["Links", "Pattern", "SparseMatrix", "make_links", "make_pattern", "product", "sampled"]
 
-# torch calls its compressed rows a beta, once in a process.
-warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+with warnings.catch_warnings():  # torch says once in a process that its compressed rows are a beta
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
 
 
 class Pattern(NamedTuple):
@@ -137,21 +138,21 @@ def product(pattern: Pattern, values: Tensor, dense: Tensor) -> Tensor:
     Parameters
     ----------
     pattern, values
-        Pattern and entries (entry,) of the sparse matrix (row, column).
+        Pattern and entries (..., entry) of the sparse matrix (row, column).
     dense
-        Of shape (column, feature).
+        Of shape (..., column, feature).
 
     Returns
     -------
     Tensor
-        Of shape (row, feature).
+        Of shape (..., row, feature), batch axes broadcast.
     """
     result: Tensor = torch.ops.probmodels.sparse_product(*pattern, values, dense)
     return result
 
 
 def sampled(pattern: Pattern, left: Tensor, right: Tensor) -> Tensor:
-    """Inner products (entry,) of rows of left (row, feature) and right (column, feature) that the pattern pairs."""
+    """Inner products (..., entry) of the rows of left (..., row, feature) and right (..., column, feature) in pairs."""
     result: Tensor = torch.ops.probmodels.sparse_sampled(*pattern, left, right)
     return result
 
@@ -172,7 +173,10 @@ def _product(
     values: Tensor,
     dense: Tensor,
 ) -> Tensor:
-    return _compressed(start, column, values, len(dense)) @ dense
+    def one(values: Tensor, dense: Tensor) -> Tensor:
+        return _compressed(start, column, values, len(dense)) @ dense
+
+    return _each(one, (values, 1), (dense, 2), (len(start) - 1, dense.shape[-1]))
 
 
 @torch.library.custom_op("probmodels::sparse_sampled", mutates_args=())
@@ -186,18 +190,46 @@ def _sampled(
     left: Tensor,
     right: Tensor,
 ) -> Tensor:
-    empty = _compressed(start, column, left.new_zeros(len(column)), len(right))
-    return torch.sparse.sampled_addmm(empty, left.contiguous(), right.contiguous().mT, beta=0.0).values().clone()
+    empty = _compressed(start, column, left.new_zeros(len(column)), right.shape[-2])
+
+    def one(left: Tensor, right: Tensor) -> Tensor:
+        return torch.sparse.sampled_addmm(empty, left.contiguous(), right.contiguous().mT, beta=0.0).values().clone()
+
+    return _each(one, (left, 2), (right, 2), (len(column),))
+
+
+def _each(
+    one: Callable[[Tensor, Tensor], Tensor],
+    first: tuple[Tensor, int],
+    second: tuple[Tensor, int],
+    shape: tuple[int, ...],
+) -> Tensor:
+    """An operation at every index of the batch; factors come with the number of their own axes."""
+    (a, axes_a), (b, axes_b) = first, second
+    if a.dim() == axes_a and b.dim() == axes_b:
+        return one(a, b)
+    batch = _batch(a, axes_a, b, axes_b)
+    left, right = (
+        value.expand(*batch, *value.shape[-axes:]).reshape(-1, *value.shape[-axes:]) for value, axes in (first, second)
+    )
+    found = a.new_empty(len(left), *shape)
+    for index, (x, y) in enumerate(zip(left, right, strict=True)):
+        found[index] = one(x, y)
+    return found.reshape(*batch, *shape)
+
+
+def _batch(a: Tensor, axes_a: int, b: Tensor, axes_b: int) -> torch.Size:
+    return torch.broadcast_shapes(a.shape[: a.dim() - axes_a], b.shape[: b.dim() - axes_b])
 
 
 @_product.register_fake
 def _(*args: Tensor) -> Tensor:
-    return args[7].new_empty(args[0].shape[0] - 1, args[7].shape[1])
+    return args[7].new_empty(*_batch(args[6], 1, args[7], 2), args[0].shape[0] - 1, args[7].shape[-1])
 
 
 @_sampled.register_fake
 def _(*args: Tensor) -> Tensor:
-    return args[6].new_empty(args[1].shape[0])
+    return args[6].new_empty(*_batch(args[6], 2, args[7], 2), args[1].shape[0])
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -209,9 +241,9 @@ def _product_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     pattern = Pattern(*parts)
     to_values = to_dense = None
     if ctx.needs_input_grad[6]:
-        to_values = sampled(pattern, grad, dense)
+        to_values = sampled(pattern, grad, dense).sum_to_size(values.shape)
     if ctx.needs_input_grad[7]:
-        to_dense = product(pattern.transposed, values.index_select(0, pattern.order_t), grad)
+        to_dense = product(pattern.transposed, values.index_select(-1, pattern.order_t), grad).sum_to_size(dense.shape)
     return *(None for _ in parts), to_values, to_dense
 
 
@@ -220,25 +252,30 @@ def _sampled_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     pattern = Pattern(*parts)
     to_left = to_right = None
     if ctx.needs_input_grad[6]:
-        to_left = product(pattern, grad, right)
+        to_left = product(pattern, grad, right).sum_to_size(left.shape)
     if ctx.needs_input_grad[7]:
-        to_right = product(pattern.transposed, grad.index_select(0, pattern.order_t), left)
+        to_right = product(pattern.transposed, grad.index_select(-1, pattern.order_t), left).sum_to_size(right.shape)
     return *(None for _ in parts), to_left, to_right
 
 
-def _one_by_one(operator: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
-    """Batches for `torch.vmap`, which sparse products know nothing of."""
+def _batched(operator: Callable[..., Tensor], axes: tuple[int, int]) -> Callable[..., tuple[Tensor, int]]:
+    """Batches for `torch.vmap`, in one node of a captured graph however many there are."""
 
     def batched(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
-        def chosen(index: int) -> list[Tensor]:
-            pairs = zip(args, in_dims, strict=True)
-            return [value if dim is None else value.select(dim, index) for value, dim in pairs]
-
-        return torch.stack([operator(*chosen(index)) for index in range(info.batch_size)]), 0
+        if any(dim is not None for dim in in_dims[:6]):
+            raise NotImplementedError("the patterns of sparse products cannot be batched")
+        parts = [value if dim is None else value.movedim(dim, 0) for value, dim in zip(args, in_dims, strict=True)]
+        outer = [int(dim is not None) for dim in in_dims[6:]]
+        inner = [value.dim() - own - new for value, own, new in zip(parts[6:], axes, outer, strict=True)]
+        for place, new, own in zip((6, 7), outer, inner, strict=True):  # batch axes of its own come after the new one
+            if new:
+                shape = parts[place].shape
+                parts[place] = parts[place].reshape(shape[0], *[1] * (max(inner) - own), *shape[1:])
+        return operator(*parts), 0
 
     return batched
 
 
-for _operator, _backward in ((_product, _product_backward), (_sampled, _sampled_backward)):
+for _operator, _backward, _axes in ((_product, _product_backward, (1, 2)), (_sampled, _sampled_backward, (2, 2))):
     _operator.register_autograd(_backward, setup_context=_keep)
-    _operator.register_vmap(_one_by_one(_operator))
+    _operator.register_vmap(_batched(_operator, _axes))

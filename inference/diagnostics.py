@@ -26,7 +26,7 @@ _OFF_TARGET = 0.2  # distance of the mean acceptance of a chain from its target 
 _SHIFT, _RATIO = 0.5, 1.5  # sds that a mean, and factor that an sd of a guide may be off at most
 _CLOSE = 0.4  # share of these that is worth a word
 _LIMITS = (("tree_depth", "max_tree_depth"), ("n_steps", "max_leapfrog"))
-_GUIDED = ("svi", "em")  # engines whose draws come from a guide
+_GUIDED = ("svi", "em", "bilevel")  # engines whose draws come from a guide
 
 
 class DiagnosticsError(ValueError):

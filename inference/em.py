@@ -12,11 +12,11 @@ import torch
 from pyro.infer import ELBO
 
 from probmodels.inference.fingerprints import fingerprint
-from probmodels.inference.gradient import Schedule, Stage
+from probmodels.inference.gradient import Stage
 from probmodels.inference.loop import Setting
 from probmodels.inference.losses import Memory, Objective, Sleep, make_loss, objective_of, wake, wake_phi
 from probmodels.inference.minibatch import Minibatches
-from probmodels.inference.options import Callback, Options, positive
+from probmodels.inference.options import Callback, Options, Schedule, positive
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.result import Result
 from probmodels.inference.training import Trainer, fit

@@ -71,7 +71,7 @@ class _Description:
         if isinstance(value, Sequence | np.ndarray):
             return [self.of(item) for item in value]
         if isinstance(value, nn.Module):
-            return {"class": self._class(type(value)), "state": self.of(dict(value.state_dict()))}
+            return {"class": self._class(type(value)), "state": self.of(dict(value.state_dict())), **self._plain(value)}
         if isinstance(value, partial):
             return [self.of(part) for part in (value.func, value.args, value.keywords)]
         if isinstance(value, FunctionType):
@@ -86,6 +86,16 @@ class _Description:
             return {"class": self._class(type(value)), **{name: self.of(item) for name, item in vars(value).items()}}
         text = repr(value)
         return type(value).__qualname__ if " at 0x" in text or isinstance(value, ModuleType) else text
+
+    def _plain(self, module: nn.Module) -> dict[str, Any]:
+        """Options that a module and its parts keep beside their state, such as rates and sizes."""
+        kinds = bool | int | float | str | tuple | list | dict | None
+        return {
+            f"{prefix}.{name}": self.of(item)
+            for prefix, part in module.named_modules()
+            for name, item in vars(part).items()
+            if name != "training" and not name.startswith("_") and isinstance(item, kinds)
+        }
 
     def _function(self, function: Any) -> str:
         """Name of a function, and a digest of all in reach of it that its author can edit."""

@@ -13,15 +13,16 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from probmodels.inference.capture import CaptureError, capture, compare, compile_graph, lift
+from probmodels.inference.loop import FitError
 from probmodels.inference.losses import KLWeight, Objective
 from probmodels.inference.minibatch import subsampled
 from probmodels.inference.ops import FixGenerated
+from probmodels.inference.options import Schedule
 from probmodels.inference.problem import ProblemError
 from probmodels.inference.programs import Programs
 
-__all__ = ["Gradient", "Schedule", "Stage"]
+__all__ = ["Gradient", "Stage"]
 
-Schedule = Callable[[int], float]
 _log = logging.getLogger(__name__)
 
 
@@ -90,7 +91,13 @@ class Gradient:
         if self._graph is None:
             return self._evaluate(indices, weight)
         with torch.no_grad():
-            loss, *gradients = self._graph(*self._leaves, *_inputs(indices, weight))
+            try:
+                loss, *gradients = self._graph(*self._leaves, *_inputs(indices, weight))
+            except RuntimeError as error:
+                raise FitError(
+                    f"{self.programs.problem.name}: the captured graph fails at a step ({str(error).splitlines()[0]}): "
+                    "sizes depend on values that change; give compile='eager'"
+                ) from error
         return loss, dict(zip(self._names, gradients, strict=True))
 
     def check(self, indices: Mapping[str, Tensor], weight: Tensor | None) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from probmodels.inference.capture import COMPILERS
-from probmodels.inference.gradient import Schedule
 from probmodels.inference.problem import ProblemError
 
-__all__ = ["COMPILE", "Callback", "Options", "Step", "make_schedule", "positive"]
+__all__ = ["COMPILE", "Callback", "Options", "Schedule", "Step", "make_schedule", "positive"]
 
 COMPILE = (None, "eager", *COMPILERS)
+
+Schedule = Callable[[int], float]
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from probmodels.inference.fingerprints import fingerprint
-from probmodels.inference.gradient import Schedule, Stage
+from probmodels.inference.gradient import Stage
 from probmodels.inference.loop import FitError, Setting
 from probmodels.inference.losses import make_loss, objective_of
-from probmodels.inference.options import Callback, Options, Step, make_schedule, positive
+from probmodels.inference.options import Callback, Options, Schedule, Step, make_schedule, positive
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.programs import fitted, sample_guide
 from probmodels.inference.result import Result

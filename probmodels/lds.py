@@ -122,7 +122,8 @@ class LDS(PyroModule):
         shape, precision = self.shapes[name], self.precisions[name]
         prior = dist.Normal(like.new_zeros(shape), 1 / math.sqrt(precision or 1.0)).to_event(2)
         named: Any = {"event_dims": weight_dims(name)}
-        value: Tensor = pyro.sample(name, prior.mask(precision > 0), infer=named)
+        # A mask that is always there would hide the analytic divergence of normal weights.
+        value: Tensor = pyro.sample(name, prior if precision else prior.mask(False), infer=named)
         return value
 
     def _logits(self, data: NodeData, edge: Tensor, first: Tensor, second: Tensor, rate: float) -> Tensor:
@@ -175,7 +176,7 @@ def make_problem(
         Pairs that may become edges beside those that start as such: ``"all"``, as in the paper, or the pairs of this
         many nearest neighbours. None for all of up to 250,000 pairs, and 20 neighbours in larger graphs.
     random
-        Random pairs per other candidate pair.
+        Random pairs per other candidate pair; there are none where all pairs are candidates.
     hidden
         Units of the network.
     rate
@@ -257,16 +258,17 @@ def refit_problem(problem: Problem, result: Result, splits: Sequence[str] = ("tr
     Raises
     ------
     DataError
-        If no node has one of the splits.
+        If the problem is not one of lds, or no node has one of the splits.
     ResultError
         If the result is not one of this problem.
     """
     data, old, guide = problem.data, problem.model, problem.guide
-    assert data is not None and isinstance(old, LDS) and isinstance(guide, LDSGuide)
+    if data is None or not isinstance(old, LDS) or not isinstance(guide, LDSGuide):
+        raise DataError(f"{problem.name!r} is no problem of lds with a guide of its own; give the one that was fitted")
     saved = result.params().get("edges.probability")
     if saved is None or saved.shape != old.edges.probability.shape:
         raise ResultError("the result holds no probabilities of edges that fit lds; give the problem that was fitted")
-    known = np.concatenate([_known(data, name) for name in splits])
+    known = np.concatenate([_known(data, name) for name in dict.fromkeys(splits)])
     if not len(known):
         raise DataError(f"no labelled node has a split of {list(splits)}")
     edges = EdgeProbability(torch.as_tensor(saved).to(old.edges.probability).detach().clone(), learned=False)

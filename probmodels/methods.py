@@ -10,6 +10,7 @@ __all__ = ["METHODS", "get_method"]
 
 METHODS = {
     "bayesian_svd": "probmodels.bayesian_svd",
+    "lds": "probmodels.lds",
     "noisy_edges": "probmodels.noisy_edges",
     "vib_gsl": "probmodels.vib_gsl",
 }

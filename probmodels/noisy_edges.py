@@ -55,6 +55,7 @@ from probmodels.datasets.edges import label_pairs, transient_sites
 from probmodels.guides.auto import make_guide
 from probmodels.guides.nets import propagate
 from probmodels.guides.noisy_edges import make_edge_guide
+from probmodels.inference.checks import check_memory
 from probmodels.inference.ops import named_deterministic
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.learned_edges import write_edges as write_outputs
@@ -426,6 +427,8 @@ def make_problem(
     ------
     DataError
         If data lack a variable or hold what cannot be used, or an option is out of range.
+    ProblemError
+        If one evaluation over all candidate pairs would not fit into memory.
     """
     options = {"deletion": deletion, "addition_ratio": addition_ratio, "expected_degree": (expected_degree,)}
     for name, numbers in options.items():
@@ -453,6 +456,7 @@ def make_problem(
         random=random,
         seed=seed,
     )
+    _check_memory(pairs, hidden if labels else 0)
     partners = 2 * float(pairs.weight.sum() + (0 if pairs.rest is None else pairs.rest.sum())) / pairs.edges.num_nodes
     density = min(0.5, expected_degree / partners)
     ratio = (1.0, max(4 / density - 1, 1.0)) if addition_ratio is None else addition_ratio
@@ -489,6 +493,20 @@ def make_problem(
         else make_guide(problem, "structured")
     )
     return replace(problem, guide=guide)
+
+
+def _check_memory(pairs: PairData, hidden: int) -> None:
+    """See that one evaluation with its gradient fits into memory; chains that move together need as many."""
+    by_pair = 32 + 4 * pairs.num_classes * (pairs.num_classes if pairs.similarity.shape[1] else 2)
+    by_pair = by_pair if len(pairs.unknown) else 32
+    by_pair += 4 * (hidden + pairs.num_classes) if hidden else 0
+    check_memory(
+        "noisy_edges",
+        by_pair * pairs.edges.num_pairs * pairs.weight.element_size(),
+        pairs.weight.device,
+        f"{pairs.edges.num_pairs:,} candidate pairs",
+        "take all_pairs=False, fewer neighbours, or a smaller share of random pairs",
+    )
 
 
 def _refuse(problem: Problem) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from probmodels import METHODS, Problem, Result, fit_svi, get_method, run_mcmc
+from probmodels import METHODS, Problem, Result, fit_bilevel, fit_svi, get_method, run_mcmc
 
 ALL = sorted(METHODS)
 
@@ -22,18 +24,29 @@ def sampled(problem: Problem, seed: int = 0) -> Result:
     )
 
 
-def fitted(problem: Problem, seed: int = 0) -> Result:
+def fitted(problem: Problem, seed: int = 0, **options: Any) -> Result:
     if problem.guide is None:
         pytest.skip(f"{problem.name} has no guide")
-    return fit_svi(problem, num_steps=10, num_samples=20, seed=seed, progress=False)
+    return fit_svi(problem, **{"num_steps": 10, "num_samples": 20, **options}, seed=seed, progress=False)
 
 
-@pytest.fixture(params=["mcmc", "svi"], scope="module")
+def solved(problem: Problem, seed: int = 0, **options: Any) -> Result:
+    options = {"num_rounds": 2, "inner_steps": 10, "hyper_lr": 1.0, "keep": "last", "num_samples": 20, **options}
+    return fit_bilevel(problem, **options, seed=seed, progress=False)
+
+
+RUNS = {"mcmc": sampled, "svi": fitted, "bilevel": solved}
+
+
+def engines(problem: Problem) -> tuple[str, ...]:
+    return tuple(getattr(get_method(problem.name), "ENGINES", ("mcmc", "svi")))
+
+
+@pytest.fixture(params=sorted(RUNS), scope="module")
 def result(request: pytest.FixtureRequest, problem: Problem) -> Result:
-    applies = getattr(get_method(problem.name), "ENGINES", ("mcmc", "svi"))
-    if request.param not in applies:
-        pytest.skip(f"{problem.name} is made for {applies}")
-    return {"mcmc": sampled, "svi": fitted}[request.param](problem)
+    if request.param not in engines(problem):
+        pytest.skip(f"{problem.name} is made for {engines(problem)}")
+    return RUNS[request.param](problem)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -58,17 +71,26 @@ def test_draws_are_finite_and_labelled(problem: Problem, result: Result) -> None
 
 
 def test_seeds_reproduce_and_differ(problem: Problem, result: Result) -> None:
-    again = sampled if result.tree.attrs["engine"] == "mcmc" else fitted
+    again = RUNS[result.tree.attrs["engine"]]
     assert again(problem).posterior.identical(result.posterior)
     assert not again(problem, seed=1).posterior.equals(result.posterior)
 
 
 def test_a_gradient_reaches_every_parameter(problem: Problem) -> None:
-    start = fitted(problem).params()
-    end = fit_svi(problem, num_steps=1, num_samples=2, lr=1e-9, progress=False).params()
-    for name, value in start.items():
+    if "svi" in engines(problem):
+        end, start = fitted(problem), fitted(problem, num_steps=1, lr=1e-9)
+    elif "bilevel" in engines(problem):
+        one = {"num_rounds": 1, "restart": False}
+        end, start = (
+            solved(problem, **one),
+            solved(problem, **one, inner_steps=1, unroll_steps=1, lr=1e-9, hyper_lr=1e-9),
+        )
+    else:
+        pytest.skip(f"{problem.name} is made for {engines(problem)}")
+    before = start.params()
+    for name, value in end.params().items():
         assert torch.isfinite(value).all(), name
-        assert not torch.equal(value, end[name]), f"{name} did not move"
+        assert not torch.equal(value, before[name]), f"{name} did not move"
 
 
 def test_save_and_load_keep_draws_and_predictions(problem: Problem, result: Result, tmp_path) -> None:

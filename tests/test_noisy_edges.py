@@ -499,3 +499,10 @@ def test_labels_of_pairs_are_node_names() -> None:
     assert problem.data["pair_source"].values[0] == "n0"
     assert problem.data["pair_observed"].values.sum() == 1
     assert tiny().validate().dims()["edge"] == ["pair"]
+
+
+def test_what_does_not_fit_into_memory_is_refused(monkeypatch):
+    monkeypatch.setattr("probmodels.inference.checks._SMALL", 0)
+    monkeypatch.setattr("probmodels.inference.checks.free_bytes", lambda device: 1000)
+    with pytest.raises(ProblemError, match=r"candidate pairs need about .* take all_pairs=False"):
+        tiny()
