@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -283,7 +284,7 @@ class _Bilevel(Loop):
         """Round, losses and the best score so far."""
         row = dict(zip(self._columns, self.history[-1], strict=True))
         best = f", best {self.plan.stop_by} {self._best_score:.4g}" if self._scores else ""
-        return f"round {self.round + 1}: inner {row['inner_loss']:.4g}, outer {row['outer_loss']:.4g}{best}"
+        return f"round {int(row['round']) + 1}: inner {row['inner_loss']:.4g}, outer {row['outer_loss']:.4g}{best}"
 
     @property
     def stalled(self) -> bool:
@@ -379,6 +380,12 @@ class _Bilevel(Loop):
         scores = self._score(self.plan.num_scores)
         self._scores.append([scores.get(name, math.nan) for name in STOP_BY])
         score = scores[self.plan.stop_by]
+        if not math.isfinite(score):
+            warnings.warn(
+                f"{self.name}: {self.plan.stop_by} of round {self.round + 1} is {score}, and it cannot be the best: "
+                "some observation has no probability under any draw",
+                stacklevel=2,
+            )
         if score < self._best_score:
             self._best_score, self._best_round = score, self.round
             self.best = self._values(list(self._leaves))

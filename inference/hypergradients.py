@@ -217,15 +217,23 @@ def add(values: Values, factor: float, others: Values) -> Values:
 def _implicit(
     losses: Losses, inner: Values, hyper: Values, solve: Callable[..., Values], damping: float
 ) -> tuple[Tensor, Values]:
-    """Outer loss, and ``F_h - L_hw (L_ww + damping)^-1 F_w``."""
-    slopes = gradient(losses.inner(inner | hyper), inner, create_graph=True)
+    """Outer loss, and ``F_h - L_hw (L_ww + damping)^-1 F_w``.
+
+    Parameters in which the inner loss is constant or linear have no solution to follow, and count as constants.
+    """
+    value = losses.inner(inner | hyper)
+    found = torch.autograd.grad(value, list(inner.values()), create_graph=True, allow_unused=True)
+    slopes = {n: slope for n, slope in zip(inner, found, strict=True) if slope is not None and slope.requires_grad}
+    curved = {name: inner[name] for name in slopes}
     outer = losses.outer(inner | hyper)
     both = gradient(outer, inner | hyper)
 
     def product(vector: Values) -> Values:
-        return add(gradient(slopes, inner, vector, retain_graph=True), damping, vector)
+        return add(gradient(slopes, curved, vector, retain_graph=True), damping, vector)
 
-    solution = solve(product, {name: both[name] for name in inner})
+    if not slopes:
+        return outer, {name: both[name] for name in hyper}
+    solution = solve(product, {name: both[name] for name in curved})
     mixed = gradient(slopes, hyper, solution)
     return outer, {name: both[name] - mixed[name] for name in hyper}
 

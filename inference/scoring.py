@@ -38,6 +38,7 @@ def score_guide(programs: Programs, num_draws: int, seed: int) -> dict[str, floa
     logs: dict[str, list[Tensor]] = {}
     probs: dict[str, list[Tensor]] = {}
     truth: dict[str, Tensor] = {}
+    masks: dict[str, Tensor] = {}  # of observations that count
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for _ in range(num_draws):
@@ -45,16 +46,19 @@ def score_guide(programs: Programs, num_draws: int, seed: int) -> dict[str, floa
             model: Any = poutine.trace(poutine.replay(programs.model, trace=guide)).get_trace(*args, **kwargs)
             for name in programs.problem.names("observed"):
                 node = model.nodes[name]
-                logs.setdefault(name, []).append(node["fn"].log_prob(node["value"]))
+                log = node["fn"].log_prob(node["value"])
+                masks[name] = torch.as_tensor(True if node["mask"] is None else node["mask"]).expand(log.shape)
+                logs.setdefault(name, []).append(log)
                 found = _probabilities(node["fn"])
                 if found is not None:
                     probs.setdefault(name, []).append(found)
                     truth[name] = node["value"]
     count = math.log(num_draws)
-    losses = [(torch.logsumexp(torch.stack(rows), 0) - count).flatten() for rows in logs.values()]
+    losses = [(torch.logsumexp(torch.stack(rows), 0) - count)[masks[name]] for name, rows in logs.items()]
     scores = {"log_loss": -float(torch.cat(losses).mean())}
     if probs:
-        wrong = [(torch.stack(rows).mean(0).argmax(-1) != truth[name]).flatten() for name, rows in probs.items()]
+        guesses = {name: torch.stack(rows).mean(0).argmax(-1) for name, rows in probs.items()}
+        wrong = [(guess != truth[name])[masks[name]] for name, guess in guesses.items()]
         scores["error"] = float(torch.cat(wrong).double().mean())
     return scores
 

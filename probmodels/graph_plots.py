@@ -1,4 +1,4 @@
-"""Figures of learned graphs: calibration of edges, adjacency, accuracy against noise, the information curve.
+"""Figures of learned graphs: calibration of edges, adjacency, accuracy against noise, the information curve, losses.
 
 As in `probmodels.plots`, every function returns a new `matplotlib.figure.Figure` and touches neither pyplot nor
 matplotlib's settings.
@@ -24,7 +24,14 @@ from probmodels.datasets import DataError
 from probmodels.inference.result import Result
 from probmodels.learned_edges import edge_marginals
 
-__all__ = ["accuracy_against_noise", "adjacency", "calibration_table", "information_curve", "reliability"]
+__all__ = [
+    "accuracy_against_noise",
+    "adjacency",
+    "bilevel_losses",
+    "calibration_table",
+    "information_curve",
+    "reliability",
+]
 
 Floats = NDArray[np.float64]
 
@@ -340,6 +347,51 @@ def information_curve(
         ax.set_xlabel("rate (nats)")
         ax.set_ylabel("log loss (nats)" if name == "log_loss" else "accuracy")
         _clean(ax)
+    return figure
+
+
+def bilevel_losses(fit: xr.Dataset) -> Figure:
+    """Losses of a bilevel program by step, and the scores of its rounds, of which the best is marked.
+
+    Parameters
+    ----------
+    fit
+        Group ``fit`` of a result of `fit_bilevel`.
+
+    Raises
+    ------
+    DataError
+        If it is not one.
+    """
+    lost = [name for name in ("round", "inner_loss", "outer_loss") if name not in fit]
+    if lost:
+        raise DataError(f"group fit lacks {lost}; give that of a result of fit_bilevel")
+    names = [name for name in ("inner_loss", "outer_loss", "log_loss", "error") if name in fit]
+    number = fit["round"].values
+    steps, best = np.arange(1, len(number) + 1), int(fit.attrs.get("best_round", -1))
+    last = np.append(np.flatnonzero(np.diff(number)), len(number) - 1) + 1.0  # step that ends each round
+    first = np.append(0.0, last[:-1])
+    figure = Figure(figsize=(7.0, 1.5 * len(names) + 0.6), layout="constrained")
+    panels = figure.subplots(len(names), 1, sharex=True)
+    for ax, name in zip(panels, names, strict=True):
+        for start in first[1:]:
+            ax.axvline(start + 0.5, color="0.85", linewidth=0.6, zorder=0)
+        if 0 <= best < len(last):
+            ax.axvspan(first[best] + 0.5, last[best] + 0.5, color=_RED, alpha=0.12, linewidth=0, zorder=0)
+        values = fit[name].values
+        if name in ("inner_loss", "outer_loss"):
+            ax.plot(steps, values, color=_BLUE, linewidth=0.9)
+        else:
+            ends = last[: len(values)]  # the round that was broken off has no score
+            ax.plot(ends, values, color=_BLUE, marker="o", markersize=4, linewidth=1.1)
+            if 0 <= best < len(ends):
+                ax.plot(ends[best], values[best], color=_RED, marker="o", markersize=6)
+        ax.set_ylabel(name.replace("_", " "), fontsize=_SMALL)
+        _clean(ax)
+    panels[-1].set_xlabel("step of the hyperparameters")
+    panels[-1].set_xlim(0.5, len(steps) + 0.5)
+    marked = f", shaded the best, round {best + 1}" if best >= 0 else ""
+    panels[0].set_title(f"{len(last):,} rounds, lines between them{marked}", fontsize=10, loc="left")
     return figure
 
 

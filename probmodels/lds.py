@@ -40,7 +40,7 @@ from torch.nn.functional import dropout
 
 from probmodels.datasets import DataError
 from probmodels.datasets.edges import EdgeSet, label_pairs, make_edges, nearest_neighbours, transient_sites
-from probmodels.datasets.graph_data import check_graph, make_graph
+from probmodels.datasets.graph_data import SPLITS, check_graph, make_graph
 from probmodels.datasets.pairs import some
 from probmodels.guides.lds import WEIGHTS, EdgeProbability, LDSGuide, NodeData, weight_dims
 from probmodels.guides.nets import propagate
@@ -205,14 +205,14 @@ def make_problem(
     if "graph_index" in data:
         raise DataError("lds classifies the nodes of one graph, but these data hold many; take vib_gsl")
     start = start if start is not None else "observed" if data.sizes["edge"] else "neighbours"
-    _check_options(data, start, neighbours, candidates, hidden, rate, weights, l2)
+    _check_options(data, start, neighbours, candidates, hidden, weights, {"rate": rate, "l2": l2, "random": random})
     known = {name: _known(data, name) for name in ("train", "validation", "stop")}
     _check_splits(data, known)
     edges, begins = _candidates(data, start, neighbours, metric, candidates, random, seed)
     x = torch.as_tensor(data["x"].values, dtype=torch.get_default_dtype())
     shapes = {"weight_in": (x.shape[1], hidden), "weight_out": (hidden, data.sizes["class"])}
-    _check_memory(x, edges, hidden)
-    dense = float((x != 0).double().mean()) > _SPARSE
+    dense = float(x.count_nonzero()) > _SPARSE * x.numel()
+    _check_memory(x, edges, hidden, dense and rate > 0)
     y = torch.as_tensor(data["y"].values.astype(np.int64)).clamp(min=0)
     graph = NodeData(x if dense else SparseMatrix.of(x), edges, make_links(edges), y)
     precision = l2 * len(known["train"])
@@ -258,7 +258,7 @@ def refit_problem(problem: Problem, result: Result, splits: Sequence[str] = ("tr
     Raises
     ------
     DataError
-        If the problem is not one of lds, or no node has one of the splits.
+        If the problem is not one of lds, or a split has no labelled node.
     ResultError
         If the result is not one of this problem.
     """
@@ -268,9 +268,11 @@ def refit_problem(problem: Problem, result: Result, splits: Sequence[str] = ("tr
     saved = result.params().get("edges.probability")
     if saved is None or saved.shape != old.edges.probability.shape:
         raise ResultError("the result holds no probabilities of edges that fit lds; give the problem that was fitted")
-    known = np.concatenate([_known(data, name) for name in dict.fromkeys(splits)])
-    if not len(known):
-        raise DataError(f"no labelled node has a split of {list(splits)}")
+    parts = {name: _known(data, name) for name in ([splits] if isinstance(splits, str) else splits)}
+    empty = [name for name, nodes in parts.items() if not len(nodes)]
+    if empty or not parts:
+        raise DataError(f"no labelled node has a split of {empty}; choose among {', '.join(SPLITS)}")
+    known = np.concatenate([*parts.values()])
     edges = EdgeProbability(torch.as_tensor(saved).to(old.edges.probability).detach().clone(), learned=False)
     share = len(known) / len(problem.args[1])
     precisions = {name: share * value for name, value in old.precisions.items()}
@@ -349,6 +351,8 @@ def _candidates(
         raise DataError("no pair of nodes could be an edge; give candidates='all' or a number of neighbours")
     if start == "observed":
         return edges, edges.observed.numpy()
+    if (x == x[:1]).all():
+        raise DataError("all nodes have the same features, so that none is nearer than others; give features or edges")
     first = nearest_neighbours(x, nodes, neighbours, metric=metric)
     number = edges.source.numpy() * num_nodes + edges.target.numpy()
     return edges, np.isin(number, first[:, 0] * num_nodes + first[:, 1])
@@ -360,9 +364,8 @@ def _check_options(
     neighbours: int,
     candidates: int | str | None,
     hidden: int,
-    rate: float,
     weights: str,
-    l2: float,
+    numbers: dict[str, Any],
 ) -> None:
     if start not in STARTS:
         raise DataError(f"start={start!r}; choose one of {', '.join(STARTS)}")
@@ -378,6 +381,13 @@ def _check_options(
         least = 0 if name == "candidates" else 1
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise DataError(f"{name}={value!r}; give a whole number of at least {least}")
+    most = data.sizes["node"] - 1
+    if "candidates" in counts and counts["candidates"] > most:
+        raise DataError(f"candidates={candidates}, but every node has {most} others; choose at most {most}, or 'all'")
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise DataError(f"{name}={value!r} is no number; give one, without quotes in a spec")
+    rate, l2 = numbers["rate"], numbers["l2"]
     if not 0 <= rate < 1:
         raise DataError(f"rate={rate} of dropout is out of range: choose 0 for none, or less than 1")
     if not l2 >= 0 or (l2 == 0 and weights == "normal"):
@@ -389,7 +399,7 @@ def _check_splits(data: xr.Dataset, known: dict[str, NDArray[np.int64]]) -> None
         if not len(known[name]):
             raise DataError(
                 f"no labelled node has the split {name!r}; lds learns weights on 'train' and edges on 'validation': "
-                "see datasets.graphs.split_nodes"
+                "see split of load_graph, or datasets.graphs.split_nodes"
             )
     absent = np.setdiff1d(np.arange(data.sizes["class"]), data["y"].values[known["train"]])
     if len(absent):
@@ -398,9 +408,12 @@ def _check_splits(data: xr.Dataset, known: dict[str, NDArray[np.int64]]) -> None
         )
 
 
-def _check_memory(x: Tensor, edges: EdgeSet, hidden: int) -> None:
-    """See that one step of the hyperparameters fits into memory, with `fit_bilevel`'s defaults."""
-    by_pair, by_node = 40, 8 * hidden
+def _check_memory(x: Tensor, edges: EdgeSet, hidden: int, copied: bool) -> None:
+    """See that one step of the hyperparameters fits into memory, with `fit_bilevel`'s defaults.
+
+    ``copied`` says whether every evaluation keeps features of its own, as dropout of dense ones does.
+    """
+    by_pair, by_node = 40, 8 * hidden + copied * x.shape[1]
     numbers = _STEPS * (by_pair * edges.num_pairs + by_node * len(x)) + x.numel()
     needed = numbers * torch.finfo(x.dtype).bits // 8
     check_memory(
@@ -408,7 +421,7 @@ def _check_memory(x: Tensor, edges: EdgeSet, hidden: int) -> None:
         needed,
         x.device,
         f"{edges.num_pairs:,} candidate pairs of {len(x):,} nodes",
-        "take fewer candidates or fewer hidden units",
+        "take fewer candidates, hidden units or features",
     )
 
 

@@ -21,6 +21,8 @@ from torch.distributions import constraints
 from probmodels import fit_bilevel, fit_svi
 from probmodels.inference import CheckpointError, FitError, Outer, Problem, ProblemError
 from probmodels.inference.hypergradients import Descent, Losses, hypergradient
+from probmodels.inference.programs import opened
+from probmodels.inference.scoring import score_guide
 
 NOISE = 0.5
 QUIET = {"progress": False, "num_samples": 4}
@@ -99,6 +101,38 @@ def test_unrolling_agrees_with_differences_of_the_whole_program(kind):
         shift = step * torch.eye(5)[place]
         difference = (run(log_scale + shift).outer_loss - run(log_scale - shift).outer_loss) / (2 * step)
         assert difference == pytest.approx(float(found[place]), rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("method", ["cg", "neumann"])
+@pytest.mark.parametrize("linear", [False, True])
+def test_parameters_without_curvature_count_as_constants(method, linear):
+    def inner(values: dict[str, Tensor]) -> Tensor:
+        return (values["a"] - values["h"]).square().sum() + (values["b"].sum() if linear else 0.0)
+
+    pair = Losses(inner, lambda values: values["a"].square().sum() + values["b"].square().sum())
+    start = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0])}
+    hyper = {"h": torch.tensor([0.5])}
+    found = hypergradient(method, pair, start, hyper, Descent("sgd", 0.1, {}), 200, solver_steps=200)
+    assert float(found.gradient["h"]) == pytest.approx(2.0, rel=1e-6)  # of 2 h^2
+
+
+def test_masked_observations_are_not_judged():
+    seen = torch.tensor([1.0, 0.0, 1.0])
+
+    def model(mask: Tensor) -> None:
+        level = pyro.sample("level", dist.Normal(0.0, 1.0))
+        with pyro.plate("row", 3), poutine.mask(mask=mask):
+            pyro.sample("y", dist.Bernoulli(logits=level.expand(3)), obs=seen)
+
+    def guide(mask: Tensor) -> None:
+        pyro.sample("level", dist.Delta(pyro.param("loc", torch.tensor(2.0))))
+
+    for mask, error in ((torch.tensor([True, False, True]), 0.0), (torch.tensor([True, True, True]), 1 / 3)):
+        with opened(Problem("judged", model, guide, args=(mask,)), seed=0) as programs:
+            scores = score_guide(programs, num_draws=2, seed=0)
+        assert scores["error"] == pytest.approx(error)
+        logs = dist.Bernoulli(logits=torch.tensor(2.0)).log_prob(seen)[mask]
+        assert scores["log_loss"] == pytest.approx(-float(logs.mean()))
 
 
 @pytest.mark.parametrize(("method", "steps", "limit"), [("cg", 5, 1e-3), ("neumann", 4000, 1e-3)])

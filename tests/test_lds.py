@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import math
 from functools import partial
@@ -440,8 +441,11 @@ def test_refitting_refuses_results_and_splits_that_do_not_fit():
         refit_problem(problem, fit_svi(refit_problem(problem, result), num_steps=2, **QUIET))
     with pytest.raises(DataError, match="'other' is no problem of lds"):
         refit_problem(Problem("other", lambda: None, args=()), result)
-    with pytest.raises(DataError, match=r"no labelled node has a split of \['nowhere'\]"):
-        refit_problem(problem, result, splits=["nowhere"])
+    with pytest.raises(DataError, match=r"no labelled node has a split of \['nowhere'\]; choose among train"):
+        refit_problem(problem, result, splits=["train", "nowhere"])
+    with pytest.raises(DataError, match=r"no labelled node has a split of \[\]"):
+        refit_problem(problem, result, splits=[])
+    assert refit_problem(problem, result, splits="validation").args[1].tolist() == [3, 4, 5]
 
 
 def test_large_results_keep_moments_and_are_written(tmp_path, monkeypatch):
@@ -456,10 +460,22 @@ def test_large_results_keep_moments_and_are_written(tmp_path, monkeypatch):
     np.testing.assert_allclose(marginals["edge_probability"], theta_of(result), atol=1e-6)
     written = write_outputs(result, tmp_path)
     assert "source" in written.table
+    given, chance = data(), marginals["class_probability"].values
+    right = (chance.argmax(1) == given["y"].values)[9:].sum()  # the last three are for testing
+    assert f"{right} of 3 test nodes are predicted right: {right / 3:.1%}." in written.table
+    with (tmp_path / "nodes.csv").open(encoding="utf-8") as file:
+        nodes = list(csv.DictReader(file))
+    assert [row["node"] for row in nodes] == [f"n{i}" for i in range(12)]
+    assert [row["class"] for row in nodes] == given["y"].values.astype(str).tolist()
+    assert [row["split"] for row in nodes] == given["split"].values.tolist()
+    assert [row["predicted"] for row in nodes] == chance.argmax(1).astype(str).tolist()
+    np.testing.assert_allclose([float(row["probability_2"]) for row in nodes], chance[:, 2], rtol=1e-5)
+    totals = sum(float(row["degree_mean"]) for row in nodes)
+    assert totals == pytest.approx(2 * marginals["edge_probability"].values.sum(), rel=1e-4)
     rows = (tmp_path / "edges.csv").read_text().splitlines()
     assert len(rows) == 1 + 66
     assert (tmp_path / "summary.txt").exists()
-    assert (tmp_path / "figures" / "adjacency.png").exists()
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"adjacency.png", "loss.png"}
 
 
 # -- seeds and checkpoints ------------------------------------------------------------------------------------------
@@ -514,13 +530,16 @@ def test_changed_options_are_other_fits(tmp_path):
         ({"candidates": -1}, "candidates=-1; give a whole number of at least 0"),
         ({"candidates": 2.5}, "candidates=2.5; give a whole number"),
         ({"candidates": True}, "candidates=True; give a whole number"),
-        ({"candidates": 12}, "the smallest graph has 12 nodes; choose at most 11"),
+        ({"candidates": 12}, "candidates=12, but every node has 11 others; choose at most 11, or 'all'"),
         ({"start": "neighbours", "neighbours": 12}, "the smallest graph has 12 nodes; choose at most 11"),
         ({"neighbours": 0}, "neighbours=0; give a whole number of at least 1"),
         ({"start": "neighbours", "metric": "magic"}, "metric='magic' is not known"),
         ({"candidates": 2, "random": -1.0}, "random=-1.0; give the number"),
         ({"hidden": 0}, "hidden=0; give a whole number of at least 1"),
         ({"hidden": "16"}, "hidden='16'; give a whole number"),
+        ({"rate": "0.5"}, "rate='0.5' is no number"),
+        ({"l2": True}, "l2=True is no number"),
+        ({"random": "3", "candidates": 2}, "random='3' is no number"),
         ({"rate": 1.0}, "rate=1.0 of dropout is out of range"),
         ({"rate": -0.1}, "rate=-0.1 of dropout is out of range"),
         ({"l2": -1.0}, "l2=-1.0; give a positive number"),
@@ -538,7 +557,7 @@ def test_data_that_do_not_fit_are_refused():
     split = given["split"].values
     with pytest.raises(DataError, match="lack the variable 'split'"):
         make_problem(given.drop_vars("split"))
-    with pytest.raises(DataError, match=r"no labelled node has the split 'train'.*see datasets\.graphs\.split_nodes"):
+    with pytest.raises(DataError, match=r"no labelled node has the split 'train'.*load_graph, or datasets\.graphs"):
         make_problem(given.assign(split=("node", np.full(12, ""))))
     with pytest.raises(DataError, match="no labelled node has the split 'validation'"):
         make_problem(given.assign(split=("node", np.where(split == "validation", "", split))))
@@ -552,6 +571,8 @@ def test_data_that_do_not_fit_are_refused():
         make_problem(make_graph(np.ones((4, 2)), [0, 1], [(0, 1)], graph=[0, 0, 1, 1]))
     with pytest.raises(DataError, match=r"must be an xr\.Dataset"):
         make_problem(given["x"])
+    with pytest.raises(DataError, match="all nodes have the same features"):
+        make_problem(make_graph(None, given["y"].values, split=split), neighbours=2)
     alone = make_graph(np.ones((1, 2)), [0], split=["train"])
     with pytest.raises(DataError, match="'validation'"):
         make_problem(alone)
@@ -565,6 +586,11 @@ def test_a_step_that_would_not_fit_into_memory_is_refused(monkeypatch):
     with pytest.raises(ProblemError, match=r"319,600 candidate pairs of 800 nodes need about .* GiB.*fewer candidates"):
         make_problem(large, candidates="all")
     assert make_problem(large).args[0].edges.num_pairs < 20 * 800
+    # Dropout leaves a copy of dense features in every evaluation: 800 x 13,000 of them take 40 MiB, six more 240.
+    wide = make_graph(rng.normal(size=(800, 13_000)).astype(np.float32), np.arange(800) % 2, split=split)
+    with pytest.raises(ProblemError, match=r"of 800 nodes need about 0\.3 GiB.*hidden units or features"):
+        make_problem(wide)
+    assert make_problem(wide, rate=0.0).args[0].x.shape == (800, 13_000)
 
 
 def test_the_tiny_problem_fits():

@@ -77,6 +77,27 @@ def test_degrees_and_totals_come_from_draws_of_edges() -> None:
     assert "draws of edges" in out.attrs["degree"]
 
 
+def test_chance_in_few_draws_is_not_taken_for_pairs_outside_of_the_candidates() -> None:
+    """One graph of three edges where 1.75 are expected, as another run may draw."""
+    for method, said in (("lds", False), ("noisy_edges", True)):
+        result = make_result({"edge_probability": CHANCE[:1]}, method=method)
+        result.tree["posterior"] = xr.DataTree(result.posterior.assign(num_edges=(("chain", "draw"), [[3.0]])))
+        assert ("no candidates" in summarise_edges(result).attrs["num_edges"]) == said
+
+
+def test_predicted_classes_are_means_over_draws_and_tables_say_how_many_are_right() -> None:
+    chance = np.array([[[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.5, 0.5]], [[0.7, 0.3], [0.3, 0.7], [0.9, 0.1], [1, 0]]])
+    data = {"split": ("node", ["train", "test", "test", ""])}
+    result = make_result(data=data)
+    classes = (("chain", "draw", "node", "class"), chance[None, [0, 1, 0, 1]])
+    result.tree["posterior"] = xr.DataTree(result.posterior.assign(class_probability=classes))
+    out = summarise_edges(result)
+    np.testing.assert_allclose(out["class_probability"], chance.mean(0))
+    assert out["predicted"].values.tolist() == [0, 1, 0, 0]
+    assert "0 of 2 test nodes are predicted right: 0.0%." in edge_table(out)  # classes are 0, 0, 1 and unknown
+    assert "test nodes" not in edge_table(make_result())
+
+
 def test_homophily_leaves_out_edges_at_nodes_of_unknown_class() -> None:
     out = summarise_edges(make_result(), prob=0.5)
     shares = [1, 0.5, 0, 1]  # ab joins one class, ac two; bd does not count, since the class of d is not known
@@ -253,6 +274,12 @@ def test_files_of_a_fit_hold_its_edges(fitted: Result, tmp_path: Path) -> None:
     for column, name in (("source", "pair_source"), ("target", "pair_target"), ("observed", "pair_observed")):
         assert [int(row[column]) for row in rows] == constant[name].values.astype(int).tolist()
     assert ("graph" in rows[0]) == ("graph_index" in constant)
+    with (folder / "nodes.csv").open(encoding="utf-8") as file:
+        nodes = list(csv.DictReader(file))
+    out = summarise_edges(fitted)
+    for column, name in (("degree_mean", "degree_mean"), ("degree_upper", "degree_upper"), ("node", "node")):
+        np.testing.assert_allclose([float(row[column]) for row in nodes], out[name], rtol=1e-5)
+    assert ("graph" in nodes[0]) == ("graph_index" in constant)
     assert {path.name for path in (folder / "figures").iterdir()} == {"adjacency.png", "loss.png"}
     for path in (folder / "figures").iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
