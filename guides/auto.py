@@ -18,6 +18,8 @@ and z is the image of standard normal noise under a map of the family::
 ``laplace``     the mode of the density of z, and, once fitted, a normal with the curvature there
 ==============  ====================================================================================================
 
+``gflownet`` is for models with discrete sites and stands in `probmodels.guides.gflownet`.
+
 The noise carries no parameter, so that its density adds nothing to the gradient: entropies of the normal families are
 differentiated exactly. Nothing branches on values, so that a step can be captured as one graph.
 
@@ -47,7 +49,7 @@ Computing 28. https://arxiv.org/abs/1605.05622
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -61,23 +63,33 @@ from torch import Tensor
 from torch.distributions import register_kl
 
 from probmodels.guides.families import GUIDES, LaplaceMap, Map, PointMap
+from probmodels.guides.gflownet import DiscretePolicy, make_policy
 from probmodels.guides.layout import Group, Place, Plate, choose, hint, make_groups, move, read_places
+from probmodels.inference.balance import VarGrad
 from probmodels.inference.minibatch import whole
 from probmodels.inference.ops import isolated
 from probmodels.inference.potential import Potential
 from probmodels.inference.problem import Problem, ProblemError
 
-__all__ = ["GUIDES", "FlatGuide", "check_guide", "make_guide", "with_guide"]
+__all__ = ["GUIDES", "POLICIES", "FlatGuide", "check_guide", "make_guide", "with_guide"]
+
+POLICIES: dict[str, Callable[..., DiscretePolicy]] = {"gflownet": make_policy}
+"""Guides of models with discrete sites, beside the families of `GUIDES`, which are for continuous ones."""
 
 
 def with_guide(problem: Problem, name: str = "mean_field", **options: Any) -> Problem:
-    """The problem, and what its hyperparameters are judged by, with an automatic guide; see `make_guide`."""
+    """The problem, and what its hyperparameters are judged by, with an automatic guide; see `make_guide`.
+
+    With the guide ``gflownet`` the loss becomes `VarGrad` where it is the name of an ELBO of Pyro.
+    """
     guide = make_guide(problem, name, **options)
+    if name in POLICIES and isinstance(problem.loss, str) and hasattr(pyro.infer, problem.loss):
+        problem = replace(problem, loss=VarGrad())
     outer = None if problem.outer is None else problem.outer.mapped(lambda other: replace(other, guide=guide))
     return replace(problem, guide=guide, outer=outer)
 
 
-def make_guide(problem: Problem, name: str = "mean_field", **options: Any) -> FlatGuide:
+def make_guide(problem: Problem, name: str = "mean_field", **options: Any) -> FlatGuide | DiscretePolicy:
     """An automatic guide of a problem.
 
     Parameters
@@ -85,8 +97,9 @@ def make_guide(problem: Problem, name: str = "mean_field", **options: Any) -> Fl
     problem
         Its model is run a few times, in isolation and from a fixed seed: equal problems give equal guides.
     name
-        One of `GUIDES`.
+        One of `GUIDES`; or ``gflownet``, for models with discrete sites, see `probmodels.guides.gflownet`.
     **options
+        Those of ``gflownet`` are the arguments of `make_policy`. Of the others:
         ``init_scale``: standard deviation in unconstrained space at the start, 0.1. ``init``: starting values of sites;
         the others start at the median of their prior given the sites before them, or where that has no finite density,
         at the first point tried that has. ``rank`` of ``low_rank``: the root of the number of entries.
@@ -95,7 +108,7 @@ def make_guide(problem: Problem, name: str = "mean_field", **options: Any) -> Fl
 
     Returns
     -------
-    FlatGuide
+    FlatGuide or DiscretePolicy
         A Pyro program of the same arguments as the model.
 
     Raises
@@ -105,6 +118,8 @@ def make_guide(problem: Problem, name: str = "mean_field", **options: Any) -> Fl
         unconstrained space or moves with other sites, or no start of finite density is found.
     """
     check_guide(name, options)
+    if name in POLICIES:
+        return POLICIES[name](problem, **options)
     family, given = GUIDES[name], dict(options)
     init, init_scale = given.pop("init", {}), given.pop("init_scale", 0.1)
     if not init_scale > 0:
@@ -123,9 +138,13 @@ def check_guide(name: str, options: Iterable[str] = ()) -> None:
     ProblemError
         If one of them is unknown: the closest that is known.
     """
-    if name not in GUIDES:
-        raise ProblemError(f"no automatic guide is called {name!r}{hint(name, GUIDES)}")
-    known = ("init", "init_scale", *list(inspect.signature(GUIDES[name]).parameters)[3:])
+    names = (*GUIDES, *POLICIES)
+    if name not in names:
+        raise ProblemError(f"no automatic guide is called {name!r}{hint(name, names)}")
+    if name in POLICIES:
+        known = tuple(inspect.signature(POLICIES[name]).parameters)[1:]
+    else:
+        known = ("init", "init_scale", *list(inspect.signature(GUIDES[name]).parameters)[3:])
     for option in options:
         if option not in known:
             raise ProblemError(f"guide {name!r} has no option {option!r}{hint(option, known)}")

@@ -187,8 +187,10 @@ def make_edge_guide(
         return {"generated": True} if site["name"] in ("edge", *start) else {}
 
     channel = replace(problem, model=poutine.infer_config(problem.model, hold), transient=())
+    flat = make_guide(channel, "structured")
+    assert isinstance(flat, FlatGuide)
     return EdgeGuide(
-        make_guide(channel, "structured"),
+        flat,
         start,
         log_odds,
         fit,

@@ -9,6 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from probmodels.inference.balance import DetailedBalance as DetailedBalance
+    from probmodels.inference.balance import SubTrajectoryBalance as SubTrajectoryBalance
+    from probmodels.inference.balance import TrajectoryBalance as TrajectoryBalance
+    from probmodels.inference.balance import VarGrad as VarGrad
     from probmodels.inference.bilevel import fit_bilevel as fit_bilevel
     from probmodels.inference.calibration import coverage as coverage
     from probmodels.inference.calibration import sbc as sbc
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "ChainError": "mcmc",
     "CheckpointError": "checkpoint",
+    "DetailedBalance": "balance",
     "FitError": "loop",
     "Kernel": "kernels",
     "MapError": "distributed",
@@ -57,6 +62,9 @@ _EXPORTS = {
     "Report": "diagnostics",
     "Result": "result",
     "ResultError": "result",
+    "SubTrajectoryBalance": "balance",
+    "TrajectoryBalance": "balance",
+    "VarGrad": "balance",
     "compare": "comparison",
     "coverage": "calibration",
     "dask_map": "distributed",

@@ -24,28 +24,32 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from probmodels.inference.balance import OBJECTIVES
 from probmodels.inference.minibatch import whole
 from probmodels.inference.ops import Unobserve, isolated
 from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.traces import Frames, by_datum, plate_scale, sample_sites, scored, shared_plates
 
 __all__ = ["KLWeight", "Memory", "Objective", "Sleep", "make_loss", "objective_of", "wake", "wake_phi"]
 
 Objective = Callable[..., Tensor]
-Frames = Mapping[str, Any]  # plates by name
 
 
 def make_loss(problem: Problem, num_particles: int | None = None) -> Any:
-    """The loss of a problem, from its name in ``pyro.infer`` or as a copy of the one it holds."""
+    """The loss of a problem, from its name in ``pyro.infer`` or among ours, or as a copy of the one it holds."""
     if isinstance(problem.loss, ELBO):
         loss = copy.deepcopy(problem.loss)
     else:
-        kinds = {name for name in dir(pyro.infer) if isinstance(getattr(pyro.infer, name), type)}
-        kinds = {name for name in kinds if issubclass(getattr(pyro.infer, name), ELBO)} - {"ELBO"}
+        kinds = {name: kind for name, kind in vars(pyro.infer).items() if isinstance(kind, type)}
+        kinds = {name: kind for name, kind in kinds.items() if issubclass(kind, ELBO) and kind is not ELBO}
+        kinds |= OBJECTIVES
         if problem.loss not in kinds:
             close = difflib.get_close_matches(problem.loss, sorted(kinds), n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"choose one of {sorted(kinds)}"
-            raise ProblemError(f"{problem.name}: loss {problem.loss!r} is no ELBO of pyro.infer; {hint}")
-        loss = getattr(pyro.infer, problem.loss)()
+            raise ProblemError(
+                f"{problem.name}: loss {problem.loss!r} is no ELBO of pyro.infer and no objective of ours; {hint}"
+            )
+        loss = kinds[problem.loss]()
     if num_particles is not None:
         if num_particles < 1:
             raise ProblemError(f"{problem.name}: num_particles={num_particles}; it must be at least 1")
@@ -54,7 +58,10 @@ def make_loss(problem: Problem, num_particles: int | None = None) -> Any:
 
 
 def objective_of(loss: Any) -> Objective | ELBO:
-    """A loss as an objective that can be captured, where it is one of Pyro's two that we know; otherwise itself."""
+    """A loss as an objective that can be captured, where it is one of Pyro's two that we know or says how by a method
+    ``as_objective``; otherwise itself."""
+    if hasattr(loss, "as_objective"):
+        return loss.as_objective()
     particles: dict[type[Any], Any] = {Trace_ELBO: _trace_particle, TraceMeanField_ELBO: _mean_field_particle}
     particle = particles.get(type(loss))
     if particle is None:
@@ -74,9 +81,9 @@ def _trace_particle(model_trace: Any, guide_trace: Any) -> Tensor:
     elbo: Any = 0.0
     surrogate: Any = 0.0
     log_ratio = None
-    for site in _sites(model_trace):
+    for site in sample_sites(model_trace):
         elbo, surrogate = elbo + site["log_prob_sum"], surrogate + site["log_prob_sum"]
-    for site in _sites(guide_trace):
+    for site in sample_sites(guide_trace):
         _, score, entropy = site["score_parts"]
         elbo = elbo - site["log_prob_sum"]
         if not is_identically_zero(entropy):
@@ -92,7 +99,7 @@ def _log_ratio(model_trace: Any, guide_trace: Any) -> Any:
     """log p - log q by plate, so that a score term is weighted by no more than what it can change."""
     log_ratio = MultiFrameTensor()
     stacks = get_plate_stacks(model_trace)
-    for site in _sites(model_trace):
+    for site in sample_sites(model_trace):
         term = site["log_prob"]
         if not site["is_observed"]:
             term = term - guide_trace.nodes[site["name"]]["log_prob"]
@@ -103,7 +110,7 @@ def _log_ratio(model_trace: Any, guide_trace: Any) -> Any:
 def _mean_field_particle(model_trace: Any, guide_trace: Any) -> Tensor:
     """ELBO of one particle as `pyro.infer.TraceMeanField_ELBO` has it: analytic KL divergences where there are any."""
     elbo: Any = 0.0
-    for site in _sites(model_trace):
+    for site in sample_sites(model_trace):
         if site["is_observed"]:
             elbo = elbo + site["log_prob_sum"]
             continue
@@ -116,7 +123,7 @@ def _mean_field_particle(model_trace: Any, guide_trace: Any) -> Tensor:
             # A guide may lack axes of the plates that it stands in.
             divergence = torch.as_tensor(divergence).expand(other["fn"].batch_shape)
             elbo = elbo - scale_and_mask(divergence, scale=other["scale"], mask=other["mask"]).sum()
-    for site in _sites(guide_trace):
+    for site in sample_sites(guide_trace):
         if site["name"] not in model_trace.nodes:
             elbo = elbo - site["score_parts"].entropy_term.sum()
     return elbo
@@ -162,10 +169,10 @@ def wake(num_particles: int = 1) -> Objective:
         weights = []
         for _ in range(num_particles):
             draw = _draw(guide, args, kwargs)
-            trace = _scored(model, draw, args, kwargs)
-            shared = _shared(trace, draw)
-            weights.append(_by_datum(trace, shared) - _by_datum(draw, shared))
-        return -_scale(shared) * (torch.stack(weights).logsumexp(0) - math.log(num_particles)).sum()
+            trace = scored(model, draw, args, kwargs)
+            shared = shared_plates(trace, draw)
+            weights.append(by_datum(trace, shared) - by_datum(draw, shared))
+        return -plate_scale(shared) * (torch.stack(weights).logsumexp(0) - math.log(num_particles)).sum()
 
     return bound
 
@@ -193,11 +200,11 @@ def wake_phi(num_particles: int = 8) -> Objective:
         for _ in range(num_particles):
             draw = _draw(guide, args, kwargs)
             with torch.no_grad():
-                trace = _scored(model, draw, args, kwargs)
-            shared = _shared(trace, draw)
-            logs.append(_by_datum(_scored(guide, draw, args, kwargs), shared))
-            weights.append(_by_datum(trace, shared) - logs[-1].detach())
-        return -_scale(shared) * (torch.stack(weights).softmax(0) * torch.stack(logs)).sum()
+                trace = scored(model, draw, args, kwargs)
+            shared = shared_plates(trace, draw)
+            logs.append(by_datum(scored(guide, draw, args, kwargs), shared))
+            weights.append(by_datum(trace, shared) - logs[-1].detach())
+        return -plate_scale(shared) * (torch.stack(weights).softmax(0) * torch.stack(logs)).sum()
 
     return cross_entropy
 
@@ -239,7 +246,7 @@ class Sleep:
         self._names = problem.names("observed")
         with isolated(seed=0), torch.no_grad(), whole(problem)():
             trace: Any = poutine.trace(problem.model).get_trace(*problem.args, **problem.kwargs)
-        factors = [site["name"] for site in _sites(trace) if isinstance(site["fn"], Unit)]
+        factors = [site["name"] for site in sample_sites(trace) if isinstance(site["fn"], Unit)]
         if factors:
             raise ProblemError(
                 f"{problem.name}: the model cannot be dreamed from, since its factors {factors} are no distributions; "
@@ -256,7 +263,7 @@ class Sleep:
             with torch.no_grad():
                 dream: Any = poutine.trace(Unobserve()(model)).get_trace(*args, **kwargs)
                 dreamed, dreamed_kwargs = self._inserted(dream, args, kwargs)
-            trace = _scored(guide, dream, dreamed, dreamed_kwargs)
+            trace = scored(guide, dream, dreamed, dreamed_kwargs)
             _refuse_auxiliary(self._problem, trace, dream)
             total = total - trace.log_prob_sum() / self._count
         return total
@@ -315,26 +322,27 @@ class Memory:
         with torch.no_grad():
             draw = _draw(guide, args, kwargs)
             _refuse_auxiliary(self._problem, draw, self._problem.sites)
-            trace = _scored(model, draw, args, kwargs)
-            shared = _shared(trace, draw)
+            trace = scored(model, draw, args, kwargs)
+            shared = shared_plates(trace, draw)
             if self._valid is None:
                 self._make(model, guide, args, kwargs)
-            kept, weight = self._update(model, draw, _by_datum(trace, shared), shared, args, kwargs)
+            kept, weight = self._update(model, draw, by_datum(trace, shared), shared, args, kwargs)
         loss: Any = 0.0
         for slot in range(self.capacity):
-            log_q = _by_datum(_scored(guide, _with(draw, kept, slot), args, kwargs), shared)
-            loss = loss - _scale(shared) * (weight[slot] * log_q).where(weight[slot] > 0, 0.0).sum()
+            log_q = by_datum(scored(guide, _with(draw, kept, slot), args, kwargs), shared)
+            loss = loss - plate_scale(shared) * (weight[slot] * log_q).where(weight[slot] > 0, 0.0).sum()
         return loss
 
     def _make(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
         """Room for the values of all data."""
         with whole(self._problem)():
             draw = _draw(guide, args, kwargs)
-            trace = _scored(model, draw, args, kwargs)
-        size = _by_datum(trace, _shared(trace, draw))
+            trace = scored(model, draw, args, kwargs)
+        size = by_datum(trace, shared_plates(trace, draw))
         self._valid = size.new_zeros((self.capacity, *size.shape), dtype=torch.bool)
         self._values = {
-            site["name"]: site["value"].expand(self.capacity, *site["value"].shape).clone() for site in _sites(draw)
+            site["name"]: site["value"].expand(self.capacity, *site["value"].shape).clone()
+            for site in sample_sites(draw)
         }
 
     def _update(
@@ -343,7 +351,7 @@ class Memory:
         """Best values (capacity, ...) by site of the rows at hand, remembered as well, and their weights."""
         assert self._valid is not None
         chosen = _chosen(draw, self._plates)
-        sites = {site["name"]: site for site in _sites(draw)}
+        sites = {site["name"]: site for site in sample_sites(draw)}
         here: dict[str, Any] = {}
         for name, site in sites.items():
             shape = self._values[name].shape[1:]
@@ -354,7 +362,7 @@ class Memory:
         scores, repeated = [], torch.zeros_like(score, dtype=torch.bool)
         for slot in range(self.capacity):
             past = _with(draw, kept, slot)
-            log_p = _by_datum(_scored(model, past, args, kwargs), shared)
+            log_p = by_datum(scored(model, past, args, kwargs), shared)
             scores.append(log_p.where(valid[slot], -torch.inf))
             repeated = repeated | (valid[slot] & _same(draw, past, shared))
         scores.append(score.where(~repeated, -torch.inf))
@@ -368,24 +376,11 @@ class Memory:
         return kept, best.softmax(0)
 
 
-def _sites(trace: Any) -> list[dict[str, Any]]:
-    """Sample sites of a trace that have a density."""
-    samples = [node for node in trace.nodes.values() if node["type"] == "sample"]
-    return [s for s in samples if not isinstance(s["fn"], _Subsample) and not s["infer"].get("_deterministic")]
-
-
 def _draw(guide: Any, args: Any, kwargs: Any) -> Any:
     """Trace of a guide that no gradient enters, with its log densities."""
     with torch.no_grad():
         trace = poutine.trace(guide).get_trace(*args, **kwargs)
         trace.compute_log_prob()
-    return trace
-
-
-def _scored(program: Any, values: Any, args: Any, kwargs: Any) -> Any:
-    """Trace of a program at the values of another trace, with its log densities."""
-    trace = poutine.trace(poutine.replay(program, trace=values)).get_trace(*args, **kwargs)
-    trace.compute_log_prob()
     return trace
 
 
@@ -397,37 +392,11 @@ def _with(trace: Any, values: Mapping[str, Tensor], slot: int) -> Any:
     return changed
 
 
-def _shared(*traces: Any) -> Frames:
-    """Plates that all sites of the traces stand in: what lies in different rows of them is independent."""
-    stacks = [
-        {frame.name: frame for frame in site["cond_indep_stack"] if frame.vectorized}
-        for trace in traces
-        for site in _sites(trace)
-    ]
-    return {name: frame for name, frame in stacks[0].items() if all(name in stack for stack in stacks)}
-
-
-def _scale(shared: Frames) -> float:
-    """What a sum over the rows of the plates stands for."""
-    return math.prod(frame.full_size / frame.size for frame in shared.values())
-
-
-def _by_datum(trace: Any, shared: Frames) -> Tensor:
-    """Log density of a trace in each row of the plates, for that row alone."""
-    dims = {frame.dim for frame in shared.values()}
-    total: Any = 0.0
-    for site in _sites(trace):
-        value = site["log_prob"]
-        others = [axis for axis in range(value.dim()) if axis - value.dim() not in dims]
-        total = total + (value.sum(others, keepdim=True) if others else value)
-    return total / _scale(shared)
-
-
 def _same(left: Any, right: Any, shared: Frames) -> Tensor:
     """Whether two traces hold the same values in each row of the plates."""
     dims = {frame.dim for frame in shared.values()}
     same: Any = torch.tensor(True)
-    for site in _sites(left):
+    for site in sample_sites(left):
         equal = site["value"] == right.nodes[site["name"]]["value"]
         equal = equal.flatten(equal.dim() - site["fn"].event_dim).all(-1) if site["fn"].event_dim else equal
         for axis in range(equal.dim()):
@@ -484,7 +453,7 @@ def _arguments(problem: Problem, values: Mapping[str, Tensor], given: Mapping[st
 def _refuse_auxiliary(problem: Problem, trace: Any, known: Any) -> None:
     """Error where a guide draws what the model does not know: its density of the rest alone is unknown then."""
     names = known.nodes if hasattr(known, "nodes") else known
-    extra = [site["name"] for site in _sites(trace) if site["name"] not in names]
+    extra = [site["name"] for site in sample_sites(trace) if site["name"] not in names]
     if extra:
         raise ProblemError(
             f"{problem.name}: the guide has auxiliary sites {extra}, so that its density of the model's sites is not "

@@ -115,7 +115,7 @@ class Problem:
     batch_plates
         Plates that an engine may subsample.
     loss
-        Name of an ELBO of ``pyro.infer``, or an ELBO.
+        Name of an ELBO of ``pyro.infer`` or of an objective of `probmodels.inference.balance`, or an ELBO.
     kernel
         Makes the method's own MCMC kernel from the problem; module-level, so that it pickles.
     reparam
@@ -350,6 +350,8 @@ class Problem:
                     )
             replayed = poutine.replay(model, trace=guide_trace)
             bad = _non_finite(self._trace(replayed, "model")) or _non_finite(guide_trace)
+        if getattr(self.loss, "floor", None) is not None:  # the objective takes impossible values for hardly possible
+            bad = {name: value for name, value in bad.items() if value == "nan"}
         if bad:
             raise ProblemError(f"{self.name}: the log density at a draw of the guide is not finite: {_spell(bad)}")
 

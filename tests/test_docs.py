@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ("engines", "mcmc", "svi", "em", "bilevel", "prediction", "diagnostics", "lds")  # whose code is complete on the page
+PAGES = (
+    "engines",
+    "mcmc",
+    "svi",
+    "em",
+    "bilevel",
+    "prediction",
+    "diagnostics",
+    "gflownet",
+    "lds",
+)  # whose code is complete on the page
 _BLOCK = re.compile(r"^```python(?P<mark>[^\n]*)\n(?P<code>.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 
 
