@@ -451,7 +451,6 @@ class _Inputs(nn.Module):
         super().__init__()
         self._plates = tuple(sorted(plates, key=lambda plate: plate.dim))
         self._sources: list[tuple[int | str | None, tuple[int, ...], tuple[int | None, ...]]] = []
-        self._kept: list[int | None] = []
         given: dict[Any, Any] = {**dict(enumerate(problem.args)), **problem.kwargs}
         used: set[int | str] = set()
         names = {plate.name for plate in plates}
@@ -507,11 +506,7 @@ class _Inputs(nn.Module):
         """Inputs (*rows, feature) of the rows that the plates chose."""
         parts = []
         for index, (key, shape, row_axes) in enumerate(self._sources):
-            value = (
-                self.get_buffer(f"kept_{index}")
-                if key is None
-                else (args[key] if key in range(len(args)) else kwargs[key])
-            )
+            value = self.get_buffer(f"kept_{index}") if key is None else _given(key, args, kwargs)
             part = self._lay(value.reshape(shape).to(like), row_axes)
             for plate, axis in zip(self._plates, row_axes, strict=True):
                 if axis is not None and plates[plate.name].subsample_size < plate.size:
@@ -829,7 +824,7 @@ class _Group(nn.Module):
 
     def __init__(self, members: Sequence[_Variable], inputs: _Inputs, network: _Network, outer: Sequence[int]) -> None:
         super().__init__()
-        self.members, self.inputs, self.network, self.outer = tuple(members), inputs, network, tuple(outer)
+        self.inputs, self.network, self.outer = inputs, network, tuple(outer)
         for index, member in enumerate(members):
             assert member.table is not None
             self.register_buffer(f"table_{index}", member.table.clone())
