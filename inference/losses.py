@@ -381,6 +381,8 @@ def _draw(guide: Any, args: Any, kwargs: Any) -> Any:
     with torch.no_grad():
         trace = poutine.trace(guide).get_trace(*args, **kwargs)
         trace.compute_log_prob()
+    for node in sample_sites(trace):  # or a transform that remembers its result would answer with constants
+        node["value"] = node["value"].detach()
     return trace
 
 

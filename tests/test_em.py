@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from probmodels.inference import CheckpointError, Phase, Problem, ProblemError, fit_em
+from probmodels.inference.losses import wake_phi
 
 quick = partial(fit_em, num_rounds=10, num_samples=5, progress=False)
 F64 = torch.float64
@@ -404,3 +405,20 @@ def test_a_phase_that_moves_nothing_is_refused():
 
     with pytest.raises(ProblemError, match="wake has nothing to move: the model has no parameter of its own"):
         quick(mixture_problem(model=fixed))
+
+
+def test_guides_whose_transforms_remember_values_are_moved_by_wake_phi():
+    coupling = dist.transforms.affine_coupling(2, hidden_dims=[4]).double()
+
+    def model():
+        pyro.sample("z", dist.Normal(torch.ones(2, dtype=F64), 0.5).to_event(1))
+
+    def guide():
+        pyro.module("coupling", coupling)
+        base = dist.Normal(torch.zeros(2, dtype=F64), 1.0).to_event(1)
+        pyro.sample("z", dist.TransformedDistribution(base, [coupling]))
+
+    torch.manual_seed(0)
+    loss = wake_phi(4)(model, guide)
+    found = torch.autograd.grad(loss, list(coupling.parameters()), allow_unused=True)
+    assert any(value is not None and bool(value.any()) for value in found)
