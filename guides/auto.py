@@ -70,6 +70,7 @@ from probmodels.inference.minibatch import whole
 from probmodels.inference.ops import isolated
 from probmodels.inference.potential import Potential
 from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.varying import with_fixed_sites
 
 __all__ = ["GUIDES", "POLICIES", "FlatGuide", "check_guide", "make_guide", "with_guide"]
 
@@ -80,8 +81,12 @@ POLICIES: dict[str, Callable[..., DiscretePolicy]] = {"gflownet": make_policy}
 def with_guide(problem: Problem, name: str = "mean_field", **options: Any) -> Problem:
     """The problem, and what its hyperparameters are judged by, with an automatic guide; see `make_guide`.
 
-    With the guide ``gflownet`` the loss becomes `VarGrad` where it is the name of an ELBO of Pyro.
+    With the guide ``gflownet`` the loss becomes `VarGrad` where it is the name of an ELBO of Pyro, and discrete sites
+    that come and go stay, as `with_fixed_sites` says.
     """
+    if name in POLICIES:
+        check_guide(name, options)
+        problem = with_fixed_sites(problem)
     guide = make_guide(problem, name, **options)
     if name in POLICIES and isinstance(problem.loss, str) and hasattr(pyro.infer, problem.loss):
         problem = replace(problem, loss=VarGrad())

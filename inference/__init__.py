@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from probmodels.inference.distributed import process_map as process_map
     from probmodels.inference.em import Phase as Phase
     from probmodels.inference.em import fit_em as fit_em
+    from probmodels.inference.evidence import check_exact as check_exact
+    from probmodels.inference.evidence import check_weights as check_weights
+    from probmodels.inference.evidence import enumerate_posterior as enumerate_posterior
     from probmodels.inference.importance import importance_resample as importance_resample
     from probmodels.inference.kernels import Kernel as Kernel
     from probmodels.inference.kernels import NUTSKernel as NUTSKernel
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from probmodels.inference.result import Result as Result
     from probmodels.inference.result import ResultError as ResultError
     from probmodels.inference.svi import fit_svi as fit_svi
+    from probmodels.inference.varying import with_fixed_sites as with_fixed_sites
 
 _EXPORTS = {
     "ChainError": "mcmc",
@@ -65,11 +69,14 @@ _EXPORTS = {
     "SubTrajectoryBalance": "balance",
     "TrajectoryBalance": "balance",
     "VarGrad": "balance",
+    "check_exact": "evidence",
+    "check_weights": "evidence",
     "compare": "comparison",
     "coverage": "calibration",
     "dask_map": "distributed",
     "diagnose": "diagnostics",
     "discrete_marginals": "predictive",
+    "enumerate_posterior": "evidence",
     "fit_bilevel": "bilevel",
     "fit_em": "em",
     "fit_svi": "svi",
@@ -85,6 +92,7 @@ _EXPORTS = {
     "run_mcmc": "mcmc",
     "sbc": "calibration",
     "vsbc": "calibration",
+    "with_fixed_sites": "varying",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -18,7 +18,8 @@ from pyro import poutine
 from torch import Tensor
 
 from probmodels.guides.auto import check_guide, make_guide, with_guide
-from probmodels.guides.gflownet import Autoregressive, DiscretePolicy, make_policy
+from probmodels.guides.gflownet import DiscretePolicy, make_policy
+from probmodels.guides.policy_networks import Autoregressive
 from probmodels.inference import Problem, ProblemError, Result, fit_svi
 from probmodels.inference.balance import SubTrajectoryBalance, TrajectoryBalance, VarGrad
 from probmodels.inference.losses import Sleep, wake_phi
