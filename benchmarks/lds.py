@@ -50,7 +50,7 @@ from probmodels import fit_bilevel, fit_svi
 from probmodels.datasets.graphs import load_planetoid, load_tabular_graph, make_graph, split_nodes
 from probmodels.guides.lds import NodeData
 from probmodels.guides.nets import propagate
-from probmodels.guides.sparse import SparseMatrix
+from probmodels.guides.sparse import SparseMatrix, make_links
 from probmodels.inference.hypergradients import Descent, gradient
 from probmodels.lds import make_problem, refit_problem
 
@@ -58,6 +58,7 @@ TABLES, NETWORKS = ("wine", "cancer", "digits"), ("Cora", "Citeseer")
 STARTS = tuple(itertools.product(("cosine", "euclidean"), (10, 20)))
 METHODS = ("gcn", "gcn+", "lds", "lds+")
 EPOCHS, LR = 300, 0.01
+TRAINED = {"epochs": (EPOCHS, 300), "lr": (LR, 0.01)}  # as they are, and as they were when cells had no such keys
 FIT: dict[str, Any] = {
     "num_rounds": 10,
     "inner_steps": 200,
@@ -93,9 +94,12 @@ def scores(data: xr.Dataset, chance: np.ndarray) -> dict[str, float]:
 
 def gcn(data: xr.Dataset, start: Mapping[str, Any], more: bool, seed: int) -> dict[str, Any]:
     """A graph convolutional network on the edges that LDS starts from, at its best epoch."""
-    problem = make_problem(data, candidates=0, **start)
+    problem = make_problem(data, **start)
     graph: NodeData = problem.args[0]
-    weight = torch.ones(graph.edges.num_pairs)
+    begun = problem.guide.edges.probability.detach() > 0
+    source, target, origin = (part[begun] for part in graph.edges[:3])
+    edges = graph.edges._replace(source=source, target=target, origin=origin)
+    graph, weight = graph._replace(edges=edges, links=make_links(edges)), torch.ones(edges.num_pairs)
     split = data["split"].values
     rows = torch.as_tensor(np.flatnonzero(np.isin(split, ["train", "validation"] if more else ["train"])))
     torch.manual_seed(seed)
@@ -151,6 +155,7 @@ def run(dataset: str, seed: int, graph: bool, retained: float, args: argparse.Na
     """Rows of all methods on one data set and seed."""
     data = load(dataset, args.root, graph, retained, seed)
     key: dict[str, Any] = {"dataset": dataset, "seed": seed, "graph": graph, "retained": retained}
+    key |= {f"network_{name}": now for name, (now, before) in TRAINED.items() if now != before}
     cell = partial(common.cell, "lds", args.until)
     starts = [{"start": "observed"}] if graph else [{"metric": m, "neighbours": k} for m, k in STARTS]
     rows: dict[str, dict[str, Any]] = {}

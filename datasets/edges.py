@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from probmodels.datasets import DataError
-from probmodels.datasets.pairs import Pairs, check_pairs, free_pairs, pairs_of_numbers
+from probmodels.datasets.options import check_counts, check_numbers
+from probmodels.datasets.pairs import Pairs, check_pairs, count_pairs, free_pairs, pairs_of_numbers
 
 __all__ = [
     "NEIGHBOUR",
@@ -82,18 +83,45 @@ class EdgeSet(NamedTuple):
         forward = torch.stack([self.source, self.target])
         return torch.cat([forward, forward.flip(0)], dim=1)
 
-    def refreshed(self, seed: int) -> EdgeSet:
-        """The same pairs with fresh random ones in place of the random ones."""
-        old = self.origin == RANDOM
-        count = int(old.sum())
-        if not count:
-            return self
-        kept = torch.stack([self.source[~old], self.target[~old]], dim=1).cpu().numpy()
-        drawn = free_pairs(kept, self.graph.cpu().numpy(), count, np.random.default_rng(seed))
-        fresh = torch.from_numpy(drawn).to(self.source.device)
-        source, target = self.source.clone(), self.target.clone()
-        source[old], target[old] = fresh[:, 0], fresh[:, 1]
-        return self._replace(source=source, target=target)
+    def refreshed(self) -> EdgeSet:
+        """The same pairs with fresh random ones in place of the random ones, as many in every graph.
+
+        The F free pairs of a graph, in a circle from a random start, are cut into as many runs as it has random pairs,
+        m, and each run gives one: they differ, and every free pair is drawn with probability m / F. Numbers come from
+        torch's generator, and no size from values, so that this may be captured as a graph of operations. Random pairs
+        have to stand by ascending graph, as in all sets of `make_edges`.
+        """
+        source, target, graph, device = self.source, self.target, self.graph, self.source.device
+        drawn, place = self.origin == RANDOM, torch.arange(self.num_pairs, device=device)
+
+        def by_graph(value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+            """Sums (graph,), and those of all graphs before."""
+            sums = torch.zeros(self.num_graphs, dtype=torch.int64, device=device).index_add(0, index, value.long())
+            return sums, sums.cumsum(0) - sums
+
+        # All pairs within graphs are numbered in order; ``first`` is the number of the first pair of every node.
+        sizes, before = by_graph(torch.ones_like(graph), graph)
+        partners = (before + sizes)[graph] - torch.arange(self.num_nodes, device=device) - 1
+        first = torch.cat([partners.new_zeros(1), partners.cumsum(0)])
+        total = first[-1] + self.num_pairs
+        taken = torch.where(drawn, total, first[source] + target - source - 1).sort().values - place
+        own = graph[source]
+        count, earlier = by_graph(drawn, own)
+        fixed, _ = by_graph(~drawn, own)
+        free = sizes * (sizes - 1) // 2 - fixed
+        turn = drawn.long().cumsum(0) - 1 - earlier[own]  # of a random pair among those of its graph
+        room, runs = free[own].clamp(min=1), count[own].clamp(min=1)
+        low, high = turn * room // runs, (turn + 1) * room // runs
+
+        def below(size: Tensor) -> Tensor:
+            return (torch.rand(size.shape, dtype=torch.float64, device=device) * size).long().minimum(size - 1)
+
+        start = below(free.clamp(min=1))[own]
+        number = (free.cumsum(0) - free)[own] + (start + low + below((high - low).clamp(min=1))) % room
+        number = number + torch.searchsorted(taken, number, right=True)  # as `free_pairs` has it
+        node = torch.searchsorted(first, number, right=True) - 1
+        other = number - first[node] + node + 1
+        return self._replace(source=torch.where(drawn, node, source), target=torch.where(drawn, other, target))
 
 
 def label_pairs(data: xr.Dataset, edges: EdgeSet) -> xr.Dataset:
@@ -118,6 +146,7 @@ def make_edges(
     features: ArrayLike | None = None,
     neighbours: int = 0,
     metric: str = "cosine",
+    near: ArrayLike | None = None,
     random: float = 0.0,
     all_pairs: bool = False,
     seed: int = 0,
@@ -136,6 +165,8 @@ def make_edges(
         Nearest neighbours of every node that become candidates, within its graph.
     metric
         Distance of scikit-learn's ``NearestNeighbors``: ``"cosine"``, ``"euclidean"``, ...
+    near
+        Neighbours that were found before, as pairs (pair, 2), in place of ``features``, ``neighbours`` and ``metric``.
     random
         Random pairs per observed or neighbour pair, or per node where there are none.
     all_pairs
@@ -160,18 +191,19 @@ def make_edges(
     if nodes[0] != 0 or (np.diff(nodes) < 0).any() or (np.diff(nodes) > 1).any():
         raise DataError("graph must number the graph of every node in ascending order from 0, none without nodes")
     observed = check_pairs(pairs, np.arange(len(nodes)), nodes)
-    if not isinstance(neighbours, int | np.integer) or neighbours < 0:
-        raise DataError(f"neighbours={neighbours!r}; give a whole number, 0 for none")
-    if not random >= 0:
-        raise DataError(f"random={random!r}; give the number of random pairs per other pair, 0 for none")
+    check_counts(0, neighbours=neighbours)
+    check_numbers(0, random=random)
     parts, origins = [observed], [OBSERVED]
     if all_pairs:
         parts.append(_all_pairs(nodes))
         origins.append(NEIGHBOUR)
+    elif near is not None:
+        parts.append(check_pairs(near, np.arange(len(nodes)), nodes, what="neighbour pair"))
+        origins.append(NEIGHBOUR)
     elif neighbours:
         if features is None:
             raise DataError(f"neighbours={neighbours} needs features to tell which nodes are near each other")
-        parts.append(nearest_neighbours(features, nodes, int(neighbours), metric=metric))
+        parts.append(nearest_neighbours(features, nodes, int(neighbours), metric=metric)[0])
         origins.append(NEIGHBOUR)
     found = _joined(parts, len(nodes))
     known, origin = found[:, :2], np.array(origins)[found[:, 2]]
@@ -190,8 +222,11 @@ def make_edges(
 
 def nearest_neighbours(
     features: ArrayLike, graph: NDArray[np.int64], neighbours: int, *, metric: str = "cosine"
-) -> Pairs:
-    """Pairs (pair, 2) of nodes of which at least one is among the nearest of the other, within their graph.
+) -> tuple[Pairs, NDArray[np.int64]]:
+    """Pairs (pair, 2) of nodes of which at least one is among the nearest of the other, within their graph; ranks.
+
+    The rank (pair,) of a pair is the place, from 0, of one node among the nearest of the other, the lower of the two:
+    pairs of rank below k are those of k neighbours.
 
     Parameters
     ----------
@@ -233,12 +268,16 @@ def nearest_neighbours(
             raise DataError(f"metric={metric!r} is not known to scikit-learn's NearestNeighbors: {error}") from error
         near = model.kneighbors(return_distance=False)  # without the node itself
         found.append(start + np.stack([np.repeat(np.arange(size), neighbours), near.ravel()], axis=1))
-    return np.unique(np.sort(np.concatenate(found), axis=1), axis=0).astype(np.int64)
+    ends = np.sort(np.concatenate(found), axis=1).astype(np.int64)
+    rank = np.tile(np.arange(neighbours), len(graph))
+    order = np.lexsort((rank, ends[:, 1], ends[:, 0]))  # the lower rank of a pair that stands twice comes first
+    ends, rank = ends[order], rank[order]
+    once = np.concatenate([[True], (ends[1:] != ends[:-1]).any(axis=1)])
+    return ends[once], rank[once]
 
 
 def _all_pairs(graph: NDArray[np.int64]) -> Pairs:
-    sizes = np.bincount(graph)
-    total = int((sizes * (sizes - 1) // 2).sum())
+    total = count_pairs(graph)
     if total > _ALL_PAIRS_LIMIT:
         raise DataError(
             f"all pairs of these graphs are {total:,}, more than {_ALL_PAIRS_LIMIT:,}; "

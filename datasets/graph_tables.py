@@ -288,6 +288,11 @@ def _feature_values(table: pd.DataFrame, columns: Sequence[str], where: str) -> 
     import pandas as pd
 
     words = [name for name in columns if not pd.api.types.is_numeric_dtype(table[name])]
+    if "split" in words:
+        raise DataError(
+            f"{where} has a column 'split' of text, which is no feature: pass split='split' to split by it, or, where "
+            "splits are drawn or not wanted, drop it or name the features by features=[...]"
+        )
     if words:
         raise DataError(
             f"columns {some(map(repr, words))} of {where} are not numbers; encode them, drop them, or name the "

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from probmodels.datasets import DataError
 
-__all__ = ["Pairs", "check_pairs", "free_pairs", "pairs_of_numbers", "some"]
+__all__ = ["Pairs", "check_pairs", "count_pairs", "free_pairs", "pairs_of_numbers", "some"]
 
 Pairs = NDArray[np.int64]
 
@@ -75,6 +75,11 @@ def check_pairs(
             raise DataError(f"{told}; edges are undirected: list each once, in one direction, or pass mend=True")
         mends.append(f"{told}; taken once.")
     return once
+
+
+def count_pairs(graph: NDArray[np.int64]) -> int:
+    """Number of all pairs within graphs, from the graph of every node (node,)."""
+    return sum(size * (size - 1) // 2 for size in np.bincount(graph).tolist())
 
 
 def free_pairs(taken: Pairs, graph: NDArray[np.int64], count: int, rng: np.random.Generator) -> Pairs:

@@ -30,7 +30,7 @@ from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from probmodels.datasets import DataError
+from probmodels.datasets.options import check_choices
 from probmodels.guides.auto import FlatGuide, make_guide
 from probmodels.guides.relaxed import BernoulliConcrete, BernoulliIdentity
 from probmodels.inference.problem import Problem
@@ -174,9 +174,7 @@ def make_edge_guide(
     num_pairs = problem.sites["edge"].shape[0]
     if estimator is None:
         estimator = "disarm" if num_pairs <= _FEW else "concrete"
-    for name, value, known in (("weights", weights, _WEIGHTS), ("estimator", estimator, _ESTIMATORS)):
-        if value not in known:
-            raise DataError(f"{name}={value!r}; choose one of {known}")
+    check_choices(weights=(weights, _WEIGHTS), estimator=(estimator, _ESTIMATORS))
     generator = torch.Generator().manual_seed(seed)
     start = {}
     for name in ("weight_in", "weight_out"):

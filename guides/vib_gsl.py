@@ -72,20 +72,27 @@ class EdgeNetwork(nn.Module):
         Columns of ``x``.
     width
         Hidden units, and length of h.
-    rates
-        Probabilities that unobserved and observed pairs start from, as far as features say nothing.
     informed
         Whether log odds know which pairs were observed; otherwise they depend on the features of the two nodes alone,
-        as in the paper, and the first rate is that of all pairs.
+        as in the paper.
     """
 
-    def __init__(self, num_features: int, width: int, rates: tuple[float, float], informed: bool = True) -> None:
+    def __init__(self, num_features: int, width: int, informed: bool = True) -> None:
         super().__init__()
         self.network = nn.Sequential(nn.Linear(num_features, width), nn.ReLU(), nn.Linear(width, width))
-        low, high = (math.log(rate / (1 - rate)) for rate in rates)
-        self.level = nn.Parameter(torch.tensor(low))
-        self.shift = nn.Parameter(torch.tensor(high - low)) if informed else None
+        self.level = nn.Parameter(torch.zeros(()))
+        self.shift = nn.Parameter(torch.zeros(())) if informed else None
         self.width = width
+
+    def start(self, rate: float, observed_rate: float) -> None:
+        """Start from these probabilities of unobserved and of observed pairs, as far as features say nothing.
+
+        Where it is not known which pairs were observed, the first is that of all.
+        """
+        low, high = (math.log(value / (1 - value)) for value in (rate, observed_rate))
+        nn.init.constant_(self.level, low)
+        if self.shift is not None:
+            nn.init.constant_(self.shift, high - low)
 
     def forward(self, x: Tensor, edges: EdgeSet) -> Tensor:
         """Log odds (pair,) from features (node, feature)."""
@@ -273,6 +280,9 @@ class VIBGSLGuide(PyroModule):
         Weight of the divergence of every edge; 0 for edges that are drawn and not penalised.
     learn_edges
         Whether edges are learned; otherwise no gradient passes through them, and they stay as they started.
+    refresh
+        Whether every evaluation that takes a gradient draws random pairs anew. The model is none the wiser: to it, all
+        pairs of a graph that were not observed are alike, and every graph has as many as before.
     """
 
     def __init__(
@@ -286,19 +296,22 @@ class VIBGSLGuide(PyroModule):
         beta: float,
         edge_beta: float,
         learn_edges: bool = True,
+        refresh: bool = False,
     ) -> None:
         super().__init__()
         self.edges, self.encoder, self.mask = edges, encoder, mask
         self.temperature, self.skip, self.beta, self.edge_beta = temperature, skip, beta, edge_beta
-        self.learn_edges = learn_edges
+        self.learn_edges, self.refresh = learn_edges, refresh
 
     def forward(self, x: Tensor, edges: EdgeSet, y: Tensor, labelled: Tensor) -> None:
         """Sites ``edge`` (pair,) and ``z`` (graph, component) of the graphs that plate ``graph`` chooses."""
         graphs = pyro.plate("graph", edges.num_graphs)
         x, some = choose_graphs(x, edges, graphs.indices)
         mask: Any = labelled if some is edges else labelled[graphs.indices]
-        check_step(self.encoder, self.edges, x, some)
+        check_step(self.encoder, self.edges, x, num_pairs=some.num_pairs, num_graphs=some.num_graphs)
         x = x if self.mask is None else self.mask(x)
+        if self.refresh and torch.is_grad_enabled():  # draws of a result are those of the pairs that it names
+            some = some.refreshed()
         logits = self.edges(x, some)
         logits = logits if self.learn_edges else logits.detach()
         with pair_sites(some, mask, self.edge_beta * edges.num_graphs / some.num_graphs):
@@ -397,7 +410,7 @@ def step_bytes(encoder: Encoder, network: EdgeNetwork, shape: tuple[int, ...], n
     return number * (num_pairs * by_pair + shape[0] * by_node)
 
 
-def check_step(encoder: Encoder, network: EdgeNetwork, x: Tensor, edges: EdgeSet) -> None:
+def check_step(encoder: Encoder, network: EdgeNetwork, x: Tensor, *, num_pairs: int, num_graphs: int) -> None:
     """See that an evaluation of the guide fits into memory, with a gradient where gradients are enabled.
 
     Raises
@@ -407,9 +420,9 @@ def check_step(encoder: Encoder, network: EdgeNetwork, x: Tensor, edges: EdgeSet
     """
     check_memory(
         "vib_gsl",
-        step_bytes(encoder, network, x.shape, edges.num_pairs),
+        step_bytes(encoder, network, x.shape, num_pairs),
         x.device,
-        f"{edges.num_pairs:,} candidate pairs of {edges.num_graphs:,} graphs",
+        f"{num_pairs:,} candidate pairs of {num_graphs:,} graphs",
         "take candidates='observed', fewer neighbours, narrower networks, a batch_size of fewer graphs, or predict "
         "fewer graphs at a time",
     )

@@ -15,12 +15,15 @@ from torch.nn.functional import normalize
 from probmodels.datasets import DataError
 from probmodels.datasets.edges import RANDOM, EdgeSet, make_edges
 from probmodels.datasets.graph_data import standardised
+from probmodels.datasets.pairs import count_pairs
+from probmodels.inference.checks import check_memory
 
-__all__ = ["SIMILARITIES", "PairData", "make_pairs"]
+__all__ = ["SIMILARITIES", "PairData", "check_room", "make_pairs"]
 
 SIMILARITIES = ("cosine", "inner", "distance")
 
 _ALL_PAIRS = 50_000  # pairs up to which all of them are candidates by default
+_BY_PAIR = 32  # numbers by pair that every evaluation has
 _CHUNK = 20_000  # pairs whose features are compared at once
 
 Ints = NDArray[np.int64]
@@ -122,13 +125,15 @@ def make_pairs(
     ------
     DataError
         If a variable is missing or holds what cannot be used, or pairs would be left out that nothing stands for.
+    ProblemError
+        If all pairs are asked for and would not fit into memory.
     """
     num_nodes = data.sizes.get("node", 0)
     lost = [name for name in ("source", "target") if name not in data]
     if lost or not num_nodes:
         raise DataError(f"data lack {lost or 'nodes'}; give source and target (edge) and x or y (node, ...)")
     graph = data["graph_index"].values if "graph_index" in data else np.zeros(num_nodes, dtype=np.int64)
-    total = int(sum(size * (size - 1) // 2 for size in np.bincount(graph).tolist()))
+    total = count_pairs(graph)
     if not total:
         raise DataError("graphs of one node each have no pairs; give graphs of two nodes or more")
     x = _features(data)
@@ -137,6 +142,8 @@ def make_pairs(
     if x is None and (similarity or len(unknown) or (classes and not blocks)):
         raise DataError("data have no x (node, feature), which this model needs; add features, or known classes alone")
     every = total <= _ALL_PAIRS if all_pairs is None else all_pairs
+    if every:  # before they are listed
+        check_room(total)
     edges = make_edges(
         np.stack([data["source"].values, data["target"].values], axis=1),
         graph,
@@ -181,6 +188,23 @@ def make_pairs(
         same=torch.from_numpy(own[source] == own[target]).to(weight) if (own >= 0).all() else None,
         rest=rest,
         rest_same=rest_same,
+    )
+
+
+def check_room(num_pairs: int, more: int = 0) -> None:
+    """See that an evaluation with its gradient fits into memory, of ``more`` numbers by pair than it always has.
+
+    Raises
+    ------
+    ProblemError
+        If it needs more than is free.
+    """
+    check_memory(
+        "noisy_edges",
+        (_BY_PAIR + more) * num_pairs * torch.finfo(torch.get_default_dtype()).bits // 8,
+        torch.device("cpu"),
+        f"{num_pairs:,} candidate pairs",
+        "take all_pairs=False, fewer neighbours, or a smaller share of random pairs",
     )
 
 

@@ -1,4 +1,4 @@
-"""Figures of learned graphs: calibration of edges, adjacency, accuracy against noise, the information curve, losses.
+"""Figures of learned graphs: calibration of edges, adjacency, accuracy against noise, the information curve.
 
 As in `probmodels.plots`, every function returns a new `matplotlib.figure.Figure` and touches neither pyplot nor
 matplotlib's settings.
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta as beta_distribution
 from scipy.stats import t as student
 
+from probmodels._axes import BLUE, COLOURS, GREY, RED, SMALL, clean
 from probmodels.datasets import DataError
 from probmodels.inference.result import Result
 from probmodels.learned_edges import edge_marginals
@@ -27,7 +28,6 @@ from probmodels.learned_edges import edge_marginals
 __all__ = [
     "accuracy_against_noise",
     "adjacency",
-    "bilevel_losses",
     "calibration_table",
     "information_curve",
     "reliability",
@@ -35,10 +35,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-_BLUE, _RED, _GREY = "#2f5d8a", "#b5452c", "0.45"
-_COLOURS = ("#2f5d8a", "#b5452c", "#5b8c5a", "#c29a2c", "#6d5a8c", "#3f9aa3", "#8c5a3c", "#777777")
 _MARKERS = "osD^vPX*"
-_SMALL = 8.0  # points, of ticks and notes
 _LEVEL = 0.95  # of bands over replicates
 _NARROW = 0.06  # share of the nodes below which the name of a class has no room
 _MOST_CLASSES = 12  # whose names fit beside an image
@@ -149,9 +146,9 @@ def reliability(
         }
     figure = Figure(figsize=(5.2, 6.0), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    upper.plot([0, 1], [0, 1], color=_GREY, linewidth=0.8, linestyle="--", zorder=0)
+    upper.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle="--", zorder=0)
     most = max(int(table["count"].max()) for table in tables.values())
-    for place, ((name, table), color) in enumerate(zip(tables.items(), (_BLUE, _RED), strict=False)):
+    for place, ((name, table), color) in enumerate(zip(tables.items(), (BLUE, RED), strict=False)):
         x, y, low, high = (table[part].values for part in ("probability", "frequency", "lower", "upper"))
         filled = table["count"].values > 0
         upper.errorbar(
@@ -175,13 +172,13 @@ def reliability(
     upper.set_ylim(-0.02, 1.02)
     upper.set_ylabel("share of true edges")
     upper.set_title(f"Bars: {100 * level:g} % intervals of the shares", fontsize=10, loc="left")
-    upper.legend(fontsize=_SMALL, frameon=False, loc="upper left")
+    upper.legend(fontsize=SMALL, frameon=False, loc="upper left")
     lower.set_yscale("log")
     lower.set_ylim(0.7, 0.7 * (most / 0.7) ** 1.6)  # room for the numbers above the bars
     lower.set_xlabel("stated probability of an edge")
     lower.set_ylabel("pairs")
     for ax in (upper, lower):
-        _clean(ax)
+        clean(ax)
     return figure
 
 
@@ -236,17 +233,17 @@ def adjacency(graph_of: Result | xr.Dataset, *, graph: Any = None, cells: int = 
     ax = figure.subplots()
     colours = colormaps["magma_r"].with_extremes(bad="0.88")
     shown = ax.imshow(image, cmap=colours, norm=norm, extent=(0, number, number, 0), interpolation="nearest")
-    ax.plot([0, number], [0, number], color=_GREY, linewidth=0.5)
+    ax.plot([0, number], [0, number], color=GREY, linewidth=0.5)
     _mark_classes(ax, data, ordered)
     said = f"{number / cells:.1f} to a cell" if binned else ""
     gaps = not binned and bool(np.isnan(image[np.tril_indices(number, -1)]).any())
     said = "grey is no candidate" if gaps else said
     where = f" of graph {graph}" if graph is not None and "node_graph" in data else ""
     ax.set_title(f"{number:,} nodes{where}{', ' * bool(said)}{said}", fontsize=10, loc="left")
-    ax.set_title("above: observed, below: learned", fontsize=_SMALL, loc="right", color=_GREY)
+    ax.set_title("above: observed, below: learned", fontsize=SMALL, loc="right", color=GREY)
     bar = figure.colorbar(shown, ax=ax, shrink=0.85, aspect=22)
-    bar.set_label("edges per pair of nodes" if binned else "probability of an edge", fontsize=_SMALL)
-    bar.ax.tick_params(labelsize=_SMALL, length=2.5)
+    bar.set_label("edges per pair of nodes" if binned else "probability of an edge", fontsize=SMALL)
+    bar.ax.tick_params(labelsize=SMALL, length=2.5)
     return figure
 
 
@@ -282,7 +279,7 @@ def accuracy_against_noise(
         own = names == name
         x = np.unique(levels[own])
         moments = np.array([_interval(scores[own & (levels == value)]) for value in x])
-        color = _COLOURS[place % len(_COLOURS)]
+        color = COLOURS[place % len(COLOURS)]
         mean, half = moments.T
         marker = _MARKERS[place % len(_MARKERS)]
         ax.plot(x, mean, color=color, marker=marker, markersize=4.5, linewidth=1.3, label=str(name))
@@ -294,8 +291,8 @@ def accuracy_against_noise(
     ax.set_xlabel(noise.replace("_", " "))
     ax.set_ylabel(score.replace("_", " "))
     ax.set_title(f"means, {100 * _LEVEL:g} % intervals of the means", fontsize=10, loc="left")
-    ax.legend(fontsize=_SMALL, frameon=False)
-    _clean(ax)
+    ax.legend(fontsize=SMALL, frameon=False)
+    clean(ax)
     return figure
 
 
@@ -339,66 +336,15 @@ def information_curve(
         y, y_half = np.array([_interval(row) for row in found[name]]).T
         bars: dict[str, Any] = {} if np.isnan(x_half).all() else {"xerr": np.nan_to_num(x_half)}
         bars |= {} if np.isnan(y_half).all() else {"yerr": np.nan_to_num(y_half)}
-        ax.errorbar(x, y, marker="o", color=_BLUE, markersize=5, linewidth=1.1, capsize=3, **bars)
+        ax.errorbar(x, y, marker="o", color=BLUE, markersize=5, linewidth=1.1, capsize=3, **bars)
         for value, place in zip(weights[order], zip(x, y, strict=True), strict=True):
-            ax.annotate(f"β = {value:g}", place, (4, 5), textcoords="offset points", fontsize=7, color=_GREY)
+            ax.annotate(f"β = {value:g}", place, (4, 5), textcoords="offset points", fontsize=7, color=GREY)
         ax.margins(0.12)
         ax.set_xlim(left=min(0.0, *ax.get_xlim()))
         ax.set_xlabel("rate (nats)")
         ax.set_ylabel("log loss (nats)" if name == "log_loss" else "accuracy")
-        _clean(ax)
+        clean(ax)
     return figure
-
-
-def bilevel_losses(fit: xr.Dataset) -> Figure:
-    """Losses of a bilevel program by step, and the scores of its rounds, of which the best is marked.
-
-    Parameters
-    ----------
-    fit
-        Group ``fit`` of a result of `fit_bilevel`.
-
-    Raises
-    ------
-    DataError
-        If it is not one.
-    """
-    lost = [name for name in ("round", "inner_loss", "outer_loss") if name not in fit]
-    if lost:
-        raise DataError(f"group fit lacks {lost}; give that of a result of fit_bilevel")
-    names = [name for name in ("inner_loss", "outer_loss", "log_loss", "error") if name in fit]
-    number = fit["round"].values
-    steps, best = np.arange(1, len(number) + 1), int(fit.attrs.get("best_round", -1))
-    last = np.append(np.flatnonzero(np.diff(number)), len(number) - 1) + 1.0  # step that ends each round
-    first = np.append(0.0, last[:-1])
-    figure = Figure(figsize=(7.0, 1.5 * len(names) + 0.6), layout="constrained")
-    panels = figure.subplots(len(names), 1, sharex=True)
-    for ax, name in zip(panels, names, strict=True):
-        for start in first[1:]:
-            ax.axvline(start + 0.5, color="0.85", linewidth=0.6, zorder=0)
-        if 0 <= best < len(last):
-            ax.axvspan(first[best] + 0.5, last[best] + 0.5, color=_RED, alpha=0.12, linewidth=0, zorder=0)
-        values = fit[name].values
-        if name in ("inner_loss", "outer_loss"):
-            ax.plot(steps, values, color=_BLUE, linewidth=0.9)
-        else:
-            ends = last[: len(values)]  # the round that was broken off has no score
-            ax.plot(ends, values, color=_BLUE, marker="o", markersize=4, linewidth=1.1)
-            if 0 <= best < len(ends):
-                ax.plot(ends[best], values[best], color=_RED, marker="o", markersize=6)
-        ax.set_ylabel(name.replace("_", " "), fontsize=_SMALL)
-        _clean(ax)
-    panels[-1].set_xlabel("step of the hyperparameters")
-    panels[-1].set_xlim(0.5, len(steps) + 0.5)
-    marked = f", shaded the best, round {best + 1}" if best >= 0 else ""
-    panels[0].set_title(f"{len(last):,} rounds, lines between them{marked}", fontsize=10, loc="left")
-    return figure
-
-
-def _clean(ax: Axes) -> None:
-    ax.tick_params(labelsize=_SMALL, length=2.5)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
 
 
 def _bin_edges(bins: int | Sequence[float]) -> NDArray[np.float64]:
@@ -458,15 +404,15 @@ def _mark_classes(ax: Axes, data: xr.Dataset, ordered: NDArray[np.int64]) -> Non
     own = _classes(data, ordered)
     starts = np.append(np.flatnonzero(np.diff(own, prepend=-1)), len(own))
     alone = "node_class" not in data or len(starts) < 3
-    ax.set_xlabel("nodes by observed degree" if alone else "nodes by class, then by observed degree", fontsize=_SMALL)
-    ax.tick_params(labelsize=_SMALL, length=2.5)
+    ax.set_xlabel("nodes by observed degree" if alone else "nodes by class, then by observed degree", fontsize=SMALL)
+    ax.tick_params(labelsize=SMALL, length=2.5)
     if alone or len(starts) > _MOST_CLASSES + 1:
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_locator(MaxNLocator(6, integer=True))
         return
     for start in starts[1:-1]:
-        ax.axhline(start, color=_GREY, linewidth=0.5)
-        ax.axvline(start, color=_GREY, linewidth=0.5)
+        ax.axhline(start, color=GREY, linewidth=0.5)
+        ax.axvline(start, color=GREY, linewidth=0.5)
     names = data["class"].values if "class" in data.coords else None
     found = own[starts[:-1]]
     labels = [
@@ -476,8 +422,8 @@ def _mark_classes(ax: Axes, data: xr.Dataset, ordered: NDArray[np.int64]) -> Non
     wide = np.diff(starts) >= _NARROW * len(own)  # the names of others would overlap
     labels = [label if shown else "" for label, shown in zip(labels, wide, strict=True)]
     middle = (starts[1:] + starts[:-1]) / 2
-    ax.set_yticks(middle, labels, fontsize=_SMALL, rotation=90, va="center")
-    ax.set_xticks(middle, labels, fontsize=_SMALL)
+    ax.set_yticks(middle, labels, fontsize=SMALL, rotation=90, va="center")
+    ax.set_xticks(middle, labels, fontsize=SMALL)
     ax.tick_params(length=0)
 
 

@@ -41,7 +41,9 @@ from torch.nn.functional import dropout
 from probmodels.datasets import DataError
 from probmodels.datasets.edges import EdgeSet, label_pairs, make_edges, nearest_neighbours, transient_sites
 from probmodels.datasets.graph_data import SPLITS, check_graph, make_graph
-from probmodels.datasets.pairs import some
+from probmodels.datasets.options import check_choices, check_counts, check_numbers
+from probmodels.datasets.pairs import count_pairs, some
+from probmodels.edge_outputs import write_edges as write_outputs
 from probmodels.guides.lds import WEIGHTS, EdgeProbability, LDSGuide, NodeData, weight_dims
 from probmodels.guides.nets import propagate
 from probmodels.guides.sparse import SparseMatrix, make_links
@@ -49,7 +51,6 @@ from probmodels.inference.checks import check_memory
 from probmodels.inference.ops import named_deterministic
 from probmodels.inference.problem import Outer, Problem
 from probmodels.inference.result import Result, ResultError
-from probmodels.learned_edges import write_edges as write_outputs
 
 __all__ = ["ENGINES", "LDS", "REFERENCE", "make_problem", "refit_problem", "tiny", "write_outputs"]
 
@@ -205,14 +206,23 @@ def make_problem(
     if "graph_index" in data:
         raise DataError("lds classifies the nodes of one graph, but these data hold many; take vib_gsl")
     start = start if start is not None else "observed" if data.sizes["edge"] else "neighbours"
-    _check_options(data, start, neighbours, candidates, hidden, weights, {"rate": rate, "l2": l2, "random": random})
+    check_choices(start=(start, STARTS), weights=(weights, WEIGHTS))
+    check_counts(1, neighbours=neighbours, hidden=hidden)
+    check_numbers(0, 1, ends="[)", rate=rate)
+    check_numbers(0, ends="(]" if weights == "normal" else "[]", l2=l2)
+    check_numbers(0, random=random)
+    candidates = _checked_candidates(data.sizes["node"], candidates)
+    if start == "observed" and not data.sizes["edge"]:
+        raise DataError("start='observed', but no edge was observed; take start='neighbours'")
     known = {name: _known(data, name) for name in ("train", "validation", "stop")}
     _check_splits(data, known)
-    edges, begins = _candidates(data, start, neighbours, metric, candidates, random, seed)
     x = torch.as_tensor(data["x"].values, dtype=torch.get_default_dtype())
     shapes = {"weight_in": (x.shape[1], hidden), "weight_out": (hidden, data.sizes["class"])}
     dense = float(x.count_nonzero()) > _SPARSE * x.numel()
-    _check_memory(x, edges, hidden, dense and rate > 0)
+    if candidates == "all":  # before they are listed
+        _check_memory(x, count_pairs(np.zeros(len(x), dtype=np.int64)), hidden, dense and rate > 0)
+    edges, begins = _candidates(data, start, neighbours, metric, candidates, random, seed)
+    _check_memory(x, edges.num_pairs, hidden, dense and rate > 0)
     y = torch.as_tensor(data["y"].values.astype(np.int64)).clamp(min=0)
     graph = NodeData(x if dense else SparseMatrix.of(x), edges, make_links(edges), y)
     precision = l2 * len(known["train"])
@@ -326,25 +336,40 @@ def _coords(data: xr.Dataset, train: NDArray[np.int64], edges: EdgeSet, hidden: 
     }
 
 
+def _checked_candidates(num_nodes: int, candidates: int | str | None) -> int | str:
+    """``"all"``, or a number of neighbours that every node has."""
+    if candidates is None:
+        few = count_pairs(np.zeros(num_nodes, dtype=np.int64)) <= _ALL_PAIRS
+        return "all" if few else min(_CANDIDATES, num_nodes - 1)
+    if isinstance(candidates, str):
+        if candidates != "all":
+            raise DataError(f"candidates={candidates!r}; choose 'all', or a number of nearest neighbours")
+        return candidates
+    check_counts(0, candidates=candidates)
+    if candidates >= num_nodes:
+        raise DataError(
+            f"candidates={candidates}, but every node has {num_nodes - 1} others; choose at most {num_nodes - 1}, or "
+            "'all'"
+        )
+    return candidates
+
+
 def _candidates(
-    data: xr.Dataset, start: str, neighbours: int, metric: str, candidates: int | str | None, random: float, seed: int
+    data: xr.Dataset, start: str, neighbours: int, metric: str, candidates: int | str, random: float, seed: int
 ) -> tuple[EdgeSet, NDArray[np.bool_]]:
     """Candidate pairs, and which of them start as edges (pair,)."""
     num_nodes, x = data.sizes["node"], data["x"].values
     nodes = np.zeros(num_nodes, dtype=np.int64)
-    if candidates is None:
-        few = num_nodes * (num_nodes - 1) // 2 <= _ALL_PAIRS
-        candidates = "all" if few else min(_CANDIDATES, num_nodes - 1)
-    every = candidates == "all"
-    near = 0 if every else max(int(candidates), neighbours if start == "neighbours" else 0)
+    near, rank = np.zeros((0, 2), dtype=np.int64), np.zeros(0, dtype=np.int64)
+    most = max(0 if candidates == "all" else int(candidates), neighbours if start == "neighbours" else 0)
+    if most:
+        near, rank = nearest_neighbours(x, nodes, most, metric=metric)
     edges = make_edges(
         np.stack([data["source"].values, data["target"].values], axis=1),
         nodes,
-        features=x,
-        neighbours=near,
-        metric=metric,
+        near=near,
         random=random,
-        all_pairs=every,
+        all_pairs=candidates == "all",
         seed=seed,
     )
     if not edges.num_pairs:
@@ -353,45 +378,8 @@ def _candidates(
         return edges, edges.observed.numpy()
     if (x == x[:1]).all():
         raise DataError("all nodes have the same features, so that none is nearer than others; give features or edges")
-    first = nearest_neighbours(x, nodes, neighbours, metric=metric)
-    number = edges.source.numpy() * num_nodes + edges.target.numpy()
+    number, first = edges.source.numpy() * num_nodes + edges.target.numpy(), near[rank < neighbours]
     return edges, np.isin(number, first[:, 0] * num_nodes + first[:, 1])
-
-
-def _check_options(
-    data: xr.Dataset,
-    start: str,
-    neighbours: int,
-    candidates: int | str | None,
-    hidden: int,
-    weights: str,
-    numbers: dict[str, Any],
-) -> None:
-    if start not in STARTS:
-        raise DataError(f"start={start!r}; choose one of {', '.join(STARTS)}")
-    if start == "observed" and not data.sizes["edge"]:
-        raise DataError("start='observed', but no edge was observed; take start='neighbours'")
-    if weights not in WEIGHTS:
-        raise DataError(f"weights={weights!r}; choose one of {', '.join(WEIGHTS)}")
-    if isinstance(candidates, str) and candidates != "all":
-        raise DataError(f"candidates={candidates!r}; choose 'all', or a number of nearest neighbours")
-    counts: dict[str, Any] = {"neighbours": neighbours, "hidden": hidden}
-    counts |= {} if candidates is None or candidates == "all" else {"candidates": candidates}
-    for name, value in counts.items():
-        least = 0 if name == "candidates" else 1
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise DataError(f"{name}={value!r}; give a whole number of at least {least}")
-    most = data.sizes["node"] - 1
-    if "candidates" in counts and counts["candidates"] > most:
-        raise DataError(f"candidates={candidates}, but every node has {most} others; choose at most {most}, or 'all'")
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-            raise DataError(f"{name}={value!r} is no number; give one, without quotes in a spec")
-    rate, l2 = numbers["rate"], numbers["l2"]
-    if not 0 <= rate < 1:
-        raise DataError(f"rate={rate} of dropout is out of range: choose 0 for none, or less than 1")
-    if not l2 >= 0 or (l2 == 0 and weights == "normal"):
-        raise DataError(f"l2={l2}; give a positive number, or 0 for none with weights='point'")
 
 
 def _check_splits(data: xr.Dataset, known: dict[str, NDArray[np.int64]]) -> None:
@@ -408,19 +396,19 @@ def _check_splits(data: xr.Dataset, known: dict[str, NDArray[np.int64]]) -> None
         )
 
 
-def _check_memory(x: Tensor, edges: EdgeSet, hidden: int, copied: bool) -> None:
+def _check_memory(x: Tensor, num_pairs: int, hidden: int, copied: bool) -> None:
     """See that one step of the hyperparameters fits into memory, with `fit_bilevel`'s defaults.
 
     ``copied`` says whether every evaluation keeps features of its own, as dropout of dense ones does.
     """
     by_pair, by_node = 40, 8 * hidden + copied * x.shape[1]
-    numbers = _STEPS * (by_pair * edges.num_pairs + by_node * len(x)) + x.numel()
+    numbers = _STEPS * (by_pair * num_pairs + by_node * len(x)) + x.numel()
     needed = numbers * torch.finfo(x.dtype).bits // 8
     check_memory(
         "lds",
         needed,
         x.device,
-        f"{edges.num_pairs:,} candidate pairs of {len(x):,} nodes",
+        f"{num_pairs:,} candidate pairs of {len(x):,} nodes",
         "take fewer candidates, hidden units or features",
     )
 

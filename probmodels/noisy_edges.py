@@ -45,20 +45,19 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 from pyro import poutine
-from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from probmodels._pairs import SIMILARITIES, PairData, make_pairs
+from probmodels._channel import NoisyCount
+from probmodels._pairs import SIMILARITIES, PairData, check_room, make_pairs
 from probmodels.datasets import DataError
 from probmodels.datasets.edges import label_pairs, transient_sites
+from probmodels.datasets.options import check_choices, check_counts, check_numbers
+from probmodels.edge_outputs import write_edges as write_outputs
 from probmodels.guides.auto import make_guide
 from probmodels.guides.nets import propagate
 from probmodels.guides.noisy_edges import make_edge_guide
-from probmodels.inference.checks import check_memory
 from probmodels.inference.ops import named_deterministic
 from probmodels.inference.problem import Problem, ProblemError
-from probmodels.learned_edges import write_edges as write_outputs
 
 __all__ = [
     "ENGINES",
@@ -106,60 +105,6 @@ class Prior(NamedTuple):
     membership: float = 2.5
     temperature: float = 0.5
     network: float = 4.0
-
-
-class NoisyCount(TorchDistribution):
-    """How often a pair was seen as an edge, its true edge summed out.
-
-    Parameters
-    ----------
-    logits
-        Log odds of a true edge.
-    deletion, addition
-        Probabilities of not seeing an edge, and of seeing one where there is none.
-    trials
-        How often the pair was looked at.
-    """
-
-    arg_constraints = {  # noqa: RUF012  (as torch has it)
-        "logits": constraints.real,
-        "deletion": constraints.unit_interval,
-        "addition": constraints.unit_interval,
-    }
-
-    def __init__(
-        self, logits: Tensor, deletion: Tensor, addition: Tensor, trials: int = 1, *, validate_args: bool | None = None
-    ) -> None:
-        self.logits, self.deletion, self.addition = torch.broadcast_tensors(logits, deletion, addition)
-        self.trials = trials
-        super().__init__(self.logits.shape, validate_args=validate_args)
-
-    @constraints.dependent_property(is_discrete=True, event_dim=0)
-    def support(self) -> Any:
-        """Whole numbers up to the number of trials."""
-        return constraints.integer_interval(0, self.trials)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log probability of counts."""
-        missed = self.trials - value
-        edge = value * (-self.deletion).log1p() + missed * self.deletion.log()
-        none = value * self.addition.log() + missed * (-self.addition).log1p()
-        total = torch.logaddexp(logsigmoid(self.logits) + edge, logsigmoid(-self.logits) + none)
-        if self.trials > 1:
-            total = total + math.lgamma(self.trials + 1) - (value + 1).lgamma() - (missed + 1).lgamma()
-        return total
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  (as torch has it)
-        """Draw true edges, then counts."""
-        shape = self._extended_shape(sample_shape)
-        edge = torch.bernoulli(torch.sigmoid(self.logits).expand(shape))
-        rate = torch.where(edge > 0, 1 - self.deletion, self.addition)
-        return torch.binomial(torch.full_like(rate, float(self.trials)), rate)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> NoisyCount:
-        """The same distribution over a larger batch."""
-        logits, deletion, addition = (x.expand(batch_shape) for x in (self.logits, self.deletion, self.addition))
-        return NoisyCount(logits, deletion, addition, self.trials, validate_args=False)
 
 
 def model(
@@ -430,19 +375,20 @@ def make_problem(
     ProblemError
         If one evaluation over all candidate pairs would not fit into memory.
     """
-    options = {"deletion": deletion, "addition_ratio": addition_ratio, "expected_degree": (expected_degree,)}
-    for name, numbers in options.items():
-        if numbers is not None and not all(value > 0 for value in numbers):
-            raise DataError(f"{name}={numbers} must be positive")
-    for name, value in (("trials", trials), ("hidden", hidden)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise DataError(f"{name}={value!r}; give a whole number of at least 1")
+    check_numbers(0, ends="(]", expected_degree=expected_degree)
+    for name, pair in (("deletion", deletion), ("addition_ratio", addition_ratio)):
+        if pair is not None and len(pair) != 2:
+            raise DataError(f"{name}={pair}; give the two parameters of a Beta distribution")
+        for value in pair or ():
+            check_numbers(0, ends="(]", **{name: value})
+    check_counts(1, trials=trials, hidden=hidden)
+    check_counts(0, neighbours=neighbours)
+    check_numbers(0, random=random)
     if blocks and labels:
         raise DataError("blocks and labels both explain y, which would count it twice; choose one of them")
     kinds = tuple(similarity) if similarity is not None else () if blocks or "x" not in data else ("cosine",)
-    unknown = [kind for kind in kinds if kind not in SIMILARITIES]
-    if unknown:
-        raise DataError(f"similarity {unknown[0]!r} is not known; choose of {SIMILARITIES}")
+    for kind in kinds:
+        check_choices(similarity=(kind, SIMILARITIES))
     pairs = make_pairs(
         data,
         blocks=blocks,
@@ -497,16 +443,9 @@ def make_problem(
 
 def _check_memory(pairs: PairData, hidden: int) -> None:
     """See that one evaluation with its gradient fits into memory; chains that move together need as many."""
-    by_pair = 32 + 4 * pairs.num_classes * (pairs.num_classes if pairs.similarity.shape[1] else 2)
-    by_pair = by_pair if len(pairs.unknown) else 32
-    by_pair += 4 * (hidden + pairs.num_classes) if hidden else 0
-    check_memory(
-        "noisy_edges",
-        by_pair * pairs.edges.num_pairs * pairs.weight.element_size(),
-        pairs.weight.device,
-        f"{pairs.edges.num_pairs:,} candidate pairs",
-        "take all_pairs=False, fewer neighbours, or a smaller share of random pairs",
-    )
+    classes = 4 * pairs.num_classes * (pairs.num_classes if pairs.similarity.shape[1] else 2)
+    more = (classes if len(pairs.unknown) else 0) + (4 * (hidden + pairs.num_classes) if hidden else 0)
+    check_room(pairs.edges.num_pairs, more)
 
 
 def _refuse(problem: Problem) -> Any:

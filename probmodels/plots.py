@@ -7,23 +7,23 @@ works without a display and inside other programs; ``figure.savefig(path)`` writ
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from functools import cache
-from importlib.resources import files
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+from matplotlib.ticker import FuncFormatter
+
+from probmodels._axes import BLUE, COLOURS, GREY, RED, SMALL, clean
+from probmodels._maps import draw_map, grid_of_maps, largest, stipple
+from probmodels.datasets import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "bilevel_losses",
     "eof_difference",
     "loss",
     "mode_maps",
@@ -36,143 +36,6 @@ __all__ = [
     "scree",
     "trace",
 ]
-
-_BLUE, _RED, _GREY = "#2f5d8a", "#b5452c", "0.45"
-_SMALL = 8.0  # points, of ticks and notes
-_CHAINS = ("#2f5d8a", "#b5452c", "#5b8c5a", "#c29a2c", "#6d5a8c", "#3f9aa3", "#8c5a3c", "#777777")
-
-
-@cache
-def _coast() -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Land polygons and coastlines, each (points, 2) of longitude and latitude; Natural Earth, 1:110 million."""
-    with files("probmodels").joinpath("data/coastline_110m.npz").open("rb") as file, np.load(file) as stored:
-        points, start = stored["points"].astype(float), stored["start"]
-    rings = [points[a:b] for a, b in pairwise(start)]
-    lines = []
-    for ring in rings:
-        # The source cuts land along the date line and closes Antarctica through the pole; neither is a coast.
-        seam = (np.abs(np.abs(ring[:, 0]) - 180) < 0.02) | (ring[:, 1] < -89)
-        lines += [piece for piece in np.split(ring, np.flatnonzero(seam[1:] & seam[:-1]) + 1) if len(piece) > 1]
-    return rings, lines
-
-
-def _edges(centres: np.ndarray) -> np.ndarray:
-    """Boundaries of the cells about sorted centres."""
-    if len(centres) == 1:
-        return np.array([centres[0] - 0.5, centres[0] + 0.5])
-    middle = (centres[1:] + centres[:-1]) / 2
-    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
-
-
-def _longitude(value: float, _position: int | None = None) -> str:
-    value = (value + 180) % 360 - 180
-    if abs(value) % 180 == 0:
-        return f"{abs(value):g}°"
-    return f"{abs(value):g}°{'E' if value > 0 else 'W'}"
-
-
-def _latitude(value: float, _position: int | None = None) -> str:
-    return "EQ" if value == 0 else f"{abs(value):g}°{'N' if value > 0 else 'S'}"
-
-
-def _spacing(width: float, most: int) -> float:
-    """Distance between ticks in degrees, so that at most ``most`` fit."""
-    return next((step for step in (1, 2, 5, 10, 15, 20, 30, 60, 90) if width / step <= most), 90)
-
-
-def _extent(array: xr.DataArray) -> tuple[float, float, float, float]:
-    """West, east, south and north of the cells."""
-    lon, lat = array["lon"].values, array["lat"].values
-    if "lat" in array.dims:
-        lon, lat = _edges(lon), _edges(lat)
-        return lon[0], lon[-1], max(lat[0], -90.0), min(lat[-1], 90.0)
-    pad = 0.05 * max(np.ptp(lon), np.ptp(lat), 1.0)
-    return lon.min() - pad, lon.max() + pad, max(lat.min() - pad, -90.0), min(lat.max() + pad, 90.0)
-
-
-def _stretch(south: float, north: float) -> float:
-    """Length of a degree of latitude over that of longitude in the middle of the map, bounded towards the poles."""
-    return float(min(1 / np.cos(np.deg2rad(np.clip((south + north) / 2, -70, 70))), 2.0))
-
-
-def _map_axes(ax: Axes, extent: tuple[float, float, float, float]) -> None:
-    """Turn axes into a map in plate carrée: land, coast, ticks in degrees, aspect true in the middle latitude."""
-    west, east, south, north = extent
-    rings, lines = _coast()
-    for shift in (-360, 0, 360, 720):
-        near, coasts = (
-            [x + np.array([shift, 0]) for x in pieces if x[:, 0].max() + shift > west and x[:, 0].min() + shift < east]
-            for pieces in (rings, lines)
-        )
-        ax.add_collection(PolyCollection(near, facecolor="0.9", edgecolor="none", zorder=0), autolim=False)
-        ax.add_collection(LineCollection(coasts, color="0.25", linewidth=0.6, zorder=3), autolim=False)
-    ax.set_xlim(west, east)
-    ax.set_ylim(south, north)
-    ax.set_aspect(_stretch(south, north))
-    ax.xaxis.set_major_locator(MultipleLocator(_spacing(east - west, 6)))
-    ax.yaxis.set_major_locator(MultipleLocator(_spacing(north - south, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(_longitude))
-    ax.yaxis.set_major_formatter(FuncFormatter(_latitude))
-    ax.tick_params(labelsize=_SMALL, length=2.5, color=_GREY)
-    for spine in ax.spines.values():
-        spine.set_color(_GREY)
-
-
-def _grid_of_maps(array: xr.DataArray, rows: int, columns: int, *, width: float = 5.2) -> tuple[Figure, np.ndarray]:
-    """Figure whose panels have the shape of the map, (rows, columns) axes."""
-    if "lat" not in array.coords:
-        figure = Figure(figsize=(width * columns, 2.4 * rows), layout="constrained")
-    else:
-        west, east, south, north = _extent(array)
-        height = (width - 1.5) * (north - south) / (east - west) * _stretch(south, north)
-        figure = Figure(figsize=(width * columns, (min(height, 1.6 * width) + 0.6) * rows + 0.1), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _draw_map(figure: Figure, ax: Axes, array: xr.DataArray, label: str, **style: Any) -> None:
-    """Draw a field (lat, lon), or cells as points, or without positions as a line over cells; with its colour bar."""
-    if "lat" not in array.coords:
-        ax.plot(array.values, color=_BLUE, linewidth=1)
-        ax.set_ylabel(label, fontsize=_SMALL)
-        ax.tick_params(labelsize=_SMALL)
-        return
-    if "lat" in array.dims:
-        drawn: Any = ax.pcolormesh(
-            _edges(array["lon"].values),
-            _edges(array["lat"].values),
-            array.transpose("lat", "lon").values,
-            zorder=1,
-            **style,
-        )
-    else:
-        drawn = ax.scatter(
-            array["lon"], array["lat"], c=array.values, s=22, edgecolor="0.3", linewidth=0.3, zorder=4, **style
-        )
-    _map_axes(ax, _extent(array))
-    bar = figure.colorbar(drawn, ax=ax, shrink=0.85, aspect=18, pad=0.02)
-    bar.ax.tick_params(labelsize=_SMALL, length=2.5)
-    if "norm" in style:
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    else:
-        bar.ax.yaxis.set_major_locator(MaxNLocator(5))
-    bar.set_label(label, fontsize=_SMALL)
-    bar.outline.set_linewidth(0.4)
-
-
-def _bound(array: xr.DataArray, quantile: float = 0.995) -> float:
-    """Largest size to show; a few extreme cells must not take the colour from the rest."""
-    values = np.abs(array.values[np.isfinite(array.values)])
-    return float(np.quantile(values, quantile)) or 1.0 if values.size else 1.0
-
-
-def _stipple(ax: Axes, shown: xr.DataArray) -> None:
-    """Small dots on the cells where ``shown`` holds, thinned on fine grids."""
-    if "lat" not in shown.dims:
-        return
-    step = max(1, int(np.ceil(max(shown.sizes["lon"] / 60, shown.sizes["lat"] / 40))))
-    thinned = shown.transpose("lat", "lon")[::step, ::step]
-    lat, lon = np.nonzero(thinned.values)
-    ax.scatter(thinned["lon"].values[lon], thinned["lat"].values[lat], s=1.3, color="0.1", linewidth=0, zorder=2)
 
 
 def _units(array: xr.DataArray) -> str:
@@ -199,17 +62,17 @@ def mode_maps(modes: xr.Dataset, *, sure: float = 0.95) -> Figure:
         Probability of the sign above which a cell is dotted.
     """
     mean, sd = modes["mode_mean"], modes["mode_sd"]
-    figure, axes = _grid_of_maps(mean, modes.sizes["mode"], 2)
+    figure, axes = grid_of_maps(mean, modes.sizes["mode"], 2)
     unit = f"{_units(mean)} per sd of PC".strip()
     for i in range(modes.sizes["mode"]):
-        bound = _bound(mean[i])
-        _draw_map(figure, axes[i, 0], mean[i], unit, cmap="RdBu_r", vmin=-bound, vmax=bound)
+        bound = largest(mean[i])
+        draw_map(figure, axes[i, 0], mean[i], unit, cmap="RdBu_r", vmin=-bound, vmax=bound)
         probability = modes["prob_positive"][i]
-        _stipple(axes[i, 0], (probability > sure) | (probability < 1 - sure))
+        stipple(axes[i, 0], (probability > sure) | (probability < 1 - sure))
         axes[i, 0].set_title(_mode_title(modes, i), fontsize=10, loc="left")
-        top = _bound(sd[i])
+        top = largest(sd[i])
         low = min(float(np.nanquantile(sd[i], 0.01)), top / 2)  # at least a factor of two, or even fields look rough
-        _draw_map(figure, axes[i, 1], sd[i], unit, cmap="YlGnBu", vmin=low, vmax=top)
+        draw_map(figure, axes[i, 1], sd[i], unit, cmap="YlGnBu", vmin=low, vmax=top)
         axes[i, 1].set_title("posterior sd", fontsize=10, loc="left")
     return figure
 
@@ -234,7 +97,7 @@ def pcs(modes: xr.Dataset, comparison: xr.Dataset | None = None) -> Figure:
             time,
             modes["pc_lower"][i],
             modes["pc_upper"][i],
-            color=_BLUE,
+            color=BLUE,
             alpha=0.3,
             linewidth=0,
             label=f"{level:g} % interval",
@@ -242,22 +105,14 @@ def pcs(modes: xr.Dataset, comparison: xr.Dataset | None = None) -> Figure:
         if comparison is not None:  # beneath the mean, which a dashed line over many months would hide
             ax.plot(time, comparison["eof_pc"][i], color="0.1", linewidth=0.7, linestyle=(0, (3, 2)), label="EOF")
         ax.plot(
-            time, modes["pc_mean"][i], color=_BLUE, linewidth=1.2 if len(time) < 200 else 0.7, label="posterior mean"
+            time, modes["pc_mean"][i], color=BLUE, linewidth=1.2 if len(time) < 200 else 0.7, label="posterior mean"
         )
         ax.set_title(_mode_title(modes, i).replace("Mode", "PC"), fontsize=10, loc="left")
-        ax.set_ylabel("sd", fontsize=_SMALL)
-        _clean(ax)
+        ax.set_ylabel("sd", fontsize=SMALL)
+        clean(ax)
         ax.margins(x=0.01)
-    axes[0].legend(
-        fontsize=_SMALL, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0
-    )
+    axes[0].legend(fontsize=SMALL, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0)
     return figure
-
-
-def _clean(ax: Axes) -> None:
-    ax.tick_params(labelsize=_SMALL, length=2.5)
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
 
 
 def scree(modes: xr.Dataset, comparison: xr.Dataset | None = None) -> Figure:
@@ -273,7 +128,7 @@ def scree(modes: xr.Dataset, comparison: xr.Dataset | None = None) -> Figure:
         mean,
         [mean - low, high - mean],
         marker="o",
-        color=_BLUE,
+        color=BLUE,
         label=f"posterior mean, {level:g} % interval",
         **style,
     )
@@ -284,7 +139,7 @@ def scree(modes: xr.Dataset, comparison: xr.Dataset | None = None) -> Figure:
             share,
             error,
             marker="s",
-            color=_RED,
+            color=RED,
             markerfacecolor="white",
             label="EOF, North's sampling error",
             **style,
@@ -292,55 +147,55 @@ def scree(modes: xr.Dataset, comparison: xr.Dataset | None = None) -> Figure:
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "235" else ""))
-    ax.tick_params(which="minor", labelsize=_SMALL)
+    ax.tick_params(which="minor", labelsize=SMALL)
     ax.set_xticks(number)
     ax.set_xlim(number[0] - 0.5, number[-1] + 0.5)
     ax.set_xlabel("mode")
     ax.set_ylabel("variance explained (%)")
-    ax.legend(fontsize=_SMALL, frameon=False)
-    _clean(ax)
+    ax.legend(fontsize=SMALL, frameon=False)
+    clean(ax)
     return figure
 
 
 def residual_maps(modes: xr.Dataset) -> Figure:
     """What the modes leave over: residual sd, noise sd of the model, predictive p-value, autocorrelation in time."""
-    figure, axes = _grid_of_maps(modes["residual_sd"], 2, 2)
+    figure, axes = grid_of_maps(modes["residual_sd"], 2, 2)
     residual, noise = modes["residual_sd"], modes["noise_sd"]
-    top = max(_bound(residual), _bound(noise))
+    top = max(largest(residual), largest(noise))
     unit = _units(residual)
     style: dict[str, Any] = {"cmap": "YlGnBu", "vmin": 0, "vmax": top}
-    _draw_map(figure, axes[0, 0], residual, unit, **style)
+    draw_map(figure, axes[0, 0], residual, unit, **style)
     axes[0, 0].set_title("residual sd, data less modes", fontsize=10, loc="left")
-    _draw_map(figure, axes[0, 1], noise, unit, **style)
+    draw_map(figure, axes[0, 1], noise, unit, **style)
     axes[0, 1].set_title("noise sd of the model", fontsize=10, loc="left")
     p = modes["predictive_p_value"]
     steps = [0, 0.025, 0.1, 0.3, 0.7, 0.9, 0.975, 1]
-    _draw_map(figure, axes[1, 0], p, "P(replicated > observed)", cmap="RdBu_r", norm=BoundaryNorm(steps, 256))
+    draw_map(figure, axes[1, 0], p, "P(replicated > observed)", cmap="RdBu_r", norm=BoundaryNorm(steps, 256))
     outside = 100 * float(((p < 0.025) | (p > 0.975)).sum() / p.notnull().sum())
     axes[1, 0].set_title(
         f"predictive check of the variance: {outside:.0f} % of cells outside 95 %", fontsize=10, loc="left"
     )
     lag = modes["residual_autocorrelation"]
-    bound = max(_bound(lag), 0.1)
-    _draw_map(figure, axes[1, 1], lag, "correlation", cmap="RdBu_r", vmin=-bound, vmax=bound)
+    bound = max(largest(lag), 0.1)
+    draw_map(figure, axes[1, 1], lag, "correlation", cmap="RdBu_r", vmin=-bound, vmax=bound)
     axes[1, 1].set_title("lag-1 autocorrelation of the residual", fontsize=10, loc="left")
     return figure
 
 
 def eof_difference(modes: xr.Dataset, comparison: xr.Dataset) -> Figure:
     """Deterministic EOFs, and the posterior mean less the EOF; dots where the EOF lies outside the interval."""
-    figure, axes = _grid_of_maps(modes["mode_mean"], modes.sizes["mode"], 2)
+    figure, axes = grid_of_maps(modes["mode_mean"], modes.sizes["mode"], 2)
     unit = f"{_units(modes['mode_mean'])} per sd of PC".strip()
     for i in range(modes.sizes["mode"]):
         eof = comparison["eof"][i]
         difference = modes["mode_mean"][i] - eof
-        bound = _bound(eof)
-        _draw_map(figure, axes[i, 0], eof, unit, cmap="RdBu_r", vmin=-bound, vmax=bound)
+        bound = largest(eof)
+        draw_map(figure, axes[i, 0], eof, unit, cmap="RdBu_r", vmin=-bound, vmax=bound)
         title = f"EOF {i + 1}: {100 * float(comparison['eof_fraction'][i]):.1f} % of variance"
         axes[i, 0].set_title(title, fontsize=10, loc="left")
-        bound = _bound(difference)
-        _draw_map(figure, axes[i, 1], difference, unit, cmap="PuOr_r", vmin=-bound, vmax=bound)
-        _stipple(axes[i, 1], (eof < modes["mode_lower"][i]) | (eof > modes["mode_upper"][i]))
+        bound = largest(difference)
+        draw_map(figure, axes[i, 1], difference, unit, cmap="PuOr_r", vmin=-bound, vmax=bound)
+        stipple(axes[i, 1], (eof < modes["mode_lower"][i]) | (eof > modes["mode_upper"][i]))
         correlation = float(comparison["pattern_correlation"][i])
         axes[i, 1].set_title(
             f"posterior mean less EOF (pattern correlation {correlation:.3f})", fontsize=10, loc="left"
@@ -382,17 +237,17 @@ def trace(posterior: xr.Dataset, variables: Sequence[str] | None = None, *, most
     for (left, right), (name, values) in zip(axes, rows, strict=False):
         bins = np.histogram_bin_edges(values, bins=40)
         for chain, draws in enumerate(values):
-            color = _CHAINS[chain % len(_CHAINS)]
+            color = COLOURS[chain % len(COLOURS)]
             left.plot(draws, color=color, linewidth=0.4, alpha=0.8)
             right.hist(draws, bins=bins, color=color, histtype="step", density=True, linewidth=0.9)
-        left.set_ylabel(name, fontsize=_SMALL, rotation=0, ha="right", va="center")
+        left.set_ylabel(name, fontsize=SMALL, rotation=0, ha="right", va="center")
         left.margins(x=0)
         right.set_yticks([])
         for ax in (left, right):
-            _clean(ax)
+            clean(ax)
     for ax in axes[:-1, 0]:
         ax.tick_params(labelbottom=False)
-    axes[-1, 0].set_xlabel("draw", fontsize=_SMALL)
+    axes[-1, 0].set_xlabel("draw", fontsize=SMALL)
     return figure
 
 
@@ -417,12 +272,12 @@ def rank(
         ax.axhspan(expected - 1.96 * sd, expected + 1.96 * sd, color="0.9", zorder=0)
         for chain, row in enumerate(ranks):
             counts = np.histogram(row, bins=num_bins, range=(0, 1))[0]
-            ax.stairs(counts, np.linspace(0, 1, num_bins + 1), color=_CHAINS[chain % len(_CHAINS)], linewidth=0.9)
+            ax.stairs(counts, np.linspace(0, 1, num_bins + 1), color=COLOURS[chain % len(COLOURS)], linewidth=0.9)
         ax.set_title(name, fontsize=9)
         ax.set_ylim(0, None)
         ax.set_yticks([])
         ax.set_xticks([0, 0.5, 1])
-        _clean(ax)
+        clean(ax)
     return figure
 
 
@@ -437,9 +292,9 @@ def rhat_map(modes: xr.Dataset) -> Figure:
     if "mode_r_hat" not in modes:
         raise KeyError("the modes have no mode_r_hat: a single chain has none; run two chains or more")
     worst = modes["mode_r_hat"].max("mode")
-    figure, axes = _grid_of_maps(worst, 1, 1, width=6.5)
+    figure, axes = grid_of_maps(worst, 1, 1, width=6.5)
     top = max(float(worst.max()), 1.02)
-    _draw_map(figure, axes[0, 0], worst, "R-hat", cmap="magma_r", vmin=1.0, vmax=top)
+    draw_map(figure, axes[0, 0], worst, "R-hat", cmap="magma_r", vmin=1.0, vmax=top)
     axes[0, 0].set_title(
         f"worst R-hat of the modes at each cell (largest {float(worst.max()):.3f})", fontsize=10, loc="left"
     )
@@ -457,7 +312,7 @@ def rhat_histogram(r_hat: xr.Dataset, *, limit: float = 1.01) -> Figure:
     order = sorted(arrays, key=lambda name: -arrays[name].size)
     ax.hist(
         [arrays[name] for name in order], bins=list(bins), stacked=True, label=order,
-        color=[_CHAINS[i % len(_CHAINS)] for i in range(len(order))],
+        color=[COLOURS[i % len(COLOURS)] for i in range(len(order))],
     )  # fmt: skip
     ax.axvline(limit, color="0.2", linewidth=0.8, linestyle="--")
     beyond = 100 * np.mean(everything > limit)
@@ -466,8 +321,8 @@ def rhat_histogram(r_hat: xr.Dataset, *, limit: float = 1.01) -> Figure:
     ax.set_xlabel("R-hat")
     ax.set_ylabel("entries")
     if order:
-        ax.legend(fontsize=_SMALL, frameon=False)
-    _clean(ax)
+        ax.legend(fontsize=SMALL, frameon=False)
+    clean(ax)
     return figure
 
 
@@ -486,7 +341,7 @@ def loss(fit: xr.Dataset) -> Figure:
     width = max(1, len(values) // 50)
     if len(values) >= 2 * width:
         smooth = np.median(np.lib.stride_tricks.sliding_window_view(values, width), axis=1)
-        ax.plot(np.arange(len(smooth)) + width / 2, smooth, color=_BLUE, linewidth=1.4, label=f"median of {width}")
+        ax.plot(np.arange(len(smooth)) + width / 2, smooth, color=BLUE, linewidth=1.4, label=f"median of {width}")
     finite = values[np.isfinite(values)]
     if finite.size > 10:
         # The first steps fall from so high that they would flatten what matters, the end.
@@ -495,8 +350,53 @@ def loss(fit: xr.Dataset) -> Figure:
         ax.set_ylim(tail.min() - pad, tail.max() + pad)
     ax.set_xlabel("step")
     ax.set_ylabel("loss")
-    ax.legend(fontsize=_SMALL, frameon=False)
-    _clean(ax)
+    ax.legend(fontsize=SMALL, frameon=False)
+    clean(ax)
+    return figure
+
+
+def bilevel_losses(fit: xr.Dataset) -> Figure:
+    """Losses of a bilevel program by step, and the scores of its rounds, of which the best is marked.
+
+    Parameters
+    ----------
+    fit
+        Group ``fit`` of a result of `fit_bilevel`.
+
+    Raises
+    ------
+    DataError
+        If it is not one.
+    """
+    lost = [name for name in ("round", "inner_loss", "outer_loss") if name not in fit]
+    if lost:
+        raise DataError(f"group fit lacks {lost}; give that of a result of fit_bilevel")
+    names = [name for name in ("inner_loss", "outer_loss", "log_loss", "error") if name in fit]
+    number = fit["round"].values
+    steps, best = np.arange(1, len(number) + 1), int(fit.attrs.get("best_round", -1))
+    last = np.append(np.flatnonzero(np.diff(number)), len(number) - 1) + 1.0  # step that ends each round
+    first = np.append(0.0, last[:-1])
+    figure = Figure(figsize=(7.0, 1.5 * len(names) + 0.6), layout="constrained")
+    panels = figure.subplots(len(names), 1, sharex=True)
+    for ax, name in zip(panels, names, strict=True):
+        for start in first[1:]:
+            ax.axvline(start + 0.5, color="0.85", linewidth=0.6, zorder=0)
+        if 0 <= best < len(last):
+            ax.axvspan(first[best] + 0.5, last[best] + 0.5, color=RED, alpha=0.12, linewidth=0, zorder=0)
+        values = fit[name].values
+        if name in ("inner_loss", "outer_loss"):
+            ax.plot(steps, values, color=BLUE, linewidth=0.9)
+        else:
+            ends = last[: len(values)]  # the round that was broken off has no score
+            ax.plot(ends, values, color=BLUE, marker="o", markersize=4, linewidth=1.1)
+            if 0 <= best < len(ends):
+                ax.plot(ends[best], values[best], color=RED, marker="o", markersize=6)
+        ax.set_ylabel(name.replace("_", " "), fontsize=SMALL)
+        clean(ax)
+    panels[-1].set_xlabel("step of the hyperparameters")
+    panels[-1].set_xlim(0.5, len(steps) + 0.5)
+    marked = f", shaded the best, round {best + 1}" if best >= 0 else ""
+    panels[0].set_title(f"{len(last):,} rounds, lines between them{marked}", fontsize=10, loc="left")
     return figure
 
 
@@ -508,14 +408,14 @@ def ranking(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(6.5, 0.4 * len(table) + 1.1), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
     rows = np.arange(len(table))
-    left.axvline(0, color=_GREY, linewidth=0.8, linestyle="--")
-    left.errorbar(table["elpd_diff"], rows, xerr=2 * table["diff_se"], fmt="o", color=_BLUE, capsize=3, markersize=5)
+    left.axvline(0, color=GREY, linewidth=0.8, linestyle="--")
+    left.errorbar(table["elpd_diff"], rows, xerr=2 * table["diff_se"], fmt="o", color=BLUE, capsize=3, markersize=5)
     left.set_yticks(rows, [str(name) for name in table.index])
     left.set_ylim(len(table) - 0.5, -0.5)
     left.set_xlabel("elpd less that of the best, ± 2 se")
-    right.barh(rows, table["weight"], height=0.5, color=_BLUE)
+    right.barh(rows, table["weight"], height=0.5, color=BLUE)
     right.set_xlim(0, 1)
     right.set_xlabel("weight")
     for ax in (left, right):
-        _clean(ax)
+        clean(ax)
     return figure

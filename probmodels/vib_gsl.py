@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,11 @@ from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
 from probmodels.datasets import DataError
-from probmodels.datasets.edges import EdgeSet, label_pairs, make_edges, transient_sites
+from probmodels.datasets.edges import RANDOM, EdgeSet, label_pairs, make_edges, transient_sites
 from probmodels.datasets.graph_data import check_graph, make_graph
-from probmodels.datasets.pairs import some
+from probmodels.datasets.options import check_choices, check_counts, check_numbers
+from probmodels.datasets.pairs import count_pairs, some
+from probmodels.edge_outputs import write_edges as write_outputs
 from probmodels.guides.vib_gsl import (
     BACKBONES,
     POOLINGS,
@@ -52,12 +55,10 @@ from probmodels.guides.vib_gsl import (
     pair_sites,
 )
 from probmodels.inference.checks import parameters_without_gradient
-from probmodels.inference.minibatch import subsampled
 from probmodels.inference.ops import isolated, named_deterministic
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs import fitted
 from probmodels.inference.result import Result
-from probmodels.learned_edges import write_edges as write_outputs
 
 __all__ = ["ENGINES", "REFERENCE", "VIBGSL", "make_problem", "predict", "tiny", "write_outputs"]
 
@@ -181,7 +182,8 @@ def make_problem(
     candidates
         Pairs that may be edges: ``"all"`` within a graph, or the ``"observed"`` ones with what the next options add.
     neighbours, metric, random
-        Nearest neighbours of every node by its features, and random pairs per other pair; see `make_edges`.
+        Nearest neighbours of every node by its features, and random pairs per other pair; see `make_edges`. Every step
+        of a fit, and every draw of `predict`, has random pairs of its own.
     informed
         Whether log odds of an edge depend on whether it was observed, beside the features of its nodes. False is the
         paper's: edges then follow from features alone, and with degrees as features pairs of equal degrees are alike.
@@ -219,33 +221,26 @@ def make_problem(
         As a warning: if no gradient reaches parameters of the edges, which would stay as they are.
     """
     _check_collection(data)
-    _check_options(
-        backbone=(backbone in BACKBONES, f"choose one of {', '.join(BACKBONES)}"),
-        pooling=(pooling in POOLINGS, f"choose one of {', '.join(POOLINGS)}"),
-        candidates=(candidates in ("all", "observed"), "choose 'all' or 'observed'"),
-        width=(_count(width), "give a number of units"),
-        layers=(_count(layers), "give a number of layers"),
-        bottleneck=(_count(bottleneck), "give the length of the embedding"),
-        beta=(beta >= 0, "give a weight of 0 or more"),
-        edge_beta=(edge_beta >= 0, "give a weight of 0 or more"),
-        skip=(0 <= skip <= 1, "give a weight from 0 to 1"),
-        temperature=(temperature > 0, "give a positive number"),
-        edge_rate=(edge_rate is None or 0 < edge_rate < 1, "give a probability between 0 and 1, both excluded"),
-        observed_rate=(observed_rate is None or 0 < observed_rate < 1, "give a probability between 0 and 1, or None"),
-        given=locals(),
-    )
+    known = ("all", "observed")
+    check_choices(backbone=(backbone, BACKBONES), pooling=(pooling, POOLINGS), candidates=(candidates, known))
+    check_counts(1, width=width, layers=layers, bottleneck=bottleneck)
+    check_counts(0, neighbours=neighbours)
+    check_numbers(0, beta=beta, edge_beta=edge_beta, random=random)
+    check_numbers(0, 1, skip=skip)
+    check_numbers(0, ends="(]", temperature=temperature)
+    rates_given = {"edge_rate": edge_rate, "observed_rate": observed_rate}
+    check_numbers(0, 1, ends="()", **{name: rate for name, rate in rates_given.items() if rate is not None})
     settings = {"candidates": candidates, "neighbours": neighbours, "metric": metric, "random": random, "seed": seed}
-    x, edges, y = _tensors(data, settings)
-    if not edges.num_pairs:
-        raise DataError("no pair of nodes could be an edge; take candidates='all', or graphs of more than one node")
     labelled = _labelled(data, train)
-    rates = _rates(edges, edge_rate, observed_rate)
-    level = rates[0] + (rates[1] - rates[0]) * float(edges.observed.double().mean())  # expects as many edges
     with isolated(seed):
-        network = EdgeNetwork(x.shape[1], width, rates if informed else (level, level), informed)
-        encoder = Encoder(x.shape[1], width, layers, bottleneck, backbone, pooling)
-        with torch.no_grad():
-            check_step(encoder, network, x, edges)
+        network = EdgeNetwork(data.sizes["feature"], width, informed)
+        encoder = Encoder(data.sizes["feature"], width, layers, bottleneck, backbone, pooling)
+        x, edges, y = _tensors(data, settings, encoder, network)
+        if not edges.num_pairs:
+            raise DataError("no pair of nodes could be an edge; take candidates='all', or graphs of more than one node")
+        rates = _rates(edges, edge_rate, observed_rate)
+        level = rates[0] + (rates[1] - rates[0]) * float(edges.observed.double().mean())  # expects as many edges
+        network.start(*(rates if informed else (level, level)))
         some_x, few = choose_graphs(x, edges, labelled.nonzero().squeeze(1)[:_STARTING_GRAPHS])
         encoder.start(some_x, few, few.observed.to(x))
         guide = VIBGSLGuide(
@@ -257,6 +252,7 @@ def make_problem(
             beta=beta,
             edge_beta=edge_beta,
             learn_edges=learn_edges,
+            refresh=bool((edges.origin == RANDOM).any()),
         )
         model = VIBGSL(
             bottleneck,
@@ -305,7 +301,8 @@ def predict(
     xr.Dataset
         ``probability`` (graph, class) with its standard deviation over draws ``probability_sd``; ``predicted`` (graph),
         the position of the most probable class; ``rate`` (graph), the divergence of the embedding in nats;
-        ``edge_probability`` (pair) with ``pair_source``, ``pair_target`` and ``pair_observed``.
+        ``edge_probability`` (pair) with ``pair_source``, ``pair_target`` and ``pair_observed``. Where there are random
+        pairs, every draw has others.
 
     Raises
     ------
@@ -314,21 +311,19 @@ def predict(
     ResultError
         If the result is not one of this problem.
     """
-    _check_options(
-        num_samples=(_count(num_samples), "give a number of draws"),
-        batch_size=(_count(batch_size), "give a number of graphs"),
-        given=locals(),
-    )
+    check_counts(1, num_samples=num_samples, batch_size=batch_size)
     if data is not None:
         problem = _renewed(problem, data)
     assert problem.data is not None
+    x, edges, y, labelled = problem.args
     parts: list[dict[str, Any]] = []
-    graphs = torch.arange(problem.args[1].num_graphs, device=problem.args[0].device)
     with fitted(problem, result.guide_state or {}, seed=seed) as (model, guide), torch.no_grad():
-        for chosen in graphs.split(batch_size):
+        for chosen in torch.arange(edges.num_graphs, device=x.device).split(batch_size):
+            some_x, few = choose_graphs(x, edges, chosen)
             parts.append({})
-            for name, value in (item for _ in range(num_samples) for item in _predicted(model, guide, problem, chosen)):
-                parts[-1][name] = parts[-1].get(name, 0.0) + value.double() / num_samples
+            for _ in range(num_samples):
+                for name, value in _predicted(model, guide, (some_x, few, y[chosen], labelled[chosen])).items():
+                    parts[-1][name] = parts[-1].get(name, 0.0) + value.double() / num_samples
     sums = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     mean, square = sums["probability"], sums["square"]
     named = problem.data
@@ -366,15 +361,20 @@ def tiny() -> Problem:
     return make_problem(data, width=4, bottleneck=2, edge_beta=0.1, feature_mask=True)
 
 
-def _predicted(model: Any, guide: Any, problem: Problem, chosen: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """One draw for some graphs."""
-    with subsampled({"graph": chosen}):
-        drawn: Any = poutine.trace(guide).get_trace(*problem.args)
-        nodes: Any = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*problem.args).nodes
-    yield "probability", nodes["class_probability"]["value"]
-    yield "square", nodes["class_probability"]["value"].square()
-    yield "rate", kl_divergence(drawn.nodes["z"]["fn"], nodes["z"]["fn"])
-    yield "edge_probability", nodes["edge_probability"]["value"]
+def _predicted(model: Any, guide: Any, args: tuple[Any, ...]) -> dict[str, Tensor]:
+    """One draw of random pairs, edges and embeddings."""
+    x, edges, *rest = args
+    args = (x, edges.refreshed() if guide.refresh else edges, *rest)
+    drawn: Any = poutine.trace(guide).get_trace(*args)
+    nodes: Any = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args).nodes
+    probability = nodes["class_probability"]["value"]
+    return {
+        "probability": probability,
+        "square": probability.square(),
+        "rate": kl_divergence(drawn.nodes["z"]["fn"], nodes["z"]["fn"]),
+        # Of the pairs that were asked about, which others may have stood in for.
+        "edge_probability": guide.edge_probability(x, edges) if guide.refresh else nodes["edge_probability"]["value"],
+    }
 
 
 def _problem(data: xr.Dataset, model: Any, guide: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> Problem:
@@ -405,10 +405,8 @@ def _renewed(problem: Problem, data: xr.Dataset) -> Problem:
         data = _same_features(data, known).assign(labels).assign_coords({"class": known["class"].values})
     settings = json.loads(known.attrs["edges"])
     _check_collection(data)
-    x, edges, y = _tensors(data, settings)
     guide: Any = problem.guide
-    with torch.no_grad():
-        check_step(guide.encoder, guide.edges, x, edges)
+    x, edges, y = _tensors(data, settings, guide.encoder, guide.edges)
     old: Tensor = problem.args[0]
     source, target, origin, graph = (part.to(old.device) for part in edges[:4])
     edges = EdgeSet(source, target, origin, graph, edges.num_graphs)
@@ -429,21 +427,30 @@ def _same_features(data: xr.Dataset, known: xr.Dataset) -> xr.Dataset:
     return data
 
 
-def _tensors(data: xr.Dataset, settings: dict[str, Any]) -> tuple[Tensor, EdgeSet, Tensor]:
-    """Features, candidate pairs by ascending source, classes."""
+def _tensors(
+    data: xr.Dataset, settings: dict[str, Any], encoder: Encoder, network: EdgeNetwork
+) -> tuple[Tensor, EdgeSet, Tensor]:
+    """Features, candidate pairs by ascending source, classes; seen to be few enough for one evaluation."""
+    x, graph = torch.as_tensor(data["x"].values, dtype=torch.get_default_dtype()), data["graph_index"].values
+    check = partial(check_step, encoder, network, x, num_graphs=int(graph[-1]) + 1)
+    every = settings["candidates"] == "all"
+    if every:
+        with torch.no_grad():
+            check(num_pairs=count_pairs(graph))  # before they are listed
     edges = make_edges(
         np.stack([data["source"].values, data["target"].values], axis=1),
-        data["graph_index"].values,
+        graph,
         features=data["x"].values,
         neighbours=settings["neighbours"],
         metric=settings["metric"],
         random=settings["random"],
-        all_pairs=settings["candidates"] == "all",
+        all_pairs=every,
         seed=settings["seed"],
     )
+    with torch.no_grad():
+        check(num_pairs=edges.num_pairs)
     order = torch.argsort(edges.source * edges.num_nodes + edges.target)
     edges = edges._replace(source=edges.source[order], target=edges.target[order], origin=edges.origin[order])
-    x = torch.as_tensor(data["x"].values, dtype=torch.get_default_dtype())
     return x, edges, torch.as_tensor(data["y"].values.astype(np.int64)).clamp(min=0)
 
 
@@ -489,13 +496,3 @@ def _check_collection(data: xr.Dataset) -> None:
     if isinstance(data, xr.Dataset) and "graph_index" not in data:
         raise DataError("vib_gsl classifies graphs, but these data hold one graph; take lds or noisy_edges")
     check_graph(data)
-
-
-def _check_options(*, given: dict[str, Any], **options: tuple[bool, str]) -> None:
-    for name, (fits, remedy) in options.items():
-        if not fits:
-            raise DataError(f"{name}={given[name]!r} is out of range: {remedy}")
-
-
-def _count(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value > 0)

@@ -14,7 +14,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import kl_divergence
 
 from probmodels.datasets import DataError
-from probmodels.datasets.edges import NEIGHBOUR, OBSERVED, RANDOM, make_edges
+from probmodels.datasets.edges import NEIGHBOUR, OBSERVED, RANDOM, make_edges, nearest_neighbours
 from probmodels.guides.nets import pool_mean, propagate
 from probmodels.guides.relaxed import BernoulliConcrete, BernoulliIdentity
 
@@ -61,18 +61,57 @@ def test_all_pairs_are_all_pairs():
 
 
 def test_random_pairs_are_refreshed_in_place_and_uniform():
-    graph = np.zeros(6, dtype=int)
-    counts = np.zeros((6, 6))
-    first = make_edges([[0, 1]], graph, random=4.0, seed=0)
-    for seed in range(2000):
-        fresh = first.refreshed(seed)
-        old = first.origin != RANDOM
+    graph = np.repeat([0, 1], [6, 4])
+    counts = np.zeros((10, 10))
+    first = make_edges([[0, 1], [7, 9]], graph, random=3.0, seed=6)  # four and two random ones
+    old = first.origin != RANDOM
+    torch.manual_seed(0)
+    for _ in range(2000):
+        fresh = first.refreshed()
         assert torch.equal(fresh.source[old], first.source[old])
-        counts[fresh.source[~old], fresh.target[~old]] += 1
-    upper = counts[np.triu_indices(6, 1)]
-    assert upper[0] == 0  # the observed pair
-    # 4 of 14 free pairs at a time: binomial counts, whose sd is 20.2; 14 of them within 4.
-    np.testing.assert_allclose(upper[1:], 2000 * 4 / 14, atol=81)
+        assert torch.equal(fresh.target[old], first.target[old])
+        assert torch.equal(fresh.graph_of_pair, first.graph_of_pair)
+        counts[fresh.source, fresh.target] += 1
+    assert counts.max() == 2000  # no pair twice at a time
+    assert counts[0, 1] == counts[7, 9] == 2000
+    own = first.graph_of_pair[~old]
+    for number, (start, size) in enumerate([(0, 6), (6, 4)]):
+        inside = counts[start : start + size, start : start + size]
+        upper = inside[np.triu_indices(size, 1)]
+        free, drawn = len(upper) - 1, int((own == number).sum())
+        assert 0 < drawn < free
+        assert inside.sum() == 2000 * (drawn + 1)
+        # Counts are binomial: all within 4.5 standard deviations.
+        sd = np.sqrt(2000 * drawn / free * (1 - drawn / free))
+        np.testing.assert_allclose(np.sort(upper)[:-1], 2000 * drawn / free, atol=4.5 * sd)
+
+
+def test_refreshed_pairs_are_new_ones_and_as_many_as_there_is_room_for():
+    graph = np.repeat(np.arange(4), [1, 5, 1, 3])
+    full = make_edges([[1, 2]], graph, random=12.0)  # all that there are
+    torch.manual_seed(0)
+    fresh = full.refreshed()
+    assert set(zip(*(x.tolist() for x in fresh[:2]), strict=True)) == set(
+        zip(*(x.tolist() for x in full[:2]), strict=True)
+    )
+    some = make_edges([[1, 2], [7, 9]], graph, random=1.0)
+    assert len({tuple(some.refreshed().source.tolist()) for _ in range(20)}) > 1
+    torch.manual_seed(1)
+    one = some.refreshed()
+    torch.manual_seed(1)
+    assert torch.equal(some.refreshed().source, one.source)
+    alone = make_edges([], np.arange(3))
+    assert alone.refreshed().num_pairs == 0
+
+
+def test_neighbours_found_before_are_the_same_candidates():
+    graph, x = np.zeros(12, dtype=int), np.random.default_rng(0).normal(size=(12, 2))
+    pairs, rank = nearest_neighbours(x, graph, 5)
+    for few in (1, 3, 5):
+        np.testing.assert_array_equal(pairs[rank < few], nearest_neighbours(x, graph, few)[0])
+    one = make_edges([[0, 1]], graph, features=x, neighbours=5, random=0.5, seed=2)
+    other = make_edges([[0, 1]], graph, near=pairs, random=0.5, seed=2)
+    assert all(torch.equal(left, right) for left, right in zip(one[:4], other[:4], strict=True))
 
 
 def test_random_pairs_stay_within_graphs_of_all_sizes():
@@ -110,6 +149,9 @@ def test_random_pairs_fill_a_graph_to_the_last_one():
         ([], [0, 0], {"neighbours": 1, "features": [[np.nan], [1.0]]}, "not finite"),
         ([], [0, 0, 0], {"neighbours": 1, "features": np.ones((3, 1)), "metric": "magic"}, "metric='magic'"),
         ([], np.zeros(20000, dtype=int), {"all_pairs": True}, "leave out all_pairs"),
+        ([], [0, 0], {"near": [[0, 2]]}, "neighbour pairs name nodes 2"),
+        ([], [0, 0], {"neighbours": 1.5}, "neighbours=1.5; give a whole number of at least 0"),
+        ([], [0, 0], {"random": float("nan")}, "random=nan is out of range"),
     ],
 )
 def test_bad_graphs_are_refused(pairs, graph, options, message):

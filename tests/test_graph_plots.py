@@ -18,7 +18,6 @@ from probmodels.datasets import DataError
 from probmodels.graph_plots import (
     accuracy_against_noise,
     adjacency,
-    bilevel_losses,
     calibration_table,
     information_curve,
     reliability,
@@ -48,20 +47,6 @@ def small_graph(**variables: Any) -> xr.Dataset:
     return found.assign(variables)
 
 
-def bilevel_fit(**variables: Any) -> xr.Dataset:
-    """Seven steps in three rounds, of which the last was broken off; the second was the best."""
-    found = xr.Dataset(
-        {
-            "round": ("step", [0, 0, 0, 1, 1, 2, 2]),
-            "inner_loss": ("step", [9.0, 6.0, 5.0, 8.0, 4.0, 7.0, 3.0]),
-            "outer_loss": ("step", [3.0, 2.0, 1.5, 2.5, 1.0, 2.4, 1.1]),
-            "log_loss": ("judged_round", [0.7, 0.4]),
-        },
-        attrs={"best_round": 1},
-    )
-    return found.assign(variables)
-
-
 def draw(figure: Figure) -> np.ndarray:
     figure.set_dpi(50)
     canvas = FigureCanvasAgg(figure)
@@ -78,7 +63,6 @@ def test_every_figure_draws_and_leaves_matplotlib_alone() -> None:
         adjacency(small_graph()),
         accuracy_against_noise(RUNS),
         information_curve([0.1, 1], [3.0, 1.0], [0.9, 0.8]),
-        bilevel_losses(bilevel_fit()),
     ]
     assert len(figures) == len(graph_plots.__all__) - 1  # calibration_table has none
     for figure in figures:
@@ -363,33 +347,3 @@ def test_single_runs_have_no_error_bars() -> None:
 def test_curves_that_do_not_fit_are_refused(beta: Any, rate: Any, accuracy: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         information_curve(beta, rate, accuracy)
-
-
-def test_losses_of_a_bilevel_program_stand_at_their_steps_and_the_best_round_is_marked() -> None:
-    figure = bilevel_losses(bilevel_fit())
-    assert [ax.get_ylabel() for ax in figure.axes] == ["inner loss", "outer loss", "log loss"]
-    for ax, values in zip(figure.axes, ([9, 6, 5, 8, 4, 7, 3], [3, 2, 1.5, 2.5, 1, 2.4, 1.1]), strict=False):
-        between, course = ax.lines[:-1], ax.lines[-1]
-        assert [line.get_xdata()[0] for line in between] == [3.5, 5.5]
-        np.testing.assert_allclose(course.get_xydata(), np.column_stack([np.arange(1, 8), values]))
-        box = ax.patches[0].get_extents().transformed(ax.transData.inverted())
-        assert (box.x0, box.x1) == pytest.approx((3.5, 5.5))
-    scores, best = figure.axes[2].lines[-2:]
-    np.testing.assert_allclose(scores.get_xydata(), [[3, 0.7], [5, 0.4]])
-    np.testing.assert_allclose(best.get_xydata(), [[5, 0.4]])
-    assert "3 rounds" in figure.axes[0].get_title(loc="left")
-    assert "round 2" in figure.axes[0].get_title(loc="left")
-
-
-def test_a_bilevel_program_without_a_judged_round_has_no_best_one() -> None:
-    fit = bilevel_fit().drop_vars("log_loss").assign_attrs(best_round=-1)
-    figure = bilevel_losses(fit)
-    assert len(figure.axes) == 2
-    assert not figure.axes[0].patches
-    assert "best" not in figure.axes[0].get_title(loc="left")
-    draw(figure)
-
-
-def test_losses_of_other_fits_are_refused() -> None:
-    with pytest.raises(DataError, match=r"lacks \['round', 'inner_loss', 'outer_loss'\]"):
-        bilevel_losses(xr.Dataset({"loss": ("step", [1.0])}))

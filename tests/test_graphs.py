@@ -556,6 +556,11 @@ def test_bad_edges_are_refused(tmp_path: Path, edges: str, match: str) -> None:
         ("id,class,h\nNA,1,2\n007,0,3\nx,1,1\n", {}, r"nodes.csv has no column 'label'; it has id, class, h"),
         ("id,label,h\nNA,1,tall\n007,0,3\nx,1,1\n", {}, r"columns 'h' of nodes.csv are not numbers; encode them"),
         ("id,label,h\nNA,1.5,1\n007,0,3\nx,1,1\n", {}, r"labels are fractions"),
+        (
+            "id,label,h,split\nNA,1,2,train\n007,0,3,test\nx,1,1,\n",
+            {"split": {"train": 2, "validation": 0}},
+            r"nodes.csv has a column 'split' of text, which is no feature: pass split='split' .* or name the features",
+        ),
         ("", {"split": {"train": 1, "validation": 0}}, r"train=1 leaves classes out .* choose at least 2"),
         ("", {"split": {"train": 2, "validation": 5}}, r"train 2, validation 5, .* more than the 3 labelled nodes"),
         ("", {"split": {"train": 2, "valid": 5}}, r"split=.* does not fit split_nodes"),

@@ -16,13 +16,13 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from probmodels import Problem, Result, fit_bilevel, fit_svi
+from probmodels import Problem, Result, fit_bilevel, fit_svi, lds
 from probmodels.datasets import DataError
 from probmodels.datasets.edges import NEIGHBOUR, OBSERVED, RANDOM
 from probmodels.datasets.graph_data import make_graph
 from probmodels.datasets.graphs import simulate_csbm
 from probmodels.guides.sparse import SparseMatrix
-from probmodels.inference import CheckpointError, ProblemError, bilevel, checks
+from probmodels.inference import CheckpointError, ProblemError, checks, rounds
 from probmodels.inference.hypergradients import Found
 from probmodels.inference.programs import opened
 from probmodels.inference.result import ResultError
@@ -99,14 +99,14 @@ def ends(problem: Problem) -> list[tuple[int, int]]:
 def recorded(monkeypatch):
     """What `fit_bilevel` asks for its hypergradients and gets."""
     found: list[tuple[dict[str, Tensor], dict[str, Tensor], Found]] = []
-    original = bilevel.hypergradient
+    original = rounds.hypergradient
 
     def record(method, losses, inner, hyper, *rest, **options):
         answer = original(method, losses, inner, hyper, *rest, **options)
         found.append((dict(inner), dict(hyper), answer))
         return answer
 
-    monkeypatch.setattr(bilevel, "hypergradient", record)
+    monkeypatch.setattr(rounds, "hypergradient", record)
     return found
 
 
@@ -534,22 +534,45 @@ def test_changed_options_are_other_fits(tmp_path):
         ({"start": "neighbours", "neighbours": 12}, "the smallest graph has 12 nodes; choose at most 11"),
         ({"neighbours": 0}, "neighbours=0; give a whole number of at least 1"),
         ({"start": "neighbours", "metric": "magic"}, "metric='magic' is not known"),
-        ({"candidates": 2, "random": -1.0}, "random=-1.0; give the number"),
+        ({"candidates": 2, "random": -1.0}, "random=-1.0 is out of range"),
         ({"hidden": 0}, "hidden=0; give a whole number of at least 1"),
         ({"hidden": "16"}, "hidden='16'; give a whole number"),
         ({"rate": "0.5"}, "rate='0.5' is no number"),
         ({"l2": True}, "l2=True is no number"),
         ({"random": "3", "candidates": 2}, "random='3' is no number"),
-        ({"rate": 1.0}, "rate=1.0 of dropout is out of range"),
-        ({"rate": -0.1}, "rate=-0.1 of dropout is out of range"),
-        ({"l2": -1.0}, "l2=-1.0; give a positive number"),
-        ({"l2": float("nan")}, "l2=nan; give a positive number"),
-        ({"l2": 0.0, "weights": "normal"}, "l2=0.0; give a positive number"),
+        ({"rate": 1.0}, "rate=1.0 is out of range: give a number of at least 0 and below 1"),
+        ({"rate": -0.1}, "rate=-0.1 is out of range"),
+        ({"l2": -1.0}, "l2=-1.0 is out of range: give a number of at least 0"),
+        ({"l2": float("nan")}, "l2=nan is out of range"),
+        ({"l2": 0.0, "weights": "normal"}, "l2=0.0 is out of range: give a number above 0"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(DataError, match=message):
         make_problem(data(), **options)
+
+
+@pytest.mark.parametrize(("options", "asked"), [({}, [10]), ({"candidates": 4}, [10]), ({"candidates": 20}, [20])])
+def test_neighbours_are_looked_for_once(monkeypatch, options, asked):
+    found = []
+    plain = lds.nearest_neighbours
+
+    def count(x, graph, neighbours, **rest):
+        found.append(neighbours)
+        return plain(x, graph, neighbours, **rest)
+
+    monkeypatch.setattr(lds, "nearest_neighbours", count)
+    monkeypatch.setattr("probmodels.datasets.edges.nearest_neighbours", count)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 3)), np.arange(60) % 2
+    problem = make_problem(
+        make_graph(x, y, split=np.repeat(["train", "validation"], 30)), metric="euclidean", **options
+    )
+    assert found == asked
+    near = np.argsort(np.linalg.norm(x[:, None] - x, axis=2), axis=1)[:, 1:11]
+    wanted = {(min(i, int(j)), max(i, int(j))) for i in range(60) for j in near[i]}
+    starting = {pair for pair, theta in zip(ends(problem), begun(problem), strict=True) if theta}
+    assert starting == wanted
 
 
 def test_data_that_do_not_fit_are_refused():
@@ -586,6 +609,10 @@ def test_a_step_that_would_not_fit_into_memory_is_refused(monkeypatch):
     with pytest.raises(ProblemError, match=r"319,600 candidate pairs of 800 nodes need about .* GiB.*fewer candidates"):
         make_problem(large, candidates="all")
     assert make_problem(large).args[0].edges.num_pairs < 20 * 800
+    with monkeypatch.context() as patch:  # they are counted before they are listed
+        patch.setattr("probmodels.datasets.edges.pairs_of_numbers", None)
+        with pytest.raises(ProblemError, match="319,600 candidate pairs"):
+            make_problem(large, candidates="all")
     # Dropout leaves a copy of dense features in every evaluation: 800 x 13,000 of them take 40 MiB, six more 240.
     wide = make_graph(rng.normal(size=(800, 13_000)).astype(np.float32), np.arange(800) % 2, split=split)
     with pytest.raises(ProblemError, match=r"of 800 nodes need about 0\.3 GiB.*hidden units or features"):

@@ -464,9 +464,10 @@ CLASSED = graph(4, [(0, 1)], x=np.eye(4), y=[0, 1, 0, 1], split=["train", "train
         (CLASSED, {"trials": 0}, "trials=0"),
         (CLASSED, {"trials": 3}, "add count"),
         (CLASSED.assign(count=("edge", [4])), {"trials": 3}, "from 1 to trials=3"),
-        (CLASSED, {"similarity": ["cosin"]}, "choose of"),
-        (CLASSED, {"deletion": (0.0, 1.0)}, "must be positive"),
-        (CLASSED, {"expected_degree": -1.0}, "must be positive"),
+        (CLASSED, {"similarity": ["cosin"]}, "similarity='cosin'; choose one of cosine, inner, distance"),
+        (CLASSED, {"deletion": (0.0, 1.0)}, "deletion=0.0 is out of range: give a number above 0"),
+        (CLASSED, {"deletion": (2.0,)}, "give the two parameters of a Beta"),
+        (CLASSED, {"expected_degree": -1.0}, "expected_degree=-1.0 is out of range"),
         (CLASSED, {"all_pairs": False, "neighbours": 1, "random": 0.0}, "nothing stands for them"),
         (CLASSED, {"all_pairs": False, "neighbours": 4}, "neighbours=4"),
         (CLASSED, {"labels": True, "weights": "gauss"}, "weights='gauss'"),
@@ -503,6 +504,9 @@ def test_labels_of_pairs_are_node_names() -> None:
 
 def test_what_does_not_fit_into_memory_is_refused(monkeypatch):
     monkeypatch.setattr("probmodels.inference.checks._SMALL", 0)
-    monkeypatch.setattr("probmodels.inference.checks.free_bytes", lambda device: 1000)
-    with pytest.raises(ProblemError, match=r"candidate pairs need about .* take all_pairs=False"):
+    monkeypatch.setattr("probmodels.inference.checks.free_bytes", lambda device: 100)
+    monkeypatch.setattr("probmodels.datasets.edges.pairs_of_numbers", None)  # pairs are counted before they are listed
+    with pytest.raises(ProblemError, match=r"28 candidate pairs need about .* take all_pairs=False"):
         tiny()
+    with pytest.raises(ProblemError, match=r"candidate pairs need about .* take all_pairs=False"):
+        make_problem(CLASSED, all_pairs=False, neighbours=1, random=0.5)

@@ -14,13 +14,27 @@ from matplotlib.collections import LineCollection, PathCollection, PolyCollectio
 from matplotlib.figure import Figure
 from synthetic_modes import synthetic_result, toy_field
 
-from probmodels import plots
+from probmodels import _maps, plots
 from probmodels.bayesian_svd.summary import compare_eof, summarise_modes
+from probmodels.datasets import DataError
 
 RANKED = pd.DataFrame(
     {"elpd_diff": [0.0, -3.0, -20.0], "diff_se": [0.0, 2.5, 4.0], "weight": [0.7, 0.3, 0.0]},
     index=["rank 4", "rank 3", "a model of another name"],
 )
+
+
+def bilevel_fit() -> xr.Dataset:
+    """Seven steps in three rounds, of which the last was broken off; the second was the best."""
+    return xr.Dataset(
+        {
+            "round": ("step", [0, 0, 0, 1, 1, 2, 2]),
+            "inner_loss": ("step", [9.0, 6.0, 5.0, 8.0, 4.0, 7.0, 3.0]),
+            "outer_loss": ("step", [3.0, 2.0, 1.5, 2.5, 1.0, 2.4, 1.1]),
+            "log_loss": ("judged_round", [0.7, 0.4]),
+        },
+        attrs={"best_round": 1},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +93,7 @@ def draw_all(tree, modes, comparison) -> dict[str, Figure]:
         "rhat_map": plots.rhat_map(modes),
         "rhat_histogram": plots.rhat_histogram(r_hat),
         "loss": plots.loss(tree["fit"].to_dataset()),
+        "bilevel_losses": plots.bilevel_losses(bilevel_fit()),
         "ranking": plots.ranking(RANKED),
     }
 
@@ -144,7 +159,7 @@ def test_coast_follows_the_longitudes_of_the_map(west):
     figure = Figure()
     ax = figure.subplots()
     extent = (west, west + 180, -60.0, 75.0)
-    plots._map_axes(ax, extent)
+    _maps.map_axes(ax, extent)
     land = [path for c in ax.collections if isinstance(c, PolyCollection) for path in c.get_paths()]
     places = {(100.0, 60.0): True, (25.0, 0.0): True, (-100.0, 45.0): True, (134.0, -24.0): True}
     places |= {(-140.0, 0.0): False, (180.0, 30.0): False, (-30.0, 0.0): False, (75.0, -25.0): False}
@@ -159,7 +174,7 @@ def test_coast_follows_the_longitudes_of_the_map(west):
 
 
 def test_coast_has_no_line_along_the_date_line():
-    _, lines = plots._coast()
+    _, lines = _maps.coast()
     for line in lines:
         seam = np.abs(np.abs(line[:, 0]) - 180) < 0.02
         assert not (seam[1:] & seam[:-1]).any()
@@ -171,11 +186,11 @@ def test_coast_has_no_line_along_the_date_line():
     [(120, "120°E"), (180, "180°"), (240, "120°W"), (-120, "120°W"), (360, "0°"), (0, "0°"), (190.5, "169.5°W")],
 )
 def test_longitudes_are_named(value, label):
-    assert plots._longitude(value) == label
+    assert _maps.longitude(value) == label
 
 
 def test_latitudes_are_named():
-    assert [plots._latitude(x) for x in (-20, 0, 35)] == ["20°S", "EQ", "35°N"]
+    assert [_maps.latitude(x) for x in (-20, 0, 35)] == ["20°S", "EQ", "35°N"]
 
 
 def test_map_has_the_true_aspect_in_its_middle(figures):
@@ -253,3 +268,33 @@ def test_ranking_holds_the_numbers_best_on_top(figures):
     assert [label.get_text() for label in left.get_yticklabels()] == list(RANKED.index)
     assert left.get_ylim()[0] > left.get_ylim()[1]
     np.testing.assert_allclose([bar.get_width() for bar in right.patches], RANKED["weight"])
+
+
+def test_losses_of_a_bilevel_program_stand_at_their_steps_and_the_best_round_is_marked():
+    figure = plots.bilevel_losses(bilevel_fit())
+    assert [ax.get_ylabel() for ax in figure.axes] == ["inner loss", "outer loss", "log loss"]
+    for ax, values in zip(figure.axes, ([9, 6, 5, 8, 4, 7, 3], [3, 2, 1.5, 2.5, 1, 2.4, 1.1]), strict=False):
+        between, course = ax.lines[:-1], ax.lines[-1]
+        assert [line.get_xdata()[0] for line in between] == [3.5, 5.5]
+        np.testing.assert_allclose(course.get_xydata(), np.column_stack([np.arange(1, 8), values]))
+        box = ax.patches[0].get_extents().transformed(ax.transData.inverted())
+        assert (box.x0, box.x1) == pytest.approx((3.5, 5.5))
+    scores, best = figure.axes[2].lines[-2:]
+    np.testing.assert_allclose(scores.get_xydata(), [[3, 0.7], [5, 0.4]])
+    np.testing.assert_allclose(best.get_xydata(), [[5, 0.4]])
+    assert "3 rounds" in figure.axes[0].get_title(loc="left")
+    assert "round 2" in figure.axes[0].get_title(loc="left")
+
+
+def test_a_bilevel_program_without_a_judged_round_has_no_best_one():
+    fit = bilevel_fit().drop_vars("log_loss").assign_attrs(best_round=-1)
+    figure = plots.bilevel_losses(fit)
+    assert len(figure.axes) == 2
+    assert not figure.axes[0].patches
+    assert "best" not in figure.axes[0].get_title(loc="left")
+    pixels(figure)
+
+
+def test_losses_of_other_fits_are_refused():
+    with pytest.raises(DataError, match=r"lacks \['round', 'inner_loss', 'outer_loss'\]"):
+        plots.bilevel_losses(xr.Dataset({"loss": ("step", [1.0])}))

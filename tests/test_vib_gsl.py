@@ -15,7 +15,7 @@ from torch import Tensor
 import probmodels.guides.vib_gsl as parts
 from probmodels import Problem, fit_svi
 from probmodels.datasets import DataError
-from probmodels.datasets.edges import EdgeSet, make_edges
+from probmodels.datasets.edges import RANDOM, EdgeSet, make_edges
 from probmodels.datasets.graph_data import import_pyg, make_graph
 from probmodels.guides.vib_gsl import BACKBONES, choose_graphs
 from probmodels.inference import ProblemError, checks
@@ -163,6 +163,87 @@ def test_predictions_average_over_edges_and_embeddings():
     np.testing.assert_array_equal(found["predicted"], exact.argmax(1))
     x, edges = problem.args[:2]
     np.testing.assert_allclose(found["edge_probability"], problem.guide.edges(x, edges).detach().sigmoid(), rtol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------- random pairs
+
+
+def with_random_pairs(**options) -> Problem:
+    """Three graphs to learn from with one random pair each, among several that are free, and one without."""
+    data = collection([4, 4, 5, 3], split=["train", "train", "train", "test"], seed=3)
+    plain = {"bottleneck": 1, "width": 4, "layers": 1, "beta": 0.2, "edge_beta": 0.3, "seed": 2}
+    few = {"candidates": "observed", "random": 3 / data.sizes["edge"]}
+    problem = make_problem(data, **{**plain, **few, "observed_rate": 0.8, "edge_rate": 0.5, "skip": 0.0, **options})
+    edges = problem.args[1]
+    assert edges.graph_of_pair[edges.origin == RANDOM].tolist() == [0, 1, 2]
+    return problem
+
+
+def every_choice(args: tuple, index: int) -> list[tuple]:
+    """Arguments with each pair that the random pair of a graph may be, that graph alone to learn from."""
+    x, edges, y, labelled = args
+    place = int(((edges.origin == RANDOM) & (edges.graph_of_pair == index)).nonzero())
+    taken = {pair for pair, o in zip(zip(*edges[:2], strict=True), edges.origin, strict=True) if o != RANDOM}
+    taken = {(int(low), int(high)) for low, high in taken}
+    nodes = (edges.graph == index).nonzero().squeeze(1).tolist()
+    found, one = [], torch.arange(len(y)) == index
+    for low, high in set(itertools.combinations(nodes, 2)) - taken:
+        source, target = edges.source.clone(), edges.target.clone()
+        source[place], target[place] = low, high
+        order = torch.argsort(source * edges.num_nodes + target)
+        chosen = edges._replace(source=source[order], target=target[order], origin=edges.origin[order])
+        found.append((x, chosen, y, one & labelled))
+    return found
+
+
+@pytest.mark.parametrize("batch_size", [None, 1])
+def test_the_loss_is_the_mean_over_random_pairs(batch_size):
+    problem = with_random_pairs()
+    model, guide, args = double(problem)
+    fixed = exactly(model, guide, args)[0].item()
+    choices = [every_choice(args, index) for index in range(3)]
+    assert min(map(len, choices)) > 2
+    exact = sum(np.mean([exactly(model, guide, choice)[0].item() for choice in part]) for part in choices)
+    fit = still(problem, num_steps=400 if batch_size is None else 900, dtype="float64", batch_size=batch_size)
+    assert (fit.tree.attrs["execution"] == "graph") == (batch_size is None)
+    losses = fit.tree["fit"]["loss"].values.reshape(-1, 4).mean(1)  # of an epoch, where steps see one graph
+    error = losses.std() / np.sqrt(len(losses))
+    assert abs(losses.mean() - exact) < 4 * error
+    assert abs(fixed - exact) > 6 * error  # that a fit to one draw of the pairs would show
+
+
+def test_predictions_average_over_random_pairs():
+    problem = with_random_pairs()
+    model, guide, args = double(problem)
+    found = predict(still(problem, num_steps=1), problem, num_samples=600, seed=1)
+    for index in range(3):
+        exact = np.mean(
+            [exactly(model, guide, a)[1][index].detach().numpy() for a in every_choice(args, index)], axis=0
+        )
+        error = found["probability_sd"].values[index] / np.sqrt(600)
+        assert (abs(found["probability"].values[index] - exact) < 4 * error).all()
+    fixed = exactly(model, guide, args)[1].detach().numpy()
+    assert (abs(found["probability"].values - fixed) > 6 * error).any()
+    x, edges = problem.args[:2]  # edges are those of the pairs that are named
+    np.testing.assert_allclose(found["edge_probability"], problem.guide.edges(x, edges).detach().sigmoid(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_fits_with_random_pairs_go_on_where_they_were_left(tmp_path, batch_size):
+    run = partial(quiet, num_steps=12, num_samples=3, batch_size=batch_size)
+
+    class Stop(Exception):
+        pass
+
+    def fail(step):
+        if step.number == 7:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(with_random_pairs(), checkpoint=tmp_path, checkpoint_every=0.0, callbacks=[fail])
+    resumed, plain = run(with_random_pairs(), checkpoint=tmp_path), run(with_random_pairs())
+    np.testing.assert_array_equal(resumed.tree["fit"]["loss"], plain.tree["fit"]["loss"])
+    assert resumed.posterior.identical(plain.posterior)
 
 
 # --------------------------------------------------------------------------------------------------------- layers
@@ -413,7 +494,7 @@ def test_many_pairs_are_kept_as_moments(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backbone": "gnn"}, "backbone='gnn' is out of range: choose one of gcn, gat, gin"),
+        ({"backbone": "gnn"}, "backbone='gnn'; choose one of gcn, gat, gin"),
         ({"pooling": "max"}, "pooling='max'"),
         ({"candidates": "none"}, "candidates='none'"),
         ({"beta": -1.0}, "beta=-1.0"),
@@ -454,10 +535,24 @@ def test_data_that_cannot_be_used_are_refused():
 def test_a_pass_that_does_not_fit_into_memory_is_refused_before_it_runs(monkeypatch):
     monkeypatch.setattr(checks, "_SMALL", 0)
     monkeypatch.setattr(checks, "free_bytes", lambda device: 1000)
+    data = collection([4, 5, 3, 6])
     with pytest.raises(
         ProblemError, match=r"34 candidate pairs of 4 graphs need about .*predict fewer graphs at a time$"
     ):
-        make_problem(collection([4, 5, 3, 6]))
+        make_problem(data)
+    with pytest.raises(ProblemError, match=rf"^vib_gsl: {data.sizes['edge']} candidate pairs of 4 graphs need about"):
+        make_problem(data, candidates="observed")
+
+
+def test_all_pairs_are_counted_before_they_are_listed(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("pairs were listed")
+
+    monkeypatch.setattr("probmodels.datasets.edges.pairs_of_numbers", fail)
+    monkeypatch.setattr(checks, "free_bytes", lambda device: 2**30)
+    data = make_graph(np.ones((8000, 1)), [0, 1], graph=np.repeat([0, 1], 4000))
+    with pytest.raises(ProblemError, match=r"15,996,000 candidate pairs of 2 graphs need about .* take candidates="):
+        make_problem(data)
 
 
 @pytest.mark.parametrize("backbone", LAYERS)

@@ -1,0 +1,152 @@
+"""Maps for figures: land and coasts in plate carrée, fields and cells with their colour bars, dots on cells."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+
+from probmodels._axes import BLUE, GREY, SMALL
+
+__all__ = ["coast", "draw_map", "grid_of_maps", "largest", "latitude", "longitude", "map_axes", "stipple"]
+
+
+@cache
+def coast() -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Land polygons and coastlines, each (points, 2) of longitude and latitude; Natural Earth, 1:110 million."""
+    with files("probmodels").joinpath("data/coastline_110m.npz").open("rb") as file, np.load(file) as stored:
+        points, start = stored["points"].astype(float), stored["start"]
+    rings = [points[a:b] for a, b in pairwise(start)]
+    lines = []
+    for ring in rings:
+        # The source cuts land along the date line and closes Antarctica through the pole; neither is a coast.
+        seam = (np.abs(np.abs(ring[:, 0]) - 180) < 0.02) | (ring[:, 1] < -89)
+        lines += [piece for piece in np.split(ring, np.flatnonzero(seam[1:] & seam[:-1]) + 1) if len(piece) > 1]
+    return rings, lines
+
+
+def _edges(centres: np.ndarray) -> np.ndarray:
+    """Boundaries of the cells about sorted centres."""
+    if len(centres) == 1:
+        return np.array([centres[0] - 0.5, centres[0] + 0.5])
+    middle = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
+
+
+def longitude(value: float, _position: int | None = None) -> str:
+    value = (value + 180) % 360 - 180
+    if abs(value) % 180 == 0:
+        return f"{abs(value):g}°"
+    return f"{abs(value):g}°{'E' if value > 0 else 'W'}"
+
+
+def latitude(value: float, _position: int | None = None) -> str:
+    return "EQ" if value == 0 else f"{abs(value):g}°{'N' if value > 0 else 'S'}"
+
+
+def _spacing(width: float, most: int) -> float:
+    """Distance between ticks in degrees, so that at most ``most`` fit."""
+    return next((step for step in (1, 2, 5, 10, 15, 20, 30, 60, 90) if width / step <= most), 90)
+
+
+def _extent(array: xr.DataArray) -> tuple[float, float, float, float]:
+    """West, east, south and north of the cells."""
+    lon, lat = array["lon"].values, array["lat"].values
+    if "lat" in array.dims:
+        lon, lat = _edges(lon), _edges(lat)
+        return lon[0], lon[-1], max(lat[0], -90.0), min(lat[-1], 90.0)
+    pad = 0.05 * max(np.ptp(lon), np.ptp(lat), 1.0)
+    return lon.min() - pad, lon.max() + pad, max(lat.min() - pad, -90.0), min(lat.max() + pad, 90.0)
+
+
+def _stretch(south: float, north: float) -> float:
+    """Length of a degree of latitude over that of longitude in the middle of the map, bounded towards the poles."""
+    return float(min(1 / np.cos(np.deg2rad(np.clip((south + north) / 2, -70, 70))), 2.0))
+
+
+def map_axes(ax: Axes, extent: tuple[float, float, float, float]) -> None:
+    """Turn axes into a map in plate carrée: land, coast, ticks in degrees, aspect true in the middle latitude."""
+    west, east, south, north = extent
+    rings, lines = coast()
+    for shift in (-360, 0, 360, 720):
+        near, coasts = (
+            [x + np.array([shift, 0]) for x in pieces if x[:, 0].max() + shift > west and x[:, 0].min() + shift < east]
+            for pieces in (rings, lines)
+        )
+        ax.add_collection(PolyCollection(near, facecolor="0.9", edgecolor="none", zorder=0), autolim=False)
+        ax.add_collection(LineCollection(coasts, color="0.25", linewidth=0.6, zorder=3), autolim=False)
+    ax.set_xlim(west, east)
+    ax.set_ylim(south, north)
+    ax.set_aspect(_stretch(south, north))
+    ax.xaxis.set_major_locator(MultipleLocator(_spacing(east - west, 6)))
+    ax.yaxis.set_major_locator(MultipleLocator(_spacing(north - south, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(longitude))
+    ax.yaxis.set_major_formatter(FuncFormatter(latitude))
+    ax.tick_params(labelsize=SMALL, length=2.5, color=GREY)
+    for spine in ax.spines.values():
+        spine.set_color(GREY)
+
+
+def grid_of_maps(array: xr.DataArray, rows: int, columns: int, *, width: float = 5.2) -> tuple[Figure, np.ndarray]:
+    """Figure whose panels have the shape of the map, (rows, columns) axes."""
+    if "lat" not in array.coords:
+        figure = Figure(figsize=(width * columns, 2.4 * rows), layout="constrained")
+    else:
+        west, east, south, north = _extent(array)
+        height = (width - 1.5) * (north - south) / (east - west) * _stretch(south, north)
+        figure = Figure(figsize=(width * columns, (min(height, 1.6 * width) + 0.6) * rows + 0.1), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def draw_map(figure: Figure, ax: Axes, array: xr.DataArray, label: str, **style: Any) -> None:
+    """Draw a field (lat, lon), or cells as points, or without positions as a line over cells; with its colour bar."""
+    if "lat" not in array.coords:
+        ax.plot(array.values, color=BLUE, linewidth=1)
+        ax.set_ylabel(label, fontsize=SMALL)
+        ax.tick_params(labelsize=SMALL)
+        return
+    if "lat" in array.dims:
+        drawn: Any = ax.pcolormesh(
+            _edges(array["lon"].values),
+            _edges(array["lat"].values),
+            array.transpose("lat", "lon").values,
+            zorder=1,
+            **style,
+        )
+    else:
+        drawn = ax.scatter(
+            array["lon"], array["lat"], c=array.values, s=22, edgecolor="0.3", linewidth=0.3, zorder=4, **style
+        )
+    map_axes(ax, _extent(array))
+    bar = figure.colorbar(drawn, ax=ax, shrink=0.85, aspect=18, pad=0.02)
+    bar.ax.tick_params(labelsize=SMALL, length=2.5)
+    if "norm" in style:
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        bar.ax.yaxis.set_major_locator(MaxNLocator(5))
+    bar.set_label(label, fontsize=SMALL)
+    bar.outline.set_linewidth(0.4)
+
+
+def largest(array: xr.DataArray, quantile: float = 0.995) -> float:
+    """Largest size to show; a few extreme cells must not take the colour from the rest."""
+    values = np.abs(array.values[np.isfinite(array.values)])
+    return float(np.quantile(values, quantile)) or 1.0 if values.size else 1.0
+
+
+def stipple(ax: Axes, shown: xr.DataArray) -> None:
+    """Small dots on the cells where ``shown`` holds, thinned on fine grids."""
+    if "lat" not in shown.dims:
+        return
+    step = max(1, int(np.ceil(max(shown.sizes["lon"] / 60, shown.sizes["lat"] / 40))))
+    thinned = shown.transpose("lat", "lon")[::step, ::step]
+    lat, lon = np.nonzero(thinned.values)
+    ax.scatter(thinned["lon"].values[lon], thinned["lat"].values[lat], s=1.3, color="0.1", linewidth=0, zorder=2)
