@@ -81,8 +81,9 @@ def check_exact(problem: Problem, result: Result, *, limit: int = _LIMIT) -> xr.
     -------
     xr.Dataset
         By datum: ``total_variation`` between guide q and posterior p, ``kl`` KL(q || p), ``log_evidence`` log p(x),
-        ``elbo``, ``mass``, the sum of q over all configurations, 1 but for rounding; and, where the guide has a site
-        ``log_Z``, ``log_z_error``, its difference from the log evidence.
+        ``elbo``, ``mass``, the sum of q over all configurations, 1 but for rounding, ``marginal_error``, the largest
+        difference between probabilities of a value of an element; and, where the guide has a site ``log_Z``,
+        ``log_z_error``, its difference from the log evidence.
 
     Raises
     ------
@@ -103,6 +104,7 @@ def check_exact(problem: Problem, result: Result, *, limit: int = _LIMIT) -> xr.
         "log_evidence": evidence,
         "elbo": evidence - kl,
         "mass": q.sum(0),
+        "marginal_error": table.largest_marginal(q - np.exp(log_p)),
     }
     if "log_Z" in scores:
         log_z = scores["log_Z"]
@@ -209,12 +211,13 @@ class _Table:
             self._dims[name] = [dim for axis, dim in enumerate(site.dims) if axis not in row_axes]
         counts = [len(tables[name]) for name in tables for _ in range(math.prod(shapes[name]))]
         total = math.prod(counts)
+        self._counts = counts
         if total > limit:
             raise ProblemError(
                 f"{problem.name}: there are {total:.3g} configurations of the latent sites, more than limit={limit:,}; "
                 "take check_weights, or a smaller case"
             )
-        choices = torch.cartesian_prod(*map(torch.arange, counts)).reshape(total, len(counts))
+        self._choices = choices = torch.cartesian_prod(*map(torch.arange, counts)).reshape(total, len(counts))
         parts = choices.split([math.prod(shape) for shape in shapes.values()], 1)
         self.values = {
             name: tables[name][part].reshape(total, *shapes[name], *tables[name].shape[1:])
@@ -250,6 +253,14 @@ class _Table:
         sizes = [len(self.data_coords[dim]) for dim in self.data_dims]
         out = {name: value[0].astype(np.float64) for name, value in found.items()}
         return {name: value.reshape(total, *sizes) if name != "log_Z" else value[0] for name, value in out.items()}
+
+    def largest_marginal(self, measure: np.ndarray) -> np.ndarray:
+        """Largest absolute measure (*data) of a value of an element, from that (configuration, *data) of all."""
+        sums = []
+        for element, count in enumerate(self._counts):
+            hit = self._choices[:, element].numpy()[:, None] == np.arange(count)
+            sums.append(np.abs(np.tensordot(hit.astype(float), measure, (0, 0))).max(0))
+        return np.max(sums, axis=0)
 
     def dataset(self, log_joint: np.ndarray) -> xr.Dataset:
         """Probabilities, evidence and values."""

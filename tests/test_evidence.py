@@ -84,6 +84,12 @@ def test_sites_outside_of_plates_have_one_balance() -> None:
         assert float(found["probability"][place]) == pytest.approx(expected, abs=1e-6)
 
 
+def hits() -> list[np.ndarray]:
+    """Configurations in which an element has a value, for each of them."""
+    every = list(np.ndindex(3, 2, 2))
+    return [np.array([z[i] == k for z in every]) for i, count in enumerate((3, 2, 2)) for k in range(count)]
+
+
 def test_a_guide_is_judged_as_sums_over_all_values_say() -> None:
     problem = Problem("mixture", mixture, Prior(), args=(X,), loss=TrajectoryBalance())
     result = fit_svi(problem, num_steps=1, lr=1e-9, num_samples=2, progress=False)
@@ -98,6 +104,8 @@ def test_a_guide_is_judged_as_sums_over_all_values_say() -> None:
         assert float(found["kl"][row]) == pytest.approx((q * np.log(q / p)).sum(), abs=1e-4)
         assert float(found["elbo"][row]) == pytest.approx(math.log(total) - (q * np.log(q / p)).sum(), abs=1e-4)
         assert float(found["log_z_error"][row]) == pytest.approx(1.0, abs=1e-4)
+        marginals = [abs(((q - p) * hit).sum()) for hit in hits()]
+        assert float(found["marginal_error"][row]) == pytest.approx(max(marginals), abs=1e-5)
     np.testing.assert_allclose(found["mass"], 1.0, atol=1e-5)
 
     weights = check_weights(problem, result, num_draws=4000)

@@ -15,6 +15,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from textbook import PROBLEMS, mixture
 from torch import Tensor
 
 from probmodels.guides.auto import check_guide, make_guide, with_guide
@@ -34,54 +35,6 @@ Values = dict[str, Tensor]
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
-
-
-def mixture(x: Tensor) -> None:
-    with pyro.plate("data", len(x)) as rows:
-        z = pyro.sample("z", dist.Categorical(torch.tensor([0.5, 0.3, 0.2])))
-        pyro.sample("x", dist.Normal(torch.tensor([-1.0, 1.0, 2.0])[z], 0.8), obs=x[rows])
-
-
-def hidden_markov(x: Tensor) -> None:
-    moves = torch.tensor([[0.85, 0.15], [0.25, 0.75]])
-    z = torch.tensor(0)
-    for t in range(len(x)):
-        z = pyro.sample(f"z_{t}", dist.Categorical(moves.index_select(0, z.reshape(1)).squeeze(0)))
-        pyro.sample(f"x_{t}", dist.Normal(2.0 * z - 1.0, 1.0), obs=x[t])
-
-
-EDGES = [(0, 1), (1, 2), (3, 4), (4, 5), (6, 7), (7, 8), (0, 3), (3, 6), (1, 4), (4, 7), (2, 5), (5, 8)]
-
-
-def ising_plate() -> None:
-    with pyro.plate("spin", 9):
-        s = 2 * pyro.sample("s", dist.Bernoulli(0.5)) - 1
-    first, second = torch.tensor(EDGES).T
-    energy = 0.45 * (s.index_select(-1, first) * s.index_select(-1, second)).sum(-1)
-    pyro.factor("energy", energy + (torch.linspace(-0.3, 0.5, 9) * s).sum(-1))
-
-
-def ising_sites() -> None:
-    s = [2 * pyro.sample(f"s_{i}", dist.Bernoulli(0.5)) - 1 for i in range(9)]
-    pyro.factor("energy", 0.45 * sum(s[i] * s[j] for i, j in EDGES) + 0.4 * s[0] - 0.2 * s[8])
-
-
-def noisy_or(y: Tensor) -> None:
-    weights = torch.tensor([[0.8, 0.1, 0.5, 0.3, 0.6], [0.2, 0.7, 0.0, 0.9, 0.1], [0.6, 0.6, 0.2, 0.1, 0.7]])
-    with pyro.plate("cause", 5):
-        cause = pyro.sample("cause_on", dist.Bernoulli(torch.tensor([0.1, 0.2, 0.3, 0.1, 0.4])))
-    with pyro.plate("symptom", 3):
-        pyro.sample("y", dist.Bernoulli(1 - 0.95 * (1 - weights * cause).prod(-1)), obs=y)
-
-
-def change_points(counts: Tensor) -> None:
-    num = len(counts)
-    first = pyro.sample("first", dist.Categorical(torch.ones(num) / num))
-    second = pyro.sample("second", dist.Categorical(torch.ones(num) / num))
-    time = torch.arange(num)
-    rate = 2.0 + 4.0 * (time >= first) - 1.5 * (time >= second)
-    with pyro.plate("time", num):
-        pyro.sample("count", dist.Poisson(rate), obs=counts)
 
 
 def mixed(x: Tensor) -> None:
@@ -170,18 +123,11 @@ def scrambled(problem: Problem, **options: Any) -> DiscretePolicy:
 
 
 BITS = [0.0, 1.0]
-SERIES = torch.tensor([-1.0, -0.5, 0.3, 1.2, 0.8, -0.2, -1.4, 0.6])
-TEXTBOOK: dict[str, tuple[Problem, dict[str, Any]]] = {
-    "hidden_markov": (
-        Problem("hidden_markov", hidden_markov, args=(SERIES,)),
-        {f"z_{t}": ((), [0, 1]) for t in range(8)},
-    ),
-    "ising_plate": (Problem("ising_plate", ising_plate), {"s": ((9,), BITS)}),
-    "noisy_or": (Problem("noisy_or", noisy_or, args=(torch.tensor([1.0, 0.0, 1.0]),)), {"cause_on": ((5,), BITS)}),
-    "change_points": (
-        Problem("change_points", change_points, args=(torch.tensor([2.0, 1.0, 3.0, 7.0, 6.0, 8.0, 2.0, 3.0, 4.0]),)),
-        {"first": ((), range(9)), "second": ((), range(9))},
-    ),
+DOMAINS: dict[str, dict[str, Any]] = {
+    "hidden_markov": {f"z_{t}": ((), [0, 1]) for t in range(8)},
+    "ising_plate": {"s": ((9,), BITS)},
+    "noisy_or": {"cause_on": ((5,), BITS)},
+    "change_points": {"first": ((), range(9)), "second": ((), range(9))},
 }
 SHAPES: dict[str, Any] = {
     "top": ((), torch.eye(3)),
@@ -194,9 +140,9 @@ SHAPES: dict[str, Any] = {
 # --- posteriors ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TEXTBOOK)
+@pytest.mark.parametrize("name", DOMAINS)
 def test_marginals_are_those_of_enumeration(name: str) -> None:
-    plain, domain = TEXTBOOK[name]
+    plain, domain = PROBLEMS[name], DOMAINS[name]
     problem = with_guide(plain, "gflownet", hidden=32)
     values = assignments(domain)
     options = {"num_steps": LONGER[name], "num_particles": 8} if name in LONGER else {}
@@ -209,7 +155,7 @@ def test_marginals_are_those_of_enumeration(name: str) -> None:
 
 
 def test_a_recurrent_network_does_as_well() -> None:
-    plain, domain = TEXTBOOK["noisy_or"]
+    plain, domain = PROBLEMS["noisy_or"], DOMAINS["noisy_or"]
     problem = with_guide(plain, "gflownet", hidden=16, network="gru")
     log_p, log_q = fitted_densities(problem, fit(problem, num_steps=150), values := assignments(domain))
     assert largest_error(values, log_p, log_q) < 0.03
@@ -278,7 +224,7 @@ def test_densities_sum_to_one_and_draws_follow_them(network: str) -> None:
 
 
 def test_an_entry_of_a_plate_is_scored_given_the_earlier_ones() -> None:
-    problem = TEXTBOOK["ising_plate"][0]
+    problem = PROBLEMS["ising_plate"]
     guide = scrambled(problem, hidden=8)
     with isolated(seed=0), torch.no_grad():
         trace: Any = poutine.trace(guide).get_trace()
@@ -292,7 +238,7 @@ def test_an_entry_of_a_plate_is_scored_given_the_earlier_ones() -> None:
 
 
 def test_exploring_changes_draws_and_no_density() -> None:
-    problem = TEXTBOOK["ising_plate"][0]
+    problem = PROBLEMS["ising_plate"]
     guide = scrambled(problem, hidden=8)
     with isolated(seed=0), torch.no_grad():
         trace: Any = poutine.trace(guide).get_trace()
@@ -361,7 +307,7 @@ def test_local_plates_are_read_off_the_model() -> None:
     assert make_policy(Problem("crossed", crossed_plates, args=(table,))).local_plates == ("columns",)
     deep = make_policy(Problem("nested", nested, args=(torch.arange(12.0).reshape(3, 4),)))
     assert deep.local_plates == ("group", "member")
-    assert make_policy(TEXTBOOK["noisy_or"][0]).local_plates == ()
+    assert make_policy(PROBLEMS["noisy_or"]).local_plates == ()
 
 
 def test_nested_plates_are_exact() -> None:
@@ -382,7 +328,7 @@ def test_nested_plates_are_exact() -> None:
 
 
 def test_order_of_sites_is_kept() -> None:
-    plain = TEXTBOOK["change_points"][0]
+    plain = PROBLEMS["change_points"]
     guide = make_policy(plain, order=["second", "first"])
     with isolated(seed=0):
         trace: Any = poutine.trace(guide).get_trace(*plain.args)
@@ -390,10 +336,10 @@ def test_order_of_sites_is_kept() -> None:
 
 
 def test_log_z_is_the_log_evidence() -> None:
-    plain, domain = TEXTBOOK["noisy_or"]
+    plain, domain = PROBLEMS["noisy_or"], DOMAINS["noisy_or"]
     problem = with_guide(plain, "gflownet", hidden=24, log_z=True)
     problem = Problem(**{**vars_of(problem), "loss": TrajectoryBalance(4)})
-    evidence = log_densities(noisy_or, plain.args, assignments(domain)).logsumexp(0)
+    evidence = log_densities(plain.model, plain.args, assignments(domain)).logsumexp(0)
     with fitted(problem, state_of(fit(problem)), seed=0) as (_, guide):
         trace: Any = poutine.trace(guide).get_trace(*plain.args)
     assert float(trace.nodes["log_Z"]["value"].detach()) == pytest.approx(float(evidence), abs=0.1)
@@ -420,7 +366,7 @@ def vars_of(problem: Problem) -> dict[str, Any]:
 
 
 def test_with_guide_takes_the_log_variance_loss_unless_told_otherwise() -> None:
-    plain = TEXTBOOK["noisy_or"][0]
+    plain = PROBLEMS["noisy_or"]
     assert isinstance(with_guide(plain, "gflownet").loss, VarGrad)
     own = TrajectoryBalance(2)
     assert with_guide(Problem(**{**vars_of(plain), "loss": own}), "gflownet").loss is own
@@ -448,7 +394,7 @@ def test_equal_problems_give_equal_guides_that_copy_pickle_and_convert() -> None
 
 def test_shapes_of_every_kind_are_valid() -> None:
     with_guide(Problem("shapes", shapes, args=(torch.tensor(4.0),)), "gflownet", hidden=8).validate()
-    assert len(fit(with_guide(TEXTBOOK["ising_plate"][0], "gflownet"), num_steps=2).posterior["s"].dims) == 3
+    assert len(fit(with_guide(PROBLEMS["ising_plate"], "gflownet"), num_steps=2).posterior["s"].dims) == 3
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------
@@ -479,11 +425,11 @@ def coming_and_going() -> None:
         (unbounded, {}, "'count' of distribution Poisson has no finite list of values"),
         (growing, {}, "support of the discrete site 'second' changes between runs"),
         (coming_and_going, {}, "is not there in every run"),
-        (ising_sites, {"order": ["s_1", "s_2"]}, "must name each of the discrete sites"),
-        (ising_sites, {"network": "lstm"}, "network='lstm'; choose from"),
-        (ising_sites, {"hidden": 0}, "hidden=0; it must be a positive integer"),
-        (ising_sites, {"data": ["weights"]}, "data names 'weights'"),
-        (ising_sites, {"init": {"s_1": 0.0}}, "no continuous latent site"),
+        (PROBLEMS["ising_sites"].model, {"order": ["s_1", "s_2"]}, "must name each of the discrete sites"),
+        (PROBLEMS["ising_sites"].model, {"network": "lstm"}, "network='lstm'; choose from"),
+        (PROBLEMS["ising_sites"].model, {"hidden": 0}, "hidden=0; it must be a positive integer"),
+        (PROBLEMS["ising_sites"].model, {"data": ["weights"]}, "data names 'weights'"),
+        (PROBLEMS["ising_sites"].model, {"init": {"s_1": 0.0}}, "no continuous latent site"),
     ],
 )
 def test_what_a_policy_cannot_do_is_said(model: Any, options: dict[str, Any], message: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import textbook
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -20,20 +21,7 @@ from probmodels.inference import Problem, ProblemError, fit_svi
 from probmodels.inference.balance import VarGrad
 from probmodels.inference.varying import with_fixed_sites
 
-LENGTHS = torch.tensor([0.5, 0.3, 0.2])
-STEPS = torch.tensor([0.6, 0.4])
-
-
-def walk(y: Tensor) -> None:
-    """A walk of one to three steps or halts, of which the end is seen."""
-    length = int(pyro.sample("length", dist.Categorical(LENGTHS))) + 1
-    place = torch.tensor(0.0)
-    for t in range(length):
-        place = place + pyro.sample(f"step_{t}", dist.Categorical(STEPS))
-    pyro.sample("y", dist.Normal(place, 0.7), obs=y)
-
-
-Y = torch.tensor(1.6)
+LENGTHS, STEPS, Y = textbook.LENGTHS, textbook.STEPS, textbook.END
 
 
 def exact() -> dict[tuple[int, tuple[int, ...]], float]:
@@ -48,7 +36,7 @@ def exact() -> dict[tuple[int, tuple[int, ...]], float]:
 
 
 def test_densities_are_those_of_the_program_times_a_normalised_factor() -> None:
-    fixed = with_fixed_sites(Problem("walk", walk, args=(Y,)))
+    fixed = with_fixed_sites(textbook.PROBLEMS["walk"])
     assert set(fixed.sites) == {
         "length",
         "y",
@@ -58,7 +46,7 @@ def test_densities_are_those_of_the_program_times_a_normalised_factor() -> None:
     for length in range(3):
         values = {"length": torch.tensor(length)} | {f"step_{t}": torch.tensor(1) for t in range(3)}
         trace = poutine.trace(poutine.condition(fixed.model, values)).get_trace(Y)
-        plain = poutine.trace(poutine.condition(walk, values)).get_trace(Y)
+        plain = poutine.trace(poutine.condition(textbook.walk, values)).get_trace(Y)
         extra = (2 - length) * np.log(1 / 2)
         assert float(trace.log_prob_sum()) == pytest.approx(float(plain.log_prob_sum()) + extra, abs=1e-5)
         present = [float(trace.nodes[f"step_{t}_present"]["value"]) for t in (1, 2)]
@@ -66,8 +54,10 @@ def test_densities_are_those_of_the_program_times_a_normalised_factor() -> None:
 
 
 def test_an_automatic_policy_finds_the_posterior_of_a_program_of_random_length() -> None:
-    problem = with_guide(Problem("walk", walk, args=(Y,)), "gflownet", hidden=16)
-    problem = Problem(**{**{k: getattr(problem, k) for k in ("name", "model", "guide", "args")}, "loss": VarGrad(6, epsilon=0.1)})
+    problem = with_guide(textbook.PROBLEMS["walk"], "gflownet", hidden=16)
+    problem = Problem(
+        **{**{k: getattr(problem, k) for k in ("name", "model", "guide", "args")}, "loss": VarGrad(6, epsilon=0.1)}
+    )
     result = fit_svi(problem, num_steps=250, lr=0.05, lr_decay=0.1, num_samples=1500, progress=False, compile="eager")
     draws = {name: result.posterior[name].values[0] for name in result.posterior}
     found: dict[tuple[int, tuple[int, ...]], float] = {}
