@@ -17,6 +17,7 @@ PAGES = (
     "prediction",
     "diagnostics",
     "gflownet",
+    "discrete_latents",
     "lds",
 )  # whose code is complete on the page
 _BLOCK = re.compile(r"^```python(?P<mark>[^\n]*)\n(?P<code>.*?)^```$", flags=re.DOTALL | re.MULTILINE)
