@@ -397,6 +397,28 @@ class Autoregressive(dist.TorchDistribution):
             hot = layout.full(network.draw(state, site, self._choose), batch)
             return table[hot.argmax(-1)]
 
+    @property
+    def num_steps(self) -> int:
+        """Elements of each row, which are drawn one after the other."""
+        return self._parts[3].size
+
+    def completed(self, value: Tensor, kept: Tensor) -> Tensor:
+        """A draw whose first elements, ``kept`` of them by entry of the batch, are those of a value."""
+        network, state, site, layout, table = self._parts
+        made = 0
+
+        def choose(logits: Tensor) -> Tensor:
+            nonlocal made
+            start, made = made, made + logits.shape[-2]
+            keep = kept.unsqueeze(-1) > torch.arange(start, made, device=logits.device)
+            return torch.where(keep.unsqueeze(-1), given[..., start:made, :], self._choose(logits))
+
+        with torch.no_grad():
+            given = layout.flat(indicators(value, table).to(state.dtype))
+            state = state.expand(*layout.rows(self.batch_shape), state.shape[-1])
+            hot = layout.full(network.draw(state, site, choose), self.batch_shape)
+            return table[hot.argmax(-1)]
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log probability (*batch) of each entry given the earlier ones."""
         network, state, site, layout, table = self._parts

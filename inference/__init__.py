@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from probmodels.inference.back_and_forth import BackAndForth as BackAndForth
+    from probmodels.inference.back_and_forth import guided_kernel as guided_kernel
     from probmodels.inference.balance import DetailedBalance as DetailedBalance
     from probmodels.inference.balance import SubTrajectoryBalance as SubTrajectoryBalance
     from probmodels.inference.balance import TrajectoryBalance as TrajectoryBalance
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from probmodels.inference.varying import with_fixed_sites as with_fixed_sites
 
 _EXPORTS = {
+    "BackAndForth": "back_and_forth",
     "ChainError": "mcmc",
     "CheckpointError": "checkpoint",
     "DetailedBalance": "balance",
@@ -80,6 +83,7 @@ _EXPORTS = {
     "fit_bilevel": "bilevel",
     "fit_em": "em",
     "fit_svi": "svi",
+    "guided_kernel": "back_and_forth",
     "importance_resample": "importance",
     "infer_discrete": "predictive",
     "kfold": "comparison",

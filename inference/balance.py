@@ -3,6 +3,7 @@
 A guide q draws latent values step by step; its log density may subtract that of a backward policy. Every objective here
 is a squared difference that vanishes, draw by draw, where q(z | x) is proportional to the reward p(x, z). So its
 minimum is the same whatever the draws come from, no gradient passes through them, and it has no noise at the minimum.
+The model gets no gradient, unless a loss of its own at the same draws is added (``joint``).
 
 Where all sites of model and guide share a plate, its rows are data with a balance of their own; otherwise one balance
 holds for all sites together.
@@ -18,83 +19,46 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from probmodels.inference.exploration import Explore
 from probmodels.inference.ops import is_generated
 from probmodels.inference.problem import ProblemError
-from probmodels.inference.traces import Frames, plate_scale, sample_sites, scored, shared_plates, sum_by_datum
+from probmodels.inference.traces import (
+    Frames,
+    by_datum,
+    plate_scale,
+    sample_sites,
+    scored,
+    shared_plates,
+    sum_by_datum,
+)
 
 __all__ = [
-    "OBJECTIVES",
+    "WEIGHTS",
     "Balance",
     "DetailedBalance",
     "Explore",
+    "Run",
     "SubTrajectoryBalance",
     "TrajectoryBalance",
     "VarGrad",
+    "model_loss",
 ]
+
+WEIGHTS = ("equal", "importance", "best")
+"""How draws weigh in a loss of the model; see `model_loss`."""
 
 _FLOW = "log_flow_"
 
 
-class Explore(Messenger):
-    """Draw sites without gradients, and discrete ones of finite support from a flatter distribution.
-
-    Of site distribution p the draws follow (1 - epsilon) p^(1/temperature) / c + epsilon / m, where c normalises and m
-    counts the values of positive probability. Traces keep p itself, so that log densities are those of the program.
-    A distribution that draws element by element has a method ``explored`` that flattens each of them.
-    Continuous sites, unbounded supports, and values that are given by other handlers are left as they are.
-
-    Parameters
-    ----------
-    temperature
-        Positive; above 1 for flatter draws.
-    epsilon
-        Share of uniform draws, in [0, 1].
-    """
-
-    def __init__(self, temperature: float = 1.0, epsilon: float = 0.0) -> None:
-        super().__init__()
-        self.temperature, self.epsilon = temperature, epsilon
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["done"] or msg["is_observed"] or isinstance(msg["fn"], _Subsample):
-            return
-        fn = msg["fn"]
-        while isinstance(fn, dist.Independent | dist.MaskedDistribution):
-            fn = fn.base_dist
-        flatter = (self.temperature, self.epsilon) != (1.0, 0.0)
-        with torch.no_grad():
-            if flatter and hasattr(fn, "explored"):  # draws element by element
-                value = fn.explored(self.temperature, self.epsilon).sample()
-            elif flatter and fn.has_enumerate_support:
-                value = self._flatter(fn)
-            else:
-                value = msg["fn"](*msg["args"], **msg["kwargs"])
-        # A new tensor, since a transform that remembers this one would answer with constants for its inverse.
-        msg["value"], msg["done"] = value.detach(), True
-
-    def _flatter(self, fn: Any) -> Tensor:
-        values = fn.enumerate_support()  # (values, batch, event)
-        logs = fn.log_prob(values)
-        possible = (logs > -math.inf).to(logs.dtype)
-        tempered = (logs / self.temperature).softmax(0)
-        weights = (1 - self.epsilon) * tempered + self.epsilon * possible / possible.sum(0)
-        index = dist.Categorical(probs=weights.movedim(0, -1), validate_args=False).sample()
-        index = index.reshape(1, *index.shape, *[1] * len(fn.event_shape)).expand(1, *values.shape[1:])
-        return torch.take_along_dim(values, index, 0).squeeze(0)
-
-
 @dataclass
-class _Run:
-    """Traces of guide and model at one draw of the guide."""
+class Run:
+    """Traces of guide and model at one draw of the guide, with the plates whose rows are data."""
 
     draw: Any
     trace: Any
@@ -144,6 +108,9 @@ class Balance(ELBO):
         keeps the objective from being captured as a graph.
     floor
         Least log reward of a datum, before the power; what is below, -inf too, counts as that much.
+    joint
+        One of `WEIGHTS`, by which the same draws weigh in a loss of the model that is added: guide and model move at
+        once. None for a loss of the guide alone.
     """
 
     least = 1  # fewest draws
@@ -156,25 +123,32 @@ class Balance(ELBO):
         epsilon: float = 0.0,
         reward_power: float | Callable[[int], float] = 1.0,
         floor: float | None = None,
+        joint: str | None = None,
     ) -> None:
         super().__init__(num_particles=num_particles)
         self.temperature, self.epsilon = temperature, epsilon
-        self.reward_power, self.floor = reward_power, floor
+        self.reward_power, self.floor, self.joint = reward_power, floor, joint
         self.step = 0
         for name, good in {
             f"temperature={temperature}; it must be positive": temperature > 0,
             f"epsilon={epsilon}; it must lie between 0 and 1": 0 <= epsilon <= 1,
             f"reward_power={reward_power}; it must be positive": callable(reward_power) or reward_power > 0,
             f"floor={floor}; it must be finite": floor is None or math.isfinite(floor),
+            f"joint={joint!r}; choose one of {WEIGHTS}": joint is None or joint in WEIGHTS,
         }.items():
             if not good:
                 raise ProblemError(f"{type(self).__name__}: {name}")
         self._check_particles()
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Loss () over all data, whose gradient moves the guide and leaves the model."""
+        """Loss () over all data, whose gradient moves the guide and, unless it is ``joint``, leaves the model."""
         self._check_particles()
         return self._loss(self._runs(model, guide, args, kwargs))
+
+    def at(self, model: Any, guide: Any, draws: Sequence[Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Loss () over all data at the values of traces of the guide, in the place of new draws."""
+        found = (scored(guide, draw, args, kwargs) for draw in draws)
+        return self._loss([self._run(model, draw, args, kwargs) for draw in found])
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Loss over all data, after a check of all that the objective needs.
@@ -217,28 +191,39 @@ class Balance(ELBO):
         with Explore(self.temperature, self.epsilon):
             draw: Any = poutine.trace(guide).get_trace(*args, **kwargs)
         draw.compute_log_prob()
-        with torch.no_grad():
-            return scored(model, draw, args, kwargs), draw
+        return self._run(model, draw, args, kwargs).trace, draw
 
-    def _runs(self, model: Any, guide: Any, args: Any, kwargs: Any) -> list[_Run]:
+    def _run(self, model: Any, draw: Any, args: Any, kwargs: Any) -> Run:
+        """Draw and model at it, which has gradients of its own only where they are wanted."""
+        with torch.set_grad_enabled(self.joint is not None and torch.is_grad_enabled()):
+            trace = scored(model, draw, args, kwargs)
+        return Run(draw, trace, shared_plates(trace, draw))
+
+    def _runs(self, model: Any, guide: Any, args: Any, kwargs: Any) -> list[Run]:
         traces = (self._get_trace(model, guide, args, kwargs) for _ in range(self.num_particles))
-        return [_Run(draw, trace, shared_plates(trace, draw)) for trace, draw in traces]
+        return [Run(draw, trace, shared_plates(trace, draw)) for trace, draw in traces]
 
-    def _loss(self, runs: Sequence[_Run]) -> Tensor:
-        return plate_scale(runs[0].shared) * self._by_datum(runs).sum()
+    def _loss(self, runs: Sequence[Run]) -> Tensor:
+        loss = self._by_datum(runs)
+        if self.joint is not None:
+            log_p = torch.stack([by_datum(run.trace, run.shared) for run in runs])
+            log_p = log_p if self.floor is None else log_p.clamp(min=self.floor)
+            log_q = torch.stack([run.log_q().detach() for run in runs])
+            loss = loss + model_loss(log_p, log_q, self.joint)
+        return plate_scale(runs[0].shared) * loss.sum()
 
-    def _by_datum(self, runs: Sequence[_Run]) -> Tensor:
+    def _by_datum(self, runs: Sequence[Run]) -> Tensor:
         """Loss of each datum."""
         raise NotImplementedError
 
-    def _log_reward(self, run: _Run, sites: Sequence[Any] | None = None) -> Tensor:
+    def _log_reward(self, run: Run, sites: Sequence[Any] | None = None) -> Tensor:
         """Log reward of sites of the model, None for all, by datum."""
         sites = sample_sites(run.trace) if sites is None else sites
-        log_p = sum_by_datum([site["log_prob"] for site in sites], run.shared)
+        log_p = sum_by_datum([site["log_prob"] for site in sites], run.shared).detach()
         log_p = log_p if self.floor is None else log_p.clamp(min=self.floor)
         return log_p * (self.reward_power(self.step) if callable(self.reward_power) else self.reward_power)
 
-    def _flows(self, run: _Run) -> list[str]:
+    def _flows(self, run: Run) -> list[str]:
         """Names of the guide's deterministic sites that the objective fits."""
         return []
 
@@ -248,7 +233,7 @@ class Balance(ELBO):
                 f"{type(self).__name__}: num_particles={self.num_particles}; it needs {self.least} or more"
             )
 
-    def _check(self, runs: Sequence[_Run]) -> None:
+    def _check(self, runs: Sequence[Run]) -> None:
         kind = type(self).__name__
         for site in sample_sites(runs[0].trace):
             if not (site["is_observed"] or is_generated(site) or site["name"] in runs[0].draw.nodes):
@@ -290,6 +275,12 @@ class _Static:
     def __call__(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         return self.balance.differentiable_loss(model, guide, *args, **kwargs)
 
+    def powered(self, power: Any) -> _Static:
+        """The same with the reward raised to a power, a number or a tensor ()."""
+        own = copy.copy(self.balance)
+        own.reward_power = own.reward_power * power
+        return _Static(own)
+
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Loss over all data, after the checks of the objective."""
         return self.balance.loss(model, guide, *args, **kwargs)
@@ -305,7 +296,7 @@ class VarGrad(Balance):
     ----------
     num_particles
         At least 2.
-    temperature, epsilon, reward_power, floor
+    temperature, epsilon, reward_power, floor, joint
         See `Balance`.
 
     References
@@ -319,7 +310,7 @@ class VarGrad(Balance):
     def __init__(self, num_particles: int = 4, **options: Any) -> None:
         super().__init__(num_particles, **options)
 
-    def _by_datum(self, runs: Sequence[_Run]) -> Tensor:
+    def _by_datum(self, runs: Sequence[Run]) -> Tensor:
         return torch.stack([self._log_reward(run) - run.log_q() for run in runs]).var(0) / 2
 
 
@@ -335,7 +326,7 @@ class TrajectoryBalance(Balance):
         Draws of each step.
     log_z
         Deterministic site of the guide, of shape () or one entry per datum; at the minimum the log evidence.
-    temperature, epsilon, reward_power, floor
+    temperature, epsilon, reward_power, floor, joint
         See `Balance`.
 
     References
@@ -348,7 +339,7 @@ class TrajectoryBalance(Balance):
         super().__init__(num_particles, **options)
         self.log_z = log_z
 
-    def _flows(self, run: _Run) -> list[str]:
+    def _flows(self, run: Run) -> list[str]:
         if self.log_z not in run.draw.nodes:
             raise ProblemError(
                 f"{type(self).__name__}: the guide has no site {self.log_z!r}; add pyro.deterministic({self.log_z!r}, "
@@ -356,7 +347,7 @@ class TrajectoryBalance(Balance):
             )
         return [self.log_z]
 
-    def _by_datum(self, runs: Sequence[_Run]) -> Tensor:
+    def _by_datum(self, runs: Sequence[Run]) -> Tensor:
         (log_z,) = self._flows(runs[0])
         gaps = [run.value(log_z) + run.log_q() - self._log_reward(run) for run in runs]
         return torch.stack(gaps).square().mean(0) / 2
@@ -379,7 +370,7 @@ class SubTrajectoryBalance(Balance):
     forward_looking
         Whether flows are given relative to the log density of what the model knows by then: of its sites, in program
         order, before the first latent one that has not been drawn. Take it where rewards come step by step.
-    temperature, epsilon, reward_power, floor
+    temperature, epsilon, reward_power, floor, joint
         See `Balance`.
 
     References
@@ -399,7 +390,7 @@ class SubTrajectoryBalance(Balance):
             raise ProblemError(f"{type(self).__name__}: decay={decay}; it must be finite and not negative")
         self.decay, self.forward_looking = decay, forward_looking
 
-    def _flows(self, run: _Run) -> list[str]:
+    def _flows(self, run: Run) -> list[str]:
         sites = {site["name"] for site in sample_sites(run.draw)}
         order = [name for name, node in run.draw.nodes.items() if _is_flow(node) or name in sites]
         flows = [name for name in order if name not in sites]
@@ -417,7 +408,7 @@ class SubTrajectoryBalance(Balance):
             )
         return flows
 
-    def _by_datum(self, runs: Sequence[_Run]) -> Tensor:
+    def _by_datum(self, runs: Sequence[Run]) -> Tensor:
         count = len(self._flows(runs[0]))
         weights = [[self.decay ** (j - i - 1) if j > i else 0.0 for j in range(count + 1)] for i in range(count + 1)]
         total: Any = 0.0
@@ -428,7 +419,7 @@ class SubTrajectoryBalance(Balance):
             total = total + (weight * pairs).sum((0, 1)) / weight.sum() / (2 * len(runs))
         return total
 
-    def _heights(self, run: _Run) -> list[Tensor]:
+    def _heights(self, run: Run) -> list[Tensor]:
         """Log flow less the log density of what led to it, of every partial draw: all are equal at the minimum."""
         heights: list[Tensor] = []
         drawn: set[str] = set()
@@ -451,7 +442,7 @@ class DetailedBalance(SubTrajectoryBalance):
     ----------
     num_particles
         Draws of each step.
-    forward_looking, temperature, epsilon, reward_power, floor
+    forward_looking, temperature, epsilon, reward_power, floor, joint
         See `SubTrajectoryBalance` and `Balance`.
 
     References
@@ -464,10 +455,23 @@ class DetailedBalance(SubTrajectoryBalance):
         super().__init__(num_particles, decay=0.0, **options)
 
 
-OBJECTIVES: dict[str, type[ELBO]] = {
-    kind.__name__: kind for kind in (DetailedBalance, SubTrajectoryBalance, TrajectoryBalance, VarGrad)
-}
-"""Objectives by name, as ``Problem.loss`` may say it."""
+def model_loss(log_p: Tensor, log_q: Tensor, weights: str) -> Tensor:
+    """Loss of a model, by datum, at draws that are held fixed.
+
+    Parameters
+    ----------
+    log_p, log_q
+        Log densities of data and draws under the model, and of draws under the guide, (draw, data ...).
+    weights
+        ``"equal"``: minus the mean of log p - log q, whose gradient is that of -log p at draws of the guide.
+        ``"importance"``: minus the log of the mean of p / q, whose gradient weighs draws by p / q.
+        ``"best"``: -log p at the draw of largest p, as hard EM has it.
+    """
+    if weights == "best":
+        best = log_p.detach().argmax(0, keepdim=True)
+        return -torch.take_along_dim(log_p, best, 0).squeeze(0)
+    gap = log_p - log_q
+    return -gap.mean(0) if weights == "equal" else math.log(len(gap)) - gap.logsumexp(0)
 
 
 def _is_flow(node: Any) -> bool:
@@ -475,7 +479,7 @@ def _is_flow(node: Any) -> bool:
     return node["type"] == "sample" and node["infer"].get("_deterministic", False) and node["name"].startswith(_FLOW)
 
 
-def _known(run: _Run, drawn: Collection[str]) -> list[Any]:
+def _known(run: Run, drawn: Collection[str]) -> list[Any]:
     """Sites of the model that depend on nothing but what has been drawn, since they stand before all else."""
     sites = sample_sites(run.trace)
     return list(itertools.takewhile(lambda site: site["is_observed"] or site["name"] in drawn, sites))

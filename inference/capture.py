@@ -22,6 +22,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from probmodels.inference.simplify import simplify
 
@@ -64,7 +65,7 @@ def capture(
         If the function branches on values, or graph and function differ.
     """
     try:
-        with _tracing():
+        with _tracing(), _TensorIndices():
             graph = make_fx(lambda *arguments: function(*arguments), tracing_mode="real")(*examples)
             _replace(graph)
             graph = _functional(graph, *examples)
@@ -185,6 +186,29 @@ def _replace(graph: GraphModule) -> None:
     graph.recompile()
 
 
+class _TensorIndices(TorchFunctionMode):
+    """Index by scalar tensors, as ``transition[state]``, without reading their values, which no graph could hold."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation of torch."""
+        if func is Tensor.__getitem__:
+            value, index = args
+            entries = list(index) if isinstance(index, tuple) else [index]
+            axes = [e.dim() if _is_bool(e) else 0 if e is None or e is ... else 1 for e in entries]
+            for place, entry in enumerate(entries):
+                if isinstance(entry, Tensor) and entry.dim() == 0 and not entry.is_floating_point() and axes[place]:
+                    after = ... in entries[:place]
+                    axis = -sum(axes[place:]) if after else sum(axes[:place])
+                    chosen = torch.where(entry < 0, entry + value.shape[axis], entry).reshape(1)
+                    value, entries[place] = value.index_select(axis, chosen), 0
+            args = (value, tuple(entries))
+        return func(*args, **(kwargs or {}))
+
+
+def _is_bool(entry: Any) -> bool:
+    return isinstance(entry, Tensor) and entry.dtype in (torch.bool, torch.uint8)
+
+
 @contextlib.contextmanager
 def _tracing() -> Iterator[None]:
     """Quiet, and with one fake mode for all nodes, which make_fx would otherwise build anew for each of them."""
@@ -256,7 +280,7 @@ def lift(function: TensorFunction, tensors: Sequence[Tensor], *examples: Tensor)
         If the function branches on values.
     """
     try:
-        with _tracing():
+        with _tracing(), _TensorIndices():
             graph = make_fx(lambda *arguments: function(*arguments), tracing_mode="real")(*examples)
     except Exception as error:
         raise CaptureError(f"the function cannot be captured as a graph ({_reason(error)})") from error

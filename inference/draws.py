@@ -11,7 +11,6 @@ import pyro
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
-from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
 from probmodels.inference.capture import CaptureError, batch, capture
@@ -86,8 +85,7 @@ def map_draws(
         return [torch.from_numpy(np.array(given[name][chain, draws])) for name in names]
 
     def plain(flag: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        with _TensorIndices():
-            return tuple(function(dict(zip(names, values, strict=True))).values())
+        return tuple(function(dict(zip(names, values, strict=True))).values())
 
     out: dict[str, np.ndarray] = {}
     sums: dict[str, np.ndarray] = {}  # of values and of their squares, after the first draw's are taken off
@@ -179,25 +177,6 @@ def _batched(function: Callable[..., Any], first: list[Tensor], last: list[Tenso
     return batched, size
 
 
-class _TensorIndices(TorchFunctionMode):
-    """Index by scalar tensors, as ``transition[state]``, without reading their values, which no graph could hold."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation of torch."""
-        if func is Tensor.__getitem__:
-            value, index = args
-            entries = list(index) if isinstance(index, tuple) else [index]
-            axes = [e.dim() if _is_bool(e) else 0 if e is None or e is ... else 1 for e in entries]
-            for place, entry in enumerate(entries):
-                if isinstance(entry, Tensor) and entry.dim() == 0 and not entry.is_floating_point() and axes[place]:
-                    after = ... in entries[:place]
-                    axis = -sum(axes[place:]) if after else sum(axes[:place])
-                    chosen = torch.where(entry < 0, entry + value.shape[axis], entry).reshape(1)
-                    value, entries[place] = value.index_select(axis, chosen), 0
-            args = (value, tuple(entries))
-        return func(*args, **(kwargs or {}))
-
-
 class _Independent(Interpreter):
     """Runs a graph whose first argument is batched so that ``vmap`` gives every draw random numbers of its own.
 
@@ -247,10 +226,6 @@ _PLAIN: dict[Any, Any] = {
     ),
     _aten.view.default: torch.reshape,
 }
-
-
-def _is_bool(entry: Any) -> bool:
-    return isinstance(entry, Tensor) and entry.dtype in (torch.bool, torch.uint8)
 
 
 def _reach(graph: GraphModule) -> tuple[set[Node], list[bool]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -46,6 +46,8 @@ class Stage:
         From the steps that this stage has made to a factor of ``lr``.
     until
         From the round, counted from 0, to a loss; once the smoothed loss is below, the next stage follows.
+    courses
+        From the round to a value, by name: what the objective takes by its method ``at``.
     static
         Whether the objective depends on nothing but parameters, data and random numbers, so that it may be captured.
     """
@@ -57,6 +59,7 @@ class Stage:
     lr: float
     schedule: Schedule = lambda step: 1.0
     until: Callable[[int], float] | None = None
+    courses: Mapping[str, Callable[[int], float]] = field(default_factory=dict)
     static: bool = True
 
 
@@ -78,21 +81,22 @@ class Gradient:
         self._names: list[str] = []  # parameters with a gradient, in the order of the graph's outputs
         self._leaves: list[Tensor] = []
 
-    def __call__(self, indices: Mapping[str, Tensor], weight: Tensor | None) -> tuple[Any, dict[str, Tensor]]:
+    def __call__(self, indices: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         """Loss () and gradients by parameter.
 
         Parameters
         ----------
         indices
             Rows that the step sees, by plate.
-        weight
-            Weight () of the KL divergence; None for 1.
+        values
+            What changes from step to step, () by name: ``kl``, the weight of the KL divergence, and what the objective
+            takes by its method ``at``.
         """
         if self._graph is None:
-            return self._evaluate(indices, weight)
+            return self._evaluate(indices, values)
         with torch.no_grad():
             try:
-                loss, *gradients = self._graph(*self._leaves, *_inputs(indices, weight))
+                loss, *gradients = self._graph(*self._leaves, *indices.values(), *values.values())
             except RuntimeError as error:
                 raise FitError(
                     f"{self.programs.problem.name}: the captured graph fails at a step ({str(error).splitlines()[0]}): "
@@ -100,7 +104,7 @@ class Gradient:
                 ) from error
         return loss, dict(zip(self._names, gradients, strict=True))
 
-    def check(self, indices: Mapping[str, Tensor], weight: Tensor | None) -> None:
+    def check(self, indices: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
         """Evaluate the objective once with pyro's own checks on, which the steps then do without.
 
         Raises
@@ -110,8 +114,7 @@ class Gradient:
         """
         try:
             with pyro.validation_enabled(True), subsampled(indices):
-                model, guide, args, kwargs = self._arguments(weight)
-                objective: Any = self.stage.objective
+                objective, model, guide, args, kwargs = self._arguments(values)
                 evaluate = getattr(objective, "loss", objective)
                 evaluate(model, guide, *args, **kwargs)
         except ProblemError:
@@ -121,7 +124,7 @@ class Gradient:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ProblemError(f"{self.programs.problem.name}: the loss cannot be evaluated: {first}{rows}") from error
 
-    def capture(self, compiler: str, examples: Sequence[tuple[Mapping[str, Tensor], Tensor | None]]) -> None:
+    def capture(self, compiler: str, examples: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]) -> None:
         """Exchange the objective for a graph of it, if it has one, which agrees with it at all ``examples``.
 
         Parameters
@@ -129,7 +132,7 @@ class Gradient:
         compiler
             ``"graph"`` or ``"inductor"``.
         examples
-            Indices and weights as `__call__` takes them.
+            Indices and values as `__call__` takes them.
 
         Raises
         ------
@@ -147,11 +150,11 @@ class Gradient:
         if changed:
             raise CaptureError(f"buffers change during a step: {changed}")
         self._names, self._leaves = list(gradients), list(params.values())
-        keys, weighed = list(examples[0][0]), examples[0][1] is not None
+        rows, names = (list(part) for part in examples[0])
 
         def function(*inputs: Tensor) -> tuple[Tensor, ...]:
-            indices = dict(zip(keys, inputs, strict=False))
-            loss, found = self._evaluate(indices, inputs[-1] if weighed else None)
+            indices = dict(zip(rows, inputs, strict=False))
+            loss, found = self._evaluate(indices, dict(zip(names, inputs[len(rows) :], strict=True)))
             return loss, *(found[name] for name in self._names)
 
         def at(*arguments: Tensor) -> tuple[Tensor, ...]:
@@ -161,7 +164,7 @@ class Gradient:
             return function(*arguments[len(self._leaves) :])
 
         kept = [leaf.detach().clone() for leaf in self._leaves]
-        arguments = [(*kept, *_inputs(*example)) for example in examples]
+        arguments = [(*kept, *indices.values(), *values.values()) for indices, values in examples]
         graph = capture(lift(function, self._leaves, *arguments[0][len(kept) :]), *arguments[0])
         state = torch.get_rng_state()
         try:
@@ -190,10 +193,9 @@ class Gradient:
         else:
             self._graph, self.execution = compiled, compiler
 
-    def _evaluate(self, indices: Mapping[str, Tensor], weight: Tensor | None) -> tuple[Any, dict[str, Tensor]]:
+    def _evaluate(self, indices: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
         with torch.enable_grad(), subsampled(indices):
-            model, guide, args, kwargs = self._arguments(weight)
-            objective: Any = self.stage.objective
+            objective, model, guide, args, kwargs = self._arguments(values)
             if hasattr(objective, "loss_and_grads"):
                 for value in self.programs.params().values():
                     value.grad = None
@@ -210,12 +212,12 @@ class Gradient:
         params = self.programs.params()
         return params if self._moved is None else {name: params[name] for name in params if name in self._moved}
 
-    def _arguments(self, weight: Tensor | None) -> tuple[Any, Any, tuple[Any, ...], Mapping[str, Any]]:
+    def _arguments(self, values: Mapping[str, Tensor]) -> tuple[Any, Any, Any, tuple[Any, ...], Mapping[str, Any]]:
+        """Objective, model, guide and their arguments, at values of what changes."""
+        objective: Any = self.stage.objective
+        if self.stage.courses:
+            objective = objective.at({name: values[name] for name in self.stage.courses})
         model, guide = self._model, self.programs.guide
-        if weight is not None:
-            model, guide = KLWeight(weight, guide=False)(model), KLWeight(weight, guide=True)(guide)
-        return model, guide, self.programs.problem.args, self.programs.problem.kwargs
-
-
-def _inputs(indices: Mapping[str, Tensor], weight: Tensor | None) -> tuple[Tensor, ...]:
-    return (*indices.values(), *(() if weight is None else (weight,)))
+        if "kl" in values:
+            model, guide = KLWeight(values["kl"], guide=False)(model), KLWeight(values["kl"], guide=True)(guide)
+        return objective, model, guide, self.programs.problem.args, self.programs.problem.kwargs

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import difflib
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyro.infer
@@ -24,15 +24,44 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from probmodels.inference.balance import OBJECTIVES
+from probmodels.inference.back_and_forth import BackAndForth, refined
+from probmodels.inference.balance import (
+    WEIGHTS,
+    Balance,
+    DetailedBalance,
+    SubTrajectoryBalance,
+    TrajectoryBalance,
+    VarGrad,
+    model_loss,
+)
+from probmodels.inference.exploration import drawn, with_values
 from probmodels.inference.minibatch import whole
 from probmodels.inference.ops import Unobserve, isolated
+from probmodels.inference.ops import part as of_prefix
 from probmodels.inference.problem import Problem, ProblemError
-from probmodels.inference.traces import Frames, by_datum, plate_scale, sample_sites, scored, shared_plates
+from probmodels.inference.traces import by_datum, plate_scale, sample_sites, scored, shared_plates
 
-__all__ = ["KLWeight", "Memory", "Objective", "Sleep", "make_loss", "objective_of", "wake", "wake_phi"]
+__all__ = [
+    "BALANCES",
+    "Composite",
+    "KLWeight",
+    "Objective",
+    "Sleep",
+    "chosen_rows",
+    "make_loss",
+    "objective_of",
+    "refuse_auxiliary",
+    "row_index",
+    "wake",
+    "wake_phi",
+]
 
 Objective = Callable[..., Tensor]
+
+BALANCES: dict[str, Callable[..., Balance]] = {
+    kind.__name__: kind for kind in (BackAndForth, DetailedBalance, SubTrajectoryBalance, TrajectoryBalance, VarGrad)
+}
+"""Objectives of flow networks by name, as ``Problem.loss`` and phases may say it."""
 
 
 def make_loss(problem: Problem, num_particles: int | None = None) -> Any:
@@ -40,9 +69,11 @@ def make_loss(problem: Problem, num_particles: int | None = None) -> Any:
     if isinstance(problem.loss, ELBO):
         loss = copy.deepcopy(problem.loss)
     else:
-        kinds = {name: kind for name, kind in vars(pyro.infer).items() if isinstance(kind, type)}
-        kinds = {name: kind for name, kind in kinds.items() if issubclass(kind, ELBO) and kind is not ELBO}
-        kinds |= OBJECTIVES
+        classes = {name: kind for name, kind in vars(pyro.infer).items() if isinstance(kind, type)}
+        kinds: dict[str, Callable[..., Any]] = {
+            name: kind for name, kind in classes.items() if issubclass(kind, ELBO) and kind is not ELBO
+        }
+        kinds |= BALANCES
         if problem.loss not in kinds:
             close = difflib.get_close_matches(problem.loss, sorted(kinds), n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"choose one of {sorted(kinds)}"
@@ -149,30 +180,104 @@ class KLWeight(Messenger):
             msg["scale"] = msg["scale"] * self.weight
 
 
-def wake(num_particles: int = 1) -> Objective:
-    """Objective of a model: the importance-weighted bound on -log p(data), the guide being held fixed.
+class Composite:
+    """An objective, others added to it by weight, and a power of the reward.
+
+    Its value is that of the first objective, so that it can be followed while weights change; its gradient is that of
+    the sum.
+
+    Parameters
+    ----------
+    parts
+        Objectives by name, the first one first.
+    tempered
+        Names of those that see p(x, z) to a power.
+    values
+        Numbers or tensors () by name: weights of the others, 1 where there is none, and ``reward_power``.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, Objective], tempered: Collection[str] = (), values: Mapping[str, Any] | None = None
+    ) -> None:
+        self.parts, self.tempered, self.values = dict(parts), tempered, values or {}
+
+    def at(self, values: Mapping[str, Any]) -> Composite:
+        """The same at other values; what its objectives remember is shared."""
+        return Composite(self.parts, self.tempered, values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the objectives remember, by name."""
+        states: dict[str, Any] = {name: getattr(part, "state_dict", dict)() for name, part in self.parts.items()}
+        return {f"{name}/{key}": value for name, state in states.items() for key, value in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Remember what `state_dict` returned."""
+        for name, part in self.parts.items():
+            if hasattr(part, "load_state_dict"):
+                part.load_state_dict(of_prefix(state, f"{name}/"))
+
+    def __call__(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        first, *others = self.parts
+        total: Any = self._run(first, model)(guide, *args, **kwargs)
+        for name in others:
+            loss = self._run(name, model)(guide, *args, **kwargs)
+            total = total + self.values.get(name, 1.0) * (loss - loss.detach())
+        return total
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loss after the checks of all objectives."""
+        first, *_ = [self._run(name, model, "loss")(guide, *args, **kwargs) for name in self.parts]
+        return first
+
+    def _run(self, name: str, model: Any, how: str = "__call__") -> Callable[..., Any]:
+        """An objective, or a method of it, with its model at the present power."""
+        part: Any = self.parts[name]
+        if name in self.tempered:
+            power = self.values.get("reward_power", 1.0)
+            if hasattr(part, "powered"):
+                part = part.powered(power)
+            else:
+                model = poutine.scale(model, scale=power)
+        return partial(getattr(part, how, part), model)
+
+
+def wake(num_particles: int = 1, weights: str | None = None, refine: int = 0) -> Objective:
+    """Objective of a model: the importance-weighted bound on -log p(data), or -log p(data, z), at draws of the guide.
 
     For every datum the bound is log mean_k p(x, z_k) / q(z_k | x), where the latent sites and the data share a plate;
-    without one it is that of all data together.
+    without one it is that of all data together. The guide is held fixed.
 
     Parameters
     ----------
     num_particles
-        Draws of the guide; 1 for the ELBO.
+        Draws of the guide.
+    weights
+        How they weigh; see `model_loss`. None for ``"importance"``, or for ``"equal"`` where they are refined.
+    refine
+        Metropolis-Hastings moves of every draw towards the posterior; see `probmodels.inference.back_and_forth`.
+        Importance weights of what they lead to are not known.
 
     References
     ----------
     J. Bornschein, Y. Bengio, Reweighted wake-sleep, ICLR 2015, https://arxiv.org/abs/1406.2751
     """
+    weights = weights or ("equal" if refine else "importance")
+    if weights not in WEIGHTS or (refine and weights == "importance"):
+        known = [name for name in WEIGHTS if not (refine and name == "importance")]
+        raise ProblemError(f"weights={weights!r} of wake, with refine={refine}; choose one of {known}")
+    if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
+        raise ProblemError(f"refine={refine!r} of wake; give a number of moves, 0 for none")
 
     def bound(model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        weights = []
+        log_p, log_q = [], []
         for _ in range(num_particles):
-            draw = _draw(guide, args, kwargs)
+            draw = drawn(guide, args, kwargs)
+            draw = refined(model, guide, draw, refine, args, kwargs) if refine else draw
             trace = scored(model, draw, args, kwargs)
             shared = shared_plates(trace, draw)
-            weights.append(by_datum(trace, shared) - by_datum(draw, shared))
-        return -plate_scale(shared) * (torch.stack(weights).logsumexp(0) - math.log(num_particles)).sum()
+            log_p.append(by_datum(trace, shared))
+            log_q.append(torch.zeros_like(log_p[-1]) if refine else by_datum(draw, shared))
+        return plate_scale(shared) * model_loss(torch.stack(log_p), torch.stack(log_q), weights).sum()
 
     return bound
 
@@ -198,7 +303,7 @@ def wake_phi(num_particles: int = 8) -> Objective:
     def cross_entropy(model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         weights, logs = [], []
         for _ in range(num_particles):
-            draw = _draw(guide, args, kwargs)
+            draw = drawn(guide, args, kwargs)
             with torch.no_grad():
                 trace = scored(model, draw, args, kwargs)
             shared = shared_plates(trace, draw)
@@ -263,8 +368,11 @@ class Sleep:
             with torch.no_grad():
                 dream: Any = poutine.trace(Unobserve()(model)).get_trace(*args, **kwargs)
                 dreamed, dreamed_kwargs = self._inserted(dream, args, kwargs)
+                if hasattr(guide, "retrace"):
+                    values = {site["name"]: site["value"] for site in sample_sites(dream)}
+                    dream = with_values(dream, guide.retrace(values, *dreamed, **dreamed_kwargs))
             trace = scored(guide, dream, dreamed, dreamed_kwargs)
-            _refuse_auxiliary(self._problem, trace, dream)
+            refuse_auxiliary(self._problem, trace, dream)
             total = total - trace.log_prob_sum() / self._count
         return total
 
@@ -275,146 +383,22 @@ class Sleep:
         places: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         for name, place in self._places.items():
             given, node, shape = places[place], dream.nodes[name], self._shapes[name]
-            rows = _rows(shape, node["fn"].event_dim, node["cond_indep_stack"], _chosen(dream, self._plates))
+            rows = row_index(shape, node["fn"].event_dim, node["cond_indep_stack"], chosen_rows(dream, self._plates))
             value = node["value"].to(given.dtype)
             full = value if not rows else given.reshape(shape).index_put(rows, value)
             places[place] = full.reshape(given.shape)
         return tuple(places[i] for i in range(len(args))), {key: places[key] for key in kwargs}
 
 
-class Memory:
-    """Objective of a guide: cross entropy from the best latent values met so far, weighed by p(data, z).
-
-    Every step draws from the guide, keeps for each datum the ``capacity`` different values of largest p(data, z) among
-    those drawn and those remembered, and fits the guide to them. See `wake` for what a datum is.
-
-    Parameters
-    ----------
-    problem
-        Holds the data.
-    capacity
-        Values kept for each datum.
-    plates
-        Plates of which a step sees some rows.
-
-    References
-    ----------
-    L. B. Hewitt, T. A. Le, J. B. Tenenbaum, Learning to learn generative programs with Memoised Wake-Sleep, UAI 2020,
-    https://arxiv.org/abs/2007.03132
-    """
-
-    def __init__(self, problem: Problem, capacity: int = 8, plates: Collection[str] = ()) -> None:
-        self._problem, self.capacity, self._plates = problem, capacity, set(plates)
-        self._values: dict[str, Tensor] = {}  # (capacity, rows ...) by site
-        self._valid: Tensor | None = None  # (capacity, data ...)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Remembered values by site, and which of them are any."""
-        known = {} if self._valid is None else {"valid": self._valid}
-        return known | {f"value/{name}": value for name, value in self._values.items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Remember what `state_dict` returned."""
-        self._valid = state.get("valid")
-        self._values = {k.removeprefix("value/"): v for k, v in state.items() if k.startswith("value/")}
-
-    def __call__(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        with torch.no_grad():
-            draw = _draw(guide, args, kwargs)
-            _refuse_auxiliary(self._problem, draw, self._problem.sites)
-            trace = scored(model, draw, args, kwargs)
-            shared = shared_plates(trace, draw)
-            if self._valid is None:
-                self._make(model, guide, args, kwargs)
-            kept, weight = self._update(model, draw, by_datum(trace, shared), shared, args, kwargs)
-        loss: Any = 0.0
-        for slot in range(self.capacity):
-            log_q = by_datum(scored(guide, _with(draw, kept, slot), args, kwargs), shared)
-            loss = loss - plate_scale(shared) * (weight[slot] * log_q).where(weight[slot] > 0, 0.0).sum()
-        return loss
-
-    def _make(self, model: Any, guide: Any, args: Any, kwargs: Any) -> None:
-        """Room for the values of all data."""
-        with whole(self._problem)():
-            draw = _draw(guide, args, kwargs)
-            trace = scored(model, draw, args, kwargs)
-        size = by_datum(trace, shared_plates(trace, draw))
-        self._valid = size.new_zeros((self.capacity, *size.shape), dtype=torch.bool)
-        self._values = {
-            site["name"]: site["value"].expand(self.capacity, *site["value"].shape).clone()
-            for site in sample_sites(draw)
-        }
-
-    def _update(
-        self, model: Any, draw: Any, score: Tensor, shared: Frames, args: Any, kwargs: Any
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Best values (capacity, ...) by site of the rows at hand, remembered as well, and their weights."""
-        assert self._valid is not None
-        chosen = _chosen(draw, self._plates)
-        sites = {site["name"]: site for site in sample_sites(draw)}
-        here: dict[str, Any] = {}
-        for name, site in sites.items():
-            shape = self._values[name].shape[1:]
-            here[name] = (slice(None), *_rows(shape, site["fn"].event_dim, site["cond_indep_stack"], chosen))
-        there = (slice(None), *_rows(self._valid.shape[1:], 0, tuple(shared.values()), chosen))
-        valid = self._valid[there]
-        kept = {name: self._values[name][here[name]] for name in sites}
-        scores, repeated = [], torch.zeros_like(score, dtype=torch.bool)
-        for slot in range(self.capacity):
-            past = _with(draw, kept, slot)
-            log_p = by_datum(scored(model, past, args, kwargs), shared)
-            scores.append(log_p.where(valid[slot], -torch.inf))
-            repeated = repeated | (valid[slot] & _same(draw, past, shared))
-        scores.append(score.where(~repeated, -torch.inf))
-        best, order = torch.stack(scores).topk(self.capacity, 0)
-        for name, site in sites.items():
-            candidates = torch.cat([kept[name], site["value"].unsqueeze(0)])
-            index = order.reshape(*order.shape, *[1] * site["fn"].event_dim)
-            kept[name] = torch.take_along_dim(candidates, index.expand(-1, *candidates.shape[1:]), 0)
-            self._values[name][here[name]] = kept[name]
-        self._valid[there] = best > -torch.inf
-        return kept, best.softmax(0)
-
-
-def _draw(guide: Any, args: Any, kwargs: Any) -> Any:
-    """Trace of a guide that no gradient enters, with its log densities."""
-    with torch.no_grad():
-        trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        trace.compute_log_prob()
-    for node in sample_sites(trace):  # or a transform that remembers its result would answer with constants
-        node["value"] = node["value"].detach()
-    return trace
-
-
-def _with(trace: Any, values: Mapping[str, Tensor], slot: int) -> Any:
-    """Copy of a trace that holds other values."""
-    changed = trace.copy()
-    for name, value in values.items():
-        changed.nodes[name] = {**changed.nodes[name], "value": value[slot]}
-    return changed
-
-
-def _same(left: Any, right: Any, shared: Frames) -> Tensor:
-    """Whether two traces hold the same values in each row of the plates."""
-    dims = {frame.dim for frame in shared.values()}
-    same: Any = torch.tensor(True)
-    for site in sample_sites(left):
-        equal = site["value"] == right.nodes[site["name"]]["value"]
-        equal = equal.flatten(equal.dim() - site["fn"].event_dim).all(-1) if site["fn"].event_dim else equal
-        for axis in range(equal.dim()):
-            if axis - equal.dim() not in dims:
-                equal = equal.all(axis, keepdim=True)
-        same = same & equal
-    return same
-
-
-def _chosen(trace: Any, plates: Collection[str]) -> dict[str, Tensor]:
+def chosen_rows(trace: Any, plates: Collection[str]) -> dict[str, Tensor]:
     """Indices of plates that hold some of their rows, or all of them in another order."""
     nodes = {name: node for name, node in trace.nodes.items() if isinstance(node.get("fn"), _Subsample)}
     return {name: n["value"] for name, n in nodes.items() if name in plates or len(n["value"]) < n["fn"].size}
 
 
-def _rows(shape: Sequence[int], event_dim: int, frames: Sequence[Any], chosen: Mapping[str, Tensor]) -> tuple[Any, ...]:
+def row_index(
+    shape: Sequence[int], event_dim: int, frames: Sequence[Any], chosen: Mapping[str, Tensor]
+) -> tuple[Any, ...]:
     """Index, axis by axis, of the rows that plates chose of a tensor with all rows; empty where they chose none."""
     axes = {len(shape) - event_dim + frame.dim: chosen[frame.name] for frame in frames if frame.name in chosen}
     axes = {axis: rows for axis, rows in axes.items() if axis >= 0 and shape[axis] > 1}
@@ -452,7 +436,7 @@ def _arguments(problem: Problem, values: Mapping[str, Tensor], given: Mapping[st
     return found
 
 
-def _refuse_auxiliary(problem: Problem, trace: Any, known: Any) -> None:
+def refuse_auxiliary(problem: Problem, trace: Any, known: Any) -> None:
     """Error where a guide draws what the model does not know: its density of the rest alone is unknown then."""
     names = known.nodes if hasattr(known, "nodes") else known
     extra = [site["name"] for site in sample_sites(trace) if site["name"] not in names]

@@ -132,7 +132,7 @@ class Trainer(Loop):
         began = time.perf_counter()
         stage = self.stages[self.place]
         self.ranks.seed_step(self.number)
-        loss, gradients = self.gradients[self.place](*self._inputs(self.number))
+        loss, gradients = self.gradients[self.place](*self._inputs(stage, self.number, self.round))
         params = self.programs.params()
         if self.ranks.size > 1:
             moved = {name: params[name] for name in self.programs.moved_by(stage.moves)}
@@ -178,11 +178,14 @@ class Trainer(Loop):
         else:
             self.best = {name: value.detach().clone() for name, value in params.items()}
 
-    def _inputs(self, step: int) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Rows and weight of the KL divergence of a step, counted from 0."""
+    def _inputs(self, stage: Stage, step: int, turn: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Rows of a step and what else changes with it and with the round, both counted from 0."""
         warmup = self.options.kl_warmup
-        weight = None if not warmup else torch.as_tensor(min(step / warmup, 1.0)).to(self._like)
-        return self.ranks.share(self.batches.at(step)), weight
+        values = {name: course(turn) for name, course in stage.courses.items()}
+        if warmup:
+            values["kl"] = min(step / warmup, 1.0)
+        rows = self.ranks.share(self.batches.at(step))
+        return rows, {name: torch.as_tensor(value).to(self._like) for name, value in values.items()}
 
     def _prepare(self) -> None:
         """Check everything that a step needs, and capture what can be, without a trace in state or random numbers."""
@@ -190,9 +193,10 @@ class Trainer(Loop):
         wanted = self.options.compile
         compiler = wanted or ("graph" if self.total >= _GRAPH_STEPS else "eager")
         self.batches.check(self.programs.problem, self.programs.model)
-        examples = [self._inputs(step) for step in (0, max(1, self.options.kl_warmup // 2))]
+        moments = (0, 0), (max(1, self.options.kl_warmup // 2), self.rounds // 2)
         with quiet():
             for gradient in self.gradients:
+                examples = [self._inputs(gradient.stage, *moment) for moment in moments]
                 gradient.check(*examples[0])
                 with pyro.validation_enabled(False):
                     if compiler != "eager":

@@ -435,3 +435,20 @@ def coming_and_going() -> None:
 def test_what_a_policy_cannot_do_is_said(model: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ProblemError, match=message):
         make_policy(Problem("broken", model), **options)
+
+
+def test_a_site_may_index_a_table_in_a_captured_step() -> None:
+    table = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+
+    def chain(y: Tensor) -> None:
+        first = pyro.sample("first", dist.Categorical(torch.tensor([0.5, 0.5])))
+        second = pyro.sample("second", dist.Categorical(table[first]))
+        pyro.sample("y", dist.Normal(table[first, second] + table[-1][second], 0.3), obs=y)
+
+    problem = with_guide(Problem("chain", chain, args=(torch.tensor(0.4),)), "gflownet", hidden=8)
+    options = {"num_steps": 30, "num_samples": 2, "lr": 0.05}
+    graph = fit(problem, **options, compile="graph")
+    assert graph.tree.attrs["execution"] == "graph"
+    eager = fit(problem, **options)
+    for name, value in eager.params().items():
+        assert torch.allclose(graph.params()[name], value, atol=1e-5)
