@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from probmodels import fit_svi, run_mcmc, with_guide
-from probmodels.inference import Problem, ProblemError, draws
+from probmodels.inference import Problem, ProblemError, capture, draws
 from probmodels.inference.predictive import (
     complete,
     discrete_marginals,
@@ -234,7 +234,7 @@ def test_scalar_tensors_index_as_numbers_do():
         at([True, False, True]),
     ):
         wanted = x[index]
-        with draws._TensorIndices():
+        with capture._TensorIndices():
             assert torch.equal(x[index], wanted), index
 
 
