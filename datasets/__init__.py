@@ -15,12 +15,18 @@ __all__ = ["LOADERS", "DataError", "get_loader", "load"]
 
 LOADERS = {
     "cancer": "probmodels.datasets.graphs:load_cancer",
+    "conllu": "probmodels.datasets.text:load_conllu",
     "csbm": "probmodels.datasets.graphs:simulate_csbm",
     "digits": "probmodels.datasets.graphs:load_digits",
+    "discrete_network": "probmodels.datasets.bayesian_networks:simulate_discrete_network",
     "explainer": "probmodels.datasets.graphs:load_explainer",
+    "gaussian_network": "probmodels.datasets.bayesian_networks:simulate_gaussian_network",
     "graph": "probmodels.datasets.graphs:load_graph",
+    "images": "probmodels.datasets.images:load_images",
     "motifs": "probmodels.datasets.graph_motifs:simulate_motifs",
+    "petals": "probmodels.datasets.petals:simulate_petals",
     "planetoid": "probmodels.datasets.graphs:load_planetoid",
+    "sentences": "probmodels.datasets.text:simulate_sentences",
     "sst": "probmodels.datasets.sst:load_sst",
     "tu": "probmodels.datasets.graphs:load_tu",
     "wine": "probmodels.datasets.graphs:load_wine",

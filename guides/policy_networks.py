@@ -233,7 +233,7 @@ class _Masked(Network):
     def _head(self, layer: Tensor, start: int, stop: int) -> Tensor:
         # The root keeps what one step of Adam moves the logits by from growing with the width.
         inside, direct = layer[..., : self.hidden].tanh() / math.sqrt(self.hidden), layer[..., self.hidden :]
-        return (inside.unsqueeze(-2) @ self.second[start:stop]).squeeze(-2) + direct
+        return torch.einsum("...eh,ehk->...ek", inside, self.second[start:stop]) + direct
 
 
 class _Independent(_Masked):

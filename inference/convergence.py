@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 from scipy.special import ndtri
 
-__all__ = ["bfmi", "convergence", "hdi", "psis", "psis_khat"]
+__all__ = ["EQUAL_WEIGHTS", "bfmi", "convergence", "hdi", "psis", "psis_khat"]
 
 Array = NDArray[np.float64]
 
@@ -33,6 +33,7 @@ _BLOCK_VALUES = 2**20  # values of a block of entries: small enough for memory a
 _FIRST_LAGS = 12
 MANY_CHAINS = 16  # from which on nested r_hat is computed
 _APART = 5.0  # robust standard deviations between a chain's mean and the others'
+EQUAL_WEIGHTS = 0.01  # range of log weights below which the tail of a guide's weights is rounding, not shape
 STATISTICS = ("r_hat", "ess_bulk", "ess_tail", "mcse_mean")
 
 

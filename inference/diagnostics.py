@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from probmodels.inference import _html
-from probmodels.inference.convergence import bfmi, convergence, hdi, psis
+from probmodels.inference.convergence import EQUAL_WEIGHTS, bfmi, convergence, hdi, psis
 from probmodels.inference.importance import RESAMPLED, importance_moments
 
 if TYPE_CHECKING:
@@ -380,6 +380,7 @@ def _diagnose_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapp
     elif "log_weight" in sample_stats:
         raw = sample_stats["log_weight"].transpose("chain", "draw").values.ravel()
         smoothed, khat = psis(raw)
+        khat = khat if np.ptp(raw) > EQUAL_WEIGHTS else float("nan")
         if lost := int(np.isneginf(raw).sum()):
             verdict = f"{lost} of {raw.size} draws of the guide are impossible under the model"
             findings.append(Finding(lost > 0.01 * raw.size, verdict, "give the guide the supports of the model"))

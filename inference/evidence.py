@@ -18,7 +18,7 @@ from pyro import poutine
 from scipy.special import logsumexp
 from torch import Tensor
 
-from probmodels.inference.convergence import psis
+from probmodels.inference.convergence import EQUAL_WEIGHTS, psis
 from probmodels.inference.draws import map_draws
 from probmodels.inference.minibatch import whole
 from probmodels.inference.ops import is_generated, isolated
@@ -131,7 +131,7 @@ def check_weights(problem: Problem, result: Result, *, num_draws: int = 1000, se
     xr.Dataset
         By datum: ``log_evidence`` log p(x) by importance sampling, whose expectation is a lower bound; its standard
         error ``mcse`` by the delta method; ``elbo``; ``ess``, effective draws; and ``khat``, Pareto k-hat: where it is
-        above 0.7 the estimate cannot be trusted.
+        above 0.7 the estimate cannot be trusted, and where weights differ by less than a hundredth it is nan.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def check_weights(problem: Problem, result: Result, *, num_draws: int = 1000, se
     scaled = np.exp(weights - weights.max(0))
     mean = scaled.mean(0)
     flat = weights.reshape(num_draws, -1)
-    khat = [psis(column[None])[1] if np.ptp(column) > 1e-6 else -np.inf for column in flat.T]
+    khat = [psis(column)[1] if np.ptp(column) > EQUAL_WEIGHTS else np.nan for column in flat.T]
     found = {
         "log_evidence": weights.max(0) + np.log(mean),
         "mcse": scaled.std(0, ddof=1) / mean / math.sqrt(num_draws),

@@ -9,7 +9,11 @@ from types import ModuleType
 __all__ = ["METHODS", "get_method"]
 
 METHODS = {
+    "bayesian_network": "probmodels.bayesian_network",
     "bayesian_svd": "probmodels.bayesian_svd",
+    "discrete_vae": "probmodels.discrete_vae",
+    "grammar": "probmodels.grammar",
+    "hierarchical_mixture": "probmodels.hierarchical_mixture",
     "lds": "probmodels.lds",
     "noisy_edges": "probmodels.noisy_edges",
     "vib_gsl": "probmodels.vib_gsl",

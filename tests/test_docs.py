@@ -18,6 +18,8 @@ PAGES = (
     "diagnostics",
     "gflownet",
     "discrete_latents",
+    "discrete_vae",
+    "bayesian_network",
     "lds",
 )  # whose code is complete on the page
 _BLOCK = re.compile(r"^```python(?P<mark>[^\n]*)\n(?P<code>.*?)^```$", flags=re.DOTALL | re.MULTILINE)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from probmodels import METHODS, Problem, Result, fit_bilevel, fit_svi, get_method, run_mcmc
+from probmodels import METHODS, Problem, Result, fit_bilevel, fit_em, fit_svi, get_method, run_mcmc
 
 ALL = sorted(METHODS)
 
@@ -35,7 +35,11 @@ def solved(problem: Problem, seed: int = 0, **options: Any) -> Result:
     return fit_bilevel(problem, **options, seed=seed, progress=False)
 
 
-RUNS = {"mcmc": sampled, "svi": fitted, "bilevel": solved}
+def phased(problem: Problem, seed: int = 0, **options: Any) -> Result:
+    return fit_em(problem, **{"num_rounds": 10, "num_samples": 20, **options}, seed=seed, progress=False)
+
+
+RUNS = {"mcmc": sampled, "svi": fitted, "em": phased, "bilevel": solved}
 
 
 def engines(problem: Problem) -> tuple[str, ...]:
@@ -77,7 +81,9 @@ def test_seeds_reproduce_and_differ(problem: Problem, result: Result) -> None:
 
 
 def test_a_gradient_reaches_every_parameter(problem: Problem) -> None:
-    if "svi" in engines(problem):
+    if "em" in engines(problem):
+        end, start = phased(problem), phased(problem, num_rounds=1, lr=1e-9)
+    elif "svi" in engines(problem):
         end, start = fitted(problem), fitted(problem, num_steps=1, lr=1e-9)
     elif "bilevel" in engines(problem):
         one = {"num_rounds": 1, "restart": False}

@@ -1,0 +1,436 @@
+"""A discrete variational autoencoder: binary images from a few codes, which explain an image together.
+
+Generative model, for images n = 1..N, L latents of K codes each, and pixels d::
+
+    code_nl ~ Categorical(1/K, ..., 1/K)
+    image_nd ~ Bernoulli(sigmoid(decoder(code_n)_d))
+    decoder(code) = MLP(embedding[1, code_1], ..., embedding[L, code_L])
+
+Embeddings and network are parameters. All latents meet in one network, so that they depend on each other given the
+image: the guide draws one given those before it. One that draws each from the image alone is there to compare with.
+
+With few codes the log likelihood is a sum over all K^L states, `exact_log_likelihood`; with many it is estimated by
+draws of the guide, `probmodels.inference.check_weights`.
+
+References
+----------
+Hu, E. J., Malkin, N., Jain, M., Everett, K., Graikos, A. and Bengio, Y. (2023). GFlowNet-EM for learning compositional
+latent variable models. ICML. https://arxiv.org/abs/2302.06576
+van den Oord, A., Vinyals, O. and Kavukcuoglu, K. (2017). Neural discrete representation learning. NeurIPS 30.
+https://arxiv.org/abs/1711.00937
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+import xarray as xr
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from probmodels.datasets import DataError
+from probmodels.datasets.images import check_images, make_images
+from probmodels.guides.gflownet import make_policy
+from probmodels.inference.balance import VarGrad
+from probmodels.inference.evidence import check_weights
+from probmodels.inference.ops import isolated
+from probmodels.inference.problem import Problem
+from probmodels.inference.programs import fitted
+from probmodels.inference.result import Result, ResultError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from probmodels.inference.diagnostics import Report
+
+__all__ = [
+    "ENGINES",
+    "REFERENCE",
+    "DiscreteVAE",
+    "VAEOutputs",
+    "code_usage",
+    "exact_log_likelihood",
+    "make_problem",
+    "tiny",
+    "write_outputs",
+]
+
+REFERENCE = "Hu et al. (2023), https://arxiv.org/abs/2302.06576"
+ENGINES = ("em",)
+
+_MOST_STATES = 2**20  # whose sum is worth waiting for
+_SUMMED = 2**16  # states that the outputs sum over
+_JUDGED = 1000  # images whose log likelihood goes to the outputs
+_SHOWN = 12  # images in a row of a figure
+_BLOCK = 4_000_000  # entries of a table of images and states that are held at a time
+
+
+class DiscreteVAE(PyroModule):
+    """The model.
+
+    Parameters
+    ----------
+    num_latents, num_codes
+        Latents, and values of each.
+    shape
+        Rows and columns of an image.
+    embedding
+        Length of the vector of a code.
+    hidden, layers
+        Width and number of hidden layers of the decoder; 0 layers for a linear one.
+    """
+
+    def __init__(
+        self,
+        num_latents: int,
+        num_codes: int,
+        shape: tuple[int, int],
+        *,
+        embedding: int = 8,
+        hidden: int = 128,
+        layers: int = 2,
+    ) -> None:
+        super().__init__()
+        self.num_latents, self.num_codes, self.shape = num_latents, num_codes, tuple(shape)
+        self.embedding = nn.Parameter(torch.randn(num_latents, num_codes, embedding) / 2)
+        widths = [num_latents * embedding, *[hidden] * layers]
+        steps = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
+        self.network = nn.Sequential(*steps, nn.Linear(widths[-1], math.prod(shape)))
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Log odds (..., row, column) of pixels from codes (..., latent)."""
+        vectors = self.embedding[torch.arange(self.num_latents, device=code.device), code]
+        return self.network(vectors.flatten(-2)).unflatten(-1, self.shape)
+
+    def forward(self, image: Tensor) -> None:
+        """Sites ``code`` (data, latent) and ``image`` (data, row, column); the argument holds the images."""
+        logits = image.new_zeros(self.num_latents, self.num_codes)
+        codes = dist.Categorical(logits=logits).to_event(1)
+        latent: Any = {"event_dims": ["latent"]}
+        axes: Any = {"event_dims": ["row", "column"]}
+        with pyro.plate("data", len(image)) as rows:
+            code = pyro.sample("code", codes, infer=latent)
+            pixels = dist.Bernoulli(logits=self.decode(code)).to_event(2)
+            pyro.sample("image", pixels, obs=image[rows], infer=axes)
+
+    def states(self) -> Iterator[Tensor]:
+        """All codes (state, latent), in blocks, the last latent fastest."""
+        total = self.num_codes**self.num_latents
+        size = max(1, min(total, _BLOCK // math.prod(self.shape)))
+        place = self.num_codes ** torch.arange(self.num_latents - 1, -1, -1, device=self.embedding.device)
+        for block in torch.arange(total, device=self.embedding.device).split(size):
+            yield block.unsqueeze(-1) // place % self.num_codes
+
+    def log_joint(self, image: Tensor, code: Tensor) -> Tensor:
+        """Log density (data, state) of images (data, row, column) with codes (state, latent)."""
+        logits = self.decode(code).flatten(1)
+        # log Bernoulli(x; l) = x l - log(1 + exp(l)), so that one product serves all pairs.
+        density = image.flatten(1) @ logits.mT - nn.functional.softplus(logits).sum(-1)
+        return density - self.num_latents * math.log(self.num_codes)
+
+    def log_likelihood(self, image: Tensor) -> Tensor:
+        """Exact log likelihood (data,) of images (data, row, column), a sum over all states."""
+        found = []
+        for block in self.states():
+            parts = image.split(max(1, _BLOCK // len(block)))
+            found.append(torch.cat([self.log_joint(part, block).logsumexp(-1) for part in parts]))
+        return torch.stack(found).logsumexp(0)
+
+
+def make_problem(
+    data: xr.Dataset,
+    *,
+    num_latents: int = 4,
+    num_codes: int = 8,
+    embedding: int = 8,
+    hidden: int = 128,
+    layers: int = 2,
+    network: str | None = None,
+    guide_hidden: int = 128,
+    guide_layers: int = 1,
+    num_particles: int = 4,
+    log_z: bool = False,
+    split: str = "train",
+    seed: int = 0,
+) -> Problem:
+    """A discrete autoencoder of binary images.
+
+    Parameters
+    ----------
+    data
+        As `probmodels.datasets.images` describes them, pixels 0 and 1.
+    num_latents, num_codes
+        Latents of an image, and values of each.
+    embedding, hidden, layers
+        Of the decoder: length of the vector of a code, width and number of hidden layers.
+    network, guide_hidden, guide_layers
+        Of the guide, see `probmodels.guides.gflownet`: ``"mlp"`` or ``"gru"`` for codes that are drawn one given the
+        others, ``"independent"`` for codes from the image alone; width, and layers that read the image before.
+    num_particles
+        Draws of each step of the guide, by whose variance it is judged.
+    log_z
+        Whether the guide has a site ``log_Z``, which objectives such as `TrajectoryBalance` need.
+    split
+        Images to take: those to fit, or with the options of a fit those to judge it by.
+    seed
+        Of the starting values of the decoder.
+
+    Returns
+    -------
+    Problem
+        For `fit_em`, whose default phases move guide and decoder by turns; plate ``data`` may be subsampled.
+
+    Raises
+    ------
+    DataError
+        If the images are not binary, none has the split, or an option is out of range.
+    ProblemError
+        If an option of the guide is out of range.
+    """
+    options = {name: value for name, value in locals().items() if name not in ("data", "split")}
+    check_images(data)
+    for name in ("num_latents", "num_codes", "embedding", "hidden", "layers"):
+        value, least = options[name], {"num_codes": 2, "layers": 0}.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise DataError(f"{name}={value!r}; give a whole number of {least} or more")
+    rows = (data["split"] == split).values
+    if not rows.any():
+        known = ", ".join(repr(str(name)) for name in np.unique(data["split"].values))
+        raise DataError(f"no image has split={split!r}; choose among {known}")
+    chosen = data.isel(data=rows)
+    image = torch.as_tensor(chosen["image"].values, dtype=torch.get_default_dtype())
+    with isolated(seed):
+        shape = (image.shape[1], image.shape[2])
+        model = DiscreteVAE(num_latents, num_codes, shape, embedding=embedding, hidden=hidden, layers=layers)
+    kept = chosen.drop_vars("split").assign_attrs(data.attrs | {"options": json.dumps(options)})
+    if split == "train" and not rows.all():
+        others = data["image"].values[~rows]
+        kept = kept.assign(held_out_image=(("held_out", "row", "column"), others.astype(np.uint8)))
+    problem = Problem(
+        name="discrete_vae",
+        model=model,
+        args=(image,),
+        coords={"data": list(chosen["data"].values)},
+        data=kept,
+        batch_plates=("data",),
+        loss=VarGrad(num_particles),
+    )
+    guide = make_policy(problem, network=network, hidden=guide_hidden, encoder=guide_layers, log_z=log_z)
+    return replace(problem, guide=guide)
+
+
+def exact_log_likelihood(problem: Problem, result: Result) -> xr.DataArray:
+    """Log likelihood of every image, exact: a sum over all states of the latents.
+
+    Parameters
+    ----------
+    problem
+        The problem that was fitted, or one of other images, as ``make_problem(data, split="test")`` makes it.
+    result
+        Of `fit_em`.
+
+    Returns
+    -------
+    xr.DataArray
+        In nats (data,).
+
+    Raises
+    ------
+    DataError
+        If there are more than a million states.
+    ResultError
+        If the result is not one of this problem.
+    """
+    model: Any
+    with fitted(problem, result.guide_state or {}, seed=0) as (model, _), torch.no_grad():
+        total = model.num_codes**model.num_latents
+        if total > _MOST_STATES:
+            raise DataError(
+                f"{model.num_codes} codes of {model.num_latents} latents have {total:,} states, too many to sum over; "
+                "take probmodels.inference.check_weights, which draws from the guide"
+            )
+        values = model.log_likelihood(problem.args[0])
+    return xr.DataArray(values.double().cpu().numpy(), {"data": np.asarray(problem.coords["data"])}, ("data",))
+
+
+def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> VAEOutputs:
+    """Write ``codes.csv``, ``summary.txt`` and ``figures/*.png``.
+
+    The figures: ``samples``, images of codes at random; ``reconstructions``, images beside the mean of what their codes
+    are decoded to; ``codes``, the mean image of every code with its share; ``loss``.
+
+    Parameters
+    ----------
+    result
+        Of `fit_em`.
+    folder
+        Where to; made where it is missing, files of the same names are replaced.
+    dpi
+        Resolution of the figures.
+
+    Returns
+    -------
+    VAEOutputs
+        The folder, a table of log likelihoods and of the use of codes, and the verdict of the diagnostics.
+
+    Raises
+    ------
+    ResultError
+        If the result is not one of a discrete autoencoder.
+    """
+    folder = Path(folder)
+    model = _decoder(result)
+    usage = code_usage(result)
+    table = "\n".join([*_scores(result, model), "", *_usage_lines(usage)])
+    diagnosis = result.diagnose()
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    usage.to_series().reset_index().to_csv(folder / "codes.csv", index=False, float_format="%.6g")
+    (folder / "summary.txt").write_text(f"{table}\n\n{diagnosis}\n", encoding="utf-8")
+    for name, figure in _figures(result, model, usage).items():
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=dpi)
+    return VAEOutputs(folder, table, diagnosis)
+
+
+@dataclass(frozen=True)
+class VAEOutputs:
+    """Where things were written, and what there is to say about them."""
+
+    folder: Path
+    table: str
+    diagnosis: Report
+
+    @property
+    def report(self) -> Path:
+        """The file to read first."""
+        return self.folder / "summary.txt"
+
+
+def code_usage(result: Result) -> xr.DataArray:
+    """Share of every code of every latent (latent, code) among the draws of all images."""
+    num_codes = _options(result)["num_codes"]
+    drawn = result.posterior["code"].stack(all=("chain", "draw", "data")).transpose("latent", "all").values
+    share = np.stack([np.bincount(row, minlength=num_codes) for row in drawn.astype(np.int64)]) / drawn.shape[1]
+    labels = {"latent": np.arange(len(share)), "code": np.arange(num_codes)}
+    return xr.DataArray(share, labels, ("latent", "code"), name="share")
+
+
+def tiny() -> Problem:
+    """Twelve images of 2 x 3 pixels, two latents of three codes, for the conformance tests."""
+    images = np.random.default_rng(0).integers(2, size=(14, 2, 3))
+    data = make_images(images, split=np.repeat(["train", "test"], [12, 2]))
+    return make_problem(data, num_latents=2, num_codes=3, embedding=2, hidden=4, layers=1, guide_hidden=4)
+
+
+def _options(result: Result) -> dict[str, Any]:
+    """Options of the problem that was fitted."""
+    groups = result.tree.children
+    text = groups["observed_data"].attrs.get("options") if "observed_data" in groups else None
+    if text is None:
+        raise ResultError("the result is not one of a discrete autoencoder: its observed data name no options")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def _decoder(result: Result) -> DiscreteVAE:
+    """The fitted model."""
+    options, image = _options(result), result.tree["observed_data"].to_dataset()["image"]
+    sizes = {name: options[name] for name in ("num_latents", "num_codes", "embedding", "hidden", "layers")}
+    with isolated(seed=0):
+        model = DiscreteVAE(**sizes, shape=(image.sizes["row"], image.sizes["column"]))
+    state = {name.replace("$$$", "."): value for name, value in result.params().items()}
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
+    return model.to(state["embedding"].dtype)
+
+
+def _scores(result: Result, model: DiscreteVAE) -> list[str]:
+    """Sentences on the log likelihood of images, fitted ones and others."""
+    options, lines = _options(result), []
+    known = xr.merge(
+        [result.tree[name].to_dataset() for name in ("observed_data", "constant_data") if name in result.tree]
+    )
+    for name, variable in (("fitted", "image"), ("held out", "held_out_image")):
+        if variable not in known:
+            continue
+        images = known[variable].values[:_JUDGED]
+        if model.num_codes**model.num_latents <= _SUMMED:
+            with torch.no_grad():
+                found = model.log_likelihood(torch.as_tensor(images).to(model.embedding)).double().numpy()
+            how = "exact"
+        else:
+            problem = make_problem(make_images(images), **options)
+            try:
+                estimate = check_weights(problem, result, num_draws=200)
+            except ResultError:
+                lines.append(f"Log likelihood of {name} images: not estimated, the guide is not the method's own.")
+                continue
+            found = estimate["log_evidence"].values
+            how = f"by 200 draws of the guide, {(estimate['khat'].values > 0.7).mean():.0%} of k-hat above 0.7"
+        mean = f"{found.mean():.3f} ± {found.std() / math.sqrt(len(found)):.3f}"
+        lines.append(f"Log likelihood of {name} images: {mean} nats each, {len(found):,} images, {how}.")
+    return lines
+
+
+def _usage_lines(usage: xr.DataArray) -> list[str]:
+    """Effective numbers of codes."""
+    share = usage.values
+    entropy = -(share * np.log(np.where(share > 0, share, 1.0))).sum(1)
+    lines = [f"Codes in use, of {share.shape[1]} (exp of the entropy of their shares, and codes above 1 %):"]
+    return lines + [
+        f"  latent {latent}: {math.exp(nats):5.2f}  {(row > 0.01).sum():4d}"
+        for latent, (nats, row) in enumerate(zip(entropy, share, strict=True))
+    ]
+
+
+def _figures(result: Result, model: DiscreteVAE, usage: xr.DataArray) -> dict[str, Figure]:
+    from probmodels import plots
+
+    generator = torch.Generator().manual_seed(0)
+
+    def random_codes(*shape: int) -> Tensor:
+        return torch.randint(model.num_codes, (*shape, model.num_latents), generator=generator)
+
+    with torch.no_grad():
+        samples = model.decode(random_codes(6, _SHOWN)).sigmoid().numpy()
+        codes = result.posterior["code"].isel(data=slice(_SHOWN), draw=slice(100)).stack(all=("chain", "draw"))
+        drawn = torch.as_tensor(codes.transpose("all", "data", "latent").values.astype(np.int64))
+        means = model.decode(drawn).sigmoid().mean(0).numpy()
+        shown = min(model.num_codes, 2 * _SHOWN)
+        others = random_codes(model.num_latents, shown, 200)
+        for latent in range(model.num_latents):
+            others[latent, :, :, latent] = torch.arange(shown).unsqueeze(-1)
+        prototypes = model.decode(others).sigmoid().mean(2).numpy()
+    images = result.tree["observed_data"].to_dataset()["image"].values[: len(means)]
+    shares = [[f"{share:.0%}" for share in row[:shown]] for row in usage.values]
+    figures = {
+        "samples": _grid(samples, "images of random codes"),
+        "reconstructions": _grid(np.stack([images, means]), "images, and what their codes are decoded to"),
+        "codes": _grid(prototypes, "mean image of every code (column) of every latent (row), and its share", shares),
+    }
+    fit = result.tree["fit"].to_dataset() if "fit" in result.tree.children else xr.Dataset()
+    return figures | ({"loss": plots.loss(fit)} if "loss" in fit else {})
+
+
+def _grid(images: Any, title: str, labels: Any = None) -> Figure:
+    """Images (grid row, grid column, row, column) in one figure, with what to write below each."""
+    from matplotlib.figure import Figure
+
+    height, width = images.shape[:2]
+    figure = Figure(figsize=(0.6 * width + 0.2, (0.6 if labels is None else 0.75) * height + 0.5), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    for i, line in enumerate(figure.subplots(height, width, squeeze=False)):
+        for j, ax in enumerate(line):
+            ax.imshow(images[i, j], cmap="gray_r", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+            if labels is not None:
+                ax.set_xlabel(labels[i][j], fontsize=6, labelpad=1)
+    return figure

@@ -1,0 +1,210 @@
+"""A mixture of flowers: super-clusters, each a ring of petals of a known shape, in which normal points lie.
+
+Generative model, for points n = 1..N in the plane, C super-clusters and J petals of each::
+
+    cluster_n ~ Categorical(weights),  petal_n ~ Categorical(petal_weights)
+    x_n ~ Normal(mean[cluster_n] + offset[petal_n], sigma^2 I)
+
+The offsets lie on a circle, offset_j = radius (cos a_j, sin a_j) with a_j = (j + 1/2) 2 pi / J. The means are
+parameters; weights and sigma are, if asked for. Petals of different super-clusters may lie at one place, so that
+cluster and petal depend on each other given the point: a factorised posterior moves the means to other places than the
+exact one does. The guide draws the cluster given the point and the petal given both.
+
+References
+----------
+Hu, E. J., Malkin, N., Jain, M., Everett, K., Graikos, A. and Bengio, Y. (2023). GFlowNet-EM for learning compositional
+latent variable models. ICML. https://arxiv.org/abs/2302.06576
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+import xarray as xr
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+from torch.distributions import constraints
+
+from probmodels.datasets import DataError
+from probmodels.datasets.petals import petal_offsets, simulate_petals
+from probmodels.guides.gflownet import make_policy
+from probmodels.inference.balance import VarGrad
+from probmodels.inference.problem import Problem
+
+__all__ = ["ENGINES", "REFERENCE", "HierarchicalMixture", "make_problem", "tiny"]
+
+REFERENCE = "Hu et al. (2023), https://arxiv.org/abs/2302.06576"
+ENGINES = ("em",)
+
+
+class HierarchicalMixture(PyroModule):
+    """The model.
+
+    Parameters
+    ----------
+    means
+        Of super-clusters at the start (cluster, axis).
+    offsets
+        Of petals from them (petal, axis).
+    sigma
+        Standard deviation of points around their petal.
+    learn_sigma, learn_weights
+        Whether these are parameters, beside the means.
+    """
+
+    def __init__(
+        self,
+        means: Tensor,
+        offsets: Tensor,
+        sigma: float,
+        *,
+        learn_sigma: bool = False,
+        learn_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        self.means: Any = PyroParam(means.clone())
+        self.register_buffer("offsets", offsets.clone())
+        self.sigma: Any
+        scale = torch.as_tensor(sigma, dtype=means.dtype, device=means.device)
+        if learn_sigma:
+            self.sigma = PyroParam(scale, constraints.positive)
+        else:
+            self.register_buffer("sigma", scale)
+        for name, size in (("weights", len(means)), ("petal_weights", len(offsets))):
+            equal = means.new_full((size,), 1 / size)
+            if learn_weights:
+                setattr(self, name, PyroParam(equal, constraints.simplex))
+            else:
+                self.register_buffer(name, equal)
+
+    def forward(self, x: Tensor) -> None:
+        """Sites ``cluster``, ``petal`` (data,) and ``x`` (data, axis); the argument holds the points."""
+        axis: Any = {"event_dims": ["axis"]}
+        with pyro.plate("data", len(x)) as rows:
+            cluster = pyro.sample("cluster", dist.Categorical(self.weights))
+            petal = pyro.sample("petal", dist.Categorical(self.petal_weights))
+            middle = self.means[cluster] + self.offsets[petal]
+            pyro.sample("x", dist.Normal(middle, self.sigma).to_event(1), obs=x[rows], infer=axis)
+
+    def log_joint(self, x: Tensor) -> Tensor:
+        """Log density (data, cluster, petal) of points (data, axis) with every cluster and petal.
+
+        Its logsumexp over the last two axes is the log likelihood, its softmax the exact posterior.
+        """
+        middle = self.means.unsqueeze(1) + self.offsets
+        density = dist.Normal(middle, self.sigma).log_prob(x[:, None, None]).sum(-1)
+        return density + self.weights.log().unsqueeze(-1) + self.petal_weights.log()
+
+
+def make_problem(
+    data: xr.Dataset | xr.DataArray,
+    *,
+    num_clusters: int = 4,
+    num_petals: int = 4,
+    sigma: float = 0.25,
+    radius: float = 1.0,
+    init: Sequence[Sequence[float]] | None = None,
+    learn_sigma: bool = False,
+    learn_weights: bool = False,
+    network: str | None = None,
+    hidden: int = 64,
+    num_particles: int = 4,
+    log_z: bool = False,
+    seed: int = 0,
+) -> Problem:
+    """Super-clusters of petals for points in the plane.
+
+    Parameters
+    ----------
+    data
+        Points (data, axis), two numbers each; in a Dataset, the variable ``x``.
+    num_clusters, num_petals
+        Super-clusters, and petals of each.
+    sigma
+        Standard deviation of points around their petal, the starting one where it is learned.
+    radius
+        Of a petal from the mean of its super-cluster.
+    init
+        Where the means start (num_clusters, 2); None for points of the data, chosen by the seed.
+    learn_sigma, learn_weights
+        Whether ``sigma``, and the probabilities of super-clusters and petals, are learned as well.
+    network, hidden
+        Of the guide, an autoregressive policy; see `probmodels.guides.gflownet`.
+    num_particles
+        Draws of each step of the guide, by whose variance it is judged.
+    log_z
+        Whether the guide has a site ``log_Z``, which objectives such as `TrajectoryBalance` need.
+    seed
+        Of the starting means.
+
+    Returns
+    -------
+    Problem
+        For `fit_em`, whose default phases move guide and means by turns; plate ``data`` may be subsampled.
+
+    Raises
+    ------
+    DataError
+        If the points are not finite pairs, there are fewer than super-clusters, or an option is out of range.
+    ProblemError
+        If an option of the guide is out of range.
+    """
+    points = _points(data)
+    for name, count in (("num_clusters", num_clusters), ("num_petals", num_petals)):
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 2:
+            raise DataError(f"{name}={count!r}; give a whole number of 2 or more")
+    for name, length in (("sigma", sigma), ("radius", radius)):
+        if not 0 < length < math.inf:
+            raise DataError(f"{name}={length!r}; give a positive number")
+    if num_clusters > len(points):
+        raise DataError(f"num_clusters={num_clusters} is out of range: there are {len(points)} points")
+    chosen = np.random.default_rng(seed).choice(len(points), num_clusters, replace=False)
+    start = points.values[chosen] if init is None else np.asarray(init, dtype=float)
+    if start.shape != (num_clusters, 2) or not np.isfinite(start).all():
+        raise DataError(f"init has shape {start.shape}; give {num_clusters} finite pairs of numbers")
+    dtype = torch.get_default_dtype()
+    means, offsets = (torch.as_tensor(value, dtype=dtype) for value in (start, petal_offsets(num_petals, radius)))
+    model = HierarchicalMixture(means, offsets, sigma, learn_sigma=learn_sigma, learn_weights=learn_weights)
+    known: Any = data if isinstance(data, xr.Dataset) else xr.Dataset()
+    problem = Problem(
+        name="hierarchical_mixture",
+        model=model,
+        args=(torch.as_tensor(points.values, dtype=dtype),),
+        coords={
+            "data": list(points["data"].values),
+            "axis": list(points["axis"].values),
+        },
+        data=known.assign(x=points),
+        batch_plates=("data",),
+        loss=VarGrad(num_particles),
+    )
+    return replace(problem, guide=make_policy(problem, network=network, hidden=hidden, log_z=log_z))
+
+
+def tiny() -> Problem:
+    """Twenty points around two pairs of petals, for the conformance tests."""
+    data = simulate_petals(20, num_clusters=2, num_petals=2)
+    return make_problem(data, num_clusters=2, num_petals=2, learn_sigma=True, learn_weights=True, hidden=4)
+
+
+def _points(data: Any) -> xr.DataArray:
+    """Points (data, axis), finite."""
+    if isinstance(data, xr.Dataset):
+        if "x" not in data:
+            raise DataError(f"data has no variable 'x', the points (data, axis); it has {list(data.data_vars)}")
+        data = data["x"]
+    if not isinstance(data, xr.DataArray):
+        raise DataError(f"data is a {type(data).__name__}; give a DataArray of dims (data, axis)")
+    if data.ndim != 2 or data.shape[1] != 2 or not data.shape[0]:
+        raise DataError(f"points have shape {data.shape}; give pairs of numbers, dims (data, axis)")
+    wrong = np.argwhere(~np.isfinite(data.values))
+    if len(wrong):
+        raise DataError(f"point {int(wrong[0][0])} is {data.values[wrong[0][0]]}; drop points with missing numbers")
+    return data.rename(dict(zip(data.dims, ("data", "axis"), strict=True)))
