@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ _SATURATED = 0.01  # share of trajectories at their limit that is worth a word
 _OFF_TARGET = 0.2  # distance of the mean acceptance of a chain from its target that is worth a word
 _SHIFT, _RATIO = 0.5, 1.5  # sds that a mean, and factor that an sd of a guide may be off at most
 _CLOSE = 0.4  # share of these that is worth a word
+_BAD_ROWS = 0.05  # share of the rows of data that a guide may fail
+_LEAST_SHARE, _CLOSE_SHARE = 0.5, 0.8  # of draws that weights leave effective: for use, and for a close fit
+_MOST_ROWS = 2000  # rows that are judged, evenly spaced among more
 _LIMITS = (("tree_depth", "max_tree_depth"), ("n_steps", "max_leapfrog"))
 _GUIDED = ("svi", "em", "bilevel")  # engines whose draws come from a guide
 
@@ -387,9 +391,13 @@ def _diagnose_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapp
         if np.isnan(raw).any() or np.isposinf(raw).any():
             verdict = "some importance weights are not numbers or infinite"
             findings.append(Finding(True, verdict, "look for missing values and scales near zero in the model"))
-        else:
+        elif "log_weight_by_row" not in sample_stats:
             rows = dict(_corrected(name, values, smoothed) for name, values in variables.items() if name not in broken)
-    if not np.isnan(khat):
+    by_row = sample_stats.get("log_weight_by_row")
+    if by_row is not None and RESAMPLED not in tree.attrs and np.isfinite(by_row.values).all():
+        found, khat = _fit_by_row(by_row)
+        findings.append(found)
+    elif not np.isnan(khat):
         findings += _fit_of_guide(khat, rows, resampled=RESAMPLED in tree.attrs)
     elif "log_weight" not in sample_stats:
         verdict = "the draws have no importance weights, so that nothing shows how well the guide fits"
@@ -438,6 +446,37 @@ def _fit_of_guide(khat: float, rows: Mapping[str, Mapping[str, float]], *, resam
         yield Finding(False, f"{start}the guide is usable, though not close to the posterior", advice)
     else:
         yield Finding(False, f"{start}the guide fits the posterior closely")
+
+
+def _fit_by_row(log_weight: xr.DataArray) -> tuple[Finding, float]:
+    """What weights say of a guide whose rows of data are judged each by itself; k-hat that 95 % of them do not exceed.
+
+    Of few values k-hat finds no fault with a guide that is far off. So the share of draws that weights leave effective,
+    1 / (1 + chi-square divergence), is judged as well.
+    """
+    values = log_weight.transpose("chain", "draw", ...).values
+    shape = values.shape[2:]
+    judged = np.unique(np.linspace(0, math.prod(shape) - 1, min(math.prod(shape), _MOST_ROWS)).astype(int))
+    flat = values.reshape(-1, math.prod(shape))[:, judged]
+    khat = np.array([psis(row)[1] if np.ptp(row) > EQUAL_WEIGHTS else -1.0 for row in flat.T])
+    khat = np.fmax(khat, -1.0)  # the shape of a handful of values means nothing below
+    weight = np.exp(flat - flat.max(0))
+    share = weight.mean(0) ** 2 / np.square(weight).mean(0)
+    last = math.ceil((1 - _BAD_ROWS) * len(khat)) - 1
+    level, least = float(np.sort(khat)[last]), float(np.sort(share)[::-1][last])
+    plates = " and ".join(str(dim) for dim in log_weight.dims[2:])
+    worst = label(plates, log_weight, np.unravel_index(int(judged[np.argmin(share)]), shape))
+    verdict = (
+        f"in {1 - _BAD_ROWS:.0%} of {len(khat)} rows of {plates}, each judged by itself, Pareto k-hat of the guide "
+    )
+    verdict += (
+        f"is at most {level:.2f}, and {least:.0%} or more of its draws are effective ({worst}: {share.min():.0%}): "
+    )
+    if level > KHAT_MAX or least < _LEAST_SHARE:
+        advice = "take more steps or a richer guide, and look at check_weights or check_exact"
+        return Finding(True, f"{verdict}the guide misses part of many posteriors", advice), level
+    how = "fits the posterior closely" if least >= _CLOSE_SHARE else "is usable, though not close to the posterior"
+    return Finding(False, f"{verdict}the guide {how}"), level
 
 
 def _corrected(name: str, values: xr.DataArray, log_weight: np.ndarray) -> tuple[str, dict[str, float]]:

@@ -91,7 +91,7 @@ def importance_resample(result: Result, num_samples: int | None = None, *, seed:
 
     groups = {}
     for name, node in tree.children.items():
-        group = node.to_dataset().drop_vars("log_weight", errors="ignore")
+        group = node.to_dataset().drop_vars(["log_weight", "log_weight_by_row"], errors="ignore")
         if group.data_vars:
             groups[f"/{name}"] = group.map(pick, keep_attrs=True)
     resampled = xr.DataTree.from_dict(groups)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
+import xarray as xr
 from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
@@ -21,12 +23,14 @@ from probmodels.inference.fingerprints import fingerprint
 from probmodels.inference.minibatch import whole
 from probmodels.inference.ops import Unobserve, is_generated, isolated
 from probmodels.inference.problem import Problem, ProblemError
-from probmodels.inference.result import ResultError
+from probmodels.inference.result import ResultError, to_dataset
+from probmodels.inference.traces import by_datum, shared_plates
 
 __all__ = ["Programs", "cast", "fitted", "opened", "sample_guide"]
 
 Program = Callable[..., Any]
-_WEIGHT = "log p - log q"
+_WEIGHT, _BY_ROW = "log p - log q", "log p - log q by row"
+_MOST_ROWS = 2**23  # numbers of weights by row that are kept
 
 
 class Programs:
@@ -217,7 +221,7 @@ def fitted(problem: Problem, state: Mapping[str, Tensor], *, seed: int) -> Itera
 
 def sample_guide(
     problem: Problem, model: Program, guide: Program, *, num_samples: int, predict: bool = False
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
+) -> tuple[dict[str, np.ndarray], xr.Dataset]:
     """Draw from a fitted guide and complete the draws with the model.
 
     Parameters
@@ -234,8 +238,9 @@ def sample_guide(
     Returns
     -------
     tuple
-        Arrays (1, draw, ...) by site, of transient sites their mean (...) and, as ``<site>_sd``, sd; and log p - log q
-        of each draw (1, draw).
+        Arrays (1, draw, ...) by site, of transient sites their mean (...) and, as ``<site>_sd``, sd; and a dataset of
+        log p - log q of each draw, ``log_weight``, and where all sites share plates, of each of their rows,
+        ``log_weight_by_row``, unless that were too many numbers.
     """
     kinds = ("latent", "generated", "deterministic") + (("observed",) if predict else ())
     names = problem.names(*kinds)
@@ -245,6 +250,7 @@ def sample_guide(
     # Sites that the loss sums out and the guide leaves out are drawn from their exact conditional.
     summed = [site.name for site in problem.sites.values() if site.enumerated]
     enumeration = Enumeration(dataclasses.replace(problem, model=model)) if summed else None
+    sizes: dict[str, int] = {}  # of plates that all sites share
 
     def draw(_: dict[str, Tensor]) -> dict[str, Tensor]:
         with store.scope(parameters), all_rows():
@@ -258,13 +264,26 @@ def sample_guide(
                 joint = enumeration.joint(drawn)
             trace: Any = poutine.trace(replayed).get_trace(*problem.args, **problem.kwargs)
         values = {name: trace.nodes[name]["value"] for name in names}
-        joint = _log_joint(trace) if joint is None else joint
-        return {**values, _WEIGHT: joint - _log_joint(guide_trace)}
+        if joint is not None:
+            return {**values, _WEIGHT: joint - _log_joint(guide_trace)}
+        scored = _without_generated(trace)
+        scored.compute_log_prob()
+        guide_trace.compute_log_prob()
+        weight = {_WEIGHT: _log_joint(scored) - _log_joint(guide_trace)}
+        frames = shared_plates(scored, guide_trace)
+        if frames and math.prod(frame.size for frame in frames.values()) * num_samples <= _MOST_ROWS:
+            sizes.update((frame.name, frame.size) for frame in sorted(frames.values(), key=lambda frame: frame.dim))
+            by_row = by_datum(scored, frames) - by_datum(guide_trace, frames)
+            weight[_BY_ROW] = by_row.reshape(list(sizes.values()))
+        return values | weight
 
     seed = int(torch.randint(2**31, ()))
     label = f"{problem.name}: draws of the guide"
     draws = map_draws(draw, {}, (1, num_samples), label=label, seed=seed, moments=problem.transient)
-    return draws, draws.pop(_WEIGHT).astype(np.float64)
+    weights = {"log_weight": draws.pop(_WEIGHT).astype(np.float64)}
+    if _BY_ROW in draws:
+        weights["log_weight_by_row"] = draws.pop(_BY_ROW).astype(np.float64)
+    return draws, to_dataset(weights, {"log_weight_by_row": list(sizes)}, problem.coords)
 
 
 def cast(problem: Problem, dtype: torch.dtype) -> Problem:
@@ -290,6 +309,15 @@ def identity(problem: Problem) -> dict[str, Any]:
         found["outer"] = [identity(other) for other in problem.outer.problems()]
         found["hyper"] = {name: repr(constraint) for name, constraint in problem.outer.hyper.items()}
     return found
+
+
+def _without_generated(trace: Any) -> Any:
+    """The trace without its generated sites."""
+    kept = trace.copy()
+    for name, node in trace.nodes.items():
+        if node["type"] == "sample" and is_generated(node):
+            kept.remove_node(name)
+    return kept
 
 
 def _log_joint(trace: Any) -> Tensor:

@@ -315,10 +315,10 @@ def fit(
             ranks.equalise([*programs.state().values(), torch.from_numpy(loop.history)])
             state = programs.result_state()
             pyro.set_rng_seed(chain_seed(options.seed, _SAMPLE_STREAM))
-            draws, log_weight = sample_guide(problem, programs.model, programs.guide, num_samples=options.num_samples)
+            draws, weights = sample_guide(problem, programs.model, programs.guide, num_samples=options.num_samples)
         groups = take_marginals(problem, draws)
         posterior = to_dataset(draws, problem.dims(), problem.coords)
-        groups |= {"sample_stats": to_dataset({"log_weight": log_weight}, {}, {}), "fit": loop.dataset()}
+        groups |= {"sample_stats": weights, "fit": loop.dataset()}
         shown = {**settings, **{key: value for key, value in vars(options).items() if key in _RECORDED}}
         tree = build_tree(problem, posterior, engine=engine, seed=options.seed, settings=shown, groups=groups)
     tree.attrs["execution"] = loop.execution

@@ -223,6 +223,29 @@ def normal_guide(mean=0.0, sd=1.0, size=2, num_draws=4000, seed=0):
 
 
 @pytest.mark.parametrize(
+    ("spread", "poor", "ok", "said"),
+    [
+        (0.2, 0.0, True, "fits the posterior closely"),
+        (0.7, 0.0, True, "usable, though not close"),
+        (0.2, 0.1, False, "misses part of many posteriors"),  # in 4 of 40 rows
+        (0.2, 0.025, True, "(data[39]: "),  # in one
+    ],
+)
+def test_rows_of_data_that_are_independent_are_judged_each_by_itself(spread, poor, ok, said):
+    rng, rows = np.random.default_rng(0), 40
+    sd = np.where(np.arange(rows) >= rows * (1 - poor), 2.5, spread)
+    by_row = rng.normal(size=(1000, rows)) * sd
+    found = guide(rng.normal(size=(1000, rows)), by_row.sum(1))
+    # All together the weights are those of a log-normal of sd 1.3 to 6, by which no guide of many rows is ever good.
+    assert not found.diagnose().ok or spread * rows**0.5 < 2
+    stats = found.tree["sample_stats"].to_dataset()
+    found.tree["sample_stats"] = stats.assign(log_weight_by_row=(("chain", "draw", "data"), by_row[None]))
+    report = found.diagnose()
+    assert report.ok is ok
+    assert said in str(report)
+
+
+@pytest.mark.parametrize(
     ("fault", "ok", "said"),
     [
         ({}, True, "no tail to judge"),

@@ -20,6 +20,7 @@ PAGES = (
     "discrete_latents",
     "discrete_vae",
     "bayesian_network",
+    "grammar",
     "lds",
 )  # whose code is complete on the page
 _BLOCK = re.compile(r"^```python(?P<mark>[^\n]*)\n(?P<code>.*?)^```$", flags=re.DOTALL | re.MULTILINE)
