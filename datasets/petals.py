@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from probmodels.datasets import DataError
+from probmodels.datasets.options import check_counts, check_numbers
 
 __all__ = ["petal_offsets", "simulate_petals"]
 
@@ -64,12 +64,8 @@ def simulate_petals(
     DataError
         If a number is out of range.
     """
-    for name, count in (("num_rows", num_rows), ("num_clusters", num_clusters), ("num_petals", num_petals)):
-        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
-            raise DataError(f"{name}={count!r}; give a whole number of 1 or more")
-    for name, length in (("distance", distance), ("radius", radius), ("sigma", sigma)):
-        if not 0 < length < math.inf:
-            raise DataError(f"{name}={length!r}; give a positive number")
+    check_counts(1, num_rows=num_rows, num_clusters=num_clusters, num_petals=num_petals)
+    check_numbers(0, ends="()", distance=distance, radius=radius, sigma=sigma)
     rng = np.random.default_rng(seed)
     means = petal_offsets(num_clusters, distance)
     cluster, petal = rng.integers(num_clusters, size=num_rows), rng.integers(num_petals, size=num_rows)

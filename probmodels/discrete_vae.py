@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from probmodels.datasets import DataError
 from probmodels.datasets.images import check_images, make_images
+from probmodels.datasets.options import check_counts
 from probmodels.guides.gflownet import make_policy
 from probmodels.inference.balance import VarGrad
 from probmodels.inference.evidence import check_weights
@@ -199,10 +200,9 @@ def make_problem(
     """
     options = {name: value for name, value in locals().items() if name not in ("data", "split")}
     check_images(data)
-    for name in ("num_latents", "num_codes", "embedding", "hidden", "layers"):
-        value, least = options[name], {"num_codes": 2, "layers": 0}.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise DataError(f"{name}={value!r}; give a whole number of {least} or more")
+    check_counts(1, num_latents=num_latents, embedding=embedding, hidden=hidden)
+    check_counts(2, num_codes=num_codes)
+    check_counts(0, layers=layers)
     rows = (data["split"] == split).values
     if not rows.any():
         known = ", ".join(repr(str(name)) for name in np.unique(data["split"].values))

@@ -39,6 +39,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from probmodels.datasets import DataError
+from probmodels.datasets.options import check_choices, check_counts, check_numbers
 from probmodels.datasets.text import check_sentences, simulate_sentences
 from probmodels.guides.grammar import TreePolicy
 from probmodels.inference.balance import TrajectoryBalance, VarGrad
@@ -226,17 +227,12 @@ def make_problem(
         If the data do not fit, or an option is unknown or out of range.
     """
     check_sentences(data)
-    sizes = {"num_nonterminals": num_nonterminals, "num_preterminals": num_preterminals}
-    for name, value in {**sizes, "width": width, "layers": layers, "heads": heads}.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise DataError(f"{name}={value!r}; it must be a positive integer")
+    check_counts(1, num_nonterminals=num_nonterminals, num_preterminals=num_preterminals)
+    check_counts(1, width=width, layers=layers, heads=heads)
+    check_choices(loss=(loss, _LOSSES))
+    check_numbers(0, ends="()", concentration=concentration, spread=spread)
     if width % heads:
         raise DataError(f"width={width} is no multiple of heads={heads}; choose one that is")
-    if loss not in _LOSSES:
-        raise DataError(f"loss={loss!r}; choose one of {', '.join(_LOSSES)}")
-    for name, number in (("concentration", concentration), ("spread", spread)):
-        if not number > 0:
-            raise DataError(f"{name}={number}; it must be positive")
     if exact and not learn:
         raise DataError("exact=True with learn=False leaves nothing to fit; see exact_log_likelihood")
     num_words, size = data.sizes["vocabulary"], data.sizes["position"]

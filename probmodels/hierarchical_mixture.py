@@ -18,7 +18,6 @@ latent variable models. ICML. https://arxiv.org/abs/2302.06576
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,6 +32,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from probmodels.datasets import DataError
+from probmodels.datasets.options import check_counts, check_numbers
 from probmodels.datasets.petals import petal_offsets, simulate_petals
 from probmodels.guides.gflownet import make_policy
 from probmodels.inference.balance import VarGrad
@@ -157,12 +157,8 @@ def make_problem(
         If an option of the guide is out of range.
     """
     points = _points(data)
-    for name, count in (("num_clusters", num_clusters), ("num_petals", num_petals)):
-        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 2:
-            raise DataError(f"{name}={count!r}; give a whole number of 2 or more")
-    for name, length in (("sigma", sigma), ("radius", radius)):
-        if not 0 < length < math.inf:
-            raise DataError(f"{name}={length!r}; give a positive number")
+    check_counts(2, num_clusters=num_clusters, num_petals=num_petals)
+    check_numbers(0, ends="()", sigma=sigma, radius=radius)
     if num_clusters > len(points):
         raise DataError(f"num_clusters={num_clusters} is out of range: there are {len(points)} points")
     chosen = np.random.default_rng(seed).choice(len(points), num_clusters, replace=False)

@@ -184,9 +184,9 @@ def test_seeds_choose_the_start_and_splits_the_images() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_latents": 0}, "num_latents=0; give a whole number of 1 or more"),
-        ({"num_codes": 1}, "num_codes=1; give a whole number of 2 or more"),
-        ({"layers": -1}, "layers=-1; give a whole number of 0 or more"),
+        ({"num_latents": 0}, "num_latents=0; give a whole number of at least 1"),
+        ({"num_codes": 1}, "num_codes=1; give a whole number of at least 2"),
+        ({"layers": -1}, "layers=-1; give a whole number of at least 0"),
         ({"hidden": 2.5}, "hidden=2.5"),
         ({"split": "valid"}, "no image has split='valid'; choose among 'test', 'train'"),
     ],

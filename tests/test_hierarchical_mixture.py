@@ -106,10 +106,10 @@ def test_starts_are_points_of_the_seed_and_what_is_not_learned_stays() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_clusters": 1}, "num_clusters=1; give a whole number of 2 or more"),
+        ({"num_clusters": 1}, "num_clusters=1; give a whole number of at least 2"),
         ({"num_clusters": 99}, "there are 9 points"),
         ({"num_petals": True}, "num_petals=True"),
-        ({"sigma": 0.0}, "sigma=0.0; give a positive number"),
+        ({"sigma": 0.0}, "sigma=0.0 is out of range: give a number above 0"),
         ({"radius": float("nan")}, "radius=nan"),
         ({"init": [[0.0, 0.0]]}, "give 4 finite pairs"),
     ],
