@@ -209,7 +209,7 @@ class DiscretePolicy(PyroModule):
             width = inputs.width + sum(built[index].network.state_width for index in outer)
             width += sum(v.layout.size for v in self._continuous if set(v.local) <= set(local))
             sizes = [(m.layout.size, m.num_values) for m in members]
-            built.append(_Group(members, inputs, choose_network(network, sizes, width, hidden), outer))
+            built.append(_Group(members, inputs, _choose_network(network, sizes, width, hidden), outer))
         self.policy = nn.ModuleList(built)
         self._common = _common(latent)
         self._log_z = log_z
@@ -443,7 +443,7 @@ class _Head(nn.Module):
         return self.second(self.first(nn.functional.pad(state, (0, missing))).tanh())
 
 
-def choose_network(name: str | None, sizes: Sequence[tuple[int, int]], width: int, hidden: int) -> Network:
+def _choose_network(name: str | None, sizes: Sequence[tuple[int, int]], width: int, hidden: int) -> Network:
     if name is None:
         total, top = sum(size for size, _ in sizes), max(count for _, count in sizes)
         name = "mlp" if total * (width + total * top) * (hidden + top) <= _MLP_LIMIT else "gru"

@@ -24,6 +24,7 @@ import probmodels.inference.bijections  # noqa: F401 -- maps to positive definit
 from probmodels.guides.layout import Plate, hint
 from probmodels.inference.ops import is_generated
 from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.traces import leaf_of
 from probmodels.inference.varying import FixedSites
 
 __all__ = ["Layout", "Outline", "Variable", "read_outline", "run_model"]
@@ -111,6 +112,14 @@ class Outline:
 
 
 def read_outline(problem: Problem, order: Sequence[str] | None, init: Mapping[str, Any]) -> Outline:
+    """Run the model a few times and list its sites, discrete ones in the order in which they shall be drawn.
+
+    Raises
+    ------
+    ProblemError
+        If the model has no discrete latent site, a support is not finite or changes between runs, or ``order`` or
+        ``init`` names what is not there.
+    """
     names = [site.name for site in problem.sites.values() if site.discrete]
     if not names:
         raise ProblemError(
@@ -160,6 +169,7 @@ def _depth(variable: Variable) -> int:
 
 
 def run_model(problem: Problem) -> Any:
+    """Nodes by name of one run of the model."""
     return poutine.trace(problem.model).get_trace(*problem.args, **problem.kwargs).nodes
 
 
@@ -198,8 +208,7 @@ def _steady_nodes(problem: Problem, names: Sequence[str]) -> dict[str, Any]:
 
 def _table(problem: Problem, name: str, fn: Any) -> tuple[Tensor, Any]:
     """Values (value, *leaf) of one element of a site, and the distribution of its elements."""
-    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        fn = fn.base_dist
+    fn = leaf_of(fn)
     try:
         values = fn.enumerate_support(expand=False)
     except NotImplementedError as error:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
-import pyro.distributions as dist
 import torch
 import xarray as xr
 from pyro import poutine
@@ -25,7 +24,7 @@ from probmodels.inference.ops import is_generated, isolated
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.programs import fitted
 from probmodels.inference.result import ResultError
-from probmodels.inference.traces import Frames, by_datum, sample_sites, shared_plates
+from probmodels.inference.traces import Frames, by_datum, leaf_of, sample_sites, shared_plates
 
 if TYPE_CHECKING:
     from probmodels.inference.result import Result
@@ -202,7 +201,7 @@ class _Table:
         self._dims: dict[str, list[str]] = {}
         for name in problem.names("latent"):
             site, fn = problem.sites[name], nodes.nodes[name]["fn"]
-            leaf = _leaf(fn)
+            leaf = leaf_of(fn)
             tables[name] = _values(problem, name, leaf)
             num_batch = len(site.shape) - fn.event_dim
             row_axes = [axis for axis in range(num_batch) if axis - num_batch in rows]
@@ -313,12 +312,6 @@ def _data_dims(problem: Problem, frames: Frames) -> tuple[tuple[str, ...], dict[
     ordered = sorted(frames.values(), key=lambda frame: frame.dim)
     coords = {frame.name: problem.coords.get(frame.name, np.arange(frame.full_size or frame.size)) for frame in ordered}
     return tuple(coords), coords
-
-
-def _leaf(fn: Any) -> Any:
-    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
 
 
 def _values(problem: Problem, name: str, leaf: Any) -> Tensor:

@@ -9,14 +9,22 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-__all__ = ["Frames", "by_datum", "plate_scale", "sample_sites", "scored", "shared_plates", "sum_by_datum"]
+__all__ = ["Frames", "by_datum", "leaf_of", "plate_scale", "sample_sites", "scored", "shared_plates", "sum_by_datum"]
 
 Frames = Mapping[str, Any]  # plates by name
+
+
+def leaf_of(fn: Any) -> Any:
+    """Distribution of the elements of a site, without masks, expansions and independent axes."""
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    return fn
 
 
 def sample_sites(trace: Any) -> list[dict[str, Any]]:

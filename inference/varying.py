@@ -30,6 +30,7 @@ from torch import nn
 from probmodels.inference.minibatch import whole
 from probmodels.inference.ops import is_generated, isolated
 from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.traces import leaf_of, sample_sites
 
 __all__ = ["FixedSites", "is_discrete", "with_fixed_sites"]
 
@@ -61,8 +62,8 @@ def with_fixed_sites(problem: Problem, num_traces: int = 200) -> Problem:
     total = 0
     with isolated(seed=0), torch.no_grad(), pyro.validation_enabled(False), whole(problem)():
         while total < _FEW or (total < num_traces and min(counts.values(), default=total) < total):
-            nodes: Any = poutine.trace(problem.model).get_trace(*problem.args, **problem.kwargs).nodes
-            sites = {name: node for name, node in nodes.items() if _is_site(node)}
+            trace: Any = poutine.trace(problem.model).get_trace(*problem.args, **problem.kwargs)
+            sites = {node["name"]: node for node in sample_sites(trace) if not is_generated(node)}
             for name, node in sites.items():
                 counts[name] = counts.get(name, 0) + 1
                 if name in found:
@@ -171,21 +172,6 @@ def is_discrete(node: Any) -> bool:
     )
 
 
-def _is_site(node: Any) -> bool:
-    return (
-        node["type"] == "sample"
-        and not isinstance(node["fn"], _Subsample)
-        and not node["infer"].get("_deterministic")
-        and not is_generated(node)
-    )
-
-
-def _leaf(fn: Any) -> Any:
-    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
 def _compare(problem: Problem, name: str, one: Any, two: Any) -> None:
     shapes = tuple(one["value"].shape), tuple(two["value"].shape)
     if shapes[0] != shapes[1]:
@@ -203,7 +189,7 @@ def _pseudo(problem: Problem, name: str, node: Any) -> _Missing:
             f"{problem.name}: the {what} site {name!r} is not there in every run of the model; only discrete latent "
             "sites may come and go: let it occur always, and mask it where it does not count (poutine.mask)"
         )
-    leaf, fn = _leaf(node["fn"]), node["fn"]
+    leaf, fn = leaf_of(node["fn"]), node["fn"]
     if not isinstance(leaf, dist.Bernoulli | dist.Categorical | dist.OneHotCategorical):
         raise ProblemError(
             f"{problem.name}: the discrete site {name!r} of distribution {type(leaf).__name__} is not there in every "
