@@ -139,12 +139,13 @@ def decay(share: float, last: float = 0.01) -> float:
 VAE: dict[str, Any] = {"steps": 2000, "exact_steps": 1300, "batch": 128, "lr": 0.002, "particles": 4, "sleep": 0.1}
 FIXED: dict[str, Any] = {
     "rounds": 1000,
-    "sleep_steps": 5,
+    "sleep_steps": 20,
     "batch": 128,
     "sleep_lr": 0.004,
     "lr": 0.001,
     "particles": 4,
-    "layers": 2,
+    "hidden": 256,
+    "layers": 3,
     "power": {"start": 0.2, "over": 0.6},
 }
 VQ = {"decay": 0.999, "commitment": 0.25}
@@ -154,12 +155,18 @@ NETWORKS = {"autoregressive": "mlp", "factorised": "independent"}
 
 @lru_cache(maxsize=8)
 def digits(
-    latents: int, seed: int, network: str = "mlp", split: str = "train", few: bool = False, layers: int = 1
+    latents: int,
+    seed: int,
+    network: str = "mlp",
+    split: str = "train",
+    few: bool = False,
+    hidden: int = 128,
+    layers: int = 1,
 ) -> Problem:
     """The problem of a seed, which is that of starting values; of the test images all, or those that guides see."""
     images = load("images", num_test=JUDGED if few else None)
-    options: dict[str, Any] = {"num_latents": latents, "network": network, "guide_layers": layers, "seed": seed}
-    return make_vae(images, num_particles=VAE["particles"], split=split, **options)
+    options: dict[str, Any] = {"network": network, "guide_hidden": hidden, "guide_layers": layers, "seed": seed}
+    return make_vae(images, num_latents=latents, num_particles=VAE["particles"], split=split, **options)
 
 
 def minibatches(image: Tensor, steps: int, seed: int) -> Any:
@@ -293,7 +300,7 @@ def fixed_cell(method: str, latents: int, seed: int) -> dict[str, Any]:
     """A guide for the decoder of a seed, which stays as it is."""
     trained = exactly_trained(latents, seed)
     train, test = (
-        replace(digits(latents, seed, NETWORKS[method], split, True, FIXED["layers"]), model=trained)
+        replace(digits(latents, seed, NETWORKS[method], split, True, FIXED["hidden"], FIXED["layers"]), model=trained)
         for split in ("train", "test")
     )
     rounds, dreams = FIXED["rounds"], FIXED["sleep_steps"]

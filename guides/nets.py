@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from probmodels.datasets.edges import EdgeSet
 from probmodels.guides.sparse import Links, product
 
-__all__ = ["pool_mean", "propagate"]
+__all__ = ["LevelEmbedding", "ResidualMLP", "UNet", "pool_mean", "propagate"]
 
 
 def propagate(values: Tensor, edges: EdgeSet, weight: Tensor, links: Links | None = None) -> Tensor:
@@ -55,3 +61,151 @@ def pool_mean(values: Tensor, edges: EdgeSet) -> Tensor:
     total = values.new_zeros(*values.shape[:-2], edges.num_graphs, values.shape[-1])
     count = values.new_zeros(edges.num_graphs).index_add(0, edges.graph, values.new_ones(edges.num_nodes))
     return total.index_add(-2, edges.graph, values) / count.unsqueeze(-1)
+
+
+class LevelEmbedding(nn.Module):
+    """A level of noise in [0, 1], and a class where there are some, as a vector.
+
+    Parameters
+    ----------
+    width
+        Of the vector.
+    num_classes
+        Of labels (row, class), indicators that are all zero where the class is not known; 0 for none.
+    """
+
+    def __init__(self, width: int, num_classes: int = 0) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(0.0, 7.0))
+        self.first = nn.Linear(2 * len(self.frequencies) + 1, width)
+        self.second = nn.Linear(width, width)
+        self.classes = nn.Linear(num_classes, width, bias=False) if num_classes else None
+
+    def forward(self, level: Tensor, label: Tensor | None = None) -> Tensor:
+        """Vectors (row, width) of levels (row,) and labels (row, class)."""
+        angles = level.unsqueeze(-1) * self.frequencies
+        found = self.second(F.silu(self.first(torch.cat([level.unsqueeze(-1), angles.sin(), angles.cos()], -1))))
+        if self.classes is not None and label is not None:
+            found = found + self.classes(label)
+        return F.silu(found)
+
+
+class ResidualMLP(nn.Module):
+    """A function of points and a level of noise: residual blocks of two layers, each told the level.
+
+    The last layer starts at zero.
+
+    Parameters
+    ----------
+    shape
+        Of a point, which is flattened.
+    hidden, blocks
+        Width and number of blocks.
+    num_classes
+        See `LevelEmbedding`.
+    frequencies
+        Fourier features ``sin`` and ``cos`` of ``2^k pi x`` that are inputs beside every x, k = 0, 1, ...: fine detail
+        that a smooth network is slow to learn.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        hidden: int = 128,
+        blocks: int = 3,
+        num_classes: int = 0,
+        frequencies: int = 0,
+    ) -> None:
+        super().__init__()
+        size = math.prod(shape)
+        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(0.0, frequencies))
+        self.embedding = LevelEmbedding(hidden, num_classes)
+        self.read = nn.Linear(size * (1 + 2 * frequencies), hidden)
+        self.told = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
+        self.inner = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
+        self.outer = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(blocks + 1))
+        self.write = nn.Linear(hidden, size)
+        nn.init.zeros_(self.write.weight)
+        nn.init.zeros_(self.write.bias)
+
+    def forward(self, z: Tensor, level: Tensor, label: Tensor | None = None) -> Tensor:
+        """Values (row, *shape) at points (row, *shape) of levels (row,), of classes (row, class)."""
+        flat = z.flatten(1)
+        if len(self.frequencies):
+            angles = (flat.unsqueeze(-1) * self.frequencies).flatten(1)
+            flat = torch.cat([flat, angles.sin(), angles.cos()], -1)
+        state, told = self.read(flat), self.embedding(level, label)
+        for tell, inner, outer, norm in zip(self.told, self.inner, self.outer, self.norms, strict=False):
+            state = state + outer(F.silu(inner(F.silu(norm(state) + tell(told)))))
+        return self.write(F.silu(self.norms[-1](state))).reshape(z.shape)
+
+
+class UNet(nn.Module):
+    """A function of images and a level of noise: convolutions at full, half and quarter resolution with shortcuts.
+
+    The last layer starts at zero.
+
+    Parameters
+    ----------
+    shape
+        (row, column), or (channel, row, column); rows and columns need not be even.
+    hidden
+        Channels at full resolution; twice as many below.
+    depth
+        How often the resolution is halved.
+    num_classes
+        See `LevelEmbedding`.
+    """
+
+    def __init__(self, shape: Sequence[int], *, hidden: int = 32, depth: int = 2, num_classes: int = 0) -> None:
+        super().__init__()
+        channels = shape[0] if len(shape) == 3 else 1
+        widths = [hidden, *[2 * hidden] * depth]
+        self.embedding = LevelEmbedding(2 * hidden, num_classes)
+        self.read = nn.Conv2d(channels, hidden, 3, padding=1)
+        self.down = nn.ModuleList(_Block(a, b, 2 * hidden) for a, b in itertools.pairwise([hidden, *widths]))
+        self.middle = _Block(widths[-1], widths[-1], 2 * hidden)
+        rising = widths[::-1]
+        self.up = nn.ModuleList(
+            _Block(a + b, b, 2 * hidden) for a, b in zip([rising[0], *rising[:-1]], rising, strict=True)
+        )
+        self.norm, self.write = nn.GroupNorm(_groups(hidden), hidden), nn.Conv2d(hidden, channels, 3, padding=1)
+        nn.init.zeros_(self.write.weight)
+        nn.init.zeros_(self.write.bias)
+
+    def forward(self, z: Tensor, level: Tensor, label: Tensor | None = None) -> Tensor:
+        """Values (row, *shape) at images (row, *shape) of levels (row,), of classes (row, class)."""
+        images = z if z.dim() == 4 else z.unsqueeze(1)
+        told, state, kept = self.embedding(level, label), self.read(images), []
+        for place, block in enumerate(self.down):
+            state = block(state if place == 0 else F.avg_pool2d(state, 2, ceil_mode=True), told)
+            kept.append(state)
+        state = self.middle(state, told)
+        for block in self.up:
+            other = kept.pop()
+            if state.shape[-2:] != other.shape[-2:]:
+                state = F.interpolate(state, size=other.shape[-2:], mode="nearest")
+            state = block(torch.cat([state, other], 1), told)
+        return self.write(F.silu(self.norm(state))).reshape(z.shape)
+
+
+class _Block(nn.Module):
+    """Two convolutions with a shortcut, the second told the level."""
+
+    def __init__(self, width: int, out: int, told: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(_groups(size), size) for size in (width, out))
+        self.first, self.second = nn.Conv2d(width, out, 3, padding=1), nn.Conv2d(out, out, 3, padding=1)
+        self.told = nn.Linear(told, out)
+        self.short = nn.Conv2d(width, out, 1) if width != out else nn.Identity()
+
+    def forward(self, state: Tensor, told: Tensor) -> Tensor:
+        inside = self.first(F.silu(self.norms[0](state))) + self.told(told)[..., None, None]
+        return self.short(state) + self.second(F.silu(self.norms[1](inside)))
+
+
+def _groups(width: int) -> int:
+    """Groups of channels that are normalised together."""
+    return next(groups for groups in (8, 4, 2, 1) if width % groups == 0)

@@ -141,6 +141,8 @@ def fit_bilevel(
     given, name = dict(locals()), problem.name
     plan = Plan(**{field.name: given[field.name] for field in fields(Plan)})
     plan.check(name)
+    if keep not in ("last", "best"):
+        raise ProblemError(f"{name}: keep={keep!r}; fit_bilevel keeps the 'last' or the 'best' round")
     if outer is not None:
         problem = replace(problem, outer=outer)
     if problem.outer is None:

@@ -399,6 +399,9 @@ def _diagnose_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapp
         findings.append(found)
     elif not np.isnan(khat):
         findings += _fit_of_guide(khat, rows, resampled=RESAMPLED in tree.attrs)
+    elif "bound" in sample_stats:
+        verdict = "the loss is a bound by sampled terms, so that draws have no importance weights to judge the fit by"
+        findings.append(Finding(False, verdict, "compare the bound of data that were held out"))
     elif "log_weight" not in sample_stats:
         verdict = "the draws have no importance weights, so that nothing shows how well the guide fits"
         findings.append(Finding(False, verdict, "check against run_mcmc, or calibrate with sbc"))

@@ -46,6 +46,7 @@ __all__ = [
     "Composite",
     "KLWeight",
     "Objective",
+    "SampledBound",
     "Sleep",
     "chosen_rows",
     "make_loss",
@@ -98,13 +99,15 @@ def objective_of(loss: Any) -> Objective | ELBO:
     if particle is None:
         return loss
 
-    def negative_elbo(model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        total: Any = 0.0
-        for model_trace, guide_trace in loss._get_traces(model, guide, args, kwargs):
-            total = total - particle(model_trace, guide_trace) / loss.num_particles
-        return total
+    return partial(_negative_elbo, loss, particle)
 
-    return negative_elbo
+
+def _negative_elbo(loss: Any, particle: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """Minus the mean over particles."""
+    total: Any = 0.0
+    for model_trace, guide_trace in loss._get_traces(model, guide, args, kwargs):
+        total = total - particle(model_trace, guide_trace) / loss.num_particles
+    return total
 
 
 def _trace_particle(model_trace: Any, guide_trace: Any) -> Tensor:
@@ -158,6 +161,20 @@ def _mean_field_particle(model_trace: Any, guide_trace: Any) -> Tensor:
         if site["name"] not in model_trace.nodes:
             elbo = elbo - site["score_parts"].entropy_term.sum()
     return elbo
+
+
+class SampledBound(TraceMeanField_ELBO):
+    """`pyro.infer.TraceMeanField_ELBO` of programs with factors that estimate a bound, not a density.
+
+    The log ratio of such a model and its guide has the bound for its mean, but its exponential is no importance weight:
+    results keep it by the name ``bound``, and diagnostics do not judge it by k-hat.
+    """
+
+    estimates_bound = True
+
+    def as_objective(self) -> Objective:
+        """As of the class it stems from."""
+        return partial(_negative_elbo, self, _mean_field_particle)
 
 
 class KLWeight(Messenger):

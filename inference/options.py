@@ -17,6 +17,7 @@ from probmodels.inference.problem import ProblemError
 __all__ = ["COMPILE", "Callback", "Options", "Schedule", "Step", "make_schedule", "positive"]
 
 COMPILE = (None, "eager", *COMPILERS)
+KEEP = ("last", "best", "average")
 
 Schedule = Callable[[int], float]
 
@@ -75,8 +76,8 @@ class Options:
             raise ProblemError(f"{name}: kl_warmup={self.kl_warmup!r}; give a number of steps, 0 for none")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ProblemError(f"{name}: clip_norm={self.clip_norm}; it must be positive")
-        if self.keep not in ("last", "best"):
-            raise ProblemError(f"{name}: keep={self.keep!r}; choose 'last' or 'best'")
+        if self.keep not in KEEP:
+            raise ProblemError(f"{name}: keep={self.keep!r}; choose one of {KEEP}")
         if self.compile not in COMPILE:
             raise ProblemError(f"{name}: compile={self.compile!r}; choose one of {COMPILE}")
 

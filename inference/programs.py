@@ -240,7 +240,7 @@ def sample_guide(
     tuple
         Arrays (1, draw, ...) by site, of transient sites their mean (...) and, as ``<site>_sd``, sd; and a dataset of
         log p - log q of each draw, ``log_weight``, and where all sites share plates, of each of their rows,
-        ``log_weight_by_row``, unless that were too many numbers.
+        ``log_weight_by_row``, unless that were too many numbers; ``bound`` with the loss `SampledBound`.
     """
     kinds = ("latent", "generated", "deterministic") + (("observed",) if predict else ())
     names = problem.names(*kinds)
@@ -280,10 +280,11 @@ def sample_guide(
     seed = int(torch.randint(2**31, ()))
     label = f"{problem.name}: draws of the guide"
     draws = map_draws(draw, {}, (1, num_samples), label=label, seed=seed, moments=problem.transient)
-    weights = {"log_weight": draws.pop(_WEIGHT).astype(np.float64)}
+    what = "bound" if getattr(problem.loss, "estimates_bound", False) else "log_weight"
+    weights = {what: draws.pop(_WEIGHT).astype(np.float64)}
     if _BY_ROW in draws:
-        weights["log_weight_by_row"] = draws.pop(_BY_ROW).astype(np.float64)
-    return draws, to_dataset(weights, {"log_weight_by_row": list(sizes)}, problem.coords)
+        weights[f"{what}_by_row"] = draws.pop(_BY_ROW).astype(np.float64)
+    return draws, to_dataset(weights, {f"{what}_by_row": list(sizes)}, problem.coords)
 
 
 def cast(problem: Problem, dtype: torch.dtype) -> Problem:

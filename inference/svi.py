@@ -71,7 +71,8 @@ def fit_svi(
     patience
         Stop after so many steps in which the smoothed loss has not improved; None for never.
     keep
-        ``"last"`` parameters, or the ``"best"`` by smoothed loss.
+        ``"last"`` parameters; the ``"best"`` by smoothed loss; or their ``"average"`` over about the last tenth of the
+        steps, which noise moves less.
     kl_warmup
         Steps in which the weight of the latent sites' log densities, in model and guide, rises from 0 to 1.
     compile

@@ -41,6 +41,7 @@ __all__ = ["Trainer", "fit"]
 _GRAPH_STEPS = 200  # steps that repay a capture
 _SAMPLE_STREAM = 1
 _SMOOTH = 50  # steps over which losses are averaged to judge progress
+_AVERAGE = 6.94  # power of the weights of an average of parameters, whose sd then is a tenth of the steps made
 _log = logging.getLogger(__name__)
 
 
@@ -108,8 +109,8 @@ class Trainer(Loop):
         return found.drop_vars("stage")
 
     def settle(self) -> None:
-        """Take the best parameters back where the options say so."""
-        if self.options.keep == "best":
+        """Take the best or the average parameters where the options say so."""
+        if self.options.keep != "last":
             self.programs.load_params(self.best)
 
     def advance(self) -> Step | None:
@@ -168,13 +169,22 @@ class Trainer(Loop):
             self.best_loss, self.best_step = self.smooth, self.number
             if self.options.keep == "best":
                 self._keep()
+        if self.options.keep == "average":
+            # Step k of n has a weight in proportion to k^6.94 (Karras et al. 2024, https://arxiv.org/abs/2312.02696,
+            # equation 121): the share of the fit that it looks back over is the same however long that is.
+            self._keep(1 - (1 - 1 / self.number) ** (_AVERAGE + 1))
         return Step(self.number, loss, norm, seconds, self.stages[place].label)
 
-    def _keep(self) -> None:
+    def _keep(self, weight: float = 1.0) -> None:
+        """Move what is kept to the present parameters, by this share of the way."""
         params = self.programs.params()
         if self.best.keys() == params.keys():
             with torch.no_grad():
-                torch._foreach_copy_([self.best[name] for name in params], list(params.values()))
+                kept = [self.best[name] for name in params]
+                if weight == 1.0:
+                    torch._foreach_copy_(kept, list(params.values()))
+                else:
+                    torch._foreach_lerp_(kept, list(params.values()), weight)
         else:
             self.best = {name: value.detach().clone() for name, value in params.items()}
 

@@ -12,6 +12,7 @@ METHODS = {
     "bayesian_network": "probmodels.bayesian_network",
     "bayesian_svd": "probmodels.bayesian_svd",
     "discrete_vae": "probmodels.discrete_vae",
+    "diffusion": "probmodels.diffusion",
     "grammar": "probmodels.grammar",
     "hierarchical_mixture": "probmodels.hierarchical_mixture",
     "lds": "probmodels.lds",

@@ -1,0 +1,545 @@
+"""Diffusion models as hierarchical autoencoders whose guide is a fixed noising process.
+
+Generative model, for data n = 1..N and levels T, ..., 0 of less and less noise (Kingma et al. 2021)::
+
+    level_T ~ Normal(0, 1)
+    level_s | level_t ~ q(level_s | level_t, x = denoiser(level_t, t))      for one level after the other
+    x ~ Normal(level_0 / alpha_0, sigma_0 / alpha_0), or of those weights on the values that pixels can take
+
+The guide is ``q(level_t | x) = Normal(alpha_t x, sigma_t)``, with nothing to learn. The bound on the log likelihood has
+three terms: of the prior, of reconstruction, and of the steps between, each of which is a squared error of the denoiser,
+
+    KL(q(level_s | level_t, x) || p(level_s | level_t)) = (SNR_s - SNR_t) |x - denoiser(level_t, t)|^2 / 2.
+
+Programs take one of three forms. ``explicit``: every level is a site, for a few steps. Otherwise the sum over steps is
+a mean over a site ``time``, with noise that model and guide share, and the term a factor: with ``num_steps`` of the same
+bound, without of its limit in continuous time, ``gamma'(t) |noise - predicted|^2 / 2``, whose value depends on the ends
+of the schedule alone.
+
+References
+----------
+Kingma, D. P., Salimans, T., Poole, B. and Ho, J. (2021). Variational diffusion models. NeurIPS.
+https://arxiv.org/abs/2107.00630
+Luo, C. (2022). Understanding diffusion models: a unified perspective. https://arxiv.org/abs/2208.11970
+Ho, J., Jain, A. and Abbeel, P. (2020). Denoising diffusion probabilistic models. NeurIPS.
+https://arxiv.org/abs/2006.11239
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from probmodels.datasets import DataError
+from probmodels.datasets.images import check_images, make_images
+from probmodels.datasets.options import check_counts
+from probmodels.guides.diffusion import (
+    PREDICTIONS,
+    NoisingGuide,
+    Stratified,
+    convert,
+    loss_weight,
+    transition,
+    unit_normal,
+)
+from probmodels.guides.nets import ResidualMLP, UNet
+from probmodels.guides.schedules import SCHEDULES, LearnedSchedule, NoiseSchedule
+from probmodels.inference.losses import SampledBound
+from probmodels.inference.ops import isolated
+from probmodels.inference.problem import Problem
+from probmodels.inference.programs import fitted
+from probmodels.inference.result import Result
+from probmodels.score_fields import Field
+
+__all__ = ["ENGINES", "REFERENCE", "Diffusion", "NetworkField", "bound", "make_field", "make_problem", "tiny"]
+
+REFERENCE = "Kingma et al. (2021), https://arxiv.org/abs/2107.00630"
+ENGINES = ("svi",)
+
+NETWORKS = ("mlp", "unet")
+_MOST_EXPLICIT = 200  # steps of a chain whose levels are all sites
+_BLOCK = 512  # data whose terms are computed at a time
+
+
+class Diffusion(PyroModule):
+    """The model.
+
+    Parameters
+    ----------
+    schedule
+        Of the noise.
+    network
+        From points (row, *shape), levels of noise in [0, 1] (row,) and indicators of classes (row, class) to
+        predictions (row, *shape).
+    shape
+        Of a datum.
+    prediction
+        What the network predicts, of `PREDICTIONS`.
+    num_steps
+        Between levels; None for continuous time.
+    explicit
+        Whether every level is a site.
+    num_values
+        Values 0, 1, ... that data can take; None for real numbers.
+    num_classes
+        Of labels; 0 for none.
+    label_dropout
+        Share of labels that the network is not shown, so that it learns to do without.
+    dims
+        Names of the axes of a datum.
+    """
+
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        network: nn.Module,
+        shape: tuple[int, ...],
+        *,
+        prediction: str = "velocity",
+        num_steps: int | None = None,
+        explicit: bool = False,
+        num_values: int | None = None,
+        num_classes: int = 0,
+        label_dropout: float = 0.0,
+        dims: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.schedule, self.network, self.shape, self.prediction = schedule, network, tuple(shape), prediction
+        self.num_steps, self.explicit, self.num_values = num_steps, explicit, num_values
+        self.num_classes, self.label_dropout = num_classes, label_dropout
+        self.axes: Any = {"event_dims": list(dims)} if dims else {}
+        with torch.no_grad():
+            first, last = schedule.gamma(torch.tensor([0.0, 1.0]))
+        self.range = float(first), float(last - first)  # of gamma, as the network sees it
+
+    # -- data and noise
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Observed values on the scale of the noise: numbers as they are, values of pixels between -1 and 1."""
+        if self.num_values is None:
+            return data
+        return (2 * data + 1) / self.num_values - 1
+
+    def likelihood(self, z: Tensor) -> dist.TorchDistribution:
+        """Distribution of data given level 0 (row, *shape)."""
+        gamma = self.schedule.gamma(z.new_zeros(()))
+        centre = z / torch.sigmoid(-gamma).sqrt()
+        events = len(self.shape)
+        if self.num_values is None:
+            return dist.Normal(centre, (gamma / 2).exp()).to_event(events)
+        values = self.encode(torch.arange(self.num_values, dtype=z.dtype, device=z.device))
+        logits = -0.5 * (-gamma).exp() * (centre.unsqueeze(-1) - values) ** 2
+        return dist.Categorical(logits=logits).to_event(events)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Most likely data (row, *shape) given level 0."""
+        if self.num_values is None:
+            return z / torch.sigmoid(-self.schedule.gamma(z.new_zeros(()))).sqrt()
+        return ((z + 1) * self.num_values / 2 - 0.5).round().clamp(0, self.num_values - 1)
+
+    def predict(self, z: Tensor, gamma: Tensor, label: Tensor | None, wanted: str) -> Tensor:
+        """What the network makes of points (row, *shape) at levels gamma (row,), as one of `PREDICTIONS`."""
+        level = (gamma - self.range[0]) / self.range[1]
+        found = self.network(z, level, label)
+        if wanted == self.prediction:
+            return found
+        gamma = _beside(gamma, z)
+        return convert(found, self.prediction, wanted, z, torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt())
+
+    def indicators(self, label: Tensor | None, like: Tensor) -> Tensor | None:
+        """Classes (row,) as indicators (row, class); a negative one is not known."""
+        if not self.num_classes or label is None:
+            return None
+        return (label.unsqueeze(-1) == torch.arange(self.num_classes, device=label.device)).to(like)
+
+    # -- the bound
+
+    def prior_term(self, x: Tensor) -> Tensor:
+        """KL divergence (row,) of the noisiest level from standard normal noise."""
+        gamma = self.schedule.gamma(x.new_ones(()))
+        signal, noise = torch.sigmoid(-gamma), torch.sigmoid(gamma)
+        return 0.5 * (noise + signal * x**2 - 1 - F.logsigmoid(gamma)).flatten(1).sum(-1)
+
+    def diffusion_term(self, x: Tensor, noise: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
+        """Unbiased estimate (row,) of the sum over steps of their KL divergences, from one time in [0, 1] each."""
+        steps, schedule = self.num_steps, self.schedule
+        backwards: Callable[[Tensor], None] | None = None
+        if steps is not None:
+            time = (time * steps).ceil().clamp(min=1) / steps
+            gamma = schedule.gamma(time)
+            weight = 0.5 * steps * torch.expm1(gamma - schedule.gamma(time - 1 / steps))
+        elif isinstance(schedule, LearnedSchedule):
+            gamma, slope, backwards = schedule.steadied(time)
+            weight = 0.5 * slope
+        else:
+            gamma, weight = schedule.gamma(time), 0.5 * schedule.slope(time)
+        alpha, sigma = torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt()
+        a, s = _beside(alpha, x), _beside(sigma, x)
+        z = a * x + s * noise
+        target = convert(noise, "noise", self.prediction, z, a, s) if self.prediction != "x0" else x
+        if self.prediction == "velocity":
+            target = a * noise - s * x
+        error = (target - self.predict(z, gamma, label, self.prediction)).flatten(1).square().sum(-1)
+        term = weight * loss_weight(self.prediction, alpha, sigma) * error
+        if backwards is not None:
+            backwards(term)
+        return term
+
+    def forward(self, data: Tensor, label: Tensor | None = None) -> None:
+        """Sites ``level_T`` to ``level_0``, or ``time``, ``noise`` and ``noise_0``; and ``observation``.
+
+        Parameters
+        ----------
+        data
+            (data, *shape), values counted from 0 where there are so many.
+        label
+            Classes (data,).
+        """
+        events = len(self.shape)
+        with pyro.plate("data", len(data)) as rows:
+            observed = data[rows]
+            x = self.encode(observed)
+            shown = None if label is None else self.indicators(label[rows], x)
+            if shown is not None and self.label_dropout:
+                chance = pyro.sample("label_shown", dist.Uniform(x.new_zeros(()), x.new_ones(())))
+                shown = shown * (chance >= self.label_dropout).to(x).unsqueeze(-1)
+            if self.explicit:
+                assert self.num_steps is not None
+                z = pyro.sample(f"level_{self.num_steps}", unit_normal(x, self.shape), infer=self.axes)
+                times = torch.linspace(0.0, 1.0, self.num_steps + 1, dtype=x.dtype, device=x.device)
+                for step in range(self.num_steps, 0, -1):
+                    gamma = self.schedule.gamma(times[step]).expand(z.shape[0])
+                    clean = self.predict(z, gamma, shown, "x0")
+                    mean, sd = transition(self.schedule, z, clean, times[step], times[step - 1])
+                    z = pyro.sample(f"level_{step - 1}", dist.Normal(mean, sd).to_event(events), infer=self.axes)
+            else:
+                time = pyro.sample("time", Stratified(x.new_zeros(()), x.new_ones(())))
+                noise = pyro.sample("noise", unit_normal(x, self.shape), infer=self.axes)
+                small = pyro.sample("noise_0", unit_normal(x, self.shape), infer=self.axes)
+                pyro.factor("prior", -self.prior_term(x))
+                pyro.factor("steps", -self.diffusion_term(x, noise, time.expand(len(x)), shown))
+                gamma = self.schedule.gamma(x.new_zeros(()))
+                z = torch.sigmoid(-gamma).sqrt() * x + torch.sigmoid(gamma).sqrt() * small
+            pyro.sample("observation", self.likelihood(z), obs=observed, infer=self.axes)
+
+
+def _beside(value: Tensor, like: Tensor) -> Tensor:
+    """A number for each row (row,) with the axes of a datum."""
+    return value.reshape(*value.shape, *[1] * (like.dim() - value.dim()))
+
+
+def make_problem(
+    data: xr.Dataset | xr.DataArray,
+    *,
+    network: str = "mlp",
+    hidden: int = 128,
+    blocks: int = 3,
+    depth: int = 2,
+    frequencies: int = 0,
+    schedule: str = "linear",
+    gamma: tuple[float, float] = (-13.3, 5.0),
+    learn_ends: bool = False,
+    prediction: str = "velocity",
+    num_steps: int | None = None,
+    explicit: bool = False,
+    num_values: int | None = None,
+    conditional: bool = False,
+    label_dropout: float = 0.1,
+    split: str = "train",
+    seed: int = 0,
+) -> Problem:
+    """A diffusion model of images or of any array of data.
+
+    Parameters
+    ----------
+    data
+        Images as `probmodels.datasets.images` describes them, or an array whose first axis counts data: points, fields,
+        standardised to about unit variance.
+    network
+        ``"mlp"``, or ``"unet"`` for images.
+    hidden, blocks, depth, frequencies
+        Of the network, see `ResidualMLP` and `UNet`.
+    schedule
+        ``"linear"``, ``"cosine"`` or ``"learned"``, see `probmodels.guides.schedules`.
+    gamma
+        Minus the log signal-to-noise ratio of the first and the last level.
+    learn_ends
+        Whether these are learned as well, with ``schedule="learned"``.
+    prediction
+        What the network predicts: ``"noise"``, ``"x0"``, ``"score"`` or ``"velocity"``.
+    num_steps
+        Between levels; None for continuous time.
+    explicit
+        Whether every level is a site of the program.
+    num_values
+        Number of intensities of the images, whose likelihood then is one of values; None for one of densities.
+    conditional
+        Whether the network is shown the labels of the images.
+    label_dropout
+        Share of labels that it is not shown.
+    split
+        Images to take.
+    seed
+        Of the starting values of the network.
+
+    Returns
+    -------
+    Problem
+        For `fit_svi`, best with ``batch_size`` and ``keep="average"``; plate ``data`` may be subsampled.
+
+    Raises
+    ------
+    DataError
+        If data are missing or out of range, or an option is.
+    ProblemError
+        If noise would not increase.
+    """
+    options = {name: value for name, value in locals().items() if name not in ("data", "split")}
+    check_counts(1, hidden=hidden, blocks=blocks)
+    check_counts(0, depth=depth, frequencies=frequencies)
+    _check_options(options)
+    table, label, classes = _read(data, split, num_values, conditional)
+    shape = tuple(table.shape[1:])
+    dims = tuple(str(dim) for dim in table.dims[1:])
+    if network == "unet" and len(shape) not in (2, 3):
+        raise DataError(f"network='unet' for data of shape {shape}; it takes images, and 'mlp' takes all")
+    ends: dict[str, Any] = {"learn_ends": learn_ends} if schedule == "learned" else {}
+    with isolated(seed):
+        noise: NoiseSchedule = SCHEDULES[schedule](*gamma, **ends)
+        if network == "unet":
+            net: nn.Module = UNet(shape, hidden=hidden, depth=depth, num_classes=len(classes))
+        else:
+            net = ResidualMLP(shape, hidden=hidden, blocks=blocks, frequencies=frequencies, num_classes=len(classes))
+    noise.check(f"schedule={schedule!r}")
+    dropout = label_dropout if conditional else 0.0
+    model = Diffusion(
+        noise,
+        net,
+        shape,
+        prediction=prediction,
+        num_steps=num_steps,
+        explicit=explicit,
+        num_values=num_values,
+        num_classes=len(classes),
+        label_dropout=dropout,
+        dims=dims,
+    )
+    values = torch.as_tensor(table.values, dtype=torch.get_default_dtype())
+    args = (values,) if label is None else (values, torch.as_tensor(label))
+    extra = ("label_shown",) if dropout else ()
+    guide = NoisingGuide(noise, shape, model.encode, num_steps if explicit else None, extra)
+    kept = xr.Dataset({"observation": table}).assign_attrs(
+        data.attrs | {"options": json.dumps(options), "classes": json.dumps([str(value) for value in classes])}
+    )
+    levels = [f"level_{step}" for step in range((num_steps or 0) + 1)] if explicit else ["noise", "noise_0"]
+    return Problem(
+        name="diffusion",
+        model=model,
+        guide=guide,
+        args=args,
+        coords={str(dim): list(table[dim].values) for dim in table.dims if dim in table.coords},
+        data=kept,
+        batch_plates=("data",),
+        loss="TraceMeanField_ELBO" if explicit else SampledBound(),
+        transient=tuple(levels) if values.numel() > 10_000 else (),
+    )
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """See that names are known and numbers in range."""
+    for name, known in (("network", NETWORKS), ("schedule", tuple(SCHEDULES)), ("prediction", PREDICTIONS)):
+        if options[name] not in known:
+            raise DataError(f"{name}={options[name]!r}; choose one of {known}")
+    steps, values = options["num_steps"], options["num_values"]
+    if steps is not None:
+        check_counts(1, num_steps=steps)
+    if values is not None:
+        check_counts(2, num_values=values)
+    if options["explicit"] and not (steps and steps <= _MOST_EXPLICIT):
+        raise DataError(
+            f"explicit=True with num_steps={steps}; a chain whose levels are all sites needs 1 to {_MOST_EXPLICIT} steps"
+        )
+    if options["learn_ends"] and options["schedule"] != "learned":
+        raise DataError(f"learn_ends=True with schedule={options['schedule']!r}; only 'learned' has ends to learn")
+    if not 0 <= options["label_dropout"] < 1:
+        raise DataError(f"label_dropout={options['label_dropout']}; it must lie in [0, 1)")
+    if len(options["gamma"]) != 2:
+        raise DataError(f"gamma={options['gamma']}; give its values at the first and the last level")
+
+
+def _read(
+    data: xr.Dataset | xr.DataArray, split: str, num_values: int | None, conditional: bool
+) -> tuple[xr.DataArray, np.ndarray | None, np.ndarray]:
+    """Data (data, ...) as the model takes them, places of their classes where wanted, and the classes."""
+    if isinstance(data, xr.DataArray):
+        if data.ndim < 2 or 0 in data.shape:
+            raise DataError(f"data of shape {data.shape}; the first axis counts data, and there must be another")
+        if conditional or num_values is not None:
+            raise DataError("conditional and num_values are for images: give a Dataset as make_images returns it")
+        table = data.rename({data.dims[0]: "data"})
+        wrong = ~np.isfinite(table.values)
+        if wrong.any():
+            place = tuple(int(i) for i in np.argwhere(wrong)[0])
+            raise DataError(f"data{list(place)} is {table.values[place]}; drop what is missing, or fill it")
+        return table, None, np.empty(0)
+    check_images(data, binary=False)
+    rows = (data["split"] == split).values
+    if not rows.any():
+        known = ", ".join(repr(str(name)) for name in np.unique(data["split"].values))
+        raise DataError(f"no image has split={split!r}; choose among {known}")
+    table = data["image"][rows].astype(np.float64)
+    if num_values is None:
+        table = 2 * table - 1
+    else:
+        scaled = table * (num_values - 1)
+        table = scaled.round()
+        worst = float(abs(scaled - table).max())
+        if worst > 1e-4:
+            raise DataError(
+                f"intensities are not of {num_values} values in equal steps: one is {worst:.3g} of a step off; "
+                "give their number, 256 for 8 bits, and load them with threshold=None"
+            )
+    if not conditional:
+        return table, None, np.empty(0)
+    if "label" not in data:
+        raise DataError("conditional=True, and the images have no labels; load them with their classes")
+    classes = np.unique(data["label"].values)
+    return table, np.searchsorted(classes, data["label"].values[rows]), classes
+
+
+# -- what to do with a fitted model -----------------------------------------------------------------------------------
+
+
+class NetworkField(Field):
+    """Scores of a fitted model.
+
+    Parameters
+    ----------
+    model
+        `Diffusion`.
+    label
+        Place of a class, for the density given it; None for that of all data.
+    """
+
+    def __init__(self, model: Diffusion, label: int | None = None) -> None:
+        super().__init__(model.schedule, model.shape)
+        self.model, self.label = model, label
+
+    def score(self, z: Tensor, t: float) -> Tensor:
+        like = next(self.model.network.parameters())
+        with torch.set_grad_enabled(z.requires_grad):
+            points = z.to(like)
+            gamma = self.schedule.gamma(points.new_tensor(float(t))).expand(len(points))
+            place = torch.full((len(points),), -1 if self.label is None else self.label, device=points.device)
+            return self.model.predict(points, gamma, self.model.indicators(place, points), "score").to(z)
+
+
+def fitted_model(problem: Problem, result: Result) -> Diffusion:
+    """The model of a problem with the parameters of a result."""
+    with fitted(problem, result.guide_state or {}, seed=0) as (model, _):
+        found: Any = copy.deepcopy(model)
+    found.requires_grad_(False)
+    kept: Diffusion = found.eval()
+    return kept
+
+
+def make_field(problem: Problem, result: Result, label: str | int | None = None) -> NetworkField:
+    """Scores of a fitted model, for samplers and composition.
+
+    Parameters
+    ----------
+    problem, result
+        That were fitted.
+    label
+        Class, as the data name it, of a model with ``conditional=True``.
+
+    Raises
+    ------
+    DataError
+        If there is no such class.
+    """
+    model = fitted_model(problem, result)
+    if label is None:
+        return NetworkField(model)
+    assert problem.data is not None
+    classes = json.loads(problem.data.attrs["classes"])
+    if str(label) not in classes:
+        raise DataError(f"label={label!r}; the model knows {classes}" if classes else "the model knows no labels")
+    return NetworkField(model, classes.index(str(label)))
+
+
+def bound(problem: Problem, result: Result, *, num_draws: int = 20, seed: int = 0) -> xr.Dataset:
+    """Bound on the log likelihood of every datum, by its terms.
+
+    Parameters
+    ----------
+    problem
+        The problem that was fitted, or one of other data with the same options.
+    result
+        Of `fit_svi`.
+    num_draws
+        Times and noises of each datum.
+    seed
+        Of these.
+
+    Returns
+    -------
+    xr.Dataset
+        ``prior``, ``steps`` and ``reconstruction``, whose sum is ``elbo``, with its Monte Carlo ``error``, in nats
+        (data,). Attributes ``bits_per_dim`` and ``bits_per_dim_error`` for data of so many values; ``nats_per_datum``.
+    """
+    if num_draws < 2:
+        raise DataError(f"num_draws={num_draws}; it must be at least 2, to know the error")
+    model = fitted_model(problem, result)
+    if model.explicit:
+        model.explicit = False  # the same bound, term by term
+    values, *labels = problem.args
+    found: dict[str, list[np.ndarray]] = {name: [] for name in ("prior", "steps", "reconstruction", "error")}
+    with isolated(seed), torch.no_grad():
+        for start in range(0, len(values), _BLOCK):
+            block = values[start : start + _BLOCK]
+            x = model.encode(block)
+            shown = model.indicators(labels[0][start : start + _BLOCK], x) if labels else None
+            prior = -model.prior_term(x)
+            # Times of the draws of a datum lie at equal distances; so do those of the data of a draw.
+            shift = torch.rand(len(x), 1, dtype=x.dtype)
+            times = (shift + torch.arange(num_draws, dtype=x.dtype) / num_draws) % 1.0
+            steps, recon = [], []
+            for draw in range(num_draws):
+                steps.append(-model.diffusion_term(x, torch.randn_like(x), times[:, draw], shown))
+                gamma = model.schedule.gamma(x.new_zeros(()))
+                z = torch.sigmoid(-gamma).sqrt() * x + torch.sigmoid(gamma).sqrt() * torch.randn_like(x)
+                recon.append(model.likelihood(z).log_prob(block))
+            parts = {"prior": prior, "steps": torch.stack(steps).mean(0), "reconstruction": torch.stack(recon).mean(0)}
+            spread = (torch.stack(steps) + torch.stack(recon)).std(0) / math.sqrt(num_draws)
+            for name, value in (parts | {"error": spread}).items():
+                found[name].append(value.double().cpu().numpy())
+    arrays = {name: ("data", np.concatenate(parts)) for name, parts in found.items()}
+    terms = xr.Dataset(arrays, {"data": problem.coords.get("data", np.arange(len(values)))})
+    terms["elbo"] = terms["prior"] + terms["steps"] + terms["reconstruction"]
+    mean = float(terms["elbo"].mean())
+    error = float(np.sqrt((terms["error"] ** 2).sum()) / len(values))
+    terms.attrs = {"units": "nats", "nats_per_datum": -mean, "nats_error": error}
+    if model.num_values is not None:
+        scale = math.prod(model.shape) * math.log(2)
+        terms.attrs |= {"bits_per_dim": -mean / scale, "bits_per_dim_error": error / scale}
+    return terms
+
+
+def tiny() -> Problem:
+    """Twelve images of 2 x 3 pixels of 3 values in two classes, for the conformance tests."""
+    rng = np.random.default_rng(0)
+    data = make_images(rng.integers(3, size=(12, 2, 3)) / 2, rng.integers(2, size=12), threshold=None)
+    return make_problem(data, hidden=8, blocks=1, num_values=3, conditional=True, schedule="learned", gamma=(-6.0, 4.0))
