@@ -50,6 +50,14 @@ if TYPE_CHECKING:
     from probmodels.inference.problem import ProblemError as ProblemError
     from probmodels.inference.result import Result as Result
     from probmodels.inference.result import ResultError as ResultError
+    from probmodels.inference.sample_quality import TwoSampleTest as TwoSampleTest
+    from probmodels.inference.sample_quality import classifier_two_sample as classifier_two_sample
+    from probmodels.inference.sample_quality import compare_samples as compare_samples
+    from probmodels.inference.sample_quality import energy_distance as energy_distance
+    from probmodels.inference.sample_quality import mmd as mmd
+    from probmodels.inference.sample_quality import permutation_pvalues as permutation_pvalues
+    from probmodels.inference.sample_quality import sliced_wasserstein as sliced_wasserstein
+    from probmodels.inference.sample_quality import wasserstein as wasserstein
     from probmodels.inference.svi import fit_svi as fit_svi
     from probmodels.inference.varying import with_fixed_sites as with_fixed_sites
 
@@ -71,14 +79,18 @@ _EXPORTS = {
     "ResultError": "result",
     "SubTrajectoryBalance": "balance",
     "TrajectoryBalance": "balance",
+    "TwoSampleTest": "sample_quality",
     "VarGrad": "balance",
     "check_exact": "evidence",
     "check_weights": "evidence",
+    "classifier_two_sample": "sample_quality",
     "compare": "comparison",
+    "compare_samples": "sample_quality",
     "coverage": "calibration",
     "dask_map": "distributed",
     "diagnose": "diagnostics",
     "discrete_marginals": "predictive",
+    "energy_distance": "sample_quality",
     "enumerate_posterior": "evidence",
     "fit_bilevel": "bilevel",
     "fit_em": "em",
@@ -90,12 +102,16 @@ _EXPORTS = {
     "log_likelihood": "predictive",
     "loo": "comparison",
     "map_problems": "distributed",
+    "mmd": "sample_quality",
+    "permutation_pvalues": "sample_quality",
     "posterior_predictive": "predictive",
     "prior_predictive": "predictive",
     "process_map": "distributed",
     "run_mcmc": "mcmc",
     "sbc": "calibration",
+    "sliced_wasserstein": "sample_quality",
     "vsbc": "calibration",
+    "wasserstein": "sample_quality",
     "with_fixed_sites": "varying",
 }
 
