@@ -74,6 +74,8 @@ class LevelEmbedding(nn.Module):
         Of labels (row, class), indicators that are all zero where the class is not known; 0 for none.
     """
 
+    frequencies: Tensor
+
     def __init__(self, width: int, num_classes: int = 0) -> None:
         super().__init__()
         self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(0.0, 7.0))
@@ -108,6 +110,8 @@ class ResidualMLP(nn.Module):
         that a smooth network is slow to learn.
     """
 
+    frequencies: Tensor
+
     def __init__(
         self,
         shape: Sequence[int],
@@ -127,8 +131,8 @@ class ResidualMLP(nn.Module):
         self.outer = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(blocks + 1))
         self.write = nn.Linear(hidden, size)
-        nn.init.zeros_(self.write.weight)
-        nn.init.zeros_(self.write.bias)
+        for parameter in self.write.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, z: Tensor, level: Tensor, label: Tensor | None = None) -> Tensor:
         """Values (row, *shape) at points (row, *shape) of levels (row,), of classes (row, class)."""
@@ -172,8 +176,8 @@ class UNet(nn.Module):
             _Block(a + b, b, 2 * hidden) for a, b in zip([rising[0], *rising[:-1]], rising, strict=True)
         )
         self.norm, self.write = nn.GroupNorm(_groups(hidden), hidden), nn.Conv2d(hidden, channels, 3, padding=1)
-        nn.init.zeros_(self.write.weight)
-        nn.init.zeros_(self.write.bias)
+        for parameter in self.write.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, z: Tensor, level: Tensor, label: Tensor | None = None) -> Tensor:
         """Values (row, *shape) at images (row, *shape) of levels (row,), of classes (row, class)."""

@@ -161,6 +161,8 @@ class TableSchedule(NoiseSchedule):
         If they do not fall or lie outside; the message has the place.
     """
 
+    table: Tensor
+
     def __init__(self, alpha_squared: Sequence[float] | Tensor) -> None:
         super().__init__()
         table = torch.as_tensor(alpha_squared, dtype=torch.float64).flatten()

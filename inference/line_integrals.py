@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from probmodels.inference.problem import ProblemError
 
-__all__ = ["RULES", "Evaluation", "Target", "check_rule", "density_target", "log_ratio"]
+__all__ = ["RULES", "Evaluation", "Target", "check_rule", "density_target", "evaluate_start", "finite", "log_ratio"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Evaluation:
 
 Target = Callable[[Tensor], Evaluation]
 _INEXACT = (
-    "rule='exact' needs a log density that is all known, and this target gives only the score of a part of it (`line`); "
-    "choose another rule"
+    "rule='exact' needs a log density that is all known, and this target gives only the score of a part of it, "
+    "`line`; choose another rule"
 )
 # Integral (chain,) of ``line`` along points of a path, evaluated already, and the further evaluations that it took.
 Rule = Callable[[Target, Sequence[Tensor], Sequence[Evaluation], int], tuple[Tensor, int]]
@@ -99,6 +100,45 @@ def log_ratio(
     return total, extra
 
 
+def evaluate_start(target: Target, x: Tensor, *, alive: Tensor | None = None) -> Evaluation:
+    """Evaluate a target where chains start on it, and check what it returns.
+
+    Parameters
+    ----------
+    target
+        Function of positions.
+    x
+        Positions (chain, *event).
+    alive
+        Chains (chain,) whose numbers must be finite; all by default.
+
+    Raises
+    ------
+    ProblemError
+        If a tensor has the wrong shape, nothing says what the log density is, or a number is not finite.
+    """
+    with torch.no_grad():
+        evaluation = target(x)
+    for name, shape in (("score", x.shape), ("line", x.shape), ("known", x.shape[:1])):
+        value = getattr(evaluation, name)
+        if value is None:
+            continue
+        if value.shape != shape:
+            raise ProblemError(
+                f"`{name}` has shape {tuple(value.shape)} at positions {tuple(x.shape)}; it must be {tuple(shape)}"
+            )
+        bad = ~finite(value) if alive is None else ~finite(value) & alive
+        if bool(bad.any()):
+            where = "positions that are not finite" if not bool(finite(x)[bad].all()) else "finite positions"
+            raise ProblemError(
+                f"`{name}` is not finite for {int(bad.sum())} of {len(x)} chains, at {where}; start where the density "
+                "is positive, or mend the score"
+            )
+    if evaluation.line is None and evaluation.known is None:
+        raise ProblemError("it gives neither `line` nor `known`, and so no ratio of densities; set line=score")
+    return evaluation
+
+
 def check_rule(rule: str, num_points: int = 5, evaluation: Evaluation | None = None) -> None:
     """Refuse unknown rules, numbers of points that they cannot take, and targets (by an evaluation) that they cannot.
 
@@ -115,6 +155,11 @@ def check_rule(rule: str, num_points: int = 5, evaluation: Evaluation | None = N
         raise ProblemError(f"num_points={num_points}; rule {rule!r} takes {odd}{least} points or more")
     if rule == "exact" and evaluation is not None and evaluation.line is not None:
         raise ProblemError(_INEXACT)
+
+
+def finite(x: Tensor) -> Tensor:
+    """Chains (chain,) all of whose numbers (chain, ...) are finite."""
+    return torch.isfinite(x).reshape(len(x), -1).all(1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
@@ -195,7 +240,7 @@ def _curve_newton(
     """
     if len(points) == 2:
         return _trapezoid(target, points, evaluations, 2)
-    steps = [end - start for start, end in zip(points, points[1:], strict=False)]
+    steps = [end - start for start, end in pairwise(points)]
     lines = [_line(evaluation) for evaluation in evaluations]
     last = len(points) - 3
     total = torch.zeros_like(points[0])

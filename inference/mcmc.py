@@ -346,8 +346,10 @@ def _choose(
         raise ProblemError(f"{problem.name}: chain_method={chain_method!r}; choose one of {methods}")
     factory: Any = kernel
     if kernel is None:
-        smooth = chain_method == "vectorized" or (chain_method is None and problem.kernel is None)
-        factory = ChEESKernel if smooth else problem.kernel or NUTSKernel
+        own = problem.kernel
+        if chain_method == "vectorized" and not getattr(own, "vectorized", False):
+            own = None
+        factory = own or (ChEESKernel if chain_method in (None, "vectorized") else NUTSKernel)
     elif isinstance(kernel, str):
         if kernel not in _KERNELS:
             raise ProblemError(

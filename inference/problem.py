@@ -117,7 +117,8 @@ class Problem:
     loss
         Name of an ELBO of ``pyro.infer`` or of an objective of `probmodels.inference.balance`, or an ELBO.
     kernel
-        Makes the method's own MCMC kernel from the problem; module-level, so that it pickles.
+        Makes the method's own MCMC kernel from the problem, and with ``num_chains`` where it is vectorised; module-level,
+        so that it pickles.
     reparam
         Pyro reparametrisations used by gradient-based MCMC.
     align
@@ -142,7 +143,7 @@ class Problem:
     data: xr.Dataset | None = None
     batch_plates: tuple[str, ...] = ()
     loss: str | ELBO = "Trace_ELBO"
-    kernel: Callable[[Problem], Kernel] | None = None
+    kernel: Callable[..., Kernel] | None = None
     reparam: Mapping[str, Reparam] = field(default_factory=dict)
     align: Callable[[xr.Dataset], xr.Dataset] | None = None
     invariants: Callable[[xr.Dataset], xr.Dataset] | None = None

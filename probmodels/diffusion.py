@@ -7,14 +7,14 @@ Generative model, for data n = 1..N and levels T, ..., 0 of less and less noise 
     x ~ Normal(level_0 / alpha_0, sigma_0 / alpha_0), or of those weights on the values that pixels can take
 
 The guide is ``q(level_t | x) = Normal(alpha_t x, sigma_t)``, with nothing to learn. The bound on the log likelihood has
-three terms: of the prior, of reconstruction, and of the steps between, each of which is a squared error of the denoiser,
+three terms: of the prior, of reconstruction, and of the steps between, each a squared error of the denoiser,
 
     KL(q(level_s | level_t, x) || p(level_s | level_t)) = (SNR_s - SNR_t) |x - denoiser(level_t, t)|^2 / 2.
 
 Programs take one of three forms. ``explicit``: every level is a site, for a few steps. Otherwise the sum over steps is
-a mean over a site ``time``, with noise that model and guide share, and the term a factor: with ``num_steps`` of the same
-bound, without of its limit in continuous time, ``gamma'(t) |noise - predicted|^2 / 2``, whose value depends on the ends
-of the schedule alone.
+a mean over a site ``time``, with noise that model and guide share, and the term a factor: with ``num_steps`` of the
+same bound, without of its limit in continuous time, ``gamma'(t) |noise - predicted|^2 / 2``, whose mean depends on the
+ends of the schedule alone.
 
 References
 ----------
@@ -369,7 +369,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
         check_counts(2, num_values=values)
     if options["explicit"] and not (steps and steps <= _MOST_EXPLICIT):
         raise DataError(
-            f"explicit=True with num_steps={steps}; a chain whose levels are all sites needs 1 to {_MOST_EXPLICIT} steps"
+            f"explicit=True with num_steps={steps}; a chain whose levels are all sites has 1 to {_MOST_EXPLICIT} steps"
         )
     if options["learn_ends"] and options["schedule"] != "learned":
         raise DataError(f"learn_ends=True with schedule={options['schedule']!r}; only 'learned' has ends to learn")

@@ -17,6 +17,7 @@ METHODS = {
     "hierarchical_mixture": "probmodels.hierarchical_mixture",
     "lds": "probmodels.lds",
     "noisy_edges": "probmodels.noisy_edges",
+    "score_composition": "probmodels.score_composition",
     "vib_gsl": "probmodels.vib_gsl",
 }
 

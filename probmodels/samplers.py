@@ -22,6 +22,7 @@ https://arxiv.org/abs/2503.02819
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def sample(
                     bar.update()
                 else:
                     share = 1.0 if method == "ancestral" else eta
-                    for t, s in zip(times, times[1:], strict=False):
+                    for t, s in itertools.pairwise(times):
                         z = reverse_step(field, z, t, s, eta=share)
                         check_finite(z, s)
                         bar.update()
@@ -299,8 +300,8 @@ def weighted(
 
     Notes
     -----
-    For ``p = prod_i p_i^w_i`` and reverse steps by its score, log weights grow with minus the log signal-to-noise ratio,
-    from the noisy end down, at the rate ``sigma^2 (|sum_i w_i s_i|^2 - sum_i w_i |s_i|^2) / 2``, up to what all samples
+    For ``p = prod_i p_i^w_i`` and reverse steps by its score, log weights grow with the log signal-to-noise ratio, from
+    the noisy end down, at the rate ``sigma^2 (|sum_i w_i s_i|^2 - sum_i w_i |s_i|^2) / 2``, up to what all samples
     share: in the equation of the densities all terms with second derivatives cancel.
     """
     _check_counts(num_samples=num_samples, num_steps=num_steps)
@@ -375,7 +376,7 @@ def _systematic(share: Tensor) -> Tensor:
 
 
 def _pairs(times: list[float], progress: bool) -> Iterator[tuple[float, float]]:
-    pairs = list(zip(times, times[1:], strict=False))
+    pairs = list(itertools.pairwise(times))
     return iter(tqdm(pairs, desc="levels", disable=not progress))
 
 

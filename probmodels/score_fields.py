@@ -321,6 +321,9 @@ class EnergyField(Field):
         super().__init__(schedule, shape)
         self._energy = energy
 
+    def log_density(self, z: Tensor, t: float) -> Tensor:
+        return -self._energy(z, t)
+
     def evaluate(self, z: Tensor, t: float) -> Evaluation:
         value, gradient = _value_and_gradient(lambda points: -self._energy(points, t), z)
         return Evaluation(gradient, None, value)
@@ -393,6 +396,9 @@ class Product(Field):
         """Whether all factors have one."""
         return all(field.has_density for field in self.fields)
 
+    def log_density(self, z: Tensor, t: float) -> Tensor:
+        return _weighted([field.log_density(z, t) for field in self.fields], self.weights)
+
     def evaluate(self, z: Tensor, t: float) -> Evaluation:
         found = [field.evaluate(z, t) for field in self.fields]
         return Evaluation(
@@ -425,12 +431,19 @@ class Mixture(Field):
                 )
         super().__init__(self.fields[0].schedule, self.fields[0].shape)
 
+    def _joint(self, log_densities: Sequence[Tensor]) -> Tensor:
+        """With the weights (component, sample)."""
+        stacked = torch.stack(list(log_densities))
+        return stacked + stacked.new_tensor(self.weights).log().unsqueeze(-1)
+
+    def log_density(self, z: Tensor, t: float) -> Tensor:
+        return self._joint([field.log_density(z, t) for field in self.fields]).logsumexp(0)
+
     def evaluate(self, z: Tensor, t: float) -> Evaluation:
         found = [field.evaluate(z, t) for field in self.fields]
-        log_density = torch.stack([field.log_density(z, t) for field in self.fields])
-        log_density = log_density + log_density.new_tensor(self.weights).log().unsqueeze(-1)
-        share = log_density.softmax(0)
+        log_density = self._joint([one.known for one in found if one.known is not None])
         scores = torch.stack([one.score for one in found])
+        share = log_density.softmax(0)
         share = share.reshape(*share.shape, *[1] * len(self.shape))
         return Evaluation((share * scores).sum(0), None, log_density.logsumexp(0))
 
@@ -458,6 +471,9 @@ class Conditioned(Field):
     def has_density(self) -> bool:  # type: ignore[override]
         """Whether the prior has one."""
         return self.field.has_density
+
+    def log_density(self, z: Tensor, t: float) -> Tensor:
+        return self.field.log_density(z, t) + self.weight * self.log_likelihood(z, t)
 
     def evaluate(self, z: Tensor, t: float) -> Evaluation:
         prior = self.field.evaluate(z, t)

@@ -19,8 +19,9 @@ def problem(request: pytest.FixtureRequest) -> Problem:
 
 
 def sampled(problem: Problem, seed: int = 0) -> Result:
+    method = "vectorized" if getattr(problem.kernel, "vectorized", False) else "sequential"
     return run_mcmc(
-        problem, num_samples=20, warmup_steps=10, num_chains=2, seed=seed, chain_method="sequential", progress=False
+        problem, num_samples=20, warmup_steps=10, num_chains=2, seed=seed, chain_method=method, progress=False
     )
 
 
