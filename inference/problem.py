@@ -117,8 +117,8 @@ class Problem:
     loss
         Name of an ELBO of ``pyro.infer`` or of an objective of `probmodels.inference.balance`, or an ELBO.
     kernel
-        Makes the method's own MCMC kernel from the problem, and with ``num_chains`` where it is vectorised; module-level,
-        so that it pickles.
+        Makes the method's own MCMC kernel from the problem, with ``num_chains`` where that moves all chains at once;
+        module-level, so that it pickles.
     reparam
         Pyro reparametrisations used by gradient-based MCMC.
     align
