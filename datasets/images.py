@@ -49,7 +49,7 @@ def load_images(
         Folder with ``train-images-idx3-ubyte``, ``t10k-images-idx3-ubyte`` and, where classes are known,
         ``train-labels-idx1-ubyte`` and ``t10k-labels-idx1-ubyte``, each as it is or with ``.gz``.
     threshold
-        Intensity, in (0, 1], from which on a pixel is 1, else 0; None for the intensities themselves.
+        Intensity, in (0, 1], from which on a pixel is 1, else 0; None or 0 for the intensities themselves.
     num_train, num_test
         How many images of each, chosen at random; None for all, and of the digits for 1500 and the others.
     seed
@@ -144,9 +144,9 @@ def make_images(
         raise DataError(f"images of shape {images.shape}; give (data, row, column), none of them empty")
     if not ((images >= 0) & (images <= 1)).all():
         raise DataError("intensities must lie in [0, 1], none missing; divide those of 8 bits by 255")
-    if threshold is not None:
+    if threshold is not None and threshold != 0:
         if not 0 < threshold <= 1:
-            raise DataError(f"threshold={threshold} is no intensity; choose a number above 0 and up to 1, or None")
+            raise DataError(f"threshold={threshold} is no intensity; choose one above 0 and up to 1, or 0 for none")
         images = (images >= threshold).astype(np.uint8)
     splits = np.full(len(images), "train") if split is None else np.asarray(split)
     for what, value in (("labels", labels), ("split", splits)):

@@ -235,8 +235,8 @@ def _curve_newton(
 ) -> tuple[Tensor, int]:
     """Parabolas through each three successive points and through their scores, averaged where they overlap.
 
-    For three points it is Simpson's rule with the tangents of the parabola. Higher degrees serve worse: at the steps
-    of a sampler the score is far from a polynomial along the path.
+    For three points it is Simpson's rule with the tangents of the parabola. Higher degrees do worse: at the steps of a
+    sampler the score is far from a polynomial along the path.
     """
     if len(points) == 2:
         return _trapezoid(target, points, evaluations, 2)
@@ -264,6 +264,8 @@ RULES: dict[str, Rule] = {
     "trapezoid": _trapezoid,
     "simpson": _simpson,
     "gauss": _gauss,
+    # On a leapfrog trajectory this and the change of kinetic energy add up to h^2/8 (|s_0|^2 - |s_L|^2), of the order
+    # of the energy error that they are meant to measure.
     "curve": _by_segment(_trapezoid, 2),
     "curve-simpson": _by_segment(_simpson, 3),
     "curve-newton": _curve_newton,

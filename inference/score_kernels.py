@@ -23,7 +23,7 @@ from probmodels.inference.problem import Problem, ProblemError
 __all__ = ["PROPOSALS", "Moved", "ScoreKernel", "Transition"]
 
 PROPOSALS = ("hamiltonian", "langevin")
-_RULES = {"hamiltonian": "curve-newton", "langevin": "simpson"}
+_RULES = {"hamiltonian": "curve-simpson", "langevin": "simpson"}  # see `Transition` for why no free one
 _TARGET_ACCEPT = {"hamiltonian": 0.8, "langevin": 0.574}
 _DIVERGENCE = 1000.0  # change of energy above which a proposal counts as divergent
 _TALLIES = ("steps", "accept", "error", "checked", "evaluations", "divergences", "step_size")
@@ -42,7 +42,7 @@ class Moved:
     accept_prob
         Acceptance probability (chain,); one where uncorrected.
     log_ratio
-        Log of the ratio of joint densities of proposal and start (chain,), which is less the change of energy; where
+        Log of the ratio of joint densities of proposal and start (chain,), which is minus the change of energy; where
         uncorrected, by the rule that needs no evaluation.
     diverging
         Whether the proposal was not finite or its energy rose by more than 1000 (chain,).
@@ -77,8 +77,10 @@ class Transition:
     corrected
         Whether proposals are accepted or rejected; otherwise all are taken.
     rule, num_points
-        How the line integral is computed, see `log_ratio`; by default ``"curve-newton"``, which needs no evaluation
-        beyond the trajectory, and ``"simpson"`` for Langevin, whose trajectory has no inner points.
+        How the line integral is computed, see `log_ratio`: by default ``"curve-simpson"``, which evaluates the middle
+        of every leapfrog step, and ``"simpson"`` for Langevin. ``"curve-newton"`` and ``"curve"`` need no evaluation
+        beyond the trajectory, but err by as much as the trajectory itself: they are for steps far below the scale of
+        the target, with ``adapt=False``.
     num_leapfrog, damping
         Steps of a Hamiltonian trajectory, and the share ``c`` in [0, 1) of the momentum that is kept.
     check_points

@@ -31,7 +31,8 @@ import copy
 import json
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
@@ -62,6 +63,9 @@ from probmodels.inference.problem import Problem
 from probmodels.inference.programs import fitted
 from probmodels.inference.result import Result
 from probmodels.score_fields import Field
+
+if TYPE_CHECKING:
+    from probmodels.diffusion_outputs import DiffusionOutputs
 
 __all__ = ["ENGINES", "REFERENCE", "Diffusion", "NetworkField", "bound", "make_field", "make_problem", "tiny"]
 
@@ -310,37 +314,19 @@ def make_problem(
     check_counts(1, hidden=hidden, blocks=blocks)
     check_counts(0, depth=depth, frequencies=frequencies)
     _check_options(options)
-    table, label, classes = _read(data, split, num_values, conditional)
+    kept, classes = _read(data, split, num_values, conditional)
+    table = kept["observation"]
     shape = tuple(table.shape[1:])
     dims = tuple(str(dim) for dim in table.dims[1:])
     if network == "unet" and len(shape) not in (2, 3):
         raise DataError(f"network='unet' for data of shape {shape}; it takes images, and 'mlp' takes all")
-    ends: dict[str, Any] = {"learn_ends": learn_ends} if schedule == "learned" else {}
-    with isolated(seed):
-        noise: NoiseSchedule = SCHEDULES[schedule](*gamma, **ends)
-        if network == "unet":
-            net: nn.Module = UNet(shape, hidden=hidden, depth=depth, num_classes=len(classes))
-        else:
-            net = ResidualMLP(shape, hidden=hidden, blocks=blocks, frequencies=frequencies, num_classes=len(classes))
-    noise.check(f"schedule={schedule!r}")
-    dropout = label_dropout if conditional else 0.0
-    model = Diffusion(
-        noise,
-        net,
-        shape,
-        prediction=prediction,
-        num_steps=num_steps,
-        explicit=explicit,
-        num_values=num_values,
-        num_classes=len(classes),
-        label_dropout=dropout,
-        dims=dims,
-    )
+    model = build(options, shape, dims, len(classes))
+    model.schedule.check(f"schedule={schedule!r}")
     values = torch.as_tensor(table.values, dtype=torch.get_default_dtype())
-    args = (values,) if label is None else (values, torch.as_tensor(label))
-    extra = ("label_shown",) if dropout else ()
-    guide = NoisingGuide(noise, shape, model.encode, num_steps if explicit else None, extra)
-    kept = xr.Dataset({"observation": table}).assign_attrs(
+    args = (values, torch.as_tensor(kept["label"].values)) if conditional else (values,)
+    extra = ("label_shown",) if model.label_dropout else ()
+    guide = NoisingGuide(model.schedule, shape, model.encode, num_steps if explicit else None, extra)
+    kept = kept.assign_attrs(
         data.attrs | {"options": json.dumps(options), "classes": json.dumps([str(value) for value in classes])}
     )
     levels = [f"level_{step}" for step in range((num_steps or 0) + 1)] if explicit else ["noise", "noise_0"]
@@ -355,6 +341,31 @@ def make_problem(
         loss="TraceMeanField_ELBO" if explicit else SampledBound(),
         transient=tuple(levels) if values.numel() > 10_000 else (),
     )
+
+
+def build(options: Mapping[str, Any], shape: tuple[int, ...], dims: tuple[str, ...], num_classes: int) -> Diffusion:
+    """The model that options of `make_problem` describe, at its starting values.
+
+    Parameters
+    ----------
+    options
+        All of them.
+    shape, dims
+        Of a datum, and the names of its axes.
+    num_classes
+        Of labels that the network is shown.
+    """
+    ends: dict[str, Any] = {"learn_ends": options["learn_ends"]} if options["schedule"] == "learned" else {}
+    sizes = {"hidden": options["hidden"], "num_classes": num_classes}
+    with isolated(options["seed"]):
+        schedule: NoiseSchedule = SCHEDULES[options["schedule"]](*options["gamma"], **ends)
+        if options["network"] == "unet":
+            network: nn.Module = UNet(shape, depth=options["depth"], **sizes)
+        else:
+            network = ResidualMLP(shape, blocks=options["blocks"], frequencies=options["frequencies"], **sizes)
+    same = {name: options[name] for name in ("prediction", "num_steps", "explicit", "num_values")}
+    dropout = options["label_dropout"] if num_classes else 0.0
+    return Diffusion(schedule, network, shape, num_classes=num_classes, label_dropout=dropout, dims=dims, **same)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -381,25 +392,28 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 def _read(
     data: xr.Dataset | xr.DataArray, split: str, num_values: int | None, conditional: bool
-) -> tuple[xr.DataArray, np.ndarray | None, np.ndarray]:
-    """Data (data, ...) as the model takes them, places of their classes where wanted, and the classes."""
+) -> tuple[xr.Dataset, np.ndarray]:
+    """Data as the model takes them, and the classes.
+
+    ``observation`` (data, ...) and, where wanted, ``label`` (data,), places among the classes; and of images of other
+    splits ``held_out`` and ``held_out_label``.
+    """
     if isinstance(data, xr.DataArray):
         if data.ndim < 2 or 0 in data.shape:
             raise DataError(f"data of shape {data.shape}; the first axis counts data, and there must be another")
         if conditional or num_values is not None:
             raise DataError("conditional and num_values are for images: give a Dataset as make_images returns it")
-        table = data.rename({data.dims[0]: "data"})
-        wrong = ~np.isfinite(table.values)
+        wrong = ~np.isfinite(data.values)
         if wrong.any():
             place = tuple(int(i) for i in np.argwhere(wrong)[0])
-            raise DataError(f"data{list(place)} is {table.values[place]}; drop what is missing, or fill it")
-        return table, None, np.empty(0)
+            raise DataError(f"data{list(place)} is {data.values[place]}; drop what is missing, or fill it")
+        return data.rename({data.dims[0]: "data"}).rename("observation").to_dataset(), np.empty(0)
     check_images(data, binary=False)
     rows = (data["split"] == split).values
     if not rows.any():
         known = ", ".join(repr(str(name)) for name in np.unique(data["split"].values))
         raise DataError(f"no image has split={split!r}; choose among {known}")
-    table = data["image"][rows].astype(np.float64)
+    table = data["image"].astype(np.float64)
     if num_values is None:
         table = 2 * table - 1
     else:
@@ -411,12 +425,18 @@ def _read(
                 f"intensities are not of {num_values} values in equal steps: one is {worst:.3g} of a step off; "
                 "give their number, 256 for 8 bits, and load them with threshold=None"
             )
-    if not conditional:
-        return table, None, np.empty(0)
-    if "label" not in data:
-        raise DataError("conditional=True, and the images have no labels; load them with their classes")
-    classes = np.unique(data["label"].values)
-    return table, np.searchsorted(classes, data["label"].values[rows]), classes
+    classes, label = np.empty(0), None
+    if conditional:
+        if "label" not in data:
+            raise DataError("conditional=True, and the images have no labels; load them with their classes")
+        classes, label = np.unique(data["label"].values, return_inverse=True)
+    found = xr.Dataset()
+    for name, of, dim in (("", rows, "data"), ("held_out", ~rows, "held_out")):
+        if of.any():
+            found[name or "observation"] = table[of].rename({"data": dim})
+            if label is not None:
+                found[f"{name}_label".lstrip("_")] = (dim, label[of])
+    return found, classes
 
 
 # -- what to do with a fitted model -----------------------------------------------------------------------------------
@@ -500,42 +520,50 @@ def bound(problem: Problem, result: Result, *, num_draws: int = 20, seed: int = 
         ``prior``, ``steps`` and ``reconstruction``, whose sum is ``elbo``, with its Monte Carlo ``error``, in nats
         (data,). Attributes ``bits_per_dim`` and ``bits_per_dim_error`` for data of so many values; ``nats_per_datum``.
     """
+    values, *labels = problem.args
+    found = terms(fitted_model(problem, result), values, labels[0] if labels else None, num_draws=num_draws, seed=seed)
+    return found.assign_coords(data=problem.coords["data"]) if "data" in problem.coords else found
+
+
+def terms(
+    model: Diffusion, data: Tensor, label: Tensor | None = None, *, num_draws: int = 20, seed: int = 0
+) -> xr.Dataset:
+    """The same for any data (data, *shape) with places of their classes (data,)."""
     if num_draws < 2:
         raise DataError(f"num_draws={num_draws}; it must be at least 2, to know the error")
-    model = fitted_model(problem, result)
-    if model.explicit:
-        model.explicit = False  # the same bound, term by term
-    values, *labels = problem.args
     found: dict[str, list[np.ndarray]] = {name: [] for name in ("prior", "steps", "reconstruction", "error")}
     with isolated(seed), torch.no_grad():
-        for start in range(0, len(values), _BLOCK):
-            block = values[start : start + _BLOCK]
+        for start in range(0, len(data), _BLOCK):
+            block = data[start : start + _BLOCK]
             x = model.encode(block)
-            shown = model.indicators(labels[0][start : start + _BLOCK], x) if labels else None
-            prior = -model.prior_term(x)
-            # Times of the draws of a datum lie at equal distances; so do those of the data of a draw.
-            shift = torch.rand(len(x), 1, dtype=x.dtype)
-            times = (shift + torch.arange(num_draws, dtype=x.dtype) / num_draws) % 1.0
-            steps, recon = [], []
-            for draw in range(num_draws):
-                steps.append(-model.diffusion_term(x, torch.randn_like(x), times[:, draw], shown))
-                gamma = model.schedule.gamma(x.new_zeros(()))
-                z = torch.sigmoid(-gamma).sqrt() * x + torch.sigmoid(gamma).sqrt() * torch.randn_like(x)
-                recon.append(model.likelihood(z).log_prob(block))
-            parts = {"prior": prior, "steps": torch.stack(steps).mean(0), "reconstruction": torch.stack(recon).mean(0)}
-            spread = (torch.stack(steps) + torch.stack(recon)).std(0) / math.sqrt(num_draws)
-            for name, value in (parts | {"error": spread}).items():
+            shown = None if label is None else model.indicators(label[start : start + _BLOCK], x)
+            # Times of the draws of a datum lie at equal distances.
+            times = (torch.rand(len(x), 1) + torch.arange(num_draws) / num_draws).to(x) % 1.0
+            gamma = model.schedule.gamma(x.new_zeros(()))
+            signal, noise = torch.sigmoid(-gamma).sqrt() * x, torch.sigmoid(gamma).sqrt()
+            steps, likely = [], []
+            for time in times.unbind(1):
+                steps.append(-model.diffusion_term(x, torch.randn_like(x), time, shown))
+                likely.append(model.likelihood(signal + noise * torch.randn_like(x)).log_prob(block))
+            both = torch.stack([torch.stack(steps), torch.stack(likely)])
+            parts = {"prior": -model.prior_term(x), "steps": both[0].mean(0), "reconstruction": both[1].mean(0)}
+            for name, value in (parts | {"error": both.sum(0).std(0) / math.sqrt(num_draws)}).items():
                 found[name].append(value.double().cpu().numpy())
-    arrays = {name: ("data", np.concatenate(parts)) for name, parts in found.items()}
-    terms = xr.Dataset(arrays, {"data": problem.coords.get("data", np.arange(len(values)))})
-    terms["elbo"] = terms["prior"] + terms["steps"] + terms["reconstruction"]
-    mean = float(terms["elbo"].mean())
-    error = float(np.sqrt((terms["error"] ** 2).sum()) / len(values))
-    terms.attrs = {"units": "nats", "nats_per_datum": -mean, "nats_error": error}
+    result = xr.Dataset({name: ("data", np.concatenate(parts)) for name, parts in found.items()})
+    result["elbo"] = result["prior"] + result["steps"] + result["reconstruction"]
+    mean, error = float(result["elbo"].mean()), float(np.sqrt((result["error"] ** 2).sum()) / len(data))
+    result.attrs = {"units": "nats", "nats_per_datum": -mean, "nats_error": error}
     if model.num_values is not None:
         scale = math.prod(model.shape) * math.log(2)
-        terms.attrs |= {"bits_per_dim": -mean / scale, "bits_per_dim_error": error / scale}
-    return terms
+        result.attrs |= {"bits_per_dim": -mean / scale, "bits_per_dim_error": error / scale}
+    return result
+
+
+def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> DiffusionOutputs:
+    """See `probmodels.diffusion_outputs.write_diffusion`."""
+    from probmodels.diffusion_outputs import write_diffusion
+
+    return write_diffusion(result, folder, dpi=dpi)
 
 
 def tiny() -> Problem:

@@ -412,25 +412,11 @@ def _figures(result: Result, model: DiscreteVAE, usage: xr.DataArray) -> dict[st
     images = result.tree["observed_data"].to_dataset()["image"].values[: len(means)]
     shares = [[f"{share:.0%}" for share in row[:shown]] for row in usage.values]
     figures = {
-        "samples": _grid(samples, "images of random codes"),
-        "reconstructions": _grid(np.stack([images, means]), "images, and what their codes are decoded to"),
-        "codes": _grid(prototypes, "mean image of every code (column) of every latent (row), and its share", shares),
+        "samples": plots.image_grid(samples, "images of random codes"),
+        "reconstructions": plots.image_grid(np.stack([images, means]), "images, and what their codes are decoded to"),
+        "codes": plots.image_grid(
+            prototypes, "mean image of every code (column) of every latent (row), and its share", shares
+        ),
     }
     fit = result.tree["fit"].to_dataset() if "fit" in result.tree.children else xr.Dataset()
     return figures | ({"loss": plots.loss(fit)} if "loss" in fit else {})
-
-
-def _grid(images: Any, title: str, labels: Any = None) -> Figure:
-    """Images (grid row, grid column, row, column) in one figure, with what to write below each."""
-    from matplotlib.figure import Figure
-
-    height, width = images.shape[:2]
-    figure = Figure(figsize=(0.6 * width + 0.2, (0.6 if labels is None else 0.75) * height + 0.5), layout="constrained")
-    figure.suptitle(title, fontsize=9)
-    for i, line in enumerate(figure.subplots(height, width, squeeze=False)):
-        for j, ax in enumerate(line):
-            ax.imshow(images[i, j], cmap="gray_r", vmin=0, vmax=1)
-            ax.set(xticks=[], yticks=[])
-            if labels is not None:
-                ax.set_xlabel(labels[i][j], fontsize=6, labelpad=1)
-    return figure

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "bilevel_losses",
     "eof_difference",
+    "image_grid",
     "loss",
     "mode_maps",
     "pcs",
@@ -418,4 +419,18 @@ def ranking(table: pd.DataFrame) -> Figure:
     right.set_xlabel("weight")
     for ax in (left, right):
         clean(ax)
+    return figure
+
+
+def image_grid(images: np.ndarray, title: str, labels: Sequence[Sequence[str]] | None = None) -> Figure:
+    """Images (grid row, grid column, row, column), in [0, 1], in one figure, with what to write below each."""
+    height, width = images.shape[:2]
+    figure = Figure(figsize=(0.6 * width + 0.2, (0.6 if labels is None else 0.75) * height + 0.5), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    for i, line in enumerate(figure.subplots(height, width, squeeze=False)):
+        for j, ax in enumerate(line):
+            ax.imshow(images[i, j], cmap="gray_r", vmin=0, vmax=1)
+            ax.set(xticks=[], yticks=[])
+            if labels is not None:
+                ax.set_xlabel(labels[i][j], fontsize=6, labelpad=1)
     return figure

@@ -37,7 +37,7 @@ from probmodels.inference.ops import isolated
 from probmodels.inference.problem import ProblemError
 from probmodels.score_fields import Field, Product
 
-__all__ = ["METHODS", "Weighted", "flow_log_density", "reverse_step", "sample", "weighted"]
+__all__ = ["METHODS", "Weighted", "flow_log_density", "posterior_draws", "reverse_step", "sample", "weighted"]
 
 METHODS = ("ancestral", "ddim", "flow")
 _PURE_NOISE = 6.0  # gamma from which on a density of unit scale is taken for that of the noise
@@ -146,6 +146,42 @@ def sample(
                         bar.update()
                 found.append(field.denoise(z, 0.0))
     return torch.cat(found)
+
+
+def posterior_draws(
+    field: Field, z: Tensor, t: float, num_draws: int, *, num_steps: int = 100, seed: int = 0, progress: bool = True
+) -> Tensor:
+    """Draws of the data given their noised form: the generative model from that level down.
+
+    Parameters
+    ----------
+    field
+        Of scores.
+    z
+        Noised data (datum, *shape).
+    t
+        Their time.
+    num_draws
+        Of each datum.
+    num_steps
+        To level 0, at equal distances.
+    seed, progress
+        As of `sample`.
+
+    Returns
+    -------
+    Tensor
+        (draw, datum, *shape), whose mean approaches `Field.denoise`.
+    """
+    _check_counts(num_draws=num_draws, num_steps=num_steps)
+    _check_order(t, 0.0)
+    times = torch.linspace(t, 0.0, num_steps + 1, dtype=torch.float64).tolist()
+    with isolated(seed), torch.no_grad():
+        points = z.repeat(num_draws, *[1] * (z.dim() - 1))
+        for late, early in _pairs(times, progress):
+            points = reverse_step(field, points, late, early)
+            check_finite(points, early)
+        return field.denoise(points, 0.0).unflatten(0, (num_draws, len(z)))
 
 
 def flow_log_density(

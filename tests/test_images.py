@@ -108,7 +108,7 @@ def test_broken_files_are_refused(idx: tuple[Path, dict[str, np.ndarray]]) -> No
         ({"num_train": 1798}, "num_train=1798 is out of range: there are 1797"),
         ({"num_train": -1}, "num_train=-1; give a whole number"),
         ({"num_test": 298}, "num_test=298 is out of range: there are 297"),
-        ({"threshold": 0.0}, "threshold=0.0 is no intensity"),
+        ({"threshold": -0.1}, "threshold=-0.1 is no intensity"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict, message: str) -> None:
