@@ -22,8 +22,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyro
@@ -40,7 +42,23 @@ from probmodels.inference.score_kernels import ScoreKernel, Transition
 from probmodels.samplers import reverse_step
 from probmodels.score_fields import Field, GaussianMixture, Product, UniformBox
 
-__all__ = ["ENGINES", "REFERENCE", "AnnealedKernel", "Composed", "levels_of", "make_move", "make_problem", "tiny"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from probmodels.inference.diagnostics import Report
+
+__all__ = [
+    "ENGINES",
+    "REFERENCE",
+    "AnnealedKernel",
+    "Composed",
+    "CompositionOutputs",
+    "levels_of",
+    "make_move",
+    "make_problem",
+    "tiny",
+    "write_outputs",
+]
 
 REFERENCE = "Sjöberg et al. (2023), https://arxiv.org/abs/2307.14012"
 ENGINES = ("mcmc",)
@@ -249,6 +267,88 @@ def levels_of(result: Result) -> xr.Dataset:
     times = [float(name.removeprefix("t=")) for name in found.pop("name")]
     arrays = {name: ("level", np.array(values, dtype=np.float64)) for name, values in found.items()}
     return xr.Dataset(arrays, {"level": np.arange(len(times)), "time": ("level", times)})
+
+
+@dataclass(frozen=True)
+class CompositionOutputs:
+    """Where things were written, and what there is to say about them."""
+
+    folder: Path
+    table: str
+    diagnosis: Report
+
+    @property
+    def report(self) -> Path:
+        """The file to read first."""
+        return self.folder / "summary.txt"
+
+
+def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> CompositionOutputs:
+    """Write ``levels.csv``, ``summary.txt`` and ``figures/*.png``.
+
+    The figures: ``levels``, acceptance and step sizes along the levels; ``samples``, the draws, of points in the plane
+    and of images.
+
+    Parameters
+    ----------
+    result
+        Of `run_mcmc` with the method's own kernel.
+    folder
+        Where to; made where it is missing, files of the same names are replaced.
+    dpi
+        Resolution of the figures.
+
+    Raises
+    ------
+    ResultError
+        If the result is not one of `AnnealedKernel`.
+    """
+    folder = Path(folder)
+    levels = levels_of(result)
+    attrs = result.tree["sample_stats"].attrs
+    diagnosis = result.diagnose()
+    chains = result.posterior.sizes["chain"]
+    table = (
+        f"{chains:,} chains of {result.posterior.sizes['draw']:,} draws through {levels.sizes['level']} levels, "
+        f"{attrs['proposal']}, rule {attrs['rule']!r}{'' if attrs['corrected'] else ', uncorrected'}.\n"
+        f"Acceptance: mean {float(levels['acceptance_rate'].mean()):.2f}, lowest "
+        f"{float(levels['acceptance_rate'].min()):.2f}, at level 0 {float(levels['acceptance_rate'][-1]):.2f}.\n"
+        f"Scores: {float(levels['evaluations'].sum()):,.0f} a chain; divergences: "
+        f"{float(levels['divergences'].sum()):,.0f} in all."
+    )
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    levels.to_dataframe().to_csv(folder / "levels.csv", float_format="%.6g")
+    (folder / "summary.txt").write_text(f"{table}\n\n{diagnosis}\n", encoding="utf-8")
+    for name, figure in _figures(result.posterior["x"], levels).items():
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=dpi)
+    return CompositionOutputs(folder, table, diagnosis)
+
+
+def _figures(draws: xr.DataArray, levels: xr.Dataset) -> dict[str, Figure]:
+    from matplotlib.figure import Figure
+
+    from probmodels import plots
+
+    figures = {"levels": Figure(figsize=(6, 3), layout="constrained")}
+    axes = figures["levels"].subplots(1, 2, sharex=True)
+    for ax, name, title in zip(axes, ("acceptance_rate", "step_size"), ("acceptance", "step size"), strict=True):
+        ax.plot(levels["time"], levels[name], ".-", lw=1, ms=3)
+        ax.set(xlabel="time, from noise (1) to data (0)", title=title)
+    axes[0].invert_xaxis()
+    axes[0].set_ylim(0, 1.05)
+    axes[1].set_yscale("log")
+    shape = draws.shape[2:]
+    points = draws.values.reshape(-1, *shape)
+    if shape == (2,):
+        figures["samples"] = Figure(figsize=(4, 4), layout="constrained")
+        ax = figures["samples"].subplots()
+        ax.plot(points[:, 0], points[:, 1], ".", ms=2, alpha=min(1.0, 2000 / len(points)))
+        ax.set(aspect="equal", title=f"{len(points):,} draws")
+    elif len(shape) == 2:
+        shown = points[np.linspace(0, len(points) - 1, 48).astype(int)]
+        spread = np.ptp(shown) or 1.0
+        figures["samples"] = plots.image_grid(((shown - shown.min()) / spread).reshape(4, 12, *shape), "draws")
+    return figures
 
 
 def make_move(
