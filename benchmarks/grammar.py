@@ -13,7 +13,8 @@
     inside algorithm, of grammars learned by EM with the policy, with and without tempered rewards, and with trees
     summed out; unlabelled F1 of the least-risk trees of the policy, and of exact draws of trees of each grammar.
 ``parents``
-    Sentences of a grammar whose rules depend on parents: the same of both kinds of grammars, with as many labels.
+    Sentences of a grammar whose rules depend on parents: the same of both kinds of grammars, with as many labels; and
+    of steps at exact draws of trees, by which errors of the policy are told from those of draws.
 ``treebank``
     The same of the questions of English-ATIS up to 10 words, as Universal Dependencies has them: ``--root`` holds
     en_atis-ud-train.conllu and en_atis-ud-test.conllu. Constituents are subtrees of dependencies; right-branching trees
@@ -48,11 +49,20 @@ from probmodels.grammar import (
     make_problem,
 )
 from probmodels.inference.svi import fitted
-from probmodels.inside import leaf_weights, score
+from probmodels.inside import draw_trees, leaf_weights, score
 from probmodels.parses import bracketing_scores, branching_trees, least_risk_trees, summarise_parses
 
 EM: dict[str, Any] = {"phases": ["joint"], "lr": 0.004, "batch_size": 48, "clip_norm": 1e5, "num_samples": 20}
 EXACT: dict[str, Any] = {"lr": 0.004, "lr_decay": 0.1, "batch_size": 96, "num_samples": 1}
+POSTERIOR: dict[str, dict[str, Any]] = {
+    # Particles run one after the other, copies of a sentence at once: many copies and few particles cost less.
+    "VarGrad, large batch": {"loss": "VarGrad", "steps": 600, "copies": 64, "particles": 2, "lr": 0.01},
+    "VarGrad": {"loss": "VarGrad", "steps": 800},
+    "VarGrad, fewer steps": {"loss": "VarGrad", "steps": 300},
+    "TrajectoryBalance": {"loss": "TrajectoryBalance", "steps": 1000},
+}
+# Of EM for rules by parent: larger steps and batches, and the loss that comes closest to the posterior.
+LARGER: dict[str, Any] = {"kind": "em by VarGrad", "steps": 400, "lr": 0.01, "batch_size": 96}
 TEMPERED = {"start": 0.6, "over": 0.3}
 SIZES: dict[str, dict[str, Any]] = {
     "english": {"num_nonterminals": 5, "num_preterminals": 5},
@@ -88,10 +98,12 @@ def judged(problem: Any, result: Any, test: xr.Dataset) -> dict[str, float]:
 
 
 def learned(
-    name: str, root: str | None, seed: int, kind: str, steps: int, parents: bool, power: Any = 1.0
+    name: str, root: str | None, seed: int, kind: str, steps: int, parents: bool, power: Any = 1.0, **changed: Any
 ) -> dict[str, float]:
-    """A grammar learned by EM, or with trees summed out."""
+    """A grammar learned by EM, or with trees summed out; ``changed`` are other options of `fit_em` than those of EM."""
     train, test = load(name, root)
+    if kind == "exact draws":
+        return judged(by_exact_draws(train, seed, steps, parents, **SIZES[name]), None, test)
     exact = kind == "exact"
     varied: dict[str, Any] = {"loss": "VarGrad", "num_particles": 2} if "VarGrad" in kind else {}
     problem = make_problem(train, exact=exact, parents=parents, seed=seed, **varied, **SIZES[name])
@@ -109,6 +121,7 @@ def learned(
         "batch_size": EM["batch_size"] // (2 if varied else 1),
         "reward_power": power,
         "compile": "eager",
+        **changed,
     }
     result = fit_em(problem, num_rounds=steps, seed=seed, progress=False, **options)
     words = float(train["length"].sum())
@@ -116,6 +129,27 @@ def learned(
     summary = summarise_parses(result)
     policy = {"gap": gap / words, "f1 policy": 100 * summary.attrs["f1_least_risk"]}
     return {**judged(problem, result, test), **policy}
+
+
+def by_exact_draws(train: xr.Dataset, seed: int, steps: int, parents: bool, **size: Any) -> Any:
+    """A grammar learned from one exact posterior tree of each sentence: EM as it would be without a policy's error."""
+    problem = make_problem(train, parents=parents, seed=seed, **size)
+    word, length = problem.args
+    model: Any = problem.model
+    adam = torch.optim.Adam(model.parameters(), lr=EM["lr"])
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 0.1 ** max(0.0, (step / steps - 0.7) / 0.3))
+    torch.manual_seed(seed)
+    for _ in range(steps):
+        rows = torch.randint(len(word), (EM["batch_size"],))
+        tables, few = model.tables(), word[rows]
+        leaf = leaf_weights(tables, few, few)
+        with torch.no_grad():
+            tree = draw_trees(tables, leaf, length[rows])
+        adam.zero_grad()
+        (-score(tables, tree, leaf, length[rows]).sum()).backward()
+        adam.step()
+        schedule.step()
+    return make_problem(train, tables=fitted_tables(problem), learn=False)
 
 
 def learn(args: argparse.Namespace, name: str, rows: dict[str, dict[str, Any]]) -> None:
@@ -174,18 +208,25 @@ def trees_of(length: int, size: int, labels: int) -> torch.Tensor:
     return torch.as_tensor(trees)
 
 
-def fixed(parents: bool, seed: int, loss: str, steps: int, copies: int = 8) -> dict[str, float]:
-    """A policy of a fixed random grammar, by the posterior of all trees."""
+def fixed(
+    parents: bool,
+    seed: int,
+    loss: str,
+    steps: int,
+    copies: int = 8,
+    particles: int | None = None,
+    lr: float = 0.005,
+) -> dict[str, float]:
+    """A policy of a fixed random grammar, by the posterior of all trees; ``copies`` of each sentence are a batch."""
     rng = np.random.default_rng(seed)
     words = [rng.integers(6, size=n).tolist() for n in (3, 4, 5, 6)]
     text = [[f"w{code}" for code in row] for row in words for _ in range(copies)]
     data = make_sentences(text, vocabulary=[f"w{code}" for code in range(6)])
     options: dict[str, Any] = {"num_nonterminals": 2, "num_preterminals": 3, "parents": parents, "seed": seed}
     tables = fitted_tables(make_problem(data, **options))
-    problem = make_problem(data, tables=tables, learn=False, loss=loss, epsilon=0.01)
-    result = fit_svi(
-        problem, num_steps=steps, lr=0.005, lr_decay=0.02, num_samples=100, seed=seed, compile="eager", progress=False
-    )
+    problem = make_problem(data, tables=tables, learn=False, loss=loss, num_particles=particles, epsilon=0.01)
+    settings: dict[str, Any] = {"lr": lr, "lr_decay": 0.02, "num_samples": 800 // copies}
+    result = fit_svi(problem, num_steps=steps, seed=seed, compile="eager", progress=False, **settings)
     gap = float(exact_log_likelihood(problem).sum()) - float(result.tree["sample_stats"]["log_weight"].mean())
     word, length = problem.args
     found = {}
@@ -228,20 +269,27 @@ def _codes(trees: torch.Tensor) -> torch.Tensor:
 def posterior(args: argparse.Namespace) -> None:
     """Table of policies of fixed grammars."""
     lines = []
-    for loss, steps in (("VarGrad", 800), ("VarGrad", 300), ("TrajectoryBalance", 1000)):
-        for parents in (False, True):
+    for label, options in POSTERIOR.items():
+        if args.rows and label not in args.rows:
+            continue
+        for parents in (True, False):
             found = []
             try:
                 for seed in args.seeds:
-                    compute: Callable[[], Any] = partial(fixed, parents, seed, loss, steps)
-                    key = {"part": "posterior", "parents": parents, "loss": loss, "steps": steps, "seed": seed}
+                    compute: Callable[[], Any] = partial(fixed, parents, seed, **options)
+                    key = {"part": "posterior", "parents": parents, "seed": seed, **options}
                     found.append(common.cell("grammar", args.until, compute, **key))
                     print(found[-1], flush=True)
             except common.OutOfTime:
-                print(f"{loss}: out of time after {len(found)} seeds", flush=True)
+                print(f"{label}: out of time after {len(found)} seeds", flush=True)
             if found:
                 names = [name for name in found[0] if name != "key"]
-                line = {"rules by parent": str(parents), "loss": loss, "steps": steps, "seeds": len(found)}
+                line = {
+                    "rules by parent": str(parents),
+                    "policy": label,
+                    "steps": options["steps"],
+                    "seeds": len(found),
+                }
                 lines.append(line | {name: span([row[name] for row in found]) for name in names})
     common.report("grammar_posterior", lines, seeds=args.seeds)
 
@@ -253,7 +301,7 @@ def main() -> None:
     parser.add_argument("--root", help="folder with English-ATIS of Universal Dependencies")
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(5)))
     parser.add_argument("--steps", type=int, default=800, help="of EM")
-    parser.add_argument("--rows", nargs="*", help="of the table of learned grammars; all by default")
+    parser.add_argument("--rows", nargs="*", help="of the table, by name; all by default")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after these")
     args = parser.parse_args()
     args.until = time.monotonic() + 60 * args.minutes
@@ -273,8 +321,10 @@ def main() -> None:
         rows = {
             "context-free, trees summed out": {**exact, "parents": False},
             "rules by parent, trees summed out": {**exact, "parents": True},
+            "rules by parent, trees drawn exactly": {"kind": "exact draws", "steps": 500, "parents": True},
             "context-free, EM": {**em, "parents": False},
             "rules by parent, EM": {**em, "parents": True},
+            "rules by parent, EM, VarGrad": {**em, **LARGER, "parents": True},
         }
         learn(args, "parents", rows)
     else:
