@@ -157,6 +157,12 @@ class Programs:
             for key, value in current.items():
                 value.copy_(saved[key])
 
+    def end_training(self) -> None:
+        """Modules leave out what is for fitting alone, such as dropout."""
+        for program in (self.model, self.guide):
+            if isinstance(program, nn.Module):
+                program.eval()
+
     def put_back(self) -> None:
         """Give parameters that are not ours the values that they came with."""
         with torch.no_grad():
@@ -216,6 +222,7 @@ def fitted(problem: Problem, state: Mapping[str, Tensor], *, seed: int) -> Itera
         raise ResultError(f"{problem.name}: the result has the state of a guide, but the problem has no guide")
     with opened(problem, seed) as programs:
         programs.load(state)
+        programs.end_training()
         yield programs.model, programs.guide
 
 

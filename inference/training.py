@@ -319,6 +319,7 @@ def fit(
             loop = make(Setting(programs, batches, options, folder, ranks))
             loop.check_room()
             loop.run()
+            programs.end_training()
             finish = getattr(programs.guide, "finish", None)  # what a guide does once its parameters are fitted
             if finish is not None:
                 finish(replace(problem, model=programs.model))

@@ -460,3 +460,23 @@ def test_a_fit_that_stopped_early_answers_at_once(tmp_path):
     assert first.tree["fit"].sizes["step"] < 2000
     assert again.tree["fit"].sizes == first.tree["fit"].sizes
     assert again.posterior.identical(first.posterior)
+
+
+def test_dropout_is_for_fitting_alone():
+    layers = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 1))
+
+    class Model(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = layers
+
+        def forward(self) -> None:
+            mean = pyro.deterministic("mean", self.layers(torch.ones(1)))
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(mean + z, 1.0).to_event(1), obs=torch.ones(1))
+
+    model = Model()
+    problem = Problem("dropout", model=model, guide=auto_guide(pyro.poutine.block(model, expose=["z"])))
+    result = fit_svi(problem, num_steps=3, num_samples=20, progress=False, compile="eager")
+    assert np.ptp(result.posterior["mean"].values) == 0
+    assert model.training, "the caller's own module stays as it was"
