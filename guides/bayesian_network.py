@@ -13,7 +13,7 @@ network has to learn only what the ban on cycles adds to that.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyro
@@ -22,10 +22,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from probmodels.inference.balance import Run, VarGrad
-from probmodels.inference.traces import shared_plates
-
-__all__ = ["EdgePolicy", "GraphPolicy", "ParallelVarGrad", "is_acyclic", "reachable"]
+__all__ = ["EdgePolicy", "GraphPolicy", "is_acyclic", "reachable"]
 
 
 def reachable(graph: Tensor) -> Tensor:
@@ -247,49 +244,3 @@ class GraphPolicy(dist.TorchDistribution):
 def _log_total(logits: Tensor) -> Tensor:
     """Log of 1 + sum of exp, the normaliser of log odds (..., direction)."""
     return torch.cat([torch.zeros_like(logits[..., :1]), logits], -1).logsumexp(-1)
-
-
-class ParallelVarGrad(VarGrad):
-    """`VarGrad` whose draws are the rows of a plate around guide and model, so that all cost little more than one.
-
-    For programs whose sites can be vectorised and stand in no plate.
-
-    Parameters
-    ----------
-    num_particles
-        At least 2.
-    temperature, epsilon, reward_power, floor
-        See `probmodels.inference.balance.Balance`.
-    """
-
-    def __init__(
-        self,
-        num_particles: int = 64,
-        *,
-        temperature: float = 1.0,
-        epsilon: float = 0.0,
-        reward_power: float | Callable[[int], float] = 1.0,
-        floor: float | None = None,
-    ) -> None:
-        super().__init__(
-            num_particles, temperature=temperature, epsilon=epsilon, reward_power=reward_power, floor=floor
-        )
-
-    def _runs(self, model: Any, guide: Any, args: Any, kwargs: Any) -> list[Run]:
-        count = self.num_particles
-        trace, draw = self._get_trace(_repeated(model, count), _repeated(guide, count), args, kwargs)
-        return [Run(draw, trace, shared_plates(trace, draw))]
-
-    def _by_datum(self, runs: Sequence[Run]) -> Tensor:
-        gaps = [(self._log_reward(run) - run.log_q()).reshape(-1) for run in runs]
-        return torch.cat(gaps).var() / 2
-
-
-def _repeated(program: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """A program within a plate."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with pyro.plate("draws", count, dim=-1):
-            return program(*args, **kwargs)
-
-    return run

@@ -36,7 +36,8 @@ from probmodels.acyclic_graphs import AcyclicGraphs
 from probmodels.datasets import DataError
 from probmodels.datasets.bayesian_networks import simulate_gaussian_network
 from probmodels.datasets.options import check_choices, check_counts, check_numbers
-from probmodels.guides.bayesian_network import EdgePolicy, ParallelVarGrad
+from probmodels.guides.bayesian_network import EdgePolicy
+from probmodels.inference.balance import ParallelVarGrad
 from probmodels.inference.problem import Problem
 from probmodels.network_outputs import write_network as write_outputs
 from probmodels.parent_scores import bdeu, best_score, bge, parent_scores

@@ -19,8 +19,9 @@ from probmodels import Result, fit_svi
 from probmodels.acyclic_graphs import AcyclicGraphs, all_graphs
 from probmodels.bayesian_network import make_problem, tiny
 from probmodels.datasets import DataError, load
-from probmodels.guides.bayesian_network import EdgePolicy, GraphPolicy, ParallelVarGrad, is_acyclic, reachable
+from probmodels.guides.bayesian_network import EdgePolicy, GraphPolicy, is_acyclic, reachable
 from probmodels.inference import check_exact
+from probmodels.inference.balance import ParallelVarGrad
 from probmodels.network_outputs import class_graph, network_table, summarise_network, write_network
 from probmodels.parent_scores import bdeu, best_score, bge, parent_scores
 
