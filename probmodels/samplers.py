@@ -214,8 +214,7 @@ def flow_log_density(
             probes = torch.randint(2, (num_probes, *z.shape), device=z.device).to(z) * 2 - 1
         weight = 1.0 if num_probes is None else 1.0 / num_probes
         last, change = _solved(field, z, 0.0, 1.0, tolerance, lambda: probes, weight)
-    normal = -0.5 * (last.flatten(1) ** 2).sum(-1) - 0.5 * size * math.log(2 * math.pi)
-    return normal + change
+    return _log_normal(last) + change
 
 
 def _solved(
@@ -275,7 +274,8 @@ class Weighted:
     resampled
         Steps after which they were resampled.
     log_evidence
-        Log of the ratio of the normalising constants of the last and the first density, where densities are known.
+        Log of the integral of level 0's density, as the field gives it; NaN for weights by ``"feynman_kac"``, which
+        leave out what all samples share.
     evaluations
         Scores computed for each sample.
     """
@@ -355,7 +355,7 @@ def weighted(
         z = torch.randn(num_samples, *field.shape, dtype=dtype)
         log_weight = z.new_zeros(num_samples)
         if weights == "energy":
-            log_weight = field.log_density(z, times[0]) + 0.5 * (z.flatten(1) ** 2).sum(-1)
+            log_weight = field.log_density(z, times[0]) - _log_normal(z)
         else:
             assert isinstance(field, Product)
             if not sum(field.weights) > 0:
@@ -384,7 +384,8 @@ def weighted(
                 z, made = move(z, s, step + 1)
                 evaluations += made
         samples = field.denoise(z, times[-1]) if denoise else z
-    return Weighted(samples, torch.stack(effective), tuple(resampled), total, evaluations)
+    evidence = total if weights == "energy" else math.nan
+    return Weighted(samples, torch.stack(effective), tuple(resampled), evidence, evaluations)
 
 
 def _feynman_kac(field: Any, z: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
@@ -402,6 +403,11 @@ def _feynman_kac(field: Any, z: Tensor, t: float, s: float) -> tuple[Tensor, Ten
         field.schedule, z, (z + sigma**2 * joint) / alpha, *(torch.tensor(time).to(like) for time in (t, s))
     )
     return (mean + sd * torch.randn_like(z)).to(z), gain
+
+
+def _log_normal(z: Tensor) -> Tensor:
+    """Log density (sample,) of independent standard normals."""
+    return -0.5 * (z.flatten(1) ** 2 + math.log(2 * math.pi)).sum(-1)
 
 
 def _systematic(share: Tensor) -> Tensor:

@@ -230,14 +230,21 @@ class UniformBox(Field):
         alpha, sigma = self.scales(t, z)
         low, high = alpha * self.low.to(z), alpha * self.high.to(z)
         # Differences of tails on the side where they are small; the density is symmetric about the middle.
-        middle = (low + high) / 2
+        middle, half = (low + high) / 2, (high - low) / (2 * sigma)
         side = torch.where(z > middle, -1.0, 1.0)
-        near, far = (side * (z - middle) + (high - low) / 2) / sigma, (side * (z - middle) - (high - low) / 2) / sigma
-        log_near, log_far = torch.special.log_ndtr(near), torch.special.log_ndtr(far)
-        log_mass = log_near + torch.log1p(-(log_far - log_near).exp())
-        bells = [(-0.5 * end**2 - 0.5 * math.log(2 * math.pi) - log_mass).exp() for end in (near, far)]
-        log_density = (log_mass - (high - low).log()).sum(-1)
-        return Evaluation(side * (bells[0] - bells[1]) / sigma, None, log_density)
+        place = side * (z - middle) / sigma
+        near, far = place + half, place - half
+        log_near = torch.special.log_ndtr(near)
+        hazards = _hazard(near), _hazard(far)
+        # Tail beyond over tail within; far out, normal densities give the ratio that logarithms of tails round away.
+        log_share = torch.where(
+            near < 0,
+            2 * place * half + (_hazard(near.clamp(max=0.0)) / hazards[1]).log(),
+            torch.special.log_ndtr(far) - log_near,
+        )
+        share = log_share.exp()
+        log_density = (log_near + torch.log1p(-share) - (high - low).log()).sum(-1)
+        return Evaluation(side * (hazards[0] - share * hazards[1]) / (1 - share) / sigma, None, log_density)
 
     def sample(self, num_samples: int, t: float = 0.0, *, generator: torch.Generator | None = None) -> Tensor:
         """Exact draws (sample, size) of the density at a time, in double precision."""
@@ -603,6 +610,13 @@ def _weighted(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     for part, weight in zip(parts[1:], weights[1:], strict=True):
         total = total + weight * part
     return total
+
+
+def _hazard(x: Tensor) -> Tensor:
+    """Normal density over the tail below x, as far out as x goes."""
+    below = math.sqrt(2 / math.pi) / torch.special.erfcx(-x.clamp(max=0.0) / math.sqrt(2))
+    above = torch.exp(-0.5 * x**2 - torch.special.log_ndtr(x.clamp(min=0.0))) / math.sqrt(2 * math.pi)
+    return torch.where(x < 0, below, above)
 
 
 def _optional(parts: Sequence[Tensor | None], weights: Sequence[float]) -> Tensor | None:

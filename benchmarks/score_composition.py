@@ -1,0 +1,513 @@
+"""Composition of scores where every figure has an exact answer: samplers, line integrals, guidance, inverse problems.
+
+    python benchmarks/score_composition.py product
+    python benchmarks/score_composition.py steps
+    python benchmarks/score_composition.py integral
+    python benchmarks/score_composition.py guidance
+    python benchmarks/score_composition.py inverse
+    python benchmarks/score_composition.py learned
+
+``product``: a ring of eight normals (radius 0.5, sd 0.03) times the uniform density of a bar, [-0.2, 0.2] x [-1, 1], at
+100 levels of the cosine schedule of Nichol and Dhariwal (2021), from scores in closed form. Two modes of the ring lie in
+the bar. Columns: share of draws within 4 sd of them; mean log density of the product, whose bar has 1 % of its mass on
+[-1.1, 1.1]^2 to keep it finite; mean error of the two variances; squared MMD (bandwidth 0.1) and 2-Wasserstein distance
+from exact draws; acceptance over all levels; scores computed for each draw; CPU seconds. The last row holds two exact
+sets against each other. Noise of level 0 is taken off.
+
+``steps``: HMC of longer and longer steps, in units of the scale of a mode at each level, five steps a level: sd of the
+draws of level 0 within the modes over the exact one, and the share of chains that are lost (not finite, or beyond 3).
+
+``integral``: error of rules for the log ratio of densities of an HMC proposal, for points of the product at three
+levels, and its order in the step size.
+
+``guidance``: ``p(z) p(y | z)^4`` for one of eight overlapping normals, against exact draws by rejection.
+
+``inverse``: a mixture in six dimensions of which three sums are observed, against the exact posterior.
+
+``learned``: ``product`` with networks for both scores, trained by `fit_svi`.
+
+Intervals are Student's over seeds. Cells that are done are kept in ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import common  # isort: skip  (pins threads before numpy is loaded)
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from probmodels import run_mcmc
+from probmodels.guides.schedules import LinearSchedule, TableSchedule
+from probmodels.inference.line_integrals import RULES, log_ratio
+from probmodels.inference.sample_quality import mmd, wasserstein
+from probmodels.samplers import sample, weighted
+from probmodels.score_composition import levels_of, make_move, make_problem
+from probmodels.score_fields import (
+    Conditioned,
+    Field,
+    GaussianMixture,
+    Product,
+    ScoreOnly,
+    UniformBox,
+    linear_observation,
+)
+
+LEVELS, SD, RADIUS = 100, 0.03, 0.5
+LOW, HIGH = [-0.2, -1.0], [0.2, 1.0]
+MODES = torch.tensor([[0.0, RADIUS], [0.0, -RADIUS]], dtype=torch.float64)
+OUTSIDE = 0.01  # of the mass of the bar, for log densities of draws beyond it
+
+
+def cosine_table(num_levels: int = LEVELS) -> TableSchedule:
+    """The schedule of Nichol and Dhariwal (2021), its betas clipped at 0.999."""
+    place = torch.arange(num_levels + 1, dtype=torch.float64) / num_levels
+    curve = torch.cos((place + 0.008) / 1.008 * math.pi / 2) ** 2
+    return TableSchedule(torch.cumprod(1 - (1 - curve[1:] / curve[:-1]).clamp(max=0.999), 0))
+
+
+SCHEDULE = cosine_table()
+ANGLES = torch.arange(8, dtype=torch.float64) * math.pi / 4
+CIRCLE = torch.stack([ANGLES.cos(), ANGLES.sin()], -1)
+RING = GaussianMixture(SCHEDULE, RADIUS * CIRCLE, SD**2)
+BAR = UniformBox(SCHEDULE, LOW, HIGH)
+KNOWN, SCORES = Product([RING, BAR]), Product([ScoreOnly(RING), ScoreOnly(BAR)])
+
+# -- the product of a ring and a bar ----------------------------------------------------------------------------------
+
+
+def exact_product(num_samples: int, seed: int) -> Tensor:
+    """Draws (sample, 2) of the ring that lie in the bar."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(8, (20 * num_samples,), generator=generator)
+    noise = torch.randn(len(chosen), 2, dtype=torch.float64, generator=generator)
+    x = RADIUS * CIRCLE[chosen] + SD * noise
+    inside = ((x > torch.tensor(LOW)) & (x < torch.tensor(HIGH))).all(-1)
+    return x[inside][:num_samples]
+
+
+def _mass(low: Sequence[float], high: Sequence[float]) -> float:
+    """Of the ring in a box."""
+    ends = [torch.special.ndtr((torch.tensor(side) - RADIUS * CIRCLE) / SD) for side in (low, high)]
+    return float((ends[1] - ends[0]).prod(-1).mean())
+
+
+def log_product(x: Tensor) -> Tensor:
+    """Normalised log density (sample,) of the product, 1 % of the bar's mass around it."""
+    square = [-1.1, -1.1], [1.1, 1.1]
+    within, around = (1 - OUTSIDE) / 0.8, OUTSIDE / 2.2**2
+    constant = within * _mass(LOW, HIGH) + around * _mass(*square)
+    ring = -0.5 * ((x.unsqueeze(1) - RADIUS * CIRCLE) ** 2).sum(-1) / SD**2 - math.log(8 * 2 * math.pi * SD**2)
+    inside = ((x > torch.tensor(LOW)) & (x < torch.tensor(HIGH))).all(-1)
+    return ring.logsumexp(-1) + torch.log(inside * within + around) - math.log(constant)
+
+
+def product_figures(x: Tensor, seed: int) -> dict[str, float]:
+    """Columns of the table, for draws (sample, 2)."""
+    x = x.double()
+    exact = exact_product(len(x), 10_000 + seed)
+    distance = (x.unsqueeze(1) - MODES).norm(dim=-1).amin(1)
+    variance = torch.tensor([exact_product(10**5, 5)[:, i].var() for i in range(2)])
+    return {
+        "in modes": float((distance < 4 * SD).double().mean()),
+        "log density": float(log_product(x).mean()),
+        "variance error": float((x.var(0) - variance).abs().mean()),
+        "MMD2": mmd(x, exact, 0.1),
+        "W2": wasserstein(x, exact),
+    }
+
+
+def chains(field: Field, num_chains: int, per_level: int, seed: int, num_levels: int = LEVELS, **options: Any) -> Any:
+    """Draws (sample, size) of one annealed run, and what happened on its levels."""
+    width = options.pop("width", SD)
+    draws = options.pop("draws", 1)
+    problem = make_problem(field, num_levels=num_levels, width=width)
+    result = run_mcmc(
+        problem,
+        num_samples=draws,
+        warmup_steps=num_levels * per_level,
+        num_chains=num_chains,
+        kernel_options=options,
+        seed=seed,
+        progress=False,
+    )
+    x = torch.as_tensor(result.tree["posterior"]["x"].values)
+    return x.reshape(-1, x.shape[-1]), levels_of(result)
+
+
+def annealed_cell(num_samples: int, seed: int, exact: bool = False, **options: Any) -> dict[str, float]:
+    """One annealed run of ten steps a level."""
+    x, levels = chains(KNOWN if exact else SCORES, num_samples, 10, seed, **options)
+    return product_figures(x, seed) | {
+        "acceptance": float(levels["acceptance_rate"].mean()),
+        "scores": float(levels["evaluations"].sum()) + 1,
+    }
+
+
+def reverse_cell(num_samples: int, seed: int) -> dict[str, float]:
+    """The reverse process."""
+    x = sample(SCORES, num_samples, num_steps=LEVELS - 1, seed=seed, progress=False)
+    return product_figures(x, seed) | {"acceptance": math.nan, "scores": float(LEVELS)}
+
+
+def weighted_cell(num_samples: int, seed: int, weights: str, steps: int) -> dict[str, float]:
+    """Sequential Monte Carlo."""
+    field = KNOWN if weights == "energy" else SCORES
+    move = make_move(field, num_steps=steps, width=SD) if steps else None
+    found = weighted(
+        field, num_samples, num_steps=LEVELS - 1, weights=weights, move=move, seed=seed, progress=False
+    )
+    return product_figures(found.samples, seed) | {"acceptance": math.nan, "scores": float(found.evaluations) + 1}
+
+
+def exact_cell(num_samples: int, seed: int) -> dict[str, float]:
+    """Exact draws against exact draws."""
+    return product_figures(exact_product(num_samples, seed), seed) | {"acceptance": math.nan, "scores": 0.0}
+
+
+_HMC: dict[str, Any] = {"sampler": "hmc", "step_size": 0.8}
+_LANGEVIN: dict[str, Any] = {"step_size": 0.7}
+SAMPLERS: dict[str, Callable[..., dict[str, float]]] = {
+    "reverse": reverse_cell,
+    "U-LA": partial(annealed_cell, sampler="ula", **_LANGEVIN),
+    "LA, exact": partial(annealed_cell, sampler="mala", exact=True, **_LANGEVIN),
+    "LA, trapezoid of 2": partial(annealed_cell, sampler="mala", rule="curve", **_LANGEVIN),
+    "LA, simpson of 5": partial(annealed_cell, sampler="mala", rule="simpson", **_LANGEVIN),
+    "U-HMC": partial(annealed_cell, sampler="uhmc", step_size=0.8),
+    "HMC, exact": partial(annealed_cell, exact=True, **_HMC),
+    "HMC, curve-newton": partial(annealed_cell, rule="curve-newton", **_HMC),
+    "HMC, curve": partial(annealed_cell, rule="curve", **_HMC),
+    "HMC, curve-simpson": partial(annealed_cell, rule="curve-simpson", **_HMC),
+    "HMC, trapezoid of 5": partial(annealed_cell, rule="trapezoid", num_points=5, **_HMC),
+    "HMC after reverse steps": partial(annealed_cell, predictor=True, **_HMC),
+    "SMC, energy": partial(weighted_cell, weights="energy", steps=0),
+    "SMC, energy, 2 HMC": partial(weighted_cell, weights="energy", steps=2),
+    "SMC, scores": partial(weighted_cell, weights="feynman_kac", steps=0),
+    "SMC, scores, 2 HMC": partial(weighted_cell, weights="feynman_kac", steps=2),
+    "exact": exact_cell,
+}
+DIGITS = {"in modes": 3, "log density": 2, "variance error": 4, "MMD2": 4, "W2": 3, "acceptance": 3, "scores": 0}
+
+
+def product(args: argparse.Namespace) -> None:
+    """All samplers."""
+    rows = []
+    for name, run in SAMPLERS.items():
+        cells = [
+            common.cell(
+                "score_composition_product_cells", args.until, partial(run, args.samples, seed),
+                sampler=name, samples=args.samples, seed=seed,
+            )
+            for seed in args.seeds
+        ]  # fmt: skip
+        row = {"sampler": name}
+        for key, digits in DIGITS.items():
+            row[key] = common.interval([cell[key] for cell in cells], digits=digits)
+        row["scores"] = f"{cells[0]['scores']:.0f}"
+        row["CPU s"] = f"{np.median([cell['cpu'] for cell in cells]):.1f}"
+        rows.append({key: "" if "nan" in str(value) else value for key, value in row.items()})
+    common.report("score_composition_product", rows, samples=args.samples, seeds=len(args.seeds))
+
+
+# -- step sizes -------------------------------------------------------------------------------------------------------
+
+
+def exact_sd() -> float:
+    """Sd of a coordinate within 4 scales of a mode, of the density of level 0, by quadrature."""
+    alpha, sigma = (float(value) for value in RING.scales(0.0, torch.zeros((), dtype=torch.float64)))
+    radius = 4 * math.hypot(alpha * SD, sigma)
+    axis = torch.linspace(-radius, radius, 801, dtype=torch.float64)
+    offset = torch.cartesian_prod(axis, axis)
+    offset = offset[offset.norm(dim=-1) < radius]
+    share = KNOWN.log_density(alpha * MODES[0] + offset, 0.0).softmax(0)
+    return math.sqrt(float((share * (offset**2).sum(-1)).sum()) / 2)
+
+
+def steps_cell(num_samples: int, seed: int, step: float, sampler: str, rule: str | None) -> dict[str, float]:
+    """Spread within modes of draws of level 0."""
+    field = KNOWN if rule == "exact" else SCORES
+    if sampler == "uhmc":  # run_mcmc refuses to go on with chains whose scores are lost
+        torch.manual_seed(seed)
+        move = make_move(SCORES, num_steps=5, sampler=sampler, step_size=step, width=SD)
+        x, accepted = torch.randn(num_samples, 2), 1.0
+        for level, t in enumerate(SCHEDULE.levels(LEVELS - 1).tolist()):
+            x, _ = move(x, t, level)
+    else:
+        x, levels = chains(field, num_samples, 5, seed, sampler=sampler, step_size=step, rule=rule, denoise=False)
+        accepted = float(levels["acceptance_rate"].mean())
+    x = x.double()
+    lost = ~x.isfinite().all(-1) | (x.abs().amax(-1) > 3)
+    x = x[~lost]
+    alpha, sigma = (float(value) for value in RING.scales(0.0, torch.zeros((), dtype=torch.float64)))
+    offset = x.unsqueeze(1) - alpha * MODES
+    nearest = offset.norm(dim=-1).argmin(1)
+    offset = offset[torch.arange(len(x)), nearest]
+    near = offset[offset.norm(dim=-1) < 4 * math.hypot(alpha * SD, sigma)]
+    return {
+        "sd": math.sqrt(float((near**2).sum(-1).mean()) / 2) if len(near) else math.nan,
+        "lost": float(lost.double().mean()),
+        "in modes": len(near) / num_samples,
+        "acceptance": accepted,
+    }
+
+
+def steps(args: argparse.Namespace) -> None:
+    """Longer and longer steps."""
+    rows, truth = [], exact_sd()
+    kinds = {
+        "U-HMC": ("uhmc", None), "HMC, curve": ("hmc", "curve"), "HMC, curve-newton": ("hmc", "curve-newton"),
+        "HMC, curve-simpson": ("hmc", "curve-simpson"), "HMC, exact": ("hmc", "exact"),
+    }  # fmt: skip
+    for step in (0.8, 1.1, 1.4):
+        for name, (sampler, rule) in kinds.items():
+            cells = [
+                common.cell(
+                    "score_composition_steps_cells",
+                    args.until,
+                    partial(steps_cell, args.samples, seed, step, sampler, rule),
+                    step=step, sampler=name, samples=args.samples, seed=seed,
+                )
+                for seed in args.seeds
+            ]  # fmt: skip
+            figures = {key: [cell[key] for cell in cells] for key in ("sd", "lost", "in modes", "acceptance")}
+            rows.append(
+                {
+                    "step": step,
+                    "sampler": name,
+                    "sd / exact": common.interval([value / truth for value in figures["sd"]]),
+                    "lost": common.interval(figures["lost"]),
+                    "in modes": common.interval(figures["in modes"]),
+                    "acceptance": "" if sampler == "uhmc" else common.interval(figures["acceptance"]),
+                }
+            )
+    common.report("score_composition_steps", rows, exact_sd=truth, samples=args.samples, seeds=len(args.seeds))
+
+
+# -- line integrals ---------------------------------------------------------------------------------------------------
+
+_RULES = [("curve", 0), ("curve-newton", 0), ("curve-simpson", 0)]
+_RULES += [("trapezoid", 3), ("trapezoid", 5), ("simpson", 3), ("simpson", 5), ("gauss", 3), ("gauss", 6)]
+
+
+def integral_cell(num_samples: int, seed: int, level: int) -> dict[str, float]:
+    """Mean absolute errors of all rules at a step and at half of it."""
+    t = level / (LEVELS - 1)
+    generator = torch.Generator().manual_seed(seed)
+    ring = RING.sample(30 * num_samples, t, generator=generator)
+    share = BAR.log_density(ring, t).softmax(0)
+    x = ring[torch.multinomial(share, num_samples, replacement=True, generator=generator)]
+    alpha, sigma = (float(value) for value in RING.scales(t, torch.zeros((), dtype=torch.float64)))
+    momentum = torch.randn(x.shape, dtype=torch.float64, generator=generator)
+    found = {}
+    for label, step in (("", 0.8), (" at half", 0.4), (" at quarter", 0.2)):
+        size = step * math.hypot(alpha * SD, sigma)
+        target = partial(_score_at, t)
+        points, evaluations, v = [x], [target(x)], momentum
+        for _ in range(3):
+            v = v + 0.5 * size * evaluations[-1].score
+            points.append(points[-1] + size * v)
+            evaluations.append(target(points[-1]))
+            v = v + 0.5 * size * evaluations[-1].score
+        truth = KNOWN.log_density(points[-1], t) - KNOWN.log_density(x, t)
+        found["change" + label] = float(truth.abs().mean())
+        for rule, count in _RULES:
+            change, extra = log_ratio(rule, target, points, evaluations, count)
+            found[f"{rule} {count}{label}"] = float((change - truth).abs().mean())
+            found[f"{rule} {count} scores"] = float(extra)
+    return found
+
+
+def _score_at(t: float, x: Tensor) -> Any:
+    return SCORES.evaluate(x, t)
+
+
+def integral(args: argparse.Namespace) -> None:
+    """All rules at three levels."""
+    rows: list[dict[str, Any]] = []
+    assert {name for name, _ in _RULES} <= set(RULES)
+    cells = {
+        level: [
+            common.cell(
+                "score_composition_integral_cells", args.until, partial(integral_cell, args.samples, seed, level),
+                level=level, samples=args.samples, seed=seed,
+            )
+            for seed in args.seeds
+        ]
+        for level in (3, 10, 40)
+    }  # fmt: skip
+    for rule, count in _RULES:
+        key = f"{rule} {count}"
+        row: dict[str, Any] = {
+            "rule": f"{rule} of {count}" if count else rule,
+            "further scores": f"{cells[3][0][key + ' scores']:.0f}",
+        }
+        for level, found in cells.items():
+            error, fine, finer = (
+                float(np.mean([cell[key + suffix] for cell in found])) for suffix in ("", " at half", " at quarter")
+            )
+            row[f"level {level}"] = f"{error:.2g}"
+            row[f"order at {level}"] = f"{math.log2(error / fine):.1f}, {math.log2(fine / finer):.1f}"
+        rows.append(row)
+    change = {level: np.mean([cell["change"] for cell in found]) for level, found in cells.items()}
+    rows.append({"rule": "(mean change of log density)"} | {f"level {level}": f"{v:.2g}" for level, v in change.items()})
+    common.report("score_composition_integral", rows, samples=args.samples, seeds=len(args.seeds))
+
+
+# -- guidance ---------------------------------------------------------------------------------------------------------
+
+OVERLAPPING = GaussianMixture(SCHEDULE, RADIUS * CIRCLE, 0.2**2)
+WEIGHT, LABEL = 4.0, 2
+
+
+def log_label(z: Tensor, t: float) -> Tensor:
+    """Log probability (sample,) of the label given a point."""
+    return OVERLAPPING.components(z, t)[0].log_softmax(-1)[:, LABEL]
+
+
+GUIDED = Conditioned(OVERLAPPING, log_label, WEIGHT)
+GUIDED_SCORES = Conditioned(ScoreOnly(OVERLAPPING), log_label, WEIGHT)
+
+
+def exact_guided(num_samples: int, seed: int) -> Tensor:
+    """Draws (sample, 2) of level 0: of the label's component, accepted by ``p(y | z)^(weight - 1)``; noise taken off."""
+    generator = torch.Generator().manual_seed(seed)
+    one = GaussianMixture(SCHEDULE, OVERLAPPING.means[[LABEL]], OVERLAPPING.covariances[[LABEL]])
+    z = one.sample(8 * num_samples, generator=generator)
+    chance = ((WEIGHT - 1) * log_label(z, 0.0)).exp()
+    z = z[torch.rand(len(z), dtype=torch.float64, generator=generator) < chance][:num_samples]
+    if len(z) < num_samples:
+        raise RuntimeError(f"{len(z)} draws of {num_samples} were accepted")
+    return GUIDED.denoise(z, 0.0)
+
+
+def guidance_cell(num_samples: int, seed: int, name: str) -> dict[str, float]:
+    """Moments and distance of one sampler."""
+    options = {"sampler": "uhmc" if name == "U-HMC" else "hmc", "step_size": 0.8, "width": 0.15}
+    if name == "reverse":
+        x = sample(GUIDED_SCORES, num_samples, num_steps=LEVELS - 1, seed=seed, progress=False)
+    elif name == "exact":
+        x = exact_guided(num_samples, seed)
+    else:
+        x, _ = chains(GUIDED if name == "HMC, exact" else GUIDED_SCORES, num_samples, 10, seed, **options)
+    x = x.double()
+    truth = exact_guided(10**5, 99)
+    reference = exact_guided(num_samples, 10_000 + seed)
+    log_p = OVERLAPPING.log_density(x, 0.0)
+    return {
+        "radial mean": float(x[:, 1].mean()),
+        "radial sd": float(x[:, 1].std() / truth[:, 1].std()),
+        "tangential sd": float(x[:, 0].std() / truth[:, 0].std()),
+        "log p(y|x)": float(log_label(x, 0.0).mean()),
+        "log p(x)": float(log_p.mean()),
+        "MMD2": mmd(x, reference, 0.1),
+    }
+
+
+def guidance(args: argparse.Namespace) -> None:
+    """Reverse process and corrected chains under a guidance of four."""
+    rows = []
+    for name in ("reverse", "U-HMC", "HMC, exact", "HMC, curve-newton", "exact"):
+        cells = [
+            common.cell(
+                "score_composition_guidance_cells", args.until, partial(guidance_cell, args.samples, seed, name),
+                sampler=name, samples=args.samples, seed=seed,
+            )
+            for seed in args.seeds
+        ]  # fmt: skip
+        keys = ("radial mean", "radial sd", "tangential sd", "log p(y|x)", "log p(x)", "MMD2")
+        rows.append(
+            {"sampler": name}
+            | {key: common.interval([cell[key] for cell in cells], digits=4 if key == "MMD2" else 3) for key in keys}
+        )
+    common.report("score_composition_guidance", rows, weight=WEIGHT, samples=args.samples, seeds=len(args.seeds))
+
+
+# -- inverse problems -------------------------------------------------------------------------------------------------
+
+
+def inverse_cell(num_samples: int, seed: int, bridge: str, sampler: str) -> dict[str, Any]:
+    """A new mixture, observation and truth."""
+    generator = torch.Generator().manual_seed(seed)
+    size, count, schedule = 6, 3, LinearSchedule(-10.0, 5.0)
+    normal = partial(torch.randn, dtype=torch.float64, generator=generator)
+    factors = 0.35 * normal(count, size, size)
+    covariances = factors @ factors.mT + 0.1 * torch.eye(size, dtype=torch.float64)
+    prior = GaussianMixture(schedule, 0.8 * normal(count, size), covariances, torch.tensor([0.5, 0.3, 0.2]))
+    matrix, sd = normal(3, size), 0.3
+    truth = prior.sample(1, generator=generator)[0]
+    observed = matrix @ truth + sd * normal(3)
+    exact = prior.given(matrix, observed, sd)
+    posterior = linear_observation(ScoreOnly(prior), matrix, observed, sd, bridge=bridge or "noised")
+    mean = exact.weights @ exact.means
+    centred = exact.means - mean
+    covariance = torch.einsum("k,kij->ij", exact.weights, exact.covariances + torch.einsum("ki,kj->kij", centred, centred))
+    width = float(torch.linalg.eigvalsh(exact.covariances).min().sqrt())
+    if sampler == "exact":
+        x = exact.sample(num_samples, generator=generator)
+    elif sampler == "reverse":
+        x = sample(posterior, num_samples * 5, num_steps=100, seed=seed, progress=False)
+    else:
+        x, _ = chains(
+            posterior, num_samples, 5, seed, num_levels=40, width=width, draws=10, step_size=0.8, num_leapfrog=5,
+        )  # fmt: skip
+    x = x.double()
+    covered, many = {}, exact.sample(10**5, generator=generator)
+    for share in (0.5, 0.9):
+        low, high = (torch.quantile(x, (1 + sign * share) / 2, dim=0) for sign in (-1, 1))
+        covered[f"{share:.0%}"] = float(((truth > low) & (truth < high)).double().mean())
+        covered[f"mass of {share:.0%}"] = float(((many > low) & (many < high)).double().mean())
+    return {
+        "mean": float(((x.mean(0) - mean) ** 2).mean().sqrt() / covariance.diagonal().mean().sqrt()),
+        "covariance": float((x.T.cov() - covariance).norm() / covariance.norm()),
+        **covered,
+    }
+
+
+def inverse(args: argparse.Namespace) -> None:
+    """Both bridges, over seeds."""
+    rows = []
+    seeds = range(args.problems)
+    kinds = [(bridge, sampler) for sampler in ("reverse", "hmc") for bridge in ("noised", "denoised")]
+    kinds.append(("", "exact"))
+    for bridge, sampler in kinds:
+        cells = [
+            common.cell(
+                "score_composition_inverse_cells", args.until, partial(inverse_cell, args.samples, seed, bridge, sampler),
+                bridge=bridge, sampler=sampler, samples=args.samples, seed=seed,
+            )
+            for seed in seeds
+        ]  # fmt: skip
+        figures = {key: [cell[key] for cell in cells] for key in cells[0] if key not in ("key", "cpu")}
+        row = {"sampler": sampler, "bridge": bridge}
+        row |= {f"error of {key}": common.spread(figures[key], 2) for key in ("mean", "covariance")}
+        row |= {f"{key} intervals": common.interval(figures[key]) for key in ("mass of 50%", "mass of 90%", "50%", "90%")}
+        row["CPU s"] = f"{np.median([cell['cpu'] for cell in cells]):.1f}"
+        rows.append(row)
+    common.report("score_composition_inverse", rows, samples=args.samples, problems=args.problems)
+
+
+PARTS = {"product": product, "steps": steps, "integral": integral, "guidance": guidance, "inverse": inverse}
+
+
+def main() -> None:
+    """Run the part that was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=tuple(PARTS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=list(range(5)))
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--problems", type=int, default=12, help="of inverse")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after these")
+    args = parser.parse_args()
+    args.until = time.monotonic() + 60 * args.minutes
+    PARTS[args.part](args)
+
+
+if __name__ == "__main__":
+    main()
