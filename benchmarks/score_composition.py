@@ -7,15 +7,14 @@
     python benchmarks/score_composition.py inverse
     python benchmarks/score_composition.py learned
 
-``product``: a ring of eight normals (radius 0.5, sd 0.03) times the uniform density of a bar, [-0.2, 0.2] x [-1, 1], at
-100 levels of the cosine schedule of Nichol and Dhariwal (2021), from scores in closed form. Two modes of the ring lie in
-the bar. Columns: share of draws within 4 sd of them; mean log density of the product, whose bar has 1 % of its mass on
-[-1.1, 1.1]^2 to keep it finite; mean error of the two variances; squared MMD (bandwidth 0.1) and 2-Wasserstein distance
-from exact draws; acceptance over all levels; scores computed for each draw; CPU seconds. The last row holds two exact
-sets against each other. Noise of level 0 is taken off.
-
-``steps``: HMC of longer and longer steps, in units of the scale of a mode at each level, five steps a level: sd of the
-draws of level 0 within the modes over the exact one, and the share of chains that are lost (not finite, or beyond 3).
+``product``: a ring of eight normals (radius 0.5, sd 0.03) times the uniform density of a bar, [-0.2, 0.2] x [-1, 1],
+at 100 levels of the cosine schedule of Nichol and Dhariwal (2021), from scores in closed form. Two modes of the ring
+lie in the bar. Columns: share of draws within 4 sd of them; mean log density of the product, whose bar has 1 % of its
+mass on [-1.1, 1.1]^2 to keep it finite; mean error of the two variances; squared MMD (bandwidth 0.1) and
+2-Wasserstein distance from exact draws; acceptance over all levels; scores computed for each draw; CPU seconds. The
+last row holds two exact sets against each other. Noise of level 0 is taken off. ``steps``: HMC of longer and longer
+steps, in units of the scale of a mode at each level, five steps a level: sd of the draws of level 0 within the modes
+over the exact one, and the share of chains that are lost (not finite, or beyond 3).
 
 ``integral``: error of rules for the log ratio of densities of an HMC proposal, for points of the product at three
 levels, and its order in the step size.
@@ -161,9 +160,7 @@ def weighted_cell(num_samples: int, seed: int, weights: str, steps: int) -> dict
     """Sequential Monte Carlo."""
     field = KNOWN if weights == "energy" else SCORES
     move = make_move(field, num_steps=steps, width=SD) if steps else None
-    found = weighted(
-        field, num_samples, num_steps=LEVELS - 1, weights=weights, move=move, seed=seed, progress=False
-    )
+    found = weighted(field, num_samples, num_steps=LEVELS - 1, weights=weights, move=move, seed=seed, progress=False)
     return product_figures(found.samples, seed) | {"acceptance": math.nan, "scores": float(found.evaluations) + 1}
 
 
@@ -356,7 +353,9 @@ def integral(args: argparse.Namespace) -> None:
             row[f"order at {level}"] = f"{math.log2(error / fine):.1f}, {math.log2(fine / finer):.1f}"
         rows.append(row)
     change = {level: np.mean([cell["change"] for cell in found]) for level, found in cells.items()}
-    rows.append({"rule": "(mean change of log density)"} | {f"level {level}": f"{v:.2g}" for level, v in change.items()})
+    rows.append(
+        {"rule": "(mean change of log density)"} | {f"level {level}": f"{v:.2g}" for level, v in change.items()}
+    )
     common.report("score_composition_integral", rows, samples=args.samples, seeds=len(args.seeds))
 
 
@@ -376,7 +375,7 @@ GUIDED_SCORES = Conditioned(ScoreOnly(OVERLAPPING), log_label, WEIGHT)
 
 
 def exact_guided(num_samples: int, seed: int) -> Tensor:
-    """Draws (sample, 2) of level 0: of the label's component, accepted by ``p(y | z)^(weight - 1)``; noise taken off."""
+    """Draws (sample, 2) of level 0: of the label's component, kept by ``p(y | z)^(weight - 1)``; noise taken off."""
     generator = torch.Generator().manual_seed(seed)
     one = GaussianMixture(SCHEDULE, OVERLAPPING.means[[LABEL]], OVERLAPPING.covariances[[LABEL]])
     z = one.sample(8 * num_samples, generator=generator)
@@ -447,7 +446,9 @@ def inverse_cell(num_samples: int, seed: int, bridge: str, sampler: str) -> dict
     posterior = linear_observation(ScoreOnly(prior), matrix, observed, sd, bridge=bridge or "noised")
     mean = exact.weights @ exact.means
     centred = exact.means - mean
-    covariance = torch.einsum("k,kij->ij", exact.weights, exact.covariances + torch.einsum("ki,kj->kij", centred, centred))
+    covariance = torch.einsum(
+        "k,kij->ij", exact.weights, exact.covariances + torch.einsum("ki,kj->kij", centred, centred)
+    )
     width = float(torch.linalg.eigvalsh(exact.covariances).min().sqrt())
     if sampler == "exact":
         x = exact.sample(num_samples, generator=generator)
@@ -479,7 +480,9 @@ def inverse(args: argparse.Namespace) -> None:
     for bridge, sampler in kinds:
         cells = [
             common.cell(
-                "score_composition_inverse_cells", args.until, partial(inverse_cell, args.samples, seed, bridge, sampler),
+                "score_composition_inverse_cells",
+                args.until,
+                partial(inverse_cell, args.samples, seed, bridge, sampler),
                 bridge=bridge, sampler=sampler, samples=args.samples, seed=seed,
             )
             for seed in seeds
@@ -487,7 +490,9 @@ def inverse(args: argparse.Namespace) -> None:
         figures = {key: [cell[key] for cell in cells] for key in cells[0] if key not in ("key", "cpu")}
         row = {"sampler": sampler, "bridge": bridge}
         row |= {f"error of {key}": common.spread(figures[key], 2) for key in ("mean", "covariance")}
-        row |= {f"{key} intervals": common.interval(figures[key]) for key in ("mass of 50%", "mass of 90%", "50%", "90%")}
+        row |= {
+            f"{key} intervals": common.interval(figures[key]) for key in ("mass of 50%", "mass of 90%", "50%", "90%")
+        }
         row["CPU s"] = f"{np.median([cell['cpu'] for cell in cells]):.1f}"
         rows.append(row)
     common.report("score_composition_inverse", rows, samples=args.samples, problems=args.problems)

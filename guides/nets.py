@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +109,10 @@ class ResidualMLP(nn.Module):
     frequencies
         Fourier features ``sin`` and ``cos`` of ``2^k pi x`` that are inputs beside every x, k = 0, 1, ...: fine detail
         that a smooth network is slow to learn.
+    dropout
+        Share of units inside of blocks that are left out while fitting.
+    num_outputs
+        Numbers for each number of a point, on an axis of their own; None for one, without that axis.
     """
 
     frequencies: Tensor
@@ -120,9 +125,12 @@ class ResidualMLP(nn.Module):
         blocks: int = 3,
         num_classes: int = 0,
         frequencies: int = 0,
+        dropout: float = 0.0,
+        num_outputs: int | None = None,
     ) -> None:
         super().__init__()
         size = math.prod(shape)
+        self.ends = () if num_outputs is None else (num_outputs,)
         self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(0.0, frequencies))
         self.embedding = LevelEmbedding(hidden, num_classes)
         self.read = nn.Linear(size * (1 + 2 * frequencies), hidden)
@@ -130,20 +138,21 @@ class ResidualMLP(nn.Module):
         self.inner = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
         self.outer = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(blocks))
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(blocks + 1))
-        self.write = nn.Linear(hidden, size)
+        self.dropout = nn.Dropout(dropout)
+        self.write = nn.Linear(hidden, size * math.prod(self.ends))
         for parameter in self.write.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, z: Tensor, level: Tensor, label: Tensor | None = None) -> Tensor:
-        """Values (row, *shape) at points (row, *shape) of levels (row,), of classes (row, class)."""
+        """Values (row, *shape, *output) at points (row, *shape) of levels (row,), of classes (row, class)."""
         flat = z.flatten(1)
         if len(self.frequencies):
             angles = (flat.unsqueeze(-1) * self.frequencies).flatten(1)
             flat = torch.cat([flat, angles.sin(), angles.cos()], -1)
         state, told = self.read(flat), self.embedding(level, label)
         for tell, inner, outer, norm in zip(self.told, self.inner, self.outer, self.norms, strict=False):
-            state = state + outer(F.silu(inner(F.silu(norm(state) + tell(told)))))
-        return self.write(F.silu(self.norms[-1](state))).reshape(z.shape)
+            state = state + outer(self.dropout(F.silu(inner(F.silu(norm(state) + tell(told))))))
+        return self.write(F.silu(self.norms[-1](state))).reshape(*z.shape, *self.ends)
 
 
 class UNet(nn.Module):
@@ -161,26 +170,38 @@ class UNet(nn.Module):
         How often the resolution is halved.
     num_classes
         See `LevelEmbedding`.
+    dropout, num_outputs
+        See `ResidualMLP`.
     """
 
-    def __init__(self, shape: Sequence[int], *, hidden: int = 32, depth: int = 2, num_classes: int = 0) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        hidden: int = 32,
+        depth: int = 2,
+        num_classes: int = 0,
+        dropout: float = 0.0,
+        num_outputs: int | None = None,
+    ) -> None:
         super().__init__()
         channels = shape[0] if len(shape) == 3 else 1
+        self.ends = () if num_outputs is None else (num_outputs,)
         widths = [hidden, *[2 * hidden] * depth]
         self.embedding = LevelEmbedding(2 * hidden, num_classes)
         self.read = nn.Conv2d(channels, hidden, 3, padding=1)
-        self.down = nn.ModuleList(_Block(a, b, 2 * hidden) for a, b in itertools.pairwise([hidden, *widths]))
-        self.middle = _Block(widths[-1], widths[-1], 2 * hidden)
+        make = partial(_Block, told=2 * hidden, dropout=dropout)
+        self.down = nn.ModuleList(make(a, b) for a, b in itertools.pairwise([hidden, *widths]))
+        self.middle = make(widths[-1], widths[-1])
         rising = widths[::-1]
-        self.up = nn.ModuleList(
-            _Block(a + b, b, 2 * hidden) for a, b in zip([rising[0], *rising[:-1]], rising, strict=True)
-        )
-        self.norm, self.write = nn.GroupNorm(_groups(hidden), hidden), nn.Conv2d(hidden, channels, 3, padding=1)
+        self.up = nn.ModuleList(make(a + b, b) for a, b in zip([rising[0], *rising[:-1]], rising, strict=True))
+        self.norm = nn.GroupNorm(_groups(hidden), hidden)
+        self.write = nn.Conv2d(hidden, channels * math.prod(self.ends), 3, padding=1)
         for parameter in self.write.parameters():
             nn.init.zeros_(parameter)
 
     def forward(self, z: Tensor, level: Tensor, label: Tensor | None = None) -> Tensor:
-        """Values (row, *shape) at images (row, *shape) of levels (row,), of classes (row, class)."""
+        """Values (row, *shape, *output) at images (row, *shape) of levels (row,), of classes (row, class)."""
         images = z if z.dim() == 4 else z.unsqueeze(1)
         told, state, kept = self.embedding(level, label), self.read(images), []
         for place, block in enumerate(self.down):
@@ -192,24 +213,26 @@ class UNet(nn.Module):
             if state.shape[-2:] != other.shape[-2:]:
                 state = F.interpolate(state, size=other.shape[-2:], mode="nearest")
             state = block(torch.cat([state, other], 1), told)
-        return self.write(F.silu(self.norm(state))).reshape(z.shape)
+        found = self.write(F.silu(self.norm(state)))
+        # Channels of the last layer are outputs of every channel of the image.
+        return found.unflatten(1, (images.shape[1], -1)).movedim(2, -1).reshape(*z.shape, *self.ends)
 
 
 class _Block(nn.Module):
     """Two convolutions with a shortcut, the second told the level."""
 
-    def __init__(self, width: int, out: int, told: int) -> None:
+    def __init__(self, width: int, out: int, told: int, dropout: float) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.GroupNorm(_groups(size), size) for size in (width, out))
         self.first, self.second = nn.Conv2d(width, out, 3, padding=1), nn.Conv2d(out, out, 3, padding=1)
-        self.told = nn.Linear(told, out)
+        self.told, self.dropout = nn.Linear(told, out), nn.Dropout(dropout)
         self.short = nn.Conv2d(width, out, 1) if width != out else nn.Identity()
 
     def forward(self, state: Tensor, told: Tensor) -> Tensor:
         inside = self.first(F.silu(self.norms[0](state))) + self.told(told)[..., None, None]
-        return self.short(state) + self.second(F.silu(self.norms[1](inside)))
+        return self.short(state) + self.second(self.dropout(F.silu(self.norms[1](inside))))
 
 
 def _groups(width: int) -> int:
-    """Groups of channels that are normalised together."""
-    return next(groups for groups in (8, 4, 2, 1) if width % groups == 0)
+    """Groups of channels that are normalised together, of four or more: one alone at one place would become zero."""
+    return next(groups for groups in (8, 4, 2, 1) if width % groups == 0 and (width >= 4 * groups or groups == 1))

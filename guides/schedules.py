@@ -230,7 +230,6 @@ class LearnedSchedule(NoiseSchedule):
         self.places = nn.Parameter(torch.linspace(0.0, 1.0, hidden))
         self.widths = nn.Parameter(torch.full((hidden,), math.log(math.expm1(hidden / 4))))
         self.weights = nn.Parameter(torch.full((hidden,), math.log(math.expm1(0.05 / hidden))))
-        self.line = nn.Parameter(torch.tensor(math.log(math.expm1(1.0))))
 
     def _ends(self) -> tuple[Tensor | float, Tensor | float]:
         if hasattr(self, "ends"):
@@ -239,7 +238,7 @@ class LearnedSchedule(NoiseSchedule):
 
     def _course(self, t: Tensor) -> Tensor:
         steps = torch.sigmoid((t.unsqueeze(-1) - self.places) * F.softplus(self.widths))
-        return F.softplus(self.line) * t + steps @ F.softplus(self.weights)
+        return t + steps @ F.softplus(self.weights)
 
     def gamma(self, t: Tensor) -> Tensor:
         low, high = self._course(t.new_tensor([0.0, 1.0]))
@@ -263,7 +262,7 @@ class LearnedSchedule(NoiseSchedule):
         width, weight = F.softplus(self.widths), F.softplus(self.weights)
         bends = torch.sigmoid((t.unsqueeze(-1) - self.places) * width)
         share = (self._course(t) - low) / (high - low)
-        rate = (F.softplus(self.line) + (bends * (1 - bends)) @ (width * weight)) / (high - low)
+        rate = (1 + (bends * (1 - bends)) @ (width * weight)) / (high - low)
         losses: list[Tensor] = []
         for value in (share, rate):
             if value.requires_grad:

@@ -16,6 +16,11 @@ a mean over a site ``time``, with noise that model and guide share, and the term
 same bound, without of its limit in continuous time, ``gamma'(t) |noise - predicted|^2 / 2``, whose mean depends on the
 ends of the schedule alone.
 
+The network predicts the noise, the datum, the score or the velocity, which are one another's linear functions
+(`probmodels.guides.diffusion.convert`); or, for data of few values, ``values``: log odds of every pixel's values given
+all others, to which the likelihood of the pixel's own noised value is added in closed form, with the mean over values
+for the denoised datum. A network that starts at zero is then the exact denoiser of uniform independent pixels.
+
 References
 ----------
 Kingma, D. P., Salimans, T., Poole, B. and Ho, J. (2021). Variational diffusion models. NeurIPS.
@@ -23,6 +28,8 @@ https://arxiv.org/abs/2107.00630
 Luo, C. (2022). Understanding diffusion models: a unified perspective. https://arxiv.org/abs/2208.11970
 Ho, J., Jain, A. and Abbeel, P. (2020). Denoising diffusion probabilistic models. NeurIPS.
 https://arxiv.org/abs/2006.11239
+Gulrajani, I. and Hashimoto, T. (2023). Likelihood-based diffusion language models. NeurIPS.
+https://arxiv.org/abs/2305.18619 (the output prior)
 """
 
 from __future__ import annotations
@@ -73,6 +80,7 @@ REFERENCE = "Kingma et al. (2021), https://arxiv.org/abs/2107.00630"
 ENGINES = ("svi",)
 
 NETWORKS = ("mlp", "unet")
+KINDS = (*PREDICTIONS, "values")
 _MOST_EXPLICIT = 200  # steps of a chain whose levels are all sites
 _BLOCK = 512  # data whose terms are computed at a time
 
@@ -86,11 +94,11 @@ class Diffusion(PyroModule):
         Of the noise.
     network
         From points (row, *shape), levels of noise in [0, 1] (row,) and indicators of classes (row, class) to
-        predictions (row, *shape).
+        predictions (row, *shape), or (row, *shape, value) where it predicts values.
     shape
         Of a datum.
     prediction
-        What the network predicts, of `PREDICTIONS`.
+        What the network predicts, of `PREDICTIONS`, or ``"values"``.
     num_steps
         Between levels; None for continuous time.
     explicit
@@ -143,9 +151,16 @@ class Diffusion(PyroModule):
         events = len(self.shape)
         if self.num_values is None:
             return dist.Normal(centre, (gamma / 2).exp()).to_event(events)
-        values = self.encode(torch.arange(self.num_values, dtype=z.dtype, device=z.device))
-        logits = -0.5 * (-gamma).exp() * (centre.unsqueeze(-1) - values) ** 2
-        return dist.Categorical(logits=logits).to_event(events)
+        return dist.Categorical(logits=self.log_odds(centre, gamma)).to_event(events)
+
+    def values(self, like: Tensor) -> Tensor:
+        """What data can be (value,), on the scale of the noise."""
+        assert self.num_values is not None
+        return self.encode(torch.arange(self.num_values, dtype=like.dtype, device=like.device))
+
+    def log_odds(self, centre: Tensor, gamma: Tensor) -> Tensor:
+        """Log density (row, *shape, value) of noised data over alpha (row, *shape), but for what values share."""
+        return -0.5 * (-gamma).exp().unsqueeze(-1) * (centre.unsqueeze(-1) - self.values(centre)) ** 2
 
     def decode(self, z: Tensor) -> Tensor:
         """Most likely data (row, *shape) given level 0."""
@@ -156,11 +171,12 @@ class Diffusion(PyroModule):
     def predict(self, z: Tensor, gamma: Tensor, label: Tensor | None, wanted: str) -> Tensor:
         """What the network makes of points (row, *shape) at levels gamma (row,), as one of `PREDICTIONS`."""
         level = (gamma - self.range[0]) / self.range[1]
-        found = self.network(z, level, label)
-        if wanted == self.prediction:
-            return found
-        gamma = _beside(gamma, z)
-        return convert(found, self.prediction, wanted, z, torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt())
+        found, gamma = self.network(z, level, label), _beside(gamma, z)
+        alpha, sigma = torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt()
+        if self.prediction != "values":
+            return convert(found, self.prediction, wanted, z, alpha, sigma)
+        clean = (found + self.log_odds(z / alpha, gamma)).softmax(-1) @ self.values(z)
+        return convert(clean, "x0", wanted, z, alpha, sigma)
 
     def indicators(self, label: Tensor | None, like: Tensor) -> Tensor | None:
         """Classes (row,) as indicators (row, class); a negative one is not known."""
@@ -192,11 +208,12 @@ class Diffusion(PyroModule):
         alpha, sigma = torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt()
         a, s = _beside(alpha, x), _beside(sigma, x)
         z = a * x + s * noise
-        target = convert(noise, "noise", self.prediction, z, a, s) if self.prediction != "x0" else x
-        if self.prediction == "velocity":
+        kind = "x0" if self.prediction == "values" else self.prediction
+        target = convert(noise, "noise", kind, z, a, s) if kind != "x0" else x
+        if kind == "velocity":
             target = a * noise - s * x
-        error = (target - self.predict(z, gamma, label, self.prediction)).flatten(1).square().sum(-1)
-        term = weight * loss_weight(self.prediction, alpha, sigma) * error
+        error = (target - self.predict(z, gamma, label, kind)).flatten(1).square().sum(-1)
+        term = weight * loss_weight(kind, alpha, sigma) * error
         if backwards is not None:
             backwards(term)
         return term
@@ -252,6 +269,7 @@ def make_problem(
     blocks: int = 3,
     depth: int = 2,
     frequencies: int = 0,
+    dropout: float = 0.0,
     schedule: str = "linear",
     gamma: tuple[float, float] = (-13.3, 5.0),
     learn_ends: bool = False,
@@ -275,6 +293,8 @@ def make_problem(
         ``"mlp"``, or ``"unet"`` for images.
     hidden, blocks, depth, frequencies
         Of the network, see `ResidualMLP` and `UNet`.
+    dropout
+        Share of the network's units that are left out while fitting.
     schedule
         ``"linear"``, ``"cosine"`` or ``"learned"``, see `probmodels.guides.schedules`.
     gamma
@@ -282,7 +302,8 @@ def make_problem(
     learn_ends
         Whether these are learned as well, with ``schedule="learned"``.
     prediction
-        What the network predicts: ``"noise"``, ``"x0"``, ``"score"`` or ``"velocity"``.
+        What the network predicts: ``"noise"``, ``"x0"``, ``"score"`` or ``"velocity"``; or, with
+        ``num_values``, ``"values"``, log odds of them (see above).
     num_steps
         Between levels; None for continuous time.
     explicit
@@ -356,7 +377,11 @@ def build(options: Mapping[str, Any], shape: tuple[int, ...], dims: tuple[str, .
         Of labels that the network is shown.
     """
     ends: dict[str, Any] = {"learn_ends": options["learn_ends"]} if options["schedule"] == "learned" else {}
-    sizes = {"hidden": options["hidden"], "num_classes": num_classes}
+    outputs = options["num_values"] if options["prediction"] == "values" else None
+    sizes = {name: options[name] for name in ("hidden", "dropout")} | {
+        "num_classes": num_classes,
+        "num_outputs": outputs,
+    }
     with isolated(options["seed"]):
         schedule: NoiseSchedule = SCHEDULES[options["schedule"]](*options["gamma"], **ends)
         if options["network"] == "unet":
@@ -370,7 +395,7 @@ def build(options: Mapping[str, Any], shape: tuple[int, ...], dims: tuple[str, .
 
 def _check_options(options: Mapping[str, Any]) -> None:
     """See that names are known and numbers in range."""
-    for name, known in (("network", NETWORKS), ("schedule", tuple(SCHEDULES)), ("prediction", PREDICTIONS)):
+    for name, known in (("network", NETWORKS), ("schedule", tuple(SCHEDULES)), ("prediction", KINDS)):
         if options[name] not in known:
             raise DataError(f"{name}={options[name]!r}; choose one of {known}")
     steps, values = options["num_steps"], options["num_values"]
@@ -384,8 +409,11 @@ def _check_options(options: Mapping[str, Any]) -> None:
         )
     if options["learn_ends"] and options["schedule"] != "learned":
         raise DataError(f"learn_ends=True with schedule={options['schedule']!r}; only 'learned' has ends to learn")
-    if not 0 <= options["label_dropout"] < 1:
-        raise DataError(f"label_dropout={options['label_dropout']}; it must lie in [0, 1)")
+    if options["prediction"] == "values" and values is None:
+        raise DataError("prediction='values' without num_values; give their number, or predict another")
+    for name in ("dropout", "label_dropout"):
+        if not 0 <= options[name] < 1:
+            raise DataError(f"{name}={options[name]}; it must lie in [0, 1)")
     if len(options["gamma"]) != 2:
         raise DataError(f"gamma={options['gamma']}; give its values at the first and the last level")
 

@@ -63,7 +63,7 @@ def model_of(result: Result) -> Diffusion:
     like = next(iter(state.values()))
     model.to(like).load_state_dict({name: state.get(name, value) for name, value in model.state_dict().items()})
     model.requires_grad_(False)
-    return model
+    return model.eval()
 
 
 def generate(

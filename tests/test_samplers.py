@@ -22,7 +22,7 @@ MIXTURE = GaussianMixture(
     torch.tensor([[[0.3, 0.1], [0.1, 0.2]], [[0.1, -0.05], [-0.05, 0.2]]]),
     [0.7, 0.3],
 )
-# Two mixtures along a line, whose modes agree in one place more than in the other: plain reverse steps miss by how much.
+# Two mixtures along a line, whose modes agree in one place more than in the other: plain reverse steps miss that.
 LEFT = GaussianMixture(SCHEDULE, torch.tensor([[-1.0], [1.0]]), torch.tensor([[0.05], [0.1]]), [0.5, 0.5])
 RIGHT = GaussianMixture(SCHEDULE, torch.tensor([[-0.7], [1.6]]), torch.tensor([[0.2], [0.3]]), [0.3, 0.7])
 
@@ -45,7 +45,11 @@ def product_at_zero(first, second, powers=(1.0, 1.0)):
     alpha, sigma = (float(value) for value in first.scales(0.0, first.means))
     for i, j in itertools.product(range(len(first.means)), range(len(second.means))):
         parts = [
-            (float(field.weights[k].log()), alpha * float(field.means[k]), alpha**2 * float(field.covariances[k]) + sigma**2)
+            (
+                float(field.weights[k].log()),
+                alpha * float(field.means[k]),
+                alpha**2 * float(field.covariances[k]) + sigma**2,
+            )
             for field, k in ((first, i), (second, j))
         ]  # fmt: skip
         precision = sum(power / part[2] for power, part in zip(powers, parts, strict=True))
@@ -111,8 +115,10 @@ def test_the_same_seed_gives_the_same_draws_and_leaves_the_generator_alone():
     options = {"num_steps": 5, "progress": False, "batch_size": 4}
     first, again, other = (sample(MIXTURE, 10, seed=seed, **options) for seed in (1, 1, 2))
     assert torch.equal(torch.rand(2), expected)
-    assert first.shape == (10, 2) and first.dtype == torch.float32
-    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert first.shape == (10, 2)
+    assert first.dtype == torch.float32
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
     assert not torch.equal(first[:4], first[4:8])
     one, two = (weighted(MIXTURE, 10, num_steps=5, seed=4, progress=False).samples for _ in range(2))
     assert torch.equal(one, two)
@@ -198,9 +204,13 @@ def test_the_evidence_of_a_product_is_its_integral():
 def test_what_weighted_returns():
     field = Product([LEFT, RIGHT])
     found = weighted(field, 100, num_steps=20, progress=False, dtype=torch.float64)
-    assert found.samples.shape == (100, 1) and found.samples.dtype == torch.float64
-    assert found.effective.shape == (20,) and (found.effective <= 100.001).all() and (found.effective >= 1).all()
-    assert found.resampled[-1] == 19 and found.evaluations == 20
+    assert found.samples.shape == (100, 1)
+    assert found.samples.dtype == torch.float64
+    assert found.effective.shape == (20,)
+    assert (found.effective <= 100.001).all()
+    assert (found.effective >= 1).all()
+    assert found.resampled[-1] == 19
+    assert found.evaluations == 20
     moved = weighted(field, 100, num_steps=20, move=make_move(field, num_steps=2, num_leapfrog=3), progress=False)
     assert moved.evaluations == 20 + 20 * (1 + 2 * 3)
     always = weighted(field, 100, num_steps=20, threshold=1.1, progress=False)
@@ -253,7 +263,7 @@ def test_scores_that_are_not_finite_are_named_with_their_time():
     for method in ("ancestral", "ddim", "flow"):
         with pytest.raises(ProblemError, match=r"sample \[0, 0\] is nan at t=0\.\d+"):
             sample(field, 5, method=method, num_steps=10, progress=False)
-    with pytest.raises(ProblemError, match="at t=0.4"):
+    with pytest.raises(ProblemError, match=r"at t=0.4"):
         weighted(Product([field, field]), 5, num_steps=10, progress=False)
 
 
@@ -272,4 +282,5 @@ def test_boxes_are_filled():
     x = sample(UniformBox(SCHEDULE, [-0.5], [1.5]), 4000, num_steps=150, progress=False)
     assert float(x.mean()) == pytest.approx(0.5, abs=4 * 0.58 / math.sqrt(4000) + 0.01)
     assert float(x.var()) == pytest.approx(4 / 12, rel=0.05)
-    assert x.min() > -0.55 and x.max() < 1.55
+    assert x.min() > -0.55
+    assert x.max() < 1.55
