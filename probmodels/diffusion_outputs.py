@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["DiffusionOutputs", "bound_by_level", "generate", "model_of", "write_diffusion"]
 
 _SHOWN = 12  # data in a row of a figure
+_LEVELS = 5  # of noise in a figure
 _JUDGED = 1000  # data by which the bound is judged
 
 
@@ -267,7 +268,11 @@ def _figures(result: Result, model: Diffusion, drawn: xr.DataArray, levels: xr.D
     if "loss" in fit:
         figures["loss"] = plots.loss(fit)
     data, label = _data(result, model)
-    times = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8])
+    with torch.no_grad():  # levels at equal distances of the log signal-to-noise ratio
+        times = torch.linspace(0.0, 1.0, 1001).to(data)
+        gamma = model.schedule.gamma(times)
+        wanted = torch.linspace(float(gamma[0]), float(gamma[-1]), _LEVELS + 2)[1:-1].to(gamma)
+        times = times[torch.searchsorted(gamma, wanted)]
     with isolated(0), torch.no_grad():
         x = model.encode(data[: _SHOWN if len(model.shape) == 2 else 500])
         shown = None if label is None else int(label[0])
