@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from probmodels.diffusion import Diffusion, NetworkField, build, terms
 from probmodels.inference.ops import isolated
 from probmodels.inference.problem import ProblemError
 from probmodels.inference.result import Result, ResultError
-from probmodels.samplers import sample
+from probmodels.samplers import posterior_draws, sample
 from probmodels.score_fields import Field, guided
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from probmodels.inference.diagnostics import Report
 
-__all__ = ["DiffusionOutputs", "bound_by_level", "generate", "model_of", "write_diffusion"]
+__all__ = ["DiffusionOutputs", "bound_by_level", "generate", "model_of", "reverse_coverage", "write_diffusion"]
 
 _SHOWN = 12  # data in a row of a figure
 _LEVELS = 5  # of noise in a figure
@@ -162,6 +162,66 @@ def bound_by_level(result: Result, *, num_levels: int = 20, num_draws: int = 8, 
     loss, error = np.array(rows).T
     arrays = {"loss": loss, "error": error, "time": middle.double().numpy(), "log_snr": log_snr.numpy()}
     return xr.Dataset({name: ("level", value) for name, value in arrays.items()})
+
+
+def reverse_coverage(
+    result: Result,
+    *,
+    times: Sequence[tuple[float, float]] = ((0.2, 0.0), (0.5, 0.2), (0.8, 0.5), (1.0, 0.8)),
+    probs: Sequence[float] = (0.5, 0.9),
+    num_draws: int = 99,
+    num_steps: int = 50,
+    num_data: int = 100,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Whether intervals of the reverse process hold what they say, between pairs of levels.
+
+    Data are noised to an early level and on from there to a late one; the model draws the early level given the late
+    one, and central intervals of its draws, entry by entry, are held against the early level that there was.
+
+    Parameters
+    ----------
+    result
+        Of a diffusion model; data that were held out are taken where the result has some.
+    times
+        Late and early time of each pair.
+    probs
+        Of the intervals.
+    num_draws, num_steps
+        Of each datum, and steps of the reverse process.
+    num_data
+        At most.
+    seed
+        Of noise and draws.
+
+    Returns
+    -------
+    xr.Dataset
+        ``coverage`` (pair, prob), share of entries inside, and its ``error``, with data as units; ``late`` and
+        ``early`` times (pair,).
+    """
+    check_counts(2, num_draws=num_draws, num_data=num_data)
+    model = model_of(result)
+    known = "held_out" if "held_out" in _all_data(result) else "observation"
+    data, _ = _data(result, model, known)
+    field, rows = NetworkField(model), []
+    with isolated(seed), torch.no_grad():
+        x = model.encode(data[:num_data])
+        for late, early in times:
+            (alpha, sigma), (alpha_t, sigma_t) = field.scales(early, x), field.scales(late, x)
+            truth = alpha * x + sigma * torch.randn_like(x)
+            share = alpha_t / alpha
+            noised = share * truth + (sigma_t**2 - (share * sigma) ** 2).sqrt() * torch.randn_like(x)
+            drawn = posterior_draws(
+                field, noised, late, num_draws, until=early, num_steps=num_steps, seed=seed, progress=False
+            )
+            rank = (drawn < truth).sum(0).double() / num_draws
+            inside = [((rank - 0.5).abs() <= prob / 2).double().flatten(1).mean(1) for prob in probs]
+            rows.append([(float(part.mean()), float(part.std() / math.sqrt(len(part)))) for part in inside])
+    coverage, error = np.moveaxis(np.array(rows), -1, 0)
+    found = {"coverage": (("pair", "prob"), coverage), "error": (("pair", "prob"), error)}
+    late, early = np.array(times).T
+    return xr.Dataset(found, {"prob": list(probs), "late": ("pair", late), "early": ("pair", early)})
 
 
 def write_diffusion(result: Result, folder: str | Path, *, dpi: int = 110) -> DiffusionOutputs:

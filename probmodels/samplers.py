@@ -149,7 +149,15 @@ def sample(
 
 
 def posterior_draws(
-    field: Field, z: Tensor, t: float, num_draws: int, *, num_steps: int = 100, seed: int = 0, progress: bool = True
+    field: Field,
+    z: Tensor,
+    t: float,
+    num_draws: int,
+    *,
+    until: float | None = None,
+    num_steps: int = 100,
+    seed: int = 0,
+    progress: bool = True,
 ) -> Tensor:
     """Draws of the data given their noised form: the generative model from that level down.
 
@@ -163,8 +171,10 @@ def posterior_draws(
         Their time.
     num_draws
         Of each datum.
+    until
+        Time of the level to draw, noise and all; None for the data.
     num_steps
-        To level 0, at equal distances.
+        At equal distances.
     seed, progress
         As of `sample`.
 
@@ -174,14 +184,16 @@ def posterior_draws(
         (draw, datum, *shape), whose mean approaches `Field.denoise`.
     """
     _check_counts(num_draws=num_draws, num_steps=num_steps)
-    _check_order(t, 0.0)
-    times = torch.linspace(t, 0.0, num_steps + 1, dtype=torch.float64).tolist()
+    end = 0.0 if until is None else until
+    _check_order(t, end)
+    times = torch.linspace(t, end, num_steps + 1, dtype=torch.float64).tolist()
     with isolated(seed), torch.no_grad():
         points = z.repeat(num_draws, *[1] * (z.dim() - 1))
         for late, early in _pairs(times, progress):
             points = reverse_step(field, points, late, early)
             check_finite(points, early)
-        return field.denoise(points, 0.0).unflatten(0, (num_draws, len(z)))
+        found = field.denoise(points, 0.0) if until is None else points
+        return found.unflatten(0, (num_draws, len(z)))
 
 
 def flow_log_density(

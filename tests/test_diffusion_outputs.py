@@ -1,0 +1,117 @@
+"""What is made of a fitted diffusion model, and the results that it is made from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from probmodels import Problem, Result, fit_svi
+from probmodels.datasets.images import make_images
+from probmodels.diffusion import make_field, make_problem, terms
+from probmodels.diffusion_outputs import bound_by_level, generate, model_of, reverse_coverage, write_diffusion
+from probmodels.inference import ProblemError, ResultError
+
+
+@pytest.fixture(scope="module")
+def normal() -> tuple[Problem, Result]:
+    """Points of a normal of unit variance, for which a velocity of zero is right and stays so."""
+    points = np.random.default_rng(0).normal(size=(400, 2))
+    data = xr.DataArray(points, dims=("row", "feature"), coords={"feature": ["east", "north"]})
+    problem = make_problem(data, hidden=8, blocks=1)
+    return problem, fit_svi(problem, num_steps=1, lr=1e-9, num_samples=2, progress=False, compile="eager")
+
+
+@pytest.fixture(scope="module")
+def images() -> tuple[Problem, Result]:
+    """Images that are all black or all white, by class, fitted for a moment."""
+    rng = np.random.default_rng(1)
+    label = rng.integers(2, size=240)
+    pixels = np.broadcast_to(label[:, None, None], (240, 3, 3)).astype(float)
+    split = np.repeat(["train", "test"], [200, 40])
+    data = make_images(pixels, np.array([3, 7])[label], split=split, threshold=None)
+    problem = make_problem(data, hidden=32, blocks=1, num_values=2, conditional=True, gamma=(-6.0, 4.0))
+    options = {"num_steps": 300, "lr": 5e-3, "batch_size": 100, "num_samples": 2, "keep": "average"}
+    return problem, fit_svi(problem, progress=False, **options)
+
+
+def test_the_model_of_a_saved_result_is_the_one_that_was_fitted(images, tmp_path) -> None:
+    problem, result = images
+    result.save(tmp_path)
+    model = model_of(Result.load(tmp_path, problem))
+    field = make_field(problem, result, 7)
+    z = torch.randn(5, 3, 3, generator=torch.Generator().manual_seed(0))
+    other = type(field)(model, 1)
+    torch.testing.assert_close(other.score(z, 0.4), field.score(z, 0.4))
+    assert not model.training
+
+
+def test_levels_add_up_to_the_bound(normal) -> None:
+    problem, result = normal
+    levels = bound_by_level(result, num_levels=10, num_draws=20)
+    whole = terms(model_of(result), problem.args[0], num_draws=40)
+    error = np.hypot(float((levels["error"] ** 2).sum() ** 0.5), float(whole["error"].mean()) / 400**0.5)
+    assert abs(float(levels["loss"].sum()) + float(whole["steps"].mean())) < 4 * error
+    assert (levels["log_snr"].diff("level") < 0).all()
+
+
+def test_new_data_are_labelled_and_those_of_the_model(normal) -> None:
+    drawn = generate(normal[1], 4000, num_steps=100, progress=False)
+    assert drawn.dims == ("sample", "feature")
+    np.testing.assert_array_equal(drawn["feature"], ["east", "north"])
+    # Standard errors of mean and variance of 4000 draws are 0.016 and 0.022.
+    np.testing.assert_allclose(drawn.mean("sample"), 0.0, atol=0.064)
+    np.testing.assert_allclose(drawn.var("sample"), 1.0, atol=0.1)
+    assert generate(normal[1], 5, num_steps=5, progress=False).identical(
+        generate(normal[1], 5, num_steps=5, progress=False)
+    )
+
+
+def test_classes_are_drawn_as_asked_for(images) -> None:
+    for label, mean in ((3, 0.0), (7, 1.0)):
+        drawn = generate(images[1], 50, label=label, num_steps=30, progress=False)
+        assert drawn.shape == (50, 3, 3)
+        assert set(np.unique(drawn)) <= {0.0, 1.0}
+        assert abs(float(drawn.mean()) - mean) < 0.1
+    both = generate(images[1], 200, num_steps=30, progress=False).mean(("row", "column"))
+    assert 0.3 < float(both.mean()) < 0.7
+
+
+def test_the_reverse_process_of_the_right_model_covers(normal) -> None:
+    found = reverse_coverage(normal[1], num_data=300, num_steps=40, num_draws=99)
+    # Of the 100 ranks among 99 draws, 50 and 90 lie inside.
+    z = (found["coverage"] - found["prob"]) / found["error"]
+    assert abs(z).max() < 4
+
+
+def test_coverage_shows_a_wrong_model(normal) -> None:
+    problem, _ = normal
+    wide = xr.DataArray(3 * problem.args[0].numpy(), dims=("row", "feature"))
+    other = make_problem(wide, hidden=8, blocks=1)
+    result = fit_svi(other, num_steps=1, lr=1e-9, num_samples=2, progress=False, compile="eager")
+    found = reverse_coverage(result, times=((1.0, 0.5),), num_steps=20)
+    assert float(found["coverage"].sel(prob=0.9).max()) < 0.7
+
+
+def test_outputs_are_written(images, normal, tmp_path) -> None:
+    written = write_diffusion(images[1], tmp_path / "images")
+    assert "held-out data" in written.table
+    assert "bits per number" in written.report.read_text(encoding="utf-8")
+    names = {path.stem for path in (tmp_path / "images" / "figures").glob("*.png")}
+    assert names == {"samples", "denoising", "levels", "loss"}
+    with xr.open_dataset(tmp_path / "images" / "samples.nc") as drawn:
+        assert list(drawn["class"].values) == ["3", "7"]
+    write_diffusion(normal[1], tmp_path / "points")
+    assert {path.stem for path in (tmp_path / "points" / "figures").glob("*.png")} == {"samples", "levels", "loss"}
+
+
+def test_what_cannot_be_done_is_said(normal, images) -> None:
+    with pytest.raises(ProblemError, match="conditional=True"):
+        generate(normal[1], 3, label=1)
+    with pytest.raises(ProblemError, match=r"it knows \['3', '7'\]"):
+        generate(images[1], 3, label=5)
+    other = Result(normal[1].tree.copy(), normal[1].guide_state)
+    other.tree.attrs["method"] = "lds"
+    with pytest.raises(ResultError, match="not one of a diffusion model"):
+        model_of(other)
