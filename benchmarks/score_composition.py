@@ -5,16 +5,16 @@
     python benchmarks/score_composition.py integral
     python benchmarks/score_composition.py guidance
     python benchmarks/score_composition.py inverse
-    python benchmarks/score_composition.py learned
 
-``product``: a ring of eight normals (radius 0.5, sd 0.03) times the uniform density of a bar, [-0.2, 0.2] x [-1, 1],
-at 100 levels of the cosine schedule of Nichol and Dhariwal (2021), from scores in closed form. Two modes of the ring
-lie in the bar. Columns: share of draws within 4 sd of them; mean log density of the product, whose bar has 1 % of its
-mass on [-1.1, 1.1]^2 to keep it finite; mean error of the two variances; squared MMD (bandwidth 0.1) and
-2-Wasserstein distance from exact draws; acceptance over all levels; scores computed for each draw; CPU seconds. The
-last row holds two exact sets against each other. Noise of level 0 is taken off. ``steps``: HMC of longer and longer
-steps, in units of the scale of a mode at each level, five steps a level: sd of the draws of level 0 within the modes
-over the exact one, and the share of chains that are lost (not finite, or beyond 3).
+``product``: a ring of eight normals (radius 0.5, sd 0.03) times the uniform density of a bar, [-0.2, 0.2] x [-1, 1], at
+100 levels of the cosine schedule of Nichol and Dhariwal (2021), from scores in closed form. Two modes of the ring lie
+in the bar. Columns: share of draws within 4 sd of them; mean log density of the product, whose bar has 1 % of its mass
+on [-1.1, 1.1]^2 to keep it finite; mean error of the two variances; squared MMD (bandwidth 0.1) and 2-Wasserstein
+distance from exact draws; acceptance over all levels; scores computed for each draw; CPU seconds. The last rows hold
+exact draws: of level 0, whose noise is taken off by Tweedie's formula as that of all samplers is, and of the product.
+
+``steps``: HMC of longer and longer steps, in units of the scale of a mode at each level, five steps a level: sd of the
+draws of level 0 within the modes over the exact one, and the share of chains that are lost (not finite, or beyond 3).
 
 ``integral``: error of rules for the log ratio of densities of an HMC proposal, for points of the product at three
 levels, and its order in the step size.
@@ -23,9 +23,8 @@ levels, and its order in the step size.
 
 ``inverse``: a mixture in six dimensions of which three sums are observed, against the exact posterior.
 
-``learned``: ``product`` with networks for both scores, trained by `fit_svi`.
-
-Intervals are Student's over seeds. Cells that are done are kept in ``benchmarks/results``.
+Intervals are Student's over groups of draws, one for each seed; chains are independent and run at once. Cells that are
+done are kept in ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -59,6 +58,7 @@ from probmodels.score_fields import (
     linear_observation,
 )
 
+Figures = list[dict[str, float]]  # of groups of draws
 LEVELS, SD, RADIUS = 100, 0.03, 0.5
 LOW, HIGH = [-0.2, -1.0], [0.2, 1.0]
 MODES = torch.tensor([[0.0, RADIUS], [0.0, -RADIUS]], dtype=torch.float64)
@@ -141,37 +141,58 @@ def chains(field: Field, num_chains: int, per_level: int, seed: int, num_levels:
     return x.reshape(-1, x.shape[-1]), levels_of(result)
 
 
-def annealed_cell(num_samples: int, seed: int, exact: bool = False, **options: Any) -> dict[str, float]:
-    """One annealed run of ten steps a level."""
-    x, levels = chains(KNOWN if exact else SCORES, num_samples, 10, seed, **options)
-    return product_figures(x, seed) | {
+def annealed_cell(num_samples: int, seeds: Sequence[int], exact: bool = False, **options: Any) -> Figures:
+    """Annealed runs of ten steps a level, all at once: chains are independent."""
+    x, levels = chains(KNOWN if exact else SCORES, num_samples * len(seeds), 10, seeds[0], **options)
+    shared = {
         "acceptance": float(levels["acceptance_rate"].mean()),
         "scores": float(levels["evaluations"].sum()) + 1,
     }
+    return [product_figures(part, seed) | shared for part, seed in zip(x.split(num_samples), seeds, strict=True)]
 
 
-def reverse_cell(num_samples: int, seed: int) -> dict[str, float]:
+def reverse_cell(num_samples: int, seeds: Sequence[int]) -> Figures:
     """The reverse process."""
-    x = sample(SCORES, num_samples, num_steps=LEVELS - 1, seed=seed, progress=False)
-    return product_figures(x, seed) | {"acceptance": math.nan, "scores": float(LEVELS)}
+    shared = {"acceptance": math.nan, "scores": float(LEVELS)}
+    return [
+        product_figures(sample(SCORES, num_samples, num_steps=LEVELS - 1, seed=seed, progress=False), seed) | shared
+        for seed in seeds
+    ]
 
 
-def weighted_cell(num_samples: int, seed: int, weights: str, steps: int) -> dict[str, float]:
-    """Sequential Monte Carlo."""
+def weighted_cell(num_samples: int, seeds: Sequence[int], weights: str, steps: int) -> Figures:
+    """Sequential Monte Carlo, one run for each seed."""
     field = KNOWN if weights == "energy" else SCORES
     move = make_move(field, num_steps=steps, width=SD) if steps else None
-    found = weighted(field, num_samples, num_steps=LEVELS - 1, weights=weights, move=move, seed=seed, progress=False)
-    return product_figures(found.samples, seed) | {"acceptance": math.nan, "scores": float(found.evaluations) + 1}
+    options: dict[str, Any] = {"num_steps": LEVELS - 1, "weights": weights, "move": move, "progress": False}
+    found = [weighted(field, num_samples, seed=seed, **options) for seed in seeds]
+    return [
+        product_figures(one.samples, seed) | {"acceptance": math.nan, "scores": one.evaluations + 1.0}
+        for one, seed in zip(found, seeds, strict=True)
+    ]
 
 
-def exact_cell(num_samples: int, seed: int) -> dict[str, float]:
+def exact_cell(num_samples: int, seeds: Sequence[int]) -> Figures:
     """Exact draws against exact draws."""
-    return product_figures(exact_product(num_samples, seed), seed) | {"acceptance": math.nan, "scores": 0.0}
+    shared = {"acceptance": math.nan, "scores": 0.0}
+    return [product_figures(exact_product(num_samples, seed), seed) | shared for seed in seeds]
+
+
+def noised_cell(num_samples: int, seeds: Sequence[int]) -> Figures:
+    """Exact draws of the product of the densities of level 0, its noise taken off as samplers do."""
+    found, shared = [], {"acceptance": math.nan, "scores": 0.0}
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        z = RING.sample(20 * num_samples, generator=generator)
+        chance = (BAR.log_density(z, 0.0) - BAR.log_density(torch.zeros(1, 2).double(), 0.0)).exp()
+        z = z[torch.rand(len(z), dtype=torch.float64, generator=generator) < chance][:num_samples]
+        found.append(product_figures(KNOWN.denoise(z, 0.0), seed) | shared)
+    return found
 
 
 _HMC: dict[str, Any] = {"sampler": "hmc", "step_size": 0.8}
 _LANGEVIN: dict[str, Any] = {"step_size": 0.7}
-SAMPLERS: dict[str, Callable[..., dict[str, float]]] = {
+SAMPLERS: dict[str, Callable[..., Figures]] = {
     "reverse": reverse_cell,
     "U-LA": partial(annealed_cell, sampler="ula", **_LANGEVIN),
     "LA, exact": partial(annealed_cell, sampler="mala", exact=True, **_LANGEVIN),
@@ -180,14 +201,12 @@ SAMPLERS: dict[str, Callable[..., dict[str, float]]] = {
     "U-HMC": partial(annealed_cell, sampler="uhmc", step_size=0.8),
     "HMC, exact": partial(annealed_cell, exact=True, **_HMC),
     "HMC, curve-newton": partial(annealed_cell, rule="curve-newton", **_HMC),
-    "HMC, curve": partial(annealed_cell, rule="curve", **_HMC),
-    "HMC, curve-simpson": partial(annealed_cell, rule="curve-simpson", **_HMC),
-    "HMC, trapezoid of 5": partial(annealed_cell, rule="trapezoid", num_points=5, **_HMC),
-    "HMC after reverse steps": partial(annealed_cell, predictor=True, **_HMC),
     "SMC, energy": partial(weighted_cell, weights="energy", steps=0),
     "SMC, energy, 2 HMC": partial(weighted_cell, weights="energy", steps=2),
     "SMC, scores": partial(weighted_cell, weights="feynman_kac", steps=0),
     "SMC, scores, 2 HMC": partial(weighted_cell, weights="feynman_kac", steps=2),
+    "HMC, curve-simpson": partial(annealed_cell, rule="curve-simpson", **_HMC),
+    "exact at level 0": noised_cell,
     "exact": exact_cell,
 }
 DIGITS = {"in modes": 3, "log density": 2, "variance error": 4, "MMD2": 4, "W2": 3, "acceptance": 3, "scores": 0}
@@ -197,20 +216,26 @@ def product(args: argparse.Namespace) -> None:
     """All samplers."""
     rows = []
     for name, run in SAMPLERS.items():
-        cells = [
-            common.cell(
-                "score_composition_product_cells", args.until, partial(run, args.samples, seed),
-                sampler=name, samples=args.samples, seed=seed,
-            )
-            for seed in args.seeds
-        ]  # fmt: skip
+        found = groups("product", args, partial(run, args.samples, args.seeds), sampler=name)
         row = {"sampler": name}
         for key, digits in DIGITS.items():
-            row[key] = common.interval([cell[key] for cell in cells], digits=digits)
-        row["scores"] = f"{cells[0]['scores']:.0f}"
-        row["CPU s"] = f"{np.median([cell['cpu'] for cell in cells]):.1f}"
+            row[key] = common.interval([one[key] for one in found["groups"]], digits=digits)
+        row["scores"] = f"{found['groups'][0]['scores']:.0f}"
+        row["CPU s"] = f"{found['cpu'] / len(args.seeds):.1f}"
         rows.append({key: "" if "nan" in str(value) else value for key, value in row.items()})
     common.report("score_composition_product", rows, samples=args.samples, seeds=len(args.seeds))
+
+
+def groups(part: str, args: argparse.Namespace, compute: Callable[[], Figures], **key: Any) -> dict[str, Any]:
+    """Figures of every group of draws, one for each seed, from one cell."""
+    return common.cell(
+        f"score_composition_{part}_cells",
+        args.until,
+        lambda: {"groups": compute()},
+        samples=args.samples,
+        seeds=args.seeds,
+        **key,
+    )
 
 
 # -- step sizes -------------------------------------------------------------------------------------------------------
@@ -227,53 +252,48 @@ def exact_sd() -> float:
     return math.sqrt(float((share * (offset**2).sum(-1)).sum()) / 2)
 
 
-def steps_cell(num_samples: int, seed: int, step: float, sampler: str, rule: str | None) -> dict[str, float]:
+def steps_cell(num_samples: int, seeds: Sequence[int], step: float, sampler: str, rule: str | None) -> Figures:
     """Spread within modes of draws of level 0."""
-    field = KNOWN if rule == "exact" else SCORES
+    count, accepted = num_samples * len(seeds), 1.0
     if sampler == "uhmc":  # run_mcmc refuses to go on with chains whose scores are lost
-        torch.manual_seed(seed)
+        torch.manual_seed(seeds[0])
         move = make_move(SCORES, num_steps=5, sampler=sampler, step_size=step, width=SD)
-        x, accepted = torch.randn(num_samples, 2), 1.0
+        x = torch.randn(count, 2)
         for level, t in enumerate(SCHEDULE.levels(LEVELS - 1).tolist()):
             x, _ = move(x, t, level)
     else:
-        x, levels = chains(field, num_samples, 5, seed, sampler=sampler, step_size=step, rule=rule, denoise=False)
+        field = KNOWN if rule == "exact" else SCORES
+        options: dict[str, Any] = {"sampler": sampler, "step_size": step, "rule": rule, "denoise": False}
+        x, levels = chains(field, count, 5, seeds[0], **options)
         accepted = float(levels["acceptance_rate"].mean())
-    x = x.double()
+    return [spread_within(part.double()) | {"acceptance": accepted} for part in x.split(num_samples)]
+
+
+def spread_within(x: Tensor) -> dict[str, float]:
+    """Sd of a coordinate of draws (sample, 2) within 4 scales of a mode, and shares there and lost."""
     lost = ~x.isfinite().all(-1) | (x.abs().amax(-1) > 3)
-    x = x[~lost]
     alpha, sigma = (float(value) for value in RING.scales(0.0, torch.zeros((), dtype=torch.float64)))
-    offset = x.unsqueeze(1) - alpha * MODES
+    offset = x[~lost].unsqueeze(1) - alpha * MODES
     nearest = offset.norm(dim=-1).argmin(1)
-    offset = offset[torch.arange(len(x)), nearest]
+    offset = offset[torch.arange(len(offset)), nearest]
     near = offset[offset.norm(dim=-1) < 4 * math.hypot(alpha * SD, sigma)]
     return {
         "sd": math.sqrt(float((near**2).sum(-1).mean()) / 2) if len(near) else math.nan,
         "lost": float(lost.double().mean()),
-        "in modes": len(near) / num_samples,
-        "acceptance": accepted,
+        "in modes": len(near) / len(x),
     }
 
 
 def steps(args: argparse.Namespace) -> None:
     """Longer and longer steps."""
     rows, truth = [], exact_sd()
-    kinds = {
-        "U-HMC": ("uhmc", None), "HMC, curve": ("hmc", "curve"), "HMC, curve-newton": ("hmc", "curve-newton"),
-        "HMC, curve-simpson": ("hmc", "curve-simpson"), "HMC, exact": ("hmc", "exact"),
-    }  # fmt: skip
+    kinds: dict[str, tuple[str, str | None]] = {"U-HMC": ("uhmc", None)}
+    kinds |= {f"HMC, {rule}": ("hmc", rule) for rule in ("curve", "curve-newton", "curve-simpson", "exact")}
     for step in (0.8, 1.1, 1.4):
         for name, (sampler, rule) in kinds.items():
-            cells = [
-                common.cell(
-                    "score_composition_steps_cells",
-                    args.until,
-                    partial(steps_cell, args.samples, seed, step, sampler, rule),
-                    step=step, sampler=name, samples=args.samples, seed=seed,
-                )
-                for seed in args.seeds
-            ]  # fmt: skip
-            figures = {key: [cell[key] for cell in cells] for key in ("sd", "lost", "in modes", "acceptance")}
+            compute = partial(steps_cell, args.samples, args.seeds, step, sampler, rule)
+            found = groups("steps", args, compute, step=step, sampler=name)["groups"]
+            figures = {key: [one[key] for one in found] for key in ("sd", "lost", "in modes", "acceptance")}
             rows.append(
                 {
                     "step": step,
@@ -281,7 +301,7 @@ def steps(args: argparse.Namespace) -> None:
                     "sd / exact": common.interval([value / truth for value in figures["sd"]]),
                     "lost": common.interval(figures["lost"]),
                     "in modes": common.interval(figures["in modes"]),
-                    "acceptance": "" if sampler == "uhmc" else common.interval(figures["acceptance"]),
+                    "acceptance": "" if sampler == "uhmc" else f"{figures['acceptance'][0]:.3f}",
                 }
             )
     common.report("score_composition_steps", rows, exact_sd=truth, samples=args.samples, seeds=len(args.seeds))
@@ -375,7 +395,7 @@ GUIDED_SCORES = Conditioned(ScoreOnly(OVERLAPPING), log_label, WEIGHT)
 
 
 def exact_guided(num_samples: int, seed: int) -> Tensor:
-    """Draws (sample, 2) of level 0: of the label's component, kept by ``p(y | z)^(weight - 1)``; noise taken off."""
+    """Draws (sample, 2): of the label's component, accepted by ``p(y | z)^(weight - 1)``, the noise taken off."""
     generator = torch.Generator().manual_seed(seed)
     one = GaussianMixture(SCHEDULE, OVERLAPPING.means[[LABEL]], OVERLAPPING.covariances[[LABEL]])
     z = one.sample(8 * num_samples, generator=generator)
@@ -386,44 +406,39 @@ def exact_guided(num_samples: int, seed: int) -> Tensor:
     return GUIDED.denoise(z, 0.0)
 
 
-def guidance_cell(num_samples: int, seed: int, name: str) -> dict[str, float]:
+def guidance_cell(num_samples: int, seeds: Sequence[int], name: str) -> Figures:
     """Moments and distance of one sampler."""
-    options = {"sampler": "uhmc" if name == "U-HMC" else "hmc", "step_size": 0.8, "width": 0.15}
+    count = num_samples * len(seeds)
     if name == "reverse":
-        x = sample(GUIDED_SCORES, num_samples, num_steps=LEVELS - 1, seed=seed, progress=False)
+        x = sample(GUIDED_SCORES, count, num_steps=LEVELS - 1, batch_size=count, progress=False)
     elif name == "exact":
-        x = exact_guided(num_samples, seed)
+        x = exact_guided(count, 0)
     else:
-        x, _ = chains(GUIDED if name == "HMC, exact" else GUIDED_SCORES, num_samples, 10, seed, **options)
-    x = x.double()
+        options = {"sampler": "uhmc" if name == "U-HMC" else "hmc", "step_size": 0.8, "width": 0.15}
+        x, _ = chains(GUIDED if name == "HMC, exact" else GUIDED_SCORES, count, 10, seeds[0], **options)
     truth = exact_guided(10**5, 99)
-    reference = exact_guided(num_samples, 10_000 + seed)
-    log_p = OVERLAPPING.log_density(x, 0.0)
-    return {
-        "radial mean": float(x[:, 1].mean()),
-        "radial sd": float(x[:, 1].std() / truth[:, 1].std()),
-        "tangential sd": float(x[:, 0].std() / truth[:, 0].std()),
-        "log p(y|x)": float(log_label(x, 0.0).mean()),
-        "log p(x)": float(log_p.mean()),
-        "MMD2": mmd(x, reference, 0.1),
-    }
+    return [
+        {
+            "radial mean": float(part[:, 1].mean() - truth[:, 1].mean()),
+            "radial sd": float(part[:, 1].std() / truth[:, 1].std()),
+            "tangential sd": float(part[:, 0].std() / truth[:, 0].std()),
+            "log p(y given x)": float(log_label(part, 0.0).mean()),
+            "log p(x)": float(OVERLAPPING.log_density(part, 0.0).mean()),
+            "MMD2": mmd(part, exact_guided(num_samples, 10_000 + seed), 0.1),
+        }
+        for part, seed in zip(x.double().split(num_samples), seeds, strict=True)
+    ]
 
 
 def guidance(args: argparse.Namespace) -> None:
     """Reverse process and corrected chains under a guidance of four."""
     rows = []
-    for name in ("reverse", "U-HMC", "HMC, exact", "HMC, curve-newton", "exact"):
-        cells = [
-            common.cell(
-                "score_composition_guidance_cells", args.until, partial(guidance_cell, args.samples, seed, name),
-                sampler=name, samples=args.samples, seed=seed,
-            )
-            for seed in args.seeds
-        ]  # fmt: skip
-        keys = ("radial mean", "radial sd", "tangential sd", "log p(y|x)", "log p(x)", "MMD2")
+    for name in ("reverse", "U-HMC", "HMC, exact", "HMC, curve-simpson", "exact"):
+        found = groups("guidance", args, partial(guidance_cell, args.samples, args.seeds, name), sampler=name)["groups"]
+        keys = {key: 4 if key == "MMD2" else 3 for key in found[0]}
         rows.append(
             {"sampler": name}
-            | {key: common.interval([cell[key] for cell in cells], digits=4 if key == "MMD2" else 3) for key in keys}
+            | {key: common.interval([one[key] for one in found], digits=digits) for key, digits in keys.items()}
         )
     common.report("score_composition_guidance", rows, weight=WEIGHT, samples=args.samples, seeds=len(args.seeds))
 

@@ -402,7 +402,10 @@ class ScoreKernel(Kernel):
     def _enter(self, level: int) -> None:
         """Evaluate a target where the chains stand; the factor on its step size is that of the target before."""
         label = f"{level}" if self._names[level] == str(level) else f"{level} ({self._names[level]})"
-        alive = None if self._transition.corrected or not self._count else finite(self._x)
+        # Uncorrected chains that went astray on the way are counted as diverging, and stop no others.
+        alive = (
+            None if self._transition.corrected or not self._count else torch.zeros(self.num_chains, dtype=torch.bool)
+        )
         try:
             self._evaluation = evaluate_start(self._targets[level], self._x, alive=alive)
             check_rule(self._transition.rule, self._transition.num_points, self._evaluation)

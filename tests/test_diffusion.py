@@ -75,7 +75,7 @@ def bent() -> LearnedSchedule:
 
 def points(num_rows: int, seed: int = 0) -> Tensor:
     """Draws (row, 2) of the mixture."""
-    return mixture().sample(num_rows, generator=torch.Generator().manual_seed(seed))
+    return mixture().sample(num_rows, generator=torch.Generator().manual_seed(10_000 + seed))  # not the noise's
 
 
 def terms(model: Diffusion, x: Tensor, repeats: int) -> Tensor:
@@ -287,13 +287,15 @@ def test_the_interior_of_a_learned_schedule_has_the_gradient_of_the_variance() -
 
 def test_a_learned_schedule_lowers_the_variance_at_an_equal_bound() -> None:
     x = points(5000)
-    schedule = LearnedSchedule(*ENDS, hidden=32)
+    schedule = LearnedSchedule(*ENDS)
     model = exact_model(schedule)
     guide = NoisingGuide(schedule, (2,), model.encode, None)
     data = {"args": (x.float(),), "batch_plates": ("data",), "transient": ("noise", "noise_0")}
     problem = Problem("exact", model, guide, loss=SampledBound(), **data)
     options: dict[str, Any] = {"batch_size": 512, "num_samples": 2, "progress": False, "compile": "eager"}
-    found = fitted_model(problem, fit_svi(problem, num_steps=250, lr=0.1, **options)).schedule.double()
+    found = fitted_model(
+        problem, fit_svi(problem, num_steps=300, lr=0.05, lr_decay=0.05, keep="average", **options)
+    ).schedule.double()
     learned, linear = terms(exact_model(found), x, 60), terms(exact_model(), x, 60)
     assert agree(learned.mean(1), linear.mean(1))
     # No schedule of these ends comes below 0.56, which the optimal density of levels has.

@@ -22,6 +22,8 @@ PAGES = (
     "bayesian_network",
     "grammar",
     "lds",
+    "score_composition",
+    "diffusion",
 )  # whose code is complete on the page
 _BLOCK = re.compile(r"^```python(?P<mark>[^\n]*)\n(?P<code>.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 

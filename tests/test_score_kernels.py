@@ -387,6 +387,18 @@ def test_uncorrected_runs_do_not_adapt_and_report_what_was_lost():
     assert result.diagnose().divergences > 400
 
 
+def test_uncorrected_chains_that_go_astray_on_the_way_stop_no_others():
+    def bounded(scale, x):
+        score = torch.where(x.abs() < 6 * scale, -x / scale**2, math.nan)
+        return Evaluation(score, line=score)
+
+    targets = [partial(bounded, scale) for scale in SCALES]
+    result = run(corrected=False, targets=targets, step_size=1.0, num_samples=2, num_chains=200)
+    lost = result.tree["sample_stats"]["diverging"].values[:, -1]
+    assert 0 < lost.sum() < 200
+    assert np.isfinite(result.posterior["x"].values[~lost]).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
