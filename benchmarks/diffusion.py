@@ -3,6 +3,7 @@
     python benchmarks/diffusion.py bound
     python benchmarks/diffusion.py schedule
     python benchmarks/diffusion.py digits
+    python benchmarks/diffusion.py classes
 
 ``bound``: eight normal components on the unit circle (sd 0.1), whose exact denoiser takes the place of the network, so
 that nothing but the number of steps stands between the bound and the exact negative log likelihood of the same 5,000
@@ -20,6 +21,9 @@ diffusion with a network that predicts the velocity, or log odds of values. Pseu
 dropout and steps of the networks, were chosen on 300 of the 1500 images (``--validate``: fits on the other 1200, scored
 on these), never on the test images. Intervals are Student's over seeds, which draw starts, batches, times and noise;
 the split is fixed.
+
+``classes``: the U-Net of digits again, shown the classes nine times of ten; shares of new images, 50 of each class,
+that a support vector machine fitted to the 1500 images takes for the class asked for, with and without guidance.
 """
 
 from __future__ import annotations
@@ -38,11 +42,13 @@ import xarray as xr
 from numpy.typing import NDArray
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from scipy.special import logsumexp
+from sklearn.svm import SVC
 from torch import Tensor, nn
 
 from probmodels import Problem, fit_svi
 from probmodels.datasets import load
 from probmodels.diffusion import Diffusion, bound, fitted_model, make_problem
+from probmodels.diffusion_outputs import generate
 from probmodels.guides.diffusion import NoisingGuide, convert
 from probmodels.guides.schedules import CosineSchedule, LearnedSchedule, LinearSchedule, NoiseSchedule
 from probmodels.inference.losses import SampledBound
@@ -320,10 +326,53 @@ def likelihoods(args: argparse.Namespace) -> None:
     common.report(name, rows, options=DIGITS, fit=DIGITS_FIT, networks=NETWORKS, seeds=args.seeds)
 
 
+GUIDANCE = (1.0, 2.0, 4.0)
+NUM_DRAWN = 50  # of each class
+
+
+def classes_cell(seed: int) -> dict[str, float]:
+    """Share of images taken for what they were to be, by weight of guidance, and of test images."""
+    images = digits(False)
+    flat, train = images["image"].values.reshape(images.sizes["data"], -1), images["split"].values == "train"
+    label = images["label"].values
+    judge = SVC(C=10, gamma=0.3).fit(flat[train], label[train])
+    options = {name: value for name, value in NETWORKS["values, unet"].items() if name != "num_steps"}
+    problem = make_problem(images, **DIGITS, **options, conditional=True, seed=seed)
+    steps = NETWORKS["values, unet"]["num_steps"]
+    fit = fit_svi(problem, num_steps=steps, **DIGITS_FIT, num_samples=2, seed=seed, progress=False)
+    found = {"test images": float(judge.score(flat[~train], label[~train]))}
+    for weight in GUIDANCE:
+        right = [
+            judge.predict(
+                generate(fit, NUM_DRAWN, label=name, guidance=weight, seed=seed, progress=False).values.reshape(
+                    NUM_DRAWN, -1
+                )
+            )
+            == name
+            for name in np.unique(label)
+        ]
+        found[f"weight {weight:g}"] = float(np.mean(right))
+    return found
+
+
+def classes(args: argparse.Namespace) -> None:
+    """Classes of new images."""
+    cells = []
+    for seed in args.seeds:
+        try:
+            cells.append(common.cell("diffusion", args.until, partial(classes_cell, seed), part="classes", seed=seed))
+        except common.OutOfTime:
+            break
+        print(cells[-1], flush=True)
+    names = ["test images", *(f"weight {weight:g}" for weight in GUIDANCE)]
+    rows = [{"images": name, "right, %": common.interval(100 * cell[name] for cell in cells)} for name in names]
+    common.report("diffusion_classes", rows, seeds=len(cells), drawn=NUM_DRAWN)
+
+
 def main() -> None:
     """Run the part that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("bound", "schedule", "digits"))
+    parser.add_argument("part", choices=("bound", "schedule", "digits", "classes"))
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(5)))
     parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--pseudo", type=float, default=0.3, help="counts added to every value of every pixel")
@@ -331,7 +380,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after these")
     args = parser.parse_args()
     args.until = time.monotonic() + 60 * args.minutes
-    {"bound": bounds, "schedule": schedules, "digits": likelihoods}[args.part](args)
+    {"bound": bounds, "schedule": schedules, "digits": likelihoods, "classes": classes}[args.part](args)
 
 
 if __name__ == "__main__":
