@@ -209,9 +209,8 @@ class Diffusion(PyroModule):
         a, s = _beside(alpha, x), _beside(sigma, x)
         z = a * x + s * noise
         kind = "x0" if self.prediction == "values" else self.prediction
-        target = convert(noise, "noise", kind, z, a, s) if kind != "x0" else x
-        if kind == "velocity":
-            target = a * noise - s * x
+        # Of the exact datum: by `convert` it would be divided by small numbers and multiplied again.
+        target = {"noise": noise, "x0": x, "score": -noise / s, "velocity": a * noise - s * x}[kind]
         error = (target - self.predict(z, gamma, label, kind)).flatten(1).square().sum(-1)
         term = weight * loss_weight(kind, alpha, sigma) * error
         if backwards is not None:
