@@ -95,6 +95,7 @@ def draw_all(tree, modes, comparison) -> dict[str, Figure]:
         "loss": plots.loss(tree["fit"].to_dataset()),
         "bilevel_losses": plots.bilevel_losses(bilevel_fit()),
         "ranking": plots.ranking(RANKED),
+        "image_grid": plots.image_grid(np.random.default_rng(0).random((2, 5, 8, 8)), "images", [["a"] * 5] * 2),
     }
 
 

@@ -73,6 +73,7 @@ def test_the_same_seed_gives_the_same_numbers_and_the_guide_is_left_alone(make_g
     guide = make_guide()
     before = {name: value.detach().clone() for name, value in guide.named_parameters()}
     problem = mean_problem(guide=guide)
+    pyro.clear_param_store()  # tests that call modules as programs leave theirs behind
     torch.manual_seed(3)
     state = torch.get_rng_state()
     first = quick(problem)
@@ -142,7 +143,7 @@ def test_a_loss_that_is_not_finite_says_what_to_try():
         ({"guide": None}, {}, "use run_mcmc"),
         ({}, {"batch_size": 3}, r"batch_plates=\(...\) from \['obs'\]"),
         ({}, {"num_steps": 0}, "num_steps=0"),
-        ({}, {"keep": "first"}, "choose one of ('last', 'best', 'average')"),
+        ({}, {"keep": "first"}, r"choose one of \('last', 'best', 'average'\)"),
         ({}, {"num_steps": 2.5}, r"num_steps=2\.5"),
         ({}, {"num_samples": -1}, "num_samples=-1"),
         ({}, {"num_particles": 0}, "num_particles=0"),
