@@ -10,6 +10,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 from collections.abc import Callable  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import pyro  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -22,6 +23,12 @@ def pytest_configure(config: pytest.Config) -> None:
         from probmodels.bayesian_svd import BlockGibbs
 
         BlockGibbs.prepare()
+
+
+@pytest.fixture(autouse=True)
+def empty_store() -> None:
+    """Modules that a test calls as programs leave their parameters behind."""
+    pyro.clear_param_store()
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,6 @@ def test_the_same_seed_gives_the_same_numbers_and_the_guide_is_left_alone(make_g
     guide = make_guide()
     before = {name: value.detach().clone() for name, value in guide.named_parameters()}
     problem = mean_problem(guide=guide)
-    pyro.clear_param_store()  # tests that call modules as programs leave theirs behind
     torch.manual_seed(3)
     state = torch.get_rng_state()
     first = quick(problem)
