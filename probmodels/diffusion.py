@@ -162,11 +162,11 @@ class Diffusion(PyroModule):
         """Log density (row, *shape, value) of noised data over alpha (row, *shape), but for what values share."""
         return -0.5 * (-gamma).exp().unsqueeze(-1) * (centre.unsqueeze(-1) - self.values(centre)) ** 2
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Most likely data (row, *shape) given level 0."""
+    def decode(self, x: Tensor) -> Tensor:
+        """Data (row, *shape) nearest to points on the scale of the noise: what `encode` was given."""
         if self.num_values is None:
-            return z / torch.sigmoid(-self.schedule.gamma(z.new_zeros(()))).sqrt()
-        return ((z + 1) * self.num_values / 2 - 0.5).round().clamp(0, self.num_values - 1)
+            return x
+        return ((x + 1) * self.num_values / 2 - 0.5).round().clamp(0, self.num_values - 1)
 
     def predict(self, z: Tensor, gamma: Tensor, label: Tensor | None, wanted: str) -> Tensor:
         """What the network makes of points (row, *shape) at levels gamma (row,), as one of `PREDICTIONS`."""

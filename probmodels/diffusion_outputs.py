@@ -313,11 +313,8 @@ def _judgement(result: Result, model: Diffusion, name: str, data: Tensor, label:
 
 def _as_data(model: Diffusion, drawn: Tensor) -> np.ndarray:
     """Draws as the data are: intensities of images, numbers as they are."""
-    if model.num_values is None:
-        return drawn.double().cpu().numpy()
-    scale = model.num_values - 1
-    values = ((drawn + 1) * model.num_values / 2 - 0.5).round().clamp(0, scale) / scale
-    return values.double().cpu().numpy()
+    scale = 1 if model.num_values is None else model.num_values - 1
+    return (model.decode(drawn) / scale).double().cpu().numpy()
 
 
 def _figures(result: Result, model: Diffusion, drawn: xr.DataArray, levels: xr.Dataset) -> Mapping[str, Figure]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from probmodels import Problem, fit_svi
 from probmodels.datasets import DataError
 from probmodels.datasets.images import make_images
-from probmodels.diffusion import Diffusion, bound, fitted_model, make_problem, tiny
+from probmodels.diffusion import Diffusion, bound, fitted_model, make_problem
 from probmodels.guides.diffusion import PREDICTIONS, NoisingGuide, Stratified, convert, transition
 from probmodels.guides.nets import LevelEmbedding, ResidualMLP, UNet
 from probmodels.guides.schedules import CosineSchedule, LearnedSchedule, LinearSchedule, NoiseSchedule
@@ -529,7 +529,3 @@ def test_data_are_checked() -> None:
     broken["image"] = broken["image"].copy(data=np.where(np.arange(36).reshape(6, 2, 3) == 7, 1.5, broken["image"]))
     with pytest.raises(DataError, match=r"1\.5"):
         make_problem(broken)
-
-
-def test_the_tiny_problem_is_valid() -> None:
-    tiny().validate()
