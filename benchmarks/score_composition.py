@@ -5,6 +5,7 @@
     python benchmarks/score_composition.py integral
     python benchmarks/score_composition.py guidance
     python benchmarks/score_composition.py inverse
+    python benchmarks/score_composition.py learned
 
 ``product``: a ring of eight normals (radius 0.5, sd 0.03) times the uniform density of a bar, [-0.2, 0.2] x [-1, 1], at
 100 levels of the cosine schedule of Nichol and Dhariwal (2021), from scores in closed form. Two modes of the ring lie
@@ -12,6 +13,7 @@ in the bar. Columns: share of draws within 4 sd of them; mean log density of the
 on [-1.1, 1.1]^2 to keep it finite; mean error of the two variances; squared MMD (bandwidth 0.1) and 2-Wasserstein
 distance from exact draws; acceptance over all levels; scores computed for each draw; CPU seconds. The last rows hold
 exact draws: of level 0, whose noise is taken off by Tweedie's formula as that of all samplers is, and of the product.
+Rows with a predictor take one step of the reverse process before those that leave a level invariant.
 
 ``steps``: HMC of longer and longer steps, in units of the scale of a mode at each level, five steps a level: sd of the
 draws of level 0 within the modes over the exact one, and the share of chains that are lost (not finite, or beyond 3).
@@ -22,6 +24,11 @@ levels, and its order in the step size.
 ``guidance``: ``p(z) p(y | z)^4`` for one of eight overlapping normals, against exact draws by rejection.
 
 ``inverse``: a mixture in six dimensions of which three sums are observed, against the exact posterior.
+
+``learned``: the product again, of two networks fitted to 100,000 points of the ring and of the bar by the bound in
+continuous time: one pair that predicts the velocity, and one whose predictions are the gradient of a scalar, so that
+energies are known. First table: squared error of the networks' scores over the squared exact ones, at draws of a level.
+Second: samplers as above, each with the networks of every seed; rows of exact scores are at the same levels.
 
 Intervals are Student's over groups of draws, one for each seed; chains are independent and run at once. Cells that are
 done are kept in ``benchmarks/results``.
@@ -40,10 +47,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
-from probmodels import run_mcmc
-from probmodels.guides.schedules import LinearSchedule, TableSchedule
+from probmodels import diffusion, fit_svi, run_mcmc
+from probmodels.guides.schedules import CosineSchedule, LinearSchedule, TableSchedule
 from probmodels.inference.line_integrals import RULES, log_ratio
 from probmodels.inference.sample_quality import mmd, wasserstein
 from probmodels.samplers import sample, weighted
@@ -141,9 +149,17 @@ def chains(field: Field, num_chains: int, per_level: int, seed: int, num_levels:
     return x.reshape(-1, x.shape[-1]), levels_of(result)
 
 
-def annealed_cell(num_samples: int, seeds: Sequence[int], exact: bool = False, **options: Any) -> Figures:
-    """Annealed runs of ten steps a level, all at once: chains are independent."""
-    x, levels = chains(KNOWN if exact else SCORES, num_samples * len(seeds), 10, seeds[0], **options)
+def annealed_cell(
+    num_samples: int,
+    seeds: Sequence[int],
+    exact: bool = False,
+    per_level: int = 10,
+    field: Field | None = None,
+    **options: Any,
+) -> Figures:
+    """Annealed runs of some steps a level, all at once: chains are independent."""
+    field = field or (KNOWN if exact else SCORES)
+    x, levels = chains(field, num_samples * len(seeds), per_level, seeds[0], **options)
     shared = {
         "acceptance": float(levels["acceptance_rate"].mean()),
         "scores": float(levels["evaluations"].sum()) + 1,
@@ -151,11 +167,11 @@ def annealed_cell(num_samples: int, seeds: Sequence[int], exact: bool = False, *
     return [product_figures(part, seed) | shared for part, seed in zip(x.split(num_samples), seeds, strict=True)]
 
 
-def reverse_cell(num_samples: int, seeds: Sequence[int]) -> Figures:
+def reverse_cell(num_samples: int, seeds: Sequence[int], field: Field = SCORES) -> Figures:
     """The reverse process."""
     shared = {"acceptance": math.nan, "scores": float(LEVELS)}
     return [
-        product_figures(sample(SCORES, num_samples, num_steps=LEVELS - 1, seed=seed, progress=False), seed) | shared
+        product_figures(sample(field, num_samples, num_steps=LEVELS - 1, seed=seed, progress=False), seed) | shared
         for seed in seeds
     ]
 
@@ -199,6 +215,9 @@ SAMPLERS: dict[str, Callable[..., Figures]] = {
     "LA, trapezoid of 2": partial(annealed_cell, sampler="mala", rule="curve", **_LANGEVIN),
     "LA, simpson of 5": partial(annealed_cell, sampler="mala", rule="simpson", **_LANGEVIN),
     "U-HMC": partial(annealed_cell, sampler="uhmc", step_size=0.8),
+    "predictor, 1 HMC": partial(annealed_cell, per_level=1, predictor=True, rule="curve-newton", **_HMC),
+    "predictor, 3 HMC": partial(annealed_cell, per_level=3, predictor=True, rule="curve-newton", **_HMC),
+    "3 HMC": partial(annealed_cell, per_level=3, rule="curve-newton", **_HMC),
     "HMC, exact": partial(annealed_cell, exact=True, **_HMC),
     "HMC, curve-newton": partial(annealed_cell, rule="curve-newton", **_HMC),
     "SMC, energy": partial(weighted_cell, weights="energy", steps=0),
@@ -513,7 +532,100 @@ def inverse(args: argparse.Namespace) -> None:
     common.report("score_composition_inverse", rows, samples=args.samples, problems=args.problems)
 
 
-PARTS = {"product": product, "steps": steps, "integral": integral, "guidance": guidance, "inverse": inverse}
+# -- learned scores ---------------------------------------------------------------------------------------------------
+
+COSINE = CosineSchedule(float(SCHEDULE.table[0]), 7.0)
+RING_THERE, BAR_THERE = GaussianMixture(COSINE, RADIUS * CIRCLE, SD**2), UniformBox(COSINE, LOW, HIGH)
+NETWORK: dict[str, Any] = {"hidden": 64, "blocks": 3, "frequencies": 4, "gamma": (COSINE.start, COSINE.end)}
+FIT: dict[str, Any] = {"batch_size": 512, "lr": 2e-3, "schedule": "warmup_cosine", "keep": "average"}
+NUM_STEPS, NUM_POINTS = 3000, 100_000
+CHECKED = (0.0, 0.05, 0.1, 0.2, 0.5)  # times
+LEARNED: dict[str, Callable[..., Figures]] = {
+    "reverse": reverse_cell,
+    "predictor, 3 HMC": partial(annealed_cell, per_level=3, predictor=True, **_HMC),
+    "U-HMC": partial(annealed_cell, sampler="uhmc", step_size=0.8),
+    "HMC": partial(annealed_cell, **_HMC),
+}
+
+
+def score_error(field: Field, exact: GaussianMixture | UniformBox, t: float) -> float:
+    """Squared error of scores over the squared exact ones."""
+    z = exact.sample(4000, t, generator=torch.Generator().manual_seed(1))
+    wanted = exact.score(z, t)
+    return float((field.score(z, t) - wanted).square().sum() / wanted.square().sum())
+
+
+def learned_cell(num_samples: int, seed: int, kind: str) -> dict[str, Any]:
+    """Two networks, their errors, and what samplers make of them."""
+    generator = torch.Generator().manual_seed(1000 + seed)
+    start, fields, found = time.process_time(), [], {}
+    for name, exact in (("ring", RING_THERE), ("bar", BAR_THERE)):
+        if kind == "exact":
+            fields.append(exact)
+            continue
+        # Clean points: the density of level 0 holds noise that the fit adds itself.
+        if name == "ring":
+            chosen = torch.randint(8, (NUM_POINTS,), generator=generator)
+            points = RADIUS * CIRCLE[chosen] + SD * torch.randn(NUM_POINTS, 2, generator=generator).double()
+        else:
+            low, high = torch.tensor(LOW), torch.tensor(HIGH)
+            points = low + (high - low) * torch.rand(NUM_POINTS, 2, generator=generator)
+        data = xr.DataArray(points.numpy().astype(np.float64), dims=("point", "feature"))
+        problem = diffusion.make_problem(data, **NETWORK, energy=kind == "energy", seed=seed)
+        result = fit_svi(problem, num_steps=NUM_STEPS, **FIT, num_samples=2, seed=seed, progress=False)
+        field = diffusion.make_field(problem, result, schedule=COSINE)
+        found |= {f"{name} {t:g}": score_error(field, exact, t) for t in CHECKED}
+        fields.append(field)
+    found["fit"] = time.process_time() - start
+    for name, run in LEARNED.items():
+        start = time.process_time()
+        figures = run(num_samples, [seed], field=Product(fields))[0]
+        found |= {f"{name}: {key}": value for key, value in figures.items()}
+        found[f"{name}: CPU"] = time.process_time() - start
+    return found
+
+
+def learned(args: argparse.Namespace) -> None:
+    """Networks of scores and of energies."""
+    errors, rows = [], []
+    for kind in ("score", "energy", "exact"):
+        cells = [
+            common.cell(
+                "score_composition_learned_cells",
+                args.until,
+                partial(learned_cell, args.samples, seed, kind),
+                samples=args.samples, seed=seed, kind=kind, num_steps=NUM_STEPS, **NETWORK,
+            )
+            for seed in args.seeds
+        ]  # fmt: skip
+        if kind != "exact":
+            for name in ("ring", "bar"):
+                row = {"networks": kind, "of": name}
+                row |= {
+                    f"t = {t:g}": common.interval([cell[f"{name} {t:g}"] for cell in cells], digits=4) for t in CHECKED
+                }
+                errors.append(row | {"CPU s of both": common.spread([cell["fit"] for cell in cells])})
+        for sampler in LEARNED:
+            row = {"networks": kind, "sampler": sampler}
+            for key, digits in DIGITS.items():
+                values = [cell[f"{sampler}: {key}"] for cell in cells]
+                row[key] = "" if np.isnan(values).any() else common.interval(values, digits=digits)
+            row["scores"] = f"{cells[0][f'{sampler}: scores']:.0f}"
+            row["CPU s"] = common.spread([cell[f"{sampler}: CPU"] for cell in cells])
+            rows.append(row)
+    shared = {"samples": args.samples, "seeds": args.seeds, "network": NETWORK, "fit": FIT, "num_steps": NUM_STEPS}
+    common.report("score_composition_learned_errors", errors, **shared)
+    common.report("score_composition_learned", rows, **shared)
+
+
+PARTS = {
+    "product": product,
+    "steps": steps,
+    "integral": integral,
+    "guidance": guidance,
+    "inverse": inverse,
+    "learned": learned,
+}
 
 
 def main() -> None:

@@ -62,14 +62,15 @@ from probmodels.guides.diffusion import (
     transition,
     unit_normal,
 )
-from probmodels.guides.nets import ResidualMLP, UNet
+from probmodels.guides.nets import GradientNetwork, ResidualMLP, UNet
 from probmodels.guides.schedules import SCHEDULES, LearnedSchedule, NoiseSchedule
+from probmodels.inference.line_integrals import Evaluation
 from probmodels.inference.losses import SampledBound
 from probmodels.inference.ops import isolated
-from probmodels.inference.problem import Problem
+from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.programs import fitted
 from probmodels.inference.result import Result
-from probmodels.score_fields import Field
+from probmodels.score_fields import Field, value_and_gradient
 
 if TYPE_CHECKING:
     from probmodels.diffusion_outputs import DiffusionOutputs
@@ -178,6 +179,14 @@ class Diffusion(PyroModule):
         clean = (found + self.log_odds(z / alpha, gamma)).softmax(-1) @ self.values(z)
         return convert(clean, "x0", wanted, z, alpha, sigma)
 
+    def log_density(self, z: Tensor, gamma: Tensor, label: Tensor | None) -> Tensor:
+        """Log density (row,) of noised points (row, *shape), up to a constant of the level, of a `GradientNetwork`."""
+        network: Any = self.network
+        potential = network.potential(z, (gamma - self.range[0]) / self.range[1], label)
+        alpha, sigma = torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt()
+        # Conversions are linear in prediction and point: of antiderivatives they give that of the score.
+        return convert(potential, self.prediction, "score", 0.5 * z.flatten(1).square().sum(-1), alpha, sigma)
+
     def indicators(self, label: Tensor | None, like: Tensor) -> Tensor | None:
         """Classes (row,) as indicators (row, class); a negative one is not known."""
         if not self.num_classes or label is None:
@@ -269,6 +278,7 @@ def make_problem(
     depth: int = 2,
     frequencies: int = 0,
     dropout: float = 0.0,
+    energy: bool = False,
     schedule: str = "linear",
     gamma: tuple[float, float] = (-13.3, 5.0),
     learn_ends: bool = False,
@@ -294,6 +304,8 @@ def make_problem(
         Of the network, see `ResidualMLP` and `UNet`.
     dropout
         Share of the network's units that are left out while fitting.
+    energy
+        Whether predictions are the gradient of a scalar (`GradientNetwork`), so that log densities are known.
     schedule
         ``"linear"``, ``"cosine"`` or ``"learned"``, see `probmodels.guides.schedules`.
     gamma
@@ -387,6 +399,8 @@ def build(options: Mapping[str, Any], shape: tuple[int, ...], dims: tuple[str, .
             network: nn.Module = UNet(shape, depth=options["depth"], **sizes)
         else:
             network = ResidualMLP(shape, blocks=options["blocks"], frequencies=options["frequencies"], **sizes)
+    if options.get("energy"):
+        network = GradientNetwork(network)
     same = {name: options[name] for name in ("prediction", "num_steps", "explicit", "num_values")}
     dropout = options["label_dropout"] if num_classes else 0.0
     return Diffusion(schedule, network, shape, num_classes=num_classes, label_dropout=dropout, dims=dims, **same)
@@ -410,6 +424,8 @@ def _check_options(options: Mapping[str, Any]) -> None:
         raise DataError(f"learn_ends=True with schedule={options['schedule']!r}; only 'learned' has ends to learn")
     if options["prediction"] == "values" and values is None:
         raise DataError("prediction='values' without num_values; give their number, or predict another")
+    if options["prediction"] == "values" and options["energy"]:
+        raise DataError("energy=True with prediction='values'; log odds are no gradient: predict 'velocity'")
     for name in ("dropout", "label_dropout"):
         if not 0 <= options[name] < 1:
             raise DataError(f"{name}={options[name]}; it must lie in [0, 1)")
@@ -478,19 +494,54 @@ class NetworkField(Field):
         `Diffusion`.
     label
         Place of a class, for the density given it; None for that of all data.
+    schedule
+        Another than the one it was fitted with, between the same values of gamma: the network is told the level of
+        noise and not the time.
+
+    Raises
+    ------
+    ProblemError
+        If the schedule goes to levels of noise that the network was not fitted to.
     """
 
-    def __init__(self, model: Diffusion, label: int | None = None) -> None:
-        super().__init__(model.schedule, model.shape)
+    def __init__(self, model: Diffusion, label: int | None = None, schedule: NoiseSchedule | None = None) -> None:
+        super().__init__(model.schedule if schedule is None else schedule, model.shape)
         self.model, self.label = model, label
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        with torch.no_grad():
+            fitted, asked = (one.double_gamma(ends).tolist() for one in (model.schedule, self.schedule))
+        if asked[0] < fitted[0] - 1e-4 or asked[1] > fitted[1] + 1e-4:
+            raise ProblemError(
+                f"the schedule runs from gamma={asked[0]:.4g} to {asked[1]:.4g}, and the network was fitted between "
+                f"{fitted[0]:.4g} and {fitted[1]:.4g}; stay within"
+            )
+
+    @property
+    def has_density(self) -> bool:  # type: ignore[override]
+        """Whether the network is the gradient of a scalar."""
+        return isinstance(self.model.network, GradientNetwork)
+
+    def _inputs(self, z: Tensor, t: float) -> tuple[Tensor, Tensor, Tensor | None]:
+        points = z.to(next(self.model.network.parameters()))
+        gamma = self.schedule.gamma(points.new_tensor(float(t))).expand(len(points))
+        place = torch.full((len(points),), -1 if self.label is None else self.label, device=points.device)
+        return points, gamma, self.model.indicators(place, points)
 
     def score(self, z: Tensor, t: float) -> Tensor:
-        like = next(self.model.network.parameters())
         with torch.set_grad_enabled(z.requires_grad):
-            points = z.to(like)
-            gamma = self.schedule.gamma(points.new_tensor(float(t))).expand(len(points))
-            place = torch.full((len(points),), -1 if self.label is None else self.label, device=points.device)
-            return self.model.predict(points, gamma, self.model.indicators(place, points), "score").to(z)
+            return self.model.predict(*self._inputs(z, t), "score").to(z)
+
+    def log_density(self, z: Tensor, t: float) -> Tensor:
+        if not self.has_density:
+            return super().log_density(z, t)
+        with torch.set_grad_enabled(z.requires_grad):
+            return self.model.log_density(*self._inputs(z, t)).to(z)
+
+    def evaluate(self, z: Tensor, t: float) -> Evaluation:
+        if not self.has_density:
+            return super().evaluate(z, t)
+        log_density, score = value_and_gradient(lambda points: self.log_density(points, t), z)
+        return Evaluation(score, None, log_density)
 
 
 def fitted_model(problem: Problem, result: Result) -> Diffusion:
@@ -502,7 +553,9 @@ def fitted_model(problem: Problem, result: Result) -> Diffusion:
     return kept
 
 
-def make_field(problem: Problem, result: Result, label: str | int | None = None) -> NetworkField:
+def make_field(
+    problem: Problem, result: Result, label: str | int | None = None, *, schedule: NoiseSchedule | None = None
+) -> NetworkField:
     """Scores of a fitted model, for samplers and composition.
 
     Parameters
@@ -511,20 +564,24 @@ def make_field(problem: Problem, result: Result, label: str | int | None = None)
         That were fitted.
     label
         Class, as the data name it, of a model with ``conditional=True``.
+    schedule
+        Another than the one that was fitted, see `NetworkField`: fields of one schedule can be composed.
 
     Raises
     ------
     DataError
         If there is no such class.
+    ProblemError
+        If the schedule goes to other levels of noise.
     """
     model = fitted_model(problem, result)
     if label is None:
-        return NetworkField(model)
+        return NetworkField(model, schedule=schedule)
     assert problem.data is not None
     classes = json.loads(problem.data.attrs["classes"])
     if str(label) not in classes:
         raise DataError(f"label={label!r}; the model knows {classes}" if classes else "the model knows no labels")
-    return NetworkField(model, classes.index(str(label)))
+    return NetworkField(model, classes.index(str(label)), schedule)
 
 
 def bound(problem: Problem, result: Result, *, num_draws: int = 20, seed: int = 0) -> xr.Dataset:

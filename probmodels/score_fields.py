@@ -50,6 +50,7 @@ __all__ = [
     "linear_observation",
     "negated",
     "tempered",
+    "value_and_gradient",
 ]
 
 
@@ -332,7 +333,7 @@ class EnergyField(Field):
         return -self._energy(z, t)
 
     def evaluate(self, z: Tensor, t: float) -> Evaluation:
-        value, gradient = _value_and_gradient(lambda points: -self._energy(points, t), z)
+        value, gradient = value_and_gradient(lambda points: -self._energy(points, t), z)
         return Evaluation(gradient, None, value)
 
 
@@ -484,7 +485,7 @@ class Conditioned(Field):
 
     def evaluate(self, z: Tensor, t: float) -> Evaluation:
         prior = self.field.evaluate(z, t)
-        value, gradient = _value_and_gradient(lambda points: self.weight * self.log_likelihood(points, t), z)
+        value, gradient = value_and_gradient(lambda points: self.weight * self.log_likelihood(points, t), z)
         known = value if prior.known is None else prior.known + value
         return Evaluation(prior.score + gradient, prior.line, known)
 
@@ -625,7 +626,8 @@ def _optional(parts: Sequence[Tensor | None], weights: Sequence[float]) -> Tenso
     return _weighted(*zip(*there, strict=True)) if there else None
 
 
-def _value_and_gradient(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
+    """A function (sample,) of points (sample, *shape), and its gradient."""
     with torch.enable_grad():
         points = z.detach().requires_grad_()
         value = function(points)
