@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from probmodels import Problem, fit_svi
 from probmodels.datasets import DataError
 from probmodels.datasets.images import make_images
-from probmodels.diffusion import Diffusion, bound, fitted_model, make_problem
+from probmodels.diffusion import Diffusion, NetworkField, bound, fitted_model, make_field, make_problem
 from probmodels.guides.diffusion import PREDICTIONS, NoisingGuide, Stratified, convert, transition
-from probmodels.guides.nets import LevelEmbedding, ResidualMLP, UNet
+from probmodels.guides.nets import GradientNetwork, LevelEmbedding, ResidualMLP, UNet
 from probmodels.guides.schedules import CosineSchedule, LearnedSchedule, LinearSchedule, NoiseSchedule
 from probmodels.inference.losses import SampledBound
 from probmodels.inference.problem import ProblemError
@@ -420,6 +420,46 @@ def test_networks_take_points_and_fine_detail() -> None:
     torch.testing.assert_close(told(level), told(level, torch.zeros(3, 2)))  # no class, as one that is not known
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_densities_of_gradient_networks_have_the_scores_that_are_predicted(prediction: str) -> None:
+    inner = ResidualMLP((2,), hidden=8, blocks=1)
+    torch.nn.init.normal_(inner.write.weight)
+    schedule = LinearSchedule(-2.0, 3.0)
+    model = Diffusion(schedule, GradientNetwork(inner).double(), (2,), prediction=prediction)
+    field = NetworkField(model)
+    z = torch.randn(6, 2, dtype=torch.float64)
+    found = field.evaluate(z, 0.3)
+    assert found.line is None
+    torch.testing.assert_close(found.score, field.score(z, 0.3))
+    torch.testing.assert_close(found.known, field.log_density(z, 0.3))
+    step = 1e-5 * torch.eye(2, dtype=torch.float64)
+    rises = [field.log_density(z + one, 0.3) - field.log_density(z - one, 0.3) for one in step]
+    torch.testing.assert_close(torch.stack(rises, -1) / 2e-5, found.score, rtol=1e-6, atol=1e-7)
+
+
+def test_gradient_networks_are_fitted_through_their_derivative() -> None:
+    problem = make_problem(table(), hidden=32, blocks=1, gamma=(-8.0, 5.0), energy=True)
+    options: dict[str, Any] = {"num_samples": 2, "progress": False, "batch_size": 128}
+    start = bound(problem, fit_svi(problem, num_steps=1, lr=1e-12, **options))
+    fits = [fit_svi(problem, num_steps=100, lr=0.005, compile=kind, **options) for kind in ("graph", "eager")]
+    np.testing.assert_allclose(*[fit.tree["fit"]["loss"][:20] for fit in fits], rtol=1e-4)
+    after = bound(problem, fits[0])
+    gain = start.attrs["nats_per_datum"] - after.attrs["nats_per_datum"]
+    assert gain > 6 * math.hypot(start.attrs["nats_error"], after.attrs["nats_error"])
+    assert make_field(problem, fits[0]).has_density
+
+
+def test_fields_take_other_schedules_of_the_same_levels() -> None:
+    model = Diffusion(LinearSchedule(*ENDS), Exact(), (2,))
+    model.network.register_parameter("unused", nn.Parameter(torch.zeros(1, dtype=torch.float64)))
+    cosine, z = CosineSchedule(-10.0, 4.0), points(9)
+    found = NetworkField(model, None, cosine).score(z, 0.4)
+    # Ends of gamma, by which the network is told its level, are single numbers of 32 bits.
+    torch.testing.assert_close(found, mixture(cosine).score(z, 0.4), rtol=1e-5, atol=1e-6)
+    with pytest.raises(ProblemError, match=r"fitted between -13\.3 and 6; stay within"):
+        NetworkField(model, None, LinearSchedule(-13.0, 7.0))
+
+
 def test_outputs_of_an_image_belong_to_their_pixels() -> None:
     net = UNet((2, 4, 4), hidden=4, num_outputs=3)
     with torch.no_grad():
@@ -498,6 +538,7 @@ def test_explicit_chains_are_fitted_and_kept() -> None:
         ({"learn_ends": True}, "only 'learned' has ends to learn"),
         ({"label_dropout": 1.0}, "label_dropout=1.0"),
         ({"dropout": -0.5}, "dropout=-0.5"),
+        ({"energy": True, "prediction": "values", "num_values": 3}, "log odds are no gradient"),
         ({"gamma": (1.0,)}, "give its values at the first and the last level"),
         ({"split": "valid"}, "no image has split='valid'"),
         ({"hidden": 0}, "hidden"),
