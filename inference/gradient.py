@@ -66,14 +66,23 @@ class Stage:
 class Gradient:
     """Loss and gradient of an objective, evaluated as written or as a captured graph.
 
+    Parameters
+    ----------
+    programs
+        Model and guide.
+    stage
+        What is minimised.
+    followers
+        Modules whose buffers change between steps.
+
     Attributes
     ----------
     execution
         ``"graph"``, ``"inductor"``, ``"eager"``, or ``"eager: <why>"`` where a graph was wanted.
     """
 
-    def __init__(self, programs: Programs, stage: Stage) -> None:
-        self.programs, self.stage = programs, stage
+    def __init__(self, programs: Programs, stage: Stage, followers: Sequence[Any] = ()) -> None:
+        self.programs, self.stage, self.followers = programs, stage, followers
         self.execution = "eager"
         self._model = FixGenerated()(programs.model)
         self._moved = set(programs.moved_by(stage.moves)) if stage.moves != "both" else None
@@ -149,7 +158,8 @@ class Gradient:
         changed = [name for name, value in self.programs.buffers().items() if not torch.equal(value, before[name])]
         if changed:
             raise CaptureError(f"buffers change during a step: {changed}")
-        self._names, self._leaves = list(gradients), list(params.values())
+        moving = [getattr(one, name) for one in self.followers for name in one.moving]
+        self._names, self._leaves = list(gradients), [*params.values(), *moving]
         rows, names = (list(part) for part in examples[0])
 
         def function(*inputs: Tensor) -> tuple[Tensor, ...]:

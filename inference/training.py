@@ -18,6 +18,7 @@ from torch import Tensor
 
 from probmodels.inference.capture import CaptureError
 from probmodels.inference.checkpoint import open_checkpoint
+from probmodels.inference.constraints import followers
 from probmodels.inference.fingerprints import fingerprint
 from probmodels.inference.gradient import Gradient, Stage
 from probmodels.inference.loop import FitError, Loop, Setting, quiet
@@ -75,7 +76,8 @@ class Trainer(Loop):
             raise ProblemError(f"{self.name}: model and guide have no parameter to fit; use run_mcmc")
         self._like = params[0]
         ranks.equalise(programs.state().values())
-        self.gradients = [Gradient(programs, stage) for stage in stages]
+        self.followers = followers(programs.model, programs.guide)
+        self.gradients = [Gradient(programs, stage, self.followers) for stage in stages]
         self._prepare()
         self.optimisers = [self._optimiser(stage) for stage in stages]
         self.resume()
@@ -173,7 +175,10 @@ class Trainer(Loop):
             # Step k of n has a weight in proportion to k^6.94 (Karras et al. 2024, https://arxiv.org/abs/2312.02696,
             # equation 121): the share of the fit that it looks back over is the same however long that is.
             self._keep(1 - (1 - 1 / self.number) ** (_AVERAGE + 1))
-        return Step(self.number, loss, norm, seconds, self.stages[place].label)
+        step = Step(self.number, loss, norm, seconds, self.stages[place].label)
+        for follower in self.followers:
+            follower.after_step(step)
+        return step
 
     def _keep(self, weight: float = 1.0) -> None:
         """Move what is kept to the present parameters, by this share of the way."""
