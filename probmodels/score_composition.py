@@ -22,7 +22,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,20 +38,18 @@ from probmodels.inference.line_integrals import evaluate_start
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.result import Result, ResultError
 from probmodels.inference.score_kernels import ScoreKernel, Transition
+from probmodels.outputs import Outputs
 from probmodels.samplers import reverse_step
 from probmodels.score_fields import Field, GaussianMixture, Product, UniformBox
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from probmodels.inference.diagnostics import Report
-
 __all__ = [
     "ENGINES",
     "REFERENCE",
     "AnnealedKernel",
     "Composed",
-    "CompositionOutputs",
     "levels_of",
     "make_move",
     "make_problem",
@@ -269,21 +266,7 @@ def levels_of(result: Result) -> xr.Dataset:
     return xr.Dataset(arrays, {"level": np.arange(len(times)), "time": ("level", times)})
 
 
-@dataclass(frozen=True)
-class CompositionOutputs:
-    """Where things were written, and what there is to say about them."""
-
-    folder: Path
-    table: str
-    diagnosis: Report
-
-    @property
-    def report(self) -> Path:
-        """The file to read first."""
-        return self.folder / "summary.txt"
-
-
-def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> CompositionOutputs:
+def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outputs:
     """Write ``levels.csv``, ``summary.txt`` and ``figures/*.png``.
 
     The figures: ``levels``, acceptance and step sizes along the levels; ``samples``, the draws, of points in the plane
@@ -321,7 +304,7 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Comp
     (folder / "summary.txt").write_text(f"{table}\n\n{diagnosis}\n", encoding="utf-8")
     for name, figure in _figures(result.posterior["x"], levels).items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=dpi)
-    return CompositionOutputs(folder, table, diagnosis)
+    return Outputs(folder, table, diagnosis)
 
 
 def _figures(draws: xr.DataArray, levels: xr.Dataset) -> dict[str, Figure]:
