@@ -33,6 +33,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from probmodels.field_specs import load_fields
 from probmodels.guides.schedules import LinearSchedule
 from probmodels.inference.line_integrals import evaluate_start
 from probmodels.inference.problem import Problem, ProblemError
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENGINES",
+    "LOADERS",
     "REFERENCE",
     "AnnealedKernel",
     "Composed",
@@ -59,6 +61,7 @@ __all__ = [
 
 REFERENCE = "Sjöberg et al. (2023), https://arxiv.org/abs/2307.14012"
 ENGINES = ("mcmc",)
+LOADERS = {"fields": load_fields}
 
 SAMPLERS = {
     "ula": ("langevin", False),
