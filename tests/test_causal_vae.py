@@ -110,7 +110,7 @@ def test_labels_add_their_expected_log_density() -> None:
         trace = poutine.trace(guide).get_trace(x)
         replayed = poutine.trace(poutine.replay(model, trace)).get_trace(x, label, known)
         replayed.compute_log_prob()
-        added.append(float(replayed.nodes["label"]["log_prob_sum"]))
+        added.append(float(replayed.nodes["label"]["log_prob_sum"].detach()))
     mean, _ = guide.propose(x)
     covariance = torch.stack([draw_concepts(guide, x) for _ in range(4000)]).var(0)
     wanted = -0.5 * ((label - mean) ** 2 + covariance) / 0.49 - math.log(0.7 * math.sqrt(2 * math.pi))
@@ -186,8 +186,9 @@ def test_chains_of_any_depth_carry_a_change_to_their_end(kind: str) -> None:
     changed = concepts(model, noise, x, {"b": lambda z: z + 1.0})
     assert (changed[:, 1] - factual[:, 1] - 1.0).abs().max() < 1e-12
     assert ((changed - factual)[:, 2:].abs().max(0).values > 1e-9).all()
-    between = concepts(model, noise, x, {"b": lambda z: z + 1.0, "d": factual[:, 3]})
-    torch.testing.assert_close(between[:, 3:], factual[:, 3:])
+    if kind != "masked":  # whose concepts do not screen their causes from their effects: the linear layer goes past them
+        between = concepts(model, noise, x, {"b": lambda z: z + 1.0, "d": factual[:, 3]})
+        torch.testing.assert_close(between[:, 3:], factual[:, 3:])
 
 
 def test_linear_counterfactuals_are_sums_over_paths() -> None:
@@ -226,7 +227,7 @@ def table(num_rows: int = 400, seed: int = 0) -> xr.Dataset:
     cause = rng.normal(size=num_rows)
     result = cause**2 + 0.1 * rng.normal(size=num_rows)
     z = np.stack([cause, result], -1)
-    values = np.tanh(z @ rng.normal(size=(2, 5))) + 0.05 * rng.normal(size=(num_rows, 5))
+    values = np.tanh(z @ rng.normal(size=(2, 5)) / 4) + 0.02 * rng.normal(size=(num_rows, 5))
     split = np.where(np.arange(num_rows) < 0.75 * num_rows, "train", "test")
     return make_concepts(values, 10 + 3 * z, names=["cause", "result"], split=split, graph=[["cause", "result"]])
 
@@ -264,10 +265,11 @@ def test_effects_are_differences_of_worlds_with_intervals(fitted_pair: tuple[Pro
     found = effect(problem, result, "cause", (10.0, 13.0), num_draws=40, progress=False)
     assert list(found["concept"].values) == ["result"]
     # From 0 to 1 the square rises by 1, 3 in units of the labels.
-    assert float(found["effect"]) == pytest.approx(3.0, abs=1.0)
-    assert float(found["low"]) <= float(found["effect"]) <= float(found["high"])
+    assert found["effect"].values == pytest.approx(3.0, abs=1.0)
+    assert (found["low"] <= found["effect"]).all()
+    assert (found["effect"] <= found["high"]).all()
     back = effect(problem, result, "result", (10.0, 13.0), num_draws=3, progress=False)
-    assert abs(float(back["effect"])) < 1e-9  # an effect is no cause
+    np.testing.assert_allclose(back["effect"], 0.0, atol=1e-9)  # an effect is no cause
     some = effect(problem, result, "cause", (10.0, 13.0), given=np.arange(5), num_draws=40, progress=False)
     assert some["by_row"].sizes["data"] == 5
 
