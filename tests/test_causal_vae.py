@@ -186,7 +186,9 @@ def test_chains_of_any_depth_carry_a_change_to_their_end(kind: str) -> None:
     changed = concepts(model, noise, x, {"b": lambda z: z + 1.0})
     assert (changed[:, 1] - factual[:, 1] - 1.0).abs().max() < 1e-12
     assert ((changed - factual)[:, 2:].abs().max(0).values > 1e-9).all()
-    if kind != "masked":  # whose concepts do not screen their causes from their effects: the linear layer goes past them
+    if (
+        kind != "masked"
+    ):  # whose concepts do not screen their causes from their effects: the linear layer goes past them
         between = concepts(model, noise, x, {"b": lambda z: z + 1.0, "d": factual[:, 3]})
         torch.testing.assert_close(between[:, 3:], factual[:, 3:])
 
