@@ -1,17 +1,17 @@
 """Gaps of fields filled by a diffusion prior: draws of complete fields given the cells that were observed.
 
-A field ``x`` (cell,) is seen where it was observed, ``y = x[seen] + sd noise``, and a diffusion model fitted to complete
-fields is the prior. It may be one of the cells themselves, or of coordinates along the leading modes of the fields
-(`leading_modes`), as fields of many cells have few degrees of freedom::
+A field ``x`` (cell,) is seen where it was observed, ``y = x[seen] + sd noise``, and a diffusion model fitted to
+complete fields is the prior. It may be one of the cells themselves, or of coordinates along the leading modes of the
+fields (`leading_modes`), as fields of many cells have few degrees of freedom::
 
     x = mean + patterns c + noise,    c ~ diffusion model, of unit variance in every coordinate
 
 A network that starts at zero and predicts the velocity is the exact denoiser of normal coordinates: such a prior starts
 as probabilistic principal components (Tipping and Bishop 1999), and learns how fields differ from them.
 
-All draws of all fields walk down the levels of noise at once. With ``A`` the map from coordinates to observed cells, in
-units of their noise, the density of level t is that of the prior times ``Normal(y; alpha A z, 1 + sigma^2 A A')``, which
-is the exact one where the prior is white and normal (Song et al. 2023), and at level 0 right for every prior. Steps of
+All draws of all fields walk down the levels of noise at once. With ``A`` the map from coordinates to observed cells,
+in units of their noise, the density of level t is that of the prior times ``Normal(y; alpha A z, 1 + sigma^2 A A')``:
+the exact one where the prior is white and normal (Song et al. 2023), and at level 0 right for every prior. Steps of
 Hamiltonian Monte Carlo leave each level invariant; their lengths along the axes of ``A'A`` are those of a normal prior.
 
 References
@@ -43,7 +43,7 @@ from probmodels.inference.score_kernels import Transition
 from probmodels.samplers import check_finite, reverse_step
 from probmodels.score_fields import Field
 
-__all__ = ["METHODS", "ObservedCells", "Modes", "fill_gaps", "leading_modes"]
+__all__ = ["METHODS", "Modes", "ObservedCells", "fill_gaps", "leading_modes"]
 
 METHODS = ("hmc", "reverse")
 _ACCEPT = 0.8  # to which steps are tuned
@@ -172,9 +172,12 @@ class ObservedCells(Field):
         return Evaluation(prior.score + gradient, prior.line, value if prior.known is None else prior.known + value)
 
     def finish(self, z: Tensor) -> Tensor:
-        """Draws of data given level 0 and what was observed, as if ``x | z ~ Normal(E[x | z], sigma / alpha)``."""
-        alpha, sigma = self.scales(0.0, z)
-        precision = (alpha / sigma) ** 2
+        """Draws of data given level 0 and what was observed, as if ``x | z ~ Normal(E[x | z], sigma)``.
+
+        So it is for a prior that is white and normal, and for every prior as far as sigma is small.
+        """
+        _, sigma = self.scales(0.0, z)
+        precision = 1 / sigma**2
         total = precision + self.sizes
         mean = (precision * self.along(self.prior.denoise(z, 0.0)) + self._target) / total
         return self.back(mean + torch.randn_like(mean) / total.sqrt())
@@ -191,7 +194,7 @@ def fill_gaps(
     method: str = "hmc",
     num_levels: int = 30,
     num_steps: int = 5,
-    step_size: float = 0.6,
+    step_size: float = 0.5,
     probs: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
     seed: int = 0,
     progress: bool = True,
@@ -219,7 +222,8 @@ def fill_gaps(
     num_levels, num_steps
         Of noise, and of Hamiltonian steps on each.
     step_size
-        Of the first leapfrog steps, in sds of a level; tuned on all levels but the last.
+        Longest leapfrog step, in sds of a level; shortened by acceptance on all levels but the last. Three of 0.5 turn
+        a normal density by a quarter, which forgets where it was; three of 1 by a half, which only changes the sign.
     probs
         Of the quantiles.
     seed, progress
@@ -228,8 +232,9 @@ def fill_gaps(
     Returns
     -------
     xr.Dataset
-        ``draws`` (draw, time, lat, lon), their ``mean`` and ``sd`` (time, lat, lon), ``quantiles`` (quantile, time, lat,
-        lon), ``observed`` (time, lat, lon); NaN in cells left out. With ``method="hmc"`` the ``acceptance`` (level,).
+        ``draws`` (draw, time, lat, lon), their ``mean`` and ``sd`` (time, lat, lon), ``quantiles`` (quantile, time,
+        lat, lon), ``observed`` (time, lat, lon); NaN in cells left out. With ``method="hmc"`` also ``acceptance``
+        (level,).
 
     Raises
     ------
@@ -265,16 +270,20 @@ def fill_gaps(
 
     seen, y = torch.as_tensor(np.isfinite(table)), torch.as_tensor(np.nan_to_num(table))
     if modes is None:
-        gaps = ObservedCells(prior, seen / sd**2, y / sd**2, num_draws)
+        gaps = ObservedCells(prior, seen.double() / sd**2, y / sd**2, num_draws)
     else:
-        mean, patterns = (torch.as_tensor(_table(part, chosen)) for part in (modes.mean.expand_dims("mode"), modes.patterns))
+        mean, patterns = (
+            torch.as_tensor(_table(part, chosen)) for part in (modes.mean.expand_dims("mode"), modes.patterns)
+        )
         variance = sd**2 + modes.noise**2
-        curvature = torch.einsum("kc,fc,lc->fkl", patterns, seen / variance, patterns)
+        curvature = torch.einsum("kc,fc,lc->fkl", patterns, seen.double() / variance, patterns)
         gaps = ObservedCells(prior, curvature, (seen * (y - mean) / variance) @ patterns.mT, num_draws)
     with isolated(seed), torch.no_grad():
         times = prior.schedule.levels(num_levels - 1).tolist()
-        z, rates = _walk(gaps, times, num_steps, step_size, progress) if method == "hmc" else (None, [])
-        if z is None:
+        rates: list[float] = []
+        if method == "hmc":
+            z, rates = _walk(gaps, times, num_steps, step_size, progress)
+        else:
             z = _reverse(gaps, times, progress)
         x = gaps.finish(z).flatten(1).unflatten(0, (len(y), num_draws)).transpose(0, 1)
         if modes is not None:
@@ -290,10 +299,10 @@ def fill_gaps(
 
 
 def _walk(
-    gaps: ObservedCells, times: Sequence[float], num_steps: int, step: float, progress: bool
+    gaps: ObservedCells, times: Sequence[float], num_steps: int, step_size: float, progress: bool
 ) -> tuple[Tensor, list[float]]:
     """Draws of level 0 by Hamiltonian steps on one level after the other, and their acceptance by level."""
-    transition, rates = Transition("hamiltonian"), []
+    transition, rates, step = Transition("hamiltonian"), [], step_size
     z = torch.randn(len(gaps.sizes), *gaps.shape, dtype=torch.float64)
     for t in tqdm(times, desc="levels", disable=not progress):
         scale = gaps.scale(t)
@@ -314,7 +323,7 @@ def _walk(
             rate = float(moved.accept_prob.mean())
             accepted += rate / num_steps
             if t != times[-1]:
-                step = min(step * math.exp(0.5 * (rate - _ACCEPT)), 1.0)
+                step = min(step * math.exp(0.5 * (rate - _ACCEPT)), step_size)
         rates.append(accepted)
         z = gaps.back(u * scale)
     return z, rates
@@ -368,7 +377,9 @@ def _table(fields: xr.DataArray, chosen: np.ndarray) -> np.ndarray:
     return np.asarray(fields.values, dtype=np.float64)[:, chosen]
 
 
-def _as_fields(table: np.ndarray, chosen: xr.DataArray, dim: str, labels: Sequence[object] | np.ndarray) -> xr.DataArray:
+def _as_fields(
+    table: np.ndarray, chosen: xr.DataArray, dim: str, labels: Sequence[object] | np.ndarray
+) -> xr.DataArray:
     """The inverse of `_table`, with the labels of a map."""
     values = np.full((len(table), *chosen.shape), np.nan)
     values[:, chosen.values] = table
@@ -376,7 +387,12 @@ def _as_fields(table: np.ndarray, chosen: xr.DataArray, dim: str, labels: Sequen
 
 
 def _summary(
-    x: np.ndarray, fields: xr.DataArray, chosen: xr.DataArray, seen: np.ndarray, probs: Sequence[float], rates: list[float]
+    x: np.ndarray,
+    fields: xr.DataArray,
+    chosen: xr.DataArray,
+    seen: np.ndarray,
+    probs: Sequence[float],
+    rates: list[float],
 ) -> xr.Dataset:
     """Draws (draw, row, cell) on the map, and what is said of them."""
     values = np.full((len(x), *fields.shape), np.nan)
