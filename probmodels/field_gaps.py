@@ -106,7 +106,7 @@ def leading_modes(fields: xr.DataArray, num_modes: int, *, noise: float | None =
     """
     check_counts(1, num_modes=num_modes)
     _check_rows(fields)
-    seen = fields.notnull().any(fields.dims[0])
+    seen = fields.notnull().any(str(fields.dims[0]))
     table = _table(fields, seen.values)
     if not np.isfinite(table).all():
         raise DataError("fields have gaps or infinite values; modes are fitted to complete fields: drop some rows")
@@ -258,7 +258,7 @@ def fill_gaps(
     _check_rows(fields)
     ocean = modes.mean.notnull() if modes is not None else cells
     if ocean is None:
-        ocean = xr.ones_like(fields[0], dtype=bool).drop_vars(fields.dims[0], errors="ignore")
+        ocean = xr.ones_like(fields[0], dtype=bool).drop_vars(str(fields.dims[0]), errors="ignore")
     chosen = _cells(ocean, fields)
     table = _table(fields, chosen)
     _check_values(fields, chosen)
@@ -289,7 +289,7 @@ def fill_gaps(
         if modes is not None:
             x = mean + x @ patterns
             # Given the modes, an observed cell is what they leave out, seen with an error.
-            share = seen * modes.noise**2 / variance
+            share = seen.double() * modes.noise**2 / variance
             left = torch.where(seen, math.sqrt(modes.noise**2 / variance) * sd, modes.noise)
             x = x + share * (y - x) + left * torch.randn_like(x)
     return _summary(x.numpy(), fields, xr.DataArray(chosen, ocean.coords, ocean.dims), seen.numpy(), probs, rates)
