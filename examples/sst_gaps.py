@@ -93,13 +93,14 @@ print(filled)
 # %% [markdown]
 # ## The Bayesian SVD
 #
-# It is fitted to training months and months with gaps at once; their signal, and noise around it, are its answer.
+# It is fitted to training months and months with gaps at once; their signal, and noise around it, are its answer. What
+# is missing is drawn in every sweep and moves slowly where most is: look at longer chains before you believe it.
 
 # %%
 data = xr.concat([train, observed], "time")
 svd = get_method("bayesian_svd").make_problem(data, rank=rank, fixed_effects=[], num_length_scales=8, tail=1e-4)
 chains = {"num_chains": 1, "chain_method": "sequential", "progress": False}
-drawn = run_mcmc(svd, num_samples=draws, warmup_steps=max(draws // 2, 20), seed=0, **chains)
+drawn = run_mcmc(svd, num_samples=draws, warmup_steps=5 * draws, seed=0, **chains)
 posterior, constant = drawn.posterior.isel(chain=0), drawn.tree["constant_data"].to_dataset()
 series = (constant["basis_time_matrix"] @ posterior["V"]).isel(time=slice(-truth.sizes["time"], None))
 signal = ((constant["basis_space_matrix"] @ posterior["U"]) * posterior["d"]).dot(series, "mode")
