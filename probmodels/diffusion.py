@@ -85,6 +85,7 @@ NETWORKS = ("mlp", "unet")
 KINDS = (*PREDICTIONS, "values")
 _MOST_EXPLICIT = 200  # steps of a chain whose levels are all sites
 _BLOCK = 512  # data whose terms are computed at a time
+_NUMBERS = 2**22  # values of pixels whose odds are computed at a time: more are slower, not only larger
 
 
 class Diffusion(PyroModule):
@@ -251,7 +252,7 @@ class Diffusion(PyroModule):
                 noise = pyro.sample("noise", unit_normal(x, self.shape), infer=self.axes)
                 small = pyro.sample("noise_0", unit_normal(x, self.shape), infer=self.axes)
                 pyro.factor("prior", -self.prior_term(x))
-                terms = _in_blocks(self.diffusion_term, x, noise, time.expand(len(x)), shown)
+                terms = _in_blocks(self.diffusion_term, self.num_values, x, noise, time.expand(len(x)), shown)
                 pyro.factor("steps", -terms)
                 gamma = self.schedule.gamma(x.new_zeros(()))
                 z = torch.sigmoid(-gamma).sqrt() * x + torch.sigmoid(gamma).sqrt() * small
@@ -285,23 +286,26 @@ class _ValueGiven(dist.TorchDistribution):
         return _ValueGiven(self.centre.expand(batch_shape), self.log_odds, self.num_values)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        centre = self.centre.expand(*sample_shape, *self.centre.shape)
-        return _in_blocks(lambda rows: dist.Categorical(logits=self.log_odds(rows)).sample().to(rows), centre)
+        def draw(centre: Tensor) -> Tensor:
+            return dist.Categorical(logits=self.log_odds(centre)).sample().to(centre)
+
+        return _in_blocks(draw, self.num_values, self.centre.expand(*sample_shape, *self.centre.shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        centre, value = torch.broadcast_tensors(self.centre, value)
-        return _in_blocks(
-            lambda *rows: dist.Categorical(logits=self.log_odds(rows[0])).log_prob(rows[1]), centre, value
-        )
+        def score(centre: Tensor, value: Tensor) -> Tensor:
+            return dist.Categorical(logits=self.log_odds(centre)).log_prob(value)
+
+        return _in_blocks(score, self.num_values, *torch.broadcast_tensors(self.centre, value))
 
 
-def _in_blocks(function: Callable[..., Tensor], *arrays: Tensor | None) -> Tensor:
-    """A function of arrays (row, ...) in blocks of rows, so that memory is bounded; at once where gradients need all."""
+def _in_blocks(function: Callable[..., Tensor], num_values: int | None, *arrays: Tensor | None) -> Tensor:
+    """A function of arrays (row, ...) in blocks of rows, to bound memory; at once where gradients need all."""
     first = arrays[0]
     assert first is not None
-    if torch.is_grad_enabled() or len(first) <= _BLOCK:
+    size = max(1, _NUMBERS // (math.prod(first.shape[1:]) * (num_values or 1)))
+    if torch.is_grad_enabled() or len(first) <= size:
         return function(*arrays)
-    blocks = [[part] * math.ceil(len(first) / _BLOCK) if part is None else part.split(_BLOCK) for part in arrays]
+    blocks = [[part] * math.ceil(len(first) / size) if part is None else part.split(size) for part in arrays]
     return torch.cat([function(*block) for block in zip(*blocks, strict=True)])
 
 
@@ -620,7 +624,8 @@ def terms(
             signal, noise = torch.sigmoid(-gamma).sqrt() * x, torch.sigmoid(gamma).sqrt()
             steps, likely = [], []
             for time in times.unbind(1):
-                steps.append(-model.diffusion_term(x, torch.randn_like(x), time, shown))
+                arrays = (x, torch.randn_like(x), time, shown)
+                steps.append(-_in_blocks(model.diffusion_term, model.num_values, *arrays))
                 likely.append(model.likelihood(signal + noise * torch.randn_like(x)).log_prob(block))
             both = torch.stack([torch.stack(steps), torch.stack(likely)])
             parts = {"prior": -model.prior_term(x), "steps": both[0].mean(0), "reconstruction": both[1].mean(0)}

@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -189,8 +190,8 @@ def class_likelihood(
         raise DataError(f"label={unknown[0]!r}; the classifier knows {classes}")
     place = torch.tensor([classes.index(name) for name in wanted])
     with fitted(problem, result.guide_state or {}, seed=0) as (model, _):
-        classifier: NoisyClassifier = copy.deepcopy(model).eval()
-    classifier.requires_grad_(False)
+        copied: Any = copy.deepcopy(model)
+    classifier: NoisyClassifier = copied.eval().requires_grad_(False)
     schedule = classifier._diffusion[0].schedule
 
     def log_likelihood(z: Tensor, t: float) -> Tensor:
