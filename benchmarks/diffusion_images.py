@@ -63,7 +63,7 @@ def mixture_cell(root: str, num_components: int) -> dict[str, float]:
     x, test = counted(images, "train", 256), counted(images, "test", 256)
     scale = -1 / (test.shape[1] * math.log(2))
     start, found = time.process_time(), []
-    for pseudo in (0.03, 0.1, 0.3):
+    for pseudo in (0.1, 0.3, 1.0):
         fitted = mixture_of_products(x[:9000], num_components, 256, pseudo, 0, num_rounds=10)
         found.append((scale * mixture_score(x[9000:], *fitted), pseudo, scale * mixture_score(test, *fitted)))
     _, pseudo, bits = min(found)
