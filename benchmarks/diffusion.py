@@ -16,7 +16,8 @@ the bounds, which must be equal; and the least variance that any schedule of the
 over seeds.
 
 ``digits``: the 8 x 8 digits of scikit-learn, 17 values, 1500 images to fit and 297 to test, bits per dimension.
-Models, and CPU seconds of the fit on one thread: independent pixels; mixtures of products of categoricals by EM;
+Models, and CPU seconds of the fit on one thread: independent pixels; mixtures of products of categoricals by EM; an
+autoencoder with Gaussian latents, by importance weights and by its bound, of about as many parameters as the U-Net;
 diffusion with a network that predicts the velocity, or log odds of values. Pseudo-counts of the baselines, and width,
 dropout and steps of the networks, were chosen on 300 of the 1500 images (``--validate``: fits on the other 1200, scored
 on these), never on the test images. Intervals are Student's over seeds, which draw starts, batches, times and noise;
@@ -40,9 +41,8 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
+from image_models import counted, make_vae, mixture_of_products, mixture_score
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from scipy.special import logsumexp
 from sklearn.svm import SVC
 from torch import Tensor, nn
 
@@ -52,6 +52,7 @@ from probmodels.diffusion import Diffusion, bound, make_problem
 from probmodels.diffusion_outputs import generate
 from probmodels.guides.diffusion import NoisingGuide, convert
 from probmodels.guides.schedules import CosineSchedule, LearnedSchedule, LinearSchedule, NoiseSchedule
+from probmodels.inference.evidence import check_weights
 from probmodels.inference.losses import SampledBound
 from probmodels.inference.programs import fitted
 from probmodels.score_fields import GaussianMixture
@@ -68,6 +69,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "values, unet": {"prediction": "values", "network": "unet", "hidden": 16, "dropout": 0.1, "num_steps": 1000},
     "values, mlp": {"prediction": "values", "hidden": 128, "dropout": 0.5, "num_steps": 1000},
     "velocity, unet": {"prediction": "velocity", "network": "unet", "hidden": 16, "dropout": 0.1, "num_steps": 1000},
+}
+VAES: dict[str, dict[str, Any]] = {
+    f"vae of {size}, dropout {share:g}": {"num_latents": size, "hidden": 64, "dropout": share, "num_steps": 1500}
+    for size, share in ((16, 0.1), (16, 0.3), (32, 0.2))
 }
 DIGITS: dict[str, Any] = {
     "num_values": NUM_VALUES,
@@ -246,38 +251,34 @@ def digits(validate: bool) -> xr.Dataset:
     return images.assign(split=("data", split))
 
 
-def counted(images: xr.Dataset, split: str) -> NDArray[np.intp]:
-    """Values (row, pixel) from 0."""
-    pixels = images["image"].values[images["split"].values == split]
-    return np.rint(pixels * (NUM_VALUES - 1)).astype(int).reshape(len(pixels), -1)
-
-
-def mixture_of_products(
-    x: NDArray[np.intp], num_components: int, pseudo: float, seed: int, num_rounds: int = 100
-) -> tuple[NDArray[np.floating[Any]], NDArray[np.floating[Any]]]:
-    """Log weights (component,) and log probabilities (component, pixel, value) by EM."""
-    rng = np.random.default_rng(seed)
-    one_hot = (x[..., None] == np.arange(NUM_VALUES)).astype(float)
-    share = rng.dirichlet(np.ones(num_components), len(x))
-    for _ in range(num_rounds):
-        counts = np.einsum("nk,ndv->kdv", share, one_hot, optimize=True) + pseudo
-        log_p = np.log(counts / counts.sum(-1, keepdims=True))
-        log_w = np.log((share.sum(0) + pseudo) / (len(x) + pseudo * num_components))
-        joint = log_w + np.einsum("ndv,kdv->nk", one_hot, log_p, optimize=True)
-        share = np.exp(joint - logsumexp(joint, axis=1, keepdims=True))
-    return log_w, log_p
-
-
 def mixture_cell(num_components: int, pseudo: float, seed: int, validate: bool) -> dict[str, float]:
     """Bits per dimension."""
     images, figures = digits(validate), {}
     start = time.process_time()
-    log_w, log_p = mixture_of_products(counted(images, "train"), num_components, pseudo, seed)
+    fitted = mixture_of_products(counted(images, "train", NUM_VALUES), num_components, NUM_VALUES, pseudo, seed)
     figures["fit"] = time.process_time() - start
     for split in ("train", "test"):
-        x = counted(images, split)
-        joint = log_w + log_p[:, np.arange(x.shape[1]), x].sum(-1).T
-        figures[split] = -float(logsumexp(joint, axis=1).mean()) / x.shape[1] / math.log(2)
+        x = counted(images, split, NUM_VALUES)
+        figures[split] = -mixture_score(x, *fitted) / x.shape[1] / math.log(2)
+    return figures
+
+
+def vae_cell(seed: int, validate: bool, *, num_steps: int, **sizes: Any) -> dict[str, float]:
+    """Bits per dimension by importance weights, and by the bound."""
+    images, figures = digits(validate), {}
+    start = time.process_time()
+    problem = make_vae(images, "train", NUM_VALUES, **sizes, seed=seed)
+    fit = fit_svi(problem, num_steps=num_steps, **DIGITS_FIT, num_samples=2, seed=seed, progress=False)
+    figures["fit"] = time.process_time() - start
+    figures["parameters"] = sum(value.numel() for value in fit.params().values())
+    for split, draws in (("train", 100), ("test", 512)):
+        held = make_vae(images, split, NUM_VALUES, **sizes)
+        found = check_weights(held, fit, num_draws=draws, seed=seed)
+        scale = -1 / (math.prod(held.args[0].shape[1:]) * math.log(2))
+        figures[split] = scale * float(found["log_evidence"].mean())
+        figures[f"{split} error"] = -scale * float(np.sqrt((found["mcse"] ** 2).sum())) / len(found["mcse"])
+        figures[f"{split} bound"] = scale * float(found["elbo"].mean())
+        figures[f"{split} khat > 0.7"] = float((found["khat"] > 0.7).mean())
     return figures
 
 
@@ -302,7 +303,8 @@ def likelihoods(args: argparse.Namespace) -> None:
         "mixture of 10": (mixture_cell, {"num_components": 10, "pseudo": args.pseudo}),
         "mixture of 20": (mixture_cell, {"num_components": 20, "pseudo": args.pseudo}),
     }
-    models |= {f"diffusion, {name}": (diffusion_cell, NETWORKS[name]) for name in args.networks}
+    models |= {name: (vae_cell, VAES[name]) for name in args.networks if name in VAES}
+    models |= {f"diffusion, {name}": (diffusion_cell, NETWORKS[name]) for name in args.networks if name in NETWORKS}
     for name, (compute, options) in models.items():
         cells = []
         for seed in args.seeds:
@@ -321,6 +323,7 @@ def likelihoods(args: argparse.Namespace) -> None:
                 "seeds": len(cells),
                 "test": common.interval(cell["test"] for cell in cells),
                 "train": common.interval(cell["train"] for cell in cells),
+                "bound": common.interval(cell.get("test bound", cell["test"]) for cell in cells),
                 "error of a bound": max(cell.get("test error", 0.0) for cell in cells),
                 "CPU s": common.spread([cell["fit"] for cell in cells]),
             }
@@ -378,7 +381,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("bound", "schedule", "digits", "classes"))
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(5)))
-    parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="*", choices=[*NETWORKS, *VAES], default=[*NETWORKS, next(iter(VAES))])
     parser.add_argument("--pseudo", type=float, default=0.3, help="counts added to every value of every pixel")
     parser.add_argument("--validate", action="store_true", help="score 300 of the images to fit, not the test images")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after these")

@@ -37,8 +37,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 import pyro
@@ -48,6 +49,7 @@ import torch.nn.functional as F
 import xarray as xr
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from probmodels.datasets import DataError
 from probmodels.datasets.images import check_images, make_images
@@ -94,6 +96,7 @@ NETWORKS = ("mlp", "unet")
 KINDS = (*PREDICTIONS, "values")
 _MOST_EXPLICIT = 200  # steps of a chain whose levels are all sites
 _BLOCK = 512  # data whose terms are computed at a time
+_NUMBERS = 2**22  # values of pixels whose odds are computed at a time: more are slower, not only larger
 
 
 class Diffusion(PyroModule):
@@ -162,7 +165,7 @@ class Diffusion(PyroModule):
         events = len(self.shape)
         if self.num_values is None:
             return dist.Normal(centre, (gamma / 2).exp()).to_event(events)
-        return dist.Categorical(logits=self.log_odds(centre, gamma)).to_event(events)
+        return _ValueGiven(centre, partial(self.log_odds, gamma=gamma), self.num_values).to_event(events)
 
     def values(self, like: Tensor) -> Tensor:
         """What data can be (value,), on the scale of the noise."""
@@ -268,10 +271,61 @@ class Diffusion(PyroModule):
                 noise = pyro.sample("noise", unit_normal(x, self.shape), infer=self.axes)
                 small = pyro.sample("noise_0", unit_normal(x, self.shape), infer=self.axes)
                 pyro.factor("prior", -self.prior_term(x))
-                pyro.factor("steps", -self.diffusion_term(x, noise, time.expand(len(x)), shown))
+                terms = _in_blocks(self.diffusion_term, self.num_values, x, noise, time.expand(len(x)), shown)
+                pyro.factor("steps", -terms)
                 gamma = self.schedule.gamma(x.new_zeros(()))
                 z = torch.sigmoid(-gamma).sqrt() * x + torch.sigmoid(gamma).sqrt() * small
             pyro.sample("observation", self.likelihood(z), obs=observed, infer=self.axes)
+
+
+class _ValueGiven(dist.TorchDistribution):
+    """Values of pixels given noised ones (row, ...): a categorical whose log odds, of all rows, might fill the memory.
+
+    Parameters
+    ----------
+    centre
+        Noised pixels (row, ...).
+    log_odds
+        From some of them to log odds (row, ..., value).
+    num_values
+        Number of values.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, centre: Tensor, log_odds: Callable[[Tensor], Tensor], num_values: int) -> None:
+        self.centre, self.log_odds, self.num_values = centre, log_odds, num_values
+        super().__init__(centre.shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return constraints.integer_interval(0, self.num_values - 1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> _ValueGiven:
+        return _ValueGiven(self.centre.expand(batch_shape), self.log_odds, self.num_values)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        def draw(centre: Tensor) -> Tensor:
+            return dist.Categorical(logits=self.log_odds(centre)).sample().to(centre)
+
+        return _in_blocks(draw, self.num_values, self.centre.expand(*sample_shape, *self.centre.shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        def score(centre: Tensor, value: Tensor) -> Tensor:
+            return dist.Categorical(logits=self.log_odds(centre)).log_prob(value)
+
+        return _in_blocks(score, self.num_values, *torch.broadcast_tensors(self.centre, value))
+
+
+def _in_blocks(function: Callable[..., Tensor], num_values: int | None, *arrays: Tensor | None) -> Tensor:
+    """A function of arrays (row, ...) in blocks of rows, to bound memory; at once where gradients need all."""
+    first = arrays[0]
+    assert first is not None
+    size = max(1, _NUMBERS // (math.prod(first.shape[1:]) * (num_values or 1)))
+    if torch.is_grad_enabled() or len(first) <= size:
+        return function(*arrays)
+    blocks = [[part] * math.ceil(len(first) / size) if part is None else part.split(size) for part in arrays]
+    return torch.cat([function(*block) for block in zip(*blocks, strict=True)])
 
 
 def _beside(value: Tensor, like: Tensor) -> Tensor:
@@ -356,7 +410,7 @@ def make_problem(
     check_counts(1, hidden=hidden, blocks=blocks)
     check_counts(0, depth=depth, frequencies=frequencies)
     _check_options(options)
-    kept, classes = _read(data, split, num_values, conditional)
+    kept, classes = read_data(data, split, num_values, conditional)
     table = kept["observation"]
     shape = tuple(table.shape[1:])
     dims = tuple(str(dim) for dim in table.dims[1:])
@@ -443,7 +497,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
         raise DataError(f"gamma={options['gamma']}; give its values at the first and the last level")
 
 
-def _read(
+def read_data(
     data: xr.Dataset | xr.DataArray, split: str, num_values: int | None, conditional: bool
 ) -> tuple[xr.Dataset, np.ndarray]:
     """Data as the model takes them, and the classes.
@@ -663,7 +717,8 @@ def terms(
             signal, noise = torch.sigmoid(-gamma).sqrt() * x, torch.sigmoid(gamma).sqrt()
             steps, likely = [], []
             for time in times.unbind(1):
-                steps.append(-model.diffusion_term(x, torch.randn_like(x), time, shown))
+                arrays = (x, torch.randn_like(x), time, shown)
+                steps.append(-_in_blocks(model.diffusion_term, model.num_values, *arrays))
                 likely.append(model.likelihood(signal + noise * torch.randn_like(x)).log_prob(block))
             both = torch.stack([torch.stack(steps), torch.stack(likely)])
             parts = {"prior": -model.prior_term(x), "steps": both[0].mean(0), "reconstruction": both[1].mean(0)}

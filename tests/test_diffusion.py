@@ -20,6 +20,7 @@ from probmodels import Problem, fit_svi
 from probmodels.datasets import DataError
 from probmodels.datasets.images import make_images
 from probmodels.diffusion import Diffusion, NetworkField, bound, make_field, make_problem
+from probmodels.diffusion import terms as bound_terms
 from probmodels.guides.diffusion import PREDICTIONS, NoisingGuide, Stratified, convert, transition
 from probmodels.guides.nets import GradientNetwork, LevelEmbedding, ResidualMLP, UNet
 from probmodels.guides.schedules import CosineSchedule, LearnedSchedule, LinearSchedule, NoiseSchedule
@@ -336,6 +337,27 @@ def test_bits_per_dim_of_uniform_pixels_are_those_of_their_number() -> None:
     error = found.std(ddof=1) / math.sqrt(8)
     assert error < 0.01
     assert found.mean() == pytest.approx(2.0, abs=NUM_ERRORS * error + 1e-3)
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = make_problem(pixels(30, 5), hidden=8, blocks=1, num_values=5, prediction="values", conditional=True)
+    model, guide = problem.programs()
+    with torch.no_grad():
+        drawn = poutine.trace(guide).get_trace(*problem.args)
+
+        def scores() -> list[Tensor]:
+            trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*problem.args)
+            trace.compute_log_prob()
+            return [trace.nodes[name]["log_prob"] for name in ("steps", "observation")]
+
+        whole, exact_terms = scores(), bound_terms(model, *problem.args, num_draws=2)
+        monkeypatch.setattr("probmodels.diffusion._NUMBERS", 4 * math.prod(model.shape) * 5)  # four rows of thirty
+        for found, exact in zip(scores(), whole, strict=True):
+            torch.testing.assert_close(found, exact)
+        xr.testing.assert_allclose(bound_terms(model, *problem.args, num_draws=2), exact_terms, rtol=1e-4)
+        likelihood = model.likelihood(torch.zeros(30, *model.shape))
+        assert likelihood.sample().shape == (30, *model.shape)
+        assert likelihood.expand((2, 30)).sample((3,)).shape == (3, 2, 30, *model.shape)
 
 
 def test_a_network_of_values_is_the_posterior_mean_of_a_pixel() -> None:
