@@ -39,8 +39,9 @@ from sklearn.svm import SVC
 
 from probmodels import fit_svi
 from probmodels.datasets import load
-from probmodels.diffusion import bound, make_field, make_problem
+from probmodels.diffusion import make_problem
 from probmodels.diffusion_outputs import generate
+from probmodels.fitted_diffusion import bound, make_field
 from probmodels.inference.ops import isolated
 from probmodels.noisy_classifier import class_likelihood
 from probmodels.noisy_classifier import make_problem as make_classifier

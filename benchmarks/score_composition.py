@@ -51,20 +51,14 @@ import xarray as xr
 from torch import Tensor
 
 from probmodels import diffusion, fit_svi, run_mcmc
+from probmodels.closed_fields import GaussianMixture, UniformBox
+from probmodels.fitted_diffusion import make_field
 from probmodels.guides.schedules import CosineSchedule, LinearSchedule, TableSchedule
 from probmodels.inference.line_integrals import RULES, log_ratio
 from probmodels.inference.sample_quality import mmd, wasserstein
 from probmodels.samplers import sample, weighted
 from probmodels.score_composition import levels_of, make_move, make_problem
-from probmodels.score_fields import (
-    Conditioned,
-    Field,
-    GaussianMixture,
-    Product,
-    ScoreOnly,
-    UniformBox,
-    linear_observation,
-)
+from probmodels.score_fields import Conditioned, Field, Product, ScoreOnly, linear_observation
 
 Figures = list[dict[str, float]]  # of groups of draws
 LEVELS, SD, RADIUS = 100, 0.03, 0.5
@@ -573,7 +567,7 @@ def learned_cell(num_samples: int, seed: int, kind: str) -> dict[str, Any]:
         data = xr.DataArray(points.numpy().astype(np.float64), dims=("point", "feature"))
         problem = diffusion.make_problem(data, **NETWORK, energy=kind == "energy", seed=seed)
         result = fit_svi(problem, num_steps=NUM_STEPS, **FIT, num_samples=2, seed=seed, progress=False)
-        field = diffusion.make_field(result, schedule=COSINE)
+        field = make_field(result, schedule=COSINE)
         found |= {f"{name} {t:g}": score_error(field, exact, t) for t in CHECKED}
         fields.append(field)
     found["fit"] = time.process_time() - start

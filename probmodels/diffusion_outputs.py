@@ -14,7 +14,8 @@ import xarray as xr
 from torch import Tensor
 
 from probmodels.datasets.options import check_counts
-from probmodels.diffusion import Diffusion, NetworkField, described, fitted_model, terms
+from probmodels.diffusion import Diffusion
+from probmodels.fitted_diffusion import NetworkField, described, fitted_model, terms
 from probmodels.inference.ops import isolated
 from probmodels.inference.problem import ProblemError
 from probmodels.inference.result import Result

@@ -204,8 +204,8 @@ def fill_gaps(
     Parameters
     ----------
     prior
-        `probmodels.diffusion.make_field` of a fitted model, or any other field of scores, of the coordinates along
-        ``modes`` or of the cells. Best of about unit variance, to which steps are scaled.
+        `probmodels.fitted_diffusion.make_field` of a fitted model, or any other field of scores, of the coordinates
+        along ``modes`` or of the cells. Best of about unit variance, to which steps are scaled.
     fields
         Axis of rows first, such as (time, lat, lon), NaN in gaps; every row has gaps of its own.
     sd

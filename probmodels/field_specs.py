@@ -34,22 +34,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from probmodels.closed_fields import GaussianMixture, UniformBox
 from probmodels.datasets import DataError
-from probmodels.diffusion import make_field
+from probmodels.fitted_diffusion import make_field
 from probmodels.guides.schedules import SCHEDULES, NoiseSchedule
 from probmodels.inference.problem import ProblemError
 from probmodels.inference.result import Result, ResultError
-from probmodels.score_fields import (
-    Field,
-    GaussianMixture,
-    Mixture,
-    Product,
-    UniformBox,
-    guided,
-    linear_observation,
-    negated,
-    tempered,
-)
+from probmodels.score_fields import Field, Mixture, Product, guided, linear_observation, negated, tempered
 from probmodels.spec import SpecError, check_keys, hint
 
 __all__ = ["KINDS", "fitted_field", "load_fields"]

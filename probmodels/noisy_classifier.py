@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from probmodels.datasets import DataError
 from probmodels.datasets.options import check_counts
-from probmodels.diffusion import Diffusion, NetworkField, read_data
+from probmodels.diffusion import Diffusion, read_data
+from probmodels.fitted_diffusion import NetworkField
 from probmodels.guides.diffusion import Stratified, unit_normal
 from probmodels.guides.nets import ResidualMLP, UNet
 from probmodels.inference.losses import SampledBound
@@ -114,7 +115,7 @@ def make_problem(
     data
         Images with labels, as `probmodels.datasets.images` describes them.
     field
-        Of a diffusion model of such images, as `probmodels.diffusion.make_field` makes it.
+        Of a diffusion model of such images, as `probmodels.fitted_diffusion.make_field` makes it.
     network
         ``"mlp"`` or ``"unet"``.
     hidden, dropout

@@ -33,6 +33,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from probmodels.closed_fields import GaussianMixture, UniformBox
 from probmodels.datasets.options import check_counts
 from probmodels.field_specs import load_fields
 from probmodels.guides.schedules import LinearSchedule
@@ -43,7 +44,7 @@ from probmodels.inference.result import Result, ResultError
 from probmodels.inference.score_kernels import ScoreKernel, Transition
 from probmodels.outputs import Outputs
 from probmodels.samplers import reverse_step
-from probmodels.score_fields import Field, GaussianMixture, Product, UniformBox
+from probmodels.score_fields import Field, Product
 from probmodels.spec import build_problem
 
 __all__ = [

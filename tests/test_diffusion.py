@@ -17,17 +17,18 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from probmodels import Problem, fit_svi
+from probmodels.closed_fields import GaussianMixture
 from probmodels.datasets import DataError
 from probmodels.datasets.images import make_images
-from probmodels.diffusion import Diffusion, NetworkField, bound, make_field, make_problem
-from probmodels.diffusion import terms as bound_terms
+from probmodels.diffusion import Diffusion, make_problem
+from probmodels.fitted_diffusion import NetworkField, bound, make_field
+from probmodels.fitted_diffusion import terms as bound_terms
 from probmodels.guides.diffusion import PREDICTIONS, NoisingGuide, Stratified, convert, transition
 from probmodels.guides.nets import GradientNetwork, LevelEmbedding, ResidualMLP, UNet
 from probmodels.guides.schedules import CosineSchedule, LearnedSchedule, LinearSchedule, NoiseSchedule
 from probmodels.inference.losses import SampledBound
 from probmodels.inference.problem import ProblemError
 from probmodels.inference.programs import fitted
-from probmodels.score_fields import GaussianMixture
 
 ENDS = (-13.3, 6.0)
 SD = 0.1

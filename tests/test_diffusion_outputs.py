@@ -9,8 +9,9 @@ import xarray as xr
 
 from probmodels import Problem, Result, fit_svi
 from probmodels.datasets.images import make_images
-from probmodels.diffusion import fitted_model, make_field, make_problem, terms
+from probmodels.diffusion import make_problem
 from probmodels.diffusion_outputs import bound_by_level, generate, reverse_coverage, write_diffusion
+from probmodels.fitted_diffusion import fitted_model, make_field, terms
 from probmodels.inference import ProblemError, ResultError
 
 

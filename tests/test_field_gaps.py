@@ -11,12 +11,14 @@ import torch
 import xarray as xr
 
 from probmodels import fit_svi
+from probmodels.closed_fields import GaussianMixture
 from probmodels.datasets import DataError
-from probmodels.diffusion import make_field, make_problem
+from probmodels.diffusion import make_problem
 from probmodels.field_gaps import Modes, fill_gaps, leading_modes
+from probmodels.fitted_diffusion import make_field
 from probmodels.guides.schedules import LinearSchedule
 from probmodels.inference.problem import ProblemError
-from probmodels.score_fields import FunctionField, GaussianMixture
+from probmodels.score_fields import FunctionField
 
 SCHEDULE = LinearSchedule(-10.0, 5.0)
 NUM_DRAWS = 2000

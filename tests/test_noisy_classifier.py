@@ -9,8 +9,8 @@ import torch
 from probmodels import fit_svi
 from probmodels.datasets import DataError
 from probmodels.datasets.images import make_images
-from probmodels.diffusion import make_field
 from probmodels.diffusion import make_problem as make_diffusion
+from probmodels.fitted_diffusion import make_field
 from probmodels.noisy_classifier import class_likelihood, make_problem
 from probmodels.samplers import sample
 from probmodels.score_fields import Conditioned

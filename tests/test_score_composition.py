@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from probmodels import run_mcmc
+from probmodels.closed_fields import GaussianMixture, UniformBox
 from probmodels.guides.schedules import LinearSchedule
 from probmodels.inference.problem import ProblemError
 from probmodels.inference.result import ResultError
@@ -16,10 +17,8 @@ from probmodels.score_composition import Composed, levels_of, make_move, make_pr
 from probmodels.score_fields import (
     Conditioned,
     FunctionField,
-    GaussianMixture,
     Product,
     ScoreOnly,
-    UniformBox,
     linear_observation,
     tempered,
 )

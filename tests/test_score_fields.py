@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
+from probmodels.closed_fields import GaussianMixture, UniformBox
 from probmodels.guides.schedules import CosineSchedule, LearnedSchedule, LinearSchedule, TableSchedule
 from probmodels.inference.problem import ProblemError
 from probmodels.score_fields import (
@@ -17,11 +18,9 @@ from probmodels.score_fields import (
     EnergyField,
     Field,
     FunctionField,
-    GaussianMixture,
     Mixture,
     Product,
     ScoreOnly,
-    UniformBox,
     from_diffusers,
     guided,
     linear_observation,
