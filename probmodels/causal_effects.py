@@ -39,11 +39,11 @@ __all__ = ["average_effect"]
 Floats = NDArray[np.float64]
 
 FUNCTIONS = ("linear", "smooth")
-_LENGTHS = (0.7, 1.5, 3.0)  # of smooth functions, in standard deviations
+_LENGTHS = (0.5, 1.0, 2.0)  # of smooth functions, in standard deviations
 _RATIOS = 10.0 ** np.arange(-1.0, 4.1, 1.0)  # of their variance to that of the noise
 _WIDE = 1e4  # prior variance of linear weights, in that of the noise
 _SHAPE, _RATE = 0.5, 0.05  # of the inverse gamma prior of the variance
-_POINTS = 30  # inducing points of a smooth function
+_POINTS = 80  # inducing points of a smooth function
 
 
 def average_effect(
@@ -188,7 +188,7 @@ class _Function:
     """Posterior of a function of causes (row, cause), averaged over settings of its prior."""
 
     def __init__(self, x: Floats, y: Floats, points: NDArray[np.int64], functions: str) -> None:
-        self.points = x[points]
+        self.points, self.projections = x[points], dict[float, Floats]()
         self.shape = _SHAPE + len(y) / 2
         self.fits: list[_Fit] = []
         for length in (None,) if functions == "linear" else _LENGTHS:
@@ -215,9 +215,11 @@ class _Function:
         if length is None:
             return plain
         long = length * math.sqrt(x.shape[1])
-        values, vectors = np.linalg.eigh(_kernel(self.points, self.points, long))
-        kept = values > 1e-8 * values[-1]
-        return np.concatenate([plain, _kernel(x, self.points, long) @ (vectors[:, kept] / np.sqrt(values[kept]))], 1)
+        if length not in self.projections:
+            values, vectors = np.linalg.eigh(_kernel(self.points, self.points, long))
+            kept = values > 1e-6 * values[-1]
+            self.projections[length] = vectors[:, kept] / np.sqrt(values[kept])
+        return np.concatenate([plain, _kernel(x, self.points, long) @ self.projections[length]], 1)
 
     def draw(self, rng: np.random.Generator) -> Any:
         """A function of causes (row, cause)."""
@@ -228,6 +230,6 @@ class _Function:
 
 
 def _kernel(x: Floats, other: Floats, length: float) -> Floats:
-    squared = ((x[:, None] - other) ** 2).sum(-1)
-    found: Floats = np.exp(-0.5 * squared / length**2)
+    squared = (x**2).sum(1)[:, None] + (other**2).sum(1) - 2 * x @ other.T
+    found: Floats = np.exp(-0.5 * np.maximum(squared, 0.0) / length**2)
     return found
