@@ -47,6 +47,7 @@ SIZE = 20
 FIT: dict[str, Any] = {"num_steps": 1500, "batch_size": 100, "lr": 2e-3, "schedule": "warmup_cosine"}
 ROWS: dict[str, dict[str, Any]] = {
     "additive": {},
+    "additive, 4000 steps": {"num_steps": 4000},
     "post_nonlinear": {"mechanism": "post_nonlinear"},
     "linear": {"mechanism": "linear"},
     "masked": {"mechanism": "masked"},
@@ -61,9 +62,11 @@ def scene_cell(scene: str, options: dict[str, Any], seed: int, known: float = 1.
     """Figures of one fit."""
     data = load(scene, size=SIZE, seed=seed)
     shown = hide_labels(data, 1 - known, seed=seed) if known < 1 else data
+    fit = FIT | {key: value for key, value in options.items() if key in FIT}
+    options = {key: value for key, value in options.items() if key not in FIT}
     start = time.process_time()
     problem = make_problem(shown, **options, semi_supervised=known < 1, seed=seed)
-    result = fit_svi(problem, **FIT, num_samples=2, seed=seed, progress=False)
+    result = fit_svi(problem, **fit, num_samples=2, seed=seed, progress=False)
     found = {"fit": time.process_time() - start}
     test = make_problem(shown, **options, split="test")
     held_out = data.isel(data=np.flatnonzero(data["split"] == "test"))
@@ -156,7 +159,7 @@ def run(args: argparse.Namespace, scene: str, rows: dict[str, dict[str, Any]], k
     for name, options in rows.items():
         cells = []
         for seed in args.seeds:
-            key = {"scene": scene, "row": name, "seed": seed, "known": known, **options, **FIT, "size": SIZE}
+            key = {"scene": scene, "row": name, "seed": seed, "known": known, **FIT, **options, "size": SIZE}
             try:
                 cells.append(
                     common.cell("causal_vae", args.until, partial(scene_cell, scene, options, seed, known), **key)
