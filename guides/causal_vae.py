@@ -97,7 +97,7 @@ class Mechanisms(nn.Module):
         """Value without noise (...) from those of the causes (...), all concepts counted; () for one without causes."""
         if not self.parents[i]:
             return self.base[i]
-        values = torch.stack([causes[j] for j in self.parents[i]], -1)
+        values = self._parents(i, causes)
         if self.kind == "linear":
             return self.base[i] + values @ self.weight[self.parents[i], i]
         state = F.silu(values @ self.first[i, self.parents[i]] + self.offset[i])
@@ -123,7 +123,11 @@ class Mechanisms(nn.Module):
         noise = z - location + self.base[i]
         if not self.parents[i]:
             return noise
-        return noise + torch.stack([causes[j] for j in self.parents[i]], -1) @ self.weight[self.parents[i], i]
+        return noise + self._parents(i, causes) @ self.weight[self.parents[i], i]
+
+    def _parents(self, i: int, causes: Sequence[Tensor]) -> Tensor:
+        """Values of the causes of a concept (..., cause), some of which may be of several worlds."""
+        return torch.stack(torch.broadcast_tensors(*(causes[j] for j in self.parents[i])), -1)
 
 
 class AbductionGuide(PyroModule):
