@@ -22,7 +22,7 @@ LOADERS = {
     "csbm": "probmodels.datasets.graphs:simulate_csbm",
     "digits": "probmodels.datasets.graphs:load_digits",
     "discrete_network": "probmodels.datasets.bayesian_networks:simulate_discrete_network",
-    "earnings": "probmodels.datasets.sem:simulate_earnings",
+    "earnings": "probmodels.datasets.earnings:simulate_earnings",
     "explainer": "probmodels.datasets.graphs:load_explainer",
     "flow": "probmodels.datasets.scenes:simulate_flow",
     "gaussian_network": "probmodels.datasets.bayesian_networks:simulate_gaussian_network",

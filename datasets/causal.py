@@ -160,8 +160,8 @@ def check_concepts(data: Any) -> None:
             raise DataError(f"concept {name!r} has no label in any row for training; label some, or leave it out")
         if known.min() == known.max():
             raise DataError(
-                f"concept {name!r} is constant: each of its {len(known)} labels for training is {known[0]:g}; a concept "
-                "that does not vary cannot be learned, so leave it out or add rows where it differs"
+                f"concept {name!r} is constant: each of its {len(known)} labels for training is {known[0]:g}; a "
+                "concept that does not vary cannot be learned, so leave it out or add rows where it differs"
             )
     if "graph" in data:
         if data["graph"].dims != ("cause", "effect"):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from probmodels.datasets import DataError
 from probmodels.datasets.causal import make_concepts, position_of, split_rows
-from probmodels.datasets.options import check_choices, check_counts, check_numbers
+from probmodels.datasets.options import check_counts, check_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,15 +93,16 @@ def load_concept_images(
     absent = [name for name in files if not (folder / name).is_file()]
     if absent:
         raise DataError(
-            f"{where} has labels of {len(rows)} images, of which {len(absent)} are not in {folder}, such as {absent[0]!r}"
+            f"{where} has labels of {len(rows)} images, of which {len(absent)} are not in {folder}, such as "
+            f"{absent[0]!r}; mend the path or drop the row"
         )
     listed = {(folder / name).resolve() for name in files}
     found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES]
     more = [path for path in found if path.resolve() not in listed]
     if more:
         raise DataError(
-            f"{folder} has {len(found)} images, but {where} labels of {len(rows)}; there is no row for {more[0].name!r}: "
-            "add one, empty where its concepts are not known, or move the image"
+            f"{folder} has {len(found)} images, but {where} labels of {len(rows)}; there is no row for "
+            f"{more[0].name!r}: add one, empty where its concepts are not known, or move the image"
         )
     names, labels = _labels(rows, concepts, where, leave=[file, "split"])
     data = make_concepts(
@@ -243,8 +244,8 @@ def load_causal_table(
     if len(empty):
         row, column = empty[0]
         raise DataError(
-            f"{where}: {features[column]!r} of row {row} is missing or infinite, and it is observed; fill it or drop the "
-            "row, or name the columns that are observed by observed=[...]: concepts alone may be missing"
+            f"{where}: {features[column]!r} of row {row} is missing or infinite, and it is observed; fill it or drop "
+            "the row, or name the columns that are observed by observed=[...]: concepts alone may be missing"
         )
     return make_concepts(
         values,
@@ -264,21 +265,23 @@ def _read(source: Any, what: str, text: Sequence[str] = ()) -> tuple[pd.DataFram
 
     if isinstance(source, pd.DataFrame):
         rows, where = source.rename(columns=str), what
+        header = rows.columns.to_series()
     elif isinstance(source, str | os.PathLike):
         path = Path(source).expanduser()
         if not path.is_file():
             raise DataError(f"{what}: there is no file {path}")
         try:
             rows, where = pd.read_csv(path, dtype=dict.fromkeys(text, str), skipinitialspace=True), path.name
+            header = pd.read_csv(path, header=None, nrows=1, dtype=str, skipinitialspace=True).iloc[0]
         except (OSError, ValueError) as error:  # of pandas, and of other encodings
             raise DataError(f"{path} cannot be read as CSV: {error}; it needs a header, and commas between") from error
     else:
         raise DataError(f"{what} is a {type(source).__name__}; give a CSV file, or a data frame of pandas")
     if not len(rows):
         raise DataError(f"{where} has no rows")
-    again = rows.columns[rows.columns.duplicated()]
+    again = header[header.duplicated()]
     if len(again):
-        raise DataError(f"{where} has more than one column {again[0]!r}; names have to differ")
+        raise DataError(f"{where} has more than one column {again.iloc[0]!r}; names have to differ")
     return rows, where
 
 
@@ -337,7 +340,6 @@ def _read_images(paths: Sequence[Path], size: int, colour: bool, crop: bool) -> 
     from PIL import Image
 
     check_counts(1, size=size)
-    check_choices(colour=(colour, (True, False)), crop=(crop, (True, False)))
     images = np.empty((len(paths), 3 if colour else 1, size, size), dtype=np.float32)
     for place, path in enumerate(paths):
         try:

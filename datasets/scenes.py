@@ -22,8 +22,10 @@ the shadow changes and nothing else does.
 References
 ----------
 Yang, M., Liu, F., Chen, Z., Shen, X., Hao, J. and Wang, J. (2021). CausalVAE: disentangled representation learning via
-neural structural causal models. CVPR. https://arxiv.org/abs/2004.08697. Scenes and ranges are theirs; pictures are drawn
-anew, in a frame that holds all of the scene, and labels are not rounded to whole numbers.
+neural structural causal models. CVPR. https://arxiv.org/abs/2004.08697
+
+Scenes and ranges are theirs. Pictures are drawn anew, in a frame that holds all of the scene, and labels are not cut to
+whole numbers.
 """
 
 from __future__ import annotations
@@ -269,7 +271,7 @@ def render(scene: str | Scene, concepts: Any, size: int = 32, *, jitter: Any = N
 
 
 class _Canvas:
-    """Images (row, channel, size, size), white at first, and shapes laid over them by the share of a pixel they cover."""
+    """Images (row, channel, size, size), white at first; shapes go over them by the share of a pixel they cover."""
 
     def __init__(self, images: NDArray[np.float32], frame: tuple[float, float, float]) -> None:
         self.images = images
@@ -359,7 +361,7 @@ def _make_scene(name: str, concepts: dict[str, tuple[str, float, float]], edges:
 SCENES: dict[str, Scene] = {
     "pendulum": _make_scene(
         "pendulum",
-        {"angle": ("gon", -40, 43), "light": ("gon", 60, 147), "length": ("1", 3, 14), "position": ("1", 2, 20)},
+        {"angle": ("gon", -40, 43), "light": ("gon", 60, 147), "length": ("1", 3, 12.6), "position": ("1", 2, 19.7)},
         [["angle", "length"], ["angle", "position"], ["light", "length"], ["light", "position"]],
         effects={"length": _length, "position": _position},
         resting={"length": 0.0, "position": 0.0},
@@ -368,7 +370,7 @@ SCENES: dict[str, Scene] = {
     ),
     "flow": _make_scene(
         "flow",
-        {"ball": ("1", 5 / 30, 34 / 30), "height": ("1", 1, 5.4), "flow": ("1", 1, 7), "hole": ("1", 2, 14 / 3)},
+        {"ball": ("1", 5 / 30, 34 / 30), "height": ("1", 1, 5.36), "flow": ("1", 1.7, 6.62), "hole": ("1", 2, 14 / 3)},
         [["ball", "height"], ["height", "flow"], ["hole", "flow"]],
         effects={"height": _lifted, "flow": _reach},
         resting={"height": 2.45, "flow": 0.0},  # the middle of the published levels
