@@ -31,6 +31,7 @@ from __future__ import annotations
 import common  # isort: skip  (pins threads before numpy is loaded)
 
 import argparse
+import copy
 import math
 import time
 from functools import partial
@@ -47,11 +48,12 @@ from torch import Tensor, nn
 
 from probmodels import Problem, fit_svi
 from probmodels.datasets import load
-from probmodels.diffusion import Diffusion, bound, fitted_model, make_problem
+from probmodels.diffusion import Diffusion, bound, make_problem
 from probmodels.diffusion_outputs import generate
 from probmodels.guides.diffusion import NoisingGuide, convert
 from probmodels.guides.schedules import CosineSchedule, LearnedSchedule, LinearSchedule, NoiseSchedule
 from probmodels.inference.losses import SampledBound
+from probmodels.inference.programs import fitted
 from probmodels.score_fields import GaussianMixture
 
 ENDS = (-13.3, 6.0)
@@ -166,11 +168,13 @@ def schedule_cell(seed: int) -> dict[str, float]:
     x, exact = points(seed)
     problem = exact_problem(LearnedSchedule(*ENDS), x.float())
     result = fit_svi(problem, **FIT, num_samples=2, seed=seed, progress=False)
+    with fitted(problem, result.guide_state or {}, seed=0) as (model, _):
+        learned = copy.deepcopy(model.schedule).double()
     found: dict[str, float] = {"exact": exact}
     schedules = {
         "linear": LinearSchedule(*ENDS),
         "cosine": CosineSchedule(*ENDS),
-        "learned": fitted_model(problem, result).schedule.double(),
+        "learned": learned,
     }
     torch.manual_seed(seed)
     for name, schedule in schedules.items():

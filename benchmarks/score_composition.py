@@ -573,7 +573,7 @@ def learned_cell(num_samples: int, seed: int, kind: str) -> dict[str, Any]:
         data = xr.DataArray(points.numpy().astype(np.float64), dims=("point", "feature"))
         problem = diffusion.make_problem(data, **NETWORK, energy=kind == "energy", seed=seed)
         result = fit_svi(problem, num_steps=NUM_STEPS, **FIT, num_samples=2, seed=seed, progress=False)
-        field = diffusion.make_field(problem, result, schedule=COSINE)
+        field = diffusion.make_field(result, schedule=COSINE)
         found |= {f"{name} {t:g}": score_error(field, exact, t) for t in CHECKED}
         fields.append(field)
     found["fit"] = time.process_time() - start

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from probmodels.datasets.edges import EdgeSet
 from probmodels.guides.sparse import Links, product
 
-__all__ = ["GradientNetwork", "LevelEmbedding", "ResidualMLP", "UNet", "pool_mean", "propagate"]
+__all__ = [
+    "GradientNetwork",
+    "LevelEmbedding",
+    "ResidualMLP",
+    "UNet",
+    "make_reader",
+    "make_writer",
+    "pool_mean",
+    "propagate",
+]
 
 
 def propagate(values: Tensor, edges: EdgeSet, weight: Tensor, links: Links | None = None) -> Tensor:
@@ -251,6 +260,58 @@ class GradientNetwork(nn.Module):
             value = self.potential(points, level, label).sum()
             (gradient,) = torch.autograd.grad(value, points, create_graph=fitting)
         return gradient
+
+
+def make_reader(shape: Sequence[int], num_outputs: int, *, network: str = "mlp", hidden: int = 256) -> nn.Module:
+    """A function of data (row, *shape) to numbers (row, output).
+
+    Parameters
+    ----------
+    shape
+        Of a datum; (channel, row, column) for convolutions.
+    num_outputs
+        Numbers.
+    network
+        ``"mlp"``: two hidden layers; ``"conv"``: three convolutions of stride 2 and a hidden layer.
+    hidden
+        Width of hidden layers.
+    """
+    if network == "mlp":
+        widths = [math.prod(shape), hidden, hidden]
+        layers = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), nn.SiLU())]
+        return nn.Sequential(nn.Flatten(1), *layers, nn.Linear(hidden, num_outputs))
+    sizes, channels = [shape[0], 32, 64, 64], [-(-side // 8) for side in shape[1:]]
+    folds = [part for a, b in itertools.pairwise(sizes) for part in (nn.Conv2d(a, b, 3, 2, 1), nn.SiLU())]
+    flat = sizes[-1] * math.prod(channels)
+    return nn.Sequential(*folds, nn.Flatten(1), nn.Linear(flat, hidden), nn.SiLU(), nn.Linear(hidden, num_outputs))
+
+
+def make_writer(shape: Sequence[int], num_inputs: int, *, network: str = "mlp", hidden: int = 256) -> nn.Module:
+    """A function of numbers (row, input) to data (row, *shape); see `make_reader`."""
+    if network == "mlp":
+        widths = [num_inputs, hidden, hidden]
+        layers = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b), nn.SiLU())]
+        return nn.Sequential(*layers, nn.Linear(hidden, math.prod(shape)), nn.Unflatten(-1, tuple(shape)))
+    sizes, small = [64, 64, 32], [-(-side // 8) for side in shape[1:]]
+    rises = [
+        part
+        for a, b in itertools.pairwise([*sizes, sizes[-1]])
+        for part in (nn.Upsample(scale_factor=2.0), nn.Conv2d(a, b, 3, padding=1), nn.SiLU())
+    ]
+    first = [nn.Linear(num_inputs, hidden), nn.SiLU(), nn.Linear(hidden, sizes[0] * math.prod(small))]
+    last = nn.Conv2d(sizes[-1], shape[0], 3, padding=1)
+    return nn.Sequential(*first, nn.Unflatten(-1, (sizes[0], *small)), *rises, last, _Crop(shape[1:]))
+
+
+class _Crop(nn.Module):
+    """Images cut to a size."""
+
+    def __init__(self, size: Sequence[int]) -> None:
+        super().__init__()
+        self.rows, self.columns = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[..., : self.rows, : self.columns]
 
 
 class _Block(nn.Module):

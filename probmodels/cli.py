@@ -278,9 +278,7 @@ def _write(result: Result, folder: Path) -> bool:
         typer.echo(str(diagnosis))
         return diagnosis.ok
     written = method.write_outputs(result, folder)
-    typer.echo(
-        f"\n{written.table}\n\n{written.diagnosis}\n\nReport: {getattr(written, 'report', folder / 'report.html')}"
-    )
+    typer.echo(f"\n{written.table}\n\n{written.diagnosis}\n\nReport: {written.report}")
     return bool(written.diagnosis.ok)
 
 

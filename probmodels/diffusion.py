@@ -34,12 +34,11 @@ https://arxiv.org/abs/2305.18619 (the output prior)
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyro
@@ -69,13 +68,24 @@ from probmodels.inference.losses import SampledBound
 from probmodels.inference.ops import isolated
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.programs import fitted
-from probmodels.inference.result import Result
+from probmodels.inference.result import Result, ResultError
 from probmodels.score_fields import Field, value_and_gradient
 
 if TYPE_CHECKING:
-    from probmodels.diffusion_outputs import DiffusionOutputs
+    from probmodels.outputs import Outputs
 
-__all__ = ["ENGINES", "REFERENCE", "Diffusion", "NetworkField", "bound", "make_field", "make_problem", "tiny"]
+__all__ = [
+    "ENGINES",
+    "REFERENCE",
+    "Diffusion",
+    "NetworkField",
+    "bound",
+    "fitted_model",
+    "make_field",
+    "make_problem",
+    "tiny",
+    "write_outputs",
+]
 
 REFERENCE = "Kingma et al. (2021), https://arxiv.org/abs/2107.00630"
 ENGINES = ("svi",)
@@ -544,24 +554,48 @@ class NetworkField(Field):
         return Evaluation(score, None, log_density)
 
 
-def fitted_model(problem: Problem, result: Result) -> Diffusion:
-    """The model of a problem with the parameters of a result."""
-    with fitted(problem, result.guide_state or {}, seed=0) as (model, _):
-        found: Any = copy.deepcopy(model)
-    found.requires_grad_(False)
-    kept: Diffusion = found.eval()
-    return kept
+def described(result: Result) -> tuple[dict[str, Any], xr.DataArray, list[str]]:
+    """Options of `make_problem` that a result was fitted with, its data, and the classes that the network is shown.
+
+    Raises
+    ------
+    ResultError
+        If the result is not one of a problem of `make_problem`.
+    """
+    found = result.tree["observed_data"].to_dataset() if "observed_data" in result.tree.children else xr.Dataset()
+    if result.tree.attrs.get("method") != "diffusion" or "options" not in found.attrs:
+        raise ResultError("the result is not one of a diffusion model made by probmodels.diffusion.make_problem")
+    options: dict[str, Any] = json.loads(found.attrs["options"])
+    return options, found["observation"], json.loads(found.attrs["classes"])
+
+
+def fitted_model(result: Result) -> Diffusion:
+    """The fitted model of a result of `make_problem`, from a file too.
+
+    Raises
+    ------
+    ResultError
+        If the result is not one of it.
+    """
+    options, observed, classes = described(result)
+    dims = tuple(str(dim) for dim in observed.dims[1:])
+    model = build(options, tuple(observed.shape[1:]), dims, len(classes))
+    state = {name.replace("$$$", "."): value for name, value in result.params().items()}
+    like = next(iter(state.values()))
+    model.to(like).load_state_dict({name: state.get(name, value) for name, value in model.state_dict().items()})
+    model.requires_grad_(False)
+    return model.eval()
 
 
 def make_field(
-    problem: Problem, result: Result, label: str | int | None = None, *, schedule: NoiseSchedule | None = None
+    result: Result, label: str | int | None = None, *, schedule: NoiseSchedule | None = None
 ) -> NetworkField:
     """Scores of a fitted model, for samplers and composition.
 
     Parameters
     ----------
-    problem, result
-        That were fitted.
+    result
+        Of `make_problem` and `fit_svi`.
     label
         Class, as the data name it, of a model with ``conditional=True``.
     schedule
@@ -573,12 +607,13 @@ def make_field(
         If there is no such class.
     ProblemError
         If the schedule goes to other levels of noise.
+    ResultError
+        If the result is not one of a diffusion model.
     """
-    model = fitted_model(problem, result)
+    model = fitted_model(result)
     if label is None:
         return NetworkField(model, schedule=schedule)
-    assert problem.data is not None
-    classes = json.loads(problem.data.attrs["classes"])
+    classes = described(result)[2]
     if str(label) not in classes:
         raise DataError(f"label={label!r}; the model knows {classes}" if classes else "the model knows no labels")
     return NetworkField(model, classes.index(str(label)), schedule)
@@ -605,7 +640,8 @@ def bound(problem: Problem, result: Result, *, num_draws: int = 20, seed: int = 
         (data,). Attributes ``bits_per_dim`` and ``bits_per_dim_error`` for data of so many values; ``nats_per_datum``.
     """
     values, *labels = problem.args
-    found = terms(fitted_model(problem, result), values, labels[0] if labels else None, num_draws=num_draws, seed=seed)
+    with fitted(problem, result.guide_state or {}, seed=0) as (model, _):
+        found = terms(cast(Any, model), values, labels[0] if labels else None, num_draws=num_draws, seed=seed)
     return found.assign_coords(data=problem.coords["data"]) if "data" in problem.coords else found
 
 
@@ -643,7 +679,7 @@ def terms(
     return result
 
 
-def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> DiffusionOutputs:
+def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outputs:
     """See `probmodels.diffusion_outputs.write_diffusion`."""
     from probmodels.diffusion_outputs import write_diffusion
 

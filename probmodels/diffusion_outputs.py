@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,55 +14,22 @@ import xarray as xr
 from torch import Tensor
 
 from probmodels.datasets.options import check_counts
-from probmodels.diffusion import Diffusion, NetworkField, build, terms
+from probmodels.diffusion import Diffusion, NetworkField, described, fitted_model, terms
 from probmodels.inference.ops import isolated
 from probmodels.inference.problem import ProblemError
-from probmodels.inference.result import Result, ResultError
+from probmodels.inference.result import Result
+from probmodels.outputs import Outputs
 from probmodels.samplers import posterior_draws, sample
 from probmodels.score_fields import Field, guided
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from probmodels.inference.diagnostics import Report
-
-__all__ = ["DiffusionOutputs", "bound_by_level", "generate", "model_of", "reverse_coverage", "write_diffusion"]
+__all__ = ["bound_by_level", "generate", "reverse_coverage", "write_diffusion"]
 
 _SHOWN = 12  # data in a row of a figure
 _LEVELS = 5  # of noise in a figure
 _JUDGED = 1000  # data by which the bound is judged
-
-
-@dataclass(frozen=True)
-class DiffusionOutputs:
-    """Where things were written, and what there is to say about them."""
-
-    folder: Path
-    table: str
-    diagnosis: Report
-
-    @property
-    def report(self) -> Path:
-        """The file to read first."""
-        return self.folder / "summary.txt"
-
-
-def model_of(result: Result) -> Diffusion:
-    """The fitted model of a result of `probmodels.diffusion.make_problem`.
-
-    Raises
-    ------
-    ResultError
-        If the result is not one of it.
-    """
-    options, observed, classes = _known(result)
-    dims = tuple(str(dim) for dim in observed.dims[1:])
-    model = build(options, tuple(observed.shape[1:]), dims, len(classes))
-    state = {name.replace("$$$", "."): value for name, value in result.params().items()}
-    like = next(iter(state.values()))
-    model.to(like).load_state_dict({name: state.get(name, value) for name, value in model.state_dict().items()})
-    model.requires_grad_(False)
-    return model.eval()
 
 
 def generate(
@@ -106,7 +71,7 @@ def generate(
     ResultError
         If the result is not one of a diffusion model.
     """
-    model, (_, observed, classes) = model_of(result), _known(result)
+    model, (_, observed, classes) = fitted_model(result), described(result)
     field: Field = NetworkField(model)
     if label is not None:
         if str(label) not in classes:
@@ -143,7 +108,7 @@ def bound_by_level(result: Result, *, num_levels: int = 20, num_draws: int = 8, 
         bound; ``time`` and ``log_snr`` at the middle of each.
     """
     check_counts(1, num_levels=num_levels, num_draws=num_draws)
-    model = model_of(result)
+    model = fitted_model(result)
     data, label = _data(result, model)
     edges = np.linspace(0.0, 1.0, num_levels + 1)
     rows = []
@@ -201,7 +166,7 @@ def reverse_coverage(
         ``early`` times (pair,).
     """
     check_counts(2, num_draws=num_draws, num_data=num_data)
-    model = model_of(result)
+    model = fitted_model(result)
     known = "held_out" if "held_out" in _all_data(result) else "observation"
     data, _ = _data(result, model, known)
     field, rows = NetworkField(model), []
@@ -224,7 +189,7 @@ def reverse_coverage(
     return xr.Dataset(found, {"prob": list(probs), "late": ("pair", late), "early": ("pair", early)})
 
 
-def write_diffusion(result: Result, folder: str | Path, *, dpi: int = 110) -> DiffusionOutputs:
+def write_diffusion(result: Result, folder: str | Path, *, dpi: int = 110) -> Outputs:
     """Write ``samples.nc``, ``levels.csv``, ``summary.txt`` and ``figures/*.png``.
 
     The figures: ``samples``, new data; ``denoising``, data at several levels of noise and what the model makes of them;
@@ -245,7 +210,7 @@ def write_diffusion(result: Result, folder: str | Path, *, dpi: int = 110) -> Di
         If the result is not one of a diffusion model.
     """
     folder = Path(folder)
-    model, (_, _, classes) = model_of(result), _known(result)
+    model, (_, _, classes) = fitted_model(result), described(result)
     lines = [_judgement(result, model, "fitted", *_data(result, model))]
     if "held_out" in _all_data(result):
         lines.append(_judgement(result, model, "held-out", *_data(result, model, "held_out")))
@@ -268,7 +233,7 @@ def write_diffusion(result: Result, folder: str | Path, *, dpi: int = 110) -> Di
     (folder / "summary.txt").write_text(f"{table}\n\n{diagnosis}\n", encoding="utf-8")
     for name, figure in _figures(result, model, drawn, levels).items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=dpi)
-    return DiffusionOutputs(folder, table, diagnosis)
+    return Outputs(folder, table, diagnosis)
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
@@ -277,15 +242,6 @@ def write_diffusion(result: Result, folder: str | Path, *, dpi: int = 110) -> Di
 def _all_data(result: Result) -> xr.Dataset:
     groups = [result.tree[name].to_dataset() for name in ("observed_data", "constant_data") if name in result.tree]
     return xr.merge(groups, compat="override", join="outer") if groups else xr.Dataset()
-
-
-def _known(result: Result) -> tuple[dict[str, Any], xr.DataArray, list[str]]:
-    """Options of the problem, its data, and the classes that the network is shown."""
-    found = result.tree["observed_data"].to_dataset() if "observed_data" in result.tree.children else xr.Dataset()
-    if result.tree.attrs.get("method") != "diffusion" or "options" not in found.attrs:
-        raise ResultError("the result is not one of a diffusion model made by probmodels.diffusion.make_problem")
-    options: dict[str, Any] = json.loads(found.attrs["options"])
-    return options, found["observation"], json.loads(found.attrs["classes"])
 
 
 def _data(result: Result, model: Diffusion, which: str = "observation") -> tuple[Tensor, Tensor | None]:

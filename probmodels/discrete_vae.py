@@ -26,7 +26,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,17 +48,15 @@ from probmodels.inference.ops import isolated
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs import fitted
 from probmodels.inference.result import Result, ResultError
+from probmodels.outputs import Outputs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from probmodels.inference.diagnostics import Report
 
 __all__ = [
     "ENGINES",
     "REFERENCE",
     "DiscreteVAE",
-    "VAEOutputs",
     "code_usage",
     "exact_log_likelihood",
     "make_problem",
@@ -263,7 +261,7 @@ def exact_log_likelihood(problem: Problem, result: Result) -> xr.DataArray:
     return xr.DataArray(values.double().cpu().numpy(), {"data": np.asarray(problem.coords["data"])}, ("data",))
 
 
-def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> VAEOutputs:
+def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outputs:
     """Write ``codes.csv``, ``summary.txt`` and ``figures/*.png``.
 
     The figures: ``samples``, images of codes at random; ``reconstructions``, images beside the mean of what their codes
@@ -280,7 +278,7 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> VAEO
 
     Returns
     -------
-    VAEOutputs
+    Outputs
         The folder, a table of log likelihoods and of the use of codes, and the verdict of the diagnostics.
 
     Raises
@@ -298,21 +296,7 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> VAEO
     (folder / "summary.txt").write_text(f"{table}\n\n{diagnosis}\n", encoding="utf-8")
     for name, figure in _figures(result, model, usage).items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=dpi)
-    return VAEOutputs(folder, table, diagnosis)
-
-
-@dataclass(frozen=True)
-class VAEOutputs:
-    """Where things were written, and what there is to say about them."""
-
-    folder: Path
-    table: str
-    diagnosis: Report
-
-    @property
-    def report(self) -> Path:
-        """The file to read first."""
-        return self.folder / "summary.txt"
+    return Outputs(folder, table, diagnosis)
 
 
 def code_usage(result: Result) -> xr.DataArray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,31 +14,16 @@ from numpy.typing import NDArray
 
 from probmodels.inference.result import Result
 from probmodels.learned_edges import summarise_edges
+from probmodels.outputs import Outputs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from probmodels.inference.diagnostics import Report
-
-__all__ = ["EdgeOutputs", "edge_table", "write_edges"]
+__all__ = ["edge_table", "write_edges"]
 
 _WIDTH = 100  # of sentences in the table
 _SHOWN = 10  # pairs of each kind in the table that goes to the terminal
 _TIE = 1e-6  # difference of probabilities that are the same
-
-
-@dataclass(frozen=True)
-class EdgeOutputs:
-    """Where things were written, and what there is to say about them."""
-
-    folder: Path
-    table: str
-    diagnosis: Report
-
-    @property
-    def report(self) -> Path:
-        """The file to read first."""
-        return self.folder / "summary.txt"
 
 
 def edge_table(result: Result | xr.Dataset, *, top: int = _SHOWN, prob: float = 0.9) -> str:
@@ -88,7 +72,7 @@ def edge_table(result: Result | xr.Dataset, *, top: int = _SHOWN, prob: float = 
     return "\n".join([*lines, "", *(textwrap.fill(note, _WIDTH) for note in notes)])
 
 
-def write_edges(result: Result, folder: str | Path, *, top: int = 20, prob: float = 0.9, dpi: int = 110) -> EdgeOutputs:
+def write_edges(result: Result, folder: str | Path, *, top: int = 20, prob: float = 0.9, dpi: int = 110) -> Outputs:
     """Write ``edges.csv``, ``nodes.csv``, ``summary.txt`` and ``figures/*.png``.
 
     The figures: ``adjacency``, in collections of the first graph; ``reliability`` where true edges are known; ``loss``,
@@ -107,7 +91,7 @@ def write_edges(result: Result, folder: str | Path, *, top: int = 20, prob: floa
 
     Returns
     -------
-    EdgeOutputs
+    Outputs
         The folder, the table of the edges, and the verdict of the diagnostics.
 
     Raises
@@ -130,7 +114,7 @@ def write_edges(result: Result, folder: str | Path, *, top: int = 20, prob: floa
     (folder / "summary.txt").write_text(f"{edge_table(out, top=top)}\n\n{diagnosis}\n", encoding="utf-8")
     for name, figure in _figures(out, result).items():
         figure.savefig(folder / "figures" / f"{name}.png", dpi=dpi)
-    return EdgeOutputs(folder, table, diagnosis)
+    return Outputs(folder, table, diagnosis)
 
 
 def _class_lines(out: xr.Dataset) -> list[str]:

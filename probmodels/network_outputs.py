@@ -13,7 +13,6 @@ Verma, T. and Pearl, J. (1990). Equivalence and synthesis of causal models. UAI.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,30 +25,15 @@ from numpy.typing import ArrayLike, NDArray
 from probmodels.datasets.options import check_counts
 from probmodels.guides.bayesian_network import reachable
 from probmodels.inference.result import Result, ResultError
+from probmodels.outputs import Outputs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from probmodels.inference.diagnostics import Report
-
-__all__ = ["NetworkOutputs", "class_graph", "draw_network", "network_table", "summarise_network", "write_network"]
+__all__ = ["class_graph", "draw_network", "network_table", "summarise_network", "write_network"]
 
 _CAUSAL = {"cause": "parent", "effect": "child"}  # the same axes of causal graphs
 _SHOWN = 10  # edges and graphs in the table
-
-
-@dataclass(frozen=True)
-class NetworkOutputs:
-    """Where things were written, and what there is to say about them."""
-
-    folder: Path
-    table: str
-    diagnosis: Report
-
-    @property
-    def report(self) -> Path:
-        """The file to read first."""
-        return self.folder / "summary.txt"
 
 
 def class_graph(graph: ArrayLike) -> NDArray[np.int8]:
@@ -171,7 +155,7 @@ def network_table(result: Result | xr.Dataset, *, top: int = _SHOWN) -> str:
     return "\n".join(lines)
 
 
-def write_network(result: Result, folder: str | Path, *, top: int = 20, dpi: int = 110) -> NetworkOutputs:
+def write_network(result: Result, folder: str | Path, *, top: int = 20, dpi: int = 110) -> Outputs:
     """Write ``edges.csv``, ``graphs.csv``, ``summary.txt`` and ``figures/network.png``, ``figures/loss.png``.
 
     Parameters
@@ -213,7 +197,7 @@ def write_network(result: Result, folder: str | Path, *, top: int = 20, dpi: int
     draw_network(out, truth=truth).savefig(folder / "figures" / "network.png", dpi=dpi)
     if "fit" in result.tree.children:
         plots.loss(result.tree["fit"].to_dataset()).savefig(folder / "figures" / "loss.png", dpi=dpi)
-    return NetworkOutputs(folder, table, diagnosis)
+    return Outputs(folder, table, diagnosis)
 
 
 def draw_network(summary: xr.Dataset, *, truth: ArrayLike | None = None, least: float = 0.05) -> Figure:

@@ -15,7 +15,6 @@ https://aclanthology.org/P02-1017
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +27,12 @@ from numpy.typing import NDArray
 from probmodels.inference.ops import write_atomically
 from probmodels.inference.result import Result, ResultError
 from probmodels.inside import best_trees, span_grid
+from probmodels.outputs import Outputs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from probmodels.inference.diagnostics import Report
-
 __all__ = [
-    "ParseOutputs",
     "bracketing",
     "bracketing_scores",
     "branching_trees",
@@ -47,20 +44,6 @@ __all__ = [
 
 _SHOWN = 12  # sentences in the table that goes to the terminal
 _PLOTTED = 6
-
-
-@dataclass(frozen=True)
-class ParseOutputs:
-    """Where things were written, and what there is to say about them."""
-
-    folder: Path
-    table: str
-    diagnosis: Report
-
-    @property
-    def report(self) -> Path:
-        """The file to read first."""
-        return self.folder / "summary.txt"
 
 
 def bracketing_scores(trees: NDArray[Any], gold: NDArray[Any], length: NDArray[Any]) -> dict[str, float]:
@@ -246,7 +229,7 @@ def _plot_tree(axes: Any, one: xr.Dataset) -> None:
     axes.set_axis_off()
 
 
-def write_parses(result: Result, folder: str | Path, *, dpi: int = 110) -> ParseOutputs:
+def write_parses(result: Result, folder: str | Path, *, dpi: int = 110) -> Outputs:
     """Write ``summary.txt``, ``trees.csv`` and ``trees.png``.
 
     Parameters
@@ -282,4 +265,4 @@ def write_parses(result: Result, folder: str | Path, *, dpi: int = 110) -> Parse
     write_atomically(folder / "summary.txt", lambda file: file.write_text(table + "\n", encoding="utf-8"))
     write_atomically(folder / "trees.csv", lambda file: frame.to_csv(file, index=False))
     write_atomically(folder / "trees.png", lambda file: figure.savefig(file, dpi=dpi, format="png"))
-    return ParseOutputs(folder, table, diagnosis)
+    return Outputs(folder, table, diagnosis)

@@ -22,10 +22,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyro
@@ -34,34 +33,36 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from probmodels.datasets.options import check_counts
+from probmodels.field_specs import load_fields
 from probmodels.guides.schedules import LinearSchedule
 from probmodels.inference.line_integrals import evaluate_start
+from probmodels.inference.ops import isolated
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.result import Result, ResultError
 from probmodels.inference.score_kernels import ScoreKernel, Transition
+from probmodels.outputs import Outputs
 from probmodels.samplers import reverse_step
 from probmodels.score_fields import Field, GaussianMixture, Product, UniformBox
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from probmodels.inference.diagnostics import Report
+from probmodels.spec import build_problem
 
 __all__ = [
     "ENGINES",
+    "LOADERS",
     "REFERENCE",
     "AnnealedKernel",
     "Composed",
-    "CompositionOutputs",
     "levels_of",
     "make_move",
     "make_problem",
     "tiny",
+    "walk",
     "write_outputs",
 ]
 
 REFERENCE = "Sjöberg et al. (2023), https://arxiv.org/abs/2307.14012"
 ENGINES = ("mcmc",)
+LOADERS = {"fields": load_fields}
 
 SAMPLERS = {
     "ula": ("langevin", False),
@@ -263,31 +264,61 @@ def levels_of(result: Result) -> xr.Dataset:
     kept = result.tree["sample_stats"].attrs.get("levels") if "sample_stats" in result.tree.children else None
     if kept is None:
         raise ResultError("the result has no levels; it is not one of score_composition with its own kernel")
-    found = json.loads(kept) if isinstance(kept, str) else kept
+    found = json.loads(kept) if isinstance(kept, str) else dict(kept)
     times = [float(name.removeprefix("t=")) for name in found.pop("name")]
     arrays = {name: ("level", np.array(values, dtype=np.float64)) for name, values in found.items()}
     return xr.Dataset(arrays, {"level": np.arange(len(times)), "time": ("level", times)})
 
 
-@dataclass(frozen=True)
-class CompositionOutputs:
-    """Where things were written, and what there is to say about them."""
+def walk(problem: Problem, *, num_chains: int = 200, per_level: int = 5, seed: int = 0, **options: Any) -> xr.DataArray:
+    """Positions of chains on their way from noise to level 0, for pictures; draws are those of `run_mcmc`.
 
-    folder: Path
-    table: str
-    diagnosis: Report
+    Parameters
+    ----------
+    problem
+        As `make_problem` makes it.
+    num_chains
+        Chains.
+    per_level
+        Steps on each level.
+    seed
+        Of the chains.
+    options
+        Of `AnnealedKernel`.
 
-    @property
-    def report(self) -> Path:
-        """The file to read first."""
-        return self.folder / "summary.txt"
+    Returns
+    -------
+    xr.DataArray
+        (level, chain, ...), the noise that chains start from and then where they are at the end of each level, with
+        the ``time`` of the level.
+
+    Raises
+    ------
+    ProblemError
+        If the problem is another, or an option is out of range.
+    """
+    check_counts(1, num_chains=num_chains, per_level=per_level)
+    kernel = AnnealedKernel(problem, num_chains=num_chains, **options)
+    model: Any = problem.model
+    with isolated(seed):
+        kernel.setup(per_level * len(model.times))
+        params = kernel.initial_params
+        found = [params["z"]]
+        for _ in model.times:
+            for _ in range(per_level):
+                params = kernel.sample(params)
+            found.append(params["z"])
+    positions = torch.stack(found).reshape(len(found), num_chains, *model.field.shape)
+    coords = dict(problem.coords) | {"time": ("level", [model.times[0], *model.times])}
+    return xr.DataArray(positions.cpu().numpy(), coords, ("level", "chain", *model.dims), name="x")
 
 
-def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> CompositionOutputs:
-    """Write ``levels.csv``, ``summary.txt`` and ``figures/*.png``.
+def write_outputs(result: Result, folder: str | Path, *, problem: Problem | None = None, dpi: int = 110) -> Outputs:
+    """Write ``levels.csv``, ``summary.txt`` and ``figures``.
 
-    The figures: ``levels``, acceptance and step sizes along the levels; ``samples``, the draws, of points in the plane
-    and of images.
+    The figures: ``levels.png``, acceptance and step sizes along the levels; ``samples.png``, the draws, of points in
+    the plane and of images. And of points in the plane, where the problem is known: ``density.png``, chains over the
+    composed density of some levels; ``walk.gif``, the way of chains down all of them.
 
     Parameters
     ----------
@@ -295,6 +326,8 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Comp
         Of `run_mcmc` with the method's own kernel.
     folder
         Where to; made where it is missing, files of the same names are replaced.
+    problem
+        What was drawn from; made anew for results of a spec.
     dpi
         Resolution of the figures.
 
@@ -302,53 +335,44 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Comp
     ------
     ResultError
         If the result is not one of `AnnealedKernel`.
+    SpecError
+        If the fields of the spec cannot be made any more, such as those of runs that are gone; all but the last two
+        figures are written then.
     """
-    folder = Path(folder)
+    from probmodels import composition_plots
+
+    folder, draws = Path(folder), result.posterior["x"]
     levels = levels_of(result)
     attrs = result.tree["sample_stats"].attrs
+    corrected = json.loads(str(attrs["corrected"]).lower())  # a text in files
     diagnosis = result.diagnose()
-    chains = result.posterior.sizes["chain"]
     table = (
-        f"{chains:,} chains of {result.posterior.sizes['draw']:,} draws through {levels.sizes['level']} levels, "
-        f"{attrs['proposal']}, rule {attrs['rule']!r}{'' if attrs['corrected'] else ', uncorrected'}.\n"
+        f"{draws.sizes['chain']:,} chains of {draws.sizes['draw']:,} draws through {levels.sizes['level']} levels, "
+        f"{attrs['proposal']}, rule {attrs['rule']!r}{'' if corrected else ', uncorrected'}.\n"
         f"Acceptance: mean {float(levels['acceptance_rate'].mean()):.2f}, lowest "
         f"{float(levels['acceptance_rate'].min()):.2f}, at level 0 {float(levels['acceptance_rate'][-1]):.2f}.\n"
         f"Scores: {float(levels['evaluations'].sum()):,.0f} a chain; divergences: "
-        f"{float(levels['divergences'].sum()):,.0f} in all."
+        f"{float(levels['divergences'].sum()):,.0f} in all.\n"
+        "Chains stay in the modes that they come down to: where modes lie apart, R-hat says no more than that."
     )
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     levels.to_dataframe().to_csv(folder / "levels.csv", float_format="%.6g")
     (folder / "summary.txt").write_text(f"{table}\n\n{diagnosis}\n", encoding="utf-8")
-    for name, figure in _figures(result.posterior["x"], levels).items():
-        figure.savefig(folder / "figures" / f"{name}.png", dpi=dpi)
-    return CompositionOutputs(folder, table, diagnosis)
-
-
-def _figures(draws: xr.DataArray, levels: xr.Dataset) -> dict[str, Figure]:
-    from matplotlib.figure import Figure
-
-    from probmodels import plots
-
-    figures = {"levels": Figure(figsize=(6, 3), layout="constrained")}
-    axes = figures["levels"].subplots(1, 2, sharex=True)
-    for ax, name, title in zip(axes, ("acceptance_rate", "step_size"), ("acceptance", "step size"), strict=True):
-        ax.plot(levels["time"], levels[name], ".-", lw=1, ms=3)
-        ax.set(xlabel="time, from noise (1) to data (0)", title=title)
-    axes[0].invert_xaxis()
-    axes[0].set_ylim(0, 1.05)
-    axes[1].set_yscale("log")
-    shape = draws.shape[2:]
-    points = draws.values.reshape(-1, *shape)
-    if shape == (2,):
-        figures["samples"] = Figure(figsize=(4, 4), layout="constrained")
-        ax = figures["samples"].subplots()
-        ax.plot(points[:, 0], points[:, 1], ".", ms=2, alpha=min(1.0, 2000 / len(points)))
-        ax.set(aspect="equal", title=f"{len(points):,} draws")
-    elif len(shape) == 2:
-        shown = points[np.linspace(0, len(points) - 1, 48).astype(int)]
-        spread = np.ptp(shown) or 1.0
-        figures["samples"] = plots.image_grid(((shown - shown.min()) / spread).reshape(4, 12, *shape), "draws")
-    return figures
+    figures = {"levels": composition_plots.levels(levels), "samples": composition_plots.samples(draws)}
+    for name, figure in figures.items():
+        if figure is not None:
+            figure.savefig(folder / "figures" / f"{name}.png", dpi=dpi)
+    if draws.shape[2:] == (2,):
+        spec = json.loads(result.tree.attrs.get("spec", "{}"))
+        if problem is None and spec.get("data", {}).get("name") in LOADERS:
+            problem = build_problem(spec)
+        if problem is not None:
+            model: Any = problem.model
+            sampler = {steps: name for name, steps in SAMPLERS.items()}[attrs["proposal"], corrected]
+            walked = walk(problem, **{"sampler": sampler} | spec.get("inference", {}).get("kernel_options", {}))
+            composition_plots.density(model.field, walked).savefig(folder / "figures" / "density.png", dpi=dpi)
+            composition_plots.animate(walked, folder / "figures" / "walk.gif", field=model.field)
+    return Outputs(folder, table, diagnosis)
 
 
 def make_move(

@@ -156,7 +156,8 @@ class GaussianMixture(Field):
         count, size = means.shape
         super().__init__(schedule, (size,))
         covariances = torch.as_tensor(covariances, dtype=torch.float64)
-        if covariances.ndim < 3:
+        fits = all(n in (1, m) for n, m in zip(covariances.shape[::-1], (size, count), strict=False))
+        if covariances.ndim < 3 and fits:
             covariances = torch.diag_embed(covariances.expand(count, size))
         if covariances.shape != (count, size, size):
             raise ProblemError(f"covariances of shape {tuple(covariances.shape)} for {count} means of size {size}")

@@ -19,6 +19,9 @@ name and options::
     engine = "svi"
     guide = { name = "low_rank", rank = 3 }
 
+A method whose problems are made of something else than a data set has loaders of its own, ``LOADERS`` of its module,
+and ``name`` is one of these: see `probmodels.field_specs`.
+
 Without ``engine`` the first of those that apply to the method is taken. Engine ``"bilevel"`` is for methods whose
 problem has an outer one.
 
@@ -33,7 +36,7 @@ import hashlib
 import inspect
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +46,17 @@ if TYPE_CHECKING:
     from probmodels.inference.problem import Problem
     from probmodels.inference.result import Result
 
-__all__ = ["ENGINES", "SpecError", "build_problem", "load_spec", "run_engine", "run_spec", "spec_of_result"]
+__all__ = [
+    "ENGINES",
+    "SpecError",
+    "build_problem",
+    "check_keys",
+    "hint",
+    "load_spec",
+    "run_engine",
+    "run_spec",
+    "spec_of_result",
+]
 
 ENGINES = {"mcmc": "run_mcmc", "svi": "fit_svi", "em": "fit_em", "bilevel": "fit_bilevel"}
 _GUIDED = ("svi", "em", "bilevel")  # engines that fit a guide
@@ -83,7 +96,7 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
             raise SpecError(f"cannot read the spec {str(source)!r}: {error.strerror or error}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SpecError(f"{source} is not valid TOML: {error}") from error
-    _check_keys("top level", spec, ("method", *_TABLES))
+    check_keys("top level", spec, ("method", *_TABLES))
     if "method" not in spec:
         raise SpecError(f"the spec names no method; add method = one of {', '.join(METHODS)}")
     for table in _TABLES:
@@ -96,18 +109,18 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     applicable = tuple(getattr(method, "ENGINES", ENGINES))
     engine = spec["inference"].setdefault("engine", applicable[0])
     if engine not in ENGINES:
-        raise SpecError(f"[inference] unknown engine {engine!r}{_hint(engine, ENGINES)}")
+        raise SpecError(f"[inference] unknown engine {engine!r}{hint(engine, ENGINES)}")
     if engine not in applicable:
         raise SpecError(
             f"[inference] engine {engine!r} does not apply to {spec['method']!r}; choose one of {', '.join(applicable)}"
         )
     if "name" in spec["data"]:
-        loader = _loader(spec["data"]["name"])
-        _check_keys("data", spec["data"], ("name", *inspect.signature(loader).parameters))
-    _check_keys("model", spec["model"], _parameters(method.make_problem))
-    _check_keys("inference", spec["inference"], ("engine", "guide", *_parameters(_engine(engine))))
+        loader = _loader(method, spec["data"]["name"])
+        check_keys("data", spec["data"], ("name", *inspect.signature(loader).parameters))
+    check_keys("model", spec["model"], _parameters(method.make_problem))
+    check_keys("inference", spec["inference"], ("engine", "guide", *_parameters(_engine(engine))))
     _guide(spec["inference"])
-    _check_keys("output", spec["output"], _OUTPUT)
+    check_keys("output", spec["output"], _OUTPUT)
     return spec
 
 
@@ -136,12 +149,15 @@ def build_problem(spec: Mapping[str, Any], data: Any = None) -> Problem:
     """The problem of a checked spec, automatic guide included; ``data`` stands in for what ``[data]`` would load."""
     method = get_method(spec["method"])
     if data is None:
-        from probmodels import datasets
-
         options = dict(spec["data"])
         if "name" not in options:
             raise SpecError("[data] names no data set; add name = ...")
-        data = datasets.load(options.pop("name"), **options)
+        loader = _loader(method, options.pop("name"))
+        try:
+            inspect.signature(loader).bind(**options)
+        except TypeError as error:
+            raise SpecError(f"[data] {error}") from error
+        data = loader(**options)
     problem: Problem = method.make_problem(data, **spec["model"])
     guide = _guide(spec["inference"])
     if guide is None:
@@ -193,10 +209,16 @@ def run_spec(source: str | Path | Mapping[str, Any]) -> Result:
     return result
 
 
-def _loader(name: str) -> Callable[..., Any]:
+def _loader(method: Any, name: str) -> Callable[..., Any]:
+    """What loads the data of a method: one of its own loaders where it has any, or else of a data set."""
     from probmodels.datasets import get_loader
 
-    return get_loader(name)
+    if not hasattr(method, "LOADERS"):
+        return get_loader(name)
+    if name not in method.LOADERS:
+        raise SpecError(f"[data] unknown name {name!r}{hint(name, method.LOADERS)}")
+    loader: Callable[..., Any] = method.LOADERS[name]
+    return loader
 
 
 def _engine(name: str) -> Callable[..., Any]:
@@ -230,12 +252,22 @@ def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(inspect.signature(function).parameters)[1:]
 
 
-def _check_keys(where: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def check_keys(where: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
+    """See that all keys of a table are known.
+
+    Raises
+    ------
+    SpecError
+        If one is not; the message names the closest.
+    """
+    known = tuple(known)
     for key in table:
         if key not in known:
-            raise SpecError(f"[{where}] unknown key {key!r}{_hint(key, known)}")
+            raise SpecError(f"[{where}] unknown key {key!r}{hint(key, known)}")
 
 
-def _hint(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(str(word), list(known), 1)
+def hint(word: str, known: Iterable[str]) -> str:
+    """End of a message on an unknown word: the closest of those known, or all."""
+    known = tuple(known)
+    close = difflib.get_close_matches(str(word), known, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -9,8 +9,8 @@ import xarray as xr
 
 from probmodels import Problem, Result, fit_svi
 from probmodels.datasets.images import make_images
-from probmodels.diffusion import make_field, make_problem, terms
-from probmodels.diffusion_outputs import bound_by_level, generate, model_of, reverse_coverage, write_diffusion
+from probmodels.diffusion import fitted_model, make_field, make_problem, terms
+from probmodels.diffusion_outputs import bound_by_level, generate, reverse_coverage, write_diffusion
 from probmodels.inference import ProblemError, ResultError
 
 
@@ -39,8 +39,8 @@ def images() -> tuple[Problem, Result]:
 def test_the_model_of_a_saved_result_is_the_one_that_was_fitted(images, tmp_path) -> None:
     problem, result = images
     result.save(tmp_path)
-    model = model_of(Result.load(tmp_path, problem))
-    field = make_field(problem, result, 7)
+    model = fitted_model(Result.load(tmp_path, problem))
+    field = make_field(result, 7)
     z = torch.randn(5, 3, 3, generator=torch.Generator().manual_seed(0))
     other = type(field)(model, 1)
     torch.testing.assert_close(other.score(z, 0.4), field.score(z, 0.4))
@@ -50,7 +50,7 @@ def test_the_model_of_a_saved_result_is_the_one_that_was_fitted(images, tmp_path
 def test_levels_add_up_to_the_bound(normal) -> None:
     problem, result = normal
     levels = bound_by_level(result, num_levels=10, num_draws=20)
-    whole = terms(model_of(result), problem.args[0], num_draws=40)
+    whole = terms(fitted_model(result), problem.args[0], num_draws=40)
     error = np.hypot(float((levels["error"] ** 2).sum() ** 0.5), float(whole["error"].mean()) / 400**0.5)
     assert abs(float(levels["loss"].sum()) + float(whole["steps"].mean())) < 4 * error
     assert (levels["log_snr"].diff("level") < 0).all()
@@ -114,4 +114,4 @@ def test_what_cannot_be_done_is_said(normal, images) -> None:
     other = Result(normal[1].tree.copy(), normal[1].guide_state)
     other.tree.attrs["method"] = "lds"
     with pytest.raises(ResultError, match="not one of a diffusion model"):
-        model_of(other)
+        fitted_model(other)

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probmodels import plots
 from probmodels.bayesian_svd.eof import compare_eof
 from probmodels.bayesian_svd.summary import summarise_modes, summary_table, write_modes
+from probmodels.outputs import Outputs
 from probmodels.report import write_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from probmodels.inference.diagnostics import Report
     from probmodels.inference.result import Result
 
-__all__ = ["Outputs", "write_outputs"]
+__all__ = ["write_outputs"]
 
 _TRACED = ["d", "sigma", "length_scale_space", "length_scale_time"]
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Where things were written, and what there is to say about them."""
-
-    folder: Path
-    table: str
-    diagnosis: Report
 
 
 def write_outputs(result: Result, folder: str | Path, *, level: float = 0.95, dpi: int = 110) -> Outputs:
@@ -79,4 +69,4 @@ def write_outputs(result: Result, folder: str | Path, *, level: float = 0.95, dp
     for name, figure in figures.items():
         figure.savefig(images[name], dpi=dpi)
     write_report(tree, modes, images, folder, diagnosis=diagnosis, comparison=comparison, dpi=dpi)
-    return Outputs(folder, table, diagnosis)
+    return Outputs(folder, table, diagnosis, "report.html")

@@ -1,0 +1,359 @@
+"""Concepts of the user's own: a folder of images with a table of labels, CelebA, and tables of concepts alone.
+
+References
+----------
+Liu, Z., Luo, P., Wang, X. and Tang, X. (2015). Deep learning face attributes in the wild. ICCV. The data, for research
+that is not commercial, are at https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from probmodels.datasets import DataError
+from probmodels.datasets.causal import make_concepts, position_of, split_rows
+from probmodels.datasets.options import check_counts, check_numbers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["load_causal_table", "load_celeba", "load_concept_images"]
+
+_SUFFIXES = (".png", ".jpg", ".jpeg")
+_PARTITION = {0: "train", 2: "test"}  # 1 is CelebA's validation, which is left out
+
+
+def load_concept_images(
+    root: str | os.PathLike[str],
+    table: Any = "labels.csv",
+    *,
+    concepts: Sequence[str] | None = None,
+    size: int = 32,
+    colour: bool = True,
+    crop: bool = True,
+    graph: Any = None,
+    file: str = "file",
+    test: float = 0.2,
+    seed: int = 0,
+) -> xr.Dataset:
+    """A folder of PNG or JPEG images, and a table with a row of concept labels for each.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    table
+        CSV file, in the folder or elsewhere, or data frame: column ``file`` of paths below the folder, columns of
+        concepts, empty where not labelled, and, where there is one, column ``split`` of "train" and "test".
+    concepts
+        Columns to take; None for all that are left.
+    size
+        Pixels along a side.
+    colour
+        Whether to keep three channels, or one of brightness.
+    crop
+        Whether to cut images that are not square to the square in their middle, or else to squeeze them.
+    graph
+        Edges between concepts, as in `as_graph`; None where they are not known.
+    file
+        Column of the paths.
+    test
+        Share of rows for testing, chosen at random, where the table has no column ``split``.
+    seed
+        Of the choice.
+
+    Returns
+    -------
+    xr.Dataset
+        As `make_concepts` returns it, with the paths as ``file`` (data,).
+
+    Raises
+    ------
+    DataError
+        If files are absent, unreadable, listed twice, or without a row in the table; or labels cannot be used.
+    """
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    if isinstance(table, str | os.PathLike):
+        inside = folder / table
+        table = inside if inside.is_file() else Path(table).expanduser()
+    rows, where = _read(table, "table", text=[file])
+    _want(rows, [file], where)
+    files = rows[file].astype(str).str.strip()
+    if files.duplicated().any():
+        raise DataError(f"{where} lists {files[files.duplicated()].iloc[0]!r} more than once; keep one row of labels")
+    absent = [name for name in files if not (folder / name).is_file()]
+    if absent:
+        raise DataError(
+            f"{where} has labels of {len(rows)} images, of which {len(absent)} are not in {folder}, such as "
+            f"{absent[0]!r}; mend the path or drop the row"
+        )
+    listed = {(folder / name).resolve() for name in files}
+    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in _SUFFIXES]
+    more = [path for path in found if path.resolve() not in listed]
+    if more:
+        raise DataError(
+            f"{folder} has {len(found)} images, but {where} labels of {len(rows)}; there is no row for "
+            f"{more[0].name!r}: add one, empty where its concepts are not known, or move the image"
+        )
+    names, labels = _labels(rows, concepts, where, leave=[file, "split"])
+    data = make_concepts(
+        _read_images([folder / name for name in files], size, colour, crop),
+        labels,
+        names=names,
+        split=_split(rows, test, seed),
+        graph=graph,
+        name=folder.name,
+        source=f"images of {folder.name}, labels of {where}",
+    )
+    return data.assign(file=("data", files.to_numpy(dtype=np.str_)))
+
+
+def load_celeba(
+    root: str | os.PathLike[str],
+    *,
+    concepts: Sequence[str] = ("Young", "Male", "Bald", "No_Beard"),
+    size: int = 64,
+    num_train: int | None = 10_000,
+    num_test: int | None = 2_000,
+    graph: Any = None,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Faces of the user's own copy of CelebA with attributes, 0 or 1, as concepts.
+
+    Parameters
+    ----------
+    root
+        Folder with the folder ``img_align_celeba``, ``list_attr_celeba.txt`` and, where there is one,
+        ``list_eval_partition.txt``; or with these as CSV files.
+    concepts
+        Attributes, by their names in the list.
+    size
+        Pixels along a side; images are cut to the square in their middle.
+    num_train, num_test
+        How many images of each, at most, chosen at random; None for all, which takes 12 bytes a pixel. Of the partition
+        the parts for training and testing are taken; without one, a tenth is for testing.
+    graph
+        Edges between concepts, as in `as_graph`.
+    seed
+        Of the choice.
+
+    Returns
+    -------
+    xr.Dataset
+        As `make_concepts` returns it, with ``file`` (data,).
+
+    Raises
+    ------
+    DataError
+        If files are absent or unreadable, or an attribute is unknown or constant.
+    """
+    for name, count in (("num_train", num_train), ("num_test", num_test)):
+        if count is not None:
+            check_counts(0 if name == "num_test" else 1, **{name: count})
+    folder = Path(root).expanduser()
+    images = folder / "img_align_celeba"
+    images = images / images.name if (images / images.name).is_dir() else images
+    if not images.is_dir():
+        raise DataError(f"there is no folder {images}; root is what holds img_align_celeba")
+    table = _celeba_list(folder, "list_attr_celeba")
+    if table is None:
+        raise DataError(f"{folder} holds neither list_attr_celeba.txt nor list_attr_celeba.csv")
+    places = [position_of(name, list(table.columns)) for name in concepts]
+    partition = _celeba_list(folder, "list_eval_partition")
+    rng = np.random.default_rng(seed)
+    if partition is None:
+        splits = split_rows(len(table), len(table) - len(table) // 10, rng)
+    else:
+        missing = table.index.difference(partition.index)
+        if len(missing):
+            raise DataError(
+                f"list_eval_partition of {folder} has no row for {missing[0]!r}, which list_attr_celeba has"
+            )
+        splits = partition.loc[table.index].iloc[:, 0].map(_PARTITION).fillna("").to_numpy(dtype=np.str_)
+    chosen = [
+        rng.permutation(np.flatnonzero(splits == part))[:count]
+        for part, count in (("train", num_train), ("test", num_test))
+    ]
+    rows = np.concatenate(chosen)
+    if not len(rows):
+        raise DataError(f"{folder} has no images for training or testing by its lists")
+    files = table.index[rows]
+    data = make_concepts(
+        _read_images([images / name for name in files], size, colour=True, crop=True),
+        (table.iloc[rows, places].to_numpy() > 0).astype(np.float64),  # -1 and 1 in the list
+        names=concepts,
+        split=splits[rows],
+        graph=graph,
+        name="celeba",
+        source="CelebA, the user's copy",
+    )
+    return data.assign(file=("data", files.to_numpy(dtype=np.str_)))
+
+
+def load_causal_table(
+    path: Any,
+    *,
+    concepts: Sequence[str] | None = None,
+    observed: Sequence[str] | None = None,
+    graph: Any = None,
+    test: float = 0.2,
+    seed: int = 0,
+) -> xr.Dataset:
+    """A table whose columns are concepts, observed as they are or through other columns.
+
+    Parameters
+    ----------
+    path
+        CSV file or data frame, of numbers; a column ``split`` holds "train" and "test", where there is one.
+    concepts
+        Columns that are concepts, empty where not labelled; None for all.
+    observed
+        Columns that are observed, all filled; None for those that are no concepts or, where there are none, for the
+        concepts themselves.
+    graph
+        Edges between concepts, as in `as_graph`; None where they are not known.
+    test
+        Share of rows for testing, chosen at random, where the table has no column ``split``.
+    seed
+        Of the choice.
+
+    Returns
+    -------
+    xr.Dataset
+        As `make_concepts` returns it.
+
+    Raises
+    ------
+    DataError
+        If the file or a column is absent, entries are no numbers, or an observation is missing.
+    """
+    rows, where = _read(path, "path")
+    names, labels = _labels(rows, concepts, where, leave=["split"])
+    features = observed or [name for name in map(str, rows.columns) if name not in (*names, "split")] or names
+    features, values = _labels(rows, features, where, leave=["split"])
+    empty = np.argwhere(~np.isfinite(values))
+    if len(empty):
+        row, column = empty[0]
+        raise DataError(
+            f"{where}: {features[column]!r} of row {row} is missing or infinite, and it is observed; fill it or drop "
+            "the row, or name the columns that are observed by observed=[...]: concepts alone may be missing"
+        )
+    return make_concepts(
+        values,
+        labels,
+        names=names,
+        features=features,
+        split=_split(rows, test, seed),
+        graph=graph,
+        name=Path(path).stem if isinstance(path, str | os.PathLike) else "table",
+        source=where,
+    )
+
+
+def _read(source: Any, what: str, text: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
+    """A data frame and what to call it; columns ``text`` are kept as they are written."""
+    import pandas as pd
+
+    if isinstance(source, pd.DataFrame):
+        rows, where = source.rename(columns=str), what
+        header = rows.columns.to_series()
+    elif isinstance(source, str | os.PathLike):
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise DataError(f"{what}: there is no file {path}")
+        try:
+            rows, where = pd.read_csv(path, dtype=dict.fromkeys(text, str), skipinitialspace=True), path.name
+            header = pd.read_csv(path, header=None, nrows=1, dtype=str, skipinitialspace=True).iloc[0]
+        except (OSError, ValueError) as error:  # of pandas, and of other encodings
+            raise DataError(f"{path} cannot be read as CSV: {error}; it needs a header, and commas between") from error
+    else:
+        raise DataError(f"{what} is a {type(source).__name__}; give a CSV file, or a data frame of pandas")
+    if not len(rows):
+        raise DataError(f"{where} has no rows")
+    again = header[header.duplicated()]
+    if len(again):
+        raise DataError(f"{where} has more than one column {again.iloc[0]!r}; names have to differ")
+    return rows, where
+
+
+def _want(rows: pd.DataFrame, names: Sequence[str], where: str) -> None:
+    absent = [name for name in names if name not in rows.columns]
+    if absent:
+        raise DataError(f"{where} has no column {absent[0]!r}; it has {', '.join(map(repr, rows.columns))}")
+
+
+def _labels(
+    rows: pd.DataFrame, names: Sequence[str] | None, where: str, leave: Sequence[str]
+) -> tuple[list[str], NDArray[np.float64]]:
+    """Names and numbers (row, column) of columns, by default of all but those to leave; empty cells are nan."""
+    chosen = [name for name in rows.columns if name not in leave] if names is None else list(names)
+    if not chosen:
+        raise DataError(f"{where} has no columns of concepts beside {', '.join(map(repr, rows.columns))}")
+    _want(rows, chosen, where)
+    columns = []
+    for name in chosen:
+        try:
+            columns.append(rows[name].to_numpy(dtype=np.float64, na_value=np.nan))
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"column {name!r} of {where} is no numbers ({error}); encode it, or leave it out"
+            ) from error
+    return chosen, np.stack(columns, axis=1)
+
+
+def _split(rows: pd.DataFrame, test: float, seed: int) -> NDArray[np.str_]:
+    if "split" in rows.columns:
+        return rows["split"].fillna("").astype(str).str.strip().to_numpy(dtype=np.str_)
+    check_numbers(0, 1, ends="[)", test=test)
+    return split_rows(len(rows), len(rows) - round(test * len(rows)), np.random.default_rng(seed))
+
+
+def _celeba_list(folder: Path, stem: str) -> pd.DataFrame | None:
+    """Rows of one of CelebA's lists by file name; None where the list is absent."""
+    import pandas as pd
+
+    path = next((p for p in (folder / f"{stem}.txt", folder / f"{stem}.csv") if p.is_file()), None)
+    if path is None:
+        return None
+    try:
+        if path.suffix == ".csv":
+            return pd.read_csv(path, index_col=0)
+        if stem == "list_attr_celeba":  # a count, then names of all columns but the first
+            names = path.read_text().split("\n", 2)[1].split()
+            return pd.read_csv(path, sep=r"\s+", skiprows=2, header=None, index_col=0, names=["file", *names])
+        return pd.read_csv(path, sep=r"\s+", header=None, index_col=0)
+    except (OSError, IndexError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a list of CelebA: {error}; copy it anew") from error
+
+
+def _read_images(paths: Sequence[Path], size: int, colour: bool, crop: bool) -> NDArray[np.float32]:
+    """Images (data, channel, size, size) in [0, 1]; what is transparent becomes white."""
+    from PIL import Image
+
+    check_counts(1, size=size)
+    images = np.empty((len(paths), 3 if colour else 1, size, size), dtype=np.float32)
+    for place, path in enumerate(paths):
+        try:
+            with Image.open(path) as opened:
+                picture = opened.convert("RGBA")
+        except (OSError, ValueError, SyntaxError) as error:  # PIL raises the last for broken PNG
+            raise DataError(f"cannot read the image {path}: {error}") from error
+        if crop:
+            width, height = picture.size
+            side = min(width, height)
+            left, top = (width - side) // 2, (height - side) // 2
+            picture = picture.crop((left, top, left + side, top + side))
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture).convert("RGB" if colour else "L")
+        pixels = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
+        images[place] = np.moveaxis(np.atleast_3d(pixels), -1, 0) / np.float32(255)
+    return images
