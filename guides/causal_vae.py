@@ -112,15 +112,17 @@ class Mechanisms(nn.Module):
         )
         return y + steps.sum(-1)
 
-    def cause(self, i: int, z: Tensor, noise: Tensor | None, causes: Sequence[Tensor]) -> Tensor:
-        """What a concept (...) is to its effects.
+    def cause(self, i: int, z: Tensor, location: Tensor, causes: Sequence[Tensor]) -> Tensor:
+        """What a concept (...) of some location is to its effects.
 
-        Itself, but for ``masked``: the linear layer of its noise; its value where ``noise`` is None, of one that was set.
+        Itself, but for ``masked``: the linear layer of its noise, ``z - location``. One that is set has the noise that
+        would have brought the value about, so that to set it to the value it has changes nothing.
         """
-        if self.kind != "masked" or noise is None:
+        if self.kind != "masked":
             return z
+        noise = z - location + self.base[i]
         if not self.parents[i]:
-            return noise + self.base[i]
+            return noise
         return noise + torch.stack([causes[j] for j in self.parents[i]], -1) @ self.weight[self.parents[i], i]
 
 
@@ -182,7 +184,7 @@ class AbductionGuide(PyroModule):
                     )
                     y = location + scale * noise
                     away[i] = y - mean[:, i]
-                    causes[i] = mechanisms.cause(i, mechanisms.value(i, y), noise, causes)
+                    causes[i] = mechanisms.cause(i, mechanisms.value(i, y), location, causes)
                 if self.entropy == "paper":
                     # The divergence of q(z | x) from p(z | u) as well, by the entropy of the concepts once more.
                     spread = sd[:, :size].log().sum(-1) + 0.5 * size * math.log(2 * math.pi * math.e)

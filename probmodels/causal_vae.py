@@ -158,10 +158,9 @@ class CausalVAE(PyroModule):
                 location = mechanisms.location(i, causes)
                 with poutine.scale(scale=self.beta):
                     noise = pyro.sample(f"noise_{self.names[i]}", dist.Normal(torch.zeros_like(location), 1.0))
-                natural = mechanisms.value(i, location + mechanisms.scale(i) * noise)
-                concepts[i] = pyro.deterministic(self.names[i], natural)
-                # A concept that was set to a value is that value to its effects.
-                causes[i] = mechanisms.cause(i, concepts[i], noise if concepts[i] is natural else None, causes)
+                value = mechanisms.value(i, location + mechanisms.scale(i) * noise)
+                concepts[i] = pyro.deterministic(self.names[i], value)
+                causes[i] = mechanisms.cause(i, concepts[i], location, causes)
                 left.append(noise)
             z = torch.stack(torch.broadcast_tensors(*concepts), -1)
             if self.num_style:

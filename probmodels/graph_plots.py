@@ -17,11 +17,11 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import beta as beta_distribution
 from scipy.stats import t as student
 
 from probmodels._axes import BLUE, COLOURS, GREY, RED, SMALL, clean
 from probmodels.datasets import DataError
+from probmodels.inference.graph_scores import calibration_table
 from probmodels.inference.result import Result
 from probmodels.learned_edges import edge_marginals
 
@@ -39,69 +39,6 @@ _MARKERS = "osD^vPX*"
 _LEVEL = 0.95  # of bands over replicates
 _NARROW = 0.06  # share of the nodes below which the name of a class has no room
 _MOST_CLASSES = 12  # whose names fit beside an image
-
-
-def calibration_table(
-    probability: ArrayLike, truth: ArrayLike, *, bins: int | Sequence[float] = 10, level: float = 0.95
-) -> xr.Dataset:
-    """How often edges of a stated probability are true, by bins of the probability.
-
-    Parameters
-    ----------
-    probability
-        Of every pair (pair,), in [0, 1].
-    truth
-        Whether the pair is an edge (pair,), as 0 and 1 or False and True.
-    bins
-        Number of bins of equal width, or their ascending edges from 0 to 1. A probability on an edge belongs to the
-        bin above it, 1 to the last.
-    level
-        Probability of the bands of the frequencies.
-
-    Returns
-    -------
-    xr.Dataset
-        Over bin: ``count``, ``probability`` (their mean) and ``frequency`` of true edges, both nan in an empty bin,
-        ``lower`` and ``upper`` (equal-tailed interval of a frequency under Jeffreys' prior, 0 or 1 at the end where no
-        edge, or every one, is true). Scalar ``ece``: the mean over pairs of the distance of frequency and probability
-        of their bin. Over edge: ``bin_edge``.
-
-    Raises
-    ------
-    DataError
-        If shapes differ, there are no pairs, or values or bins are out of range.
-    """
-    chance, true = np.asarray(probability, dtype=float), np.asarray(truth)
-    if chance.ndim != 1 or chance.shape != true.shape:
-        raise DataError(
-            f"probability of shape {chance.shape} and truth of shape {true.shape}; give both by pair (pair,)"
-        )
-    if not len(chance):
-        raise DataError("there is no pair to compare with the truth; give at least one")
-    if not ((chance >= 0) & (chance <= 1)).all():
-        raise DataError("probabilities must lie in [0, 1], none missing; give probabilities, not log odds")
-    if true.dtype.kind not in "biuf" or not np.isin(true, (0, 1)).all():
-        raise DataError("truth must hold 0 and 1, none missing; leave out pairs whose truth is not known")
-    if not 0 < level < 1:
-        raise DataError(f"level={level!r} is not a probability; 0.95 gives 95 % bands")
-    edges = _bin_edges(bins)
-    place = np.clip(np.searchsorted(edges, chance, side="right") - 1, 0, len(edges) - 2)
-    count, total, hits = (
-        np.bincount(place, weight, len(edges) - 1) for weight in (np.ones_like(chance), chance, true.astype(float))
-    )
-    some = np.where(count > 0, count, np.nan)
-    tail = (1 - level) / 2
-    lower = np.where(hits > 0, beta_distribution.ppf(tail, hits + 0.5, count - hits + 0.5), 0.0)
-    upper = np.where(hits < count, beta_distribution.ppf(1 - tail, hits + 0.5, count - hits + 0.5), 1.0)
-    variables = {
-        "count": count.astype(np.int64),
-        "probability": total / some,
-        "frequency": hits / some,
-        "lower": np.where(count > 0, lower, np.nan),
-        "upper": np.where(count > 0, upper, np.nan),
-    }
-    found = xr.Dataset({name: ("bin", value) for name, value in variables.items()}, attrs={"level": level})
-    return found.assign(ece=float(np.abs(hits - total).sum() / len(chance)), bin_edge=("edge", edges))
 
 
 def reliability(
@@ -345,15 +282,6 @@ def information_curve(
         ax.set_ylabel("log loss (nats)" if name == "log_loss" else "accuracy")
         clean(ax)
     return figure
-
-
-def _bin_edges(bins: int | Sequence[float]) -> NDArray[np.float64]:
-    if isinstance(bins, int | np.integer) and not isinstance(bins, bool) and bins > 0:
-        return np.arange(int(bins) + 1) / int(bins)
-    edges = np.asarray(bins, dtype=float)
-    if edges.ndim != 1 or len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or (np.diff(edges) <= 0).any():
-        raise DataError(f"bins={bins!r}; give a number of bins, or ascending edges from 0 to 1")
-    return edges
 
 
 def _nodes_of_graph(data: xr.Dataset, graph: Any) -> NDArray[np.int64]:

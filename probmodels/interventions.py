@@ -174,9 +174,9 @@ def counterfactual(
     Returns
     -------
     xr.Dataset
-        ``counterfactual`` (draw, data, concept) in the units of the labels and ``observation`` (data, ...), the mean over
-        draws of its mean, with ``observation_sd`` over draws; ``factual`` and ``factual_observation`` of the same noise
-        without an intervention. A batch has ``intervention`` for a first axis.
+        ``counterfactual`` (draw, data, concept) in the units of the labels and ``observation`` (data, ...), the mean
+        over draws of its mean, with ``observation_sd`` over draws; ``factual`` and ``factual_observation`` of the same
+        noise without an intervention. A batch has ``intervention`` for a first axis.
 
     Raises
     ------
@@ -403,9 +403,9 @@ def _concepts(model: Any, noise: Mapping[str, Tensor]) -> Tensor:
     causes = list(concepts)
     with torch.no_grad():
         for i in mechanisms.order:
-            own = noise[f"noise_{names[i]}"]
-            concepts[i] = mechanisms.value(i, mechanisms.location(i, causes) + mechanisms.scale(i) * own)
-            causes[i] = mechanisms.cause(i, concepts[i], own, causes)
+            location = mechanisms.location(i, causes)
+            concepts[i] = mechanisms.value(i, location + mechanisms.scale(i) * noise[f"noise_{names[i]}"])
+            causes[i] = mechanisms.cause(i, concepts[i], location, causes)
     return torch.stack(concepts, -1)
 
 

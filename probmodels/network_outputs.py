@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from probmodels.datasets.options import check_counts
 from probmodels.guides.bayesian_network import reachable
+from probmodels.inference.graph_scores import cpdag as class_graph
 from probmodels.inference.result import Result, ResultError
 from probmodels.outputs import Outputs
 
@@ -34,39 +35,6 @@ __all__ = ["class_graph", "draw_network", "network_table", "summarise_network", 
 
 _CAUSAL = {"cause": "parent", "effect": "child"}  # the same axes of causal graphs
 _SHOWN = 10  # edges and graphs in the table
-
-
-def class_graph(graph: ArrayLike) -> NDArray[np.int8]:
-    """The class of a graph: arrows that all its members share, and lines, arrows both ways, for the other edges.
-
-    Parameters
-    ----------
-    graph
-        Adjacency (parent, child) without cycles.
-
-    Returns
-    -------
-    NDArray
-        (parent, child).
-    """
-    arrows = np.asarray(graph) > 0
-    size, joined = len(arrows), arrows | arrows.T
-    known = np.zeros_like(arrows)  # arrows of colliders, then those that follow from them
-    for child in range(size):
-        for one in np.flatnonzero(arrows[:, child]):
-            known[one, child] |= (arrows[:, child] & ~joined[one] & (np.arange(size) != one)).any()
-    while True:
-        lines = joined & ~known & ~known.T
-        more = np.zeros_like(known)
-        for a, b in np.argwhere(lines):
-            after_other = (known[:, a] & ~joined[:, b]).any()  # or there were a collider at a
-            round_trip = (known[a] & known[:, b]).any()  # or there were a cycle
-            both = np.flatnonzero(lines[a] & known[:, b])
-            two_ways = any(not joined[c, d] for c in both for d in both if c != d)
-            more[a, b] = after_other or round_trip or two_ways
-        if not more.any():
-            return (known | lines).astype(np.int8)
-        known |= more
 
 
 def summarise_network(result: Result | xr.Dataset, *, top: int = 10) -> xr.Dataset:

@@ -1,0 +1,357 @@
+"""The causal autoencoder against closed forms: evidence, interventions and counterfactuals of linear models."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+import xarray as xr
+from pyro import poutine
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+
+from probmodels import Problem, Result, fit_svi
+from probmodels.causal_vae import CausalVAE, make_problem, tiny
+from probmodels.datasets import DataError
+from probmodels.datasets.causal import hide_labels, make_concepts
+from probmodels.guides.causal_vae import MECHANISMS, AbductionGuide, Mechanisms
+from probmodels.inference.problem import ProblemError
+from probmodels.interventions import Intervene, OutsideSupportWarning, attribute, counterfactual, effect
+
+NAMES = ("a", "b", "c", "d")
+DIAMOND = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]])
+
+
+@pytest.fixture(autouse=True)
+def doubles() -> Any:
+    """Closed forms are compared to rounding."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def linear_mechanisms() -> Mechanisms:
+    """Of the diamond, with weights of some size."""
+    found = Mechanisms(DIAMOND, "linear")
+    nn.init.normal_(found.base)
+    found.weight.data = torch.randn(4, 4)
+    found.log_scale.data = torch.tensor([0.1, -0.5, -0.2, -1.0])
+    return found
+
+
+def total(mechanisms: Mechanisms) -> Tensor:
+    """Sum over paths from one concept to another (cause, effect)."""
+    return torch.linalg.inv(torch.eye(4) - mechanisms.weight.detach() * mechanisms.edges)
+
+
+class Exact(nn.Module):
+    """Reads the means and conditional sds of the exact posterior of a linear Gaussian model."""
+
+    def __init__(self, gain: Tensor, shift: Tensor, log_sd: Tensor) -> None:
+        super().__init__()
+        self.gain, self.shift, self.log_sd = gain, shift, log_sd
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x @ self.gain.mT + self.shift
+        return torch.cat([mean, self.log_sd.expand_as(mean)], -1)
+
+
+def linear_pair() -> tuple[CausalVAE, AbductionGuide, torch.distributions.MultivariateNormal]:
+    """Model, exact guide and distribution of observations."""
+    mechanisms, writer = linear_mechanisms(), nn.Linear(4, 6)
+    model = CausalVAE(mechanisms, writer, (6,), NAMES, dims=("feature",))
+    with torch.no_grad():
+        paths, scale = total(mechanisms), torch.stack([mechanisms.scale(i) for i in range(4)])
+        mean_z = mechanisms.base @ paths
+        cov_z = paths.mT @ torch.diag(scale**2) @ paths
+        weight, sd = writer.weight, model.sd
+        seen = torch.distributions.MultivariateNormal(
+            mean_z @ weight.mT + writer.bias, weight @ cov_z @ weight.mT + sd**2 * torch.eye(6)
+        )
+        gain = cov_z @ weight.mT @ torch.linalg.inv(seen.covariance_matrix)
+        shift = mean_z - gain @ seen.mean
+        posterior = cov_z - gain @ weight @ cov_z
+        coupling, log_sd = torch.zeros(4, 4), torch.zeros(4)
+        for place, i in enumerate(mechanisms.order):
+            before = mechanisms.order[:place]
+            if before:
+                coupling[i, before] = torch.linalg.solve(posterior[before][:, before], posterior[before, i])
+            log_sd[i] = 0.5 * (posterior[i, i] - coupling[i, before] @ posterior[before, i]).log()
+    guide = AbductionGuide(mechanisms, Exact(gain, shift, log_sd), NAMES, 0)
+    assert guide.coupling is not None
+    guide.coupling.data = coupling
+    return model, guide, seen
+
+
+def test_the_bound_of_the_exact_guide_is_the_evidence() -> None:
+    model, guide, seen = linear_pair()
+    x = seen.sample((30,))
+    # The log ratio of joint and posterior is one number whatever is drawn.
+    assert -Trace_ELBO().loss(model, guide, x) == pytest.approx(float(seen.log_prob(x).sum()), abs=1e-6)
+    found = np.array([-TraceMeanField_ELBO().loss(model, guide, x) for _ in range(200)])
+    assert abs(found.mean() - float(seen.log_prob(x).sum())) < 4 * found.std() / math.sqrt(len(found))
+
+
+def test_labels_add_their_expected_log_density() -> None:
+    model, guide, seen = linear_pair()
+    x, label = seen.sample((5,)), torch.randn(5, 4)
+    known = torch.rand(5, 4) < 0.6
+    model.label_sd, model.label_weight = 0.7, 3.0
+    added = []
+    for _ in range(4000):
+        trace = poutine.trace(guide).get_trace(x)
+        replayed = poutine.trace(poutine.replay(model, trace)).get_trace(x, label, known)
+        replayed.compute_log_prob()
+        added.append(float(replayed.nodes["label"]["log_prob_sum"].detach()))
+    mean, _ = guide.propose(x)
+    covariance = torch.stack([draw_concepts(guide, x) for _ in range(4000)]).var(0)
+    wanted = -0.5 * ((label - mean) ** 2 + covariance) / 0.49 - math.log(0.7 * math.sqrt(2 * math.pi))
+    error = 4 * np.std(added) / math.sqrt(len(added))
+    # The variance under the expectation has a Monte Carlo error of its own, of a relative sqrt(2 / 4000).
+    error += 4 * 3.0 * 0.5 * float(covariance[known].sum()) / 0.49 * math.sqrt(2 / 4000)
+    assert abs(np.mean(added) - 3.0 * float(wanted[known].sum())) < error
+
+
+def draw_concepts(guide: AbductionGuide, x: Tensor) -> Tensor:
+    """Concepts (data, concept) of one draw of the noise."""
+    mechanisms = guide.mechanisms
+    nodes: Any = poutine.trace(guide).get_trace(x).nodes
+    noise = torch.stack([nodes[f"noise_{name}"]["value"] for name in NAMES], -1)
+    scale = torch.stack([mechanisms.scale(i) for i in range(4)])
+    return ((mechanisms.base + scale * noise) @ total(mechanisms)).detach()
+
+
+def test_the_published_objective_counts_the_entropy_twice() -> None:
+    model, guide, seen = linear_pair()
+    x = seen.sample((7,))
+    exact = -Trace_ELBO().loss(model, guide, x)
+    guide.entropy = "paper"
+    _, sd = guide.propose(x)
+    entropy = (sd.log() + 0.5 * math.log(2 * math.pi * math.e)).sum()
+    assert -Trace_ELBO().loss(model, guide, x) == pytest.approx(exact + float(entropy), abs=1e-6)
+
+
+# -- interventions ----------------------------------------------------------------------------------------------------
+
+
+def worlds(kind: str, graph: Tensor = DIAMOND) -> tuple[CausalVAE, dict[str, Tensor], Tensor]:
+    """A model of random mechanisms, noise, and observations of the right shape."""
+    size = len(graph)
+    mechanisms = Mechanisms(graph, kind, hidden=5)
+    for parameter in mechanisms.parameters():
+        nn.init.normal_(parameter, std=0.7)
+    names = [chr(ord("a") + i) for i in range(size)]
+    model = CausalVAE(mechanisms, nn.Linear(size, 3), (3,), names, dims=("feature",))
+    return model, {f"noise_{name}": torch.randn(6) for name in names}, torch.zeros(6, 3)
+
+
+def concepts(model: CausalVAE, noise: dict[str, Tensor], x: Tensor, changes: dict[str, Any]) -> Tensor:
+    with torch.no_grad(), Intervene(changes):
+        nodes: Any = poutine.trace(poutine.condition(model, data=noise)).get_trace(x).nodes
+    return torch.stack([nodes[name]["value"] for name in model.names], -1)
+
+
+@pytest.mark.parametrize("kind", MECHANISMS)
+def test_setting_concepts_to_their_values_changes_nothing(kind: str) -> None:
+    model, noise, x = worlds(kind)
+    factual = concepts(model, noise, x, {})
+    for chosen in (["a"], ["b"], ["d"], ["a", "b"], ["a", "b", "c", "d"]):
+        same = {name: factual[:, model.names.index(name)] for name in chosen}
+        torch.testing.assert_close(concepts(model, noise, x, same), factual, rtol=0, atol=1e-9)
+    torch.testing.assert_close(concepts(model, noise, x, {"b": lambda z: z + 0.0}), factual)
+
+
+@pytest.mark.parametrize("kind", MECHANISMS)
+def test_setting_an_effect_leaves_its_causes(kind: str) -> None:
+    model, noise, x = worlds(kind)
+    factual = concepts(model, noise, x, {})
+    changed = concepts(model, noise, x, {"b": 5.0})
+    torch.testing.assert_close(changed[:, [0, 2]], factual[:, [0, 2]])  # neither a cause nor an effect of b
+    assert (changed[:, 1] == 5.0).all()
+    assert (changed[:, 3] - factual[:, 3]).abs().min() > 1e-6
+
+
+@pytest.mark.parametrize("kind", MECHANISMS)
+def test_chains_of_any_depth_carry_a_change_to_their_end(kind: str) -> None:
+    model, noise, x = worlds(kind, torch.eye(7).roll(1, 1).triu())
+    factual = concepts(model, noise, x, {})
+    changed = concepts(model, noise, x, {"b": lambda z: z + 1.0})
+    assert (changed[:, 1] - factual[:, 1] - 1.0).abs().max() < 1e-12
+    assert ((changed - factual)[:, 2:].abs().max(0).values > 1e-9).all()
+    if (
+        kind != "masked"
+    ):  # whose concepts do not screen their causes from their effects: the linear layer goes past them
+        between = concepts(model, noise, x, {"b": lambda z: z + 1.0, "d": factual[:, 3]})
+        torch.testing.assert_close(between[:, 3:], factual[:, 3:])
+
+
+def test_linear_counterfactuals_are_sums_over_paths() -> None:
+    model, noise, x = worlds("linear")
+    factual = concepts(model, noise, x, {})
+    paths = total(model.mechanisms)
+    for place, name in enumerate(model.names):
+        changed = concepts(model, noise, x, {name: lambda z: z + 2.0})
+        torch.testing.assert_close(changed, factual + 2.0 * paths[place])
+
+
+@pytest.mark.parametrize("kind", MECHANISMS)
+def test_numbers_and_tensors_are_what_pyro_does(kind: str) -> None:
+    model, noise, x = worlds(kind)
+    value = torch.randn(6)
+    program = poutine.do(poutine.condition(model, data=noise), data={"b": value})
+    nodes: Any = poutine.trace(program).get_trace(x).nodes
+    torch.testing.assert_close(nodes["d"]["value"], concepts(model, noise, x, {"b": value})[:, 3])
+
+
+def test_monotone_functions_rise() -> None:
+    mechanisms = Mechanisms(DIAMOND, "post_nonlinear", hidden=3)
+    for parameter in mechanisms.parameters():
+        nn.init.normal_(parameter, std=2.0)
+    y = torch.linspace(-5, 5, 300)
+    for i in range(4):
+        assert (mechanisms.value(i, y).diff() > 0).all()
+
+
+# -- fitted models ----------------------------------------------------------------------------------------------------
+
+
+def table(num_rows: int = 400, seed: int = 0) -> xr.Dataset:
+    """A cause, its squared effect, and a table of five numbers that tells both; labels in units of their own."""
+    rng = np.random.default_rng(seed)
+    cause = rng.normal(size=num_rows)
+    result = cause**2 + 0.1 * rng.normal(size=num_rows)
+    z = np.stack([cause, result], -1)
+    values = np.tanh(z @ rng.normal(size=(2, 5)) / 4) + 0.02 * rng.normal(size=(num_rows, 5))
+    split = np.where(np.arange(num_rows) < 0.75 * num_rows, "train", "test")
+    return make_concepts(values, 10 + 3 * z, names=["cause", "result"], split=split, graph=[["cause", "result"]])
+
+
+@pytest.fixture(scope="module")
+def fitted_pair() -> tuple[Problem, Result]:
+    options: dict[str, Any] = {"hidden": 64, "mechanism_hidden": 16, "label_weight": 5.0, "label_sd": 0.2}
+    problem = make_problem(table(), **options)
+    result = fit_svi(problem, num_steps=800, lr=0.005, schedule="cosine", num_samples=2, progress=False, seed=1)
+    return make_problem(table(), **options, split="test"), result
+
+
+def test_concepts_and_counterfactuals_are_those_of_the_truth(fitted_pair: tuple[Problem, Result]) -> None:
+    problem, result = fitted_pair
+    assert problem.data is not None
+    label = problem.data["label"].values * problem.data["scale"].values + problem.data["centre"].values
+    found = counterfactual(problem, result, {"cause": 10.0 + 3 * 1.0}, num_draws=10, progress=False)
+    assert found["counterfactual"].dims == ("draw", "data", "concept")
+    assert found["observation"].dims == ("data", "feature")
+    abducted = found["factual"].mean("draw").values
+    for place in range(2):
+        assert np.corrcoef(abducted[:, place], label[:, place])[0, 1] > 0.95
+    moved = found["counterfactual"].mean("draw")
+    np.testing.assert_allclose(moved.sel(concept="cause"), 13.0, atol=1e-5)
+    # The effect of a cause of 1 is 1 with the row's own noise, of sd 0.1; in units of the labels, 13 and 0.3.
+    error = moved.sel(concept="result").values - (13.0 + label[:, 1] - 10 - 3 * ((label[:, 0] - 10) / 3) ** 2)
+    spread = label[:, 1].std()
+    assert math.sqrt((error**2).mean()) < 0.25 * spread
+    again = counterfactual(problem, result, {"cause": 13.0}, num_draws=10, progress=False)
+    xr.testing.assert_identical(found, again)
+
+
+def test_effects_are_differences_of_worlds_with_intervals(fitted_pair: tuple[Problem, Result]) -> None:
+    problem, result = fitted_pair
+    found = effect(problem, result, "cause", (10.0, 13.0), num_draws=40, progress=False)
+    assert list(found["concept"].values) == ["result"]
+    # From 0 to 1 the square rises by 1, 3 in units of the labels.
+    assert found["effect"].values == pytest.approx(3.0, abs=1.0)
+    assert (found["low"] <= found["effect"]).all()
+    assert (found["effect"] <= found["high"]).all()
+    back = effect(problem, result, "result", (10.0, 13.0), num_draws=3, progress=False)
+    np.testing.assert_allclose(back["effect"], 0.0, atol=1e-9)  # an effect is no cause
+    some = effect(problem, result, "cause", (10.0, 13.0), given=np.arange(5), num_draws=40, progress=False)
+    assert some["by_row"].sizes["data"] == 5
+
+
+def test_batches_are_single_interventions_side_by_side(fitted_pair: tuple[Problem, Result]) -> None:
+    problem, result = fitted_pair
+    many = {"low": {"cause": 9.0}, "both": {"cause": 11.0, "result": 12.0}}
+    found = counterfactual(problem, result, many, num_draws=3, progress=False)
+    alone = counterfactual(problem, result, many["both"], num_draws=3, progress=False)
+    xr.testing.assert_allclose(found["counterfactual"].sel(intervention="both", drop=True), alone["counterfactual"])
+
+
+def test_shares_of_a_difference_sum_to_it(fitted_pair: tuple[Problem, Result]) -> None:
+    problem, result = fitted_pair
+    shares = attribute(problem, result, 3, 8, num_draws=4, seed=2)
+    factual = counterfactual(problem, result, {}, num_draws=4, seed=2, progress=False)["factual"]
+    difference = factual.isel(data=8, drop=True) - factual.isel(data=3, drop=True)
+    np.testing.assert_allclose(shares.sum("cause"), difference, atol=1e-9)
+    np.testing.assert_allclose(shares.sel(cause="result", effect="cause"), 0.0, atol=1e-12)
+
+
+def test_values_beyond_the_data_are_warned_of(fitted_pair: tuple[Problem, Result]) -> None:
+    problem, result = fitted_pair
+    with pytest.warns(OutsideSupportWarning, match=r"do\(cause=99\) lies outside of what was seen in training"):
+        counterfactual(problem, result, {"cause": 99.0}, num_draws=1, progress=False)
+    with pytest.raises(DataError, match="caus"):
+        counterfactual(problem, result, {"caus": 1.0}, num_draws=1, progress=False)
+    with pytest.raises(ProblemError, match="not finite"):
+        counterfactual(problem, result, {"cause": math.nan}, num_draws=1, progress=False)
+    with pytest.raises(ProblemError, match="there is no row 900"):
+        attribute(problem, result, 0, 900)
+    with pytest.raises(ProblemError, match="chooses no row"):
+        effect(problem, result, "cause", (9.0, 10.0), given=np.zeros(100, dtype=bool), num_draws=1, progress=False)
+
+
+def test_rows_without_labels_count_by_their_observation_alone() -> None:
+    data = hide_labels(table(40), 0.5, seed=1)
+    problem = make_problem(data, semi_supervised=True, hidden=8)
+    label, known = problem.args[1], problem.args[2]
+    assert int((~known).sum()) == 2 * 15
+    moved = torch.where(known, label, label + 100.0)
+    other = replace(problem, args=(problem.args[0], moved, known))
+    first, second = (
+        fit_svi(one, num_steps=3, num_samples=1, progress=False, compile="eager") for one in (problem, other)
+    )
+    np.testing.assert_array_equal(first.tree["fit"]["loss"], second.tree["fit"]["loss"])
+    with pytest.raises(DataError, match="give semi_supervised=True"):
+        make_problem(data)
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_images_of_any_size_are_read_and_written(network: str) -> None:
+    rng = np.random.default_rng(0)
+    data = make_concepts(rng.uniform(size=(6, 3, 13, 10)), rng.normal(size=(6, 2)), names=["a", "b"])
+    problem = make_problem(data, graph=[["a", "b"]], network=network, hidden=8, num_style=2)
+    assert problem.validate().dims()["observation"] == ["data", "channel", "row", "column"]
+    options = problem.data.attrs["options"] if problem.data is not None else ""
+    assert json.loads(options)["network"] == network
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mechanism": "additve"}, "mechanism='additve'; choose one of"),
+        ({"network": "conv"}, "it takes images"),
+        ({"entropy": "none"}, "entropy='none'; choose one of"),
+        ({"beta": 0.0}, "beta=0.0; it must be positive"),
+        ({"label_weight": -1.0}, "label_weight=-1.0"),
+        ({"graph": "learned"}, "choose 'data'"),
+        ({"graph": [["cause", "result"], ["result", "cause"]]}, "cycle"),
+        ({"graph": np.zeros((3, 3))}, r"graph of shape \(3, 3\) for 2 concepts"),
+        ({"split": "valid"}, "no row has split='valid'"),
+        ({"hidden": 0}, "hidden"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        make_problem(table(20), **options)
+
+
+def test_the_tiny_problem_has_concepts_by_name() -> None:
+    torch.set_default_dtype(torch.float32)
+    assert {"noise_a", "a", "noise_b", "b", "noise_c", "c", "style", "label", "observation"} == set(tiny().sites)
