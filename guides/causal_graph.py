@@ -95,7 +95,7 @@ class GraphTable:
                     self._bits[lasts, parent, None] > 0, whole, whole - holding[parent][:, used & ~lasts].T
                 )
                 found[parent] += (share * weight).sum(0)
-        return found
+        return found.clip(0.0, 1.0)
 
     def draw(self, generator: np.random.Generator) -> Floats:
         """A graph (parent, child)."""

@@ -58,7 +58,8 @@ from probmodels.inference.kernels import Kernel
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.result import Result
 from probmodels.mechanism_scores import KERNELS, mechanism_scores
-from probmodels.network_outputs import NetworkOutputs, write_network
+from probmodels.network_outputs import write_network
+from probmodels.outputs import Outputs
 
 __all__ = [
     "ENGINES",
@@ -452,7 +453,7 @@ def tiny() -> Problem:
     return make_problem(pd.DataFrame(values, columns=["a", "b", "c"]), hidden=8, num_particles=16, anneal=0)
 
 
-def write_outputs(result: Result, folder: str | Path) -> NetworkOutputs:
+def write_outputs(result: Result, folder: str | Path) -> Outputs:
     """Write tables and figures of edges and graphs, see `probmodels.network_outputs.write_network`."""
     return write_network(result, folder)
 

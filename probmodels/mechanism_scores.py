@@ -159,7 +159,7 @@ def _power(x: Floats, *, power: float) -> Floats:
 
 def _standardised(log_density: Callable[[Floats], Floats], edge: float) -> Floats:
     """A log density moved and scaled to mean 0 and variance 1, at the places of the table."""
-    grid = np.linspace(-edge, edge, 400_001)
+    grid = np.linspace(-edge, edge, 40_001)
     density = log_density(grid)
     weight = np.exp(density - density.max())
     total = weight.sum() * (grid[1] - grid[0])
