@@ -58,17 +58,15 @@ class GraphTable:
 
     def __init__(self, log_weights: Floats) -> None:
         self.log_weights, self.size = np.asarray(log_weights, dtype=np.float64), len(log_weights)
-        largest = self.log_weights.max(1)
-        largest = np.where(np.isfinite(largest), largest, 0.0)  # without it nothing overflows
-        self._weights = np.exp(self.log_weights - largest[:, None])
-        self._within = _sum_within(self._weights)
+        self._weights = np.maximum(self.log_weights, _NEVER)
+        self._within = _log_sum_within(self._weights)
         self._bits = (np.arange(2**self.size)[:, None] >> np.arange(self.size) & 1).astype(float)
         self._after = np.zeros((2**self.size, 2**self.size))  # log F, by U and R
         for used in range(2**self.size - 2, -1, -1):
             lasts, _, steps = self._steps(used)
             self._after[used, lasts] = _log_sum(steps, 1)
         total = float(self._after[0, 0])
-        self.log_total = -math.inf if total <= _NEVER else total + float(largest.sum())
+        self.log_total = -math.inf if total <= _NEVER / 2 else total
         self._layers: dict[tuple[int, int], tuple[Sets, Floats]] = {}
         self._parents: dict[tuple[int, int, int], tuple[Sets, Floats]] = {}
 
@@ -77,8 +75,8 @@ class GraphTable:
         size = self.size
         before = np.full((2**size, 2**size), _NEVER)  # log weight of all that leads to U and R
         before[0, 0] = 0.0
-        holding = np.stack([self._weights * self._bits[:, parent] for parent in range(size)])
-        holding = np.stack([_sum_within(weights) for weights in holding])  # (parent, child, U)
+        holding = np.stack([np.where(self._bits[:, parent] > 0, self._weights, _NEVER) for parent in range(size)])
+        holding = np.stack([_log_sum_within(weights) for weights in holding])  # (parent, child, U)
         found = np.zeros((size, size))
         for used in range(2**size - 1):
             lasts, nexts, steps = self._steps(used)
@@ -87,14 +85,11 @@ class GraphTable:
             onward = before[used, lasts][:, None] + steps - self._after[used | nexts, nexts]
             before[used | nexts, nexts] = np.logaddexp(before[used | nexts, nexts], _log_sum(onward, 0))
             placed = chance @ self._bits[nexts]  # (R, child): that the child is in the next layer
-            entering = np.exp(self._entering(used, lasts))
-            share = np.divide(placed, entering, out=np.zeros_like(placed), where=entering > 0)
+            entering = self._entering(used, lasts)
             for parent in np.flatnonzero(self._bits[used]):
-                whole = holding[parent][:, used]
-                weight = np.where(
-                    self._bits[lasts, parent, None] > 0, whole, whole - holding[parent][:, used & ~lasts].T
-                )
-                found[parent] += (share * weight).sum(0)
+                whole = np.repeat(holding[parent][:, [used]].T, len(lasts), 0)
+                part = np.where(self._bits[lasts, parent, None] > 0, _NEVER, holding[parent][:, used & ~lasts].T)
+                found[parent] += (placed * np.exp(np.minimum(_log_difference(whole, part) - entering, 0.0))).sum(0)
         return found.clip(0.0, 1.0)
 
     def draw(self, generator: np.random.Generator) -> Floats:
@@ -109,7 +104,8 @@ class GraphTable:
                 if (node, used, last) not in self._parents:
                     sets = _subsets(used)
                     sets = sets[(sets & last > 0) | (used == 0)]
-                    self._parents[node, used, last] = sets, np.cumsum(self._weights[node, sets])
+                    weights = self._weights[node, sets]
+                    self._parents[node, used, last] = sets, np.cumsum(np.exp(weights - weights.max()))
                 graph[:, node] = self._bits[_choose(*self._parents[node, used, last], generator)]
             used, last = used | layer, layer
         return graph
@@ -123,11 +119,8 @@ class GraphTable:
 
     def _entering(self, used: int, lasts: Sets) -> Floats:
         """Log weight of every node in the layer after R (R, node)."""
-        weight = np.repeat(self._within[:, [used]].T, len(lasts), 0)
-        if used:
-            weight = weight - self._within[:, used & ~lasts].T
-        # A difference that is lost in rounding belongs to graphs 1e-16 times as probable as others.
-        return np.log(weight, out=np.full_like(weight, _NEVER), where=weight > 0)
+        whole = np.repeat(self._within[:, [used]].T, len(lasts), 0)
+        return _log_difference(whole, self._within[:, used & ~lasts].T) if used else whole
 
 
 class ModularGraphs(dist.TorchDistribution):
@@ -181,13 +174,19 @@ def _subsets(whole: int) -> Sets:
     return found
 
 
-def _sum_within(weights: Floats) -> Floats:
-    """Sums over all subsets of every set (node, set)."""
+def _log_sum_within(weights: Floats) -> Floats:
+    """Log sums over all subsets of every set (node, set)."""
     found, sets = weights.copy(), np.arange(weights.shape[1])
     for place in range(len(weights)):
         has = sets[sets >> place & 1 == 1]
-        found[:, has] += found[:, has - 2**place]
+        found[:, has] = np.logaddexp(found[:, has], found[:, has - 2**place])
     return found
+
+
+def _log_difference(whole: Floats, part: Floats) -> Floats:
+    """``log(exp(whole) - exp(part))``; what rounding takes to 0 is 1e-16 times as probable as something else."""
+    left = -np.expm1(np.minimum(part - whole, 0.0))
+    return np.where(left > 0, whole + np.log(left, out=np.zeros_like(left), where=left > 0), _NEVER)
 
 
 def _log_sum(values: Floats, axis: int) -> Floats:
