@@ -44,6 +44,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "linear, Gaussian": {"mechanism": "linear", "noise": "gaussian"},
 }
 ROWS = 1000
+PRECISIONS = (0.0, 0.03, 0.1)
 FIT: dict[str, Any] = {"num_steps": 3000, "lr": 0.01, "num_samples": 2, "progress": False}
 POINTS: dict[str, dict[str, Any]] = {
     "NOTEARS": {"mechanism": "linear", "constraint": "notears"},
@@ -80,10 +81,12 @@ json.dump({"graph": np.asarray(found).astype(int).tolist(), "fit": time.process_
 """
 
 
-def posterior(data: xr.Dataset, **knowledge: Any) -> dict[str, Any]:
-    """Exact probabilities of edges."""
+def posterior(data: xr.Dataset, precision: float = 0.0, **knowledge: Any) -> dict[str, Any]:
+    """Exact probabilities of edges, averaged over draws of the noise of a precision."""
     start = time.process_time()
-    chance = edge_probabilities(make_problem(data, **knowledge)).values
+    draws = range(8 if precision else 1)
+    problems = (make_problem(data, precision=precision, seed=seed, **knowledge) for seed in draws)
+    chance = np.mean([edge_probabilities(problem).values for problem in problems], 0)
     return {"probability": chance.tolist(), "fit": time.process_time() - start}
 
 
@@ -181,7 +184,9 @@ def pendulum(options: argparse.Namespace, until: float) -> list[dict[str, Any]]:
     truth = np.array([table["graph"].values for table in tables])
     runs: list[tuple[str, str, str, Any]] = []
     for knowledge, known in KNOWLEDGE.items():
-        runs.append(("posterior", "", knowledge, partial(posterior, **known)))
+        for precision in PRECISIONS:
+            run = partial(posterior, precision=precision, **known)
+            runs.append(("posterior", f"precision {precision:g}", knowledge, run))
         for name, point_options in POINTS.items():
             starts = ("zero", "random", "superset") if knowledge == "none" else ("zero",)
             runs += [
@@ -197,7 +202,7 @@ def pendulum(options: argparse.Namespace, until: float) -> list[dict[str, Any]]:
             rows.append(common.cell("causal_graph", until, partial(run, table, **seeded), **key))
         if name == "posterior":
             chance = np.mean([row["probability"] for row in rows], 0)
-            print(knowledge, "mean probability of every edge", np.round(chance, 2).tolist(), flush=True)
+            print(knowledge, start, "mean probability of every edge", np.round(chance, 2).tolist(), flush=True)
             rows = [{**row, "graph": likely(np.array(row["probability"]))} for row in rows]
         lines.append({"method": name, "start": start, "knowledge": knowledge, **distances(truth, rows)})
         print(lines[-1], flush=True)
@@ -213,7 +218,7 @@ def main() -> None:
     parser.add_argument("--python", help="of an environment with causal-learn, lingam and dagma")
     options = parser.parse_args()
     lines = {"sem": sem, "pendulum": pendulum}[options.part](options, time.monotonic() + 60 * options.minutes)
-    common.report(f"causal_graph_{options.part}", lines, seeds=options.seeds, rows=ROWS, **FIT)
+    common.report(f"causal_graph_{options.part}", lines, seeds=options.seeds, num_rows=ROWS, **FIT)
 
 
 if __name__ == "__main__":

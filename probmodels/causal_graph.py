@@ -313,6 +313,7 @@ def make_problem(
     order: Sequence[str] | None = None,
     standardise: bool = True,
     noise: str = "any",
+    precision: float = 0.0,
     edge_probability: float = 0.2,
     max_parents: int | None = None,
     num_points: int = 80,
@@ -342,6 +343,10 @@ def make_problem(
         Whether concepts are brought to mean 0 and standard deviation 1; only means are taken off otherwise.
     noise
         Of the posterior: of ``"any"`` shape, or ``"normal"``.
+    precision
+        Of the posterior: normal noise, in standard deviations of a concept, that is added to labels. Of relations
+        without any noise the scores say what rounding and smoothness say; with it, and averaged over seeds,
+        probabilities of edges show which directions depend on details below this precision.
     edge_probability
         Of the posterior's prior: odds of each edge, but for the ban on cycles.
     max_parents
@@ -361,7 +366,7 @@ def make_problem(
     threshold
         Of a point: strength that an edge has to exceed.
     seed
-        Of starts, and of the rows that functions are spanned by.
+        Of starts, of the rows that functions are spanned by, and of the noise of ``precision``.
 
     Returns
     -------
@@ -383,7 +388,7 @@ def make_problem(
         start=(start, ("zero", "random", "superset")),
     )
     check_numbers(0, 1, ends="()", edge_probability=edge_probability)
-    check_numbers(0, sparsity=sparsity, threshold=threshold)
+    check_numbers(0, sparsity=sparsity, threshold=threshold, precision=precision)
     check_counts(2, num_points=num_points, num_particles=num_particles)
     check_counts(0, anneal=anneal)
     for name, value in (("max_parents", max_parents), ("hidden", hidden)):
@@ -419,6 +424,9 @@ def make_problem(
             seed=seed,
         )
         return Problem(model=point, guide=_no_sites, **common)
+    if precision:
+        x = x + precision * np.random.default_rng(seed).standard_normal(x.shape)
+        x = (x - x.mean(0)) / x.std(0)
     scores = mechanism_scores(
         x,
         max_parents=max_parents,

@@ -195,6 +195,17 @@ def test_the_policy_comes_close_to_exact_edges() -> None:
     assert float(np.abs(found - exact).max()) < 0.05  # 0.011 is the standard error of a frequency of 2000
 
 
+def test_directions_of_relations_without_noise_depend_on_what_precision_hides() -> None:
+    angle = np.random.default_rng(0).uniform(-1, 1, 300)
+    data = pd.DataFrame({"angle": angle, "place": np.tan(angle)})
+    certain = edge_probabilities(make_problem(data)).values
+    assert certain.sum() == pytest.approx(1, abs=1e-6)
+    found = [edge_probabilities(make_problem(data, precision=0.1, seed=seed)).values for seed in range(4)]
+    assert not np.array_equal(found[0], found[1])
+    for one in found:
+        assert one.sum() == pytest.approx(1, abs=1e-6)
+
+
 def test_knowledge_holds_in_every_draw() -> None:
     data = bent(60)
     known: dict[str, Any] = {"required": [("last", "middle")], "forbidden": [("cause", "last")]}
