@@ -42,7 +42,7 @@ from probmodels.inference.problem import Problem
 from probmodels.network_outputs import write_network as write_outputs
 from probmodels.parent_scores import bdeu, best_score, bge, parent_scores
 
-__all__ = ["ENGINES", "REFERENCE", "BayesianNetwork", "make_problem", "tiny", "write_outputs"]
+__all__ = ["ENGINES", "REFERENCE", "BayesianNetwork", "Rising", "make_problem", "tiny", "write_outputs"]
 
 REFERENCE = "Deleu et al. (2022), https://arxiv.org/abs/2202.13903"
 ENGINES = ("svi",)
@@ -53,7 +53,7 @@ _MOST_STATES = 50  # of a discrete variable
 
 
 @dataclass(frozen=True)
-class _Rising:
+class Rising:
     """A power that rises to 1 in so many steps."""
 
     steps: int
@@ -197,7 +197,7 @@ def make_problem(
         coords={"parent": names, "child": names, "variable": names, "sample": rows},
         data=xr.Dataset(kept, attrs={"score": score}),
         loss=ParallelVarGrad(
-            num_particles, epsilon=epsilon, floor=floor, reward_power=_Rising(anneal) if anneal else 1.0
+            num_particles, epsilon=epsilon, floor=floor, reward_power=Rising(anneal) if anneal else 1.0
         ),
     )
 

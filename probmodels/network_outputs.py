@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["class_graph", "draw_network", "network_table", "summarise_network", "write_network"]
 
+_CAUSAL = {"cause": "parent", "effect": "child"}  # the same axes of causal graphs
 _SHOWN = 10  # edges and graphs in the table
 
 
@@ -42,7 +43,7 @@ def summarise_network(result: Result | xr.Dataset, *, top: int = 10) -> xr.Datas
     Parameters
     ----------
     result
-        With draws of ``graph`` (parent, child), or these draws.
+        With draws of ``graph`` (parent, child) or (cause, effect), or these draws.
     top
         How many graphs and classes to keep, the most probable ones.
 
@@ -63,6 +64,7 @@ def summarise_network(result: Result | xr.Dataset, *, top: int = 10) -> xr.Datas
     """
     check_counts(1, top=top)
     posterior = result.posterior if isinstance(result, Result) else result
+    posterior = posterior.rename({axis: name for axis, name in _CAUSAL.items() if axis in posterior.dims})
     if "graph" not in posterior or not {"parent", "child"} <= set(posterior["graph"].dims):
         raise ResultError("there are no draws of 'graph' (parent, child); give the result of a Bayesian network")
     found = posterior["graph"].transpose("chain", "draw", "parent", "child")
@@ -228,7 +230,11 @@ def _names(out: xr.Dataset) -> list[str]:
 
 def _truth(result: Result) -> NDArray[Any] | None:
     constant = result.tree["constant_data"].to_dataset() if "constant_data" in result.tree.children else xr.Dataset()
-    return constant["true_graph"].transpose("parent", "child").values if "true_graph" in constant else None
+    if "true_graph" not in constant:
+        return None
+    truth = constant["true_graph"]
+    truth = truth.rename({axis: name for axis, name in _CAUSAL.items() if axis in truth.dims})
+    return truth.transpose("parent", "child").values
 
 
 def _spelled(graph: NDArray[np.int8], names: list[str]) -> str:

@@ -20,6 +20,7 @@ PAGES = (
     "discrete_latents",
     "discrete_vae",
     "bayesian_network",
+    "causal_graph",
     "grammar",
     "lds",
     "score_composition",

@@ -1,0 +1,225 @@
+"""Causal graphs of concepts: how well graphs are recovered, and whether probabilities of edges are what they say.
+
+    python benchmarks/causal_graph.py sem       [--seeds 5] [--minutes 60] [--python VENV/bin/python]
+    python benchmarks/causal_graph.py pendulum  [--seeds 5] [--minutes 60] [--python VENV/bin/python]
+
+``sem``: structural equation models of 4, 6, 8 and 10 variables, 1000 rows, standardised. A seed makes graph, functions
+and rows. For the posterior: AUROC of edges, expected calibration error (ECE) of their probabilities with the 95 % range
+that exact calibration would have, pooled over seeds; structural Hamming distance (SHD) of the graph of the edges that
+are more probable than not; beside SHD of NOTEARS, linear and with networks.
+
+``pendulum``: four labels of pictures, of which two are functions of the other two without any noise: no method that
+sees labels alone can know all directions. SHD by method, start and knowledge, and what the posterior says.
+
+With ``--python`` an environment that has causal-learn, lingam and dagma runs PC, GES, DirectLiNGAM and DAGMA on the
+same tables; a line between two variables that has no direction is compared with the class of the truth as well (SHD of
+classes). CPU seconds are medians with ranges. Cells that were measured are kept in results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import xarray as xr
+
+from probmodels import fit_svi
+from probmodels.causal_graph import edge_probabilities, make_problem
+from probmodels.datasets import load
+from probmodels.inference.acyclicity import to_dag
+from probmodels.inference.graph_scores import calibration_table, cpdag, edge_auroc, shd
+
+SIZES = (4, 6, 8, 10)
+MODELS: dict[str, dict[str, Any]] = {
+    "additive, Gaussian": {"mechanism": "additive", "noise": "gaussian"},
+    "linear, Laplace": {"mechanism": "linear", "noise": "laplace"},
+    "linear, Gaussian": {"mechanism": "linear", "noise": "gaussian"},
+}
+ROWS = 1000
+PRECISIONS = (0.0, 0.03, 0.1)
+FIT: dict[str, Any] = {"num_steps": 3000, "lr": 0.01, "num_samples": 2, "progress": False}
+POINTS: dict[str, dict[str, Any]] = {
+    "NOTEARS": {"mechanism": "linear", "constraint": "notears"},
+    "DAGMA": {"mechanism": "linear", "constraint": "dagma"},
+    "NOTEARS-MLP": {"mechanism": "any", "constraint": "notears"},
+    "DAGMA-MLP": {"mechanism": "any", "constraint": "dagma"},
+}
+KNOWLEDGE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "tiers": {"tiers": [["angle", "light"], ["length", "position"]]},
+    "order": {"order": ["angle", "light", "length", "position"]},
+}
+PEER_NAMES = ("PC", "GES", "DirectLiNGAM", "DAGMA package")
+PEERS = """
+import json, sys, time, numpy as np
+x, method = np.load(sys.argv[1]), sys.argv[2]
+start = time.process_time()
+if method == "PC":
+    from causallearn.search.ConstraintBased.PC import pc
+    found = pc(x, show_progress=False).G.graph
+elif method == "GES":
+    from causallearn.search.ScoreBased.GES import ges
+    found = ges(x)["G"].graph
+elif method == "DirectLiNGAM":
+    from lingam import DirectLiNGAM
+    found = DirectLiNGAM().fit(x).adjacency_matrix_.T
+    found = np.abs(found) > 0.1
+elif method == "DAGMA package":
+    from dagma.linear import DagmaLinear
+    found = DagmaLinear(loss_type="l2").fit(x, lambda1=0.03) != 0
+if method in ("PC", "GES"):  # -1 at the tail and 1 at the head of an arrow, -1 at both ends of a line
+    found = (found == -1) & (found.T != 0)
+json.dump({"graph": np.asarray(found).astype(int).tolist(), "fit": time.process_time() - start}, open(sys.argv[3], "w"))
+"""
+
+
+def posterior(data: xr.Dataset, precision: float = 0.0, **knowledge: Any) -> dict[str, Any]:
+    """Exact probabilities of edges, averaged over draws of the noise of a precision."""
+    start = time.process_time()
+    draws = range(8 if precision else 1)
+    problems = (make_problem(data, precision=precision, seed=seed, **knowledge) for seed in draws)
+    chance = np.mean([edge_probabilities(problem).values for problem in problems], 0)
+    return {"probability": chance.tolist(), "fit": time.process_time() - start}
+
+
+def point(data: xr.Dataset, seed: int, **options: Any) -> dict[str, Any]:
+    """One graph by gradients."""
+    start = time.process_time()
+    result = fit_svi(make_problem(data, graph="point", seed=seed, **options), seed=seed, **FIT)
+    graph = result.posterior["graph"].values[0, 0]
+    return {"graph": graph.astype(int).tolist(), "fit": time.process_time() - start}
+
+
+def peer(data: xr.Dataset, method: str, python: str) -> dict[str, Any]:
+    """A graph by another package."""
+    labels = data["label"].transpose("data", "concept").values[(data["split"] == "train").values]
+    with tempfile.TemporaryDirectory() as folder:
+        table, found = Path(folder) / "x.npy", Path(folder) / "found.json"
+        np.save(table, (labels - labels.mean(0)) / labels.std(0))
+        subprocess.run([python, "-c", PEERS, table, method, found], check=True, capture_output=True)
+        answer: dict[str, Any] = json.loads(found.read_text())
+    return answer
+
+
+def distances(truth: np.ndarray, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """SHD of graphs, and of their classes."""
+    graphs = [np.array(row["graph"]) for row in rows]
+    classes = [graph if (graph * graph.T).any() else cpdag(graph) for graph in graphs]
+    return {
+        "SHD": common.interval(float(shd(t, g)) for t, g in zip(truth, graphs, strict=True)),
+        "SHD of classes": common.interval(float(shd(cpdag(t), c)) for t, c in zip(truth, classes, strict=True)),
+        "CPU s": common.spread([row["fit"] for row in rows]),
+    }
+
+
+def likely(chance: np.ndarray) -> np.ndarray:
+    """Edges that are more probable than not; they have no cycle of two, and hardly ever a longer one."""
+    return to_dag(chance, 0.5).numpy().astype(int)
+
+
+def sem(options: argparse.Namespace, until: float) -> list[dict[str, Any]]:
+    """Structural equation models by size."""
+    lines: list[dict[str, Any]] = []
+    for title, model in MODELS.items():
+        pooled: list[tuple[np.ndarray, np.ndarray]] = []
+        for size in SIZES:
+            tables = [
+                load("sem", num_nodes=size, num_rows=ROWS, test=0.0, seed=seed, **model)
+                for seed in range(options.seeds)
+            ]
+            truth = [table["graph"].values for table in tables]
+            runs = {"posterior": posterior}
+            points = ["NOTEARS", "NOTEARS-MLP"][: 1 + (model["mechanism"] != "linear")]
+            runs |= {name: partial(point, **POINTS[name]) for name in points}
+            runs |= {name: partial(peer, method=name, python=options.python) for name in PEER_NAMES if options.python}
+            for name, run in runs.items():
+                seeded = {"seed": 0} if name in POINTS else {}
+                rows = [
+                    common.cell(
+                        "causal_graph", until, partial(run, table, **seeded), part="sem", model=title, size=size,
+                        seed=seed, method=name,
+                    )
+                    for seed, table in enumerate(tables)
+                ]  # fmt: skip
+                line: dict[str, Any] = {"model": title, "concepts": size, "method": name}
+                if name == "posterior":
+                    chance = [np.array(row["probability"]) for row in rows]
+                    pooled += zip(truth, chance, strict=True)
+                    line |= {"AUROC": edge_auroc(np.stack(truth), np.stack(chance))}
+                    rows = [{**row, "graph": likely(c)} for row, c in zip(rows, chance, strict=True)]
+                lines.append({"AUROC": "", "ECE": "", **line, **distances(np.array(truth), rows)})
+                print(lines[-1], flush=True)
+        off = [~np.eye(len(t), dtype=bool) for t, _ in pooled]
+        flat = [np.concatenate([pair[k][o] for pair, o in zip(pooled, off, strict=True)]) for k in (0, 1)]
+        lines.append({"model": title, "concepts": "all", "method": "posterior", **pooled_scores(*flat)})
+        print(lines[-1], flush=True)
+    order = ["model", "concepts", "method", "AUROC", "ECE", "SHD", "SHD of classes", "CPU s"]
+    return [{name: line.get(name, "") for name in order} for line in lines]
+
+
+def pooled_scores(truth: np.ndarray, chance: np.ndarray) -> dict[str, Any]:
+    """AUROC and ECE over all pairs, beside the ECE that exactly calibrated probabilities would have."""
+    rng = np.random.default_rng(0)
+    floor = [float(calibration_table(chance, rng.random(len(chance)) < chance)["ece"]) for _ in range(200)]
+    low, high = np.quantile(floor, [0.025, 0.975])
+    ece = float(calibration_table(chance, truth)["ece"])
+    more = (chance[truth > 0, None] > chance[truth == 0]).mean() + (
+        chance[truth > 0, None] == chance[truth == 0]
+    ).mean() / 2
+    return {"AUROC": float(more), "ECE": f"{ece:.3f} (exact {low:.3f} to {high:.3f})"}
+
+
+def pendulum(options: argparse.Namespace, until: float) -> list[dict[str, Any]]:
+    """Labels of the pendulum by method, start and knowledge."""
+    lines = []
+    tables = [load("pendulum", size=8, num=ROWS, num_train=ROWS, seed=seed) for seed in range(options.seeds)]
+    truth = np.array([table["graph"].values for table in tables])
+    runs: list[tuple[str, str, str, Any]] = []
+    for knowledge, known in KNOWLEDGE.items():
+        for precision in PRECISIONS:
+            run = partial(posterior, precision=precision, **known)
+            runs.append(("posterior", f"precision {precision:g}", knowledge, run))
+        for name, point_options in POINTS.items():
+            starts = ("zero", "random", "superset") if knowledge == "none" else ("zero",)
+            runs += [
+                (name, start, knowledge, partial(point, start=start, **point_options, **known)) for start in starts
+            ]
+    if options.python:
+        runs += [(name, "", "none", partial(peer, method=name, python=options.python)) for name in PEER_NAMES]
+    for name, start, knowledge, run in runs:
+        rows = []
+        for seed, table in enumerate(tables):
+            seeded = {"seed": seed} if name in POINTS else {}
+            key = {"part": "pendulum", "method": name, "start": start, "knowledge": knowledge, "seed": seed}
+            rows.append(common.cell("causal_graph", until, partial(run, table, **seeded), **key))
+        if name == "posterior":
+            chance = np.mean([row["probability"] for row in rows], 0)
+            print(knowledge, start, "mean probability of every edge", np.round(chance, 2).tolist(), flush=True)
+            rows = [{**row, "graph": likely(np.array(row["probability"]))} for row in rows]
+        lines.append({"method": name, "start": start, "knowledge": knowledge, **distances(truth, rows)})
+        print(lines[-1], flush=True)
+    return lines
+
+
+def main() -> None:
+    """Print the table of a part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["sem", "pendulum"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=np.inf, help="start no cell after these")
+    parser.add_argument("--python", help="of an environment with causal-learn, lingam and dagma")
+    options = parser.parse_args()
+    lines = {"sem": sem, "pendulum": pendulum}[options.part](options, time.monotonic() + 60 * options.minutes)
+    common.report(f"causal_graph_{options.part}", lines, seeds=options.seeds, num_rows=ROWS, **FIT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Scores of mechanisms: how probable a concept is given any set of its causes, whatever the function and the noise.
+
+For concept y with causes x_S, columns standardised, of N rows::
+
+    y = f(x_S) + noise,   f ~ GP(0, ratio * variance * kernel),   noise ~ Normal(0, variance),   variance ~ InverseGamma
+
+With weights of f and the variance integrated out the log marginal likelihood is closed, a multivariate Student t. It
+is averaged over a grid of kernels (linear; a sum of one smooth function of each cause; a smooth function of all of them
+at once, of two lengths) and of signal-to-noise ratios. Kernels are of low rank, from inducing points (Nyström), so that
+a set of causes costs one decomposition for all concepts.
+
+Noise need not be normal: residuals of the best of these fits, left out one by one, are judged by a grid of noise
+shapes, heavy or light in their tails and skewed or not. What their average gains over the normal shape is added.
+
+References
+----------
+Friedman, N. and Nachman, I. (2000). Gaussian process networks. UAI. https://arxiv.org/abs/1301.3857
+Hoyer, P. O., Janzing, D., Mooij, J., Peters, J. and Schölkopf, B. (2008). Nonlinear causal discovery with additive
+noise models. NeurIPS.
+Jones, M. C. and Pewsey, A. (2009). Sinh-arcsinh distributions. Biometrika 96(4).
+https://doi.org/10.1093/biomet/asp053
+Rasmussen, C. E. and Williams, C. K. I. (2006). Gaussian processes for machine learning, eq. 5.8 to 5.12. MIT Press.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln, logsumexp
+
+__all__ = ["KERNELS", "mechanism_scores", "noise_gain"]
+
+Floats = NDArray[np.float64]
+
+KERNELS = ("linear", "additive", "joint")
+_RATIOS = 10.0 ** np.arange(-0.5, 4.6, 1.0)  # of signal to noise
+_LENGTHS = {"linear": (1.0,), "additive": (0.7, 1.5), "joint": (0.8, 2.0)}  # in standard deviations
+_SHAPE, _RATE = 1.0, 0.1  # of the inverse gamma prior of the variance
+_TAILS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25)  # of noise: below 1 heavy ones
+_SKEWS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0, 1.5)
+_POWERS = (1.0, 1.4, 3.0, 5.0, 10.0)  # Laplace to nearly uniform
+_EDGE, _STEP = 9.0, 0.02  # of the table of log densities
+_RAREST = -60.0  # least log density: no single row decides
+_SMALL = 1e-9  # share of a kernel's eigenvalues that is noise
+
+
+def mechanism_scores(
+    x: Floats,
+    *,
+    max_parents: int | None = None,
+    kernels: Sequence[str] = KERNELS,
+    noise: str = "any",
+    num_points: int = 80,
+    allowed: NDArray[np.bool_] | None = None,
+    seed: int = 0,
+) -> Floats:
+    """Log marginal likelihood of every concept given every set of causes.
+
+    Parameters
+    ----------
+    x
+        Values (row, concept), standardised.
+    max_parents
+        Most causes of a concept; None for any number.
+    kernels
+        What functions are averaged over, of `KERNELS`.
+    noise
+        ``"normal"``, or ``"any"`` for an average over shapes.
+    num_points
+        Inducing points, the largest rank of a kernel.
+    allowed
+        Which causes a concept may have (cause, effect); None for all others.
+    seed
+        Of the choice of inducing points.
+
+    Returns
+    -------
+    NDArray
+        (concept, set), -inf for sets that cannot be; concept i belongs to a set whose number has bit i.
+    """
+    count, size = x.shape
+    most = size - 1 if max_parents is None else max_parents
+    allowed = ~np.eye(size, dtype=bool) if allowed is None else allowed
+    masks = [int((allowed[:, j] * 2 ** np.arange(size)).sum()) for j in range(size)]
+    generator = np.random.default_rng(seed)
+    rows = generator.permutation(count)[:num_points]
+    found = np.full((size, 2**size), -np.inf)
+    for number in range(2**size):
+        targets = [j for j in range(size) if number & ~masks[j] == 0]
+        if number.bit_count() > most or not targets:
+            continue
+        causes = [i for i in range(size) if number >> i & 1]
+        y = x[:, targets]
+        best, at, terms = np.full(len(targets), -np.inf), [np.empty(0)] * len(targets), []
+        for vectors, values in _spectra(x[:, causes], rows, kernels):
+            shares = vectors.T @ y  # (rank, target)
+            for ratio in _RATIOS if len(values) else _RATIOS[:1]:
+                shrink = ratio * values / (1 + ratio * values)
+                rest = (y**2).sum(0) - shrink @ shares**2
+                value = _student(rest, count) - 0.5 * np.log1p(ratio * values).sum()
+                terms.append(value)
+                for place in np.flatnonzero(value > best):
+                    best[place], at[place] = value[place], np.array([0.0])
+                    if noise == "any":
+                        leverage = 1 - vectors**2 @ shrink
+                        at[place] = (y[:, place] - vectors @ (shrink * shares[:, place])) / np.sqrt(leverage)
+        total = logsumexp(np.stack(terms), axis=0) - math.log(len(terms))
+        if noise == "any":
+            total = total + np.logaddexp(0, [noise_gain(residual) for residual in at]) - math.log(2)
+        found[targets, number] = total
+    return found
+
+
+def noise_gain(residual: Floats) -> float:
+    """Log Bayes factor of noise of any shape in the grid against normal noise.
+
+    Parameters
+    ----------
+    residual
+        (row,), of which the root mean square is taken as the scale.
+    """
+    place = np.rint((residual / np.sqrt(np.mean(residual**2)) + _EDGE) / _STEP)
+    counts = np.bincount(np.clip(place, 0, _places().size - 1).astype(int), minlength=_places().size)
+    gains = _shapes() @ counts
+    return float(logsumexp(gains) - math.log(len(gains)))
+
+
+def _places() -> Floats:
+    return np.arange(-_EDGE, _EDGE + _STEP / 2, _STEP)
+
+
+@cache
+def _shapes() -> Floats:
+    """Log densities of noise of mean 0 and variance 1, less that of the normal one (shape, place)."""
+    found = []
+    for tail in _TAILS:
+        for skew in _SKEWS:
+            for sign in (1, -1) if skew else (1,):
+                found.append(_standardised(partial(_sinh_arcsinh, skew=sign * skew, tail=tail), 400.0))
+    found += [_standardised(partial(_power, power=power), 30.0) for power in _POWERS]
+    return np.stack(found) + 0.5 * _places() ** 2 + 0.5 * math.log(2 * math.pi)
+
+
+def _sinh_arcsinh(x: Floats, *, skew: float, tail: float) -> Floats:
+    """Log density but for a constant, of which the sinh of ``tail arcsinh(x) - skew`` is normal."""
+    inner = tail * np.arcsinh(x) - skew
+    found: Floats = np.logaddexp(inner, -inner) - 0.5 * np.log1p(x**2) - 0.5 * np.sinh(np.clip(inner, -50, 50)) ** 2
+    return found
+
+
+def _power(x: Floats, *, power: float) -> Floats:
+    found: Floats = -(np.abs(x) ** power)
+    return found
+
+
+def _standardised(log_density: Callable[[Floats], Floats], edge: float) -> Floats:
+    """A log density moved and scaled to mean 0 and variance 1, at the places of the table."""
+    grid = np.linspace(-edge, edge, 40_001)
+    density = log_density(grid)
+    weight = np.exp(density - density.max())
+    total = weight.sum() * (grid[1] - grid[0])
+    mean = (weight * grid).sum() / weight.sum()
+    scale = math.sqrt((weight * (grid - mean) ** 2).sum() / weight.sum())
+    moved = log_density(mean + scale * _places()) - density.max() - math.log(total / scale)
+    return np.maximum(moved, _RAREST)
+
+
+def _student(rest: Floats, count: int) -> Floats:
+    """Log density of rows whose residual form is ``rest``, variance integrated out, but for the determinant."""
+    value = _SHAPE * math.log(_RATE) - gammaln(_SHAPE) + gammaln(_SHAPE + count / 2) - count / 2 * math.log(2 * math.pi)
+    found: Floats = value - (_SHAPE + count / 2) * np.log(_RATE + rest / 2)
+    return found
+
+
+def _spectra(x: Floats, rows: NDArray[np.int64], kernels: Sequence[str]) -> Iterator[tuple[Floats, Floats]]:
+    """Eigenvectors (row, rank) and eigenvalues of the kernels of a set of causes."""
+    count, number = x.shape
+    if number == 0:
+        yield np.zeros((count, 0)), np.zeros(0)
+        return
+    linear = x / math.sqrt(number)
+    for kernel in kernels:
+        if kernel == "linear":
+            yield _decompose(linear)
+            continue
+        if kernel == "joint" and number == 1 and "additive" in kernels:
+            continue  # the same functions
+        for length in _LENGTHS[kernel]:
+            if kernel == "additive":
+                parts = [_nystrom(x[:, [i]], rows[: max(12, len(rows) // number)], length) for i in range(number)]
+                yield _decompose(np.concatenate([linear, *(part / math.sqrt(number) for part in parts)], 1))
+            else:
+                yield _decompose(np.concatenate([linear, _nystrom(x, rows, length * math.sqrt(number))], 1))
+
+
+def _nystrom(x: Floats, rows: NDArray[np.int64], length: float) -> Floats:
+    """Features (row, rank) whose products approximate the squared exponential kernel."""
+    points = x[rows]
+    values, vectors = np.linalg.eigh(_smooth(points, points, length))
+    kept = values > _SMALL * values[-1]
+    found: Floats = _smooth(x, points, length) @ (vectors[:, kept] / np.sqrt(values[kept]))
+    return found
+
+
+def _smooth(a: Floats, b: Floats, length: float) -> Floats:
+    squared = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
+    found: Floats = np.exp(-0.5 * np.maximum(squared, 0) / length**2)
+    return found
+
+
+def _decompose(features: Floats) -> tuple[Floats, Floats]:
+    """Eigenvectors (row, rank) and eigenvalues of the products of features (row, feature)."""
+    values, vectors = np.linalg.eigh(features.T @ features)
+    kept = values > _SMALL * values[-1]
+    return features @ (vectors[:, kept] / np.sqrt(values[kept])), values[kept]

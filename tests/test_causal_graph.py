@@ -1,0 +1,315 @@
+"""Causal graphs of concepts: sums over graphs, scores, posteriors and points against closed forms and enumeration."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import xarray as xr
+from scipy import stats
+from scipy.special import logsumexp
+
+from probmodels import fit_svi, run_mcmc
+from probmodels.acyclic_graphs import all_graphs
+from probmodels.causal_graph import edge_probabilities, make_problem, tiny, write_outputs
+from probmodels.datasets import DataError
+from probmodels.guides.bayesian_network import is_acyclic
+from probmodels.guides.causal_graph import GraphTable, ModularGraphs
+from probmodels.inference import ProblemError
+from probmodels.inference.acyclicity import is_dag, trace_exponential
+from probmodels.mechanism_scores import _RATE, _RATIOS, _SHAPE, _STEP, _places, _shapes, mechanism_scores, noise_gain
+
+
+def random_weights(size: int, scale: float, seed: int = 0) -> np.ndarray:
+    """Of all sets of parents; some are impossible."""
+    generator = np.random.default_rng(seed)
+    weights = scale * generator.standard_normal((size, 2**size))
+    weights[generator.random(weights.shape) < 0.1] = -np.inf
+    weights[:, 0] = 0.0
+    for node in range(size):
+        weights[node, np.arange(2**size) >> node & 1 == 1] = -np.inf
+    return weights
+
+
+def listed(weights: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    """All graphs with their log weights."""
+    graphs = all_graphs(len(weights))
+    sets = (graphs.numpy() * 2 ** np.arange(len(weights))[:, None]).sum(1).astype(int)
+    return graphs, weights[np.arange(len(weights)), sets].sum(1)
+
+
+def bent(num: int, seed: int = 0) -> pd.DataFrame:
+    """A common cause, a curved effect of it, and an effect of both."""
+    generator = np.random.default_rng(seed)
+    cause, first, second = generator.standard_normal((3, num))
+    middle = cause**2 + 0.5 * first
+    return pd.DataFrame({"cause": cause, "middle": middle, "last": np.tanh(2 * cause) * middle + 0.5 * second})
+
+
+# -- sums over graphs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "scale"), [(1, 1.0), (2, 1.0), (3, 5.0), (4, 1.0), (4, 300.0), (4, 1e5), (5, 10.0)])
+def test_sums_over_graphs_are_those_of_enumeration(size: int, scale: float) -> None:
+    weights = random_weights(size, scale)
+    table, (graphs, listed_weights) = GraphTable(weights), listed(weights)
+    total = logsumexp(listed_weights)
+    assert table.log_total == pytest.approx(total, rel=1e-12, abs=1e-9)
+    chance = np.exp(listed_weights - total)
+    edges = np.tensordot(chance, graphs.numpy(), 1)
+    np.testing.assert_allclose(table.edge_probability(), edges, atol=1e-10)
+    found = ModularGraphs(table).log_prob(graphs).numpy()
+    np.testing.assert_allclose(np.exp(found), chance, atol=1e-5)  # 32 bits
+
+
+def test_equal_weights_count_graphs() -> None:
+    # OEIS A003024
+    weights = np.zeros((8, 256))
+    for node in range(8):
+        weights[node, np.arange(256) >> node & 1 == 1] = -np.inf
+    assert math.exp(GraphTable(weights).log_total) == pytest.approx(783702329343)
+
+
+def test_draws_have_their_probabilities() -> None:
+    weights = random_weights(3, 1.0, seed=1)
+    graphs, log_weights = listed(weights)
+    torch.manual_seed(0)
+    draws = ModularGraphs(GraphTable(weights)).sample((4000,))
+    place = (draws.flatten(1)[:, None] == graphs.flatten(1)).all(-1)
+    assert (place.sum(1) == 1).all()
+    counts, expected = place.sum(0).numpy(), 4000 * np.exp(log_weights - logsumexp(log_weights))
+    assert (counts[expected == 0] == 0).all()
+    common = expected > 5
+    share = expected[common] / expected[common].sum() * counts[common].sum()
+    assert stats.chisquare(counts[common], share).pvalue > 1e-3
+
+
+def test_cycles_are_impossible_and_so_is_a_table_of_nothing_else() -> None:
+    table = GraphTable(random_weights(3, 1.0))
+    ring = torch.roll(torch.eye(3), 1, 1)
+    assert ModularGraphs(table).log_prob(ring) == -math.inf
+    only = np.full((2, 4), -np.inf)
+    only[0, 2] = only[1, 1] = 0.0  # each node has to be a parent of the other
+    assert GraphTable(only).log_total == -math.inf
+
+
+# -- scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_scores_of_linear_mechanisms_are_student_densities() -> None:
+    x = np.random.default_rng(0).standard_normal((15, 3))
+    found = mechanism_scores(x, kernels=("linear",), noise="normal")
+    for causes in ([], [0], [0, 1]):
+        products = x[:, causes] @ x[:, causes].T / max(len(causes), 1)
+        terms = [
+            stats.multivariate_t.logpdf(
+                x[:, 2], np.zeros(15), _RATE / _SHAPE * (np.eye(15) + ratio * products), df=2 * _SHAPE
+            )
+            for ratio in _RATIOS
+        ]
+        expected = logsumexp(terms) - math.log(len(terms))
+        assert found[2, sum(2**cause for cause in causes)] == pytest.approx(expected, abs=1e-8)
+    assert (found[2, 4:] == -np.inf).all()
+
+
+def test_kernels_of_full_rank_are_exact() -> None:
+    x = np.random.default_rng(1).standard_normal((12, 2))
+    found = mechanism_scores(x, kernels=("additive",), noise="normal", num_points=12)
+    terms = []
+    for length in (0.7, 1.5):
+        kernel = np.outer(x[:, 0], x[:, 0]) + np.exp(-0.5 * (x[:, [0]] - x[:, 0]) ** 2 / length**2)
+        terms += [
+            stats.multivariate_t.logpdf(
+                x[:, 1], np.zeros(12), _RATE / _SHAPE * (np.eye(12) + ratio * kernel), df=2 * _SHAPE
+            )
+            for ratio in _RATIOS
+        ]
+    assert found[1, 1] == pytest.approx(logsumexp(terms) - math.log(len(terms)), abs=1e-3)
+
+
+def test_shapes_of_noise_are_standardised_densities() -> None:
+    density = np.exp(_shapes() - 0.5 * _places() ** 2) / math.sqrt(2 * math.pi)
+    # Heavy tails go on beyond the table.
+    np.testing.assert_allclose(density.sum(1) * _STEP, 1, atol=2e-3)
+    np.testing.assert_allclose((density * _places()).sum(1) * _STEP, 0, atol=0.01)
+    light = np.maximum(density[:, 0], density[:, -1]) < 1e-10
+    assert light.sum() > 10
+    np.testing.assert_allclose((density * _places() ** 2).sum(1)[light] * _STEP, 1, atol=5e-3)
+
+
+def test_shapes_gain_what_entropy_says_and_lose_little() -> None:
+    generator = np.random.default_rng(0)
+    laplace = noise_gain(generator.laplace(size=4000))
+    # The relative entropy of Laplace against normal noise is 0.0724; four standard errors of it, and log of 96 shapes.
+    assert laplace == pytest.approx(4000 * 0.0724, abs=4 * 14 * math.sqrt(4000 / 1000) + math.log(96))
+    assert -math.log(len(_shapes())) - 0.1 < noise_gain(generator.standard_normal(4000)) < 0
+
+
+# -- posteriors -------------------------------------------------------------------------------------------------------
+
+
+def test_curved_mechanisms_have_directions_and_linear_normal_ones_have_none() -> None:
+    problem = make_problem(bent(400))
+    found = edge_probabilities(problem)
+    assert found.dims == ("cause", "effect")
+    for cause, effect in (("cause", "middle"), ("cause", "last"), ("middle", "last")):
+        assert float(found.sel(cause=cause, effect=effect)) > 0.95
+    generator = np.random.default_rng(0)
+    shares = []
+    for _ in range(10):
+        first, noise = generator.standard_normal((2, 400))
+        pair = edge_probabilities(make_problem(pd.DataFrame({"a": first, "b": first + noise}))).values
+        assert pair[0, 1] + pair[1, 0] > 0.99
+        shares.append(pair[0, 1])
+    # Exact probabilities of two graphs of one class would all be 1/2; these are so within what 400 rows say by chance.
+    assert 0.3 < np.mean(shares) < 0.7
+    assert np.median(np.abs(np.array(shares) - 0.5)) < 0.4
+
+
+def test_draws_are_acyclic_and_as_frequent_as_exact_edges() -> None:
+    problem = tiny()
+    result = run_mcmc(
+        problem, num_samples=1000, warmup_steps=0, num_chains=2, chain_method="sequential", progress=False
+    )
+    draws = result.posterior["graph"]
+    assert draws.dims == ("chain", "draw", "cause", "effect")
+    assert is_acyclic(torch.as_tensor(draws.values)).all()
+    exact = edge_probabilities(problem)
+    # Independent draws: five standard errors of a frequency among 2000.
+    assert (np.abs(draws.mean(("chain", "draw")) - exact) < 5 * np.sqrt(exact * (1 - exact) / 2000) + 1e-6).all()
+
+
+def test_the_policy_comes_close_to_exact_edges() -> None:
+    values = np.random.default_rng(3).standard_normal((60, 2))
+    values[:, 1] += 0.3 * values[:, 0]
+    problem = make_problem(pd.DataFrame(values, columns=["a", "b"]), hidden=4, num_particles=16, anneal=0)
+    result = fit_svi(problem, num_steps=200, lr=0.03, lr_decay=0.1, num_samples=2000, progress=False)
+    found = result.posterior["graph"].mean(("chain", "draw"))
+    exact = edge_probabilities(problem)
+    assert 0.02 < exact.values[0, 1] < 0.98
+    assert float(np.abs(found - exact).max()) < 0.05  # 0.011 is the standard error of a frequency of 2000
+
+
+def test_directions_of_relations_without_noise_depend_on_what_precision_hides() -> None:
+    angle = np.random.default_rng(0).uniform(-1, 1, 300)
+    data = pd.DataFrame({"angle": angle, "place": np.tan(angle)})
+    certain = edge_probabilities(make_problem(data)).values
+    assert certain.sum() == pytest.approx(1, abs=1e-6)
+    found = [edge_probabilities(make_problem(data, precision=0.1, seed=seed)).values for seed in range(4)]
+    assert not np.array_equal(found[0], found[1])
+    for one in found:
+        assert one.sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_knowledge_holds_in_every_draw() -> None:
+    data = bent(60)
+    known: dict[str, Any] = {"required": [("last", "middle")], "forbidden": [("cause", "last")]}
+    problem = make_problem(data, **known, hidden=8, num_particles=16, anneal=0)
+    for least, result in (
+        (
+            1.0,
+            run_mcmc(problem, num_samples=200, warmup_steps=0, num_chains=1, chain_method="sequential", progress=False),
+        ),
+        (0.95, fit_svi(problem, num_steps=50, lr=0.01, num_samples=200, progress=False)),  # improbable, not impossible
+    ):
+        graphs = result.posterior["graph"]
+        assert graphs.sel(cause="last", effect="middle").mean() >= least
+        assert (graphs.sel(cause="cause", effect="last") == 0).all()
+        assert (graphs.sel(cause="middle", effect="last") == 0).all()
+    ordered = edge_probabilities(make_problem(data, order=["last", "middle", "cause"])).values
+    assert (ordered[np.tril_indices(3)[::-1]] >= 0).all()
+    assert not np.tril(ordered[::-1, ::-1]).any()
+    with pytest.raises(DataError, match="max_parents=1 is less"):
+        make_problem(data, required=[("last", "middle"), ("cause", "middle")], max_parents=1)
+
+
+# -- points -----------------------------------------------------------------------------------------------------------
+
+
+def linear_table(seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    weights = np.array([[0, 0, 0, 0], [1.2, 0, 0, 0], [0, -1.0, 0, 0], [0.9, 0, 1.5, 0]])  # d -> a, d -> c -> b -> a
+    values = generator.standard_normal((500, 4))
+    for node in (2, 1, 0):
+        values[:, node] += values @ weights[:, node]
+    return pd.DataFrame(values, columns=list("abcd")), (weights != 0).astype(float)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "start", "mechanism"),
+    [("notears", "zero", "linear"), ("dagma", "random", "linear"), ("dagma", "superset", "linear")],
+)
+def test_points_recover_graphs_of_equal_variances(constraint: str, start: str, mechanism: str) -> None:
+    data, truth = linear_table()
+    problem = make_problem(
+        data, graph="point", constraint=constraint, start=start, mechanism=mechanism, standardise=False
+    )
+    result = fit_svi(problem, num_steps=1500, lr=0.02, num_samples=2, progress=False)
+    np.testing.assert_array_equal(result.posterior["graph"].values[0, 0], truth)
+    strength = result.params()["first"].squeeze(-1).fill_diagonal_(0)
+    assert float(trace_exponential(strength.square())) < 0.05  # 7 rounds of multipliers; about 1e-4 after 15
+
+
+def test_points_with_networks_obey_knowledge() -> None:
+    problem = make_problem(
+        bent(150), graph="point", required=[("last", "cause")], forbidden=[("cause", "middle")], hidden=4
+    )
+    result = fit_svi(problem, num_steps=300, lr=0.02, num_samples=2, progress=False)
+    graph = result.posterior["graph"].isel(chain=0, draw=0)
+    assert is_dag(graph.values)
+    assert graph.sel(cause="last", effect="cause") == 1
+    assert graph.sel(cause="cause", effect="middle") == 0
+    with pytest.raises(ProblemError, match="no posterior"):
+        edge_probabilities(problem)
+    with pytest.raises(ProblemError, match="use fit_svi"):
+        run_mcmc(problem, num_samples=2, warmup_steps=0, num_chains=1, chain_method="sequential", progress=False)
+
+
+# -- input and output -------------------------------------------------------------------------------------------------
+
+
+def test_only_complete_rows_for_training_count() -> None:
+    data = bent(100)
+    labels = xr.DataArray(data.to_numpy(copy=True), dims=("data", "concept"), coords={"concept": list(data.columns)})
+    labels[:5, 1] = np.nan
+    split = np.where(np.arange(100) < 80, "train", "test")
+    problem = make_problem(xr.Dataset({"label": labels, "split": ("data", split)}))
+    assert problem.data is not None
+    assert problem.data["label"].sizes == {"data": 75, "concept": 3}
+    same = make_problem(data.iloc[5:80])
+    np.testing.assert_array_equal(edge_probabilities(problem), edge_probabilities(same))
+
+
+def test_outputs_are_written(tmp_path: Path) -> None:
+    result = run_mcmc(tiny(), num_samples=50, warmup_steps=0, num_chains=2, chain_method="sequential", progress=False)
+    out = write_outputs(result, tmp_path)
+    assert "a -> b" in out.table
+    assert {"edges.csv", "graphs.csv", "summary.txt"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "error", "message"),
+    [
+        (lambda d: d.assign(last=1.0), {}, DataError, "concept 'last' is constant"),
+        (lambda d: d.assign(last="x"), {}, DataError, "column 'last' holds no numbers"),
+        (lambda d: d.iloc[:5], {}, DataError, "5 of 5 rows have all labels"),
+        (lambda d: d[["last"]], {}, DataError, "1 concepts"),
+        (lambda d: d.assign(last=np.inf), {}, DataError, "infinite"),
+        (lambda d: pd.DataFrame(np.random.default_rng(0).random((20, 13))), {}, DataError, "13 concepts"),
+        (lambda d: d.to_dict(), {}, DataError, "of type dict"),
+        (lambda d: xr.Dataset({"x": 1}), {}, DataError, "name the concepts' values 'label'"),
+        (lambda d: d, {"graph": "tree"}, DataError, "graph='tree'"),
+        (lambda d: d, {"edge_probability": 1.0}, DataError, "edge_probability"),
+        (lambda d: d, {"max_parents": 0}, DataError, "max_parents"),
+        (lambda d: d, {"order": ["cuase", "last"]}, ProblemError, "did you mean 'cause'"),
+        (lambda d: d, {"required": [("cause", "last"), ("last", "cause")]}, ProblemError, "cause -> last -> cause"),
+    ],
+)
+def test_bad_input_is_refused(change: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make_problem(change(bent(40)), **options)
