@@ -211,6 +211,21 @@ def test_numbers_and_tensors_are_what_pyro_does(kind: str) -> None:
     torch.testing.assert_close(nodes["d"]["value"], concepts(model, noise, x, {"b": value})[:, 3])
 
 
+@pytest.mark.parametrize("kind", MECHANISMS)
+def test_worlds_side_by_side_are_those_of_chirho(kind: str) -> None:
+    handlers = pytest.importorskip("chirho.counterfactual.handlers", reason="chirho is not installed (extra 'causal')")
+    from chirho.interventional.handlers import do
+
+    model, noise, x = worlds(kind)
+    value = torch.randn(6)
+    with torch.no_grad(), handlers.MultiWorldCounterfactual(first_available_dim=-3), do(actions={"b": value}):
+        nodes: Any = poutine.trace(poutine.condition(model, data=noise)).get_trace(x).nodes
+    values = torch.broadcast_tensors(*(nodes[name]["value"] for name in model.names))
+    both = torch.stack(values, -1).reshape(2, 6, 4)
+    torch.testing.assert_close(both[0], concepts(model, noise, x, {}))
+    torch.testing.assert_close(both[1], concepts(model, noise, x, {"b": value}))
+
+
 def test_monotone_functions_rise() -> None:
     mechanisms = Mechanisms(DIAMOND, "post_nonlinear", hidden=3)
     for parameter in mechanisms.parameters():
