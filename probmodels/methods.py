@@ -11,6 +11,7 @@ __all__ = ["METHODS", "get_method"]
 METHODS = {
     "bayesian_network": "probmodels.bayesian_network",
     "bayesian_svd": "probmodels.bayesian_svd",
+    "causal_vae": "probmodels.causal_vae",
     "discrete_vae": "probmodels.discrete_vae",
     "diffusion": "probmodels.diffusion",
     "grammar": "probmodels.grammar",
