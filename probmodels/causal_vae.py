@@ -344,15 +344,15 @@ def _problem(kept: xr.Dataset, options: Mapping[str, Any]) -> Problem:
     )
 
 
-def fitted_problem(result: Result, rows: Any = None) -> Problem:
+def fitted_problem(result: Result, num_rows: int | None = None) -> Problem:
     """The problem that a result is of, from a file too, with the fitted parameters in its model and guide.
 
     Parameters
     ----------
     result
         Of `make_problem` and `fit_svi`.
-    rows
-        Of the data, by place or as a slice; None for all.
+    num_rows
+        How many of the data it shall have, at most, at equal distances; None for all.
 
     Raises
     ------
@@ -363,8 +363,8 @@ def fitted_problem(result: Result, rows: Any = None) -> Problem:
     if result.tree.attrs.get("method") != "causal_vae" or not any("options" in group.attrs for group in groups):
         raise ResultError("the result is not one of a causal model made by probmodels.causal_vae.make_problem")
     kept = xr.merge(groups, compat="override", join="outer", combine_attrs="override")
-    if rows is not None:
-        kept = kept.isel(data=rows)
+    if num_rows is not None and num_rows < kept.sizes["data"]:
+        kept = kept.isel(data=np.linspace(0, kept.sizes["data"] - 1, num_rows).round().astype(int))
     problem = _problem(kept, json.loads(kept.attrs["options"]))
     state = {name.replace("$$$", "."): value for name, value in result.params().items()}
     like = next(iter(state.values()))
@@ -376,7 +376,7 @@ def fitted_problem(result: Result, rows: Any = None) -> Problem:
 
 def fitted_model(result: Result) -> CausalVAE:
     """The fitted model alone, see `fitted_problem`."""
-    model = fitted_problem(result, slice(1)).model
+    model = fitted_problem(result, 1).model
     assert isinstance(model, CausalVAE)
     return model.requires_grad_(False).eval()
 
