@@ -70,7 +70,8 @@ def edge_shares(result: Result, *, num_draws: int = _DRAWS, seed: int = 0) -> xr
 
     That is half the mean squared difference which it makes to put a cause at its value in another row, over the
     variance: Sobol's total index, the squared standardised coefficient of a linear mechanism. Shares of causes sum to
-    what these explain together where the mechanism is additive in independent causes, and to more or less elsewhere.
+    what these explain together where the mechanism is additive in independent causes. Where causes depend on each other
+    and their effects cancel, a share may exceed 1.
 
     Parameters
     ----------
@@ -86,7 +87,7 @@ def edge_shares(result: Result, *, num_draws: int = _DRAWS, seed: int = 0) -> xr
 
     References
     ----------
-    Janzen, D., Balduzzi, D., Grosse-Wentrup, M. and Schoelkopf, B. (2013). Quantifying causal influences. Annals of
+    Janzing, D., Balduzzi, D., Grosse-Wentrup, M. and Schoelkopf, B. (2013). Quantifying causal influences. Annals of
     Statistics 41. https://doi.org/10.1214/13-AOS1145
     """
     problem = fitted_problem(result, _JUDGED)

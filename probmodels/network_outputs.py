@@ -230,7 +230,14 @@ def draw_arrows(
     angle = np.pi / 2 - 2 * np.pi * np.arange(len(names)) / len(names)
     points = np.stack([np.cos(angle), np.sin(angle)], -1)
     boxes = [
-        ax.text(*point, name, ha="center", va="center", bbox={"boxstyle": "round", "fc": "white", "ec": BLUE})
+        ax.text(
+            float(point[0]),
+            float(point[1]),
+            name,
+            ha="center",
+            va="center",
+            bbox={"boxstyle": "round", "fc": "white", "ec": BLUE},
+        )
         for point, name in zip(points, names, strict=True)
     ]
     bend = 0.12  # so that the two directions do not cover each other
@@ -254,7 +261,7 @@ def draw_arrows(
             at = 0.6 * points[a] + 0.4 * points[b] + 0.48 * across  # of the quadratic curve that bends
             text = format(weight[a, b], spelled)
             pad = {"fc": "white", "ec": "none", "pad": 1}
-            ax.text(*at, text, fontsize=SMALL, ha="center", va="center", bbox=pad, zorder=5)
+            ax.text(float(at[0]), float(at[1]), text, fontsize=SMALL, ha="center", va="center", bbox=pad, zorder=5)
     ax.set(xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), aspect="equal")
     ax.axis("off")
 

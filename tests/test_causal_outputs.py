@@ -45,7 +45,7 @@ def linear() -> tuple[Problem, Result, xr.Dataset]:
         mechanisms.base.zero_()
         mechanisms.weight.copy_(torch.as_tensor(WEIGHT * scale[:, None] / scale))
         mechanisms.log_scale.copy_(torch.as_tensor(np.log(OWN / scale - 0.02)))
-    result = fit_svi(problem, num_steps=300, lr=2e-3, batch_size=100, schedule="cosine", num_samples=2, progress=False)
+    result = fit_svi(problem, num_steps=300, lr=5e-3, batch_size=100, schedule="cosine", num_samples=2, progress=False)
     return problem, result, data
 
 
@@ -90,7 +90,8 @@ def test_numbers_of_a_linear_model_are_those_of_its_coefficients(linear: Any) ->
     # Of b 0.64 of 1, of c what is not its own; squared coefficients, each with the variance of its cause.
     np.testing.assert_allclose(found["explained"], 1 - OWN**2 / variance, atol=0.06)
     wanted = WEIGHT**2 * variance[:, None] / variance
-    np.testing.assert_allclose(edge_shares(result), wanted, atol=0.12)
+    # Of 1000 rows squares of normals have a relative error of sqrt(2 / 1000); four of these.
+    np.testing.assert_allclose(edge_shares(result), wanted, rtol=0.18, atol=0.01)
     paths = np.linalg.inv(np.eye(3) - WEIGHT)
     sd = np.sqrt(variance)
     np.testing.assert_allclose(unit_effects(result), paths * sd[:, None] / sd, atol=0.08)
@@ -104,7 +105,7 @@ def test_shares_and_effects_are_exactly_those_of_the_fitted_coefficients(linear:
     shares, problem = edge_shares(result), fitted_problem(result)
     assert problem.data is not None
     variance = problem.data["label"].values.var(0)  # of labels, one each, near that of concepts
-    np.testing.assert_allclose(shares, weight**2 * variance[:, None] / variance, rtol=0.15)
+    np.testing.assert_allclose(shares, weight**2 * variance[:, None] / variance, rtol=0.18)
 
 
 def test_files_of_a_table(linear: Any, tmp_path: Path) -> None:
