@@ -345,7 +345,7 @@ def _figures(
     graph = Figure(figsize=(4.6, 4.6), layout="constrained")
     ax = graph.subplots()
     edges = _mechanisms(problem).edges.numpy() > 0
-    draw_arrows(ax, np.where(edges, shares.values.clip(0.0, 1.0), -1.0), names, least=0.0, spelled=".0%")
+    draw_arrows(ax, np.where(edges, shares.values, -1.0), names, least=0.0, spelled=".0%")
     ax.set_title("Share of the variance that goes with a cause", fontsize=9)
     figures = {"graph": graph, "effects": _heat_map(effects)}
     if edges.any():

@@ -215,7 +215,7 @@ def draw_arrows(
     ax
         Where to.
     weight
-        Of edges (parent, child), in [0, 1].
+        Of edges (parent, child), 1 for a sure or strong one.
     names
         Of variables.
     least
