@@ -35,6 +35,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,12 +55,22 @@ from probmodels.guides.causal_vae import MECHANISMS, AbductionGuide, Mechanisms
 from probmodels.guides.nets import make_reader, make_writer
 from probmodels.inference.ops import isolated
 from probmodels.inference.problem import Problem
-from probmodels.inference.result import Result
+from probmodels.inference.result import Result, ResultError
 
 if TYPE_CHECKING:
     from probmodels.outputs import Outputs
 
-__all__ = ["ENGINES", "REFERENCE", "CausalVAE", "make_problem", "observation_of", "tiny", "write_outputs"]
+__all__ = [
+    "ENGINES",
+    "REFERENCE",
+    "CausalVAE",
+    "fitted_model",
+    "fitted_problem",
+    "make_problem",
+    "observation_of",
+    "tiny",
+    "write_outputs",
+]
 
 REFERENCE = "Yang et al. (2021), https://arxiv.org/abs/2004.08697"
 ENGINES = ("svi",)
@@ -260,9 +271,8 @@ def make_problem(
     names = [str(name) for name in data["concept"].values]
     edges = _edges(data, graph, names)
     table = observation_of(data)
-    shape, dims = tuple(table.shape[1:]), [str(dim) for dim in table.dims[1:]]
-    if network == "conv" and len(shape) != 3:
-        raise DataError(f"network='conv' for data of shape {shape}; it takes images, and 'mlp' takes all")
+    if network == "conv" and table.ndim != 4:
+        raise DataError(f"network='conv' for data of shape {table.shape[1:]}; it takes images, and 'mlp' takes all")
     rows = (data["split"] == split).values
     if not rows.any():
         known = ", ".join(repr(str(name)) for name in np.unique(data["split"].values))
@@ -277,30 +287,6 @@ def make_problem(
             f"concept {names[column]!r} has no label at row {row} of split={split!r}; give semi_supervised=True, or "
             "drop such rows"
         )
-    dtype = torch.get_default_dtype()
-    observed = torch.as_tensor(table.values[rows], dtype=dtype)
-    label = torch.as_tensor(np.where(missing, 0.0, (labels[rows] - centre) / scale), dtype=dtype)
-    with isolated(seed):
-        mechanisms = Mechanisms(torch.as_tensor(edges), mechanism, hidden=mechanism_hidden, names=names)
-        size = len(names) + num_style
-        reader = make_reader(shape, 2 * size, network=network, hidden=hidden)
-        writer = make_writer(shape, size, network=network, hidden=hidden)
-    model = CausalVAE(
-        mechanisms,
-        writer,
-        shape,
-        names,
-        label_sd=label_sd,
-        label_weight=label_weight,
-        dims=dims,
-        equations_weight=equations_weight,
-        mask_weight=mask_weight,
-        squash="image" in data,
-        num_style=num_style,
-        beta=beta,
-    )
-    guide = AbductionGuide(mechanisms, reader, names, num_style, beta=beta, entropy=entropy)
-    supervised = (label, torch.as_tensor(~missing)) if label_weight else ()
     kept = xr.Dataset(
         {
             "observation": table[rows],
@@ -311,24 +297,88 @@ def make_problem(
             "least": ("concept", np.nanmin(training, 0)),
             "most": ("concept", np.nanmax(training, 0)),
         },
+        coords={"concept": names, "cause": names, "effect": names},
         attrs=data.attrs | {"options": json.dumps(options)},
     )
-    if not label_weight:
-        kept = kept.drop_vars("label")
-    sites = [f"noise_{name}" for name in names] + (["style"] if num_style else [])
+    return _problem(kept if label_weight else kept.drop_vars("label"), options)
+
+
+def _problem(kept: xr.Dataset, options: Mapping[str, Any]) -> Problem:
+    """Of what a problem keeps of its data, and options of `make_problem`."""
+    table, names = kept["observation"], [str(name) for name in kept["concept"].values]
+    shape, dims = tuple(table.shape[1:]), [str(dim) for dim in table.dims[1:]]
+    size, network = len(names) + options["num_style"], {key: options[key] for key in ("network", "hidden")}
+    with isolated(options["seed"]):
+        mechanisms = Mechanisms(
+            torch.as_tensor(kept["graph"].values),
+            options["mechanism"],
+            hidden=options["mechanism_hidden"],
+            names=names,
+        )
+        reader = make_reader(shape, 2 * size, **network)
+        writer = make_writer(shape, size, **network)
+    weights = ("num_style", "label_sd", "label_weight", "beta", "equations_weight", "mask_weight")
+    chosen = {key: options[key] for key in weights}
+    model = CausalVAE(mechanisms, writer, shape, names, dims=dims, squash=len(shape) == 3, **chosen)
+    guide = AbductionGuide(
+        mechanisms, reader, names, options["num_style"], beta=options["beta"], entropy=options["entropy"]
+    )
+    dtype = torch.get_default_dtype()
+    args: tuple[Tensor, ...] = (torch.as_tensor(table.values, dtype=dtype),)
+    if "label" in kept:
+        label = torch.as_tensor(kept["label"].values, dtype=dtype)
+        args += (label.nan_to_num(), ~label.isnan())
+    sites = [f"noise_{name}" for name in names] + (["style"] if options["num_style"] else [])
     coords: dict[str, Any] = {"concept": names, "cause": names, "effect": names}
-    coords |= {str(dim): list(table[dim].values) for dim in table.dims[1:] if dim in table.coords}
+    coords |= {dim: list(table[dim].values) for dim in dims if dim in table.coords}
     return Problem(
         name="causal_vae",
         model=model,
         guide=guide,
-        args=(observed, *supervised),
+        args=args,
         coords=coords,
         data=kept,
         batch_plates=("data",),
-        loss="TraceMeanField_ELBO" if entropy == "exact" else "Trace_ELBO",
-        transient=tuple([*sites, *names]) if len(observed) > 1000 else (),
+        loss="TraceMeanField_ELBO" if options["entropy"] == "exact" else "Trace_ELBO",
+        transient=tuple([*sites, *names]) if len(table) > 1000 else (),
     )
+
+
+def fitted_problem(result: Result, num_rows: int | None = None) -> Problem:
+    """The problem that a result is of, from a file too, with the fitted parameters in its model and guide.
+
+    Parameters
+    ----------
+    result
+        Of `make_problem` and `fit_svi`.
+    num_rows
+        How many of the data it shall have, at most, at equal distances; None for all.
+
+    Raises
+    ------
+    ResultError
+        If the result is not one of it.
+    """
+    groups = [result.tree[name].to_dataset() for name in ("observed_data", "constant_data") if name in result.tree]
+    if result.tree.attrs.get("method") != "causal_vae" or not any("options" in group.attrs for group in groups):
+        raise ResultError("the result is not one of a causal model made by probmodels.causal_vae.make_problem")
+    kept = xr.merge(groups, compat="override", join="outer", combine_attrs="override")
+    if num_rows is not None and num_rows < kept.sizes["data"]:
+        kept = kept.isel(data=np.linspace(0, kept.sizes["data"] - 1, num_rows).round().astype(int))
+    problem = _problem(kept, json.loads(kept.attrs["options"]))
+    state = {name.replace("$$$", "."): value for name, value in result.params().items()}
+    like = next(iter(state.values()))
+    for part in (problem.model, problem.guide):
+        assert isinstance(part, nn.Module)
+        part.to(like).load_state_dict({name: state.get(name, value) for name, value in part.state_dict().items()})
+    return replace(problem, args=tuple(arg.to(like) if arg.is_floating_point() else arg for arg in problem.args))
+
+
+def fitted_model(result: Result) -> CausalVAE:
+    """The fitted model alone, see `fitted_problem`."""
+    model = fitted_problem(result, 1).model
+    assert isinstance(model, CausalVAE)
+    return model.requires_grad_(False).eval()
 
 
 def observation_of(data: xr.Dataset) -> xr.DataArray:

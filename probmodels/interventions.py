@@ -106,11 +106,11 @@ class _World:
             if callable(change):
                 found[name] = _rescaled(change, centre, scale)
             else:
-                value = torch.as_tensor(np.asarray(change), dtype=self.problem.args[0].dtype)
-                if not torch.isfinite(value).all():
+                value = np.asarray(change, dtype=np.float64)
+                if not np.isfinite(value).all():
                     raise ProblemError(f"do({name}) is not finite; give numbers")
-                self._warn(name, place, value.numpy())
-                found[name] = (value - centre) / scale
+                self._warn(name, place, value)
+                found[name] = torch.as_tensor((value - centre) / scale, dtype=self.problem.args[0].dtype)
         return found
 
     def _warn(self, name: str, place: int, value: np.ndarray) -> None:

@@ -12,6 +12,7 @@ METHODS = {
     "bayesian_network": "probmodels.bayesian_network",
     "bayesian_svd": "probmodels.bayesian_svd",
     "causal_graph": "probmodels.causal_graph",
+    "causal_vae": "probmodels.causal_vae",
     "discrete_vae": "probmodels.discrete_vae",
     "diffusion": "probmodels.diffusion",
     "grammar": "probmodels.grammar",

@@ -13,6 +13,7 @@ Verma, T. and Pearl, J. (1990). Equivalence and synthesis of causal models. UAI.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,10 @@ from probmodels.inference.result import Result, ResultError
 from probmodels.outputs import Outputs
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["class_graph", "draw_network", "network_table", "summarise_network", "write_network"]
+__all__ = ["class_graph", "draw_arrows", "draw_network", "network_table", "summarise_network", "write_network"]
 
 _CAUSAL = {"cause": "parent", "effect": "child"}  # the same axes of causal graphs
 _SHOWN = 10  # edges and graphs in the table
@@ -185,33 +187,14 @@ def draw_network(summary: xr.Dataset, *, truth: ArrayLike | None = None, least: 
     matplotlib.figure.Figure
     """
     from matplotlib.figure import Figure
-    from matplotlib.patches import FancyArrowPatch
 
-    from probmodels._axes import BLUE, RED
+    from probmodels._axes import RED
 
     chance, names = summary["edge_probability"].values, _names(summary)
     figure = Figure(figsize=(9.5, 4.5), layout="constrained")
     circle, matrix = figure.subplots(1, 2)
-    angle = np.pi / 2 - 2 * np.pi * np.arange(len(names)) / len(names)
-    points = np.stack([np.cos(angle), np.sin(angle)], -1)
-    for a, b in np.argwhere(chance >= least):
-        arrow = FancyArrowPatch(
-            points[a],
-            points[b],
-            arrowstyle="-|>",
-            mutation_scale=14,
-            connectionstyle="arc3,rad=0.12",  # so that the two directions do not cover each other
-            shrinkA=14,
-            shrinkB=14,
-            linewidth=0.5 + 2 * chance[a, b],
-            alpha=float(min(1.0, 0.1 + 0.9 * chance[a, b])),
-            color=BLUE,
-        )
-        circle.add_patch(arrow)
-    for point, name in zip(points, names, strict=True):
-        circle.text(*point, name, ha="center", va="center", bbox={"boxstyle": "round", "fc": "white", "ec": BLUE})
-    circle.set(xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), aspect="equal", title="Edges by their probability")
-    circle.axis("off")
+    draw_arrows(circle, chance, names, least=least)
+    circle.set_title("Edges by their probability")
     image = matrix.imshow(chance, vmin=0, vmax=1, cmap="Blues")
     if truth is not None:
         for a, b in np.argwhere(np.asarray(truth) > 0):
@@ -222,6 +205,67 @@ def draw_network(summary: xr.Dataset, *, truth: ArrayLike | None = None, least: 
     matrix.set_yticklabels(names)
     figure.colorbar(image, ax=matrix, shrink=0.8)
     return figure
+
+
+def draw_arrows(
+    ax: Axes, weight: NDArray[Any], names: Sequence[str], *, least: float = 0.05, spelled: str | None = None
+) -> None:
+    """Variables on a circle, and arrows between them, the darker the larger their weight.
+
+    Parameters
+    ----------
+    ax
+        Where to.
+    weight
+        Of edges (parent, child), 1 for a sure or strong one.
+    names
+        Of variables.
+    least
+        Weight below which an arrow is left out.
+    spelled
+        Format of the weights, written beside the arrows; None for none.
+    """
+    from matplotlib.patches import FancyArrowPatch
+
+    from probmodels._axes import BLUE, SMALL
+
+    angle = np.pi / 2 - 2 * np.pi * np.arange(len(names)) / len(names)
+    points = np.stack([np.cos(angle), np.sin(angle)], -1)
+    boxes = [
+        ax.text(
+            float(point[0]),
+            float(point[1]),
+            name,
+            ha="center",
+            va="center",
+            bbox={"boxstyle": "round", "fc": "white", "ec": BLUE},
+        )
+        for point, name in zip(points, names, strict=True)
+    ]
+    bend = 0.12  # so that the two directions do not cover each other
+    for a, b in np.argwhere(weight >= least):
+        arrow = FancyArrowPatch(
+            points[a],
+            points[b],
+            arrowstyle="-|>",
+            mutation_scale=14,
+            connectionstyle=f"arc3,rad={bend}",
+            patchA=boxes[a].get_bbox_patch(),
+            patchB=boxes[b].get_bbox_patch(),
+            linewidth=0.5 + 2 * weight[a, b],
+            alpha=float(min(1.0, 0.1 + 0.9 * weight[a, b])),
+            color=BLUE,
+            zorder=4,  # boxes first: they know their size once they are drawn
+        )
+        ax.add_patch(arrow)
+        if spelled is not None:  # nearer to the cause, where arrows that cross are apart
+            across = (points[b] - points[a])[::-1] * (bend, -bend)
+            at = 0.6 * points[a] + 0.4 * points[b] + 0.48 * across  # of the quadratic curve that bends
+            text = format(weight[a, b], spelled)
+            pad = {"fc": "white", "ec": "none", "pad": 1}
+            ax.text(float(at[0]), float(at[1]), text, fontsize=SMALL, ha="center", va="center", bbox=pad, zorder=5)
+    ax.set(xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), aspect="equal")
+    ax.axis("off")
 
 
 def _names(out: xr.Dataset) -> list[str]:

@@ -423,7 +423,17 @@ def ranking(table: pd.DataFrame) -> Figure:
 
 
 def image_grid(images: np.ndarray, title: str, labels: Sequence[Sequence[str]] | None = None) -> Figure:
-    """Images (grid row, grid column, row, column), in [0, 1], in one figure, with what to write below each."""
+    """Images in [0, 1] in one figure, with what to write below each.
+
+    Parameters
+    ----------
+    images
+        (grid row, grid column, row, column), of ink, or (grid row, grid column, row, column, 3) of colours.
+    title
+        Above all.
+    labels
+        Of every image; None for none.
+    """
     height, width = images.shape[:2]
     figure = Figure(figsize=(0.6 * width + 0.2, (0.6 if labels is None else 0.75) * height + 0.5), layout="constrained")
     figure.suptitle(title, fontsize=9)

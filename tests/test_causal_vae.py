@@ -106,17 +106,17 @@ def test_labels_add_their_expected_log_density() -> None:
     known = torch.rand(5, 4) < 0.6
     model.label_sd, model.label_weight = 0.7, 3.0
     added = []
-    for _ in range(4000):
+    for _ in range(1500):
         trace = poutine.trace(guide).get_trace(x)
         replayed = poutine.trace(poutine.replay(model, trace)).get_trace(x, label, known)
         replayed.compute_log_prob()
         added.append(float(replayed.nodes["label"]["log_prob_sum"].detach()))
     mean, _ = guide.propose(x)
-    covariance = torch.stack([draw_concepts(guide, x) for _ in range(4000)]).var(0)
+    covariance = torch.stack([draw_concepts(guide, x) for _ in range(1500)]).var(0)
     wanted = -0.5 * ((label - mean) ** 2 + covariance) / 0.49 - math.log(0.7 * math.sqrt(2 * math.pi))
     error = 4 * np.std(added) / math.sqrt(len(added))
-    # The variance under the expectation has a Monte Carlo error of its own, of a relative sqrt(2 / 4000).
-    error += 4 * 3.0 * 0.5 * float(covariance[known].sum()) / 0.49 * math.sqrt(2 / 4000)
+    # The variance under the expectation has a Monte Carlo error of its own, of a relative sqrt(2 / 1500).
+    error += 4 * 3.0 * 0.5 * float(covariance[known].sum()) / 0.49 * math.sqrt(2 / 1500)
     assert abs(np.mean(added) - 3.0 * float(wanted[known].sum())) < error
 
 

@@ -25,6 +25,7 @@ PAGES = (
     "lds",
     "score_composition",
     "diffusion",
+    "causal_vae",
 )  # whose code is complete on the page
 _BLOCK = re.compile(r"^```python(?P<mark>[^\n]*)\n(?P<code>.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 
