@@ -30,11 +30,19 @@ ROWS: dict[str, dict[str, Any]] = {
     "linear, Laplace noise": {"mechanism": "linear", "noise": "laplace"},
     "smooth": {"mechanism": "additive"},
 }
-NUM_NODES, NUM_ROWS, NUM_DRAWS = 5, 200, 400
+NUM_NODES, NUM_ROWS = 5, 200
+NUM_DRAWS = {"linear": 2000, "smooth": 400}
+
+
+def functions_of(options: dict[str, Any]) -> str:
+    """Of the kind that the data are from."""
+    return "linear" if options["mechanism"] == "linear" else "smooth"
 
 
 def effects_cell(options: dict[str, Any], graphs: str, seed: int) -> dict[str, Any]:
     """What is covered, and how wide intervals are, of one data set."""
+    functions = functions_of(options)
+    draws = NUM_DRAWS[functions]
     data = simulate_sem(NUM_NODES, NUM_ROWS, graph="er", degree=2.0, **options, seed=seed)
     names, edges = [str(name) for name in data["concept"].values], data["graph"].values
     reach = np.linalg.matrix_power(np.eye(NUM_NODES) + edges, NUM_NODES) - np.eye(NUM_NODES) > 0.5
@@ -44,13 +52,12 @@ def effects_cell(options: dict[str, Any], graphs: str, seed: int) -> dict[str, A
         return {"covered": [], "width": []}
     exact = average_effects(sem_of(data), 0.0, 1.0)
     truth = next(iter(exact.data_vars.values())).sel(cause=names[treatment], effect=outcomes).values
-    functions = "linear" if options["mechanism"] == "linear" else "smooth"
     taken: Any = edges
     if graphs == "posterior":
         from probmodels import causal_graph, run_mcmc
 
         result = run_mcmc(
-            causal_graph.make_problem(data), num_samples=NUM_DRAWS, num_chains=1, warmup_steps=0, seed=seed,
+            causal_graph.make_problem(data), num_samples=draws, num_chains=1, warmup_steps=0, seed=seed,
             progress=False,
         )  # fmt: skip
         taken = result.posterior["graph"].values[0].astype(int)
@@ -80,7 +87,14 @@ def main() -> None:
     for name in args.rows:
         options, cells = ROWS[name], []
         for seed in range(args.sets):
-            key = {"row": name, "graphs": args.graphs, "seed": seed, "draws": NUM_DRAWS, "rows": NUM_ROWS, **options}
+            key = {
+                "row": name,
+                "graphs": args.graphs,
+                "seed": seed,
+                "draws": NUM_DRAWS[functions_of(options)],
+                "rows": NUM_ROWS,
+                **options,
+            }
             compute = partial(effects_cell, options, args.graphs, seed)
             try:
                 cells.append(common.cell("causal_effects", until, compute, **key))

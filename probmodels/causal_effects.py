@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 from probmodels.datasets import DataError
 from probmodels.datasets.causal import as_graph, causal_order, position_of
 from probmodels.datasets.options import check_choices, check_counts, check_numbers
+from probmodels.mechanism_scores import SmoothFeatures
 
 __all__ = ["average_effect"]
 
@@ -188,7 +189,7 @@ class _Function:
     """Posterior of a function of causes (row, cause), averaged over settings of its prior."""
 
     def __init__(self, x: Floats, y: Floats, points: NDArray[np.int64], functions: str) -> None:
-        self.points, self.projections = x[points], dict[float, Floats]()
+        self.smooth = {length: SmoothFeatures(x[points], length * math.sqrt(x.shape[1])) for length in _LENGTHS}
         self.shape = _SHAPE + len(y) / 2
         self.fits: list[_Fit] = []
         for length in (None,) if functions == "linear" else _LENGTHS:
@@ -212,14 +213,7 @@ class _Function:
     def features(self, x: Floats, length: float | None) -> Floats:
         """One, the causes, and what smooth functions of a length are sums of (row, feature)."""
         plain = np.concatenate([np.ones((len(x), 1)), x], 1)
-        if length is None:
-            return plain
-        long = length * math.sqrt(x.shape[1])
-        if length not in self.projections:
-            values, vectors = np.linalg.eigh(_kernel(self.points, self.points, long))
-            kept = values > 1e-6 * values[-1]
-            self.projections[length] = vectors[:, kept] / np.sqrt(values[kept])
-        return np.concatenate([plain, _kernel(x, self.points, long) @ self.projections[length]], 1)
+        return plain if length is None else np.concatenate([plain, self.smooth[length](x)], 1)
 
     def draw(self, rng: np.random.Generator) -> Any:
         """A function of causes (row, cause)."""
@@ -227,9 +221,3 @@ class _Function:
         sd = math.sqrt(fit.rate / rng.gamma(self.shape))
         weights = fit.mean + sd * fit.root @ rng.normal(size=len(fit.mean))
         return lambda x: self.features(x, fit.length) @ weights
-
-
-def _kernel(x: Floats, other: Floats, length: float) -> Floats:
-    squared = (x**2).sum(1)[:, None] + (other**2).sum(1) - 2 * x @ other.T
-    found: Floats = np.exp(-0.5 * np.maximum(squared, 0.0) / length**2)
-    return found

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln, logsumexp
 
-__all__ = ["KERNELS", "mechanism_scores", "noise_gain"]
+__all__ = ["KERNELS", "SmoothFeatures", "mechanism_scores", "noise_gain"]
 
 Floats = NDArray[np.float64]
 
@@ -191,25 +191,41 @@ def _spectra(x: Floats, rows: NDArray[np.int64], kernels: Sequence[str]) -> Iter
             continue  # the same functions
         for length in _LENGTHS[kernel]:
             if kernel == "additive":
-                parts = [_nystrom(x[:, [i]], rows[: max(12, len(rows) // number)], length) for i in range(number)]
+                parts = [
+                    SmoothFeatures(x[rows[: max(12, len(rows) // number)]][:, [i]], length)(x[:, [i]])
+                    for i in range(number)
+                ]
                 yield _decompose(np.concatenate([linear, *(part / math.sqrt(number) for part in parts)], 1))
             else:
-                yield _decompose(np.concatenate([linear, _nystrom(x, rows, length * math.sqrt(number))], 1))
+                yield _decompose(np.concatenate([linear, SmoothFeatures(x[rows], length * math.sqrt(number))(x)], 1))
 
 
-def _nystrom(x: Floats, rows: NDArray[np.int64], length: float) -> Floats:
-    """Features (row, rank) whose products approximate the squared exponential kernel."""
-    points = x[rows]
-    values, vectors = np.linalg.eigh(_smooth(points, points, length))
-    kept = values > _SMALL * values[-1]
-    found: Floats = _smooth(x, points, length) @ (vectors[:, kept] / np.sqrt(values[kept]))
-    return found
+class SmoothFeatures:
+    """Functions whose products approximate the squared exponential kernel, by inducing points (Nyström).
 
+    Parameters
+    ----------
+    points
+        (point, cause).
+    length
+        Of the kernel.
+    """
 
-def _smooth(a: Floats, b: Floats, length: float) -> Floats:
-    squared = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
-    found: Floats = np.exp(-0.5 * np.maximum(squared, 0) / length**2)
-    return found
+    def __init__(self, points: Floats, length: float) -> None:
+        self.points, self.length = points, length
+        values, vectors = np.linalg.eigh(self._kernel(points))
+        kept = values > _SMALL * values[-1]
+        self.projection: Floats = vectors[:, kept] / np.sqrt(values[kept])
+
+    def __call__(self, x: Floats) -> Floats:
+        """Values (row, rank) at causes (row, cause)."""
+        found: Floats = self._kernel(x) @ self.projection
+        return found
+
+    def _kernel(self, x: Floats) -> Floats:
+        squared = (x**2).sum(1)[:, None] + (self.points**2).sum(1) - 2 * x @ self.points.T
+        found: Floats = np.exp(-0.5 * np.maximum(squared, 0) / self.length**2)
+        return found
 
 
 def _decompose(features: Floats) -> tuple[Floats, Floats]:
