@@ -68,7 +68,7 @@ def effects_cell(options: dict[str, Any], graphs: str, seed: int) -> dict[str, A
         (0.0, 1.0),
         outcomes=outcomes,
         functions=functions,
-        num_draws=NUM_DRAWS,
+        num_draws=draws,
         seed=seed,
     )
     covered = (truth >= found["low"].values) & (truth <= found["high"].values)
