@@ -53,12 +53,14 @@ NETWORK: dict[str, Any] = {"hidden": 128, "blocks": 1, "dropout": 0.3, "gamma": 
 FIT: dict[str, Any] = {"num_steps": 1000, "lr": 1e-3, "schedule": "warmup_cosine", "batch_size": 128, "keep": "average"}
 SVD: dict[str, Any] = {"rank": 30, "fixed_effects": [], "num_length_scales": 8, "tail": 1e-4}
 CHAIN = {"warmup_steps": 50, "num_samples": NUM_DRAWS, "num_chains": 1}
+COMPLETE = {"warmup_steps": 300, "num_samples": NUM_DRAWS, "num_chains": 1, "thin": 4}
 LEVELS = {"hmc": {"num_levels": 15, "num_steps": 4}, "reverse": {"num_levels": 60}}
 METHODS = (
     "climatology",
     "normal, Ledoit-Wolf",
     "normal, modes",
     "Bayesian SVD",
+    "Bayesian SVD, complete",
     "diffusion, hmc",
     "diffusion, reverse",
 )
@@ -148,15 +150,20 @@ def linear(name: str, train: xr.DataArray, gaps: Gaps, seed: int) -> dict[str, A
     return {key: normal(mean, covariance, gapped, rng) for key, (_, gapped) in gaps.items()}
 
 
-def bayesian_svd(train: xr.DataArray, gaps: Gaps, seed: int) -> dict[str, Array]:
-    """Signal and noise of the months with gaps, fitted along with the others."""
-    data = xr.concat([train, *(gapped for _, gapped in gaps.values())], "time").sortby("time")
+def posterior_modes(data: xr.DataArray, chain: Mapping[str, Any], seed: int) -> tuple[xr.Dataset, tuple[Array, ...]]:
+    """Draws of the Bayesian SVD: modes over cells (draw, cell, mode), scores (draw, month, mode), scales and noise."""
     problem = make_svd(data, **SVD)
-    result = run_mcmc(problem, **CHAIN, chain_method="sequential", seed=seed, progress=False)
+    result = run_mcmc(problem, **chain, chain_method="sequential", seed=seed, progress=False)
     constant, posterior = result.tree["constant_data"].to_dataset(), result.posterior.isel(chain=0)
     u = constant["basis_space_matrix"].values @ posterior["U"].transpose("draw", "basis_space", "mode").values
     v = constant["basis_time_matrix"].values @ posterior["V"].transpose("draw", "basis_time", "mode").values
-    d, sigma = posterior["d"].transpose("draw", "mode").values, posterior["sigma"].values
+    return constant, (u, v, posterior["d"].transpose("draw", "mode").values, posterior["sigma"].values)
+
+
+def bayesian_svd(train: xr.DataArray, gaps: Gaps, seed: int) -> dict[str, Array]:
+    """Signal and noise of the months with gaps, fitted along with the others."""
+    data = xr.concat([train, *(gapped for _, gapped in gaps.values())], "time").sortby("time")
+    constant, (u, v, d, sigma) = posterior_modes(data, CHAIN, seed)
     rng, ocean, found = np.random.default_rng(seed), train[0].notnull().values, {}
     for key, (full, _) in gaps.items():
         rows = np.searchsorted(constant["time"].values, full["time"].values)
@@ -164,6 +171,30 @@ def bayesian_svd(train: xr.DataArray, gaps: Gaps, seed: int) -> dict[str, Array]
         noise = sigma[:, None, None] * rng.standard_normal(signal.shape)
         found[key] = np.full((len(d), *full.shape), np.nan)
         found[key][:, :, ocean] = (signal + noise) / np.sqrt(constant["weight"].values)
+    return found
+
+
+def svd_of_complete(train: xr.DataArray, gaps: Gaps, seed: int) -> dict[str, Array]:
+    """Scores of the months with gaps given draws of modes, scales and noise of the months before, in closed form.
+
+    A score is normal of variance 1 / months, what columns of unit length have on average, and independent in time.
+    """
+    constant, (u, v, d, sigma) = posterior_modes(train, COMPLETE, seed)
+    scale, precision = np.sqrt(constant["weight"].values), v.shape[1]
+    rng, ocean, found = np.random.default_rng(seed), train[0].notnull().values, {}
+    for key, (full, gapped) in gaps.items():
+        found[key] = np.full((len(d), *full.shape), np.nan)
+        for draw in range(len(d)):
+            modes = u[draw] * d[draw]
+            for place, field in enumerate(gapped.values[:, ocean] * scale):
+                seen = np.isfinite(field)
+                root = np.linalg.cholesky(
+                    modes[seen].T @ modes[seen] / sigma[draw] ** 2 + precision * np.eye(len(d[draw]))
+                )
+                mean = np.linalg.solve(root.T, np.linalg.solve(root, modes[seen].T @ field[seen] / sigma[draw] ** 2))
+                score = mean + np.linalg.solve(root.T, rng.standard_normal(len(mean)))
+                value = modes @ score + sigma[draw] * rng.standard_normal(len(modes))
+                found[key][draw, place, ocean] = value / scale
     return found
 
 
@@ -185,8 +216,8 @@ def figures(name: str, root: Path, seed: int, validate: bool) -> dict[str, Any]:
     train, later = months(root, validate)
     gaps = hidden(later, seed)
     start = time.process_time()
-    if name == "Bayesian SVD":
-        draws = bayesian_svd(train, gaps, seed)
+    if name.startswith("Bayesian SVD"):
+        draws = (svd_of_complete if name.endswith("complete") else bayesian_svd)(train, gaps, seed)
     elif name.startswith("diffusion"):
         draws = diffusion(name.split(", ")[1], train, gaps, seed)
     else:
@@ -206,7 +237,12 @@ def main() -> None:
     args = parser.parse_args()
     until, rows = time.monotonic() + 60 * args.minutes, []
     settings = {"modes": MODES, "network": NETWORK, "fit": FIT, "svd": SVD, "chain": CHAIN, "levels": LEVELS}
-    uses = {"Bayesian SVD": ("svd", "chain"), "normal, modes": ("modes",)}
+    settings["complete"] = COMPLETE
+    uses = {
+        "Bayesian SVD": ("svd", "chain"),
+        "Bayesian SVD, complete": ("svd", "complete"),
+        "normal, modes": ("modes",),
+    }
     for name in args.methods:
         cells = []
         known = uses.get(name, ("modes", "network", "fit", "levels") if name.startswith("diffusion") else ())
