@@ -62,12 +62,14 @@ class Intervene(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if msg["name"] in self.changes:
-            natural, change = msg["value"], self.changes[msg["name"]]
-            msg["value"] = (
-                change(natural)
-                if callable(change)
-                else torch.as_tensor(change, dtype=natural.dtype, device=natural.device) + torch.zeros_like(natural)
-            )
+            msg["value"] = _changed(msg["value"], self.changes[msg["name"]])
+
+
+def _changed(natural: Tensor, change: Change) -> Tensor:
+    """A concept under an intervention."""
+    if callable(change):
+        return change(natural)
+    return torch.as_tensor(change, dtype=natural.dtype, device=natural.device) + torch.zeros_like(natural)
 
 
 class _World:
@@ -203,10 +205,12 @@ def counterfactual(
         for _ in tqdm(range(num_draws), desc="draws", disable=not progress):
             noise = world.abduct()
             for key, changes in worlds.items():
-                z, mean = world.run(noise, changes)
-                concepts[key].append(world.labels(z))
                 if observations:
+                    z, mean = world.run(noise, changes)
                     moments[key].add(mean.double().numpy())
+                else:
+                    z = _concepts(world.model, noise, changes)
+                concepts[key].append(world.labels(z))
         return _collect(world, concepts, moments if observations else None, list(asked), batch)
 
 
@@ -389,22 +393,23 @@ def attribute(
             for place, name in enumerate(world.names):
                 own = noise[f"noise_{name}"]
                 mixed[f"noise_{name}"] = torch.where(sets[:, place], own[second], own[first])
-            found.append(_shapley(world.labels(_concepts(world.model, mixed)), sets.numpy()))
+            found.append(_shapley(world.labels(_concepts(world.model, mixed, {})), sets.numpy()))
     names = list(world.names)
     return xr.DataArray(
         np.stack(found), dims=("draw", "cause", "effect"), coords={"cause": names, "effect": names}, name="attribution"
     )
 
 
-def _concepts(model: Any, noise: Mapping[str, Tensor]) -> Tensor:
-    """Concepts (row, concept) of any noise (row,)."""
+def _concepts(model: Any, noise: Mapping[str, Tensor], changes: Mapping[str, Change]) -> Tensor:
+    """Concepts (row, concept) of any noise (row,) under interventions, without what is made of them."""
     mechanisms, names = model.mechanisms, model.names
     concepts: list[Any] = [None] * len(names)
     causes = list(concepts)
     with torch.no_grad():
         for i in mechanisms.order:
             location = mechanisms.location(i, causes)
-            concepts[i] = mechanisms.value(i, location + mechanisms.scale(i) * noise[f"noise_{names[i]}"])
+            value = mechanisms.value(i, location + mechanisms.scale(i) * noise[f"noise_{names[i]}"])
+            concepts[i] = _changed(value, changes[names[i]]) if names[i] in changes else value
             causes[i] = mechanisms.cause(i, concepts[i], location, causes)
     return torch.stack(concepts, -1)
 

@@ -297,6 +297,9 @@ def test_batches_are_single_interventions_side_by_side(fitted_pair: tuple[Proble
     found = counterfactual(problem, result, many, num_draws=3, progress=False)
     alone = counterfactual(problem, result, many["both"], num_draws=3, progress=False)
     xr.testing.assert_allclose(found["counterfactual"].sel(intervention="both", drop=True), alone["counterfactual"])
+    bare = counterfactual(problem, result, many, num_draws=3, observations=False, progress=False)
+    xr.testing.assert_allclose(bare["counterfactual"], found["counterfactual"])
+    assert "observation" not in bare
 
 
 def test_shares_of_a_difference_sum_to_it(fitted_pair: tuple[Problem, Result]) -> None:
