@@ -49,7 +49,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from probmodels.datasets import DataError
-from probmodels.datasets.causal import as_graph, check_concepts, make_concepts
+from probmodels.datasets.causal import as_graph, check_concepts, make_concepts, position_of
 from probmodels.datasets.options import check_counts
 from probmodels.guides.causal_vae import MECHANISMS, AbductionGuide, Mechanisms
 from probmodels.guides.nets import make_reader, make_writer
@@ -78,6 +78,7 @@ ENGINES = ("svi",)
 NETWORKS = ("mlp", "conv")
 ENTROPIES = ("exact", "paper")
 _LEAST_SD = 0.01  # of what is observed
+_LABEL_SD = 0.1  # of labels of which nothing is said
 
 
 class CausalVAE(PyroModule):
@@ -96,7 +97,7 @@ class CausalVAE(PyroModule):
     num_style
         Latents beside the concepts.
     label_sd, label_weight
-        Sd of labels around concepts, and what their log density is multiplied by.
+        Sd of labels around concepts, of all or of each (concept,), and what their log density is multiplied by.
     beta
         Weight of the divergence of the latents.
     equations_weight, mask_weight
@@ -107,6 +108,8 @@ class CausalVAE(PyroModule):
         Whether means lie in (0, 1), as of intensities.
     """
 
+    label_sd: Tensor
+
     def __init__(
         self,
         mechanisms: Mechanisms,
@@ -115,7 +118,7 @@ class CausalVAE(PyroModule):
         names: Sequence[str],
         *,
         num_style: int = 0,
-        label_sd: float = 0.1,
+        label_sd: float | Tensor = 0.1,
         label_weight: float = 1.0,
         beta: float = 1.0,
         equations_weight: float = 0.0,
@@ -125,7 +128,8 @@ class CausalVAE(PyroModule):
     ) -> None:
         super().__init__()
         self.mechanisms, self.writer, self.shape, self.names = mechanisms, writer, tuple(shape), tuple(names)
-        self.num_style, self.label_sd, self.label_weight, self.beta = num_style, label_sd, label_weight, beta
+        self.num_style, self.label_weight, self.beta = num_style, label_weight, beta
+        self.register_buffer("label_sd", torch.as_tensor(label_sd, dtype=torch.get_default_dtype()))
         self.equations_weight, self.mask_weight = equations_weight, mask_weight
         self.axes = _axes(*dims)
         self.squash = squash
@@ -210,7 +214,7 @@ def make_problem(
     network: str = "mlp",
     hidden: int = 256,
     num_style: int = 0,
-    label_sd: float = 0.1,
+    label_sd: float | Mapping[str, float] = 0.1,
     label_weight: float = 20.0,
     semi_supervised: bool = False,
     beta: float = 1.0,
@@ -238,8 +242,9 @@ def make_problem(
     num_style
         Latents beside the concepts, for what these do not tell of the observation.
     label_sd, label_weight
-        Sd of labels around concepts, in sds of the concept, and the power of their density: images have so many pixels
-        that labels of weight 1 would hardly count. A weight of 0 is no supervision.
+        Sd of labels around concepts, in sds of the concept, for all or by name, 0.1 for others: weak labels have
+        a large one. And the power of their density: images have so many pixels that labels of weight 1 would hardly
+        count. A weight of 0 is no supervision.
     semi_supervised
         Whether labels may be missing, as NaN.
     beta
@@ -269,6 +274,8 @@ def make_problem(
     check_counts(0, num_style=num_style)
     _check_options(options)
     names = [str(name) for name in data["concept"].values]
+    for name in label_sd if isinstance(label_sd, Mapping) else ():
+        position_of(name, names)
     edges = _edges(data, graph, names)
     table = observation_of(data)
     if network == "conv" and table.ndim != 4:
@@ -319,6 +326,8 @@ def _problem(kept: xr.Dataset, options: Mapping[str, Any]) -> Problem:
         writer = make_writer(shape, size, **network)
     weights = ("num_style", "label_sd", "label_weight", "beta", "equations_weight", "mask_weight")
     chosen = {key: options[key] for key in weights}
+    if isinstance(options["label_sd"], Mapping):
+        chosen["label_sd"] = torch.tensor([options["label_sd"].get(name, _LABEL_SD) for name in names])
     model = CausalVAE(mechanisms, writer, shape, names, dims=dims, squash=len(shape) == 3, **chosen)
     guide = AbductionGuide(
         mechanisms, reader, names, options["num_style"], beta=options["beta"], entropy=options["entropy"]
@@ -403,9 +412,12 @@ def _check_options(options: Mapping[str, Any]) -> None:
     for name, known in (("mechanism", MECHANISMS), ("network", NETWORKS), ("entropy", ENTROPIES)):
         if options[name] not in known:
             raise DataError(f"{name}={options[name]!r}; choose one of {known}")
-    for name in ("label_sd", "beta"):
-        if not 0 < options[name] < math.inf:
-            raise DataError(f"{name}={options[name]}; it must be positive")
+    given = options["label_sd"]
+    for sd in given.values() if isinstance(given, Mapping) else (given,):
+        if not 0 < sd < math.inf:
+            raise DataError(f"label_sd={given}; it must be positive")
+    if not 0 < options["beta"] < math.inf:
+        raise DataError(f"beta={options['beta']}; it must be positive")
     for name in ("label_weight", "equations_weight", "mask_weight"):
         if not 0 <= options[name] < math.inf:
             raise DataError(f"{name}={options[name]}; it must not be negative")

@@ -104,7 +104,7 @@ def test_labels_add_their_expected_log_density() -> None:
     model, guide, seen = linear_pair()
     x, label = seen.sample((5,)), torch.randn(5, 4)
     known = torch.rand(5, 4) < 0.6
-    model.label_sd, model.label_weight = 0.7, 3.0
+    model.label_sd, model.label_weight = torch.tensor(0.7), 3.0
     added = []
     for _ in range(1500):
         trace = poutine.trace(guide).get_trace(x)
@@ -338,6 +338,19 @@ def test_rows_without_labels_count_by_their_observation_alone() -> None:
     np.testing.assert_array_equal(first.tree["fit"]["loss"], second.tree["fit"]["loss"])
     with pytest.raises(DataError, match="give semi_supervised=True"):
         make_problem(data)
+
+
+def test_weak_labels_count_by_their_own_spread() -> None:
+    problem = make_problem(table(40), hidden=8, label_sd={"result": 2.0}, label_weight=1.0)
+    nodes: Any = poutine.trace(problem.model).get_trace(*problem.args).nodes
+    z = torch.stack([nodes["cause"]["value"], nodes["result"]["value"]], -1)
+    spread = torch.tensor([0.1, 2.0])
+    wanted = torch.distributions.Normal(z, spread).log_prob(problem.args[1]).sum(-1)
+    torch.testing.assert_close(nodes["label"]["fn"].log_prob(problem.args[1]), wanted)
+    with pytest.raises(DataError, match="reslt"):
+        make_problem(table(40), label_sd={"reslt": 2.0})
+    with pytest.raises(DataError, match="it must be positive"):
+        make_problem(table(40), label_sd={"result": 0.0})
 
 
 @pytest.mark.parametrize("network", ["mlp", "conv"])
