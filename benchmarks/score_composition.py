@@ -6,6 +6,7 @@
     python benchmarks/score_composition.py guidance
     python benchmarks/score_composition.py inverse
     python benchmarks/score_composition.py learned
+    python benchmarks/score_composition.py cost
 
 ``product``: a ring of eight normals (radius 0.5, sd 0.03) times the uniform density of a bar, [-0.2, 0.2] x [-1, 1], at
 100 levels of the cosine schedule of Nichol and Dhariwal (2021), from scores in closed form. Two modes of the ring lie
@@ -29,6 +30,10 @@ levels, and its order in the step size.
 continuous time: one pair that predicts the velocity, and one whose predictions are the gradient of a scalar, so that
 energies are known. First table: squared error of the networks' scores over the squared exact ones, at draws of a level.
 Second: samplers as above, each with the networks of every seed; rows of exact scores are at the same levels.
+
+``cost``: CPU milliseconds of a step of HMC (``curve-simpson``, three leapfrog steps) in a uniform box, whose scores cost
+as much in every direction, by chains and by dimensions, medians of seven rounds in turn; the exponent between the two
+largest.
 
 Intervals are Student's over groups of draws, one for each seed; chains are independent and run at once. Cells that are
 done are kept in ``benchmarks/results``.
@@ -612,7 +617,38 @@ def learned(args: argparse.Namespace) -> None:
     common.report("score_composition_learned", rows, **shared)
 
 
+# -- cost of a step ---------------------------------------------------------------------------------------------------
+
+
+def milliseconds(num_chains: int, size: int, steps: int = 20) -> float:
+    """Of a step."""
+    generator = torch.Generator().manual_seed(0)
+    field = ScoreOnly(UniformBox(LinearSchedule(), -torch.ones(size), torch.ones(size)))
+    move = make_move(field, num_steps=steps, width=0.5)
+    z = torch.randn(num_chains, size, generator=generator)
+    start = time.process_time()
+    move(z, 0.1, 0)
+    return (time.process_time() - start) / steps * 1000
+
+
+def cost(args: argparse.Namespace) -> None:
+    """Time of a step by the number of chains and of dimensions."""
+    sweeps = {"chains": [(count, 16) for count in (1000, 4000, 16000)], "dimensions": [(4000, d) for d in (8, 32, 128)]}
+    rows = []
+    for name, sizes in sweeps.items():
+        times = np.array([[milliseconds(*one) for one in sizes] for _ in range(8)])[1:]  # the first round warms up
+        median = np.median(times, 0)
+        row: dict[str, Any] = {"by": name}
+        for place, one in enumerate(sizes):
+            row[f"size {place + 1}"] = f"{one[0]} chains, {one[1]}-d: {median[place]:.2f}"
+        ratio = sizes[-1][name == "dimensions"] / sizes[-2][name == "dimensions"]
+        row["exponent"] = f"{math.log(median[-1] / median[-2]) / math.log(ratio):.2f}"
+        rows.append(row)
+    common.report("score_composition_cost", rows)
+
+
 PARTS = {
+    "cost": cost,
     "product": product,
     "steps": steps,
     "integral": integral,
