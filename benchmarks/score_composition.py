@@ -31,8 +31,8 @@ continuous time: one pair that predicts the velocity, and one whose predictions 
 energies are known. First table: squared error of the networks' scores over the squared exact ones, at draws of a level.
 Second: samplers as above, each with the networks of every seed; rows of exact scores are at the same levels.
 
-``cost``: CPU milliseconds of a step of HMC (``curve-simpson``, three leapfrog steps) in a uniform box, whose scores cost
-as much in every direction, by chains and by dimensions, medians of seven rounds in turn; the exponent between the two
+``cost``: CPU milliseconds of a step of HMC (``curve-simpson``, three leapfrog steps) in a uniform box, whose scores
+cost as much in every direction, by chains and by dimensions, medians of seven rounds in turn; the exponent between the two
 largest.
 
 Intervals are Student's over groups of draws, one for each seed; chains are independent and run at once. Cells that are
