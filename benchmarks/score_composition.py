@@ -32,8 +32,8 @@ energies are known. First table: squared error of the networks' scores over the 
 Second: samplers as above, each with the networks of every seed; rows of exact scores are at the same levels.
 
 ``cost``: CPU milliseconds of a step of HMC (``curve-simpson``, three leapfrog steps) in a uniform box, whose scores
-cost as much in every direction, by chains and by dimensions, medians of seven rounds in turn; the exponent between the two
-largest.
+cost as much in every direction, by chains and by dimensions, medians of seven rounds in turn; the exponent
+between the two largest.
 
 Intervals are Student's over groups of draws, one for each seed; chains are independent and run at once. Cells that are
 done are kept in ``benchmarks/results``.
