@@ -1,7 +1,7 @@
 """Equality constraints on parameters while they are fitted, by augmented Lagrangians.
 
 A `Constraint` is a module of a model or guide that adds ``multiplier h + penalty h^2 / 2`` to what is minimised, for an
-h that shall become 0. The engines let it follow their steps: every so often the multiplier grows by
+h that shall become 0. `fit_svi` and `fit_em` let it follow their steps: every so often the multiplier grows by
 ``penalty h``, and the penalty itself where |h| has not fallen enough since.
 
 References
