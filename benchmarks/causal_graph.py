@@ -23,6 +23,7 @@ import json
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,17 @@ def likely(chance: np.ndarray) -> np.ndarray:
     return to_dag(chance, 0.5).numpy().astype(int)
 
 
+def in_time(until: float, runs: list[tuple[Callable[[], Any], dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Cells of the first seeds, as many as there are or can be begun."""
+    rows = []
+    for compute, key in runs:
+        try:
+            rows.append(common.cell("causal_graph", until, compute, **key))
+        except common.OutOfTime:
+            break
+    return rows
+
+
 def sem(options: argparse.Namespace, until: float) -> list[dict[str, Any]]:
     """Structural equation models by size."""
     lines: list[dict[str, Any]] = []
@@ -142,26 +154,28 @@ def sem(options: argparse.Namespace, until: float) -> list[dict[str, Any]]:
             runs |= {name: partial(peer, method=name, python=options.python) for name in PEER_NAMES if options.python}
             for name, run in runs.items():
                 seeded = {"seed": 0} if name in POINTS else {}
-                rows = [
-                    common.cell(
-                        "causal_graph", until, partial(run, table, **seeded), part="sem", model=title, size=size,
-                        seed=seed, method=name,
-                    )
-                    for seed, table in enumerate(tables)
-                ]  # fmt: skip
+                key = {"part": "sem", "model": title, "size": size, "method": name}
+                rows = in_time(
+                    until, [(partial(run, table, **seeded), key | {"seed": s}) for s, table in enumerate(tables)]
+                )
+                if not rows:
+                    continue
                 line: dict[str, Any] = {"model": title, "concepts": size, "method": name}
                 if name == "posterior":
                     chance = [np.array(row["probability"]) for row in rows]
-                    pooled += zip(truth, chance, strict=True)
-                    line |= {"AUROC": edge_auroc(np.stack(truth), np.stack(chance))}
+                    pooled += zip(truth, chance, strict=False)
+                    line |= {"AUROC": edge_auroc(np.stack(truth[: len(rows)]), np.stack(chance))}
                     rows = [{**row, "graph": likely(c)} for row, c in zip(rows, chance, strict=True)]
-                lines.append({"AUROC": "", "ECE": "", **line, **distances(np.array(truth), rows)})
+                found = {"seeds": len(rows)} | distances(np.array(truth[: len(rows)]), rows)
+                lines.append({"AUROC": "", "ECE": "", **line, **found})
                 print(lines[-1], flush=True)
+        if not pooled:
+            continue
         off = [~np.eye(len(t), dtype=bool) for t, _ in pooled]
         flat = [np.concatenate([pair[k][o] for pair, o in zip(pooled, off, strict=True)]) for k in (0, 1)]
         lines.append({"model": title, "concepts": "all", "method": "posterior", **pooled_scores(*flat)})
         print(lines[-1], flush=True)
-    order = ["model", "concepts", "method", "AUROC", "ECE", "SHD", "SHD of classes", "CPU s"]
+    order = ["model", "concepts", "method", "seeds", "AUROC", "ECE", "SHD", "SHD of classes", "CPU s"]
     return [{name: line.get(name, "") for name in order} for line in lines]
 
 
@@ -195,16 +209,20 @@ def pendulum(options: argparse.Namespace, until: float) -> list[dict[str, Any]]:
     if options.python:
         runs += [(name, "", "none", partial(peer, method=name, python=options.python)) for name in PEER_NAMES]
     for name, start, knowledge, run in runs:
-        rows = []
+        cells = []
         for seed, table in enumerate(tables):
             seeded = {"seed": seed} if name in POINTS else {}
             key = {"part": "pendulum", "method": name, "start": start, "knowledge": knowledge, "seed": seed}
-            rows.append(common.cell("causal_graph", until, partial(run, table, **seeded), **key))
+            cells.append((partial(run, table, **seeded), key))
+        rows = in_time(until, cells)
+        if not rows:
+            continue
         if name == "posterior":
             chance = np.mean([row["probability"] for row in rows], 0)
             print(knowledge, start, "mean probability of every edge", np.round(chance, 2).tolist(), flush=True)
             rows = [{**row, "graph": likely(np.array(row["probability"]))} for row in rows]
-        lines.append({"method": name, "start": start, "knowledge": knowledge, **distances(truth, rows)})
+        line = {"method": name, "start": start, "knowledge": knowledge, "seeds": len(rows)}
+        lines.append(line | distances(truth[: len(rows)], rows))
         print(lines[-1], flush=True)
     return lines
 
