@@ -33,7 +33,7 @@ from torch import Tensor
 
 from probmodels.guides.bayesian_network import is_acyclic
 
-__all__ = ["GraphTable", "ModularGraphs"]
+__all__ = ["GraphMixture", "GraphTable", "ModularGraphs"]
 
 Floats = NDArray[np.float64]
 Sets = NDArray[np.int64]
@@ -110,6 +110,11 @@ class GraphTable:
             used, last = used | layer, layer
         return graph
 
+    def log_probability(self, graph: Floats) -> float:
+        """Of one acyclic graph (parent, child)."""
+        sets = (graph.T @ 2.0 ** np.arange(self.size)).astype(int)
+        return float(self.log_weights[np.arange(self.size), sets].sum() - self.log_total)
+
     def _steps(self, used: int, lasts: Sets | None = None) -> tuple[Sets, Sets, Floats]:
         """Last layers R, next layers S, and the log weight of these and of all that follows (R, S)."""
         lasts = _subsets(used)[bool(used) :] if lasts is None else lasts
@@ -121,6 +126,40 @@ class GraphTable:
         """Log weight of every node in the layer after R (R, node)."""
         whole = np.repeat(self._within[:, [used]].T, len(lasts), 0)
         return _log_difference(whole, self._within[:, used & ~lasts].T) if used else whole
+
+
+class GraphMixture:
+    """The mean of distributions of graphs.
+
+    Parameters
+    ----------
+    tables
+        Of each.
+
+    Attributes
+    ----------
+    log_total
+        The mean of theirs.
+    """
+
+    def __init__(self, tables: Sequence[GraphTable]) -> None:
+        self.tables = list(tables)
+        self.log_total = float(np.mean([table.log_total for table in tables]))
+
+    def edge_probability(self) -> Floats:
+        """Probability of every edge (parent, child)."""
+        found: Floats = np.mean([table.edge_probability() for table in self.tables], 0)
+        return found
+
+    def draw(self, generator: np.random.Generator) -> Floats:
+        """A graph (parent, child)."""
+        place = generator.integers(len(self.tables)) if len(self.tables) > 1 else 0
+        return self.tables[place].draw(generator)
+
+    def log_probability(self, graph: Floats) -> float:
+        """Of one acyclic graph (parent, child)."""
+        each = np.array([table.log_probability(graph) for table in self.tables])
+        return float(_log_sum(each, 0) - math.log(len(each)))
 
 
 class ModularGraphs(dist.TorchDistribution):

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,14 @@ import xarray as xr
 from numpy.typing import NDArray
 from pyro.distributions import constraints
 from pyro.nn import PyroModule
+from scipy.stats import qmc
 from torch import Tensor, nn
 
 from probmodels.bayesian_network import BayesianNetwork, Rising
 from probmodels.datasets import DataError
 from probmodels.datasets.options import check_choices, check_counts, check_numbers
 from probmodels.guides.bayesian_network import EdgePolicy
-from probmodels.guides.causal_graph import GraphTable, ModularGraphs
+from probmodels.guides.causal_graph import GraphMixture, GraphTable, ModularGraphs
 from probmodels.inference.acyclicity import log_determinant, to_dag, trace_exponential
 from probmodels.inference.balance import ParallelVarGrad
 from probmodels.inference.constraints import Constraint
@@ -57,7 +59,7 @@ from probmodels.inference.graph_knowledge import Knowledge
 from probmodels.inference.kernels import Kernel
 from probmodels.inference.problem import Problem, ProblemError
 from probmodels.inference.result import Result
-from probmodels.mechanism_scores import KERNELS, mechanism_scores
+from probmodels.mechanism_scores import FLOORS, KERNELS, Scores, mechanism_scores
 from probmodels.network_outputs import write_network
 from probmodels.outputs import Outputs
 
@@ -78,6 +80,7 @@ ENGINES = ("mcmc", "svi")
 
 _MOST_CONCEPTS = 12  # 4^12 terms of the sums over graphs
 _FEWEST_ROWS = 10
+_LARGE, _MOST_SETTINGS, _FEWER_SETTINGS = 10, 64, 8  # settings of floors, fewer for more concepts than these: memory
 _UNWANTED = 100.0  # log weight that a graph of the policy loses with a required edge
 _NEGLIGIBLE = 30.0  # of log probabilities
 _DECAY = 0.01  # of the outer weights of networks, or strengths could shrink for nothing
@@ -89,18 +92,29 @@ Floats = NDArray[np.float64]
 class CausalGraph(BayesianNetwork):
     """Graphs with the marginal likelihood of their mechanisms.
 
+    With several settings of what data cannot tell, such as how little noise there is, the posterior is the mean of
+    those of each setting: data have no say in their weights.
+
     Parameters
     ----------
     scores
-        Log marginal likelihood of every concept given every set of causes (concept, set).
+        Log marginal likelihood of every concept given every set of causes (setting, concept, set).
     prior
-        Log weights of the same sets in the prior, -inf for those that cannot be.
+        Log weights of the same sets in the prior (concept, set), -inf for those that cannot be.
     """
 
+    every: Tensor
+    offset: Tensor
+
     def __init__(self, scores: Floats, prior: Floats) -> None:
-        super().__init__(torch.as_tensor(scores))
+        super().__init__(torch.as_tensor(scores[0]))
         self.prior = GraphTable(prior)
-        self.log_weights = prior + np.where(np.isfinite(prior), scores, 0.0)
+        self.posterior = GraphMixture([GraphTable(prior + np.where(np.isfinite(prior), one, 0.0)) for one in scores])
+        empty = scores[:, :, :1]
+        self.register_buffer("every", torch.as_tensor(scores - empty).flatten(1).to(torch.get_default_dtype()))
+        # Of a graph with no edge, in units of the evidence of a setting.
+        offset = empty.sum((1, 2)) - [table.log_total for table in self.posterior.tables] + self.posterior.log_total
+        self.register_buffer("offset", torch.as_tensor(offset).to(self.every))
 
     def forward(self) -> None:
         """Site ``graph`` (cause, effect) and the factor ``score``."""
@@ -108,9 +122,12 @@ class CausalGraph(BayesianNetwork):
         graph = pyro.sample("graph", ModularGraphs(self.prior), infer=named)
         pyro.factor("score", self.log_likelihood(graph))
 
-    def posterior(self) -> GraphTable:
-        """Prior and likelihood together."""
-        return GraphTable(self.log_weights)
+    def log_likelihood(self, graph: Tensor) -> Tensor:
+        """Log marginal likelihood (...) of graphs (..., parent, child)."""
+        sets = (graph.mT.to(self.place.dtype) @ self.place).long()
+        each = self.every[:, sets + self.first].sum(-1)  # (setting, ...)
+        offset = self.offset.reshape(-1, *[1] * (each.dim() - 1))
+        return (each + offset).logsumexp(0) - math.log(len(self.offset))
 
 
 class ExactGraphs(Kernel):
@@ -131,7 +148,7 @@ class ExactGraphs(Kernel):
         super().__init__()
         if not isinstance(problem.model, CausalGraph):
             raise ProblemError(f"{problem.name}: graph='point' has one graph and no posterior; use fit_svi")
-        self._table = problem.model.posterior()
+        self._posterior = problem.model.posterior
         self._density = 0.0
 
     def seed(self, seed: int) -> None:
@@ -152,9 +169,8 @@ class ExactGraphs(Kernel):
 
     def sample(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A draw, whatever the one before."""
-        graph = self._table.draw(self._generator)
-        sets = (graph.T @ 2.0 ** np.arange(len(graph))).astype(int)
-        self._density = float(self._table.log_weights[np.arange(len(graph)), sets].sum() - self._table.log_total)
+        graph = self._posterior.draw(self._generator)
+        self._density = self._posterior.log_probability(graph)
         return {"graph": torch.as_tensor(graph, dtype=torch.get_default_dtype())}
 
     def sample_stats(self) -> dict[str, Any]:
@@ -180,7 +196,7 @@ def edge_probabilities(problem: Problem) -> xr.DataArray:
     """
     if not isinstance(problem.model, CausalGraph):
         raise ProblemError(f"{problem.name}: graph='point' has one graph and no posterior")
-    found = problem.model.posterior().edge_probability()
+    found = problem.model.posterior.edge_probability()
     return xr.DataArray(found, dims=_AXES, coords={axis: problem.coords[axis] for axis in _AXES})
 
 
@@ -313,7 +329,7 @@ def make_problem(
     order: Sequence[str] | None = None,
     standardise: bool = True,
     noise: str = "any",
-    precision: float = 0.0,
+    floors: Sequence[float] = FLOORS,
     edge_probability: float = 0.2,
     max_parents: int | None = None,
     num_points: int = 80,
@@ -343,10 +359,10 @@ def make_problem(
         Whether concepts are brought to mean 0 and standard deviation 1; only means are taken off otherwise.
     noise
         Of the posterior: of ``"any"`` shape, or ``"normal"``.
-    precision
-        Of the posterior: normal noise, in standard deviations of a concept, that is added to labels. Of relations
-        without any noise the scores say what rounding and smoothness say; with it, and averaged over seeds,
-        probabilities of edges show which directions depend on details below this precision.
+    floors
+        Of the posterior: standard deviations of noise, in those of a concept, that cannot be told from none. Where some
+        causes predict a concept to within the largest of them, directions hang on noise that data do not show:
+        probabilities are averaged over all floors, and a warning names the concepts.
     edge_probability
         Of the posterior's prior: odds of each edge, but for the ban on cycles.
     max_parents
@@ -366,7 +382,7 @@ def make_problem(
     threshold
         Of a point: strength that an edge has to exceed.
     seed
-        Of starts, of the rows that functions are spanned by, and of the noise of ``precision``.
+        Of starts, of the rows that functions are spanned by, and of settings of ``floors`` where there are many.
 
     Returns
     -------
@@ -388,7 +404,9 @@ def make_problem(
         start=(start, ("zero", "random", "superset")),
     )
     check_numbers(0, 1, ends="()", edge_probability=edge_probability)
-    check_numbers(0, sparsity=sparsity, threshold=threshold, precision=precision)
+    check_numbers(0, sparsity=sparsity, threshold=threshold)
+    if not floors or not all(0 < floor < 1 for floor in floors):
+        raise DataError(f"floors={list(floors)}; give standard deviations between 0 and 1, such as {FLOORS}")
     check_counts(2, num_points=num_points, num_particles=num_particles)
     check_counts(0, anneal=anneal)
     for name, value in (("max_parents", max_parents), ("hidden", hidden)):
@@ -424,33 +442,57 @@ def make_problem(
             seed=seed,
         )
         return Problem(model=point, guide=_no_sites, **common)
-    if precision:
-        x = x + precision * np.random.default_rng(seed).standard_normal(x.shape)
-        x = (x - x.mean(0)) / x.std(0)
-    scores = mechanism_scores(
+    found = mechanism_scores(
         x,
         max_parents=max_parents,
         kernels=KERNELS if mechanism == "any" else ("linear",),
         noise=noise,
         num_points=num_points,
         allowed=knowledge.allowed.numpy(),
+        floors=floors,
         seed=seed,
     )
     prior = _prior(knowledge, edge_probability, max_parents)
-    model = CausalGraph(scores, prior)
-    if not math.isfinite(model.prior.log_total):
+    if not math.isfinite(GraphTable(prior).log_total):
         raise DataError(f"max_parents={max_parents} is less than the causes that required edges give to a concept")
+    scores = _settings(found, knowledge, floors, seed)
+    model = CausalGraph(scores, prior)
     # A policy can leave out any edge: graphs that lack required ones are improbable for it, not impossible.
-    wanted = _prior(knowledge, edge_probability, max_parents, _UNWANTED) + np.where(np.isfinite(scores), scores, 0.0)
-    table = model.posterior()
+    typical = scores.mean(0)
+    wanted = _prior(knowledge, edge_probability, max_parents, _UNWANTED) + np.where(np.isfinite(typical), typical, 0.0)
     log_count = GraphTable(np.where(np.isfinite(prior), 0.0, -np.inf)).log_total
-    floor = table.log_total - model.prior.log_total - log_count - _NEGLIGIBLE
+    floor = model.posterior.log_total - model.prior.log_total - log_count - _NEGLIGIBLE
     return Problem(
         model=model,
         guide=EdgePolicy(torch.as_tensor(wanted), hidden=hidden or 64, seed=seed),
         loss=ParallelVarGrad(num_particles, epsilon=0.05, floor=floor, reward_power=Rising(anneal) if anneal else 1.0),
         **common,
     )
+
+
+def _settings(found: Scores, knowledge: Knowledge, floors: Sequence[float], seed: int) -> Floats:
+    """Scores (setting, concept, set) for floors of the noise of each concept whose noise data do not show."""
+    hidden = np.flatnonzero(found.remainder.min(1) < max(floors))
+    scores, count = found.log_likelihood, len(floors)
+    if not len(hidden) or count == 1:
+        return scores[:1]
+    names = list(knowledge.names)
+    if (knowledge.allowed & knowledge.allowed.T)[hidden].any():
+        warnings.warn(
+            f"other concepts predict {', '.join(names[place] for place in hidden)} to within {max(floors):g} standard "
+            "deviations: directions of these relations hang on noise that the data do not show. Probabilities of edges "
+            f"are averaged over floors of that noise, {list(floors)}; what is known of them, give as order, tiers, "
+            "required or forbidden",
+            stacklevel=3,
+        )
+    most = _MOST_SETTINGS if len(names) <= _LARGE else _FEWER_SETTINGS
+    if count ** len(hidden) <= most:
+        picked = np.stack(np.meshgrid(*[np.arange(count)] * len(hidden)), -1).reshape(-1, len(hidden))
+    else:  # every floor of every concept equally often
+        picked = (qmc.LatinHypercube(len(hidden), rng=seed).random(most) * count).astype(int)
+    settings = np.zeros((len(picked), len(names)), dtype=int)
+    settings[:, hidden] = picked
+    return scores[settings, np.arange(len(names))]
 
 
 def tiny() -> Problem:

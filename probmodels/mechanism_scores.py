@@ -12,6 +12,9 @@ a set of causes costs one decomposition for all concepts.
 Noise need not be normal: residuals of the best of these fits, left out one by one, are judged by a grid of noise
 shapes, heavy or light in their tails and skewed or not. What their average gains over the normal shape is added.
 
+The prior of the variance has a floor, below which residuals are errors of approximation rather than noise: they move
+neither scale nor shape. Scores of functions without noise hang on that floor, so that there are several.
+
 References
 ----------
 Friedman, N. and Nachman, I. (2000). Gaussian process networks. UAI. https://arxiv.org/abs/1301.3857
@@ -27,25 +30,43 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln, logsumexp
 
-__all__ = ["KERNELS", "SmoothFeatures", "mechanism_scores", "noise_gain"]
+__all__ = ["FLOORS", "KERNELS", "Scores", "SmoothFeatures", "mechanism_scores", "noise_gain"]
 
 Floats = NDArray[np.float64]
 
 KERNELS = ("linear", "additive", "joint")
 _RATIOS = 10.0 ** np.arange(-0.5, 4.6, 1.0)  # of signal to noise
 _LENGTHS = {"linear": (1.0,), "additive": (0.7, 1.5), "joint": (0.8, 2.0)}  # in standard deviations
-_SHAPE, _RATE = 1.0, 0.1  # of the inverse gamma prior of the variance
+FLOORS = (0.005, 0.01, 0.02, 0.04)  # of noise, in standard deviations
+_SHAPE = 1.0  # of the inverse gamma prior of the variance
 _TAILS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25)  # of noise: below 1 heavy ones
 _SKEWS = (0.0, 0.15, 0.3, 0.5, 0.75, 1.0, 1.5)
 _POWERS = (1.0, 1.4, 3.0, 5.0, 10.0)  # Laplace to nearly uniform
 _EDGE, _STEP = 9.0, 0.02  # of the table of log densities
 _RAREST = -60.0  # least log density: no single row decides
 _SMALL = 1e-9  # share of a kernel's eigenvalues that is noise
+
+
+class Scores(NamedTuple):
+    """What data say of every concept and every set of its causes.
+
+    Attributes
+    ----------
+    log_likelihood
+        Log marginal likelihood (floor, concept, set), -inf for sets that cannot be; concept i belongs to a set whose
+        number has bit i.
+    remainder
+        What the best fit leaves unexplained (concept, set), in standard deviations of the concept; inf for those sets.
+    """
+
+    log_likelihood: Floats
+    remainder: Floats
 
 
 def mechanism_scores(
@@ -56,8 +77,9 @@ def mechanism_scores(
     noise: str = "any",
     num_points: int = 80,
     allowed: NDArray[np.bool_] | None = None,
+    floors: Sequence[float] = FLOORS,
     seed: int = 0,
-) -> Floats:
+) -> Scores:
     """Log marginal likelihood of every concept given every set of causes.
 
     Parameters
@@ -74,13 +96,11 @@ def mechanism_scores(
         Inducing points, the largest rank of a kernel.
     allowed
         Which causes a concept may have (cause, effect); None for all others.
+    floors
+        Standard deviations of noise that is too little to be told from none: the prior of the variance weighs as much
+        as all rows would, had they residuals of that size.
     seed
         Of the choice of inducing points.
-
-    Returns
-    -------
-    NDArray
-        (concept, set), -inf for sets that cannot be; concept i belongs to a set whose number has bit i.
     """
     count, size = x.shape
     most = size - 1 if max_parents is None else max_parents
@@ -88,30 +108,46 @@ def mechanism_scores(
     masks = [int((allowed[:, j] * 2 ** np.arange(size)).sum()) for j in range(size)]
     generator = np.random.default_rng(seed)
     rows = generator.permutation(count)[:num_points]
-    found = np.full((size, 2**size), -np.inf)
+    rates = count / 2 * np.square(floors)
+    found = np.full((len(rates), size, 2**size), -np.inf)
+    remainder = np.full((size, 2**size), np.inf)
     for number in range(2**size):
         targets = [j for j in range(size) if number & ~masks[j] == 0]
         if number.bit_count() > most or not targets:
             continue
         causes = [i for i in range(size) if number >> i & 1]
         y = x[:, targets]
-        best, at, terms = np.full(len(targets), -np.inf), [np.empty(0)] * len(targets), []
-        for vectors, values in _spectra(x[:, causes], rows, kernels):
+        fits, values, rests = [], [], []
+        for vectors, spread in _spectra(x[:, causes], rows, kernels):
             shares = vectors.T @ y  # (rank, target)
-            for ratio in _RATIOS if len(values) else _RATIOS[:1]:
-                shrink = ratio * values / (1 + ratio * values)
-                rest = (y**2).sum(0) - shrink @ shares**2
-                value = _student(rest, count) - 0.5 * np.log1p(ratio * values).sum()
-                terms.append(value)
-                for place in np.flatnonzero(value > best):
-                    best[place], at[place] = value[place], np.array([0.0])
-                    if noise == "any":
-                        leverage = 1 - vectors**2 @ shrink
-                        at[place] = (y[:, place] - vectors @ (shrink * shares[:, place])) / np.sqrt(leverage)
-        total = logsumexp(np.stack(terms), axis=0) - math.log(len(terms))
+            for ratio in _RATIOS if len(spread) else _RATIOS[:1]:
+                shrink = ratio * spread / (1 + ratio * spread)
+                rests.append((y**2).sum(0) - shrink @ shares**2)
+                values.append(_student(rests[-1], count, rates) - 0.5 * np.log1p(ratio * spread).sum())
+                fits.append((vectors, shrink, shares))
+        value, rest = np.stack(values), np.stack(rests)  # (fit, floor, target), (fit, target)
+        total = logsumexp(value, axis=0) - math.log(len(value))
+        best = value.argmax(0)  # (floor, target)
+        remainder[targets, number] = np.sqrt(np.take_along_axis(rest, best[:1], 0)[0] / count)
         if noise == "any":
-            total = total + np.logaddexp(0, [noise_gain(residual) for residual in at]) - math.log(2)
-        found[targets, number] = total
+            total = total + np.logaddexp(0, _gains(y, fits, best, rest, rates)) - math.log(2)
+        found[:, targets, number] = total
+    return Scores(found, remainder)
+
+
+def _gains(y: Floats, fits: list[tuple[Floats, Floats, Floats]], best: Any, rest: Floats, rates: Floats) -> Floats:
+    """Log Bayes factors (floor, target) of noise of any shape, as far as residuals, and not the prior, tell its scale.
+
+    The weight of the factor is the share of the residuals in the scale: residuals far below the floor have no shape.
+    """
+    found = np.empty(best.shape)
+    for target, chosen in enumerate(best.T):
+        for fit in np.unique(chosen):
+            vectors, shrink, shares = fits[fit]
+            leverage = 1 - vectors**2 @ shrink
+            gain = noise_gain((y[:, target] - vectors @ (shrink * shares[:, target])) / np.sqrt(leverage))
+            told = rest[fit, target] / (2 * rates + rest[fit, target])
+            found[chosen == fit, target] = (told * gain)[chosen == fit]
     return found
 
 
@@ -169,10 +205,12 @@ def _standardised(log_density: Callable[[Floats], Floats], edge: float) -> Float
     return np.maximum(moved, _RAREST)
 
 
-def _student(rest: Floats, count: int) -> Floats:
-    """Log density of rows whose residual form is ``rest``, variance integrated out, but for the determinant."""
-    value = _SHAPE * math.log(_RATE) - gammaln(_SHAPE) + gammaln(_SHAPE + count / 2) - count / 2 * math.log(2 * math.pi)
-    found: Floats = value - (_SHAPE + count / 2) * np.log(_RATE + rest / 2)
+def _student(rest: Floats, count: int, rates: Floats) -> Floats:
+    """Log densities (rate, ...) of rows whose residual forms are ``rest`` (...), variance integrated out, but for the
+    determinant."""
+    rate = rates[:, None]
+    value = _SHAPE * np.log(rate) - gammaln(_SHAPE) + gammaln(_SHAPE + count / 2) - count / 2 * math.log(2 * math.pi)
+    found: Floats = value - (_SHAPE + count / 2) * np.log(rate + rest / 2)
     return found
 
 

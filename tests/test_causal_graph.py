@@ -12,17 +12,17 @@ import pytest
 import torch
 import xarray as xr
 from scipy import stats
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
 from probmodels import fit_svi, run_mcmc
 from probmodels.acyclic_graphs import all_graphs
-from probmodels.causal_graph import edge_probabilities, make_problem, tiny, write_outputs
+from probmodels.causal_graph import CausalGraph, edge_probabilities, make_problem, tiny, write_outputs
 from probmodels.datasets import DataError
 from probmodels.guides.bayesian_network import is_acyclic
 from probmodels.guides.causal_graph import GraphTable, ModularGraphs
 from probmodels.inference import ProblemError
 from probmodels.inference.acyclicity import is_dag, trace_exponential
-from probmodels.mechanism_scores import _RATE, _RATIOS, _SHAPE, _STEP, _places, _shapes, mechanism_scores, noise_gain
+from probmodels.mechanism_scores import _RATIOS, _SHAPE, _STEP, _places, _shapes, mechanism_scores, noise_gain
 
 
 def random_weights(size: int, scale: float, seed: int = 0) -> np.ndarray:
@@ -103,33 +103,34 @@ def test_cycles_are_impossible_and_so_is_a_table_of_nothing_else() -> None:
 
 def test_scores_of_linear_mechanisms_are_student_densities() -> None:
     x = np.random.default_rng(0).standard_normal((15, 3))
-    found = mechanism_scores(x, kernels=("linear",), noise="normal")
+    found = mechanism_scores(x, kernels=("linear",), noise="normal", floors=[0.1, 0.3]).log_likelihood
+    assert found.shape == (2, 3, 8)
     for causes in ([], [0], [0, 1]):
         products = x[:, causes] @ x[:, causes].T / max(len(causes), 1)
         terms = [
             stats.multivariate_t.logpdf(
-                x[:, 2], np.zeros(15), _RATE / _SHAPE * (np.eye(15) + ratio * products), df=2 * _SHAPE
+                x[:, 2], np.zeros(15), 15 / 2 * 0.3**2 / _SHAPE * (np.eye(15) + ratio * products), df=2 * _SHAPE
             )
             for ratio in _RATIOS
         ]
         expected = logsumexp(terms) - math.log(len(terms))
-        assert found[2, sum(2**cause for cause in causes)] == pytest.approx(expected, abs=1e-8)
-    assert (found[2, 4:] == -np.inf).all()
+        assert found[1, 2, sum(2**cause for cause in causes)] == pytest.approx(expected, abs=1e-8)
+    assert (found[:, 2, 4:] == -np.inf).all()
 
 
 def test_kernels_of_full_rank_are_exact() -> None:
     x = np.random.default_rng(1).standard_normal((12, 2))
-    found = mechanism_scores(x, kernels=("additive",), noise="normal", num_points=12)
+    found = mechanism_scores(x, kernels=("additive",), noise="normal", num_points=12, floors=[0.2]).log_likelihood
     terms = []
     for length in (0.7, 1.5):
         kernel = np.outer(x[:, 0], x[:, 0]) + np.exp(-0.5 * (x[:, [0]] - x[:, 0]) ** 2 / length**2)
         terms += [
             stats.multivariate_t.logpdf(
-                x[:, 1], np.zeros(12), _RATE / _SHAPE * (np.eye(12) + ratio * kernel), df=2 * _SHAPE
+                x[:, 1], np.zeros(12), 12 / 2 * 0.2**2 / _SHAPE * (np.eye(12) + ratio * kernel), df=2 * _SHAPE
             )
             for ratio in _RATIOS
         ]
-    assert found[1, 1] == pytest.approx(logsumexp(terms) - math.log(len(terms)), abs=1e-3)
+    assert found[0, 1, 1] == pytest.approx(logsumexp(terms) - math.log(len(terms)), abs=1e-3)
 
 
 def test_shapes_of_noise_are_standardised_densities() -> None:
@@ -195,15 +196,42 @@ def test_the_policy_comes_close_to_exact_edges() -> None:
     assert float(np.abs(found - exact).max()) < 0.05  # 0.011 is the standard error of a frequency of 2000
 
 
-def test_directions_of_relations_without_noise_depend_on_what_precision_hides() -> None:
-    angle = np.random.default_rng(0).uniform(-1, 1, 300)
-    data = pd.DataFrame({"angle": angle, "place": np.tan(angle)})
-    certain = edge_probabilities(make_problem(data)).values
-    assert certain.sum() == pytest.approx(1, abs=1e-6)
-    found = [edge_probabilities(make_problem(data, precision=0.1, seed=seed)).values for seed in range(4)]
-    assert not np.array_equal(found[0], found[1])
-    for one in found:
-        assert one.sum() == pytest.approx(1, abs=1e-6)
+def test_directions_of_relations_without_noise_are_averaged_over_what_data_cannot_tell() -> None:
+    generator = np.random.default_rng(0)
+    angle, sun = generator.uniform(-1, 1, 300), generator.standard_normal(300)
+    data = pd.DataFrame({"angle": angle, "place": np.tan(angle), "sun": sun, "heat": sun**2 + sun})
+    data["heat"] += 0.3 * generator.standard_normal(300)
+    with pytest.warns(UserWarning, match="predict angle, place to within 0.04"):
+        problem = make_problem(data, hidden=8, num_particles=16, anneal=0)
+    found = edge_probabilities(problem)
+    forth, back = (float(found.sel(cause=c, effect=e)) for c, e in (("angle", "place"), ("place", "angle")))
+    assert forth + back == pytest.approx(1, abs=1e-3)
+    assert 0.2 < forth < 0.8
+    assert float(found.sel(cause="sun", effect="heat")) > 0.99  # what data tell stays told
+    ordered = make_problem(data, order=["angle", "place", "sun", "heat"])  # warnings are errors here
+    assert float(edge_probabilities(ordered).sel(cause="angle", effect="place")) > 0.99
+    one = edge_probabilities(make_problem(data, floors=[0.02]))
+    assert float(one.sel(cause="angle", effect="place")) in (pytest.approx(0, abs=0.05), pytest.approx(1, abs=0.05))
+
+
+def test_densities_of_averaged_posteriors_are_those_of_draws() -> None:
+    scores = np.random.default_rng(0).normal(scale=3.0, size=(5, 3, 8))
+    prior = random_weights(3, 1.0)
+    model = CausalGraph(scores, prior)
+    graph, log_prior = listed(prior)
+    graph = graph[log_prior > -np.inf].to(torch.get_default_dtype())
+    weights = [listed(prior + np.where(np.isfinite(prior), one, 0))[1][log_prior > -np.inf] for one in scores]
+    exact = np.mean([softmax(one) for one in weights], 0)
+    density = (ModularGraphs(model.prior).log_prob(graph) + model.log_likelihood(graph)).double()
+    np.testing.assert_allclose(density.softmax(0).numpy(), exact, atol=1e-5)
+    evidence = [GraphTable(prior + np.where(np.isfinite(prior), one, 0)).log_total for one in scores]
+    assert float(density.logsumexp(0)) == pytest.approx(np.mean(evidence) - model.prior.log_total, abs=1e-4)
+    chosen = [model.posterior.log_probability(one) for one in graph.double().numpy()]
+    np.testing.assert_allclose(np.exp(chosen), exact, atol=1e-12)
+    generator = np.random.default_rng(1)
+    drawn = np.mean([model.posterior.draw(generator) for _ in range(4000)], 0)
+    edges = model.posterior.edge_probability()
+    assert (np.abs(drawn - edges) < 5 * np.sqrt(edges * (1 - edges) / 4000) + 1e-6).all()
 
 
 def test_knowledge_holds_in_every_draw() -> None:
