@@ -57,12 +57,19 @@ EXACT: dict[str, Any] = {"lr": 0.004, "lr_decay": 0.1, "batch_size": 96, "num_sa
 POSTERIOR: dict[str, dict[str, Any]] = {
     # Particles run one after the other, copies of a sentence at once: many copies and few particles cost less.
     "VarGrad, large batch": {"loss": "VarGrad", "steps": 600, "copies": 64, "particles": 2, "lr": 0.01},
-    "VarGrad": {"loss": "VarGrad", "steps": 800},
+    "VarGrad, not started from the grammar": {
+        "loss": "VarGrad",
+        "steps": 600,
+        "copies": 64,
+        "particles": 2,
+        "lr": 0.01,
+        "look_ahead": False,
+    },
     "VarGrad, fewer steps": {"loss": "VarGrad", "steps": 300},
-    "TrajectoryBalance": {"loss": "TrajectoryBalance", "steps": 1000},
 }
 # Of EM for rules by parent: larger steps and batches, and the loss that comes closest to the posterior.
 LARGER: dict[str, Any] = {"kind": "em by VarGrad", "steps": 400, "lr": 0.01, "batch_size": 96}
+LOOKS = {"look_ahead": True}  # policies whose actions start from the grammar
 TEMPERED = {"start": 0.6, "over": 0.3}
 SIZES: dict[str, dict[str, Any]] = {
     "english": {"num_nonterminals": 5, "num_preterminals": 5},
@@ -98,7 +105,15 @@ def judged(problem: Any, result: Any, test: xr.Dataset) -> dict[str, float]:
 
 
 def learned(
-    name: str, root: str | None, seed: int, kind: str, steps: int, parents: bool, power: Any = 1.0, **changed: Any
+    name: str,
+    root: str | None,
+    seed: int,
+    kind: str,
+    steps: int,
+    parents: bool,
+    power: Any = 1.0,
+    look_ahead: bool = True,
+    **changed: Any,
 ) -> dict[str, float]:
     """A grammar learned by EM, or with trees summed out; ``changed`` are other options of `fit_em` than those of EM."""
     train, test = load(name, root)
@@ -106,6 +121,7 @@ def learned(
         return judged(by_exact_draws(train, seed, steps, parents, **SIZES[name]), None, test)
     exact = kind == "exact"
     varied: dict[str, Any] = {"loss": "VarGrad", "num_particles": 2} if "VarGrad" in kind else {}
+    varied["look_ahead"] = look_ahead
     problem = make_problem(train, exact=exact, parents=parents, seed=seed, **varied, **SIZES[name])
     if exact:
         result = fit_svi(problem, num_steps=steps, seed=seed, progress=False, compile="eager", **EXACT)
@@ -118,7 +134,7 @@ def learned(
     options = {
         **EM,
         "phases": phases,
-        "batch_size": EM["batch_size"] // (2 if varied else 1),
+        "batch_size": EM["batch_size"] // (2 if "VarGrad" in kind else 1),
         "reward_power": power,
         "compile": "eager",
         **changed,
@@ -161,7 +177,7 @@ def learn(args: argparse.Namespace, name: str, rows: dict[str, dict[str, Any]]) 
         found = []
         try:
             for seed in args.seeds:
-                key = {"data": name, "seed": seed, **options}
+                key = {"data": name, "seed": seed, **({} if "exact" in options["kind"] else LOOKS), **options}
                 fit = EXACT if options["kind"] == "exact" else EM
                 compute = partial(learned, name, args.root, seed, **options)
                 found.append(common.cell("grammar", args.until, compute, **key, fit=fit, size=SIZES[name]))
@@ -216,6 +232,7 @@ def fixed(
     copies: int = 8,
     particles: int | None = None,
     lr: float = 0.005,
+    look_ahead: bool = True,
 ) -> dict[str, float]:
     """A policy of a fixed random grammar, by the posterior of all trees; ``copies`` of each sentence are a batch."""
     rng = np.random.default_rng(seed)
@@ -224,7 +241,8 @@ def fixed(
     data = make_sentences(text, vocabulary=[f"w{code}" for code in range(6)])
     options: dict[str, Any] = {"num_nonterminals": 2, "num_preterminals": 3, "parents": parents, "seed": seed}
     tables = fitted_tables(make_problem(data, **options))
-    problem = make_problem(data, tables=tables, learn=False, loss=loss, num_particles=particles, epsilon=0.01)
+    options = {"loss": loss, "num_particles": particles, "epsilon": 0.01, "look_ahead": look_ahead}
+    problem = make_problem(data, tables=tables, learn=False, **options)
     settings: dict[str, Any] = {"lr": lr, "lr_decay": 0.02, "num_samples": 800 // copies}
     result = fit_svi(problem, num_steps=steps, seed=seed, compile="eager", progress=False, **settings)
     gap = float(exact_log_likelihood(problem).sum()) - float(result.tree["sample_stats"]["log_weight"].mean())
@@ -277,7 +295,7 @@ def posterior(args: argparse.Namespace) -> None:
             try:
                 for seed in args.seeds:
                     compute: Callable[[], Any] = partial(fixed, parents, seed, **options)
-                    key = {"part": "posterior", "parents": parents, "seed": seed, **options}
+                    key = {"part": "posterior", "parents": parents, "seed": seed, **LOOKS, **options}
                     found.append(common.cell("grammar", args.until, compute, **key))
                     print(found[-1], flush=True)
             except common.OutOfTime:
@@ -300,13 +318,14 @@ def main() -> None:
     parser.add_argument("part", choices=("posterior", "induction", "parents", "treebank"))
     parser.add_argument("--root", help="folder with English-ATIS of Universal Dependencies")
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(5)))
-    parser.add_argument("--steps", type=int, default=800, help="of EM")
+    parser.add_argument("--steps", type=int, default=800, help="of learning")
     parser.add_argument("--rows", nargs="*", help="of the table, by name; all by default")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after these")
     args = parser.parse_args()
     args.until = time.monotonic() + 60 * args.minutes
     em: dict[str, Any] = {"kind": "em", "steps": args.steps, "power": 1.0}
-    exact = {"kind": "exact", "steps": 800}
+    blind = {**em, "look_ahead": False}
+    exact = {"kind": "exact", "steps": args.steps}
     if args.part == "posterior":
         posterior(args)
     elif args.part == "induction":
@@ -315,6 +334,7 @@ def main() -> None:
             "EM": {**em, "parents": False},
             "EM, VarGrad": {**em, "kind": "em by VarGrad", "parents": False},
             "EM, tempered": {**em, "power": TEMPERED, "parents": False},
+            "EM, policy not started from the grammar": {**blind, "parents": False},
         }
         learn(args, "english", rows)
     elif args.part == "parents":
@@ -325,12 +345,17 @@ def main() -> None:
             "context-free, EM": {**em, "parents": False},
             "rules by parent, EM": {**em, "parents": True},
             "rules by parent, EM, VarGrad": {**em, **LARGER, "parents": True},
+            "rules by parent, EM, policy not started from the grammar": {**blind, "parents": True},
         }
         learn(args, "parents", rows)
     else:
         if not args.root:
             parser.error("treebank needs --root, the folder with English-ATIS of Universal Dependencies")
-        rows = {"trees summed out": {**exact, "parents": False}, "EM": {**em, "parents": False}}
+        rows = {
+            "trees summed out": {**exact, "parents": False},
+            "EM": {**em, "parents": False},
+            "EM, policy not started from the grammar": {**blind, "parents": False},
+        }
         learn(args, "treebank", rows)
 
 

@@ -1,8 +1,10 @@
 """Policy of trees: sentences are built bottom up, each step joining two neighbouring roots under a label.
 
 A state is a forest over the words of a sentence, an action a pair of neighbouring roots with the label of the node that
-joins them. A transformer on embeddings of the roots scores actions; the embedding of a new root is composed of those of
-its children and its label. The orders in which one tree can be built are weighed by a backward policy that takes apart
+joins them. The log odds of an action start from what it adds to the log density of the forest under the grammar as it
+stands, the labels above being unknown: a policy that follows the grammar while this is learned. A transformer on
+embeddings of the roots adds what that leaves out; the embedding of a new root is composed of those of its children and
+its label. The orders in which one tree can be built are weighed by a backward policy that takes apart
 one of the roots that are no words, uniformly at random. So a tree z has density::
 
     q(path | x) / p_B(path | z)
@@ -20,12 +22,14 @@ Xiong, R. et al. (2020). On layer normalization in the transformer architecture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+
+from probmodels.inside import Tables, leaf_weights
 
 __all__ = ["TreePolicy", "backward_path"]
 
@@ -63,6 +67,8 @@ class TreePolicy(nn.Module):
         Size of embeddings, a multiple of ``heads``.
     layers, heads
         Of the transformer.
+    tables
+        Of the grammar as it stands; None for a policy that does not look at it.
     log_z
         Whether there is a site ``log_Z`` (sentence,), which `TrajectoryBalance` needs.
     seed
@@ -78,11 +84,12 @@ class TreePolicy(nn.Module):
         width: int = 64,
         layers: int = 2,
         heads: int = 4,
+        tables: Callable[[], Tables] | None = None,
         log_z: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.num_labels, self.max_length = num_labels, max_length
+        self.num_labels, self.max_length, self.tables = num_labels, max_length, tables
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.word, self.label = nn.Embedding(num_words, width), nn.Embedding(num_labels, width)
@@ -94,6 +101,8 @@ class TreePolicy(nn.Module):
             self.evidence = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1)) if log_z else None
             nn.init.zeros_(self.action.weight)  # all actions are equally probable at first
             nn.init.zeros_(self.action.bias)
+        if tables is not None:
+            self.trust = nn.Parameter(torch.ones(num_labels))
 
     def forward(self, word: Tensor, length: Tensor) -> None:
         """Auxiliary sites ``merge_0``, ... of actions, and ``tree`` (sentence,).
@@ -131,6 +140,7 @@ class TreePolicy(nn.Module):
         number, complex_roots = length, torch.zeros_like(length)  # of roots, and of those that are no words
         log_backward = roots.new_zeros(count)
         tree = word.new_full((count, size, 3), -1)
+        forest = None if self.tables is None else _Forest(self.tables(), word)
         for step in range(size - 1):
             left = size - step  # most roots that there can be
             place = torch.arange(left, device=word.device)
@@ -142,7 +152,8 @@ class TreePolicy(nn.Module):
                 total = (self.evidence(seen).squeeze(-1) * present).sum(-1)
                 pyro.deterministic("log_Z", total, event_dim=0)
             only = roots.new_full((count, (left - 1) * labels), -torch.inf).index_fill(1, place[:1], 0.0)
-            fn = dist.Categorical(logits=only.index_copy(0, rows, self._logits(seen, present[:, 1:])))
+            gain = None if forest is None else forest.gains(rows, number[rows] == 2)
+            fn = dist.Categorical(logits=only.index_copy(0, rows, self._logits(seen, present[:, 1:], gain)))
             action = pyro.sample(f"merge_{step}", fn, infer={"is_auxiliary": True})
             at, label = action // labels, action % labels
             pair = torch.stack([at, at + 1], 1)
@@ -160,6 +171,8 @@ class TreePolicy(nn.Module):
             source = place[:-1] + (place[:-1] > at.unsqueeze(-1))
             new = place[:-1] == at.unsqueeze(-1)
             roots = torch.where(new.unsqueeze(-1), joined.unsqueeze(1), _rows(roots, source))
+            if forest is not None:
+                forest.join(pair, label, source, new)
             start = start.gather(1, source)
             end = torch.where(new, high.unsqueeze(-1), end.gather(1, source))
             number = number - active.long()
@@ -172,11 +185,82 @@ class TreePolicy(nn.Module):
             seen = block(seen, absent)
         return seen
 
-    def _logits(self, seen: Tensor, allowed: Tensor) -> Tensor:
+    def _logits(self, seen: Tensor, allowed: Tensor, gain: Tensor | None) -> Tensor:
         """Log odds (row, action), with pairs of which the right root is ``allowed`` (row, root - 1)."""
         pairs = (self.first(seen[:, :-1]) + self.second(seen[:, 1:])).relu()
-        logits: Tensor = self.action(pairs).masked_fill(~allowed.unsqueeze(-1), -torch.inf)
-        return logits.flatten(1)
+        logits: Tensor = self.action(pairs)
+        if gain is not None:
+            logits = logits + self.trust * gain
+        return logits.masked_fill(~allowed.unsqueeze(-1), -torch.inf).flatten(1)
+
+
+class _Forest:
+    """Weights (row, root, context, symbol) of the symbols of roots under a parent, given what is below them.
+
+    Contexts are labels of the parent, or a single one, as in `probmodels.inside.Chart`; the largest weight of a root is
+    1.
+    """
+
+    def __init__(self, tables: Tables, word: Tensor) -> None:
+        self.root, self.rule = tables.root.detach(), tables.rule.detach()
+        self.labels, self.contexts = len(self.root), 1 if len(self.rule) == 1 else len(self.root)
+        leaf = leaf_weights(tables, word, word).detach()
+        weight = torch.cat([leaf.new_zeros(*word.shape, self.labels), leaf], -1)
+        self.weight = _scaled(weight.unsqueeze(2).expand(-1, -1, self.contexts, -1))
+
+    def gains(self, rows: Tensor, last: Tensor) -> Tensor:
+        """What joining two roots under a label adds to the log density (row, root - 1, label), contexts averaged over.
+
+        Parameters
+        ----------
+        rows
+            Of the forests that are asked for.
+        last
+            Whether these have two roots, of which the root of the sentence is made.
+        """
+        weight = self.weight[rows]
+        left, right = weight[:, :-1], weight[:, 1:]
+        if self.contexts == 1:
+            both = (left.unsqueeze(-1) * right.unsqueeze(-2)).flatten(-2).squeeze(2)  # (row, pair, symbols)
+            value = (both @ self.rule.flatten(2)[0].T).unsqueeze(2)  # (row, pair, context, label)
+        else:
+            value = torch.einsum("xabc,rpab,rpac->rpxa", self.rule, left, right)
+        inner = value[:, :, : self.contexts].mean(2)
+        value = torch.where(last[:, None, None], value[:, :, -1] * self.root, inner)
+        alone = _log(weight.sum(-1).mean(-1))
+        return _log(value) - (alone[:, :-1] + alone[:, 1:]).unsqueeze(-1)
+
+    def join(self, pair: Tensor, label: Tensor, source: Tensor, new: Tensor) -> None:
+        """Put a root of a label in the place of each pair of roots.
+
+        Parameters
+        ----------
+        pair
+            Places (row, 2).
+        label
+            Of the new roots (row,).
+        source
+            Of every root, the place of it before (row, root).
+        new
+            Whether a root is the new one (row, root).
+        """
+        each = torch.arange(len(pair), device=pair.device)
+        under = label if self.contexts > 1 else torch.zeros_like(label)
+        left, right = self.weight[each, pair[:, 0], under], self.weight[each, pair[:, 1], under]
+        value = torch.einsum("xrbc,rb,rc->rx", self.rule[: self.contexts, label], left, right)
+        joined = torch.zeros_like(self.weight[:, 0]).scatter(
+            2, label[:, None, None].expand(-1, self.contexts, 1), value.unsqueeze(-1)
+        )
+        kept = self.weight.gather(1, source[:, :, None, None].expand(-1, -1, *self.weight.shape[2:]))
+        self.weight = torch.where(new[:, :, None, None], _scaled(joined.unsqueeze(1)), kept)
+
+
+def _scaled(weight: Tensor) -> Tensor:
+    return weight / weight.amax((-1, -2), keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+def _log(value: Tensor) -> Tensor:
+    return value.clamp(min=torch.finfo(value.dtype).tiny).log()
 
 
 def _rows(values: Tensor, index: Tensor) -> Tensor:

@@ -179,6 +179,7 @@ def make_problem(
     width: int = 64,
     layers: int = 2,
     heads: int = 4,
+    look_ahead: bool = True,
     seed: int = 0,
 ) -> Problem:
     """A grammar of sentences, with a policy that draws their trees.
@@ -213,6 +214,8 @@ def make_problem(
         Share of uniform actions while the policy is trained; where the grammar learns from the same draws, 0.
     width, layers, heads
         Size of the policy's transformer.
+    look_ahead
+        Whether the policy looks at the grammar: actions start from what they add to the density.
     seed
         Of the start.
 
@@ -243,6 +246,7 @@ def make_problem(
     else:
         tables = _random_tables(num_nonterminals, num_preterminals, num_words, parents, spread, seed)
     word, length = (torch.as_tensor(data[name].values, dtype=torch.long) for name in ("word", "length"))
+    model = Grammar(tables, size, learn=learn, exact=exact, concentration=concentration, left_branching=left_branching)
     policy = TreePolicy(
         num_words,
         tables.num_nonterminals,
@@ -250,6 +254,7 @@ def make_problem(
         width=width,
         layers=layers,
         heads=heads,
+        tables=model.tables if look_ahead else None,
         log_z=loss == "TrajectoryBalance",
         seed=seed,
     )
@@ -262,9 +267,7 @@ def make_problem(
     }
     return Problem(
         name="grammar",
-        model=Grammar(
-            tables, size, learn=learn, exact=exact, concentration=concentration, left_branching=left_branching
-        ),
+        model=model,
         guide=_nothing if exact else policy,
         args=(word, length),
         coords=coords,

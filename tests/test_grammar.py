@@ -27,8 +27,9 @@ from probmodels.grammar import (
     tiny,
     write_outputs,
 )
-from probmodels.guides.grammar import TreePolicy, backward_path
+from probmodels.guides.grammar import TreePolicy, _Forest, backward_path
 from probmodels.inference.problem import ProblemError
+from probmodels.inference.svi import fitted
 from probmodels.inside import (
     Tables,
     draw_trees,
@@ -261,8 +262,9 @@ def test_dirichlet_priors_count_once_whatever_the_batch() -> None:
 # -- the policy -------------------------------------------------------------------------------------------------------
 
 
-def a_policy(length: int) -> tuple[TreePolicy, Tensor, Tensor]:
-    policy = TreePolicy(WORDS, LABELS, SIZE, width=8, heads=2, layers=1, seed=1)
+def a_policy(length: int, tables: Tables | None = None) -> tuple[TreePolicy, Tensor, Tensor]:
+    looks = None if tables is None else lambda: tables
+    policy = TreePolicy(WORDS, LABELS, SIZE, width=8, heads=2, layers=1, tables=looks, seed=1)
     generator = torch.Generator().manual_seed(0)
     for parameter in policy.parameters():
         parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
@@ -284,9 +286,10 @@ def run(policy: TreePolicy, word: Tensor, length: Tensor, actions: Tensor) -> An
     return trace
 
 
+@pytest.mark.parametrize("parents", [None, False, True])
 @pytest.mark.parametrize("length", [2, 3, 4])
-def test_paths_of_the_policy_sum_to_one_and_so_do_backward_paths(length: int) -> None:
-    policy, word, n = a_policy(length)
+def test_paths_of_the_policy_sum_to_one_and_so_do_backward_paths(length: int, parents: bool | None) -> None:
+    policy, word, n = a_policy(length, None if parents is None else random_tables(parents))
     steps = [torch.arange((SIZE - 1 - step) * LABELS if step < length - 1 else 1) for step in range(SIZE - 1)]
     actions = torch.cartesian_prod(*steps)
     trace = run(policy, word, n, actions)
@@ -317,6 +320,50 @@ def test_backward_paths_lead_back_to_their_trees_and_have_their_probabilities() 
     assert abs(float(first) - 0.5) < 4 * 0.5 / 2000**0.5
 
 
+@pytest.mark.parametrize("parents", [False, True])
+def test_gains_of_all_steps_are_the_log_density_of_the_tree(parents: bool) -> None:
+    tables, (word, length) = random_tables(parents), a_sentence(5)
+    trees = all_trees(5)
+    rows = len(trees)
+    forest = _Forest(tables, word.expand(rows, -1))
+    each, total = torch.arange(rows), torch.zeros(rows)
+    for step, action in enumerate(backward_path(trees, LABELS).unbind(-1)):
+        at, label = action // LABELS, action % LABELS
+        left = SIZE - step
+        total += forest.gains(each, torch.full((rows,), left == 2))[each, at, label]
+        source = torch.arange(left - 1) + (torch.arange(left - 1) > at.unsqueeze(-1))
+        forest.join(torch.stack([at, at + 1], 1), label, source, torch.arange(left - 1) == at.unsqueeze(-1))
+    leaf = leaf_weights(tables, word, word)
+    exact = score(tables, trees, leaf, length)
+    assert total.numpy() == pytest.approx((exact - leaf.sum(-1).log().sum()).numpy(), abs=1e-4)
+
+
+@pytest.mark.parametrize("parents", [False, True])
+def test_a_policy_that_looks_at_the_grammar_is_exact_for_two_words_untrained(parents: bool) -> None:
+    tables, (word, length) = random_tables(parents, 2), a_sentence(2)
+    policy = TreePolicy(WORDS, LABELS, SIZE, width=8, heads=2, layers=1, tables=lambda: tables)
+    actions = torch.tensor([[label, 0, 0, 0] for label in range(LABELS)])
+    trace = run(policy, word, length, actions)
+    chance = score(tables, trace.nodes["tree"]["value"], leaf_weights(tables, word, word), length).softmax(0)
+    assert trace.nodes["merge_0"]["log_prob"].exp().numpy() == pytest.approx(chance.numpy(), abs=1e-5)
+
+
+def test_policies_look_at_the_grammar_that_is_fitted_and_leave_its_gradient_alone() -> None:
+    options: dict[str, Any] = {"num_nonterminals": 2, "num_preterminals": 2, "width": 16, "layers": 1, "heads": 2}
+    problem = make_problem(sentences(num=20), **options)
+    before = fitted_tables(problem)
+    result = fit_em(problem, phases=["joint"], num_rounds=5, lr=0.05, num_samples=2, compile="eager", progress=False)
+    assert torch.equal(fitted_tables(problem).rule, before.rule)
+    with fitted(problem, result.guide_state, seed=0) as (model, guide):
+        assert torch.equal(guide.tables().rule, model.tables().rule)
+        assert not torch.equal(guide.tables().rule, before.rule)
+        trace: Any = poutine.trace(guide).get_trace(*problem.args)
+        trace.compute_log_prob()
+        trace.nodes["merge_0"]["log_prob"].sum().backward()
+        assert model.rule.grad is None
+        assert guide.trust.grad.abs().sum() > 0
+
+
 def distance_to_posterior(problem: Any, result: Any, copies: int) -> tuple[float, float]:
     """Mean total variation between draws of the policy and the exact posterior, and what noise alone gives."""
     tables, found = fitted_tables(problem, result), []
@@ -329,17 +376,18 @@ def distance_to_posterior(problem: Any, result: Any, copies: int) -> tuple[float
     return tuple(np.mean(found, axis=0))  # type: ignore[return-value]
 
 
-def test_the_policy_finds_the_exact_posterior_of_a_fixed_grammar() -> None:
+@pytest.mark.parametrize(("look_ahead", "far"), [(False, 0.3), (True, 0.15)])
+def test_the_policy_finds_the_exact_posterior_of_a_fixed_grammar(look_ahead: bool, far: float) -> None:
     copies, rows = 6, [[0, 2, 1, 1], [1, 0, 2], [2, 2, 0, 1], [0, 1, 1, 2]]
     data = short([row for row in rows for _ in range(copies)])
     options: dict[str, Any] = {"tables": random_tables(True, 3), "learn": False, "width": 32, "layers": 1, "heads": 2}
-    problem = make_problem(data, loss="VarGrad", epsilon=0.03, **options)
+    problem = make_problem(data, loss="VarGrad", epsilon=0.03, look_ahead=look_ahead, **options)
     fit: dict[str, Any] = {"num_samples": 200, "compile": "eager", "progress": False}
     before = fit_svi(problem, num_steps=1, lr=1e-9, **fit)
     result = fit_svi(problem, num_steps=150, lr=1e-2, lr_decay=0.03, **fit)
     start, _ = distance_to_posterior(problem, before, copies)
     end, noise = distance_to_posterior(problem, result, copies)
-    assert start > 0.3
+    assert start > far
     assert end < noise + 0.03
     exact = float(exact_log_likelihood(problem).sum())
     assert float(result.tree["sample_stats"]["log_weight"].mean()) == pytest.approx(exact, rel=0.01)
@@ -349,8 +397,6 @@ def test_trajectory_balance_learns_the_evidence_of_each_sentence() -> None:
     data = short([[0, 2, 1], [1, 0], [2, 2, 2]])
     problem = make_problem(data, tables=random_tables(False), learn=False, width=16, layers=1, heads=2, num_particles=4)
     result = fit_svi(problem, num_steps=150, lr=2e-2, lr_decay=0.03, num_samples=10, compile="eager", progress=False)
-    from probmodels.inference.svi import fitted
-
     with fitted(problem, result.guide_state, seed=0) as (_, guide), torch.no_grad():
         trace: Any = poutine.trace(guide).get_trace(*problem.args)
     exact = exact_log_likelihood(problem).values
@@ -371,8 +417,8 @@ def test_em_and_exact_marginalisation_raise_the_likelihood() -> None:
     exact, em = make_problem(data, exact=True, **options), make_problem(data, **options)
     start = float(exact_log_likelihood(em).sum())
     summed = fit_svi(exact, num_steps=60, lr=0.02, num_samples=20, compile="eager", progress=False)
-    fitted = fit_em(em, phases=["joint"], num_rounds=80, lr=0.01, num_samples=20, compile="eager", progress=False)
-    best, found = (float(exact_log_likelihood(p, r).sum()) for p, r in ((exact, summed), (em, fitted)))
+    learned = fit_em(em, phases=["joint"], num_rounds=80, lr=0.01, num_samples=20, compile="eager", progress=False)
+    best, found = (float(exact_log_likelihood(p, r).sum()) for p, r in ((exact, summed), (em, learned)))
     assert best > start + 60
     assert found > start + 20
     assert -summed.tree["fit"]["loss"].values[-1] == pytest.approx(best, rel=0.02)
