@@ -405,7 +405,8 @@ def test_trajectory_balance_learns_the_evidence_of_each_sentence() -> None:
 
 def test_dreams_teach_the_policy() -> None:
     options: dict[str, Any] = {"num_nonterminals": 2, "num_preterminals": 2, "width": 16, "layers": 1, "heads": 2}
-    problem = make_problem(sentences(num=40), spread=3.0, **options)
+    # From uniform actions: those that start from the grammar leave less to learn.
+    problem = make_problem(sentences(num=40), spread=3.0, look_ahead=False, **options)
     result = fit_em(problem, phases=["sleep"], num_rounds=60, num_samples=2, compile="eager", progress=False)
     loss = result.tree["fit"]["loss"].values
     assert loss[-10:].mean() < 0.7 * loss[:3].mean()
