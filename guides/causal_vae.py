@@ -14,7 +14,7 @@ on each other given the observation: of a linear Gaussian model the exact poster
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro
@@ -125,6 +125,27 @@ class Mechanisms(nn.Module):
             return noise
         return noise + self._parents(i, causes) @ self.weight[self.parents[i], i]
 
+    def propagate(
+        self, noise: Callable[[int, Tensor], Tensor], concept: Callable[[int, Tensor], Tensor] | None = None
+    ) -> list[Tensor]:
+        """All concepts (...), each after its causes.
+
+        Parameters
+        ----------
+        noise
+            From a concept's place and its location to its noise (...).
+        concept
+            From a concept's place and its natural value to what it is, for interventions; None for that value.
+        """
+        concepts: list[Any] = [None] * self.size
+        causes = list(concepts)
+        for i in self.order:
+            location = self.location(i, causes)
+            value = self.value(i, location + self.scale(i) * noise(i, location))
+            concepts[i] = value if concept is None else concept(i, value)
+            causes[i] = self.cause(i, concepts[i], location, causes)
+        return concepts
+
     def _parents(self, i: int, causes: Sequence[Tensor]) -> Tensor:
         """Values of the causes of a concept (..., cause), some of which may be of several worlds."""
         return torch.stack(torch.broadcast_tensors(*(causes[j] for j in self.parents[i])), -1)
@@ -174,21 +195,19 @@ class AbductionGuide(PyroModule):
         axes: Any = {"event_dims": ["style"]}
         with pyro.plate("data", len(observation)) as rows:
             mean, sd = self.propose(observation[rows])
-            causes: list[Any] = [None] * size
             away: dict[int, Tensor] = {}
+
+            def abducted(i: int, location: Tensor) -> Tensor:
+                wanted, scale = mean[:, i], mechanisms.scale(i)
+                if away and self.coupling is not None:
+                    wanted = wanted + torch.stack([*away.values()], -1) @ self.coupling[i, [*away]]
+                fn = dist.Normal((wanted - location) / scale, sd[:, i] / scale)
+                noise: Tensor = pyro.sample(f"noise_{self.names[i]}", fn)
+                away[i] = location + scale * noise - mean[:, i]
+                return noise
+
             with poutine.scale(scale=self.beta):
-                for i in mechanisms.order:
-                    wanted = mean[:, i]
-                    if away and self.coupling is not None:
-                        places = list(away)
-                        wanted = wanted + torch.stack([away[j] for j in places], -1) @ self.coupling[i, places]
-                    location, scale = mechanisms.location(i, causes), mechanisms.scale(i)
-                    noise = pyro.sample(
-                        f"noise_{self.names[i]}", dist.Normal((wanted - location) / scale, sd[:, i] / scale)
-                    )
-                    y = location + scale * noise
-                    away[i] = y - mean[:, i]
-                    causes[i] = mechanisms.cause(i, mechanisms.value(i, y), location, causes)
+                mechanisms.propagate(abducted)
                 if self.entropy == "paper":
                     # The divergence of q(z | x) from p(z | u) as well, by the entropy of the concepts once more.
                     spread = sd[:, :size].log().sum(-1) + 0.5 * size * math.log(2 * math.pi * math.e)

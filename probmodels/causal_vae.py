@@ -164,19 +164,16 @@ class CausalVAE(PyroModule):
         known
             Whether they are (data, concept).
         """
-        mechanisms = self.mechanisms
         assert observation is not None
         with pyro.plate("data", len(observation)) as rows:
-            concepts: list[Any] = [None] * len(self.names)
-            causes, left = list(concepts), []
-            for i in mechanisms.order:
-                location = mechanisms.location(i, causes)
+            left: list[Tensor] = []
+
+            def drawn(i: int, location: Tensor) -> Tensor:
                 with poutine.scale(scale=self.beta):
-                    noise = pyro.sample(f"noise_{self.names[i]}", dist.Normal(torch.zeros_like(location), 1.0))
-                value = mechanisms.value(i, location + mechanisms.scale(i) * noise)
-                concepts[i] = pyro.deterministic(self.names[i], value)
-                causes[i] = mechanisms.cause(i, concepts[i], location, causes)
-                left.append(noise)
+                    left.append(pyro.sample(f"noise_{self.names[i]}", dist.Normal(torch.zeros_like(location), 1.0)))
+                return left[-1]
+
+            concepts = self.mechanisms.propagate(drawn, lambda i, z: pyro.deterministic(self.names[i], z))
             z = torch.stack(torch.broadcast_tensors(*concepts), -1)
             if self.num_style:
                 unit = dist.Normal(z.new_zeros(self.num_style), 1.0).to_event(1)

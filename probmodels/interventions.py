@@ -402,15 +402,13 @@ def attribute(
 
 def _concepts(model: Any, noise: Mapping[str, Tensor], changes: Mapping[str, Change]) -> Tensor:
     """Concepts (row, concept) of any noise (row,) under interventions, without what is made of them."""
-    mechanisms, names = model.mechanisms, model.names
-    concepts: list[Any] = [None] * len(names)
-    causes = list(concepts)
+    names = model.names
+
+    def changed(i: int, value: Tensor) -> Tensor:
+        return _changed(value, changes[names[i]]) if names[i] in changes else value
+
     with torch.no_grad():
-        for i in mechanisms.order:
-            location = mechanisms.location(i, causes)
-            value = mechanisms.value(i, location + mechanisms.scale(i) * noise[f"noise_{names[i]}"])
-            concepts[i] = _changed(value, changes[names[i]]) if names[i] in changes else value
-            causes[i] = mechanisms.cause(i, concepts[i], location, causes)
+        concepts = model.mechanisms.propagate(lambda i, _: noise[f"noise_{names[i]}"], changed)
     return torch.stack(concepts, -1)
 
 
