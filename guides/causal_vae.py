@@ -182,19 +182,26 @@ class AbductionGuide(PyroModule):
         self.mechanisms, self.reader, self.names, self.num_style = mechanisms, reader, tuple(names), num_style
         self.beta, self.entropy = beta, entropy
         size = mechanisms.size
+        self.table: nn.Parameter | None = None
         self.coupling = nn.Parameter(torch.zeros(size, size)) if size > 1 else None
 
-    def propose(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and sds (data, concept + style)."""
-        mean, log_sd = self.reader(observation).chunk(2, -1)
+    def propose(self, observation: Tensor, rows: Any = slice(None)) -> tuple[Tensor, Tensor]:
+        """Means and sds (data, concept + style) of rows of the data (data, *shape)."""
+        found = self.reader(observation[rows]) if self.table is None else self.table[rows]
+        mean, log_sd = found.chunk(2, -1)
         return mean, log_sd.clamp(-6.0, 3.0).exp()
+
+    def tabulate(self, observation: Tensor) -> None:
+        """Keep what is proposed for data (data, *shape) as parameters of each of them, in the place of the reader."""
+        with torch.no_grad():
+            self.table = nn.Parameter(self.reader(observation))
 
     def forward(self, observation: Tensor, *labels: Tensor) -> None:
         """Sites ``noise_<name>`` (data,) and ``style`` (data, style)."""
         mechanisms, size = self.mechanisms, self.mechanisms.size
         axes: Any = {"event_dims": ["style"]}
         with pyro.plate("data", len(observation)) as rows:
-            mean, sd = self.propose(observation[rows])
+            mean, sd = self.propose(observation, rows)
             away: dict[int, Tensor] = {}
 
             def abducted(i: int, location: Tensor) -> Tensor:

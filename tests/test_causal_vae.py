@@ -22,7 +22,7 @@ from probmodels.datasets import DataError
 from probmodels.datasets.causal import hide_labels, make_concepts
 from probmodels.guides.causal_vae import MECHANISMS, AbductionGuide, Mechanisms
 from probmodels.inference.problem import ProblemError
-from probmodels.interventions import Intervene, OutsideSupportWarning, attribute, counterfactual, effect
+from probmodels.interventions import Intervene, OutsideSupportWarning, attribute, counterfactual, effect, refine
 
 NAMES = ("a", "b", "c", "d")
 DIAMOND = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]])
@@ -275,6 +275,34 @@ def test_concepts_and_counterfactuals_are_those_of_the_truth(fitted_pair: tuple[
     assert math.sqrt((error**2).mean()) < 0.25 * spread
     again = counterfactual(problem, result, {"cause": 13.0}, num_draws=10, progress=False)
     xr.testing.assert_identical(found, again)
+
+
+def test_refined_proposals_are_the_posterior_of_each_datum_and_the_model_stays() -> None:
+    model, guide, seen = linear_pair()
+    x = seen.sample((20,))
+    exact = guide.propose(x)[0].detach()
+    reader: Any = guide.reader
+    reader.shift = reader.shift + torch.randn(4)  # wrong, and the gain as well
+    reader.gain = 0.5 * reader.gain
+    ones = xr.DataArray(np.ones(4), dims="concept")
+    data = xr.Dataset({"centre": 0 * ones, "scale": ones, "least": -99 * ones, "most": 99 * ones})
+    problem = Problem("causal_vae", model, guide, args=(x,), data=data.assign(observation=(("data", "feature"), x)))
+    result = fit_svi(problem, num_steps=1, lr=1e-12, num_samples=2, progress=False)
+    before = guide.propose(x)[0].detach()
+    assert (before - exact).abs().max() > 0.5
+    single, refined = refine(problem, result, num_steps=400, lr=0.05, progress=False)
+    found = counterfactual(single, refined, {"a": 0.0}, num_draws=400, observations=False, progress=False)
+    spread = found["factual"].std("draw").values
+    error = np.abs(found["factual"].mean("draw").values - exact.numpy())
+    # Monte Carlo error of 400 draws, and the steps' own noise.
+    assert (error < 5 * spread / math.sqrt(400) + 0.1 * spread).all()
+    for name, value in result.params().items():
+        if not name.startswith(("coupling", "table")):
+            assert torch.equal(torch.as_tensor(refined.params()[name]), torch.as_tensor(value)), name
+    assert guide.table is None
+    torch.testing.assert_close(guide.propose(x)[0].detach(), before)
+    with pytest.raises(ProblemError, match="has no concepts to set"):
+        refine(replace(problem, name="other"), result)
 
 
 def test_effects_are_differences_of_worlds_with_intervals(fitted_pair: tuple[Problem, Result]) -> None:
