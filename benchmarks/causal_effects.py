@@ -115,7 +115,7 @@ def main() -> None:
             }
         )
         print(table[-1], flush=True)
-    common.report(f"causal_effects_{args.graphs}", table, nodes=NUM_NODES, rows=NUM_ROWS, draws=NUM_DRAWS)
+    common.report(f"causal_effects_{args.graphs}", table, num_nodes=NUM_NODES, num_rows=NUM_ROWS, num_draws=NUM_DRAWS)
 
 
 if __name__ == "__main__":
