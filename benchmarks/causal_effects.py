@@ -6,8 +6,8 @@
 200 data sets of 200 rows of 5 concepts each, Erdos-Renyi graphs of 2 edges a concept, labels standardised. The effect
 of setting a concept with most descendants from 0 to 1, the mean and one standard deviation, on each of these; truths in
 closed form for linear models, else by 100,000 rows. ``known`` takes the true graph; ``posterior`` draws of that of
-`probmodels.causal_graph`, and covers what is not identified. Coverage is that of 95 % intervals: of one effect chosen
-at random in each data set, with its binomial 95 % interval, and of all effects.
+`probmodels.causal_graph`, whose prior has as many edges, and covers what is not identified. Coverage is that of 95 %
+intervals: of one effect chosen at random in each data set, with its binomial 95 % interval, and of all effects.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "smooth": {"mechanism": "additive"},
 }
 NUM_NODES, NUM_ROWS = 5, 200
+DEGREE = 2.0
+SHARE = DEGREE / (NUM_NODES - 1)  # of pairs with an edge, which the prior of graphs knows
 NUM_DRAWS = {"linear": 2000, "smooth": 400}
 
 
@@ -43,7 +45,7 @@ def effects_cell(options: dict[str, Any], graphs: str, seed: int) -> dict[str, A
     """What is covered, and how wide intervals are, of one data set."""
     functions = functions_of(options)
     draws = NUM_DRAWS[functions]
-    data = simulate_sem(NUM_NODES, NUM_ROWS, graph="er", degree=2.0, **options, seed=seed)
+    data = simulate_sem(NUM_NODES, NUM_ROWS, graph="er", degree=DEGREE, **options, seed=seed)
     names, edges = [str(name) for name in data["concept"].values], data["graph"].values
     reach = np.linalg.matrix_power(np.eye(NUM_NODES) + edges, NUM_NODES) - np.eye(NUM_NODES) > 0.5
     treatment = int(reach.sum(1).argmax())
@@ -56,10 +58,9 @@ def effects_cell(options: dict[str, Any], graphs: str, seed: int) -> dict[str, A
     if graphs == "posterior":
         from probmodels import causal_graph, run_mcmc
 
-        result = run_mcmc(
-            causal_graph.make_problem(data), num_samples=draws, num_chains=1, warmup_steps=0, seed=seed,
-            progress=False,
-        )  # fmt: skip
+        problem = causal_graph.make_problem(data, edge_probability=SHARE)
+        chain: dict[str, Any] = {"num_chains": 1, "warmup_steps": 0, "chain_method": "sequential", "progress": False}
+        result = run_mcmc(problem, num_samples=draws, seed=seed, **chain)
         taken = result.posterior["graph"].values[0].astype(int)
     found = average_effect(
         data,
@@ -93,6 +94,7 @@ def main() -> None:
                 "seed": seed,
                 "draws": NUM_DRAWS[functions_of(options)],
                 "rows": NUM_ROWS,
+                **({"share": SHARE} if args.graphs == "posterior" else {}),
                 **options,
             }
             compute = partial(effects_cell, options, args.graphs, seed)

@@ -323,12 +323,14 @@ def main() -> None:
     parser.add_argument("part", choices=("textbook", "hypergrid"))
     parser.add_argument("--models", nargs="*", choices=list(PROBLEMS))
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(5)))
+    parser.add_argument("--fit-steps", type=int, default=FIT["num_steps"], help="of the textbook fits")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after these")
     parser.add_argument("--paths", nargs="*", type=int, default=[16, 128])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--python", default=sys.executable, help="of an environment with torchgfn")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    FIT["num_steps"] = args.fit_steps
     if args.one:
         who, *numbers = args.one
         print(json.dumps({"ours": ours, "torchgfn": torchgfn}[who](*map(int, numbers))))
