@@ -353,6 +353,7 @@ def main() -> None:
             parser.error("treebank needs --root, the folder with English-ATIS of Universal Dependencies")
         rows = {
             "trees summed out": {**exact, "parents": False},
+            "trees drawn exactly": {"kind": "exact draws", "steps": args.steps, "parents": False},
             "EM": {**em, "parents": False},
             "EM, policy not started from the grammar": {**blind, "parents": False},
         }
