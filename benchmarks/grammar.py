@@ -355,6 +355,7 @@ def main() -> None:
             "trees summed out": {**exact, "parents": False},
             "trees drawn exactly": {"kind": "exact draws", "steps": args.steps, "parents": False},
             "EM": {**em, "parents": False},
+            "EM, tempered": {**em, "power": {"start": 0.5, "over": 0.5}, "parents": False},
             "EM, policy not started from the grammar": {**blind, "parents": False},
         }
         learn(args, "treebank", rows)
