@@ -6,8 +6,8 @@
 200 data sets of 200 rows of 5 concepts each, Erdos-Renyi graphs of 2 edges a concept, labels standardised. The effect
 of setting a concept with most descendants from 0 to 1, the mean and one standard deviation, on each of these; truths in
 closed form for linear models, else by 100,000 rows. ``known`` takes the true graph; ``posterior`` draws of that of
-`probmodels.causal_graph`, whose prior has as many edges, and covers what is not identified. Coverage is that of 95 %
-intervals: of one effect chosen at random in each data set, with its binomial 95 % interval, and of all effects.
+`probmodels.causal_graph`, all graphs being equally probable before, and covers what is not identified. Coverage is that
+of 95 % intervals: of one effect chosen at random in each data set, with its binomial 95 % interval, and of all effects.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 NUM_NODES, NUM_ROWS = 5, 200
 DEGREE = 2.0
-SHARE = DEGREE / (NUM_NODES - 1)  # of pairs with an edge, which the prior of graphs knows
+SHARE = DEGREE / (NUM_NODES - 1)  # of pairs with an edge; as odds of each edge all graphs are equally probable
 NUM_DRAWS = {"linear": 2000, "smooth": 400}
 
 

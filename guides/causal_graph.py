@@ -70,6 +70,10 @@ class GraphTable:
         self._layers: dict[tuple[int, int], tuple[Sets, Floats]] = {}
         self._parents: dict[tuple[int, int, int], tuple[Sets, Floats]] = {}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphTable:
+        """The same: nothing of it changes, and it is large."""
+        return self
+
     def edge_probability(self) -> Floats:
         """Probability of every edge (parent, child)."""
         size = self.size

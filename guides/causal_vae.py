@@ -26,6 +26,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from probmodels.inference.acyclicity import topological_order
+from probmodels.inference.problem import ProblemError
 
 __all__ = ["MECHANISMS", "AbductionGuide", "Mechanisms"]
 
@@ -183,18 +184,25 @@ class AbductionGuide(PyroModule):
         self.beta, self.entropy = beta, entropy
         size = mechanisms.size
         self.table: nn.Parameter | None = None
+        self.tabulated: Tensor = torch.empty(0)
         self.coupling = nn.Parameter(torch.zeros(size, size)) if size > 1 else None
 
     def propose(self, observation: Tensor, rows: Any = slice(None)) -> tuple[Tensor, Tensor]:
         """Means and sds (data, concept + style) of rows of the data (data, *shape)."""
+        if self.table is not None and not torch.equal(observation, self.tabulated):
+            raise ProblemError("these proposals were refined for other data; refine them for these")
         found = self.reader(observation[rows]) if self.table is None else self.table[rows]
         mean, log_sd = found.chunk(2, -1)
         return mean, log_sd.clamp(-6.0, 3.0).exp()
 
     def tabulate(self, observation: Tensor) -> None:
-        """Keep what is proposed for data (data, *shape) as parameters of each of them, in the place of the reader."""
+        """Keep what is proposed for data (data, *shape) as parameters of each of them, in the place of the reader.
+
+        How concepts depend on each other given the observation, C above, stays that of all data.
+        """
         with torch.no_grad():
-            self.table = nn.Parameter(self.reader(observation))
+            found = self.reader(observation) if self.table is None else self.table.detach().clone()
+        self.table, self.tabulated = nn.Parameter(found), observation
 
     def forward(self, observation: Tensor, *labels: Tensor) -> None:
         """Sites ``noise_<name>`` (data,) and ``style`` (data, style)."""

@@ -29,8 +29,6 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from probmodels.inside import Tables, leaf_weights
-
 __all__ = ["TreePolicy", "backward_path"]
 
 
@@ -68,7 +66,8 @@ class TreePolicy(nn.Module):
     layers, heads
         Of the transformer.
     tables
-        Of the grammar as it stands; None for a policy that does not look at it.
+        Gives the grammar as it stands: root, rule and emission, as `probmodels.inside.Tables` describes them; None for
+        a policy that does not look at it. A method of the model, of which copies of both keep the right one.
     log_z
         Whether there is a site ``log_Z`` (sentence,), which `TrajectoryBalance` needs.
     seed
@@ -84,7 +83,7 @@ class TreePolicy(nn.Module):
         width: int = 64,
         layers: int = 2,
         heads: int = 4,
-        tables: Callable[[], Tables] | None = None,
+        tables: Callable[[], tuple[Tensor, Tensor, Tensor]] | None = None,
         log_z: bool = False,
         seed: int = 0,
     ) -> None:
@@ -201,10 +200,10 @@ class _Forest:
     1.
     """
 
-    def __init__(self, tables: Tables, word: Tensor) -> None:
-        self.root, self.rule = tables.root.detach(), tables.rule.detach()
+    def __init__(self, tables: tuple[Tensor, Tensor, Tensor], word: Tensor) -> None:
+        self.root, self.rule, emission = (table.detach() for table in tables)
         self.labels, self.contexts = len(self.root), 1 if len(self.rule) == 1 else len(self.root)
-        leaf = leaf_weights(tables, word, word).detach()
+        leaf = emission.T[word]
         weight = torch.cat([leaf.new_zeros(*word.shape, self.labels), leaf], -1)
         self.weight = _scaled(weight.unsqueeze(2).expand(-1, -1, self.contexts, -1))
 

@@ -81,6 +81,7 @@ ENGINES = ("mcmc", "svi")
 _MOST_CONCEPTS = 12  # 4^12 terms of the sums over graphs
 _FEWEST_ROWS = 10
 _LARGE, _MOST_SETTINGS, _FEWER_SETTINGS = 10, 64, 8  # settings of floors, fewer for more concepts than these: memory
+_STRONG = 10.0  # log Bayes factor
 _UNWANTED = 100.0  # log weight that a graph of the policy loses with a required edge
 _NEGLIGIBLE = 30.0  # of log probabilities
 _DECAY = 0.01  # of the outer weights of networks, or strengths could shrink for nothing
@@ -405,8 +406,9 @@ def make_problem(
     )
     check_numbers(0, 1, ends="()", edge_probability=edge_probability)
     check_numbers(0, sparsity=sparsity, threshold=threshold)
+    floors = sorted({float(floor) for floor in np.atleast_1d(floors)})
     if not floors or not all(0 < floor < 1 for floor in floors):
-        raise DataError(f"floors={list(floors)}; give standard deviations between 0 and 1, such as {FLOORS}")
+        raise DataError(f"floors={floors}; give standard deviations between 0 and 1, such as {FLOORS}")
     check_counts(2, num_points=num_points, num_particles=num_particles)
     check_counts(0, anneal=anneal)
     for name, value in (("max_parents", max_parents), ("hidden", hidden)):
@@ -472,19 +474,23 @@ def make_problem(
 
 def _settings(found: Scores, knowledge: Knowledge, floors: Sequence[float], seed: int) -> Floats:
     """Scores (setting, concept, set) for floors of the noise of each concept whose noise data do not show."""
-    hidden = np.flatnonzero(found.remainder.min(1) < max(floors))
     scores, count = found.log_likelihood, len(floors)
-    if not len(hidden) or count == 1:
+    # Of few rows some sets that are no causes fit all: those count that data prefer, and by far to no cause at all.
+    likely = (scores[0] > scores[0].max(1, keepdims=True) - _STRONG) & (scores[0] > scores[0, :, :1] + _STRONG)
+    hidden = np.flatnonzero((likely & (found.remainder < max(floors))).any(1))
+    if not len(hidden):
         return scores[:1]
     names = list(knowledge.names)
     if (knowledge.allowed & knowledge.allowed.T)[hidden].any():
         warnings.warn(
             f"other concepts predict {', '.join(names[place] for place in hidden)} to within {max(floors):g} standard "
             "deviations: directions of these relations hang on noise that the data do not show. Probabilities of edges "
-            f"are averaged over floors of that noise, {list(floors)}; what is known of them, give as order, tiers, "
-            "required or forbidden",
+            f"are averaged over floors of that noise, {floors}; what is known of them, give as order, tiers, required "
+            "or forbidden",
             stacklevel=3,
         )
+    if count == 1:
+        return scores
     most = _MOST_SETTINGS if len(names) <= _LARGE else _FEWER_SETTINGS
     if count ** len(hidden) <= most:
         picked = np.stack(np.meshgrid(*[np.arange(count)] * len(hidden)), -1).reshape(-1, len(hidden))

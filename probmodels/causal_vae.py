@@ -373,6 +373,11 @@ def fitted_problem(result: Result, num_rows: int | None = None) -> Problem:
         kept = kept.isel(data=np.linspace(0, kept.sizes["data"] - 1, num_rows).round().astype(int))
     problem = _problem(kept, json.loads(kept.attrs["options"]))
     state = {name.replace("$$$", "."): value for name, value in result.params().items()}
+    if "table" in state:
+        raise ResultError(
+            "the result holds proposals that were refined for their data, and no reader of others; give the one that "
+            "was refined, or use it with the problem that refine returned"
+        )
     like = next(iter(state.values()))
     for part in (problem.model, problem.guide):
         assert isinstance(part, nn.Module)

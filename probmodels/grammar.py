@@ -115,6 +115,10 @@ class Grammar(PyroModule):
         root, rule, emission = ((_UNIT * x).softmax(-1) for x in (root, rule.flatten(2), emission))
         return Tables(root, rule.reshape(self.rule.shape), emission)
 
+    def weighted_tables(self) -> Tables:
+        """The same with the prior of shapes."""
+        return self.tables().weighted(self.left_branching)
+
     def forward(self, word: Tensor, length: Tensor) -> None:
         """Sites ``tree`` (sentence, split, node), latent or, with trees summed out, generated; ``word`` (sentence,
         position), observed.
@@ -137,7 +141,7 @@ class Grammar(PyroModule):
                 prior = (self.concentration - 1) * logs / count  # a share for every sentence
                 pyro.factor("concentration", prior.expand(len(word)))
             if self.exact:
-                weighted = tables.weighted(self.left_branching)
+                weighted = self.weighted_tables()
                 pyro.sample("word", Words(weighted, length, self.size), obs=word, infer=words)
                 given = Trees(weighted, length, self.size, word=word)
                 pyro.sample("tree", given, infer=generated)
@@ -254,7 +258,7 @@ def make_problem(
         width=width,
         layers=layers,
         heads=heads,
-        tables=model.tables if look_ahead else None,
+        tables=model.weighted_tables if look_ahead else None,
         log_z=loss == "TrajectoryBalance",
         seed=seed,
     )

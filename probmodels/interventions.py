@@ -231,8 +231,8 @@ def refine(
     """Abduct the noise of each datum by itself: E-steps from what the fitted guide proposes, the model held.
 
     A guide that reads all data by one network is wrong by a little for each of them; proposals that are parameters of
-    each datum are not (semi-amortised inference). Problem and result that are returned stand in for those that were
-    given, in `counterfactual`, `effect` and `attribute`.
+    each datum are not (semi-amortised inference). Problem and result that are returned belong together and stand in for
+    those that were given, in `counterfactual`, `effect` and `attribute`; for outputs on disk keep the latter.
 
     Parameters
     ----------
@@ -248,13 +248,15 @@ def refine(
     Raises
     ------
     ProblemError
-        If the problem is none of concepts, or an option is out of range.
+        If the problem is none of concepts, has no labels and they shall count, or an option is out of range.
 
     References
     ----------
     Kim, Y., Wiseman, S., Miller, A. C., Sontag, D. and Rush, A. M. (2018). Semi-amortized variational autoencoders.
     ICML. https://arxiv.org/abs/1802.02550
     """
+    if labels and len(problem.args) == 1:
+        raise ProblemError("labels=True, and the problem has none; leave it out")
     with _world(problem, result, seed) as world:
         model, guide = copy.deepcopy((world.model, world.guide))
     guide.tabulate(problem.args[0])

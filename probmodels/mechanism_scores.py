@@ -97,8 +97,8 @@ def mechanism_scores(
     allowed
         Which causes a concept may have (cause, effect); None for all others.
     floors
-        Standard deviations of noise that is too little to be told from none: the prior of the variance weighs as much
-        as all rows would, had they residuals of that size.
+        Standard deviations of noise that is too little to be told from none: the rate of the variance's prior is that
+        of as many residuals of this size as there are rows.
     seed
         Of the choice of inducing points.
     """

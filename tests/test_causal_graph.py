@@ -210,8 +210,24 @@ def test_directions_of_relations_without_noise_are_averaged_over_what_data_canno
     assert float(found.sel(cause="sun", effect="heat")) > 0.99  # what data tell stays told
     ordered = make_problem(data, order=["angle", "place", "sun", "heat"])  # warnings are errors here
     assert float(edge_probabilities(ordered).sel(cause="angle", effect="place")) > 0.99
-    one = edge_probabilities(make_problem(data, floors=[0.02]))
+    with pytest.warns(UserWarning, match="predict angle, place"):
+        one = edge_probabilities(make_problem(data, floors=[0.02]))
     assert float(one.sel(cause="angle", effect="place")) in (pytest.approx(0, abs=0.05), pytest.approx(1, abs=0.05))
+
+
+def test_few_rows_do_not_look_like_relations_without_noise() -> None:
+    for seed in range(12):  # warnings are errors here
+        values = np.random.default_rng(seed).standard_normal((12, 3))
+        assert len(make_problem(pd.DataFrame(values, columns=["a", "b", "c"])).model.posterior.tables) == 1
+
+
+def test_floors_come_in_any_order_and_are_checked() -> None:
+    data = bent(40)
+    one, two = (make_problem(data, floors=given) for given in ([0.04, 0.005], np.array([0.005, 0.04])))
+    xr.testing.assert_identical(edge_probabilities(one), edge_probabilities(two))
+    for bad in (0.0, [], [0.01, 1.5]):
+        with pytest.raises(DataError, match="floors="):
+            make_problem(data, floors=bad)
 
 
 def test_densities_of_averaged_posteriors_are_those_of_draws() -> None:

@@ -299,6 +299,12 @@ def test_refined_proposals_are_the_posterior_of_each_datum_and_the_model_stays()
     for name, value in result.params().items():
         if not name.startswith(("coupling", "table")):
             assert torch.equal(torch.as_tensor(refined.params()[name]), torch.as_tensor(value)), name
+    again = refine(single, refined, num_steps=1, lr=1e-9, progress=False)[1]  # goes on from the first
+    assert (torch.as_tensor(again.params()["table"]) - torch.as_tensor(refined.params()["table"])).abs().max() < 1e-6
+    with pytest.raises(ProblemError, match="refined for other data"):
+        counterfactual(replace(single, args=(x[:8],)), refined, {"a": 0.0}, num_draws=1, progress=False)
+    with pytest.raises(ProblemError, match="the problem has none"):
+        refine(problem, result, labels=True)
     assert guide.table is None
     torch.testing.assert_close(guide.propose(x)[0].detach(), before)
     with pytest.raises(ProblemError, match="has no concepts to set"):
