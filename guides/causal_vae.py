@@ -26,7 +26,6 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from probmodels.inference.acyclicity import topological_order
-from probmodels.inference.problem import ProblemError
 
 __all__ = ["MECHANISMS", "AbductionGuide", "Mechanisms"]
 
@@ -184,13 +183,11 @@ class AbductionGuide(PyroModule):
         self.beta, self.entropy = beta, entropy
         size = mechanisms.size
         self.table: nn.Parameter | None = None
-        self.tabulated: Tensor = torch.empty(0)
+        self.tabulated: Tensor | None = None  # the data of the table
         self.coupling = nn.Parameter(torch.zeros(size, size)) if size > 1 else None
 
     def propose(self, observation: Tensor, rows: Any = slice(None)) -> tuple[Tensor, Tensor]:
         """Means and sds (data, concept + style) of rows of the data (data, *shape)."""
-        if self.table is not None and not torch.equal(observation, self.tabulated):
-            raise ProblemError("these proposals were refined for other data; refine them for these")
         found = self.reader(observation[rows]) if self.table is None else self.table[rows]
         mean, log_sd = found.chunk(2, -1)
         return mean, log_sd.clamp(-6.0, 3.0).exp()

@@ -444,6 +444,9 @@ def make_problem(
             seed=seed,
         )
         return Problem(model=point, guide=_no_sites, **common)
+    prior = _prior(knowledge, edge_probability, max_parents)
+    if not math.isfinite(GraphTable(prior).log_total):
+        raise DataError(f"max_parents={max_parents} is less than the causes that required edges give to a concept")
     found = mechanism_scores(
         x,
         max_parents=max_parents,
@@ -454,9 +457,6 @@ def make_problem(
         floors=floors,
         seed=seed,
     )
-    prior = _prior(knowledge, edge_probability, max_parents)
-    if not math.isfinite(GraphTable(prior).log_total):
-        raise DataError(f"max_parents={max_parents} is less than the causes that required edges give to a concept")
     scores = _settings(found, knowledge, floors, seed)
     model = CausalGraph(scores, prior)
     # A policy can leave out any edge: graphs that lack required ones are improbable for it, not impossible.

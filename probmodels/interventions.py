@@ -145,6 +145,9 @@ def _world(problem: Problem, result: Result, seed: int) -> Iterator[_World]:
     if problem.name != "causal_vae":
         raise ProblemError(f"{problem.name} has no concepts to set; give a problem of probmodels.causal_vae")
     with fitted(problem, result.guide_state or {}, seed=seed) as (model, guide), isolated(seed):
+        tabulated = getattr(guide, "tabulated", None)
+        if tabulated is not None and not torch.equal(problem.args[0], tabulated):
+            raise ProblemError(f"{problem.name}: these proposals were refined for other data; refine them for these")
         yield _World(problem, model, guide)
 
 
