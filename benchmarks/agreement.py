@@ -34,7 +34,7 @@ from probmodels.bayesian_svd import make_problem
 from probmodels.bayesian_svd.model import MatrixData, SideData, frame_prior
 from probmodels.bayesian_svd.sampler import BlockGibbs
 from probmodels.distributions import FrameReparam
-from probmodels.inference.kernels import Kernel, NUTSKernel
+from probmodels.inference.mcmc.kernels import Kernel, NUTSKernel
 from probmodels.inference.problem import Problem
 
 Array = common.Array

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 from probmodels import fit_svi
-from probmodels.acyclic_graphs import all_graphs
 from probmodels.bayesian_network import make_problem
+from probmodels.bayesian_network.graphs import all_graphs
 from probmodels.datasets import load
 from probmodels.guides.bayesian_network import GraphPolicy
-from probmodels.inference.programs import fitted
+from probmodels.inference.programs.programs import fitted
 
 CASES: list[dict[str, Any]] = [
     {"score": "bge", "variables": 4, "samples": 100},

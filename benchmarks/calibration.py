@@ -30,7 +30,7 @@ from pyro import poutine
 from probmodels.bayesian_svd import make_problem
 from probmodels.bayesian_svd.model import LowRankNormal, MatrixData, frame_prior
 from probmodels.bayesian_svd.sampler import BlockGibbs
-from probmodels.inference.calibration import Calibration, sbc
+from probmodels.inference.diagnostics.calibration import Calibration, sbc
 from probmodels.inference.problem import Problem
 
 Array = common.Array
@@ -127,7 +127,8 @@ def quantities(data: MatrixData, draw: Mapping[str, torch.Tensor]) -> dict[str, 
 
 
 class Model:
-    """Simulator and inference of one configuration, as `probmodels.inference.calibration.sbc` takes them."""
+    """Simulator and inference of one configuration, as `probmodels.inference.diagnostics.calibration.sbc` takes
+    them."""
 
     def __init__(self, setting: Setting, *, burn: int, thin: int, num_draws: int) -> None:
         self.setting, self.burn, self.thin, self.num_draws = setting, burn, thin, num_draws

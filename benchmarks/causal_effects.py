@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from probmodels.causal_effects import average_effect
+from probmodels.causal_graph.effects import average_effect
 from probmodels.datasets.sem import average_effects, sem_of, simulate_sem
 
 ROWS: dict[str, dict[str, Any]] = {
@@ -56,7 +56,8 @@ def effects_cell(options: dict[str, Any], graphs: str, seed: int) -> dict[str, A
     truth = next(iter(exact.data_vars.values())).sel(cause=names[treatment], effect=outcomes).values
     taken: Any = edges
     if graphs == "posterior":
-        from probmodels import causal_graph, run_mcmc
+        from probmodels import run_mcmc
+        from probmodels.causal_graph import model as causal_graph
 
         problem = causal_graph.make_problem(data, edge_probability=SHARE)
         chain: dict[str, Any] = {"num_chains": 1, "warmup_steps": 0, "chain_method": "sequential", "progress": False}

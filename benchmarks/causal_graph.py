@@ -35,8 +35,8 @@ import xarray as xr
 from probmodels import fit_svi
 from probmodels.causal_graph import edge_probabilities, make_problem
 from probmodels.datasets import load
-from probmodels.inference.acyclicity import to_dag
-from probmodels.inference.graph_scores import calibration_table, cpdag, edge_auroc, shd
+from probmodels.guides.acyclicity import to_dag
+from probmodels.inference.metrics.graphs import calibration_table, cpdag, edge_auroc, shd
 
 SIZES = (4, 6, 8, 10)
 MODELS: dict[str, dict[str, Any]] = {

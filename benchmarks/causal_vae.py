@@ -11,8 +11,9 @@
     true counterfactuals, in half ranges of a concept, the worst effect; of the images, over the error that the decoder
     makes of the true counterfactual's own concepts (its floor). ``copied`` leaves all as it is.
     ``refined`` counterfactuals follow from noise that was abducted of each image by itself, see
-    `probmodels.interventions.refine`. ``additive``, ``post_nonlinear``, ``linear`` and ``masked`` are mechanisms on the
-    true graph; ``conditional VAE`` has labels and no graph, ``VAE`` and ``beta-VAE`` (beta 4) neither.
+    `probmodels.causal_vae.interventions.refine`. ``additive``, ``post_nonlinear``, ``linear`` and ``masked`` are
+    mechanisms on the true graph; ``conditional VAE`` has labels and no graph, ``VAE`` and ``beta-VAE`` (beta 4)
+    neither.
 ``labels``
     The pendulum with the labels of a tenth of the training images.
 
@@ -37,12 +38,12 @@ from numpy.typing import NDArray
 
 from probmodels import Problem, Result, fit_svi
 from probmodels.causal_vae import make_problem
+from probmodels.causal_vae.interventions import OutsideSupportWarning, counterfactual, refine
 from probmodels.datasets import load, scenes
 from probmodels.datasets.causal import hide_labels
-from probmodels.inference.dependence import mic, tic
-from probmodels.inference.disentanglement import match_latents
-from probmodels.inference.programs import fitted
-from probmodels.interventions import OutsideSupportWarning, counterfactual, refine
+from probmodels.inference.metrics.dependence import mic, tic
+from probmodels.inference.metrics.latents import match_latents
+from probmodels.inference.programs.programs import fitted
 
 SIZE = 20
 FIT: dict[str, Any] = {"num_steps": 1500, "batch_size": 100, "lr": 2e-3, "schedule": "warmup_cosine"}

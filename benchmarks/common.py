@@ -31,8 +31,8 @@ from numpy.typing import ArrayLike, NDArray  # noqa: E402
 from scipy import linalg, stats  # noqa: E402
 
 from probmodels.bayesian_svd.published import PublishedGibbs  # noqa: E402
-from probmodels.covariance import correlation, euclidean_distance  # noqa: E402
-from probmodels.inference.kernels import Kernel  # noqa: E402
+from probmodels.distributions.covariance import correlation, euclidean_distance  # noqa: E402
+from probmodels.inference.mcmc.kernels import Kernel  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -47,16 +47,16 @@ from sklearn.svm import SVC
 from torch import Tensor, nn
 
 from probmodels import Problem, fit_svi
-from probmodels.closed_fields import GaussianMixture
 from probmodels.datasets import load
 from probmodels.diffusion import Diffusion, make_problem
-from probmodels.diffusion_outputs import generate
-from probmodels.fitted_diffusion import bound
+from probmodels.diffusion.fitted import bound
+from probmodels.diffusion.outputs import generate
 from probmodels.guides.diffusion import NoisingGuide, convert
 from probmodels.guides.schedules import CosineSchedule, LearnedSchedule, LinearSchedule, NoiseSchedule
-from probmodels.inference.evidence import check_weights
-from probmodels.inference.losses import SampledBound
-from probmodels.inference.programs import fitted
+from probmodels.inference.diagnostics.evidence import check_weights
+from probmodels.inference.programs.programs import fitted
+from probmodels.inference.variational.losses import SampledBound
+from probmodels.scores.closed import GaussianMixture
 
 ENDS = (-13.3, 6.0)
 SD = 0.1

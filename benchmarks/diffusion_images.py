@@ -13,9 +13,9 @@ their pseudo-counts chosen on 1,000 others.
 show; shares of new images, 10 of each class, that a support vector machine takes for the class asked for.
 
 ``classifier``: the U-Net of the digits of `diffusion.py`, fitted without labels, and a classifier of noised digits, as
-`probmodels.noisy_classifier` has it; shares of new images, 10 of each class, taken for the class asked for by a support
-vector machine: by the reverse process, and by a step of it and two of corrected HMC on each of 50 levels. Intervals are
-Student's over seeds.
+`probmodels.diffusion.classifier` has it; shares of new images, 10 of each class, taken for the class asked for by a
+support vector machine: by the reverse process, and by a step of it and two of corrected HMC on each of 50 levels.
+Intervals are Student's over seeds.
 """
 
 from __future__ import annotations
@@ -40,14 +40,13 @@ from sklearn.svm import SVC
 from probmodels import fit_svi
 from probmodels.datasets import load
 from probmodels.diffusion import make_problem
-from probmodels.diffusion_outputs import generate
-from probmodels.fitted_diffusion import bound, make_field
-from probmodels.inference.ops import isolated
-from probmodels.noisy_classifier import class_likelihood
-from probmodels.noisy_classifier import make_problem as make_classifier
-from probmodels.samplers import reverse_step, sample
+from probmodels.diffusion.classifier import class_likelihood, make_problem as make_classifier
+from probmodels.diffusion.fitted import bound, make_field
+from probmodels.diffusion.outputs import generate
+from probmodels.inference.runtime.ops import isolated
 from probmodels.score_composition import make_move
-from probmodels.score_fields import Conditioned
+from probmodels.scores.fields import Conditioned
+from probmodels.scores.samplers import reverse_step, sample
 
 FASHION: dict[str, Any] = {"num_values": 256, "prediction": "values", "network": "unet", "hidden": 16}
 FASHION |= {"gamma": (-12.5, 4.0), "conditional": True}

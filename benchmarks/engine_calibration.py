@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probmodels.inference import Problem, run_mcmc, sbc
-from probmodels.inference.ensemble import ChEESKernel
+from probmodels.inference.mcmc.chees import ChEESKernel
 
 Array = NDArray[np.float64]
 NUM_DRAWS = 99

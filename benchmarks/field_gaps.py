@@ -40,8 +40,8 @@ from probmodels import fit_svi, run_mcmc
 from probmodels.bayesian_svd import make_problem as make_svd
 from probmodels.datasets.sst import load_sst
 from probmodels.diffusion import make_problem
-from probmodels.field_gaps import fill_gaps, leading_modes
-from probmodels.fitted_diffusion import make_field
+from probmodels.diffusion.fitted import make_field
+from probmodels.scores.gaps import fill_gaps, leading_modes
 
 FILE = "sst/ersst_v5_north_pacific_1950_2019.nc"
 PATTERNS = ("half", "most", "block")

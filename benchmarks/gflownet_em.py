@@ -40,13 +40,11 @@ from torch import Tensor, nn
 
 from probmodels import fit_em
 from probmodels.datasets import load
-from probmodels.discrete_vae import DiscreteVAE
-from probmodels.discrete_vae import make_problem as make_vae
-from probmodels.hierarchical_mixture import HierarchicalMixture
-from probmodels.hierarchical_mixture import make_problem as make_mixture
+from probmodels.discrete_vae import DiscreteVAE, make_problem as make_vae
+from probmodels.hierarchical_mixture import HierarchicalMixture, make_problem as make_mixture
 from probmodels.inference import Phase, check_exact
 from probmodels.inference.problem import Problem
-from probmodels.inference.programs import fitted
+from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
 
 interval = partial(common.interval, digits=3)

@@ -48,9 +48,9 @@ from probmodels.grammar import (
     fitted_tables,
     make_problem,
 )
-from probmodels.inference.svi import fitted
-from probmodels.inside import draw_trees, leaf_weights, score
-from probmodels.parses import bracketing_scores, branching_trees, least_risk_trees, summarise_parses
+from probmodels.grammar.inside import draw_trees, leaf_weights, score
+from probmodels.grammar.outputs import bracketing_scores, branching_trees, least_risk_trees, summarise_parses
+from probmodels.inference.variational.svi import fitted
 
 EM: dict[str, Any] = {"phases": ["joint"], "lr": 0.004, "batch_size": 48, "clip_norm": 1e5, "num_samples": 20}
 EXACT: dict[str, Any] = {"lr": 0.004, "lr_decay": 0.1, "batch_size": 96, "num_samples": 1}

@@ -21,7 +21,7 @@ from scipy.special import logsumexp
 from torch import Tensor, nn
 
 from probmodels import Problem
-from probmodels.inference.ops import isolated
+from probmodels.inference.runtime.ops import isolated
 
 Array = NDArray[np.floating[Any]]
 

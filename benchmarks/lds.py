@@ -51,7 +51,7 @@ from probmodels.datasets.graphs import load_planetoid, load_tabular_graph, make_
 from probmodels.guides.lds import NodeData
 from probmodels.guides.nets import propagate
 from probmodels.guides.sparse import SparseMatrix, make_links
-from probmodels.inference.hypergradients import Descent, gradient
+from probmodels.inference.bilevel.hypergradients import Descent, gradient
 from probmodels.lds import make_problem, refit_problem
 
 TABLES, NETWORKS = ("wine", "cancer", "digits"), ("Cora", "Citeseer")

@@ -23,7 +23,7 @@ import xarray as xr
 
 from probmodels.bayesian_svd.eof import compare_eof
 from probmodels.bayesian_svd.summary import summarise_modes
-from probmodels.inference.diagnostics import diagnose
+from probmodels.inference.diagnostics.report import diagnose
 from probmodels.inference.result import Result
 
 
@@ -56,7 +56,7 @@ def run(arguments: list[str], seed: int) -> dict[str, Any]:
 
 def _share(result: Result, names: list[str]) -> float:
     """Share of all judged entries of the posterior with r_hat of at most 1.01."""
-    from probmodels.inference.convergence import convergence
+    from probmodels.inference.diagnostics.convergence import convergence
 
     good = total = 0
     for name in names:

@@ -25,10 +25,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from probmodels.inference import Problem, chains, run_mcmc
-from probmodels.inference.chains import ChainPlan
-from probmodels.inference.ensemble import ChEESKernel
-from probmodels.inference.kernels import NUTSKernel
+from probmodels.inference import Problem, run_mcmc
+from probmodels.inference.mcmc import chains
+from probmodels.inference.mcmc.chains import ChainPlan
+from probmodels.inference.mcmc.chees import ChEESKernel
+from probmodels.inference.mcmc.kernels import NUTSKernel
 
 _CHAINS = 8  # vectorised ones
 _WARMUP = 5

@@ -44,7 +44,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 from probmodels import Problem, Result, fit_svi, run_mcmc
 from probmodels.datasets.graphs import simulate_csbm
 from probmodels.inference import sbc
-from probmodels.noisy_edges import label_fit, make_problem
+from probmodels.noisy_edges.model import label_fit, make_problem
 
 cell = partial(common.cell, "noisy_edges")
 NOISE = ((0.25, 0.25), (0.5, 0.25))

@@ -141,7 +141,7 @@ def run_cold(peer: str, model: str, *, seed: int, python: str | None = None, att
 
 def min_ess(draws: Array) -> tuple[float, float]:
     """Smallest bulk effective sample size and largest r_hat over the dimensions of draws (chain, draw, dimension)."""
-    from probmodels.inference.convergence import convergence
+    from probmodels.inference.diagnostics.convergence import convergence
 
     statistics = convergence(np.asarray(draws, dtype=np.float64))
     return float(statistics["ess_bulk"].min()), float(statistics["r_hat"].max())

@@ -377,7 +377,7 @@ def check(reference: Reference, posterior: xr.Dataset) -> list[dict[str, Any]]:
         A row per variable: ``z``, the difference of the means over its Monte Carlo standard error (both sides'),
         ``sd_ratio``, ours over the reference's, the means, and ``ess_bulk`` and ``r_hat`` of our draws.
     """
-    from probmodels.inference.convergence import convergence
+    from probmodels.inference.diagnostics.convergence import convergence
 
     rows = []
     for name, draws in reference.variables(posterior).items():

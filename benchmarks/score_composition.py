@@ -55,15 +55,16 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from probmodels import diffusion, fit_svi, run_mcmc
-from probmodels.closed_fields import GaussianMixture, UniformBox
-from probmodels.fitted_diffusion import make_field
+from probmodels import fit_svi, run_mcmc
+from probmodels.diffusion import model as diffusion
+from probmodels.diffusion.fitted import make_field
 from probmodels.guides.schedules import CosineSchedule, LinearSchedule, TableSchedule
-from probmodels.inference.line_integrals import RULES, log_ratio
-from probmodels.inference.sample_quality import mmd, wasserstein
-from probmodels.samplers import sample, weighted
+from probmodels.inference.mcmc.line_integrals import RULES, log_ratio
+from probmodels.inference.metrics.samples import mmd, wasserstein
 from probmodels.score_composition import levels_of, make_move, make_problem
-from probmodels.score_fields import Conditioned, Field, Product, ScoreOnly, linear_observation
+from probmodels.scores.closed import GaussianMixture, UniformBox
+from probmodels.scores.fields import Conditioned, Field, Product, ScoreOnly, linear_observation
+from probmodels.scores.samplers import sample, weighted
 
 Figures = list[dict[str, float]]  # of groups of draws
 LEVELS, SD, RADIUS = 100, 0.03, 0.5

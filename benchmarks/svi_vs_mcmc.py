@@ -22,10 +22,10 @@ import xarray as xr
 from probmodels.bayesian_svd import make_problem
 from probmodels.datasets import sst
 from probmodels.guides.bayesian_svd import BayesianSVDGuide
-from probmodels.inference.convergence import psis_khat
-from probmodels.inference.mcmc import run_mcmc
+from probmodels.inference.diagnostics.convergence import psis_khat
+from probmodels.inference.mcmc.run import run_mcmc
 from probmodels.inference.problem import Problem
-from probmodels.inference.svi import fit_svi
+from probmodels.inference.variational.svi import fit_svi
 
 VARIABLES = ("U", "V", "d", "sigma", "cells")
 

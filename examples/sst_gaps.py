@@ -28,8 +28,8 @@ from matplotlib.figure import Figure
 from probmodels import fit_svi, get_method, run_mcmc
 from probmodels.datasets.sst import load_sst
 from probmodels.diffusion import make_problem
-from probmodels.field_gaps import fill_gaps, leading_modes
-from probmodels.fitted_diffusion import make_field
+from probmodels.diffusion.fitted import make_field
+from probmodels.scores.gaps import fill_gaps, leading_modes
 
 parser = argparse.ArgumentParser()
 parser.add_argument("file", nargs="?", help="NetCDF file of monthly fields")

@@ -65,12 +65,12 @@ from torch.distributions import register_kl
 from probmodels.guides.families import GUIDES, LaplaceMap, Map, PointMap
 from probmodels.guides.gflownet import DiscretePolicy, make_policy
 from probmodels.guides.layout import Group, Place, Plate, choose, hint, make_groups, move, read_places
-from probmodels.inference.balance import VarGrad
-from probmodels.inference.minibatch import whole
-from probmodels.inference.ops import isolated
-from probmodels.inference.potential import Potential
+from probmodels.inference.flows.balance import VarGrad
 from probmodels.inference.problem import Problem, ProblemError
-from probmodels.inference.varying import with_fixed_sites
+from probmodels.inference.programs.minibatch import whole
+from probmodels.inference.programs.potential import Potential
+from probmodels.inference.programs.varying import with_fixed_sites
+from probmodels.inference.runtime.ops import isolated
 
 __all__ = ["GUIDES", "POLICIES", "FlatGuide", "check_guide", "make_guide", "with_guide"]
 

@@ -193,7 +193,7 @@ class GraphPolicy(dist.TorchDistribution):
     batch_shape
         Of independent graphs.
     temperature, epsilon
-        Of the draws, see `probmodels.inference.exploration.Explore`; densities are those of the policy.
+        Of the draws, see `probmodels.inference.flows.exploration.Explore`; densities are those of the policy.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 -- as torch declares it

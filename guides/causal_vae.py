@@ -25,7 +25,7 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from probmodels.inference.acyclicity import topological_order
+from probmodels.guides.acyclicity import topological_order
 
 __all__ = ["MECHANISMS", "AbductionGuide", "Mechanisms"]
 

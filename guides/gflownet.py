@@ -6,8 +6,8 @@ two orders of steps lead to one state, so that the backward policy is 1 and the 
 
     q(z | x) = prod_t q(z_t | z_1, ..., z_{t-1}, x)  =  p(x, z) / Z(x)
 
-for all z. The guide is the policy; objectives that enforce the balance stand in `probmodels.inference.balance`, and
-those that only need densities of given values, as sleep and wake-phi phases, work as well.
+for all z. The guide is the policy; objectives that enforce the balance stand in `probmodels.inference.flows.balance`,
+and those that only need densities of given values, as sleep and wake-phi phases, work as well.
 
 Which elements need each other is read off the model. A plate is *local* where nothing outside of it depends on what is
 drawn inside: given all that lies outside, its rows are independent in the posterior, too. Rows of local plates share
@@ -60,10 +60,10 @@ from torch.distributions import biject_to, constraints
 from probmodels.guides.layout import move
 from probmodels.guides.outline import Outline, Variable, read_outline, run_model
 from probmodels.guides.policy_networks import NETWORKS, Autoregressive, Inputs, Network, broadcast, indicators, join
-from probmodels.inference.minibatch import whole
-from probmodels.inference.ops import isolated
 from probmodels.inference.problem import Problem, ProblemError
-from probmodels.inference.varying import FixedSites, is_discrete
+from probmodels.inference.programs.minibatch import whole
+from probmodels.inference.programs.varying import FixedSites, is_discrete
+from probmodels.inference.runtime.ops import isolated
 
 __all__ = ["AutoGFlowNet", "DiscretePolicy", "make_policy"]
 

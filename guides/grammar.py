@@ -53,7 +53,7 @@ class _Block(nn.Module):
 
 
 class TreePolicy(nn.Module):
-    """Guide of a latent site ``tree`` (sentence,), as `probmodels.inside` describes trees.
+    """Guide of a latent site ``tree`` (sentence,), as `probmodels.grammar.inside` describes trees.
 
     Parameters
     ----------
@@ -66,8 +66,8 @@ class TreePolicy(nn.Module):
     layers, heads
         Of the transformer.
     tables
-        Gives the grammar as it stands: root, rule and emission, as `probmodels.inside.Tables` describes them; None for
-        a policy that does not look at it. A method of the model, of which copies of both keep the right one.
+        Gives the grammar as it stands: root, rule and emission, as `probmodels.grammar.inside.Tables` describes them;
+        None for a policy that does not look at it. A method of the model, of which copies of both keep the right one.
     log_z
         Whether there is a site ``log_Z`` (sentence,), which `TrajectoryBalance` needs.
     seed
@@ -196,8 +196,8 @@ class TreePolicy(nn.Module):
 class _Forest:
     """Weights (row, root, context, symbol) of the symbols of roots under a parent, given what is below them.
 
-    Contexts are labels of the parent, or a single one, as in `probmodels.inside.Chart`; the largest weight of a root is
-    1.
+    Contexts are labels of the parent, or a single one, as in `probmodels.grammar.inside.Chart`; the largest weight of a
+    root is 1.
     """
 
     def __init__(self, tables: tuple[Tensor, Tensor, Tensor], word: Tensor) -> None:

@@ -17,11 +17,11 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-import probmodels.inference.bijections  # noqa: F401 -- maps to positive definite matrices
-from probmodels.inference.minibatch import whole
-from probmodels.inference.ops import is_generated, isolated
-from probmodels.inference.potential import Potential
+import probmodels.inference.programs.bijections  # noqa: F401 -- maps to positive definite matrices
 from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.programs.minibatch import whole
+from probmodels.inference.programs.potential import Potential
+from probmodels.inference.runtime.ops import is_generated, isolated
 
 __all__ = ["Group", "Part", "Place", "Plate", "choose", "hint", "make_groups", "move", "read_places"]
 

@@ -23,7 +23,7 @@ from pyro.distributions import constraints
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from probmodels.datasets.edges import EdgeSet
+from probmodels.guides.edges import EdgeSet
 from probmodels.guides.relaxed import BernoulliIdentity
 from probmodels.guides.sparse import Links, SparseMatrix
 

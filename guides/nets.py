@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from probmodels.datasets.edges import EdgeSet
+from probmodels.guides.edges import EdgeSet
 from probmodels.guides.sparse import Links, product
 
 __all__ = [

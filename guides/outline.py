@@ -20,12 +20,12 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
-import probmodels.inference.bijections  # noqa: F401 -- maps to positive definite matrices
+import probmodels.inference.programs.bijections  # noqa: F401 -- maps to positive definite matrices
 from probmodels.guides.layout import Plate, hint
-from probmodels.inference.ops import is_generated
 from probmodels.inference.problem import Problem, ProblemError
-from probmodels.inference.traces import leaf_of
-from probmodels.inference.varying import FixedSites
+from probmodels.inference.programs.traces import leaf_of
+from probmodels.inference.programs.varying import FixedSites
+from probmodels.inference.runtime.ops import is_generated
 
 __all__ = ["Layout", "Outline", "Variable", "read_outline", "run_model"]
 

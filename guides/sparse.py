@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from probmodels.datasets.edges import EdgeSet
+from probmodels.guides.edges import EdgeSet
 
 __all__ = ["Links", "Pattern", "SparseMatrix", "make_links", "make_pattern", "product", "sampled"]
 

@@ -1,7 +1,7 @@
 """What follows from posterior draws: deterministic, generated and discrete sites, predictions, log likelihoods.
 
 Every function here runs the model at all draws at once where the model can be captured as a graph, else draw by draw
-(`probmodels.inference.draws`). Random numbers depend on ``seed``, the chain and the place of the draw.
+(`probmodels.inference.programs.draws`). Random numbers depend on ``seed``, the chain and the place of the draw.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from probmodels.inference.discrete import Enumeration
-from probmodels.inference.draws import map_draws
-from probmodels.inference.ops import Unobserve, is_generated, isolated
 from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.programs.draws import map_draws
+from probmodels.inference.programs.enumeration import Enumeration
 from probmodels.inference.result import to_dataset
+from probmodels.inference.runtime.ops import Unobserve, is_generated, isolated
 
 __all__ = [
     "complete",

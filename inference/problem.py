@@ -22,10 +22,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
-from probmodels.inference.ops import is_generated, isolated
+from probmodels.inference.runtime.ops import is_generated, isolated
 
 if TYPE_CHECKING:
-    from probmodels.inference.kernels import Kernel
+    from probmodels.inference.mcmc.kernels import Kernel
 
 __all__ = ["Outer", "Problem", "ProblemError", "Site"]
 
@@ -115,7 +115,7 @@ class Problem:
     batch_plates
         Plates that an engine may subsample.
     loss
-        Name of an ELBO of ``pyro.infer`` or of an objective of `probmodels.inference.balance`, or an ELBO.
+        Name of an ELBO of ``pyro.infer`` or of an objective of `probmodels.inference.flows.balance`, or an ELBO.
     kernel
         Makes the method's own MCMC kernel from the problem, with ``num_chains`` where that moves all chains at once;
         module-level, so that it pickles.

@@ -13,14 +13,14 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from probmodels.inference.checkpoint import CheckpointError, check_room
-from probmodels.inference.ops import clean_attrs, versions, write_atomically
 from probmodels.inference.problem import Problem
+from probmodels.inference.runtime.checkpoint import CheckpointError, check_room
+from probmodels.inference.runtime.ops import clean_attrs, versions, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from probmodels.inference.diagnostics import Report
+    from probmodels.inference.diagnostics.report import Report
 
 __all__ = ["Result", "ResultError", "build_tree", "check_target", "take_marginals", "to_dataset"]
 
@@ -69,7 +69,7 @@ class Result:
         return "\n".join([*lines, "  verdict: not computed, see diagnose()"])
 
     def _repr_html_(self) -> str:
-        from probmodels.inference import _html
+        from probmodels.inference.diagnostics import _html
 
         posterior = self.posterior if "posterior" in self.tree.children else xr.Dataset()
         scalars = [str(name) for name, values in posterior.data_vars.items() if set(values.dims) == {"chain", "draw"}]
@@ -104,7 +104,7 @@ class Result:
         ci_prob
             Probability of the interval.
         """
-        from probmodels.inference.diagnostics import summarize
+        from probmodels.inference.diagnostics.report import summarize
 
         names = list(var_names) if var_names is not None else _diagnosed(self.tree)
         lost = [name for name in names if name not in self.posterior]
@@ -113,8 +113,8 @@ class Result:
         return summarize(self.posterior[names], ci_prob=ci_prob)
 
     def diagnose(self, **limits: Any) -> Report:
-        """Verdict on the draws; see `probmodels.inference.diagnostics.diagnose`."""
-        from probmodels.inference.diagnostics import diagnose
+        """Verdict on the draws; see `probmodels.inference.diagnostics.report.diagnose`."""
+        from probmodels.inference.diagnostics.report import diagnose
 
         return diagnose(self, **limits)
 
@@ -137,7 +137,7 @@ class Result:
 
         posterior = self.posterior
         if self.guide_state is not None:
-            from probmodels.inference.svi import fitted, sample_guide
+            from probmodels.inference.variational.svi import fitted, sample_guide
 
             count = num_samples if num_samples is not None else posterior.sizes["draw"]
             with fitted(problem, self.guide_state, seed=seed) as (model, guide):
@@ -218,7 +218,7 @@ class Result:
             if tree.attrs.get("method") != problem.name:
                 raise ResultError(f"{path} holds a result of {tree.attrs.get('method')!r}, not of {problem.name!r}")
             if state is not None:
-                from probmodels.inference.svi import fitted
+                from probmodels.inference.variational.svi import fitted
 
                 with fitted(problem, state, seed=0):
                     pass

@@ -190,8 +190,7 @@ def compare(
     ] = False,
 ) -> None:
     """Rank models of the same data by how well they predict observations left out (PSIS-LOO)."""
-    from probmodels.inference.comparison import METHODS, loo
-    from probmodels.inference.comparison import compare as rank_models
+    from probmodels.inference.diagnostics.comparison import METHODS, compare as rank_models, loo
 
     if len(folders) < 2:
         raise _Refusal("compare takes two results or more")
@@ -227,7 +226,7 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Draw new values of what was observed from the posterior predictive distribution."""
-    from probmodels.inference.ops import write_atomically
+    from probmodels.inference.runtime.ops import write_atomically
 
     if out.exists() and not overwrite:
         raise _Refusal(f"{out} exists already; choose another file with --out, or pass --overwrite")

@@ -35,7 +35,7 @@ from probmodels.datasets import DataError
 from probmodels.datasets.options import check_counts, check_numbers
 from probmodels.datasets.petals import petal_offsets, simulate_petals
 from probmodels.guides.gflownet import make_policy
-from probmodels.inference.balance import VarGrad
+from probmodels.inference.flows.balance import VarGrad
 from probmodels.inference.problem import Problem
 
 __all__ = ["ENGINES", "REFERENCE", "HierarchicalMixture", "make_problem", "tiny"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from probmodels.inference.diagnostics import Report
+    from probmodels.inference.diagnostics.report import Report
 
 __all__ = ["Outputs"]
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from probmodels._axes import BLUE, COLOURS, GREY, RED, SMALL, clean
-from probmodels._maps import draw_map, grid_of_maps, largest, stipple
+from probmodels.bayesian_svd.maps import draw_map, grid_of_maps, largest, stipple
 from probmodels.datasets import DataError
 
 if TYPE_CHECKING:
@@ -404,7 +404,7 @@ def bilevel_losses(fit: xr.Dataset) -> Figure:
 def ranking(table: pd.DataFrame) -> Figure:
     """How far models predict worse than the best, with two standard errors, and their weights.
 
-    ``table`` is that of a `probmodels.inference.comparison.Comparison`.
+    ``table`` is that of a `probmodels.inference.diagnostics.comparison.Comparison`.
     """
     figure = Figure(figsize=(6.5, 0.4 * len(table) + 1.1), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])

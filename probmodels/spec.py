@@ -20,7 +20,7 @@ name and options::
     guide = { name = "low_rank", rank = 3 }
 
 A method whose problems are made of something else than a data set has loaders of its own, ``LOADERS`` of its module,
-and ``name`` is one of these: see `probmodels.field_specs`.
+and ``name`` is one of these: see `probmodels.score_composition.specs`.
 
 Without ``engine`` the first of those that apply to the method is taken. Engine ``"bilevel"`` is for methods whose
 problem has an outer one.

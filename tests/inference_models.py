@@ -14,9 +14,9 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from probmodels.inference.kernels import Kernel
-from probmodels.inference.ops import is_generated
+from probmodels.inference.mcmc.kernels import Kernel
 from probmodels.inference.problem import Problem
+from probmodels.inference.runtime.ops import is_generated
 
 SCALE = 0.5
 

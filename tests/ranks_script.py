@@ -14,7 +14,7 @@ import torch
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 from probmodels.inference import Problem, Result, fit_svi
-from probmodels.inference.ranks import RankError
+from probmodels.inference.variational.data_parallel import RankError
 
 
 def regression(x: torch.Tensor, y: torch.Tensor) -> None:

@@ -13,9 +13,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from probmodels.guides.bayesian_network import is_acyclic
-from probmodels.inference import ProblemError
-from probmodels.inference.acyclicity import (
+from probmodels.causal_graph.knowledge import Knowledge
+from probmodels.guides.acyclicity import (
     find_cycle,
     is_dag,
     log_determinant,
@@ -24,7 +23,8 @@ from probmodels.inference.acyclicity import (
     trace_exponential,
     trace_power,
 )
-from probmodels.inference.graph_knowledge import Knowledge
+from probmodels.guides.bayesian_network import is_acyclic
+from probmodels.inference import ProblemError
 
 MEASURES: list[Callable[[Tensor], Tensor]] = [
     trace_exponential,

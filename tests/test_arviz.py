@@ -10,17 +10,16 @@ import pytest
 import xarray as xr
 from inference_models import data, normal_model
 
-from probmodels.inference import Problem, Result, compare
-from probmodels.inference import loo as our_loo
-from probmodels.inference.comparison import _relative_efficiency
-from probmodels.inference.convergence import bfmi, convergence, psis
-from probmodels.inference.diagnostics import summarize
+from probmodels.inference import Problem, Result, compare, loo as our_loo
+from probmodels.inference.diagnostics.comparison import _relative_efficiency
+from probmodels.inference.diagnostics.convergence import bfmi, convergence, psis
+from probmodels.inference.diagnostics.report import summarize
 from probmodels.inference.predictive import log_likelihood
 
 
 @pytest.fixture(scope="module")
 def ours():
-    from probmodels.inference import _arviz
+    from probmodels.inference.diagnostics import _arviz
 
     return _arviz
 

@@ -19,13 +19,13 @@ from torch.distributions import biject_to
 
 from probmodels.guides.auto import GUIDES, make_guide, with_guide
 from probmodels.inference import Problem, ProblemError, fit_svi
-from probmodels.inference.bijections import FlatCholesky, Gram
-from probmodels.inference.capture import capture, lift
-from probmodels.inference.convergence import psis_khat
-from probmodels.inference.losses import objective_of
-from probmodels.inference.minibatch import subsampled
-from probmodels.inference.ops import isolated
+from probmodels.inference.diagnostics.convergence import psis_khat
 from probmodels.inference.predictive import log_joint
+from probmodels.inference.programs.bijections import FlatCholesky, Gram
+from probmodels.inference.programs.capture import capture, lift
+from probmodels.inference.programs.minibatch import subsampled
+from probmodels.inference.runtime.ops import isolated
+from probmodels.inference.variational.losses import objective_of
 
 NOISY = [name for name in GUIDES if name not in ("map", "delta", "laplace")]
 DISTINCT = [name for name in GUIDES if name not in ("flow", "delta")]

@@ -18,21 +18,13 @@ from pyro.nn import PyroModule
 from scipy.stats import chi2
 from torch import Tensor, nn
 
-from probmodels.inference import (
-    BackAndForth,
-    Problem,
-    ProblemError,
-    back_and_forth,
-    fit_em,
-    fit_svi,
-    guided_kernel,
-    run_mcmc,
-)
-from probmodels.inference.back_and_forth import refined
-from probmodels.inference.exploration import Recall, count_steps, drawn
-from probmodels.inference.losses import Sleep, wake
-from probmodels.inference.traces import scored
-from probmodels.inference.workers import pack
+from probmodels.inference import BackAndForth, Problem, ProblemError, fit_em, fit_svi, guided_kernel, run_mcmc
+from probmodels.inference.flows import back_and_forth
+from probmodels.inference.flows.back_and_forth import refined
+from probmodels.inference.flows.exploration import Recall, count_steps, drawn
+from probmodels.inference.mcmc.workers import pack
+from probmodels.inference.programs.traces import scored
+from probmodels.inference.variational.losses import Sleep, wake
 
 F64 = torch.float64
 ROWS = 4000

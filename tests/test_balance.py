@@ -21,9 +21,15 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from probmodels.inference import Phase, Problem, ProblemError, fit_em, fit_svi
-from probmodels.inference.balance import DetailedBalance, Explore, SubTrajectoryBalance, TrajectoryBalance, VarGrad
-from probmodels.inference.losses import make_loss, objective_of
-from probmodels.inference.minibatch import subsampled
+from probmodels.inference.flows.balance import (
+    DetailedBalance,
+    Explore,
+    SubTrajectoryBalance,
+    TrajectoryBalance,
+    VarGrad,
+)
+from probmodels.inference.programs.minibatch import subsampled
+from probmodels.inference.variational.losses import make_loss, objective_of
 
 F64 = torch.float64
 fit = partial(fit_svi, num_samples=20, progress=False, lr=0.1, lr_decay=0.1)

@@ -16,14 +16,14 @@ from scipy import stats
 from scipy.special import gammaln
 
 from probmodels import Result, fit_svi
-from probmodels.acyclic_graphs import AcyclicGraphs, all_graphs
 from probmodels.bayesian_network import make_problem, tiny
+from probmodels.bayesian_network.graphs import AcyclicGraphs, all_graphs
+from probmodels.bayesian_network.outputs import class_graph, network_table, summarise_network, write_outputs
+from probmodels.bayesian_network.scores import bdeu, best_score, bge, parent_scores
 from probmodels.datasets import DataError, load
 from probmodels.guides.bayesian_network import EdgePolicy, GraphPolicy, is_acyclic, reachable
 from probmodels.inference import check_exact
-from probmodels.inference.balance import ParallelVarGrad
-from probmodels.network_outputs import class_graph, network_table, summarise_network, write_network
-from probmodels.parent_scores import bdeu, best_score, bge, parent_scores
+from probmodels.inference.flows.balance import ParallelVarGrad
 
 
 def graph_of(size: int, *edges: tuple[int, int]) -> torch.Tensor:
@@ -264,7 +264,7 @@ def test_the_summary_has_the_exact_marginals(fit: tuple[Any, Result], tmp_path) 
     assert np.abs(out["path_probability"].values - paths).max() < 5 * 0.5 / math.sqrt(1000) + 0.05
     assert float(out["class_probability"][0]) >= float(out["graph_probability"][0])
     assert list(out["parent"].values) == ["v1", "v2", "v3", "v4"]
-    written = write_network(result, tmp_path)
+    written = write_outputs(result, tmp_path)
     assert written.table == network_table(result)
     edges = pd.read_csv(tmp_path / "edges.csv")
     assert len(edges) == 12

@@ -18,7 +18,7 @@ from probmodels.bayesian_svd.align import align_draws, invariants
 from probmodels.bayesian_svd.augment import ReducedData
 from probmodels.bayesian_svd.model import local_effects
 from probmodels.datasets import DataError
-from probmodels.inference.mcmc import run_mcmc
+from probmodels.inference.mcmc.run import run_mcmc
 
 GRID = [0.15, 0.3, 0.6]
 NUGGET = 1e-4

@@ -20,9 +20,9 @@ from torch.distributions import constraints
 
 from probmodels import fit_bilevel, fit_svi
 from probmodels.inference import CheckpointError, FitError, Outer, Problem, ProblemError
-from probmodels.inference.hypergradients import Descent, Losses, hypergradient
-from probmodels.inference.programs import opened
-from probmodels.inference.scoring import score_guide
+from probmodels.inference.bilevel.hypergradients import Descent, Losses, hypergradient
+from probmodels.inference.bilevel.scoring import score_guide
+from probmodels.inference.programs.programs import opened
 
 NOISE = 0.5
 QUIET = {"progress": False, "num_samples": 4}

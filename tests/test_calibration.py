@@ -12,8 +12,8 @@ import xarray as xr
 from scipy import stats
 
 from probmodels.inference import coverage, sbc, vsbc
-from probmodels.inference.calibration import _symmetry
-from probmodels.inference.diagnostics import DiagnosticsError
+from probmodels.inference.diagnostics.calibration import _symmetry
+from probmodels.inference.diagnostics.report import DiagnosticsError
 
 
 def simulate(rng):

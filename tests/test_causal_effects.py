@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from probmodels.causal_effects import average_effect
+from probmodels.causal_graph.effects import average_effect
 from probmodels.datasets import DataError
 
 CHAIN = [["a", "b"], ["b", "c"]]

@@ -15,14 +15,14 @@ from scipy import stats
 from scipy.special import logsumexp, softmax
 
 from probmodels import fit_svi, run_mcmc
-from probmodels.acyclic_graphs import all_graphs
+from probmodels.bayesian_network.graphs import all_graphs
 from probmodels.causal_graph import CausalGraph, edge_probabilities, make_problem, tiny, write_outputs
+from probmodels.causal_graph.scores import _RATIOS, _SHAPE, _STEP, _places, _shapes, mechanism_scores, noise_gain
 from probmodels.datasets import DataError
+from probmodels.guides.acyclicity import is_dag, trace_exponential
 from probmodels.guides.bayesian_network import is_acyclic
 from probmodels.guides.causal_graph import GraphTable, ModularGraphs
 from probmodels.inference import ProblemError
-from probmodels.inference.acyclicity import is_dag, trace_exponential
-from probmodels.mechanism_scores import _RATIOS, _SHAPE, _STEP, _places, _shapes, mechanism_scores, noise_gain
 
 
 def random_weights(size: int, scale: float, seed: int = 0) -> np.ndarray:

@@ -13,18 +13,18 @@ import torch
 import xarray as xr
 
 from probmodels import Problem, Result, fit_svi
-from probmodels.causal_outputs import (
+from probmodels.causal_vae import fitted_model, fitted_problem, make_problem
+from probmodels.causal_vae.interventions import OutsideSupportWarning, counterfactual
+from probmodels.causal_vae.outputs import (
     compare_counterfactuals,
     edge_shares,
     summarise_concepts,
     unit_effects,
-    write_causal,
+    write_outputs,
 )
-from probmodels.causal_vae import fitted_model, fitted_problem, make_problem
 from probmodels.datasets.causal import hide_labels, make_concepts
 from probmodels.inference.problem import ProblemError
 from probmodels.inference.result import ResultError
-from probmodels.interventions import OutsideSupportWarning, counterfactual
 
 NAMES = ["a", "b", "c"]
 EDGES = [["a", "b"], ["a", "c"], ["b", "c"]]
@@ -110,7 +110,7 @@ def test_shares_and_effects_are_exactly_those_of_the_fitted_coefficients(linear:
 
 def test_files_of_a_table(linear: Any, tmp_path: Path) -> None:
     _, result, _ = linear
-    outputs = write_causal(result, tmp_path / "out", dpi=40)
+    outputs = write_outputs(result, tmp_path / "out", dpi=40)
     assert outputs.report.read_text(encoding="utf-8").startswith(outputs.table)
     assert "a -> b, a -> c, b -> c" in outputs.table
     figures = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
@@ -132,7 +132,7 @@ def test_files_of_pictures_with_labels_missing(pictures: Any, tmp_path: Path) ->
     _, result = pictures
     with warnings.catch_warnings():
         warnings.simplefilter("error", OutsideSupportWarning)  # the ends of what was seen were seen
-        write_causal(result, tmp_path, dpi=40)
+        write_outputs(result, tmp_path, dpi=40)
     figures = {path.stem for path in (tmp_path / "figures").glob("*.png")}
     assert figures == {"graph", "mechanisms", "effects", "loss", "traversal_sky_above", "traversal_sea"}
     concepts = pd.read_csv(tmp_path / "concepts.csv", index_col="concept")
@@ -145,7 +145,7 @@ def test_models_without_edges_or_labels_are_written(mechanism: str, tmp_path: Pa
     data = make_concepts(values, values, names=["a", "b"])
     problem = make_problem(data, graph=None, hidden=4, label_weight=0.0, mechanism=mechanism)
     result = fit_svi(problem, num_steps=2, num_samples=2, progress=False)
-    write_causal(result, tmp_path, dpi=40)
+    write_outputs(result, tmp_path, dpi=40)
     concepts = pd.read_csv(tmp_path / "concepts.csv", index_col="concept")
     assert concepts[["correlation", "r2"]].isna().all().all()
     assert (concepts["labelled"] == 0).all()
@@ -156,7 +156,7 @@ def test_curves_of_masked_mechanisms_are_over_the_linear_layer(tmp_path: Path) -
     values = np.random.default_rng(0).normal(size=(20, 2))
     data = make_concepts(values, values, names=["a", "b"], graph=[["a", "b"]])
     problem = make_problem(data, hidden=4, mechanism="masked")
-    write_causal(fit_svi(problem, num_steps=2, num_samples=2, progress=False), tmp_path, dpi=40)
+    write_outputs(fit_svi(problem, num_steps=2, num_samples=2, progress=False), tmp_path, dpi=40)
     assert (tmp_path / "figures" / "mechanisms.png").stat().st_size > 0
 
 

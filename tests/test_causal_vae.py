@@ -18,11 +18,18 @@ from torch import Tensor, nn
 
 from probmodels import Problem, Result, fit_svi
 from probmodels.causal_vae import CausalVAE, make_problem, tiny
+from probmodels.causal_vae.interventions import (
+    Intervene,
+    OutsideSupportWarning,
+    attribute,
+    counterfactual,
+    effect,
+    refine,
+)
 from probmodels.datasets import DataError
 from probmodels.datasets.causal import hide_labels, make_concepts
 from probmodels.guides.causal_vae import MECHANISMS, AbductionGuide, Mechanisms
 from probmodels.inference.problem import ProblemError
-from probmodels.interventions import Intervene, OutsideSupportWarning, attribute, counterfactual, effect, refine
 
 NAMES = ("a", "b", "c", "d")
 DIAMOND = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]])

@@ -10,8 +10,9 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import constraints
 
-from probmodels.inference import ProblemError, checks
-from probmodels.inference.checks import check_memory, free_bytes, parameters_without_gradient
+from probmodels.inference import ProblemError
+from probmodels.inference.programs import checks
+from probmodels.inference.programs.checks import check_memory, free_bytes, parameters_without_gradient
 
 CPU = torch.device("cpu")
 

@@ -13,14 +13,14 @@ import xarray as xr
 from PIL import Image
 
 from probmodels import run_mcmc, run_spec
-from probmodels.closed_fields import GaussianMixture
-from probmodels.composition_plots import animate, density, samples
 from probmodels.datasets import DataError
 from probmodels.guides.schedules import LinearSchedule
 from probmodels.inference.problem import ProblemError
 from probmodels.inference.result import Result
 from probmodels.score_composition import make_problem, tiny, walk, write_outputs
-from probmodels.score_fields import FunctionField, Product, ScoreOnly
+from probmodels.score_composition.figures import animate, density, samples
+from probmodels.scores.closed import GaussianMixture
+from probmodels.scores.fields import FunctionField, Product, ScoreOnly
 from probmodels.spec import SpecError
 
 SCHEDULE = LinearSchedule(-6.0, 6.0)

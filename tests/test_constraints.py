@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from probmodels import Problem, fit_svi
 from probmodels.inference import ProblemError
-from probmodels.inference.constraints import Constraint, followers
-from probmodels.inference.options import Step
+from probmodels.inference.variational.constraints import Constraint, followers
+from probmodels.inference.variational.options import Step
 
 
 class Sum(nn.Module):

@@ -9,8 +9,8 @@ import scipy.linalg
 import scipy.special
 import torch
 
-from probmodels import _spectra, covariance
-from probmodels.covariance import (
+from probmodels.distributions import _spectra, covariance
+from probmodels.distributions.covariance import (
     KERNELS,
     CovarianceError,
     chordal_distance,

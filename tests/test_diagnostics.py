@@ -9,9 +9,9 @@ import pytest
 import xarray as xr
 
 from probmodels.inference import Result, diagnose, importance_resample
-from probmodels.inference.convergence import convergence, psis, psis_khat
-from probmodels.inference.diagnostics import DiagnosticsError
-from probmodels.inference.importance import ImportanceError, importance_moments
+from probmodels.inference.diagnostics.convergence import convergence, psis, psis_khat
+from probmodels.inference.diagnostics.importance import ImportanceError, importance_moments
+from probmodels.inference.diagnostics.report import DiagnosticsError
 
 
 def chains(num_draws=500, num_chains=4, size=3, seed=0):

@@ -17,18 +17,17 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from probmodels import Problem, fit_svi
-from probmodels.closed_fields import GaussianMixture
 from probmodels.datasets import DataError
 from probmodels.datasets.images import make_images
 from probmodels.diffusion import Diffusion, make_problem
-from probmodels.fitted_diffusion import NetworkField, bound, make_field
-from probmodels.fitted_diffusion import terms as bound_terms
+from probmodels.diffusion.fitted import NetworkField, bound, make_field, terms as bound_terms
 from probmodels.guides.diffusion import PREDICTIONS, NoisingGuide, Stratified, convert, transition
 from probmodels.guides.nets import GradientNetwork, LevelEmbedding, ResidualMLP, UNet
 from probmodels.guides.schedules import CosineSchedule, LearnedSchedule, LinearSchedule, NoiseSchedule
-from probmodels.inference.losses import SampledBound
 from probmodels.inference.problem import ProblemError
-from probmodels.inference.programs import fitted
+from probmodels.inference.programs.programs import fitted
+from probmodels.inference.variational.losses import SampledBound
+from probmodels.scores.closed import GaussianMixture
 
 ENDS = (-13.3, 6.0)
 SD = 0.1
@@ -352,7 +351,9 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             return [trace.nodes[name]["log_prob"] for name in ("steps", "observation")]
 
         whole, exact_terms = scores(), bound_terms(model, *problem.args, num_draws=2)
-        monkeypatch.setattr("probmodels.diffusion._NUMBERS", 4 * math.prod(model.shape) * 5)  # four rows of thirty
+        monkeypatch.setattr(
+            "probmodels.diffusion.model._NUMBERS", 4 * math.prod(model.shape) * 5
+        )  # four rows of thirty
         for found, exact in zip(scores(), whole, strict=True):
             torch.testing.assert_close(found, exact)
         xr.testing.assert_allclose(bound_terms(model, *problem.args, num_draws=2), exact_terms, rtol=1e-4)

@@ -10,8 +10,8 @@ import xarray as xr
 from probmodels import Problem, Result, fit_svi
 from probmodels.datasets.images import make_images
 from probmodels.diffusion import make_problem
-from probmodels.diffusion_outputs import bound_by_level, generate, reverse_coverage, write_diffusion
-from probmodels.fitted_diffusion import fitted_model, make_field, terms
+from probmodels.diffusion.fitted import fitted_model, make_field, terms
+from probmodels.diffusion.outputs import bound_by_level, generate, reverse_coverage, write_outputs
 from probmodels.inference import ProblemError, ResultError
 
 
@@ -96,14 +96,14 @@ def test_coverage_shows_a_wrong_model(normal) -> None:
 
 
 def test_outputs_are_written(images, normal, tmp_path) -> None:
-    written = write_diffusion(images[1], tmp_path / "images")
+    written = write_outputs(images[1], tmp_path / "images")
     assert "held-out data" in written.table
     assert "bits per number" in written.report.read_text(encoding="utf-8")
     names = {path.stem for path in (tmp_path / "images" / "figures").glob("*.png")}
     assert names == {"samples", "denoising", "levels", "loss"}
     with xr.open_dataset(tmp_path / "images" / "samples.nc") as drawn:
         assert list(drawn["class"].values) == ["3", "7"]
-    write_diffusion(normal[1], tmp_path / "points")
+    write_outputs(normal[1], tmp_path / "points")
     assert {path.stem for path in (tmp_path / "points" / "figures").glob("*.png")} == {"samples", "levels", "loss"}
 
 

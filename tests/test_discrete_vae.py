@@ -27,7 +27,7 @@ from probmodels.discrete_vae import (
     write_outputs,
 )
 from probmodels.inference import Phase, ProblemError, check_weights
-from probmodels.inference.programs import fitted
+from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import ResultError
 
 STATES = list(itertools.product(range(3), repeat=2))

@@ -9,7 +9,7 @@ import pytest
 import torch
 import xarray as xr
 
-from probmodels.inference.disentanglement import _concentration, dci, match_latents, r_squared
+from probmodels.inference.metrics.latents import _concentration, dci, match_latents, r_squared
 from probmodels.inference.problem import ProblemError
 
 RNG = np.random.default_rng(0)

@@ -19,13 +19,13 @@ from distributed_models import default_dtype, infer, quick, quick_or_broken, qui
 from inference_models import ExactKernel, SlowKernel, mean_problem
 
 from probmodels.inference import ChainError, CheckpointError, ProblemError, Result, fit_svi, run_mcmc
-from probmodels.inference import distributed as ours
-from probmodels.inference.calibration import sbc
-from probmodels.inference.chains import Watch
-from probmodels.inference.distributed import MapError, dask_map, map_problems, process_map
-from probmodels.inference.minibatch import Minibatches
-from probmodels.inference.ops import chain_seed
-from probmodels.inference.ranks import Ranks, shared_sizes
+from probmodels.inference.diagnostics.calibration import sbc
+from probmodels.inference.distributed import many as ours
+from probmodels.inference.distributed.many import MapError, dask_map, map_problems, process_map
+from probmodels.inference.mcmc.chains import Watch
+from probmodels.inference.programs.minibatch import Minibatches
+from probmodels.inference.runtime.ops import chain_seed
+from probmodels.inference.variational.data_parallel import Ranks, shared_sizes
 
 distributed = pytest.importorskip("distributed")
 

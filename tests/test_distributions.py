@@ -18,7 +18,6 @@ from pyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, init_to_value
 from torch.distributions import transform_to
 
-from probmodels.covariance import correlation, eigen_grid, euclidean_distance
 from probmodels.distributions import (
     FrameReparam,
     MatrixAngularCentralGaussian,
@@ -28,6 +27,7 @@ from probmodels.distributions import (
     gram_schmidt,
     stiefel,
 )
+from probmodels.distributions.covariance import correlation, eigen_grid, euclidean_distance
 
 Z_MAX = 4.5
 SIZES = [(2, 1), (2, 2), (3, 1), (3, 2), (3, 3)]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from probmodels.inference import CheckpointError, Phase, Problem, ProblemError, fit_em
-from probmodels.inference.losses import wake_phi
+from probmodels.inference.variational.losses import wake_phi
 
 quick = partial(fit_em, num_rounds=10, num_samples=5, progress=False)
 F64 = torch.float64

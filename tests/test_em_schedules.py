@@ -18,9 +18,9 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from probmodels.inference import CheckpointError, Phase, Problem, ProblemError, VarGrad, fit_em, fit_svi
-from probmodels.inference.balance import TrajectoryBalance, model_loss
-from probmodels.inference.em import make_course
-from probmodels.inference.losses import Composite, make_loss, objective_of, wake_phi
+from probmodels.inference.flows.balance import TrajectoryBalance, model_loss
+from probmodels.inference.variational.em import make_course
+from probmodels.inference.variational.losses import Composite, make_loss, objective_of, wake_phi
 
 F64 = torch.float64
 quick = partial(fit_em, num_rounds=10, num_samples=5, progress=False)

@@ -21,9 +21,9 @@ from scipy import stats
 
 from probmodels.guides import with_guide
 from probmodels.inference import Problem, ProblemError, fit_svi, run_mcmc, sbc
-from probmodels.inference.convergence import convergence
-from probmodels.inference.ensemble import ChEESKernel
-from probmodels.inference.potential import Potential
+from probmodels.inference.diagnostics.convergence import convergence
+from probmodels.inference.mcmc.chees import ChEESKernel
+from probmodels.inference.programs.potential import Potential
 
 LIMIT = 4.0  # Monte Carlo errors
 vectorised = partial(run_mcmc, num_chains=32, num_samples=40, warmup_steps=100, progress=False, seed=3)

@@ -15,10 +15,10 @@ from inference_models import data, exact, mean_model, mean_problem
 from test_mcmc import check_mean_and_sd
 
 from probmodels.inference import Problem, ProblemError, fit_svi, run_mcmc
-from probmodels.inference.ensemble import ChEESKernel, Metric
-from probmodels.inference.ops import isolated
-from probmodels.inference.pathfinder import find_paths
-from probmodels.inference.potential import Potential
+from probmodels.inference.mcmc.chees import ChEESKernel, Metric
+from probmodels.inference.mcmc.pathfinder import find_paths
+from probmodels.inference.programs.potential import Potential
+from probmodels.inference.runtime.ops import isolated
 
 quick = partial(run_mcmc, num_samples=100, warmup_steps=150, num_chains=16, progress=False)
 
@@ -310,7 +310,7 @@ def test_a_path_in_a_steep_place_leaves_the_normals_of_others_alone():
 
 
 def test_callbacks_learn_where_the_chains_stand_and_the_bar_says_what_is_worth_knowing(monkeypatch):
-    monkeypatch.setattr("probmodels.inference.chains._REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("probmodels.inference.mcmc.chains._REPORT_SECONDS", 0.0)
     seen = []
     quick(Problem("normal", correlated_model), num_samples=20, warmup_steps=30, callbacks=[seen.append])
     assert [step.iteration for step in seen] == [*range(51), 50]

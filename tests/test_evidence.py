@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from probmodels.guides.auto import with_guide
 from probmodels.inference import Problem, ProblemError, ResultError, fit_svi, run_mcmc
-from probmodels.inference.balance import TrajectoryBalance
-from probmodels.inference.evidence import check_exact, check_weights, enumerate_posterior
+from probmodels.inference.diagnostics.evidence import check_exact, check_weights, enumerate_posterior
+from probmodels.inference.flows.balance import TrajectoryBalance
 
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2])
 X = torch.tensor([-1.2, 0.3, 1.1, 2.6])

@@ -22,7 +22,14 @@ from inference_models import auto_guide, data, mean_model, mean_problem
 from safetensors import SafetensorError
 
 from probmodels.inference import CheckpointError, ResultError, fit_svi, run_mcmc
-from probmodels.inference.checkpoint import ChainStore, check_room, open_checkpoint, read_draws, read_state, write_state
+from probmodels.inference.runtime.checkpoint import (
+    ChainStore,
+    check_room,
+    open_checkpoint,
+    read_draws,
+    read_state,
+    write_state,
+)
 from probmodels.spec import run_spec
 
 OPTIONS = {"num_samples": 30, "warmup_steps": 20, "num_chains": 4, "progress": False, "kernel": "chees"}
@@ -197,7 +204,7 @@ def test_a_second_commit_of_a_step_leaves_the_first_whole_until_it_is_done(tmp_p
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("probmodels.inference.checkpoint.write_json", fail)
+        patch.setattr("probmodels.inference.runtime.checkpoint.write_json", fail)
         with pytest.raises(CheckpointError, match=r"cannot write .*state\.json.*No space left"):
             write_state(tmp_path, 5, {"x": torch.tensor(2.0)}, {})
     found = read_state(tmp_path)
@@ -215,7 +222,7 @@ def test_a_second_commit_of_a_step_leaves_the_first_whole_until_it_is_done(tmp_p
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_vectorised_chains_that_are_interrupted_say_how_to_resume(tmp_path, monkeypatch, plain, number):
-    from probmodels.inference.ensemble import ChEESKernel
+    from probmodels.inference.mcmc.chees import ChEESKernel
 
     sample = ChEESKernel.sample
 
@@ -224,7 +231,7 @@ def test_vectorised_chains_that_are_interrupted_say_how_to_resume(tmp_path, monk
             os.kill(os.getpid(), number)
         return sample(self, params)
 
-    monkeypatch.setattr("probmodels.inference.chains._REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("probmodels.inference.mcmc.chains._REPORT_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(ChEESKernel, "sample", hit)
         message = rf"after 34 of 50 sweeps: draws and states are saved in {re.escape(str(tmp_path))}; repeat the same"
@@ -242,7 +249,7 @@ def no_sampling(monkeypatch):
     def fail(*args):
         raise AssertionError("a sweep was made")
 
-    monkeypatch.setattr("probmodels.inference.ensemble.ChEESKernel.sample", fail)
+    monkeypatch.setattr("probmodels.inference.mcmc.chees.ChEESKernel.sample", fail)
 
 
 @pytest.fixture(scope="module")
@@ -250,8 +257,8 @@ def stopped(tmp_path_factory):
     """Checkpoint of vectorised chains that were stopped after some draws; to be copied."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("probmodels.inference.chains._REPORT_SECONDS", 0.0)
-        patch.setattr("probmodels.inference.chains.Watch.stopping", property(lambda self: self._done[0] >= 40))
+        patch.setattr("probmodels.inference.mcmc.chains._REPORT_SECONDS", 0.0)
+        patch.setattr("probmodels.inference.mcmc.chains.Watch.stopping", property(lambda self: self._done[0] >= 40))
         with pytest.raises(TimeoutError, match="after 40 of 50"):
             vectorized(checkpoint=folder, checkpoint_every=0.0)
     return folder
@@ -392,7 +399,7 @@ def test_a_disk_that_fills_up_leaves_earlier_commits(tmp_path, monkeypatch, plai
         save_file(tensors, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("probmodels.inference.checkpoint.save_file", filling)
+        patch.setattr("probmodels.inference.runtime.checkpoint.save_file", filling)
         with pytest.raises(CheckpointError, match=r"cannot write .*No space left on device.*free some space"):
             vectorized(checkpoint=tmp_path, checkpoint_every=0.0)
     assert not list(tmp_path.rglob("*.tmp"))
@@ -402,7 +409,8 @@ def test_a_disk_that_fills_up_leaves_earlier_commits(tmp_path, monkeypatch, plai
 
 def full_disk(problem: Any) -> Any:
     """Kernel in whose process nothing can be written."""
-    from probmodels.inference import NUTSKernel, checkpoint
+    from probmodels.inference import NUTSKernel
+    from probmodels.inference.runtime import checkpoint
 
     def fail(*args):
         raise OSError(28, "No space left on device")
@@ -428,7 +436,9 @@ def test_a_disk_that_fills_up_under_a_worker_is_reported_alike(tmp_path):
 def test_a_disk_that_will_not_hold_a_fit_is_found_before_a_step(tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(20_000, 10_000, 10_000))
-    monkeypatch.setattr("probmodels.inference.training.Trainer.run", lambda trainer: pytest.fail("a step was made"))
+    monkeypatch.setattr(
+        "probmodels.inference.variational.training.Trainer.run", lambda trainer: pytest.fail("a step was made")
+    )
     with pytest.raises(CheckpointError, match=r"has 10 kB left.* about 2\d\d kB"):
         svi(num_steps=3000, checkpoint=tmp_path)  # two copies of 3000 rows of four doubles
 
@@ -437,7 +447,7 @@ def test_a_disk_that_fills_up_under_safetensors_is_reported_alike(tmp_path, monk
     def fail(*args):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("probmodels.inference.checkpoint.save_file", fail)
+    monkeypatch.setattr("probmodels.inference.runtime.checkpoint.save_file", fail)
     with pytest.raises(CheckpointError, match=r"cannot write .*state-0.*No space left"):
         write_state(tmp_path, 0, {"x": torch.tensor(1.0)}, {})
 

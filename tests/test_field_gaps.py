@@ -11,14 +11,14 @@ import torch
 import xarray as xr
 
 from probmodels import fit_svi
-from probmodels.closed_fields import GaussianMixture
 from probmodels.datasets import DataError
 from probmodels.diffusion import make_problem
-from probmodels.field_gaps import Modes, fill_gaps, leading_modes
-from probmodels.fitted_diffusion import make_field
+from probmodels.diffusion.fitted import make_field
 from probmodels.guides.schedules import LinearSchedule
 from probmodels.inference.problem import ProblemError
-from probmodels.score_fields import FunctionField
+from probmodels.scores.closed import GaussianMixture
+from probmodels.scores.fields import FunctionField
+from probmodels.scores.gaps import Modes, fill_gaps, leading_modes
 
 SCHEDULE = LinearSchedule(-10.0, 5.0)
 NUM_DRAWS = 2000

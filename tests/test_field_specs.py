@@ -13,12 +13,12 @@ import torch
 import xarray as xr
 
 from probmodels import fit_svi, run_spec
-from probmodels.closed_fields import GaussianMixture, UniformBox
 from probmodels.diffusion import make_problem as make_diffusion
-from probmodels.field_specs import KINDS, load_fields
-from probmodels.fitted_diffusion import make_field
+from probmodels.diffusion.fitted import make_field
 from probmodels.guides.schedules import CosineSchedule, LinearSchedule
-from probmodels.score_fields import Mixture, Product, guided, linear_observation, negated, tempered
+from probmodels.score_composition.specs import KINDS, load_fields
+from probmodels.scores.closed import GaussianMixture, UniformBox
+from probmodels.scores.fields import Mixture, Product, guided, linear_observation, negated, tempered
 from probmodels.spec import SpecError, build_problem, load_spec, spec_of_result
 
 ENDS = (-6.0, 4.0)

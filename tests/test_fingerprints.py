@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from probmodels.inference.fingerprints import fingerprint
+from probmodels.inference.runtime.fingerprints import fingerprint
 
 MODEL = '''
 import pyro, torch

@@ -22,11 +22,11 @@ from probmodels.guides.auto import check_guide, make_guide, with_guide
 from probmodels.guides.gflownet import DiscretePolicy, make_policy
 from probmodels.guides.policy_networks import Autoregressive
 from probmodels.inference import Problem, ProblemError, Result, fit_svi
-from probmodels.inference.balance import SubTrajectoryBalance, TrajectoryBalance, VarGrad
-from probmodels.inference.losses import Sleep, wake_phi
-from probmodels.inference.minibatch import subsampled
-from probmodels.inference.ops import isolated
-from probmodels.inference.svi import fitted
+from probmodels.inference.flows.balance import SubTrajectoryBalance, TrajectoryBalance, VarGrad
+from probmodels.inference.programs.minibatch import subsampled
+from probmodels.inference.runtime.ops import isolated
+from probmodels.inference.variational.losses import Sleep, wake_phi
+from probmodels.inference.variational.svi import fitted
 
 # A graph repays its capture only in longer fits.
 fit = partial(fit_svi, num_steps=250, lr=0.03, lr_decay=0.1, num_samples=2, progress=False, compile="eager")

@@ -27,10 +27,7 @@ from probmodels.grammar import (
     tiny,
     write_outputs,
 )
-from probmodels.guides.grammar import TreePolicy, _Forest, backward_path
-from probmodels.inference.problem import ProblemError
-from probmodels.inference.svi import fitted
-from probmodels.inside import (
+from probmodels.grammar.inside import (
     Tables,
     draw_trees,
     draw_words,
@@ -41,7 +38,16 @@ from probmodels.inside import (
     span_probabilities,
     split_states,
 )
-from probmodels.parses import bracketing, bracketing_scores, branching_trees, least_risk_trees, summarise_parses
+from probmodels.grammar.outputs import (
+    bracketing,
+    bracketing_scores,
+    branching_trees,
+    least_risk_trees,
+    summarise_parses,
+)
+from probmodels.guides.grammar import TreePolicy, _Forest, backward_path
+from probmodels.inference.problem import ProblemError
+from probmodels.inference.variational.svi import fitted
 
 LABELS, CLASSES, WORDS, SIZE = 2, 2, 3, 5
 

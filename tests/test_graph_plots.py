@@ -13,9 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 
-from probmodels import graph_plots
 from probmodels.datasets import DataError
-from probmodels.graph_plots import (
+from probmodels.edges import figures as graph_plots
+from probmodels.edges.figures import (
     accuracy_against_noise,
     adjacency,
     calibration_table,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from probmodels.inference.graph_scores import (
+from probmodels.inference.metrics.graphs import (
     cpdag,
     edge_auroc,
     edge_average_precision,

@@ -16,9 +16,9 @@ from torch import Tensor
 from probmodels.bayesian_svd import make_problem
 from probmodels.distributions import UniformFrame
 from probmodels.guides.bayesian_svd import BayesianSVDGuide, FrameChart, _InverseRoot
-from probmodels.inference.mcmc import run_mcmc
+from probmodels.inference.mcmc.run import run_mcmc
 from probmodels.inference.problem import Problem
-from probmodels.inference.svi import fit_svi
+from probmodels.inference.variational.svi import fit_svi
 
 NUM_CELLS, NUM_TIMES = 30, 20
 

@@ -16,7 +16,7 @@ from probmodels.datasets import DataError
 from probmodels.datasets.petals import petal_offsets, simulate_petals
 from probmodels.hierarchical_mixture import HierarchicalMixture, make_problem
 from probmodels.inference import Phase, ProblemError
-from probmodels.inference.programs import fitted
+from probmodels.inference.programs.programs import fitted
 
 
 @pytest.fixture(autouse=True)

@@ -18,13 +18,15 @@ from torch.distributions import Normal, kl_divergence
 
 from probmodels import Problem, Result, fit_bilevel, fit_svi, lds
 from probmodels.datasets import DataError
-from probmodels.datasets.edges import NEIGHBOUR, OBSERVED, RANDOM
 from probmodels.datasets.graph_data import make_graph
 from probmodels.datasets.graphs import simulate_csbm
+from probmodels.guides.edges import NEIGHBOUR, OBSERVED, RANDOM
 from probmodels.guides.sparse import SparseMatrix
-from probmodels.inference import CheckpointError, ProblemError, checks, rounds
-from probmodels.inference.hypergradients import Found
-from probmodels.inference.programs import opened
+from probmodels.inference import CheckpointError, ProblemError
+from probmodels.inference.bilevel import rounds
+from probmodels.inference.bilevel.hypergradients import Found
+from probmodels.inference.programs import checks
+from probmodels.inference.programs.programs import opened
 from probmodels.inference.result import ResultError
 from probmodels.lds import make_problem, refit_problem, tiny, write_outputs
 
@@ -449,7 +451,7 @@ def test_refitting_refuses_results_and_splits_that_do_not_fit():
 
 
 def test_large_results_keep_moments_and_are_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("probmodels.datasets.edges._KEPT_PAIRS", 10)
+    monkeypatch.setattr("probmodels.guides.edges._KEPT_PAIRS", 10)
     monkeypatch.setattr("probmodels.lds._KEPT", 10)
     problem = make_problem(data(), hidden=4)
     result = fit_bilevel(problem, num_rounds=1, inner_steps=20, hyper_lr=0.5, **QUIET)
@@ -562,7 +564,7 @@ def test_neighbours_are_looked_for_once(monkeypatch, options, asked):
         return plain(x, graph, neighbours, **rest)
 
     monkeypatch.setattr(lds, "nearest_neighbours", count)
-    monkeypatch.setattr("probmodels.datasets.edges.nearest_neighbours", count)
+    monkeypatch.setattr("probmodels.guides.edges.nearest_neighbours", count)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(60, 3)), np.arange(60) % 2
     problem = make_problem(
@@ -610,7 +612,7 @@ def test_a_step_that_would_not_fit_into_memory_is_refused(monkeypatch):
         make_problem(large, candidates="all")
     assert make_problem(large).args[0].edges.num_pairs < 20 * 800
     with monkeypatch.context() as patch:  # they are counted before they are listed
-        patch.setattr("probmodels.datasets.edges.pairs_of_numbers", None)
+        patch.setattr("probmodels.guides.edges.pairs_of_numbers", None)
         with pytest.raises(ProblemError, match="319,600 candidate pairs"):
             make_problem(large, candidates="all")
     # Dropout leaves a copy of dense features in every evaluation: 800 x 13,000 of them take 40 MiB, six more 240.

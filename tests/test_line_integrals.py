@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from probmodels.inference import ProblemError
-from probmodels.inference.line_integrals import (
+from probmodels.inference.mcmc.line_integrals import (
     RULES,
     Evaluation,
     check_rule,

@@ -20,7 +20,7 @@ from inference_models import SCALE, ExactKernel, SlowKernel, data, exact, mean_p
 from pyro.infer.reparam import LocScaleReparam
 
 from probmodels.inference import ChainError, CheckpointError, NUTSKernel, Problem, ProblemError, run_mcmc
-from probmodels.inference.convergence import convergence
+from probmodels.inference.diagnostics.convergence import convergence
 
 short = partial(run_mcmc, num_samples=40, warmup_steps=10, num_chains=2, chain_method="sequential", progress=False)
 
@@ -132,9 +132,9 @@ class StopAfter:
 @pytest.mark.parametrize("kernel_class", [ExactKernel, NUTSKernel])
 @pytest.mark.parametrize("sweeps", [4, 25])
 def test_resumed_run_gives_the_draws_of_an_uninterrupted_one(tmp_path, monkeypatch, kernel_class, sweeps):
-    monkeypatch.setattr("probmodels.inference.chains._REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("probmodels.inference.mcmc.chains._REPORT_SECONDS", 0.0)
     monkeypatch.setattr(StopAfter, "kernel_class", kernel_class, raising=False)
-    monkeypatch.setattr("probmodels.inference.mcmc.fingerprint", lambda value: "same")
+    monkeypatch.setattr("probmodels.inference.mcmc.run.fingerprint", lambda value: "same")
     options = {"num_samples": 30, "warmup_steps": 20, "num_chains": 1, "checkpoint_every": 0.0}
     plain = short(mean_problem(), kernel=kernel_class, **options)
     with pytest.raises(KeyboardInterrupt, match="repeat the same call to resume"):

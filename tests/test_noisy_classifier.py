@@ -10,10 +10,10 @@ from probmodels import fit_svi
 from probmodels.datasets import DataError
 from probmodels.datasets.images import make_images
 from probmodels.diffusion import make_problem as make_diffusion
-from probmodels.fitted_diffusion import make_field
-from probmodels.noisy_classifier import class_likelihood, make_problem
-from probmodels.samplers import sample
-from probmodels.score_fields import Conditioned
+from probmodels.diffusion.classifier import class_likelihood, make_problem
+from probmodels.diffusion.fitted import make_field
+from probmodels.scores.fields import Conditioned
+from probmodels.scores.samplers import sample
 
 ENDS = (-4.0, 4.0)
 

@@ -14,7 +14,8 @@ from matplotlib.collections import LineCollection, PathCollection, PolyCollectio
 from matplotlib.figure import Figure
 from synthetic_modes import synthetic_result, toy_field
 
-from probmodels import _maps, plots
+from probmodels import plots
+from probmodels.bayesian_svd import maps as _maps
 from probmodels.bayesian_svd.summary import compare_eof, summarise_modes
 from probmodels.datasets import DataError
 

@@ -13,8 +13,8 @@ from inference_models import data, mean_model, normal_model
 from pyro.infer.reparam import LocScaleReparam
 
 from probmodels.inference import Problem, ProblemError
-from probmodels.inference.capture import CaptureError, batch, capture, compare, compile_graph
-from probmodels.inference.potential import Potential
+from probmodels.inference.programs.capture import CaptureError, batch, capture, compare, compile_graph
+from probmodels.inference.programs.potential import Potential
 
 Y = data()
 

@@ -16,7 +16,7 @@ from scipy import stats
 from torch import Tensor
 
 from probmodels import fit_svi, run_mcmc, with_guide
-from probmodels.inference import Problem, ProblemError, capture, draws
+from probmodels.inference import Problem, ProblemError
 from probmodels.inference.predictive import (
     complete,
     discrete_marginals,
@@ -25,6 +25,7 @@ from probmodels.inference.predictive import (
     posterior_predictive,
     prior_predictive,
 )
+from probmodels.inference.programs import capture, draws
 
 LOC = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
 JUMP = torch.tensor([[0.9, 0.1], [0.0, 1.0]], dtype=torch.float64)  # the second state is never left
@@ -33,7 +34,7 @@ JUMP = torch.tensor([[0.9, 0.1], [0.0, 1.0]], dtype=torch.float64)  # the second
 @pytest.fixture(autouse=True)
 def log(caplog):
     """What the functions say about how they work."""
-    caplog.set_level(logging.INFO, logger="probmodels.inference.draws")
+    caplog.set_level(logging.INFO, logger="probmodels.inference.programs.draws")
     return caplog
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from probmodels import covariance
 from probmodels.bayesian_svd.published import PublishedGibbs
+from probmodels.distributions import covariance
 
 
 def line(size, end=1.0):

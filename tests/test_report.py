@@ -13,8 +13,8 @@ import xarray as xr
 from synthetic_modes import synthetic_result, toy_field
 
 from probmodels import plots
+from probmodels.bayesian_svd.report import write_report
 from probmodels.bayesian_svd.summary import compare_eof, summarise_modes
-from probmodels.report import write_report
 
 
 @pytest.fixture(scope="module")

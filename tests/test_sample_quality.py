@@ -18,11 +18,11 @@ from probmodels.inference import (
     energy_distance,
     mmd,
     permutation_pvalues,
-    sample_quality,
     sliced_wasserstein,
     wasserstein,
 )
-from probmodels.inference.diagnostics import DiagnosticsError
+from probmodels.inference.diagnostics.report import DiagnosticsError
+from probmodels.inference.metrics import samples as sample_quality
 
 METRICS = [energy_distance, mmd, sliced_wasserstein, wasserstein]
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from scipy import stats
 
-from probmodels.closed_fields import GaussianMixture, UniformBox
 from probmodels.guides.schedules import CosineSchedule, LinearSchedule, TableSchedule
 from probmodels.inference.problem import ProblemError
-from probmodels.samplers import flow_log_density, reverse_step, sample, weighted
 from probmodels.score_composition import make_move
-from probmodels.score_fields import FunctionField, Mixture, Product, ScoreOnly, tempered
+from probmodels.scores.closed import GaussianMixture, UniformBox
+from probmodels.scores.fields import FunctionField, Mixture, Product, ScoreOnly, tempered
+from probmodels.scores.samplers import flow_log_density, reverse_step, sample, weighted
 
 SCHEDULE = LinearSchedule(-7.0, 6.0)
 MIXTURE = GaussianMixture(

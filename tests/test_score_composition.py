@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from probmodels import run_mcmc
-from probmodels.closed_fields import GaussianMixture, UniformBox
 from probmodels.guides.schedules import LinearSchedule
 from probmodels.inference.problem import ProblemError
 from probmodels.inference.result import ResultError
 from probmodels.score_composition import Composed, levels_of, make_move, make_problem
-from probmodels.score_fields import (
+from probmodels.scores.closed import GaussianMixture, UniformBox
+from probmodels.scores.fields import (
     Conditioned,
     FunctionField,
     Product,
@@ -146,7 +146,7 @@ def test_acceptance_by_line_integrals_is_that_of_energies(rule):
 
 def test_guidance_beyond_one_draws_from_prior_times_power():
     """``p(z) p(y | z)^3`` of two normals, in one dimension by quadrature; the reverse process draws something else."""
-    from probmodels.samplers import sample
+    from probmodels.scores.samplers import sample
 
     prior = GaussianMixture(SCHEDULE, torch.tensor([[0.6], [-0.6]]), 0.3)
 

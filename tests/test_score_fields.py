@@ -10,10 +10,10 @@ import pytest
 import torch
 from scipy import stats
 
-from probmodels.closed_fields import GaussianMixture, UniformBox
 from probmodels.guides.schedules import CosineSchedule, LearnedSchedule, LinearSchedule, TableSchedule
 from probmodels.inference.problem import ProblemError
-from probmodels.score_fields import (
+from probmodels.scores.closed import GaussianMixture, UniformBox
+from probmodels.scores.fields import (
     Conditioned,
     EnergyField,
     Field,

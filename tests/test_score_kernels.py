@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from probmodels.inference import Problem, ProblemError, run_mcmc
-from probmodels.inference.line_integrals import Evaluation, density_target
-from probmodels.inference.score_kernels import ScoreKernel, Transition
+from probmodels.inference.mcmc.line_integrals import Evaluation, density_target
+from probmodels.inference.mcmc.score_kernels import ScoreKernel, Transition
 
 CENTRES = torch.tensor([[-1.2, 0.0], [1.0, 0.8], [0.5, -1.0]], dtype=torch.float64)
 COVARIANCE = torch.tensor([[1.0, 0.8], [0.8, 1.5]], dtype=torch.float64)

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from probmodels import Problem
-from probmodels.datasets.edges import EdgeSet, make_edges
+from probmodels.guides.edges import EdgeSet, make_edges
 from probmodels.guides.nets import propagate
 from probmodels.guides.sparse import Pattern, SparseMatrix, make_links, make_pattern, product, sampled
-from probmodels.inference.programs import opened
+from probmodels.inference.programs.programs import opened
 
 F64 = torch.float64
 # Row 2 and column 1 of the first pattern are empty; the second has no entries.

@@ -11,8 +11,7 @@ import pytest
 import xarray as xr
 from synthetic_modes import synthetic_result, toy_field
 
-from probmodels.bayesian_svd import eof as eof_module
-from probmodels.bayesian_svd import summary
+from probmodels.bayesian_svd import eof as eof_module, summary
 from probmodels.bayesian_svd.eof import eof_baseline, make_anomalies, to_grid
 from probmodels.bayesian_svd.summary import (
     SummaryError,

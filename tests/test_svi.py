@@ -17,9 +17,9 @@ from svi_models import Mixed, OwnELBO, decoder, local_model, mixed_model, proble
 from torch import nn
 
 from probmodels.inference import CheckpointError, FitError, Problem, ProblemError, fit_svi
-from probmodels.inference.capture import CaptureError
-from probmodels.inference.optimiser import Adam
-from probmodels.inference.options import make_schedule
+from probmodels.inference.programs.capture import CaptureError
+from probmodels.inference.variational.optimiser import Adam
+from probmodels.inference.variational.options import make_schedule
 
 quick = partial(fit_svi, num_steps=30, num_samples=20, progress=False)
 
@@ -307,7 +307,7 @@ def test_a_compiler_that_fails_leaves_the_graph(monkeypatch):
     def fail(*args):
         raise CaptureError("no compiler")
 
-    monkeypatch.setattr("probmodels.inference.gradient.compile_graph", fail)
+    monkeypatch.setattr("probmodels.inference.variational.gradient.compile_graph", fail)
     result = quick(mean_problem(), compile="inductor")
     assert result.tree.attrs["execution"] == "graph: no compiler"
     assert result.posterior.identical(quick(mean_problem(), compile="graph").posterior)

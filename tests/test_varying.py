@@ -18,8 +18,8 @@ from torch import Tensor
 from probmodels.guides.auto import with_guide
 from probmodels.guides.gflownet import make_policy
 from probmodels.inference import Problem, ProblemError, fit_svi
-from probmodels.inference.balance import VarGrad
-from probmodels.inference.varying import with_fixed_sites
+from probmodels.inference.flows.balance import VarGrad
+from probmodels.inference.programs.varying import with_fixed_sites
 
 LENGTHS, STEPS, Y = textbook.LENGTHS, textbook.STEPS, textbook.END
 

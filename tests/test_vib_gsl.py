@@ -15,11 +15,12 @@ from torch import Tensor
 import probmodels.guides.vib_gsl as parts
 from probmodels import Problem, fit_svi
 from probmodels.datasets import DataError
-from probmodels.datasets.edges import RANDOM, EdgeSet, make_edges
 from probmodels.datasets.graph_data import import_pyg, make_graph
+from probmodels.guides.edges import RANDOM, EdgeSet, make_edges
 from probmodels.guides.vib_gsl import BACKBONES, choose_graphs
-from probmodels.inference import ProblemError, checks
-from probmodels.inference.checks import parameters_without_gradient
+from probmodels.inference import ProblemError
+from probmodels.inference.programs import checks
+from probmodels.inference.programs.checks import parameters_without_gradient
 from probmodels.vib_gsl import make_problem, predict
 
 LAYERS = sorted(BACKBONES)
@@ -477,7 +478,7 @@ def test_the_mask_draws_noise_from_the_features_and_keeps_a_share():
 
 
 def test_many_pairs_are_kept_as_moments(monkeypatch):
-    monkeypatch.setattr("probmodels.datasets.edges._KEPT_PAIRS", 10)
+    monkeypatch.setattr("probmodels.guides.edges._KEPT_PAIRS", 10)
     problem = make_problem(collection([6, 5, 4]))
     result = quiet(problem, num_steps=2, num_samples=30)
     marginals = result.tree["marginals"]
@@ -548,7 +549,7 @@ def test_all_pairs_are_counted_before_they_are_listed(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("pairs were listed")
 
-    monkeypatch.setattr("probmodels.datasets.edges.pairs_of_numbers", fail)
+    monkeypatch.setattr("probmodels.guides.edges.pairs_of_numbers", fail)
     monkeypatch.setattr(checks, "free_bytes", lambda device: 2**30)
     data = make_graph(np.ones((8000, 1)), [0, 1], graph=np.repeat([0, 1], 4000))
     with pytest.raises(ProblemError, match=r"15,996,000 candidate pairs of 2 graphs need about .* take candidates="):

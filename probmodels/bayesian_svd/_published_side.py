@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import linalg
 from scipy.special import gamma, kv
 
-from probmodels.covariance import KERNELS, correlation
+from probmodels.distributions.covariance import KERNELS, correlation
 
 __all__ = ["Side", "cholesky", "factorise", "log_normal", "make_side", "project"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from probmodels.bayesian_svd.model import MatrixData
 from probmodels.bayesian_svd.published import PublishedGibbs
-from probmodels.covariance import time_distance
+from probmodels.distributions.covariance import time_distance
 from probmodels.inference.problem import Problem, ProblemError
 
 __all__ = ["PublishedOnProblem", "published_gibbs"]

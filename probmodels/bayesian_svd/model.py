@@ -33,7 +33,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from probmodels.distributions import (
+from probmodels.distributions.frames import (
     MatrixAngularCentralGaussian,
     SequentialConditioned,
     SequentialProjected,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from probmodels import plots
 from probmodels.bayesian_svd.eof import compare_eof
+from probmodels.bayesian_svd.report import write_report
 from probmodels.bayesian_svd.summary import summarise_modes, summary_table, write_modes
 from probmodels.outputs import Outputs
-from probmodels.report import write_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

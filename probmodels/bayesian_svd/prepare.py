@@ -19,7 +19,8 @@ from probmodels.bayesian_svd.align import ORDERS, align_draws, invariants
 from probmodels.bayesian_svd.effects import effect_design, time_in_years
 from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SideData, model
 from probmodels.bayesian_svd.sampler import BlockGibbs
-from probmodels.covariance import (
+from probmodels.datasets import DataError
+from probmodels.distributions.covariance import (
     KERNELS,
     EigenGrid,
     chordal_distance,
@@ -27,8 +28,7 @@ from probmodels.covariance import (
     euclidean_distance,
     time_distance,
 )
-from probmodels.datasets import DataError
-from probmodels.distributions import FrameReparam
+from probmodels.distributions.frames import FrameReparam
 from probmodels.guides.bayesian_svd import BayesianSVDGuide
 from probmodels.inference.problem import Problem
 
@@ -193,7 +193,7 @@ def make_problem(
         in the local case; None is a flat prior for local effects (modes are then orthogonal to them in time) and a
         scale a thousand times that of the data for shared ones.
     kernel_space, kernel_time
-        A kernel name for all modes, or one for each (see `probmodels.covariance.KERNELS`).
+        A kernel name for all modes, or one for each (see `probmodels.distributions.covariance.KERNELS`).
     length_scales_space, length_scales_time
         Grid on which the length-scales live: km or the coordinate's unit, years or the axis's unit. By default
         ``num_length_scales`` log-spaced values from the spacing of the points to half the largest distance.

@@ -33,7 +33,7 @@ from scipy.special import log_ndtr, ndtr, ndtri
 from torch import Tensor
 
 from probmodels.bayesian_svd._published_side import cholesky, factorise, log_normal, make_side, project
-from probmodels.inference.kernels import Kernel
+from probmodels.inference.mcmc.kernels import Kernel
 
 __all__ = ["PublishedGibbs"]
 
@@ -77,7 +77,7 @@ class PublishedGibbs(Kernel):
     rank
         Number of modes k, ``1 <= k <= min(n, m) - 1``.
     kernel_space, kernel_time
-        Names out of `probmodels.covariance.KERNELS`, ``periodic`` excepted.
+        Names out of `probmodels.distributions.covariance.KERNELS`, ``periodic`` excepted.
     length_scale_space, length_scale_time
         Starting values, one or one for each mode; the fixed values where the bounds are None. By default the middle of
         the bounds.

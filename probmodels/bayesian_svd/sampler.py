@@ -23,7 +23,7 @@ from torch import Tensor
 from probmodels.bayesian_svd.augment import ReducedData
 from probmodels.bayesian_svd.model import MatrixData, SideData
 from probmodels.bayesian_svd.sweep import best_log_tau, column_images, sweep
-from probmodels.inference.kernels import Kernel
+from probmodels.inference.mcmc.kernels import Kernel
 from probmodels.inference.problem import Problem
 
 __all__ = ["BlockGibbs"]

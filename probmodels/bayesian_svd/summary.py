@@ -33,7 +33,7 @@ from probmodels.bayesian_svd.eof import (
     shared_mean,
     to_grid,
 )
-from probmodels.inference.convergence import convergence
+from probmodels.inference.diagnostics.convergence import convergence
 
 __all__ = ["SummaryError", "compare_eof", "eof_baseline", "summarise_modes", "summary_table", "write_modes"]
 

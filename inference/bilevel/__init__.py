@@ -1,0 +1,1 @@
+"""The bilevel engine `fit_bilevel`, its rounds and its hypergradients."""

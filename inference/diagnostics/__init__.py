@@ -1,0 +1,1 @@
+"""Verdicts, their tests and comparisons of models."""

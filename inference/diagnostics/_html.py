@@ -1,0 +1,35 @@
+"""Small HTML for notebooks; everything that is shown is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from probmodels.inference.diagnostics.report import Finding
+
+__all__ = ["block", "frame", "listed", "text"]
+
+
+def block(title: str, *bodies: str) -> str:
+    """A heading, which is escaped, and HTML below it."""
+    return f"<div><h4>{escape(title)}</h4>{''.join(bodies)}</div>"
+
+
+def listed(findings: Sequence[Finding]) -> str:
+    """Findings as a list, with what to do."""
+    lines = (f"{escape(f'{x.mark} {x.verdict}')}{f'<br>→ {escape(x.advice)}' if x.advice else ''}" for x in findings)
+    return f'<ul style="list-style: none">{"".join(f"<li>{line}</li>" for line in lines)}</ul>'
+
+
+def frame(table: pd.DataFrame) -> str:
+    """A table; numbers have four digits."""
+    return str(table.to_html(border=0, float_format=lambda value: f"{value:.4g}")) if len(table) else ""
+
+
+def text(sentence: str) -> str:
+    """A paragraph, escaped; nothing for an empty one."""
+    return f"<p>{escape(sentence)}</p>" if sentence else ""

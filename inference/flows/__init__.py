@@ -1,0 +1,1 @@
+"""Objectives and exploration of generative flow networks."""

@@ -1,0 +1,1 @@
+"""Markov chain Monte Carlo: kernels, chains and the engine `run_mcmc`."""

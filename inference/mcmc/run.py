@@ -1,0 +1,420 @@
+"""Markov chain Monte Carlo: chains at once or in processes of our own, streamed draws, checkpoints and resume.
+
+Draws depend on the problem, the kernel, ``seed``, ``warmup_steps`` and ``thin`` alone: chains in processes have
+random-number streams of their own, so that the number of workers and interruptions change nothing. Vectorised chains
+adapt together and share a stream, so that their draws depend on ``num_chains`` as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import math
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from probmodels.inference.mcmc.chains import (
+    ChainError,
+    ChainPlan,
+    KernelFactory,
+    Progress,
+    Watch,
+    bare,
+    kernel_name,
+    run_in_turn,
+)
+from probmodels.inference.mcmc.chees import ChEESKernel
+from probmodels.inference.mcmc.kernels import Kernel, NUTSKernel
+from probmodels.inference.predictive import complete
+from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.programs.capture import CaptureError
+from probmodels.inference.programs.potential import Potential
+from probmodels.inference.result import Result, build_tree, take_marginals, to_dataset
+from probmodels.inference.runtime.checkpoint import ChainStore, check_room, open_checkpoint, read_draws
+from probmodels.inference.runtime.fingerprints import fingerprint
+from probmodels.inference.runtime.ops import (
+    isolated,
+)
+
+__all__ = ["CHAIN_METHODS", "ChainError", "picklable", "run_mcmc"]
+
+_log = logging.getLogger(__name__)
+
+CHAIN_METHODS = ("vectorized", "process", "sequential")
+_KERNELS: dict[str, type[Kernel]] = {"chees": ChEESKernel, "nuts": NUTSKernel}
+# Chains, draws and warm-up where the caller names none: vectorised chains are many and cheap.
+_DEFAULTS = {
+    True: {"num_chains": 32, "num_samples": 250, "warmup_steps": 300},
+    False: {"num_chains": 4, "num_samples": 1000, "warmup_steps": 1000},
+}
+_START_STREAM = 3
+
+
+def run_mcmc(
+    problem: Problem,
+    *,
+    kernel: str | KernelFactory | None = None,
+    kernel_options: Mapping[str, Any] | None = None,
+    num_samples: int | None = None,
+    warmup_steps: int | None = None,
+    num_chains: int | None = None,
+    thin: int = 1,
+    chain_method: str | None = None,
+    init: str | Result | xr.Dataset | None = None,
+    num_workers: int | None = None,
+    client: Any = None,
+    seed: int = 0,
+    progress: bool = True,
+    callbacks: Sequence[Callable[[Progress], object]] = (),
+    checkpoint: str | Path | None = None,
+    checkpoint_every: float = 30.0,
+    timeout: float | None = None,
+) -> Result:
+    """Draw from the posterior of a problem.
+
+    Parameters
+    ----------
+    problem
+        What to infer.
+    kernel
+        ``"chees"``, ``"nuts"``, a function from problem to `Kernel`, or None for the problem's own kernel, else
+        ChEES-HMC, with NUTS as fallback for models that have no static graph; the reason is logged and kept in the
+        result.
+    kernel_options
+        Keyword arguments of the kernel, such as ``target_accept_prob``.
+    num_samples
+        Draws kept per chain; None for 250 with vectorised chains, else 1000.
+    warmup_steps
+        Sweeps before the first draw, left out of the result; None for 300 with vectorised chains, else 1000.
+    num_chains
+        Number of chains; None for 32 vectorised ones, else 4.
+    thin
+        Sweeps per draw kept.
+    chain_method
+        ``"vectorized"``: all chains at once in this process; ``"process"``: chains in parallel processes;
+        ``"sequential"``: one after the other in this process; ``"dask"``: on the cluster of ``client``. None for
+        vectorised where the kernel is, else processes.
+    init
+        Where chains start: ``"pathfinder"`` (normals along quasi-Newton paths; the default of ChEES), ``"uniform"``
+        (the default of NUTS), ``"prior"``, or the draws of a guide or of an earlier run to start from.
+    num_workers
+        Processes; None for one per CPU, at most one per chain.
+    client
+        ``distributed.Client`` of ``chain_method="dask"``.
+    seed
+        Non-negative; the same seed gives the same draws, whatever ``num_workers`` and, except for ``"vectorized"``,
+        ``chain_method``.
+    progress
+        Whether to show a progress bar.
+    callbacks
+        Called in this process with a `Progress`, a few times a second and at the end of every chain.
+    checkpoint
+        Folder for draws and states. If it holds an unfinished run of the same call, that run is continued to the same
+        draws as if it had never stopped; ``num_samples`` may be larger than before and, except for ``"vectorized"``,
+        ``num_chains``.
+    checkpoint_every
+        Seconds between two checkpoints of a chain.
+    timeout
+        Seconds after which to stop as if interrupted.
+
+    Returns
+    -------
+    Result
+        Groups ``posterior``, ``sample_stats``, ``observed_data``, ``constant_data``, ``invariants`` where defined.
+
+    Raises
+    ------
+    ProblemError
+        If the problem is broken, cannot be vectorised though asked to, or cannot be sent to another process.
+    CheckpointError
+        If the checkpoint cannot be written, is damaged, or belongs to another run.
+    ChainError
+        If a chain raises or its process dies.
+    KeyboardInterrupt
+        After an interrupt, once every running chain has finished its sweep and saved its state.
+    TimeoutError
+        After ``timeout``, in the same way.
+    """
+    factory, method = _choose(problem, kernel, kernel_options, chain_method)
+    vectorized = method == "vectorized"
+    asked = {"num_samples": num_samples, "warmup_steps": warmup_steps, "num_chains": num_chains}
+    sizes = {name: _DEFAULTS[vectorized][name] if value is None else value for name, value in asked.items()}
+    for name, value, least in (
+        *((name, value, 0 if name == "warmup_steps" else 1) for name, value in sizes.items()),
+        ("thin", thin, 1),
+        ("seed", seed, 0),
+        ("num_workers", 1 if num_workers is None else num_workers, 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise ProblemError(f"{problem.name}: {name}={value!r}; it must be a whole number of at least {least}")
+    problem.validate(guide=False)
+    kept = [name for name in problem.transient if problem.sites[name].kind == "latent"]
+    if kept:
+        raise ProblemError(
+            f"{problem.name}: transient={kept}; chains have to keep draws of latent sites, leave them out"
+        )
+    starts = _starts(problem, factory, init, sizes["num_chains"], seed)
+    if isinstance(factory, type) and issubclass(factory, Kernel):
+        factory.prepare()
+    run = _Run(problem, factory, method, **sizes, thin=thin, seed=seed, init=starts, client=client)
+    options: dict[str, Any] = {"num_workers": num_workers, "progress": progress, "checkpoint": checkpoint}
+    options |= {"checkpoint_every": checkpoint_every, "timeout": timeout, "callbacks": callbacks}
+    try:
+        return run.result(**options)
+    except CaptureError as error:
+        if chain_method is not None or kernel is not None:
+            raise ProblemError(
+                f"{problem.name}: chains cannot be vectorised: {error}; leave chain_method and kernel out to fall back "
+                "to NUTS, or pass kernel='nuts'"
+            ) from error
+        reason = str(error)
+    _log.warning("%s: NUTS instead of vectorised HMC: %s", problem.name, reason)
+    spawn = _may_spawn() and picklable(problem)
+    options |= {**asked, "chain_method": "process" if spawn else "sequential"}
+    known = inspect.signature(NUTSKernel).parameters
+    options["kernel_options"] = {name: value for name, value in (kernel_options or {}).items() if name in known}
+    result = run_mcmc(problem, kernel="nuts", init=init, thin=thin, seed=seed, **options)
+    result.tree.attrs["fallback"] = reason
+    return result
+
+
+@dataclass
+class _Run:
+    """One call of `run_mcmc` with every choice made."""
+
+    problem: Problem
+    factory: KernelFactory
+    method: str
+    num_samples: int
+    warmup_steps: int
+    num_chains: int
+    thin: int
+    seed: int
+    init: str | list[dict[str, torch.Tensor]] | None
+    client: Any
+
+    def result(
+        self,
+        *,
+        num_workers: int | None,
+        progress: bool,
+        checkpoint: str | Path | None,
+        checkpoint_every: float,
+        timeout: float | None,
+        callbacks: Sequence[Callable[[Progress], object]],
+    ) -> Result:
+        """Run the chains and put their draws together."""
+        problem, vectorized = self.problem, self.method == "vectorized"
+        factory = partial(self.factory, num_chains=self.num_chains) if vectorized else self.factory  # type: ignore[call-arg]
+        started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            if checkpoint is None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="probmodels-")))
+            else:
+                folder = stack.enter_context(open_checkpoint(checkpoint, self._identity(factory)))
+            every = checkpoint_every if checkpoint is not None else float("inf")
+            plans = [self._plan(chain, folder, every) for chain in range(1 if vectorized else self.num_chains)]
+            check_room(folder, self._draw_bytes())
+            for plan in plans:
+                ChainStore(Path(plan.folder)).verify()
+            # Only what a kernel may need travels to the workers.
+            small = replace(problem, guide=None, align=None, invariants=None)
+            watching: dict[str, Any] = {"progress": progress, "timeout": timeout, "callbacks": callbacks}
+            with Watch(plans, checkpoint=checkpoint, **watching) as watch:
+                if self.method == "process":
+                    from probmodels.inference.mcmc.workers import run_in_processes
+
+                    run_in_processes(small, factory, plans, watch, num_workers)
+                elif self.method == "dask":
+                    from probmodels.inference.distributed.many import run_on_dask
+
+                    run_on_dask(small, factory, plans, watch, self.client)
+                else:
+                    run_in_turn(small, factory, plans, watch)
+            stores = [ChainStore(Path(plan.folder)) for plan in plans]
+            found = read_draws(stores, self.num_samples)
+            attrs = stores[0].attrs()
+        draws = {name: self._by_chain(found.pop(name)) for name in list(found)}
+        sites = {name.removeprefix("draw/"): value for name, value in draws.items() if name.startswith("draw/")}
+        stats = {name.removeprefix("stat/"): value for name, value in draws.items() if name.startswith("stat/")}
+        del draws
+        if vectorized:
+            with isolated(self.seed):
+                exported = Potential(small).export_many(torch.as_tensor(sites.pop("z")))
+            sites = {name: value.numpy() for name, value in exported.items()}
+        dims = {**dict(factory_dims(factory)), **problem.dims()}
+        values = complete(problem, sites, seed=self.seed)
+        groups = take_marginals(problem, values)
+        posterior = to_dataset(values, dims, problem.coords)
+        if stats:
+            groups["sample_stats"] = _stats(stats).assign_attrs(attrs)
+        settings: dict[str, Any] = {
+            "num_samples": self.num_samples,
+            "warmup_steps": self.warmup_steps,
+            "num_chains": self.num_chains,
+        }
+        settings |= {"thin": self.thin, "seed": self.seed, "chain_method": self.method}
+        tree = build_tree(problem, posterior, engine="mcmc", seed=self.seed, settings=settings, groups=groups)
+        tree.attrs["kernel"] = kernel_name(factory)
+        tree.attrs["sampling_seconds"] = round(time.monotonic() - started, 3)
+        return Result(tree)
+
+    def _plan(self, chain: int, folder: Path, checkpoint_every: float) -> ChainPlan:
+        return ChainPlan(
+            chain=chain,
+            folder=str(folder / ("chains" if self.method == "vectorized" else f"chain-{chain}")),
+            num_samples=self.num_samples,
+            warmup_steps=self.warmup_steps,
+            thin=self.thin,
+            seed=self.seed,
+            checkpoint_every=checkpoint_every,
+            dtype=torch.get_default_dtype(),
+            init=self._init_of(chain),
+        )
+
+    def _init_of(self, chain: int) -> str | dict[str, torch.Tensor] | None:
+        if not isinstance(self.init, list):
+            return self.init
+        if self.method != "vectorized":
+            return self.init[chain]
+        return {name: torch.stack([start[name] for start in self.init]) for name in self.init[0]}
+
+    def _draw_bytes(self) -> int:
+        """About what all draws take on disk; variables that are a kernel's own are not known beforehand."""
+        kinds = ("latent",) if self.method == "vectorized" else ("latent", "deterministic")
+        size = sum(math.prod(site.shape) for site in self.problem.sites.values() if site.kind in kinds)
+        given = (*self.problem.args, *self.problem.kwargs.values())
+        widths = [value.element_size() for value in given if isinstance(value, torch.Tensor)]
+        return self.num_chains * self.num_samples * size * max([torch.get_default_dtype().itemsize, *widths])
+
+    def _by_chain(self, draws: torch.Tensor) -> np.ndarray:
+        """Draws (chain, draw, ...) from those of every store; one store holds all chains where they are vectorised."""
+        if self.method != "vectorized":
+            return draws.numpy()
+        array = draws[0].numpy()
+        if array.ndim == 1:  # a statistic that all chains share
+            return np.broadcast_to(array, (self.num_chains, len(array)))
+        return array.swapaxes(0, 1)
+
+    def _identity(self, factory: Any) -> dict[str, Any]:
+        """All that decides the draws."""
+        problem = self.problem
+        return {
+            "engine": "mcmc",
+            "problem": problem.name,
+            "model": fingerprint(problem.model),
+            "args": fingerprint(problem.args),
+            "kwargs": fingerprint(problem.kwargs),
+            "reparam": {name: type(reparam).__name__ for name, reparam in problem.reparam.items()},
+            "kernel": fingerprint(factory),
+            "init": fingerprint(self.init),
+            "warmup_steps": self.warmup_steps,
+            "thin": self.thin,
+            "seed": self.seed,
+            "dtype": str(torch.get_default_dtype()),
+        }
+
+
+def picklable(problem: Problem) -> bool:
+    """Whether a problem can be sent to another process."""
+    from probmodels.inference.mcmc.workers import pack
+
+    try:
+        pack(replace(problem, guide=None, align=None, invariants=None), NUTSKernel)
+    except ProblemError:
+        return False
+    return True
+
+
+def _choose(
+    problem: Problem, kernel: str | KernelFactory | None, options: Mapping[str, Any] | None, chain_method: str | None
+) -> tuple[KernelFactory, str]:
+    """Maker of the kernel, and how chains run."""
+    methods = (*CHAIN_METHODS, "dask")
+    if chain_method is not None and chain_method not in methods:
+        raise ProblemError(f"{problem.name}: chain_method={chain_method!r}; choose one of {methods}")
+    factory: Any = kernel
+    if kernel is None:
+        own = problem.kernel
+        if chain_method == "vectorized" and not getattr(own, "vectorized", False):
+            own = None
+        factory = own or (ChEESKernel if chain_method in (None, "vectorized") else NUTSKernel)
+    elif isinstance(kernel, str):
+        if kernel not in _KERNELS:
+            raise ProblemError(
+                f"{problem.name}: kernel={kernel!r}; choose one of {sorted(_KERNELS)} or give a maker of a Kernel"
+            )
+        factory = _KERNELS[kernel]
+    elif not callable(kernel) or isinstance(kernel, Kernel):
+        kind = type(kernel).__name__
+        raise ProblemError(f"{problem.name}: kernel must be a function that makes a Kernel, not a {kind}")
+    vectorized = bool(getattr(bare(factory), "vectorized", False))
+    if options:
+        known = list(inspect.signature(bare(factory)).parameters)[1:]
+        for name in options:
+            if name not in known:
+                raise ProblemError(f"{problem.name}: {kernel_name(factory)} has no option {name!r}; it has {known}")
+        factory = partial(factory, **options)
+    method = chain_method or ("vectorized" if vectorized else "process" if _may_spawn() else "sequential")
+    if vectorized != (method == "vectorized"):
+        how = "moves all chains at once" if vectorized else "moves one chain at a time"
+        raise ProblemError(f"{problem.name}: {kernel_name(factory)} {how}; leave out chain_method={chain_method!r}")
+    return factory, method
+
+
+def _may_spawn() -> bool:
+    """Whether this process may start others; workers of pools may not."""
+    return not multiprocessing.current_process().daemon
+
+
+def _starts(
+    problem: Problem, factory: Any, init: str | Result | xr.Dataset | None, num_chains: int, seed: int
+) -> str | list[dict[str, torch.Tensor]] | None:
+    """What kernels are told about where to start: a name, or one set of values per chain."""
+    if init is None:
+        return None
+    known = getattr(bare(factory), "inits", ())
+    if isinstance(init, str):
+        if init not in known:
+            raise ProblemError(f"{problem.name}: init={init!r}; {kernel_name(factory)} knows {list(known)}")
+        return init
+    if not known:
+        raise ProblemError(f"{problem.name}: {kernel_name(factory)} chooses its starts itself; leave init out")
+    posterior = init if isinstance(init, xr.Dataset) else init.posterior
+    sites = {name: site for name, site in problem.sites.items() if site.kind == "latent" and not site.discrete}
+    lost = [name for name in sites if name not in posterior]
+    if lost:
+        raise ProblemError(f"{problem.name}: init lacks the sites {lost}; it has {list(posterior.data_vars)}")
+    stacked = {name: posterior[name].transpose("chain", "draw", ...).values for name in sites}
+    for name, site in sites.items():
+        if stacked[name].shape[2:] != site.shape:
+            raise ProblemError(
+                f"{problem.name}: init has site {name!r} of shape {stacked[name].shape[2:]}; the model has {site.shape}"
+            )
+    flat = {name: torch.as_tensor(value.reshape(-1, *value.shape[2:])) for name, value in stacked.items()}
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_START_STREAM,)))
+    count = len(next(iter(flat.values())))
+    chosen = rng.choice(count, num_chains, replace=count < num_chains)
+    return [{name: value[row] for name, value in flat.items()} for row in chosen]
+
+
+def factory_dims(factory: Any) -> Mapping[str, Any]:
+    """Axis names that the kernel class declares for variables of its own."""
+    return getattr(bare(factory), "dims", {})
+
+
+def _stats(stats: Mapping[str, np.ndarray]) -> xr.Dataset:
+    typed = {name: value.astype(bool) if name == "diverging" else value for name, value in stats.items()}
+    typed |= {name: value.astype(np.int64) for name, value in typed.items() if name in ("n_steps", "tree_depth")}
+    return to_dataset(typed, {}, {})

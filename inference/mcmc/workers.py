@@ -1,0 +1,282 @@
+"""Processes that run chains: spawned, single-threaded, watched, and told to stop through their pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle  # in memory only, between a process and its own children; nothing pickled is written or read
+import signal
+import sys
+import time
+import traceback
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from probmodels.inference.mcmc.chains import ChainError, ChainPlan, KernelFactory, run_chain
+from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.runtime.checkpoint import CheckpointError
+
+if TYPE_CHECKING:
+    from probmodels.inference.mcmc.chains import Watch
+
+__all__ = ["interrupts_ignored", "main_hidden", "one_thread_environment", "pack", "run_in_processes"]
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS")
+_GRACE_SECONDS = 20.0  # for the other chains to save after one has failed
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    pipe: Connection
+    plan: ChainPlan | None = None
+    told: bool = False
+
+
+def run_in_processes(
+    problem: Problem, factory: KernelFactory, plans: list[ChainPlan], watch: Watch, num_workers: int | None
+) -> None:
+    """Run all chains in worker processes.
+
+    Parameters
+    ----------
+    problem, factory
+        What every worker receives; both must pickle.
+    plans
+        The chains.
+    watch
+        Progress bar and interrupts of the calling process.
+    num_workers
+        Number of processes; None for one per usable CPU.
+
+    Raises
+    ------
+    ProblemError
+        If problem or kernel cannot be sent to another process.
+    CheckpointError
+        If draws or states cannot be written.
+    ChainError
+        If a chain raises anything else or its worker dies; the others save their state first.
+    """
+    payload = pack(problem, factory)
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    queue = list(plans)
+    workers: list[_Worker] = []
+    failure: Exception | None = None
+    deadline = float("inf")
+    try:
+        for _ in range(min(num_workers or cpus, len(plans))):
+            workers.append(_start(payload, needs_main=b"__main__" in payload))
+        for worker in workers:
+            _assign(worker, queue)
+        while any(worker.plan is not None for worker in workers):
+            busy = [worker for worker in workers if worker.plan is not None]
+            if watch.stopping or failure is not None:
+                queue.clear()
+                for worker in busy:
+                    if not worker.told:
+                        worker.told = True
+                        _send(worker, "stop")
+                if time.monotonic() > deadline:
+                    break
+            for ready in wait([w.pipe for w in busy] + [w.process.sentinel for w in busy], timeout=0.2):
+                for worker in busy:
+                    if worker.plan is not None and ready in (worker.pipe, worker.process.sentinel):
+                        failure = _listen(worker, queue, watch) or failure
+            if failure is not None:
+                deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+        if failure is None:
+            for worker in workers:
+                _send(worker, None)
+    finally:
+        for worker in workers:
+            if failure is not None or worker.plan is not None:
+                worker.process.kill()
+            worker.process.join(timeout=5)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+            worker.pipe.close()
+            worker.process.close()
+    if failure is not None:
+        raise failure
+    watch.raise_if_stopped()
+
+
+def pack(problem: Problem, factory: KernelFactory) -> bytes:
+    """What is sent to a worker process.
+
+    Raises
+    ------
+    ProblemError
+        If it cannot be sent: where the model was defined, and where to define it instead.
+    """
+    remedy = "define model and kernel at the top level of a module, or pass chain_method='sequential'"
+    try:
+        payload = pickle.dumps((problem, factory))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ProblemError(
+            f"{problem.name}: the problem cannot be sent to another process ({error}); {remedy}"
+        ) from error
+    if b"__main__" in payload and not os.path.isfile(getattr(sys.modules["__main__"], "__file__", "")):
+        raise ProblemError(
+            f"{problem.name}: model or kernel is defined in this notebook or session, where other processes cannot "
+            f"find it; {remedy}"
+        )
+    return payload
+
+
+def _start(payload: bytes, *, needs_main: bool) -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    pipe, far_end = context.Pipe()
+    process = context.Process(target=_work, args=(far_end,), daemon=True, name="probmodels-chain")
+    with one_thread_environment(), interrupts_ignored(), contextlib.nullcontext() if needs_main else main_hidden():
+        process.start()
+    far_end.close()
+    worker = _Worker(process, pipe)
+    _send(worker, payload)
+    return worker
+
+
+def _assign(worker: _Worker, queue: list[ChainPlan]) -> None:
+    worker.plan = queue.pop(0) if queue else None
+    if worker.plan is not None:
+        _send(worker, worker.plan)
+
+
+def _send(worker: _Worker, message: Any) -> None:
+    with contextlib.suppress(OSError):  # a dead worker is noticed by its sentinel
+        if isinstance(message, bytes):
+            worker.pipe.send_bytes(message)
+        else:
+            worker.pipe.send(message)
+
+
+def _listen(worker: _Worker, queue: list[ChainPlan], watch: Watch) -> Exception | None:
+    """Handle one message of a worker, or its death; the failure if there is one."""
+    assert worker.plan is not None
+    chain = worker.plan.chain
+    try:
+        if not worker.pipe.poll():
+            if worker.process.is_alive():
+                return None
+            raise EOFError
+        kind, *rest = worker.pipe.recv()
+    except (EOFError, OSError):
+        worker.plan = None
+        worker.process.join(timeout=5)
+        return ChainError(
+            f"chain {chain}: its process ended with exit code {worker.process.exitcode} before the chain was done. "
+            "A negative code is a signal (-9: often out of memory). If the call stands in a script that defines the "
+            "model, put it under 'if __name__ == \"__main__\":'; chain_method='sequential' shows the error itself"
+        )
+    if kind == "progress":
+        watch.update(chain, *rest)
+        return None
+    worker.plan = None
+    if kind == "failed":
+        return ChainError(f"chain {chain} failed:\n{rest[0]}")
+    if kind == "refused":
+        error: Exception = rest[0](rest[1])
+        return error
+    if not worker.told:
+        _assign(worker, queue)
+    return None
+
+
+def _work(pipe: Connection) -> None:
+    """Main function of a worker: receive the problem, then chains, until told that there are no more."""
+    stop = False
+
+    def on_terminate(number: int, frame: object) -> None:
+        nonlocal stop
+        stop = True
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    signal.signal(signal.SIGTERM, on_terminate)
+    torch.set_num_threads(1)
+
+    def report(iteration: int, text: str) -> bool:
+        nonlocal stop
+        try:
+            pipe.send(("progress", iteration, text))
+            while pipe.poll():
+                stop = pipe.recv() == "stop" or stop
+        except (EOFError, OSError):  # the parent is gone: save and end
+            stop = True
+        return stop
+
+    with contextlib.suppress(EOFError, OSError):
+        problem: Any = None
+        factory: Any = None
+        error = None
+        try:
+            problem, factory = pickle.loads(pipe.recv_bytes())
+        except (AttributeError, ImportError, pickle.UnpicklingError, TypeError):
+            error = (
+                f"{traceback.format_exc()}the problem cannot be rebuilt in another process; define model and kernel "
+                "at the top level of a module, or pass chain_method='sequential'"
+            )
+        while (plan := pipe.recv()) is not None:
+            if plan == "stop":
+                continue
+            if error is None:
+                stop = False
+                torch.set_default_dtype(plan.dtype)
+                try:
+                    run_chain(problem, factory, plan, report)
+                except (ProblemError, CheckpointError) as refusal:
+                    pipe.send(("refused", type(refusal), str(refusal)))
+                except Exception:
+                    pipe.send(("failed", traceback.format_exc()))
+                else:
+                    pipe.send(("done",))
+            else:
+                pipe.send(("failed", error))
+
+
+@contextlib.contextmanager
+def one_thread_environment() -> Iterator[None]:
+    """Environment in which numerical libraries of a new process use one thread."""
+    saved = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """Children started inside ignore Ctrl-C from their first instruction on."""
+    try:
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # not the main thread, which never receives signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def main_hidden() -> Iterator[None]:
+    """Keep spawned processes from running the caller's script again, where nothing in it is needed."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

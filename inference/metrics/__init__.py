@@ -1,0 +1,1 @@
+"""Measures of samples, graphs, latents and dependence."""

@@ -1,0 +1,1 @@
+"""Programs: what engines do to models and guides before they run them."""

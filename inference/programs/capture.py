@@ -1,0 +1,339 @@
+"""Functions of tensors captured once as plain ATen graphs, which run without Python programs, handlers and checks.
+
+A capture bakes in all that is not an argument: data, shapes, the branch that was taken. It is therefore compared
+with the function itself before it is used, and whoever captures must pass what varies (parameters, minibatches) as
+arguments. Random operations stay random: they draw from torch's global generator, in the order of the function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+
+from probmodels.inference.programs.simplify import simplify
+
+__all__ = ["COMPILERS", "CaptureError", "batch", "capture", "compare", "compile_graph", "lift"]
+
+COMPILERS = ("graph", "inductor")
+_log = logging.getLogger(__name__)
+
+TensorFunction = Callable[..., Any]
+
+
+class CaptureError(RuntimeError):
+    """A function that has no faithful graph: why, so that an engine can say so and run it as it is."""
+
+
+def capture(
+    function: TensorFunction, *examples: Tensor, checks: Sequence[tuple[Tensor, ...]] = (), rtol: float | None = None
+) -> GraphModule:
+    """Graph of a function for arguments of the shapes of ``examples``.
+
+    Parameters
+    ----------
+    function
+        Takes tensors, returns a tensor or a tuple of tensors; may call ``torch.autograd.grad`` inside.
+    examples
+        Arguments to trace with.
+    checks
+        Further arguments at which graph and function must agree, given the same random numbers.
+    rtol
+        Largest relative difference; None for ``1e-4`` in single and ``1e-8`` in double precision.
+
+    Returns
+    -------
+    GraphModule
+        Callable with tensors of the same shapes; call it inside ``torch.no_grad()``.
+
+    Raises
+    ------
+    CaptureError
+        If the function branches on values, or graph and function differ.
+    """
+    try:
+        with _tracing(), _TensorIndices():
+            graph = make_fx(lambda *arguments: function(*arguments), tracing_mode="real")(*examples)
+            _replace(graph)
+            graph = _functional(graph, *examples)
+    except Exception as error:  # torch raises many kinds here, all of which mean the same: run the function itself
+        raise CaptureError(f"the function cannot be captured as a graph ({_reason(error)})") from error
+    for arguments in (examples, *checks):
+        compare(function, graph, arguments, rtol)
+    return graph
+
+
+def batch(graph: TensorFunction, *examples: Tensor, in_dims: Any = 0) -> GraphModule:
+    """Graph that runs a captured graph for a whole batch, one entry per index of the batched arguments' first axis.
+
+    Capturing first and batching after keeps ``vmap`` out of Pyro's handlers, which it cannot enter where discrete
+    sites are enumerated.
+
+    Raises
+    ------
+    CaptureError
+        If an operation of the graph cannot be batched.
+    """
+    try:
+        with _tracing():
+            batched = make_fx(torch.func.vmap(graph, in_dims=in_dims, randomness="different"))(*examples)
+            batched = _functional(batched, *examples)
+    except Exception as error:
+        raise CaptureError(f"the graph cannot be batched ({_reason(error)})") from error
+    return batched
+
+
+def compile_graph(graph: GraphModule, compiler: str, *examples: Tensor) -> TensorFunction:
+    """The graph as it is for ``"graph"``, or as machine code for ``"inductor"``, at seconds and a C++ compiler.
+
+    Raises
+    ------
+    CaptureError
+        If the compiler fails.
+    """
+    if compiler == "graph":
+        return graph
+    if compiler != "inductor":
+        raise ValueError(f"compiler={compiler!r}; choose one of {COMPILERS}")
+    # Random numbers as the graph draws them, which is no slower for the few that a program asks for.
+    compiled: TensorFunction = torch.compile(graph, dynamic=False, options={"fallback_random": True})
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compiled(*examples)
+    except Exception as error:
+        raise CaptureError(f"inductor cannot compile the graph ({_reason(error)})") from error
+    return compiled
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, weight: Any = None, positive: Any = None, how: int = 1) -> Tensor:
+    """Binary cross entropy with logits in one transcendental pass: (1 - y) x - log sigmoid(x)."""
+    if weight is not None or positive is not None or how != 0:
+        return torch.ops.aten.binary_cross_entropy_with_logits.default(logits, labels, weight, positive, how)
+    return (1 - labels) * logits - torch.ops.aten.log_sigmoid_forward.default(logits)[0]
+
+
+def _cholesky(matrix: Tensor, *, upper: bool = False, check_errors: bool = False) -> tuple[Tensor, Tensor]:
+    """Cholesky factor that is NaN, instead of an error, where there is none: one entry of a batch may have one."""
+    factor, info = torch.ops.aten.linalg_cholesky_ex.default(matrix, upper=upper)
+    return torch.where((info == 0)[..., None, None], factor, math.nan), info
+
+
+def _logsumexp(value: Tensor, dims: list[int], keepdim: bool = False) -> Tensor:
+    """Log of a sum of exponentials from parts that batch; torch's own batched form warns at every call."""
+    largest = value.amax(dims, keepdim=True)
+    largest = torch.where(torch.isfinite(largest), largest, 0.0)
+    total = (value - largest).exp().sum(dims, keepdim=True).log() + largest
+    return total if keepdim else total.squeeze(dims)
+
+
+def _index_put(value: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
+    """One value put where a mask says, by an operation that batches, as indexing with a mask does not."""
+    mask = _as_mask(value, indices, values, accumulate)
+    if mask is None:
+        return torch.ops.aten.index_put.default(value, indices, values, accumulate)
+    return value.masked_fill(mask, values.reshape(()))
+
+
+def _index_put_in_place(value: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
+    mask = _as_mask(value, indices, values, accumulate)
+    if mask is None:
+        return torch.ops.aten.index_put_.default(value, indices, values, accumulate)
+    return value.masked_fill_(mask, values.reshape(()))
+
+
+def _as_mask(value: Tensor, indices: Any, values: Tensor, accumulate: bool) -> Tensor | None:
+    """The mask that is the only index, of the axes of ``value``; None where one value is not put by a mask."""
+    if accumulate or len(indices) != 1 or indices[0] is None or indices[0].dtype != torch.bool or values.numel() != 1:
+        return None
+    mask: Tensor = indices[0]
+    return mask.reshape(mask.shape + (1,) * (value.dim() - mask.dim()))
+
+
+def _log_sigmoid_backward(gradient: Tensor, value: Tensor, buffer: Tensor) -> Tensor:
+    """Derivative of log sigmoid in parts that broadcast."""
+    return gradient * torch.sigmoid(-value)
+
+
+_CHEAPER = {
+    torch.ops.aten.log_sigmoid_backward.default: _log_sigmoid_backward,
+    torch.ops.aten.logsumexp.default: _logsumexp,
+    torch.ops.aten.binary_cross_entropy_with_logits.default: _cross_entropy,
+    torch.ops.aten.linalg_cholesky_ex.default: _cholesky,
+    torch.ops.aten.index_put.default: _index_put,
+    torch.ops.aten.index_put_.default: _index_put_in_place,
+}
+
+
+def _replace(graph: GraphModule) -> None:
+    """Exchange operations for cheaper formulas of the same value, which the next trace writes out."""
+    for node in graph.graph.nodes:
+        if node.op == "call_function":
+            node.target = _CHEAPER.get(node.target, node.target)
+    graph.recompile()
+
+
+class _TensorIndices(TorchFunctionMode):
+    """Index by scalar tensors, as ``transition[state]``, without reading their values, which no graph could hold."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation of torch."""
+        if func is Tensor.__getitem__:
+            value, index = args
+            entries = list(index) if isinstance(index, tuple) else [index]
+            axes = [e.dim() if _is_bool(e) else 0 if e is None or e is ... else 1 for e in entries]
+            for place, entry in enumerate(entries):
+                if isinstance(entry, Tensor) and entry.dim() == 0 and not entry.is_floating_point() and axes[place]:
+                    after = ... in entries[:place]
+                    axis = -sum(axes[place:]) if after else sum(axes[:place])
+                    chosen = torch.where(entry < 0, entry + value.shape[axis], entry).reshape(1)
+                    value, entries[place] = value.index_select(axis, chosen), 0
+            args = (value, tuple(entries))
+        return func(*args, **(kwargs or {}))
+
+
+def _is_bool(entry: Any) -> bool:
+    return isinstance(entry, Tensor) and entry.dtype in (torch.bool, torch.uint8)
+
+
+@contextlib.contextmanager
+def _tracing() -> Iterator[None]:
+    """Quiet, and with one fake mode for all nodes, which make_fx would otherwise build anew for each of them."""
+    from torch._inductor import config
+
+    # In such a context random operations that nobody reads would be dropped, and the others draw other numbers.
+    with warnings.catch_warnings(), config.patch(fallback_random=True):
+        warnings.simplefilter("ignore")
+        with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+            yield
+
+
+def _functional(graph: TensorFunction, *examples: Tensor) -> GraphModule:
+    """Graph without operations in place, simplified."""
+    constants: dict[str, Tensor] = {}
+    if isinstance(graph, GraphModule):
+        names = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+        values = {name: getattr(graph, name, None) for name in sorted(names)}
+        constants = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        graph = _with_arguments(graph, list(constants.values()))  # or operations in place on them would be refused
+    with torch.no_grad():
+        flat = make_fx(torch.func.functionalize(graph))(*constants.values(), *examples)
+    places = [node for node in flat.graph.nodes if node.op == "placeholder"]
+    for place, value in zip(places, constants.values(), strict=False):
+        name = f"constant_argument_{place.name}"
+        flat.register_buffer(name, value)
+        with flat.graph.inserting_before(next(node for node in flat.graph.nodes if node.op != "placeholder")):
+            place.replace_all_uses_with(flat.graph.get_attr(name))
+        flat.graph.erase_node(place)
+    flat.recompile()
+    with torch.no_grad():
+        return simplify(flat, *examples)
+
+
+def _with_arguments(graph: GraphModule, tensors: Sequence[Tensor]) -> GraphModule:
+    """Make attributes of a graph its first arguments, in place."""
+    with graph.graph.inserting_before(next(iter(graph.graph.nodes))):
+        places = [graph.graph.placeholder(f"lifted_{index}") for index in range(len(tensors))]
+    owners = {id(tensor): place for tensor, place in zip(tensors, places, strict=True)}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr" and id(getattr(graph, node.target, None)) in owners:
+            node.replace_all_uses_with(owners[id(getattr(graph, node.target))])
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
+def lift(function: TensorFunction, tensors: Sequence[Tensor], *examples: Tensor) -> GraphModule:
+    """Graph of a function that reads ``tensors`` from elsewhere, as a function of them and of its arguments.
+
+    Programs keep their parameters in modules, closures and parameter stores. Wherever they are, an operation that reads
+    one shows itself to the trace, so that a parameter can be made an argument without its owner being touched.
+
+    Parameters
+    ----------
+    function
+        Takes tensors of the shapes of ``examples``.
+    tensors
+        Leaf tensors that the function reads.
+
+    Returns
+    -------
+    GraphModule
+        Callable with ``(*tensors, *examples)``; not simplified, so that `capture` can follow.
+
+    Raises
+    ------
+    CaptureError
+        If the function branches on values.
+    """
+    try:
+        with _tracing(), _TensorIndices():
+            graph = make_fx(lambda *arguments: function(*arguments), tracing_mode="real")(*examples)
+    except Exception as error:
+        raise CaptureError(f"the function cannot be captured as a graph ({_reason(error)})") from error
+    return _with_arguments(graph, tensors)
+
+
+def compare(function: TensorFunction, graph: TensorFunction, arguments: Sequence[Tensor], rtol: float | None) -> None:
+    """Call function and graph with the same arguments and random numbers, whose state is left as it was.
+
+    Raises
+    ------
+    CaptureError
+        If the graph fails where the function does not, or an output differs by more than ``rtol``, or the default of
+        `capture` for None. Errors of the function itself come through as they are.
+    """
+    state = torch.get_rng_state()
+    try:
+        wanted = _flat(function(*arguments))
+        torch.set_rng_state(state)
+        try:
+            with torch.no_grad():
+                found = _flat(graph(*arguments))
+        except Exception as error:
+            raise CaptureError(
+                f"the graph fails where the function does not ({_reason(error)}): shapes depend on values"
+            ) from error
+    finally:
+        torch.set_rng_state(state)
+    if len(wanted) != len(found):
+        raise CaptureError(f"the graph returns {len(found)} tensors where the function returns {len(wanted)}")
+    for index, (left, right) in enumerate(zip(wanted, found, strict=True)):
+        limit = rtol if rtol is not None else (1e-8 if left.dtype == torch.float64 else 1e-4)
+        scale = left.abs().nan_to_num(0, 0, 0).max().item() if left.numel() else 0.0
+        if left.shape != right.shape or not torch.allclose(
+            left, right, rtol=limit, atol=limit * max(scale, 1e-6), equal_nan=True
+        ):
+            raise CaptureError(
+                f"output {index} of the graph differs from the function's: something other than the arguments changes "
+                "between calls (random subsets, counters, branches on values)"
+            )
+
+
+def _reason(error: Exception) -> str:
+    """First line of an error; for a value that is read while tracing, where that happens."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "tracing tensor" not in first:
+        return first
+    frames = [(Path(frame.filename), frame) for frame in traceback.extract_tb(error.__traceback__)]
+    here = Path(__file__).parents[1]
+    theirs = [frame for path, frame in frames if not {"torch", "pyro"} & set(path.parts) and here not in path.parents]
+    line = f", at {Path(theirs[-1].filename).name}:{theirs[-1].lineno}, {theirs[-1].line!r}" if theirs else ""
+    return f"it reads a value out of a tensor, for control flow or by .item(){line}"
+
+
+def _flat(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else [item for part in value for item in _flat(part)]

@@ -1,0 +1,226 @@
+"""Discrete latent sites given the continuous ones, by enumeration: assignments, marginal probabilities, sums."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import infer_discrete
+from pyro.ops import packed
+from pyro.ops.contract import contract_to_tensor
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.runtime.ops import is_generated, isolated
+
+__all__ = ["Enumeration"]
+
+
+class Enumeration:
+    """The discrete latent sites of a problem, enumerated in parallel by Pyro.
+
+    Parameters
+    ----------
+    problem
+        The problem that was inferred.
+
+    Attributes
+    ----------
+    names
+        Discrete latent sites whose support can be enumerated, in program order. Others are values like any other.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self._program = poutine.block(problem.model, hide_fn=is_generated)  # leaves tell nothing about the sites
+        with isolated(seed=0), torch.no_grad():
+            nodes: Any = poutine.trace(self._program).get_trace(*problem.args, **problem.kwargs).nodes
+        found = [name for name, site in problem.sites.items() if site.discrete]
+        self.names = [name for name in found if _is_enumerable(nodes[name]["fn"])]
+        frames = [frame for node in nodes.values() if node["type"] == "sample" for frame in _plates(node)]
+        self._first_dim = -1 - max((-frame.dim for frame in frames), default=0)
+
+    def assign(self, values: Mapping[str, Tensor], names: Sequence[str], temperature: int) -> dict[str, Tensor]:
+        """Values of discrete sites, from their joint distribution given all else (1) or its mode (0).
+
+        Parameters
+        ----------
+        values
+            The other latent sites.
+        names
+            Sites to assign.
+        temperature
+            1 or 0.
+        """
+        program = self._configured(values, names)
+        with self._refusing():
+            sampler = infer_discrete(program, first_available_dim=self._first_dim, temperature=temperature)
+            nodes: Any = poutine.trace(sampler).get_trace(*self.problem.args, **self.problem.kwargs).nodes
+        sites = self.problem.sites
+        return {name: nodes[name]["value"].expand(sites[name].shape) for name in names}
+
+    def marginals(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Probability of every value of every discrete site, given the other sites: batch shape, then support.
+
+        It is the derivative of the log normaliser with respect to the site's log probabilities.
+        """
+        with torch.enable_grad():
+            trace = self._trace(values)
+            terms: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+            leaves: dict[str, Any] = {}  # packed tensors carry attributes of Pyro's
+            for name, node in _factors(trace).items():
+                term = node["packed"]["log_prob"]
+                dims = term._pyro_dims
+                if name in self.names:
+                    term = leaves[name] = term.detach().requires_grad_()
+                    term._pyro_dims = dims
+                symbols = frozenset(trace.plate_to_symbol[f.name] for f in _plates(node))
+                terms.setdefault(symbols, []).append(term)
+            total = contract_to_tensor(terms, self._enumerated(trace))
+            found = torch.autograd.grad(total, list(leaves.values()))
+        out = {}
+        for (name, leaf), value in zip(leaves.items(), found, strict=True):
+            node, shape = trace.nodes[name], self.problem.sites[name].shape
+            own = node["infer"]["_dim_to_symbol"][node["infer"]["_enumerate_dim"]]
+            plates = [trace.plate_to_symbol[f.name] for f in sorted(_plates(node), key=lambda frame: frame.dim)]
+            kept = [symbol for symbol in [*plates, own] if symbol in leaf._pyro_dims]
+            gone = [axis for axis, symbol in enumerate(leaf._pyro_dims) if symbol not in kept]
+            value = value.sum(gone) if gone else value
+            left = [symbol for symbol in leaf._pyro_dims if symbol in kept]
+            value = value.permute([left.index(symbol) for symbol in kept])
+            out[name] = value.reshape(*shape[: len(shape) - node["fn"].event_dim], -1)
+        return out
+
+    def log_prob(self, values: Mapping[str, Tensor], observed: Sequence[str]) -> dict[str, Tensor]:
+        """Log density of every element of observed sites given the other sites, discrete ones summed out.
+
+        Raises
+        ------
+        ProblemError
+            If elements share discrete sites, so that the sum has no factor for each of them.
+        """
+        trace = self._trace(values)
+        return {name: self._summed(trace, name) for name in observed}
+
+    def joint(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Log density of the other sites and the data (scalar), discrete sites summed out."""
+        trace = self._trace(values)
+        terms: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+        for node in _factors(trace).values():
+            symbols = frozenset(trace.plate_to_symbol[f.name] for f in _plates(node))
+            terms.setdefault(symbols, []).append(node["packed"]["log_prob"])
+        return contract_to_tensor(terms, self._enumerated(trace))
+
+    def _trace(self, values: Mapping[str, Tensor]) -> Any:
+        program = poutine.enum(self._configured(values, self.names), first_available_dim=self._first_dim)
+        with self._refusing():
+            trace: Any = poutine.trace(program).get_trace(*self.problem.args, **self.problem.kwargs)
+            trace.compute_log_prob()
+            trace.pack_tensors()
+        return trace
+
+    def _configured(self, values: Mapping[str, Tensor], names: Sequence[str]) -> Any:
+        """The model at given values, its discrete sites marked for enumeration at their full shape.
+
+        Without the full shape, sites that no data tell apart would be one and the same random variable.
+        """
+        wanted = set(names)
+        given = {name: value for name, value in values.items() if name not in wanted}
+
+        def configure(site: Any) -> Any:
+            return {"enumerate": "parallel", "expand": True, "num_samples": None} if site["name"] in wanted else {}
+
+        return poutine.infer_config(poutine.condition(self._program, given), configure)
+
+    def _summed(self, trace: Any, name: str) -> Tensor:
+        factors = _factors(trace)
+        terms = {other: node["packed"]["log_prob"] for other, node in factors.items()}
+        node, enumerated = trace.nodes[name], self._enumerated(trace)
+        linked = enumerated.intersection(terms[name]._pyro_dims)
+        if not linked:
+            return node["log_prob"]
+        group = [name]
+        while len(group) < len(grown := [n for n in terms if linked.intersection(terms[n]._pyro_dims)]):
+            group = grown
+            linked = enumerated.intersection(symbol for n in group for symbol in terms[n]._pyro_dims)
+        self._check_factors(name, {n: factors[n] for n in group})
+        value = _log_sum([terms[n] for n in group], linked)
+        rest = [n for n in group if n != name]
+        if any(n not in self.names for n in rest):  # what else the discrete sites explain is given too: condition on it
+            value = _log_sum([value, _negated(_log_sum([terms[n] for n in rest], linked))], set())
+        shape = node["value"].shape
+        return packed.unpack(value, trace.symbol_to_dim).expand(shape[: len(shape) - node["fn"].event_dim])
+
+    def _check_factors(self, name: str, group: Mapping[str, Any]) -> None:
+        """Refuse a sum over discrete sites that ties elements of a site to each other or to other data."""
+        plates = {frame.name for frame in _plates(group[name])}
+        for other, node in group.items():
+            own, site = {frame.name for frame in _plates(node)}, self.problem.sites.get(other)
+            if own != plates or (other != name and site is not None and site.kind == "observed"):
+                shared = [n for n in self.names if n in group]
+                raise ProblemError(
+                    f"{self.problem.name}: the log likelihood of {name!r} has no factor for each of its elements: "
+                    f"{name!r} in plates {sorted(plates)} and {other!r} in plates {sorted(own)} are tied by the "
+                    f"discrete sites {shared}, which are summed out; put all that one discrete value explains into "
+                    "one site with event axes, or compare models on held-out data"
+                )
+
+    def _enumerated(self, trace: Any) -> set[str]:
+        return set(trace.symbol_to_dim) - set(trace.plate_to_symbol.values())
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            first = str(error).partition("\n")[0]
+            raise ProblemError(
+                f"{self.problem.name}: the discrete sites {self.names} cannot be enumerated: {first}; write the model "
+                "so that it broadcasts over dims left of its plates, as for Pyro's parallel enumeration"
+            ) from error
+
+
+def _is_enumerable(fn: Any) -> bool:
+    if not getattr(fn, "has_enumerate_support", False):
+        return False
+    try:
+        fn.enumerate_support(expand=False)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _plates(node: Any) -> list[Any]:
+    return [frame for frame in node["cond_indep_stack"] if frame.vectorized]
+
+
+def _factors(trace: Any) -> dict[str, Any]:
+    """Sites that enter the density of a trace: no deterministic and no subsampling ones."""
+    sampled = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
+    return {
+        name: node
+        for name, node in sampled.items()
+        if not isinstance(node["fn"], _Subsample) and not node["infer"].get("_deterministic")
+    }
+
+
+def _log_sum(terms: Sequence[Any], dims: set[str]) -> Any:
+    """Log of the sum of products of packed factors over some of their dims."""
+    joined = packed.broadcast_all(*terms)
+    names = joined[0]._pyro_dims
+    axes = [axis for axis, symbol in enumerate(names) if symbol in dims]
+    value: Any = torch.stack(joined).sum(0)
+    value = value.logsumexp(axes) if axes else value
+    value._pyro_dims = "".join(symbol for symbol in names if symbol not in dims)
+    return value
+
+
+def _negated(term: Any) -> Any:
+    value: Any = -term
+    value._pyro_dims = term._pyro_dims
+    return value

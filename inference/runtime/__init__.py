@@ -1,0 +1,1 @@
+"""Checkpoints, fingerprints, random states, processes and memory."""

@@ -1,0 +1,243 @@
+"""A run of steps that can be watched, interrupted, saved and gone on with, whatever a step is."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from probmodels.inference.programs.minibatch import Minibatches
+from probmodels.inference.programs.programs import Programs
+from probmodels.inference.runtime.checkpoint import check_room, read_state, write_state
+from probmodels.inference.runtime.ops import Interrupts, part, restore_rng, rng_tensors
+from probmodels.inference.variational.data_parallel import Ranks
+from probmodels.inference.variational.options import Options, Step
+
+__all__ = ["FitError", "Loop", "Setting", "quiet"]
+
+
+class FitError(RuntimeError):
+    """A fit that broke down: at which step and what to try."""
+
+
+@dataclass
+class Setting:
+    """What a loop runs in.
+
+    Attributes
+    ----------
+    programs
+        Model and guide.
+    batches
+        Rows of every step.
+    options
+        Of the engine.
+    folder
+        Checkpoint folder, or None.
+    ranks
+        This process among those that fit together.
+    """
+
+    programs: Programs
+    batches: Minibatches
+    options: Options
+    folder: Path | None
+    ranks: Ranks
+
+
+class Loop(ABC):
+    """Steps that can be watched, stopped, saved and gone on with; `Trainer` and the bilevel engine say which.
+
+    Attributes
+    ----------
+    number
+        Steps made.
+    total
+        Most steps that there can be.
+    label
+        Name on the progress bar.
+    """
+
+    number: int
+    total: int
+    label: str
+
+    def __init__(self, setting: Setting, columns: Sequence[str]) -> None:
+        self.programs, self.batches, self.options = setting.programs, setting.batches, setting.options
+        self.folder, self.ranks = setting.folder, setting.ranks
+        self.name = setting.programs.problem.name
+        self._columns = list(columns)
+        self._rows = np.empty((1024, len(self._columns)))  # of the history, one per step
+        self.number = 0
+
+    @abstractmethod
+    def advance(self) -> Step | None:
+        """Make the next step; None at the end of the plan."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """All that has to be saved beside parameters, buffers, history and random-number state."""
+
+    @abstractmethod
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take what `state` returned."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Leave the parameters as the result shall have them."""
+
+    @property
+    @abstractmethod
+    def execution(self) -> str:
+        """How steps were evaluated."""
+
+    @property
+    @abstractmethod
+    def progress(self) -> str:
+        """What the progress bar says."""
+
+    @property
+    def stalled(self) -> bool:
+        """Whether to stop for lack of progress."""
+        return False
+
+    @property
+    def history(self) -> np.ndarray:
+        """One row per step."""
+        return self._rows[: self.number]
+
+    def dataset(self) -> xr.Dataset:
+        """History by step, numbered from 1."""
+        variables = {name: ("step", self.history[:, place].copy()) for place, name in enumerate(self._columns)}
+        return xr.Dataset(variables, coords={"step": np.arange(1, self.number + 1)})
+
+    def record(self, *row: float) -> None:
+        """Count a step and keep its row of the history."""
+        if self.number == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.empty_like(self._rows)])
+        self._rows[self.number] = row
+        self.number += 1
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        folder = self.folder
+        found = None if folder is None else self.ranks.first(lambda: read_state(folder))
+        if found is None:
+            return
+        state = found[0]
+        self.programs.load(state)
+        self.number = state["number"]
+        self._rows = np.concatenate([state["rows"].numpy(), np.empty((1024, len(self._columns)))])
+        self.load(state)
+        restore_rng(part(state, "rng/"))
+
+    def save(self) -> None:
+        """Commit the state to the checkpoint folder, if there is one."""
+        if self.folder is None:
+            return
+        state, folder = self._whole_state(), self.folder
+        self.ranks.first(lambda: write_state(folder, self.number, state, {}))
+
+    def check_room(self) -> None:
+        """See that the disk holds two states at once, of which the old one goes when the new one is whole.
+
+        Raises
+        ------
+        CheckpointError
+            If it does not.
+        """
+        if self.folder is None:
+            return
+        state = self._whole_state()
+        size = sum(value.nbytes for value in state.values() if isinstance(value, Tensor))
+        folder, needed = self.folder, 2 * (size + (self.total - self.number) * self._rows[0].nbytes)
+        self.ranks.first(lambda: check_room(folder, needed))
+
+    def _whole_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {**self.programs.state(), **self.state(), "number": self.number}
+        state |= {f"rng/{name}": value for name, value in rng_tensors().items()}
+        return state | {"rows": torch.from_numpy(self.history)}
+
+    def run(self) -> None:
+        """Make the steps that are left.
+
+        Raises
+        ------
+        FitError
+            If a loss or its gradient stops being finite.
+        KeyboardInterrupt
+            After an interrupt, once the step is finished and the state saved.
+        """
+        options, saved_at = self.options, time.monotonic()
+        with Interrupts() as interrupts, quiet(), _Bar(self) as bar:
+            # A run that stalled is at its end, also when it is asked for again.
+            while not self.stalled and (step := self.advance()) is not None:
+                bar.show()
+                ended = any([callback(step) for callback in options.callbacks])
+                due = self.folder is not None and time.monotonic() - saved_at >= options.checkpoint_every
+                ended, interrupted, due = self.ranks.agree(ended, interrupts.count > 0, due)
+                if ended or self.stalled:
+                    break
+                if interrupted:
+                    self.save()
+                    how = (
+                        "nothing was kept, since no checkpoint folder was given"
+                        if self.folder is None
+                        else f"the state is saved in {self.folder}; repeat the same call to resume"
+                    )
+                    raise KeyboardInterrupt(f"stopped after step {self.number} of {self.total}: {how}")
+                if due:
+                    self.save()
+                    saved_at = time.monotonic()
+        self.save()
+        self.settle()
+
+
+class _Bar:
+    """Progress with the time that is left and what the loop says of itself; drawn ten times a second."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self._shown_at = 0.0
+
+    def __enter__(self) -> _Bar:
+        loop = self.loop
+        done, hidden = min(loop.number, loop.total), not loop.options.progress
+        self._bar = tqdm(total=loop.total, initial=done, disable=hidden, desc=loop.label, unit="step")
+        return self
+
+    def show(self) -> None:
+        """Draw it, if it is time."""
+        if not self.loop.options.progress or time.monotonic() - self._shown_at < 0.1:
+            return
+        self._shown_at = time.monotonic()
+        self._draw()
+
+    def _draw(self) -> None:
+        self._bar.set_postfix_str(self.loop.progress, refresh=False)
+        self._bar.update(self.loop.number - self._bar.n)
+
+    def __exit__(self, *exc: object) -> None:
+        if self.loop.options.progress and self.loop.number > self._bar.n:
+            self._draw()
+        self._bar.close()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Pyro's checks off, and its warnings of losses that are not finite, which are errors here."""
+    with warnings.catch_warnings(), pyro.validation_enabled(False):
+        warnings.filterwarnings("ignore", message="Encountered (NaN|\\+inf)")
+        yield

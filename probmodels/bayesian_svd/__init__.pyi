@@ -1,0 +1,12 @@
+from .model import REFERENCE as REFERENCE
+from .outputs import write_outputs as write_outputs
+from .prepare import make_problem as make_problem, tiny as tiny
+from .sampler import BlockGibbs as BlockGibbs
+
+__all__ = [
+    "REFERENCE",
+    "BlockGibbs",
+    "make_problem",
+    "tiny",
+    "write_outputs",
+]

@@ -1,0 +1,482 @@
+"""A self-contained HTML report of a Bayesian SVD: one file, images inside, no scripts, nothing fetched."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+__all__ = ["write_report"]
+
+_CSS = """
+body { font: 16px/1.55 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2.5rem auto; padding: 0 1.2rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .2rem; }
+h2 { font-size: 1.2rem; margin-top: 2.6rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
+.sub { color: #666; margin-top: 0; }
+nav { font-size: .9rem; } nav a { margin-right: .9rem; }
+a { color: #2f5d8a; }
+.verdict { border-left: 4px solid #5b8c5a; background: #f3f7f2; padding: .6rem 1rem; white-space: pre-wrap; }
+.verdict.bad { border-color: #b5452c; background: #faf2ef; }
+figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; }
+figcaption { font-size: .88rem; color: #555; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; }
+th { border-bottom: 1px solid #999; font-weight: 600; }
+.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; } .facts td:first-child { color: #666; }
+pre { background: #f6f6f6; padding: .7rem 1rem; overflow-x: auto; font-size: .85rem; }
+@media print { nav { display: none; } figure { break-inside: avoid; } }
+"""
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>$css</style>
+</head>
+<body>
+<h1>$title</h1>
+<p class="sub">$subtitle</p>
+<nav>$contents</nav>
+$sections
+</body>
+</html>
+""")
+
+_CAPTIONS = {
+    "mode_maps": "Left: posterior mean of each pattern. Right: its posterior standard deviation.",
+    "pcs": "Principal components: posterior mean, interval, and the EOF's.",
+    "scree": "Variance explained by mode.",
+    "eof_difference": "Left: deterministic EOFs. Right: posterior mean less EOF; dots where the EOF lies outside the "
+    "interval.",
+    "residual_maps": "What the modes leave over, and whether the model's noise accounts for it.",
+    "trace": "Draws in their order, and their distribution; one colour per chain. Chains should look alike and not "
+    "drift.",
+    "rank": "Ranks of each chain among all draws; flat within the grey band when the chains agree.",
+    "rhat_map": "Agreement of the chains at every cell; 1 is perfect, above 1.01 the draws are too few.",
+    "rhat_histogram": "Agreement of the chains over all entries.",
+    "loss": "Loss of variational inference; it should have levelled off.",
+}
+_MOST_FINDINGS = 6
+_PLACES = {
+    "maps": ("mode_maps",),
+    "pcs": ("pcs",),
+    "scree": ("scree",),
+    "eof": ("eof_difference",),
+    "checks": ("residual_maps",),
+    "sampler": ("rhat_map", "rhat_histogram", "trace", "rank", "loss"),
+}
+
+
+def write_report(
+    tree: xr.DataTree,
+    modes: xr.Dataset,
+    figures: Mapping[str, Figure | Path],
+    out_dir: str | Path,
+    *,
+    diagnosis: object = None,
+    comparison: xr.Dataset | None = None,
+    rerun: str | None = None,
+    dpi: int = 110,
+) -> Path:
+    """Write ``report.html``.
+
+    Parameters
+    ----------
+    tree
+        The result: its attributes (``method``, ``engine``, ``seed``, ``spec``, ``versions``, ``created``) and group
+        ``constant_data`` tell what was done to which data; mends are the JSON list of sentences ``mends``.
+    modes
+        From `probmodels.bayesian_svd.summary.summarise_modes`.
+    figures
+        By the name of the function in `probmodels.plots` that drew them, or PNG files of them, which saves drawing
+        them twice; each lands in its section, others at the end.
+    out_dir
+        Folder; made where it is absent.
+    diagnosis
+        Verdict of the diagnostics: the `probmodels.inference.diagnostics.report.Report`, whose findings come first and
+        whose table goes to the section on the sampler, or a text, or an object whose ``str`` is one.
+    comparison
+        From `probmodels.bayesian_svd.summary.compare_eof`.
+    rerun
+        Command that repeats the run; by default the one that reads the spec from the result file.
+    dpi
+        Resolution at which figures are drawn.
+
+    Returns
+    -------
+    Path
+        The file.
+    """
+    facts = _Facts(tree)
+    images = {name: _image(figure, name, dpi) for name, figure in figures.items()}
+
+    def shown(place: str) -> str:
+        return "".join(images.get(name, "") for name in _PLACES[place])
+
+    sections = [
+        ("verdict", "Verdict", _verdict(diagnosis) + _overview(modes)),
+        ("done", "What was done", _what_was_done(facts, modes)),
+        ("data", "Data", _data(facts)),
+        ("maps", "Patterns", _how_to_read(modes) + shown("maps")),
+        ("pcs", "Principal components", _PCS + shown("pcs")),
+        ("scree", "Variance explained", _SCREE + _mode_table(modes, comparison) + shown("scree")),
+        ("eof", "Compared with deterministic EOFs", _comparison(comparison) + shown("eof")),
+        ("checks", "Does the model fit?", _checks(modes) + shown("checks")),
+        ("sampler", "Did the sampler work?", _sampler(facts, modes) + _diagnostics(diagnosis) + shown("sampler")),
+    ]
+    placed = {name for names in _PLACES.values() for name in names}
+    if rest := [name for name in images if name not in placed]:
+        sections.append(("more", "Further figures", "".join(images[name] for name in rest)))
+    sections.append(("provenance", "Settings, provenance, and how to run it again", _provenance(facts, modes, rerun)))
+
+    title = str(modes.attrs.get("title", "Modes of variability"))
+    page = _PAGE.substitute(
+        title=escape(title),
+        css=_CSS,
+        subtitle=escape(f"Bayesian singular value decomposition, {facts.root('created', 'undated')}"),
+        contents=" ".join(f'<a href="#{key}">{escape(head)}</a>' for key, head, _ in sections),
+        sections="\n".join(f'<h2 id="{key}">{escape(head)}</h2>\n{body}' for key, head, body in sections),
+    )
+    path = Path(out_dir) / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+class _Facts:
+    """Attributes of a result, wherever they were put."""
+
+    def __init__(self, tree: xr.DataTree) -> None:
+        self.attrs = dict(tree.attrs)
+        self.constant = tree["constant_data"].to_dataset() if "constant_data" in tree.children else xr.Dataset()
+        self.data = self.constant["data"].attrs if "data" in self.constant else {}
+        posterior = tree["posterior"].to_dataset() if "posterior" in tree.children else xr.Dataset()
+        self.num_chains, self.num_draws = (int(posterior.sizes.get(x, 1)) for x in ("chain", "draw"))
+
+    def root(self, name: str, default: str = "") -> str:
+        return str(self.attrs.get(name, default))
+
+    def any(self, name: str, default: str = "") -> str:
+        """The attribute of the data, else of its group, else of the root."""
+        return str(self.data.get(name) or self.constant.attrs.get(name) or self.attrs.get(name) or default)
+
+    def sentences(self, name: str) -> list[str]:
+        """A JSON list of sentences from the group, else from the data; text that is no JSON is one sentence."""
+        text = str(self.constant.attrs.get(name) or self.data.get(name) or "")
+        try:
+            found = json.loads(text) if text else []
+        except json.JSONDecodeError:
+            return [text]
+        return [str(x) for x in found] if isinstance(found, list) else [str(found)]
+
+    def spec(self) -> dict[str, Any]:
+        try:
+            found = json.loads(self.root("spec", "{}"))
+        except json.JSONDecodeError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+def _image(figure: Figure | Path, name: str, dpi: int) -> str:
+    if isinstance(figure, Path):
+        image = figure.read_bytes()
+    else:
+        buffer = BytesIO()
+        figure.savefig(buffer, format="png", dpi=dpi)
+        image = buffer.getvalue()
+    code = base64.b64encode(image).decode("ascii")
+    caption = _CAPTIONS.get(name, name.replace("_", " "))
+    return (
+        f'<figure id="figure-{escape(name)}"><img src="data:image/png;base64,{code}" alt="{escape(caption)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>\n"
+    )
+
+
+def _paragraphs(*texts: str) -> str:
+    return "".join(f"<p>{escape(text)}</p>\n" for text in texts if text)
+
+
+def _list(items: Iterable[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>\n"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>\n'
+
+
+def _facts_table(rows: Iterable[tuple[str, str]]) -> str:
+    body = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in rows if v)
+    return f'<table class="facts">{body}</table>\n'
+
+
+def _level(modes: xr.Dataset) -> str:
+    return f"{100 * float(modes.attrs.get('interval_level', 0.95)):g} %"
+
+
+def _verdict(diagnosis: object) -> str:
+    if diagnosis is None:
+        text = "The draws were not diagnosed; do not rely on the intervals before they are."
+        return f'<div class="verdict bad">{text}</div>\n'
+    bad = getattr(diagnosis, "ok", True) is False
+    findings = _findings(diagnosis)
+    if findings:
+        head = "The diagnostics failed: do not trust these draws yet." if bad else "The diagnostics passed."
+        more = [f"… and {len(findings) - _MOST_FINDINGS} more, under “Did the sampler work?”"]
+        body = "\n".join([head, *findings[:_MOST_FINDINGS], *(more * (len(findings) > _MOST_FINDINGS))])
+    else:
+        body = str(diagnosis).strip()
+    return f'<div class="verdict{" bad" if bad else ""}">{escape(body)}</div>\n'
+
+
+def _findings(diagnosis: object) -> list[str]:
+    """One line per finding of a diagnosis, harmful ones first; none for a text."""
+    found = sorted(getattr(diagnosis, "findings", ()), key=lambda x: not x.harmful)
+    return [f"{'✗' if x.harmful else '✓'} {x.verdict}" + f" → {x.advice}" * bool(x.advice) for x in found]
+
+
+def _interval(modes: xr.Dataset, name: str, i: int, scale: float = 1.0, digits: int = 1) -> str:
+    mean, low, high = (scale * float(modes[f"{name}_{x}"][i]) for x in ("mean", "lower", "upper"))
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _overview(modes: xr.Dataset) -> str:
+    count = modes.sizes["mode"]
+    total = 100 * float(modes["explained_variance_fraction_mean"].sum())
+    first = _interval(modes, "explained_variance_fraction", 0, 100)
+    sure = [100 * float(((p > 0.95) | (p < 0.05)).sum() / p.notnull().sum()) for p in modes["prob_positive"]]
+    text = (
+        f"The {count} modes explain {total:.0f} % of the variance, the first {first} %. Share of cells whose sign is "
+        "certain to 95 %: " + ", ".join(f"mode {i + 1} {x:.0f} %" for i, x in enumerate(sure)) + "."
+    )
+    outside, lag = _misfit(modes)
+    doubts = [f"at {outside:.0f} % of the cells the variance is not what the model expects"] * (outside > 10)
+    doubts += [f"its residual is correlated in time ({lag:.2f} between neighbours)"] * (lag > 0.2)
+    fit = (
+        f"The model does not fit everywhere: {' and '.join(doubts)}; take intervals as lower bounds." if doubts else ""
+    )
+    return _paragraphs(text, fit)
+
+
+def _misfit(modes: xr.Dataset) -> tuple[float, float]:
+    """Percentage of cells whose predictive p-value is outside 95 %, and median lag-1 correlation of the residual."""
+    p = modes["predictive_p_value"]
+    outside = 100 * float(((p < 0.025) | (p > 0.975)).sum() / p.notnull().sum())
+    return outside, float(modes["residual_autocorrelation"].median())
+
+
+def _what_was_done(facts: _Facts, modes: xr.Dataset) -> str:
+    effects = (
+        ", ".join(str(x) for x in facts.constant["effect"].values) if "effect" in facts.constant.coords else "none"
+    )
+    data = facts.constant.get("data")
+    size = f"{data.sizes['cell']} cells and {data.sizes['time']} times" if data is not None else "the data"
+    unit = "matched by variational inference" if "svi" in facts.root("engine") else "drawn by Markov chain Monte Carlo"
+    return _paragraphs(
+        f"The field, {size}, was written as fixed effects of time at each cell ({effects}) plus {modes.sizes['mode']} "
+        "modes plus independent noise: Z = effects + U diag(d) V' + noise. A mode is a pattern (a column of U), a "
+        "time series (a column of V) and a size d. Patterns are orthogonal to each other, and so are the series, as "
+        "for EOFs; unlike EOFs, they carry a prior that knows how smooth they are, and everything has a posterior "
+        "distribution.",
+        f"That posterior was {unit}: {facts.num_chains} chain{'s' if facts.num_chains != 1 else ''} of "
+        f"{facts.num_draws} draws. Cells weigh as their area where area weights are used. All that is shown below is "
+        "reduced from these draws.",
+    )
+
+
+def _data(facts: _Facts) -> str:
+    rows: list[tuple[str, str]] = [(name.replace("_", " "), facts.any(name)) for name in ("title", "long_name")]
+    rows += [("units", facts.any("units")), ("region", facts.any("region"))]
+    if "time" in facts.constant.coords and facts.constant.sizes["time"]:
+        first, last = (str(x)[:10] for x in facts.constant["time"].values[[0, -1]])
+        rows.append(("period", f"{first} to {last}, {facts.constant.sizes['time']} times"))
+    rows += [(name.replace("_", " "), facts.any(name)) for name in ("season", "frequency", "kind", "base_period")]
+    if "data" in facts.constant:
+        missing = 100 * float(np.mean(~np.isfinite(facts.constant["data"].values)))
+        rows += [
+            ("cells", str(facts.constant.sizes["cell"])),
+            ("missing values", f"{missing:.2g} %" if missing else "none"),
+        ]
+    rows += [("source", facts.any("source"))]
+    try:
+        files = json.loads(facts.any("source_files", "[]"))
+        rows += [("file", f"{x['name']} (sha256 {x['sha256']})") for x in files]
+    except (json.JSONDecodeError, TypeError, KeyError):
+        rows.append(("files", facts.any("source_files")))
+    rows.append(("sha256", facts.any("data_sha256") or facts.any("sha256")))
+    mends = facts.sentences("mends")
+    said = (
+        _paragraphs("What had to be mended in the data:") + _list(mends)
+        if mends
+        else _paragraphs("Nothing in the data had to be mended.")
+    )
+    return _facts_table(rows) + said
+
+
+def _how_to_read(modes: xr.Dataset) -> str:
+    units = str(modes["mode_mean"].attrs.get("units", "")).replace("degC", "°C")
+    units = "" if units == "1" else f" ({units})"
+    text = [
+        f"Colours on the left show the departure{units} that goes with one standard deviation of the mode's principal "
+        "component. The sign of a mode as a whole is arbitrary: turn both its map and its series round and nothing "
+        "changes. Dots mark cells where the sign relative to the rest of the pattern is certain to 95 %; where dots "
+        "are missing, the colour may be noise.",
+        "The maps on the right show the posterior standard deviation, in the same unit: how far the pattern is still "
+        "open, given these data. Where it is as large as the mean, the pattern says little about that cell.",
+        "Two modes that explain nearly the same variance can turn into one another: any rotation of the pair fits "
+        "the data almost as well. Then the standard deviation of one has the shape of the other, each pattern is "
+        "less certain than both together, and neither should be given a physical meaning of its own.",
+        "North's rule of thumb (North et al. 1982) asks a related question: would another sample of years of the "
+        "same climate give the same EOFs? Its sampling error is that of the population; the posterior's uncertainty "
+        "is about the modes of these years, given the noise, and is usually the smaller. A mode that passes here and "
+        "fails North's rule is well measured, but may be a feature of the period.",
+    ]
+    out = _paragraphs(*text)
+    if "rotation_share" in modes and modes.sizes["mode"] > 1:
+        share = modes["rotation_share"].values - np.diag(np.diag(modes["rotation_share"].values))
+        pairs = [(i, int(row.argmax()), 100 * row.max()) for i, row in enumerate(share) if row.max() > 0.25]
+        if pairs:
+            out += _list(
+                f"Mode {i + 1}: {x:.0f} % of its posterior variance is rotation towards mode {j + 1}."
+                for i, j, x in pairs
+            )
+        else:
+            out += _paragraphs("Here no mode has more than a quarter of its posterior variance along another one.")
+    return out
+
+
+_PCS = _paragraphs(
+    "Time series of the modes, with mean zero and standard deviation one. The band holds, at each time separately, "
+    "the stated probability. Multiply the series by the map of its mode to get the field that the mode contributes."
+)
+_SCREE = _paragraphs(
+    "Each fraction is relative to the area-weighted variance of the anomalies, that is of the data after the fixed "
+    "effects were taken out. The posterior's interval is about these data; North's bar is about another sample of "
+    "years."
+)
+
+
+def _mode_table(modes: xr.Dataset, comparison: xr.Dataset | None) -> str:
+    level = _level(modes)
+    header = ["mode", f"variance, % [{level}]", f"d [{level}]"]
+    scales = [x for x in ("length_scale_space", "length_scale_time") if f"{x}_mean" in modes]
+    for name in scales:
+        units = str(modes[f"{name}_mean"].attrs.get("units", "1"))
+        header.append(name.replace("_", "-", 1).replace("_", " in ") + ("" if units == "1" else f", {units}"))
+    header += ["EOF, %", "pattern corr.", "PC corr.", "North's rule"] if comparison is not None else []
+    rows = []
+    for i, mode in enumerate(modes["mode"].values):
+        row = [
+            str(mode),
+            _interval(modes, "explained_variance_fraction", i, 100),
+            _interval(modes, "singular_value", i),
+        ]
+        row += [
+            _interval(modes, name, i, digits=0 if float(modes[f"{name}_mean"].max()) > 20 else 2) for name in scales
+        ]
+        if comparison is not None:
+            near = int(comparison["north_neighbour"][i])
+            row += [f"{100 * float(comparison['eof_fraction'][i]):.1f}"]
+            row += [f"{float(comparison[x][i]):.3f}" for x in ("pattern_correlation", "pc_correlation")]
+            row += [f"overlaps {near}" if near else "apart"]
+        rows.append(row)
+    return _table(header, rows)
+
+
+def _comparison(comparison: xr.Dataset | None) -> str:
+    if comparison is None:
+        return _paragraphs("No comparison was made.")
+    check = comparison.attrs.get("eofs_check")
+    text = "The EOFs are the singular value decomposition of the same weighted anomalies."
+    if check is not None:
+        text += f" The package eofs gives the same to {float(check):.0e} of the largest value."
+    return _paragraphs(text) + _list(json.loads(comparison.attrs.get("sentences", "[]")))
+
+
+def _checks(modes: xr.Dataset) -> str:
+    outside, lag = _misfit(modes)
+    text = (
+        "If the model were right, data drawn from it would vary at each cell about as much as those observed. The map "
+        "of predictive p-values shows the share of replicated data that vary more: near 0 the model has too little "
+        f"variance at the cell (a process of its own that no mode holds), near 1 too much. Here {outside:.0f} % of the "
+        "cells lie outside the central 95 %, where about 5 % would be expected at most."
+    )
+    if outside > 10:
+        text += (
+            " The noise is not the same everywhere, which one noise level cannot follow; intervals are too narrow "
+            "where p is near 0."
+        )
+    second = f"The residual of neighbouring times has a median correlation of {lag:.2f}; the model takes it to be zero."
+    if lag > 0.2:
+        second += (
+            " The noise is red, so that the series hold less independent information than the model believes, and the "
+            "intervals are too narrow. More modes, or seasonal means in place of months, would help."
+        )
+    return _paragraphs(
+        text, second, "All intervals are conditional on the number of modes: what further modes hold counts as noise."
+    )
+
+
+def _sampler(facts: _Facts, modes: xr.Dataset) -> str:
+    if "mode_r_hat" not in modes:
+        return _paragraphs("There is one chain, so that agreement between chains cannot be judged.")
+    r_hat = modes["mode_r_hat"].values
+    good = 100 * float(np.mean(r_hat[np.isfinite(r_hat)] <= 1.01))
+    worst = float(np.nanmax(r_hat))
+    return _paragraphs(
+        f"{facts.num_chains} chains started apart. R-hat compares the spread between them with that within; at "
+        f"{good:.1f} % of the entries of the maps it is at most 1.01, the largest is {worst:.3f}."
+    )
+
+
+def _diagnostics(diagnosis: object) -> str:
+    """Findings that the verdict had no room for, and the table of a diagnosis, one row per variable."""
+    findings, table = _findings(diagnosis), getattr(diagnosis, "table", None)
+    listed = _list(findings) if len(findings) > _MOST_FINDINGS else ""
+    if table is None or not len(table):
+        return listed
+
+    def shown(column: str, value: Any) -> str:
+        if not isinstance(value, int | float | np.number):
+            return str(value)
+        if column.startswith("ess") or column == "entries":
+            return f"{value:.0f}"
+        return f"{100 * value:.1f} %" if column.endswith("share") else f"{value:.3f}"
+
+    rows = [[str(name), *(shown(str(k), v) for k, v in row.items())] for name, row in table.iterrows()]
+    return listed + _table(["variable", *(str(x).replace("_", " ") for x in table.columns)], rows)
+
+
+def _provenance(facts: _Facts, modes: xr.Dataset, rerun: str | None) -> str:
+    rows = [(name, facts.root(name)) for name in ("method", "engine", "seed", "created")]
+    try:
+        rows += [(f"version of {k}", str(v)) for k, v in json.loads(facts.root("versions", "{}")).items()]
+    except (json.JSONDecodeError, AttributeError):
+        rows.append(("versions", facts.root("versions")))
+    rows += [(name.replace("_", " "), str(modes.attrs.get(name, ""))) for name in ("spec_sha256", "data_sha256")]
+    spec = json.dumps(facts.spec(), indent=2, ensure_ascii=False)
+    return (
+        _facts_table(rows)
+        + _paragraphs("The settings, as stored in result.nc:")
+        + f"<pre>{escape(spec)}</pre>\n"
+        + _paragraphs("The same run again gives the same draws with the same versions:")
+        + f"<pre>{escape(rerun or 'probmodels run result.nc')}</pre>\n"
+        + _paragraphs(
+            "Files beside this one: result.nc holds the draws and these settings, modes.nc the maps and series shown "
+            "here, by the CF conventions, for any tool that reads NetCDF.",
+            f"References: {modes.attrs.get('references', '')}",
+        )
+    )

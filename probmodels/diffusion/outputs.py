@@ -1,0 +1,333 @@
+"""What a fitted diffusion model makes, and how good it is: new data, its bound by term and by level, figures."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from probmodels.datasets.options import check_counts
+from probmodels.diffusion.fitted import NetworkField, described, fitted_model, terms
+from probmodels.diffusion.model import Diffusion
+from probmodels.inference.problem import ProblemError
+from probmodels.inference.result import Result
+from probmodels.inference.runtime.ops import isolated
+from probmodels.outputs import Outputs
+from probmodels.scores.fields import Field, guided
+from probmodels.scores.samplers import posterior_draws, sample
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["bound_by_level", "generate", "reverse_coverage", "write_outputs"]
+
+_SHOWN = 12  # data in a row of a figure
+_LEVELS = 5  # of noise in a figure
+_JUDGED = 1000  # data by which the bound is judged
+
+
+def generate(
+    result: Result,
+    num_samples: int,
+    *,
+    label: str | int | None = None,
+    guidance: float = 1.0,
+    method: str = "ancestral",
+    num_steps: int = 100,
+    seed: int = 0,
+    progress: bool = True,
+) -> xr.DataArray:
+    """New data of a fitted model.
+
+    Parameters
+    ----------
+    result
+        Of `probmodels.diffusion.make_problem` and `fit_svi`.
+    num_samples
+        How many.
+    label
+        Class of all of them, of a model with ``conditional=True``.
+    guidance
+        Weight of the class: ``p(x | label)^w p(x)^(1 - w)`` level by level, which for weights other than one is not the
+        noised form of any density (see `probmodels.score_composition`).
+    method, num_steps, seed, progress
+        See `probmodels.scores.samplers.sample`.
+
+    Returns
+    -------
+    xr.DataArray
+        (sample, ...) as the data are, intensities of images in [0, 1].
+
+    Raises
+    ------
+    ProblemError
+        If the model knows no such class.
+    ResultError
+        If the result is not one of a diffusion model.
+    """
+    model, (_, observed, classes) = fitted_model(result), described(result)
+    field: Field = NetworkField(model)
+    if label is not None:
+        if str(label) not in classes:
+            known = (
+                f"it knows {classes}" if classes else "it was fitted without: make the problem with conditional=True"
+            )
+            raise ProblemError(f"label={label!r} is no class of the model; {known}")
+        field = guided(NetworkField(model, classes.index(str(label))), field, guidance)
+    drawn = sample(field, num_samples, method=method, num_steps=num_steps, seed=seed, progress=progress)
+    values = _as_data(model, drawn)
+    dims = [str(dim) for dim in observed.dims[1:]]
+    coords = {dim: observed[dim] for dim in dims if dim in observed.coords}
+    return xr.DataArray(values, coords, ("sample", *dims), name="sample")
+
+
+def bound_by_level(result: Result, *, num_levels: int = 20, num_draws: int = 8, seed: int = 0) -> xr.Dataset:
+    """Where along the levels the bound loses how much.
+
+    Parameters
+    ----------
+    result
+        Of a diffusion model.
+    num_levels
+        Parts of the times from 0 to 1.
+    num_draws
+        Of noise, for each datum and part.
+    seed
+        Of these.
+
+    Returns
+    -------
+    xr.Dataset
+        ``loss`` in nats per datum and its Monte Carlo ``error`` (level,), which sum to minus the term ``steps`` of the
+        bound; ``time`` and ``log_snr`` at the middle of each.
+    """
+    check_counts(1, num_levels=num_levels, num_draws=num_draws)
+    model = fitted_model(result)
+    data, label = _data(result, model)
+    edges = np.linspace(0.0, 1.0, num_levels + 1)
+    rows = []
+    with isolated(seed), torch.no_grad():
+        x = model.encode(data)
+        shown = model.indicators(label, x)
+        for low, high in itertools.pairwise(edges):
+            found = [
+                model.diffusion_term(x, torch.randn_like(x), low + (high - low) * torch.rand(len(x)).to(x), shown)
+                for _ in range(num_draws)
+            ]
+            values = torch.cat(found).double() * (high - low)
+            rows.append((float(values.mean()), float(values.std() / math.sqrt(len(values)))))
+        middle = torch.as_tensor((edges[1:] + edges[:-1]) / 2).to(x)
+        log_snr = -model.schedule.gamma(middle).double()
+    loss, error = np.array(rows).T
+    arrays = {"loss": loss, "error": error, "time": middle.double().numpy(), "log_snr": log_snr.numpy()}
+    return xr.Dataset({name: ("level", value) for name, value in arrays.items()})
+
+
+def reverse_coverage(
+    result: Result,
+    *,
+    times: Sequence[tuple[float, float]] = ((0.2, 0.0), (0.5, 0.2), (0.8, 0.5), (1.0, 0.8)),
+    probs: Sequence[float] = (0.5, 0.9),
+    num_draws: int = 99,
+    num_steps: int = 50,
+    num_data: int = 100,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Whether intervals of the reverse process hold what they say, between pairs of levels.
+
+    Data are noised to an early level and on from there to a late one; the model draws the early level given the late
+    one, and central intervals of its draws, entry by entry, are held against the early level that there was.
+
+    Parameters
+    ----------
+    result
+        Of a diffusion model; data that were held out are taken where the result has some.
+    times
+        Late and early time of each pair.
+    probs
+        Of the intervals.
+    num_draws, num_steps
+        Of each datum, and steps of the reverse process.
+    num_data
+        At most.
+    seed
+        Of noise and draws.
+
+    Returns
+    -------
+    xr.Dataset
+        ``coverage`` (pair, prob), share of entries inside, and its ``error``, with data as units; ``late`` and
+        ``early`` times (pair,).
+    """
+    check_counts(2, num_draws=num_draws, num_data=num_data)
+    model = fitted_model(result)
+    known = "held_out" if "held_out" in _all_data(result) else "observation"
+    data, _ = _data(result, model, known)
+    field, rows = NetworkField(model), []
+    with isolated(seed), torch.no_grad():
+        x = model.encode(data[:num_data])
+        for late, early in times:
+            (alpha, sigma), (alpha_t, sigma_t) = field.scales(early, x), field.scales(late, x)
+            truth = alpha * x + sigma * torch.randn_like(x)
+            share = alpha_t / alpha
+            noised = share * truth + (sigma_t**2 - (share * sigma) ** 2).sqrt() * torch.randn_like(x)
+            drawn = posterior_draws(
+                field, noised, late, num_draws, until=early, num_steps=num_steps, seed=seed, progress=False
+            )
+            rank = (drawn < truth).sum(0).double() / num_draws
+            inside = [((rank - 0.5).abs() <= prob / 2).double().flatten(1).mean(1) for prob in probs]
+            rows.append([(float(part.mean()), float(part.std() / math.sqrt(len(part)))) for part in inside])
+    coverage, error = np.moveaxis(np.array(rows), -1, 0)
+    found = {"coverage": (("pair", "prob"), coverage), "error": (("pair", "prob"), error)}
+    late, early = np.array(times).T
+    return xr.Dataset(found, {"prob": list(probs), "late": ("pair", late), "early": ("pair", early)})
+
+
+def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outputs:
+    """Write ``samples.nc``, ``levels.csv``, ``summary.txt`` and ``figures/*.png``.
+
+    The figures: ``samples``, new data; ``denoising``, data at several levels of noise and what the model makes of them;
+    ``levels``, the bound by level; ``loss``. Data that are neither images nor points in the plane have the last two.
+
+    Parameters
+    ----------
+    result
+        Of `fit_svi`.
+    folder
+        Where to; made where it is missing, files of the same names are replaced.
+    dpi
+        Resolution of the figures.
+
+    Raises
+    ------
+    ResultError
+        If the result is not one of a diffusion model.
+    """
+    folder = Path(folder)
+    model, (_, _, classes) = fitted_model(result), described(result)
+    lines = [_judgement(result, model, "fitted", *_data(result, model))]
+    if "held_out" in _all_data(result):
+        lines.append(_judgement(result, model, "held-out", *_data(result, model, "held_out")))
+    levels = bound_by_level(result)
+    worst = int(np.argmax(levels["loss"].values))
+    lines.append(
+        f"Most of the bound is lost near a log signal-to-noise ratio of {float(levels['log_snr'][worst]):.1f}: "
+        f"{float(levels['loss'][worst]):.3g} of {float(levels['loss'].sum()):.4g} nats of the steps."
+    )
+    if classes:
+        parts = [generate(result, _SHOWN, label=name, progress=False) for name in classes]
+        drawn = xr.concat(parts, "class").assign_coords({"class": classes})
+    else:
+        drawn = generate(result, 6 * _SHOWN, progress=False)
+    diagnosis = result.diagnose()
+    table = "\n".join(lines)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    drawn.to_dataset(name="generated").to_netcdf(folder / "samples.nc")
+    levels.to_dataframe().to_csv(folder / "levels.csv", float_format="%.6g")
+    (folder / "summary.txt").write_text(f"{table}\n\n{diagnosis}\n", encoding="utf-8")
+    for name, figure in _figures(result, model, drawn, levels).items():
+        figure.savefig(folder / "figures" / f"{name}.png", dpi=dpi)
+    return Outputs(folder, table, diagnosis)
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+def _all_data(result: Result) -> xr.Dataset:
+    groups = [result.tree[name].to_dataset() for name in ("observed_data", "constant_data") if name in result.tree]
+    return xr.merge(groups, compat="override", join="outer") if groups else xr.Dataset()
+
+
+def _data(result: Result, model: Diffusion, which: str = "observation") -> tuple[Tensor, Tensor | None]:
+    """Some data, as the model takes them, with places of their classes."""
+    known = _all_data(result)
+    like = next(model.network.parameters())
+    values = torch.as_tensor(known[which].values[:_JUDGED]).to(like)
+    name = "label" if which == "observation" else f"{which}_label"
+    return values, torch.as_tensor(known[name].values[:_JUDGED]) if name in known and model.num_classes else None
+
+
+def _judgement(result: Result, model: Diffusion, name: str, data: Tensor, label: Tensor | None) -> str:
+    found = terms(model, data, label)
+    if model.num_values is not None:
+        unit = f"{found.attrs['bits_per_dim']:.4f} ± {found.attrs['bits_per_dim_error']:.4f} bits per number"
+    else:
+        unit = "a density"
+    parts = ", ".join(f"{part} {-float(found[part].mean()):.4g}" for part in ("reconstruction", "steps", "prior"))
+    spread = float(found["elbo"].std() / math.sqrt(len(data)))
+    return (
+        f"Bound on minus the log likelihood of {name} data: {found.attrs['nats_per_datum']:.4g} ± {spread:.2g} nats "
+        f"each ({unit}; {parts}), {len(data):,} data."
+    )
+
+
+def _as_data(model: Diffusion, drawn: Tensor) -> np.ndarray:
+    """Draws as the data are: intensities of images, numbers as they are."""
+    scale = 1 if model.num_values is None else model.num_values - 1
+    return (model.decode(drawn) / scale).double().cpu().numpy()
+
+
+def _figures(result: Result, model: Diffusion, drawn: xr.DataArray, levels: xr.Dataset) -> Mapping[str, Figure]:
+    from probmodels import plots
+
+    figures: dict[str, Figure] = {"levels": _levels_figure(levels)}
+    fit = result.tree["fit"].to_dataset() if "fit" in result.tree.children else xr.Dataset()
+    if "loss" in fit:
+        figures["loss"] = plots.loss(fit)
+    data, label = _data(result, model)
+    with torch.no_grad():  # levels at equal distances of the log signal-to-noise ratio
+        times = torch.linspace(0.0, 1.0, 1001).to(data)
+        gamma = model.schedule.gamma(times)
+        wanted = torch.linspace(float(gamma[0]), float(gamma[-1]), _LEVELS + 2)[1:-1].to(gamma)
+        times = times[torch.searchsorted(gamma, wanted)]
+    with isolated(0), torch.no_grad():
+        x = model.encode(data[: _SHOWN if len(model.shape) == 2 else 500])
+        shown = None if label is None else int(label[0])
+        noised, clean = [], []
+        for t in times.tolist():
+            field = NetworkField(model, shown if len(x) == 1 else None)
+            alpha, sigma = field.scales(t, x)
+            z = alpha * x + sigma * torch.randn_like(x)
+            noised.append(z)
+            clean.append(field.denoise(z, t))
+    if len(model.shape) == 2:
+        values = drawn.values.reshape(-1, _SHOWN, *model.shape)
+        figures["samples"] = plots.image_grid(values, "new images")
+        both = np.stack([_shown(part) for pair in zip(noised, clean, strict=True) for part in pair])
+        figures["denoising"] = plots.image_grid(both, "noised images, and below each row what they are denoised to")
+    elif model.shape == (2,):
+        figures["samples"] = _points_figure(drawn.values.reshape(-1, 2), data.numpy())
+    return figures
+
+
+def _shown(images: Tensor) -> np.ndarray:
+    return ((images + 1) / 2).clamp(0, 1).double().numpy()
+
+
+def _levels_figure(levels: xr.Dataset) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3), layout="constrained")
+    ax = figure.subplots()
+    ax.errorbar(levels["log_snr"], levels["loss"], 2 * levels["error"], fmt="o-", ms=3, lw=1)
+    ax.set(xlabel="log signal-to-noise ratio", ylabel="nats per datum", title="What each part of the levels costs")
+    return figure
+
+
+def _points_figure(drawn: np.ndarray, data: np.ndarray) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    for ax, points, title in zip(
+        figure.subplots(1, 2, sharex=True, sharey=True), (data, drawn), ("data", "new"), strict=True
+    ):
+        ax.plot(points[:, 0], points[:, 1], ".", ms=2)
+        ax.set(title=title, aspect="equal")
+    return figure

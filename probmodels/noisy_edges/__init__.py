@@ -1,0 +1,5 @@
+"""Edges seen through a noisy channel: true edges with calibrated posterior probabilities."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
