@@ -11,7 +11,9 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
-__all__ = ["LOADERS", "DataError", "get_loader", "load"]
+from probmodels.errors import DataError
+
+__all__ = ["LOADERS", "get_loader", "load"]
 
 LOADERS = {
     "cancer": "probmodels.datasets.graphs:load_cancer",
@@ -38,10 +40,6 @@ LOADERS = {
     "tu": "probmodels.datasets.graphs:load_tu",
     "wine": "probmodels.datasets.graphs:load_wine",
 }
-
-
-class DataError(ValueError):
-    """Data that cannot be used as they are; the message says what, where, and how to mend it."""
 
 
 def get_loader(name: str) -> Callable[..., Any]:

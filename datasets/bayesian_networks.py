@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from probmodels.datasets.options import check_counts, check_numbers
+from probmodels.options import check_counts, check_numbers
 
 __all__ = ["simulate_discrete_network", "simulate_gaussian_network"]
 

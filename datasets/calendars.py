@@ -15,7 +15,7 @@ from typing import Any
 import cftime
 import numpy as np
 
-from probmodels.datasets import DataError
+from probmodels.errors import DataError
 
 __all__ = [
     "Period",

@@ -23,8 +23,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from probmodels.datasets import DataError
-from probmodels.datasets.options import check_numbers
+from probmodels.errors import DataError
+from probmodels.options import check_numbers
 
 __all__ = ["as_graph", "causal_order", "check_concepts", "hide_labels", "make_concepts", "position_of", "split_rows"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from probmodels.datasets import DataError
+from probmodels.errors import DataError
 
 __all__ = ["area_weight", "from_cells", "ocean_cells", "to_matrix"]
 

@@ -11,8 +11,8 @@ import re
 import numpy as np
 import xarray as xr
 
-from probmodels.datasets import DataError
 from probmodels.datasets.calendars import Period, Season, frequency, month_number, span_of, year_month
+from probmodels.errors import DataError
 
 __all__ = [
     "in_celsius",

@@ -17,9 +17,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from probmodels.datasets import DataError
 from probmodels.datasets.causal import make_concepts, position_of, split_rows
-from probmodels.datasets.options import check_counts, check_numbers
+from probmodels.errors import DataError
+from probmodels.options import check_counts, check_numbers
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,7 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from probmodels.datasets.causal import make_concepts, position_of, split_rows
-from probmodels.datasets.options import check_counts, check_numbers
+from probmodels.options import check_counts, check_numbers
 
 __all__ = ["sample_earnings", "simulate_earnings"]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from probmodels.datasets import DataError
+from probmodels.errors import DataError
 
 __all__ = ["SOURCES", "ResumingDownloader", "Source", "cache_folder", "cached_path", "fetch"]
 

@@ -16,8 +16,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from probmodels.datasets import DataError
 from probmodels.datasets.pairs import Pairs, check_pairs, some
+from probmodels.errors import DataError
 
 __all__ = ["SPLITS", "check_graph", "degree_features", "make_graph", "split_graphs", "split_nodes"]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from probmodels.datasets import DataError
 from probmodels.datasets.graph_data import make_graph, split_graphs
 from probmodels.datasets.graph_noise import corrupt
+from probmodels.errors import DataError
 
 __all__ = ["MOTIFS", "simulate_motifs"]
 

@@ -10,9 +10,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from probmodels.datasets import DataError
 from probmodels.datasets.graph_data import apportion, degree_features, import_pyg, make_graph, split_nodes
 from probmodels.datasets.pairs import Pairs, free_pairs, pairs_of_numbers, some
+from probmodels.errors import DataError
 
 __all__ = ["corrupt", "load_explainer", "simulate_csbm"]
 

@@ -15,7 +15,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from probmodels.datasets import DataError
 from probmodels.datasets.graph_data import (
     import_pyg,
     labels_of,
@@ -25,6 +24,7 @@ from probmodels.datasets.graph_data import (
     standardised,
 )
 from probmodels.datasets.pairs import Pairs, some
+from probmodels.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd

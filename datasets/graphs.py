@@ -35,7 +35,6 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from probmodels.datasets import DataError
 from probmodels.datasets.graph_data import (
     SPLITS,
     check_graph,
@@ -47,6 +46,7 @@ from probmodels.datasets.graph_data import (
 )
 from probmodels.datasets.graph_noise import corrupt, load_explainer, simulate_csbm, without_edges
 from probmodels.datasets.graph_tables import from_pyg, load_graph
+from probmodels.errors import DataError
 
 __all__ = [
     "SPLITS",

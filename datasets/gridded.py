@@ -21,9 +21,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import xarray as xr
 
-from probmodels.datasets import DataError
 from probmodels.datasets.calendars import decode_times
 from probmodels.datasets.regions import arrange_longitudes
+from probmodels.errors import DataError
 
 __all__ = ["Source", "expand_paths", "fill_values", "find_axes", "join", "mask_fill_values", "open_field", "open_parts"]
 

@@ -21,7 +21,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from probmodels.datasets import DataError
+from probmodels.errors import DataError
 
 __all__ = ["check_images", "load_images", "make_images", "read_idx"]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from probmodels.datasets import DataError
+from probmodels.errors import DataError
 
 __all__ = ["Pairs", "check_pairs", "count_pairs", "free_pairs", "pairs_of_numbers", "some"]
 

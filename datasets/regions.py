@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from probmodels.datasets import DataError
+from probmodels.errors import DataError
 
 __all__ = ["REGIONS", "Region", "arrange_longitudes", "parse_region", "select_latitudes", "select_longitudes"]
 

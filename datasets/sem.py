@@ -34,9 +34,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from probmodels.datasets import DataError
 from probmodels.datasets.causal import as_graph, causal_order, make_concepts, position_of
-from probmodels.datasets.options import check_choices, check_counts, check_numbers
+from probmodels.errors import DataError
+from probmodels.options import check_choices, check_counts, check_numbers
 
 __all__ = [
     "Sem",

@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from probmodels.datasets import DataError
 from probmodels.datasets.calendars import Period, Season, month_number, parse_period, parse_season, year_month
 from probmodels.datasets.cells import area_weight, from_cells, ocean_cells, to_matrix
 from probmodels.datasets.climate import (
@@ -50,6 +49,7 @@ from probmodels.datasets.regions import (
     select_latitudes,
     select_longitudes,
 )
+from probmodels.errors import DataError
 
 __all__ = ["REGIONS", "default_field", "default_path", "from_cells", "load_sst", "open_field", "to_matrix"]
 

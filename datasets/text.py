@@ -25,7 +25,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from probmodels.datasets import DataError
+from probmodels.errors import DataError
 
 __all__ = ["UNKNOWN", "check_sentences", "load_conllu", "make_sentences", "simulate_sentences"]
 

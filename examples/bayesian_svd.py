@@ -18,7 +18,8 @@ import os
 
 import numpy as np
 
-from probmodels import get_method, plots, run_mcmc
+from probmodels import get_method, run_mcmc
+from probmodels.bayesian_svd import figures as mode_figures
 from probmodels.bayesian_svd.summary import summarise_modes, summary_table
 from probmodels.datasets import load
 from probmodels.datasets.regions import REGIONS
@@ -56,7 +57,7 @@ print(result.summary(["d", "sigma", "length_scale_space"]).round(3).to_string())
 # %%
 modes = summarise_modes(result.tree)
 print(summary_table(modes))
-figure = plots.mode_maps(modes)
+figure = mode_figures.mode_maps(modes)
 
 # %% [markdown]
 # How much do modes 2 and 3 turn? To first order the angle between them has the posterior standard deviation

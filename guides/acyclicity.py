@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from probmodels.inference.problem import ProblemError
+from probmodels.errors import ProblemError
 
 __all__ = [
     "find_cycle",

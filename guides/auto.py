@@ -62,11 +62,12 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import register_kl
 
+from probmodels.errors import ProblemError
 from probmodels.guides.families import GUIDES, LaplaceMap, Map, PointMap
 from probmodels.guides.gflownet import DiscretePolicy, make_policy
 from probmodels.guides.layout import Group, Place, Plate, choose, hint, make_groups, move, read_places
 from probmodels.inference.flows.balance import VarGrad
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.potential import Potential
 from probmodels.inference.programs.varying import with_fixed_sites

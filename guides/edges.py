@@ -15,9 +15,9 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from probmodels.datasets import DataError
-from probmodels.datasets.options import check_counts, check_numbers
 from probmodels.datasets.pairs import Pairs, check_pairs, count_pairs, free_pairs, pairs_of_numbers
+from probmodels.errors import DataError
+from probmodels.options import check_counts, check_numbers
 
 __all__ = [
     "NEIGHBOUR",

@@ -15,8 +15,8 @@ from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
+from probmodels.errors import ProblemError
 from probmodels.guides.flows import AffineFlow, SplineFlow
-from probmodels.inference.problem import ProblemError
 
 __all__ = ["GUIDES", "LaplaceMap", "Map", "Pick", "PointMap"]
 

@@ -57,10 +57,11 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
+from probmodels.errors import ProblemError
 from probmodels.guides.layout import move
 from probmodels.guides.outline import Outline, Variable, read_outline, run_model
 from probmodels.guides.policy_networks import NETWORKS, Autoregressive, Inputs, Network, broadcast, indicators, join
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.varying import FixedSites, is_discrete
 from probmodels.inference.runtime.ops import isolated

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 import probmodels.inference.programs.bijections  # noqa: F401 -- maps to positive definite matrices
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.errors import ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.potential import Potential
 from probmodels.inference.runtime.ops import is_generated, isolated

@@ -30,10 +30,10 @@ from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from probmodels.datasets.options import check_choices
 from probmodels.guides.auto import FlatGuide, make_guide
 from probmodels.guides.relaxed import BernoulliConcrete, BernoulliIdentity
 from probmodels.inference.problem import Problem
+from probmodels.options import check_choices
 
 __all__ = ["EdgeGuide", "disarm_slope", "make_edge_guide"]
 

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 import probmodels.inference.programs.bijections  # noqa: F401 -- maps to positive definite matrices
+from probmodels.errors import ProblemError
 from probmodels.guides.layout import Plate, hint
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.traces import leaf_of
 from probmodels.inference.programs.varying import FixedSites
 from probmodels.inference.runtime.ops import is_generated

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from probmodels.errors import ProblemError
 from probmodels.guides.layout import Plate
 from probmodels.guides.outline import Layout
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.problem import Problem
 
 __all__ = ["NETWORKS", "Autoregressive", "Inputs", "Network", "broadcast", "indicators", "join"]
 

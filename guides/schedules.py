@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from probmodels.inference.problem import ProblemError
+from probmodels.errors import ProblemError
 
 __all__ = ["SCHEDULES", "CosineSchedule", "LearnedSchedule", "LinearSchedule", "NoiseSchedule", "TableSchedule"]
 

@@ -33,11 +33,11 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from probmodels.errors import ProblemError
 from probmodels.guides.edges import EdgeSet
 from probmodels.guides.nets import pool_mean, propagate
 from probmodels.guides.relaxed import BernoulliConcrete
-from probmodels.inference.problem import ProblemError
-from probmodels.inference.programs.checks import check_memory
+from probmodels.inference.runtime.memory import check_memory
 
 __all__ = [
     "BACKBONES",

@@ -22,7 +22,7 @@ from .flows.balance import (
     VarGrad as VarGrad,
 )
 from .mcmc.kernels import Kernel as Kernel, NUTSKernel as NUTSKernel
-from .mcmc.run import ChainError as ChainError, run_mcmc as run_mcmc
+from .mcmc.run import run_mcmc as run_mcmc
 from .metrics.samples import (
     TwoSampleTest as TwoSampleTest,
     classifier_two_sample as classifier_two_sample,
@@ -40,30 +40,23 @@ from .predictive import (
     posterior_predictive as posterior_predictive,
     prior_predictive as prior_predictive,
 )
-from .problem import Outer as Outer, Problem as Problem, ProblemError as ProblemError
+from .problem import Outer as Outer, Problem as Problem
 from .programs.varying import with_fixed_sites as with_fixed_sites
-from .result import Result as Result, ResultError as ResultError
-from .runtime.checkpoint import CheckpointError as CheckpointError
+from .result import Result as Result
 from .variational.em import Phase as Phase, fit_em as fit_em
-from .variational.loop import FitError as FitError
 from .variational.svi import fit_svi as fit_svi
 
 __all__ = [
     "BackAndForth",
-    "ChainError",
-    "CheckpointError",
     "DetailedBalance",
-    "FitError",
     "Kernel",
     "MapError",
     "NUTSKernel",
     "Outer",
     "Phase",
     "Problem",
-    "ProblemError",
     "Report",
     "Result",
-    "ResultError",
     "SubTrajectoryBalance",
     "TrajectoryBalance",
     "TwoSampleTest",

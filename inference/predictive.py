@@ -16,10 +16,11 @@ from pyro import poutine
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.errors import ProblemError
+from probmodels.inference.labels import to_dataset
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.draws import map_draws
 from probmodels.inference.programs.enumeration import Enumeration
-from probmodels.inference.result import to_dataset
 from probmodels.inference.runtime.ops import Unobserve, is_generated, isolated
 
 __all__ = [

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyro
@@ -22,18 +22,12 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
+from probmodels.errors import ProblemError
 from probmodels.inference.runtime.ops import is_generated, isolated
 
-if TYPE_CHECKING:
-    from probmodels.inference.mcmc.kernels import Kernel
-
-__all__ = ["Outer", "Problem", "ProblemError", "Site"]
+__all__ = ["Outer", "Problem", "Site"]
 
 _PRIOR_TRIES = 10  # prior draws that may fall outside the support of the data before a model is called broken
-
-
-class ProblemError(ValueError):
-    """A problem that cannot be inferred as it stands: which part, why, and how to mend it."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +137,7 @@ class Problem:
     data: xr.Dataset | None = None
     batch_plates: tuple[str, ...] = ()
     loss: str | ELBO = "Trace_ELBO"
-    kernel: Callable[..., Kernel] | None = None
+    kernel: Callable[..., Any] | None = None
     reparam: Mapping[str, Reparam] = field(default_factory=dict)
     align: Callable[[xr.Dataset], xr.Dataset] | None = None
     invariants: Callable[[xr.Dataset], xr.Dataset] | None = None

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from probmodels.errors import CheckpointError, ResultError
+from probmodels.inference.labels import to_dataset
 from probmodels.inference.problem import Problem
-from probmodels.inference.runtime.checkpoint import CheckpointError, check_room
+from probmodels.inference.runtime.checkpoint import check_room
 from probmodels.inference.runtime.ops import clean_attrs, versions, write_atomically
 
 if TYPE_CHECKING:
@@ -22,15 +23,11 @@ if TYPE_CHECKING:
 
     from probmodels.inference.diagnostics.report import Report
 
-__all__ = ["Result", "ResultError", "build_tree", "check_target", "take_marginals", "to_dataset"]
+__all__ = ["Result", "build_tree", "check_target"]
 
 _FORMAT = 1
 _TREE, _GUIDE = "result.nc", "guide.safetensors"
 _SHOWN = 12  # variables that a result shows of itself
-
-
-class ResultError(RuntimeError):
-    """A result that cannot be saved, read or used: what is wrong, where, and how to mend it."""
 
 
 @dataclass
@@ -137,7 +134,7 @@ class Result:
 
         posterior = self.posterior
         if self.guide_state is not None:
-            from probmodels.inference.variational.svi import fitted, sample_guide
+            from probmodels.inference.programs.programs import fitted, sample_guide
 
             count = num_samples if num_samples is not None else posterior.sizes["draw"]
             with fitted(problem, self.guide_state, seed=seed) as (model, guide):
@@ -218,7 +215,7 @@ class Result:
             if tree.attrs.get("method") != problem.name:
                 raise ResultError(f"{path} holds a result of {tree.attrs.get('method')!r}, not of {problem.name!r}")
             if state is not None:
-                from probmodels.inference.variational.svi import fitted
+                from probmodels.inference.programs.programs import fitted
 
                 with fitted(problem, state, seed=0):
                     pass
@@ -253,37 +250,6 @@ def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
     except CheckpointError as error:
         raise ResultError(f"no result can be saved: {error}") from error
     return folder
-
-
-def to_dataset(
-    arrays: Mapping[str, np.ndarray],
-    dims: Mapping[str, Sequence[str]],
-    coords: Mapping[str, Sequence[Any]],
-    sample_dims: tuple[str, ...] = ("chain", "draw"),
-) -> xr.Dataset:
-    """Dataset of arrays (sample dims, site dims); axes without a name get ``<site>_dim_<axis>``."""
-    variables = {}
-    for name, array in arrays.items():
-        own = array.ndim - len(sample_dims)
-        named = list(dims.get(name, ()))
-        if len(named) != own:
-            named = [f"{name}_dim_{axis}" for axis in range(own)]
-        variables[name] = ((*sample_dims, *named), array)
-    dataset = xr.Dataset(variables)
-    labels = {dim: np.arange(dataset.sizes[dim]) for dim in sample_dims if dim in dataset.sizes}
-    for dim, values in coords.items():
-        if dim in dataset.sizes and len(values) == dataset.sizes[dim]:
-            labels[dim] = np.asarray(values)
-    return dataset.assign_coords({dim: (dim, values) for dim, values in labels.items()})
-
-
-def take_marginals(problem: Problem, arrays: dict[str, np.ndarray]) -> dict[str, xr.Dataset]:
-    """Group ``marginals`` of means and sds of transient sites, which are taken out of arrays; empty without any."""
-    names = [name for site in problem.transient for name in (site, f"{site}_sd") if name in arrays]
-    if not names:
-        return {}
-    dims = {name: problem.dims()[name.removesuffix("_sd")] for name in names}
-    return {"marginals": to_dataset({name: arrays.pop(name) for name in names}, dims, problem.coords, ())}
 
 
 def build_tree(

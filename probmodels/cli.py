@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from probmodels._version import __version__
+from probmodels.errors import ProbmodelsError
 
 if TYPE_CHECKING:
     from probmodels.inference.problem import Problem
@@ -329,7 +330,7 @@ def _exit(ok: bool, strict: bool) -> None:
         raise typer.Exit(1)
 
 
-class _Refusal(ValueError):
+class _Refusal(ProbmodelsError, ValueError):
     """A request that the command line itself refuses."""
 
 
@@ -337,9 +338,7 @@ def main() -> None:
     """Run the command line; the project's own errors, which a user can mend, are one line and exit status 2."""
     try:
         app(standalone_mode=True)
-    except Exception as error:
-        if not (isinstance(error, _Refusal) or type(error).__module__.startswith("probmodels.")):
-            raise
+    except ProbmodelsError as error:
         print(f"{type(error).__name__.lstrip('_')}: {error}", file=sys.stderr)
         sys.exit(2)
 

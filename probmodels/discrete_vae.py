@@ -38,16 +38,16 @@ import xarray as xr
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from probmodels.datasets import DataError
 from probmodels.datasets.images import check_images, make_images
-from probmodels.datasets.options import check_counts
+from probmodels.errors import DataError, ResultError
 from probmodels.guides.gflownet import make_policy
 from probmodels.inference.diagnostics.evidence import check_weights
 from probmodels.inference.flows.balance import VarGrad
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import fitted
-from probmodels.inference.result import Result, ResultError
+from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
+from probmodels.options import check_counts
 from probmodels.outputs import Outputs
 
 if TYPE_CHECKING:

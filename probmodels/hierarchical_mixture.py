@@ -31,12 +31,12 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
 
-from probmodels.datasets import DataError
-from probmodels.datasets.options import check_counts, check_numbers
 from probmodels.datasets.petals import petal_offsets, simulate_petals
+from probmodels.errors import DataError
 from probmodels.guides.gflownet import make_policy
 from probmodels.inference.flows.balance import VarGrad
 from probmodels.inference.problem import Problem
+from probmodels.options import check_counts, check_numbers
 
 __all__ = ["ENGINES", "REFERENCE", "HierarchicalMixture", "make_problem", "tiny"]
 

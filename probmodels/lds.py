@@ -38,19 +38,19 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from probmodels.datasets import DataError
 from probmodels.datasets.graph_data import SPLITS, check_graph, make_graph
-from probmodels.datasets.options import check_choices, check_counts, check_numbers
 from probmodels.datasets.pairs import count_pairs, some
 from probmodels.edges.outputs import write_edges as write_outputs
+from probmodels.errors import DataError, ResultError
 from probmodels.guides.edges import EdgeSet, label_pairs, make_edges, nearest_neighbours, transient_sites
 from probmodels.guides.lds import WEIGHTS, EdgeProbability, LDSGuide, NodeData, weight_dims
 from probmodels.guides.nets import propagate
 from probmodels.guides.sparse import SparseMatrix, make_links
 from probmodels.inference.problem import Outer, Problem
-from probmodels.inference.programs.checks import check_memory
-from probmodels.inference.result import Result, ResultError
+from probmodels.inference.result import Result
+from probmodels.inference.runtime.memory import check_memory
 from probmodels.inference.runtime.ops import named_deterministic
+from probmodels.options import check_choices, check_counts, check_numbers
 
 __all__ = ["ENGINES", "LDS", "REFERENCE", "make_problem", "refit_problem", "tiny", "write_outputs"]
 

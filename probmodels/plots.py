@@ -7,201 +7,19 @@ works without a display and inside other programs; ``figure.savefig(path)`` writ
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
-from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from probmodels._axes import BLUE, COLOURS, GREY, RED, SMALL, clean
-from probmodels.bayesian_svd.maps import draw_map, grid_of_maps, largest, stipple
-from probmodels.datasets import DataError
+from probmodels.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "bilevel_losses",
-    "eof_difference",
-    "image_grid",
-    "loss",
-    "mode_maps",
-    "pcs",
-    "rank",
-    "ranking",
-    "residual_maps",
-    "rhat_histogram",
-    "rhat_map",
-    "scree",
-    "trace",
-]
-
-
-def _units(array: xr.DataArray) -> str:
-    units = str(array.attrs.get("units", "1"))
-    return {"1": "", "degC": "°C", "degree_C": "°C", "celsius": "°C"}.get(units, units)
-
-
-def _mode_title(modes: xr.Dataset, i: int) -> str:
-    mean, low, high = (100 * float(modes[f"explained_variance_fraction_{x}"][i]) for x in ("mean", "lower", "upper"))
-    return f"Mode {int(modes['mode'][i])}: {mean:.1f} % of variance [{low:.1f}, {high:.1f}]"
-
-
-def mode_maps(modes: xr.Dataset, *, sure: float = 0.95) -> Figure:
-    """Posterior mean and standard deviation of every mode, side by side.
-
-    Dots mark cells whose sign is positive, or negative, with more than the probability ``sure``.
-
-    Parameters
-    ----------
-    modes
-        From `probmodels.bayesian_svd.summary.summarise_modes`: ``mode_mean``, ``mode_sd``, ``prob_positive`` over
-        (mode, lat, lon), ``explained_variance_fraction_*`` over mode.
-    sure
-        Probability of the sign above which a cell is dotted.
-    """
-    mean, sd = modes["mode_mean"], modes["mode_sd"]
-    figure, axes = grid_of_maps(mean, modes.sizes["mode"], 2)
-    unit = f"{_units(mean)} per sd of PC".strip()
-    for i in range(modes.sizes["mode"]):
-        bound = largest(mean[i])
-        draw_map(figure, axes[i, 0], mean[i], unit, cmap="RdBu_r", vmin=-bound, vmax=bound)
-        probability = modes["prob_positive"][i]
-        stipple(axes[i, 0], (probability > sure) | (probability < 1 - sure))
-        axes[i, 0].set_title(_mode_title(modes, i), fontsize=10, loc="left")
-        top = largest(sd[i])
-        low = min(float(np.nanquantile(sd[i], 0.01)), top / 2)  # at least a factor of two, or even fields look rough
-        draw_map(figure, axes[i, 1], sd[i], unit, cmap="YlGnBu", vmin=low, vmax=top)
-        axes[i, 1].set_title("posterior sd", fontsize=10, loc="left")
-    return figure
-
-
-def _time_axis(time: xr.DataArray) -> np.ndarray:
-    """Times as matplotlib can draw them: dates as they are, calendars of their own as decimal years."""
-    if time.dtype == object:
-        return np.array([t.year + (t.dayofyr - 1) / 365.25 for t in time.values])
-    return time.values
-
-
-def pcs(modes: xr.Dataset, comparison: xr.Dataset | None = None) -> Figure:
-    """Standardised principal components with their intervals, and those of the EOFs where a comparison is given."""
-    count = modes.sizes["mode"]
-    figure = Figure(figsize=(10, 1.75 * count + 0.3), layout="constrained")
-    axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
-    time = _time_axis(modes["time"])
-    level = 100 * float(modes.attrs.get("interval_level", 0.95))
-    for i, ax in enumerate(axes):
-        ax.axhline(0, color="0.7", linewidth=0.7, zorder=0)
-        ax.fill_between(
-            time,
-            modes["pc_lower"][i],
-            modes["pc_upper"][i],
-            color=BLUE,
-            alpha=0.3,
-            linewidth=0,
-            label=f"{level:g} % interval",
-        )
-        if comparison is not None:  # beneath the mean, which a dashed line over many months would hide
-            ax.plot(time, comparison["eof_pc"][i], color="0.1", linewidth=0.7, linestyle=(0, (3, 2)), label="EOF")
-        ax.plot(
-            time, modes["pc_mean"][i], color=BLUE, linewidth=1.2 if len(time) < 200 else 0.7, label="posterior mean"
-        )
-        ax.set_title(_mode_title(modes, i).replace("Mode", "PC"), fontsize=10, loc="left")
-        ax.set_ylabel("sd", fontsize=SMALL)
-        clean(ax)
-        ax.margins(x=0.01)
-    axes[0].legend(fontsize=SMALL, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0)
-    return figure
-
-
-def scree(modes: xr.Dataset, comparison: xr.Dataset | None = None) -> Figure:
-    """Variance explained by each mode with its interval, beside that of the EOFs with North's sampling error."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    ax = figure.subplots()
-    number = modes["mode"].values
-    mean, low, high = (100 * modes[f"explained_variance_fraction_{x}"].values for x in ("mean", "lower", "upper"))
-    level = 100 * float(modes.attrs.get("interval_level", 0.95))
-    style: dict[str, Any] = {"linestyle": "none", "capsize": 3, "markersize": 5, "linewidth": 1.2}
-    ax.errorbar(
-        number - 0.08,
-        mean,
-        [mean - low, high - mean],
-        marker="o",
-        color=BLUE,
-        label=f"posterior mean, {level:g} % interval",
-        **style,
-    )
-    if comparison is not None:
-        share, error = (100 * comparison[x].values for x in ("eof_fraction", "eof_fraction_error"))
-        ax.errorbar(
-            number + 0.08,
-            share,
-            error,
-            marker="s",
-            color=RED,
-            markerfacecolor="white",
-            label="EOF, North's sampling error",
-            **style,
-        )
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "235" else ""))
-    ax.tick_params(which="minor", labelsize=SMALL)
-    ax.set_xticks(number)
-    ax.set_xlim(number[0] - 0.5, number[-1] + 0.5)
-    ax.set_xlabel("mode")
-    ax.set_ylabel("variance explained (%)")
-    ax.legend(fontsize=SMALL, frameon=False)
-    clean(ax)
-    return figure
-
-
-def residual_maps(modes: xr.Dataset) -> Figure:
-    """What the modes leave over: residual sd, noise sd of the model, predictive p-value, autocorrelation in time."""
-    figure, axes = grid_of_maps(modes["residual_sd"], 2, 2)
-    residual, noise = modes["residual_sd"], modes["noise_sd"]
-    top = max(largest(residual), largest(noise))
-    unit = _units(residual)
-    style: dict[str, Any] = {"cmap": "YlGnBu", "vmin": 0, "vmax": top}
-    draw_map(figure, axes[0, 0], residual, unit, **style)
-    axes[0, 0].set_title("residual sd, data less modes", fontsize=10, loc="left")
-    draw_map(figure, axes[0, 1], noise, unit, **style)
-    axes[0, 1].set_title("noise sd of the model", fontsize=10, loc="left")
-    p = modes["predictive_p_value"]
-    steps = [0, 0.025, 0.1, 0.3, 0.7, 0.9, 0.975, 1]
-    draw_map(figure, axes[1, 0], p, "P(replicated > observed)", cmap="RdBu_r", norm=BoundaryNorm(steps, 256))
-    outside = 100 * float(((p < 0.025) | (p > 0.975)).sum() / p.notnull().sum())
-    axes[1, 0].set_title(
-        f"predictive check of the variance: {outside:.0f} % of cells outside 95 %", fontsize=10, loc="left"
-    )
-    lag = modes["residual_autocorrelation"]
-    bound = max(largest(lag), 0.1)
-    draw_map(figure, axes[1, 1], lag, "correlation", cmap="RdBu_r", vmin=-bound, vmax=bound)
-    axes[1, 1].set_title("lag-1 autocorrelation of the residual", fontsize=10, loc="left")
-    return figure
-
-
-def eof_difference(modes: xr.Dataset, comparison: xr.Dataset) -> Figure:
-    """Deterministic EOFs, and the posterior mean less the EOF; dots where the EOF lies outside the interval."""
-    figure, axes = grid_of_maps(modes["mode_mean"], modes.sizes["mode"], 2)
-    unit = f"{_units(modes['mode_mean'])} per sd of PC".strip()
-    for i in range(modes.sizes["mode"]):
-        eof = comparison["eof"][i]
-        difference = modes["mode_mean"][i] - eof
-        bound = largest(eof)
-        draw_map(figure, axes[i, 0], eof, unit, cmap="RdBu_r", vmin=-bound, vmax=bound)
-        title = f"EOF {i + 1}: {100 * float(comparison['eof_fraction'][i]):.1f} % of variance"
-        axes[i, 0].set_title(title, fontsize=10, loc="left")
-        bound = largest(difference)
-        draw_map(figure, axes[i, 1], difference, unit, cmap="PuOr_r", vmin=-bound, vmax=bound)
-        stipple(axes[i, 1], (eof < modes["mode_lower"][i]) | (eof > modes["mode_upper"][i]))
-        correlation = float(comparison["pattern_correlation"][i])
-        axes[i, 1].set_title(
-            f"posterior mean less EOF (pattern correlation {correlation:.3f})", fontsize=10, loc="left"
-        )
-    return figure
+__all__ = ["bilevel_losses", "image_grid", "loss", "rank", "ranking", "rhat_histogram", "trace"]
 
 
 def _scalars(posterior: xr.Dataset, variables: Sequence[str] | None, most: int) -> list[tuple[str, np.ndarray]]:
@@ -279,26 +97,6 @@ def rank(
         ax.set_yticks([])
         ax.set_xticks([0, 0.5, 1])
         clean(ax)
-    return figure
-
-
-def rhat_map(modes: xr.Dataset) -> Figure:
-    """Largest R-hat over the modes at every cell.
-
-    Raises
-    ------
-    KeyError
-        If the modes come from a single chain, which has no R-hat.
-    """
-    if "mode_r_hat" not in modes:
-        raise KeyError("the modes have no mode_r_hat: a single chain has none; run two chains or more")
-    worst = modes["mode_r_hat"].max("mode")
-    figure, axes = grid_of_maps(worst, 1, 1, width=6.5)
-    top = max(float(worst.max()), 1.02)
-    draw_map(figure, axes[0, 0], worst, "R-hat", cmap="magma_r", vmin=1.0, vmax=top)
-    axes[0, 0].set_title(
-        f"worst R-hat of the modes at each cell (largest {float(worst.max()):.3f})", fontsize=10, loc="left"
-    )
     return figure
 
 

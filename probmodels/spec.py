@@ -40,32 +40,19 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from probmodels.errors import SpecError
 from probmodels.methods import METHODS, get_method
 
 if TYPE_CHECKING:
     from probmodels.inference.problem import Problem
     from probmodels.inference.result import Result
 
-__all__ = [
-    "ENGINES",
-    "SpecError",
-    "build_problem",
-    "check_keys",
-    "hint",
-    "load_spec",
-    "run_engine",
-    "run_spec",
-    "spec_of_result",
-]
+__all__ = ["ENGINES", "build_problem", "check_keys", "hint", "load_spec", "run_engine", "run_spec", "spec_of_result"]
 
 ENGINES = {"mcmc": "run_mcmc", "svi": "fit_svi", "em": "fit_em", "bilevel": "fit_bilevel"}
 _GUIDED = ("svi", "em", "bilevel")  # engines that fit a guide
 _TABLES = ("data", "model", "inference", "output")
 _OUTPUT = ("path", "overwrite")
-
-
-class SpecError(ValueError):
-    """A spec that cannot be run: which table, which key, and what to write instead."""
 
 
 def load_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
@@ -237,8 +224,8 @@ def _guide(options: Mapping[str, Any]) -> dict[str, Any] | None:
     guide = {"name": given} if isinstance(given, str) else given
     if not isinstance(guide, Mapping) or not isinstance(guide.get("name"), str):
         raise SpecError(f'[inference] guide = {given!r}; give a name, or a table: guide = {{ name = "low_rank" }}')
+    from probmodels.errors import ProblemError
     from probmodels.guides.auto import check_guide
-    from probmodels.inference import ProblemError
 
     try:
         check_guide(guide["name"], set(guide) - {"name"})

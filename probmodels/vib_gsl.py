@@ -37,11 +37,10 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
-from probmodels.datasets import DataError
 from probmodels.datasets.graph_data import check_graph, make_graph
-from probmodels.datasets.options import check_choices, check_counts, check_numbers
 from probmodels.datasets.pairs import count_pairs, some
 from probmodels.edges.outputs import write_edges as write_outputs
+from probmodels.errors import DataError
 from probmodels.guides.edges import RANDOM, EdgeSet, label_pairs, make_edges, transient_sites
 from probmodels.guides.vib_gsl import (
     BACKBONES,
@@ -59,6 +58,7 @@ from probmodels.inference.programs.checks import parameters_without_gradient
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated, named_deterministic
+from probmodels.options import check_choices, check_counts, check_numbers
 
 __all__ = ["ENGINES", "REFERENCE", "VIBGSL", "make_problem", "predict", "tiny", "write_outputs"]
 

@@ -20,9 +20,9 @@ torch.set_num_threads(1)
 def pytest_configure(config: pytest.Config) -> None:
     """Compile the sampler once, before parallel test processes could do so side by side."""
     if not hasattr(config, "workerinput"):
-        from probmodels.bayesian_svd import BlockGibbs
+        from probmodels.bayesian_svd import BlockGibbs, tiny
 
-        BlockGibbs.prepare()
+        BlockGibbs.prepare(tiny())
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 
+from probmodels.errors import RankError
 from probmodels.inference import Problem, Result, fit_svi
-from probmodels.inference.variational.data_parallel import RankError
 
 
 def regression(x: torch.Tensor, y: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from probmodels.causal_graph.knowledge import Knowledge
+from probmodels.errors import ProblemError
 from probmodels.guides.acyclicity import (
     find_cycle,
     is_dag,
@@ -24,7 +25,6 @@ from probmodels.guides.acyclicity import (
     trace_power,
 )
 from probmodels.guides.bayesian_network import is_acyclic
-from probmodels.inference import ProblemError
 
 MEASURES: list[Callable[[Tensor], Tensor]] = [
     trace_exponential,

@@ -17,8 +17,9 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import biject_to
 
+from probmodels.errors import ProblemError
 from probmodels.guides.auto import GUIDES, make_guide, with_guide
-from probmodels.inference import Problem, ProblemError, fit_svi
+from probmodels.inference import Problem, fit_svi
 from probmodels.inference.diagnostics.convergence import psis_khat
 from probmodels.inference.predictive import log_joint
 from probmodels.inference.programs.bijections import FlatCholesky, Gram

@@ -18,7 +18,8 @@ from pyro.nn import PyroModule
 from scipy.stats import chi2
 from torch import Tensor, nn
 
-from probmodels.inference import BackAndForth, Problem, ProblemError, fit_em, fit_svi, guided_kernel, run_mcmc
+from probmodels.errors import ProblemError
+from probmodels.inference import BackAndForth, Problem, fit_em, fit_svi, guided_kernel, run_mcmc
 from probmodels.inference.flows import back_and_forth
 from probmodels.inference.flows.back_and_forth import refined
 from probmodels.inference.flows.exploration import Recall, count_steps, drawn

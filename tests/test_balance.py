@@ -20,7 +20,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from probmodels.inference import Phase, Problem, ProblemError, fit_em, fit_svi
+from probmodels.errors import ProblemError
+from probmodels.inference import Phase, Problem, fit_em, fit_svi
 from probmodels.inference.flows.balance import (
     DetailedBalance,
     Explore,

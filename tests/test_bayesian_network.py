@@ -20,7 +20,8 @@ from probmodels.bayesian_network import make_problem, tiny
 from probmodels.bayesian_network.graphs import AcyclicGraphs, all_graphs
 from probmodels.bayesian_network.outputs import class_graph, network_table, summarise_network, write_outputs
 from probmodels.bayesian_network.scores import bdeu, best_score, bge, parent_scores
-from probmodels.datasets import DataError, load
+from probmodels.datasets import load
+from probmodels.errors import DataError
 from probmodels.guides.bayesian_network import EdgePolicy, GraphPolicy, is_acyclic, reachable
 from probmodels.inference import check_exact
 from probmodels.inference.flows.balance import ParallelVarGrad

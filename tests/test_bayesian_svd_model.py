@@ -17,7 +17,7 @@ from probmodels.bayesian_svd import BlockGibbs, make_problem, tiny
 from probmodels.bayesian_svd.align import align_draws, invariants
 from probmodels.bayesian_svd.augment import ReducedData
 from probmodels.bayesian_svd.model import local_effects
-from probmodels.datasets import DataError
+from probmodels.errors import DataError
 from probmodels.inference.mcmc.run import run_mcmc
 
 GRID = [0.15, 0.3, 0.6]

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from probmodels import fit_bilevel, fit_svi
-from probmodels.inference import CheckpointError, FitError, Outer, Problem, ProblemError
+from probmodels.errors import CheckpointError, FitError, ProblemError
+from probmodels.inference import Outer, Problem
 from probmodels.inference.bilevel.hypergradients import Descent, Losses, hypergradient
 from probmodels.inference.bilevel.scoring import score_guide
 from probmodels.inference.programs.programs import opened

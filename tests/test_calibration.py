@@ -11,9 +11,9 @@ import pytest
 import xarray as xr
 from scipy import stats
 
+from probmodels.errors import DiagnosticsError
 from probmodels.inference import coverage, sbc, vsbc
 from probmodels.inference.diagnostics.calibration import _symmetry
-from probmodels.inference.diagnostics.report import DiagnosticsError
 
 
 def simulate(rng):

@@ -11,11 +11,12 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from probmodels.datasets import DataError, load
+from probmodels.datasets import load
 from probmodels.datasets.causal import as_graph, causal_order, check_concepts, hide_labels, make_concepts
 from probmodels.datasets.earnings import sample_earnings
 from probmodels.datasets.scenes import SCENES, counterfactual, mechanism, render
 from probmodels.datasets.sem import average_effects, draw_sem, sample_sem, sem_of, simulate_sem
+from probmodels.errors import DataError
 
 TYPICAL = {"pendulum": [[20.0, 80.0, 6.0, 9.0]], "flow": [[0.9, 3.0, 4.0, 3.5]]}
 

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from probmodels.causal_graph.effects import average_effect
-from probmodels.datasets import DataError
+from probmodels.errors import DataError
 
 CHAIN = [["a", "b"], ["b", "c"]]
 

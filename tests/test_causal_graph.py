@@ -18,11 +18,10 @@ from probmodels import fit_svi, run_mcmc
 from probmodels.bayesian_network.graphs import all_graphs
 from probmodels.causal_graph import CausalGraph, edge_probabilities, make_problem, tiny, write_outputs
 from probmodels.causal_graph.scores import _RATIOS, _SHAPE, _STEP, _places, _shapes, mechanism_scores, noise_gain
-from probmodels.datasets import DataError
+from probmodels.errors import DataError, ProblemError
 from probmodels.guides.acyclicity import is_dag, trace_exponential
 from probmodels.guides.bayesian_network import is_acyclic
 from probmodels.guides.causal_graph import GraphTable, ModularGraphs
-from probmodels.inference import ProblemError
 
 
 def random_weights(size: int, scale: float, seed: int = 0) -> np.ndarray:

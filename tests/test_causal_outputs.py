@@ -23,8 +23,7 @@ from probmodels.causal_vae.outputs import (
     write_outputs,
 )
 from probmodels.datasets.causal import hide_labels, make_concepts
-from probmodels.inference.problem import ProblemError
-from probmodels.inference.result import ResultError
+from probmodels.errors import ProblemError, ResultError
 
 NAMES = ["a", "b", "c"]
 EDGES = [["a", "b"], ["a", "c"], ["b", "c"]]

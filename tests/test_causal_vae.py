@@ -26,10 +26,9 @@ from probmodels.causal_vae.interventions import (
     effect,
     refine,
 )
-from probmodels.datasets import DataError
 from probmodels.datasets.causal import hide_labels, make_concepts
+from probmodels.errors import DataError, ProblemError
 from probmodels.guides.causal_vae import MECHANISMS, AbductionGuide, Mechanisms
-from probmodels.inference.problem import ProblemError
 
 NAMES = ("a", "b", "c", "d")
 DIAMOND = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]])

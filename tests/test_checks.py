@@ -10,9 +10,10 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 from torch.distributions import constraints
 
-from probmodels.inference import ProblemError
+from probmodels.errors import ProblemError
 from probmodels.inference.programs import checks
-from probmodels.inference.programs.checks import check_memory, free_bytes, parameters_without_gradient
+from probmodels.inference.programs.checks import parameters_without_gradient
+from probmodels.inference.runtime.memory import check_memory, free_bytes
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,9 @@ import torch
 import xarray as xr
 from inference_models import SCALE, data, mean_model, mean_problem, normal_model
 
+from probmodels.errors import DiagnosticsError
 from probmodels.inference import Problem, Result, compare, kfold, loo
 from probmodels.inference.diagnostics.comparison import Elpd
-from probmodels.inference.diagnostics.report import DiagnosticsError
 
 NOISE = np.random.default_rng(7).normal(size=12)
 Y = torch.tensor(0.8 + SCALE * NOISE)

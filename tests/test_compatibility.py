@@ -9,7 +9,7 @@ import xarray as xr
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
 from probmodels.bayesian_svd.compatibility import published_gibbs
-from probmodels.inference import ProblemError
+from probmodels.errors import ProblemError
 
 
 def data(n: int = 14, m: int = 12, gap: bool = False) -> xr.DataArray:

@@ -13,15 +13,13 @@ import xarray as xr
 from PIL import Image
 
 from probmodels import run_mcmc, run_spec
-from probmodels.datasets import DataError
+from probmodels.errors import DataError, ProblemError, SpecError
 from probmodels.guides.schedules import LinearSchedule
-from probmodels.inference.problem import ProblemError
 from probmodels.inference.result import Result
 from probmodels.score_composition import make_problem, tiny, walk, write_outputs
 from probmodels.score_composition.figures import animate, density, samples
 from probmodels.scores.closed import GaussianMixture
 from probmodels.scores.fields import FunctionField, Product, ScoreOnly
-from probmodels.spec import SpecError
 
 SCHEDULE = LinearSchedule(-6.0, 6.0)
 MIXTURE = GaussianMixture(SCHEDULE, torch.tensor([[0.6, 0.2], [-0.6, -0.2]]), torch.tensor([[0.2, 0.1]]))

@@ -12,7 +12,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from probmodels import Problem, fit_svi
-from probmodels.inference import ProblemError
+from probmodels.errors import ProblemError
 from probmodels.inference.variational.constraints import Constraint, followers
 from probmodels.inference.variational.options import Step
 

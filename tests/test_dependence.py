@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from probmodels.errors import ProblemError
 from probmodels.inference.metrics.dependence import characteristic_matrix, mic, tic
-from probmodels.inference.problem import ProblemError
 
 GRID = np.linspace(0, 1, 1000)
 

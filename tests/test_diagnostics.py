@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from probmodels.errors import DiagnosticsError, ImportanceError
 from probmodels.inference import Result, diagnose, importance_resample
 from probmodels.inference.diagnostics.convergence import convergence, psis, psis_khat
-from probmodels.inference.diagnostics.importance import ImportanceError, importance_moments
-from probmodels.inference.diagnostics.report import DiagnosticsError
+from probmodels.inference.diagnostics.importance import importance_moments
 
 
 def chains(num_draws=500, num_chains=4, size=3, seed=0):

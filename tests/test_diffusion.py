@@ -17,14 +17,13 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from probmodels import Problem, fit_svi
-from probmodels.datasets import DataError
 from probmodels.datasets.images import make_images
 from probmodels.diffusion import Diffusion, make_problem
 from probmodels.diffusion.fitted import NetworkField, bound, make_field, terms as bound_terms
+from probmodels.errors import DataError, ProblemError
 from probmodels.guides.diffusion import PREDICTIONS, NoisingGuide, Stratified, convert, transition
 from probmodels.guides.nets import GradientNetwork, LevelEmbedding, ResidualMLP, UNet
 from probmodels.guides.schedules import CosineSchedule, LearnedSchedule, LinearSchedule, NoiseSchedule
-from probmodels.inference.problem import ProblemError
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.variational.losses import SampledBound
 from probmodels.scores.closed import GaussianMixture

@@ -12,7 +12,7 @@ from probmodels.datasets.images import make_images
 from probmodels.diffusion import make_problem
 from probmodels.diffusion.fitted import fitted_model, make_field, terms
 from probmodels.diffusion.outputs import bound_by_level, generate, reverse_coverage, write_outputs
-from probmodels.inference import ProblemError, ResultError
+from probmodels.errors import ProblemError, ResultError
 
 
 @pytest.fixture(scope="module")

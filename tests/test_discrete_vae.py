@@ -16,7 +16,6 @@ from scipy.special import logsumexp
 from scipy.stats import bernoulli
 
 from probmodels import Problem, Result, fit_em
-from probmodels.datasets import DataError
 from probmodels.datasets.images import make_images
 from probmodels.discrete_vae import (
     DiscreteVAE,
@@ -26,9 +25,9 @@ from probmodels.discrete_vae import (
     tiny,
     write_outputs,
 )
-from probmodels.inference import Phase, ProblemError, check_weights
+from probmodels.errors import DataError, ProblemError, ResultError
+from probmodels.inference import Phase, check_weights
 from probmodels.inference.programs.programs import fitted
-from probmodels.inference.result import ResultError
 
 STATES = list(itertools.product(range(3), repeat=2))
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import xarray as xr
 
+from probmodels.errors import ProblemError
 from probmodels.inference.metrics.latents import _concentration, dci, match_latents, r_squared
-from probmodels.inference.problem import ProblemError
 
 RNG = np.random.default_rng(0)
 CONCEPTS = RNG.normal(size=(400, 3))

@@ -18,10 +18,11 @@ import torch
 from distributed_models import default_dtype, infer, quick, quick_or_broken, quick_or_dead, shifted, simulate
 from inference_models import ExactKernel, SlowKernel, mean_problem
 
-from probmodels.inference import ChainError, CheckpointError, ProblemError, Result, fit_svi, run_mcmc
+from probmodels.errors import ChainError, CheckpointError, ProblemError
+from probmodels.inference import Result, fit_svi, run_mcmc
 from probmodels.inference.diagnostics.calibration import sbc
-from probmodels.inference.distributed import many as ours
 from probmodels.inference.distributed.many import MapError, dask_map, map_problems, process_map
+from probmodels.inference.mcmc import dask as ours
 from probmodels.inference.mcmc.chains import Watch
 from probmodels.inference.programs.minibatch import Minibatches
 from probmodels.inference.runtime.ops import chain_seed

@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import kl_divergence
 
-from probmodels.datasets import DataError
+from probmodels.errors import DataError
 from probmodels.guides.edges import NEIGHBOUR, OBSERVED, RANDOM, make_edges, nearest_neighbours
 from probmodels.guides.nets import pool_mean, propagate
 from probmodels.guides.relaxed import BernoulliConcrete, BernoulliIdentity

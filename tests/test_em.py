@@ -15,7 +15,8 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from probmodels.inference import CheckpointError, Phase, Problem, ProblemError, fit_em
+from probmodels.errors import CheckpointError, ProblemError
+from probmodels.inference import Phase, Problem, fit_em
 from probmodels.inference.variational.losses import wake_phi
 
 quick = partial(fit_em, num_rounds=10, num_samples=5, progress=False)

@@ -17,7 +17,8 @@ from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from probmodels.inference import CheckpointError, Phase, Problem, ProblemError, VarGrad, fit_em, fit_svi
+from probmodels.errors import CheckpointError, ProblemError
+from probmodels.inference import Phase, Problem, VarGrad, fit_em, fit_svi
 from probmodels.inference.flows.balance import TrajectoryBalance, model_loss
 from probmodels.inference.variational.em import make_course
 from probmodels.inference.variational.losses import Composite, make_loss, objective_of, wake_phi

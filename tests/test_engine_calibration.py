@@ -19,8 +19,9 @@ from engine_models import CASES, LEVELS
 from pyro import poutine
 from scipy import stats
 
+from probmodels.errors import ProblemError
 from probmodels.guides import with_guide
-from probmodels.inference import Problem, ProblemError, fit_svi, run_mcmc, sbc
+from probmodels.inference import Problem, fit_svi, run_mcmc, sbc
 from probmodels.inference.diagnostics.convergence import convergence
 from probmodels.inference.mcmc.chees import ChEESKernel
 from probmodels.inference.programs.potential import Potential

@@ -14,7 +14,7 @@ import torch
 from inference_models import MeanGuide, data, exact, mean_model
 
 from probmodels import Problem, Result, fit_em, fit_svi, run_mcmc
-from probmodels.inference import CheckpointError, ProblemError
+from probmodels.errors import CheckpointError, ProblemError
 from probmodels.inference.diagnostics.convergence import convergence
 
 MCMC = {"num_samples": 150, "warmup_steps": 120}

@@ -14,7 +14,8 @@ import torch
 from inference_models import data, exact, mean_model, mean_problem
 from test_mcmc import check_mean_and_sd
 
-from probmodels.inference import Problem, ProblemError, fit_svi, run_mcmc
+from probmodels.errors import ProblemError
+from probmodels.inference import Problem, fit_svi, run_mcmc
 from probmodels.inference.mcmc.chees import ChEESKernel, Metric
 from probmodels.inference.mcmc.pathfinder import find_paths
 from probmodels.inference.programs.potential import Potential

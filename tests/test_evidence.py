@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from probmodels.errors import ProblemError, ResultError
 from probmodels.guides.auto import with_guide
-from probmodels.inference import Problem, ProblemError, ResultError, fit_svi, run_mcmc
+from probmodels.inference import Problem, fit_svi, run_mcmc
 from probmodels.inference.diagnostics.evidence import check_exact, check_weights, enumerate_posterior
 from probmodels.inference.flows.balance import TrajectoryBalance
 

@@ -21,7 +21,8 @@ import torch
 from inference_models import auto_guide, data, mean_model, mean_problem
 from safetensors import SafetensorError
 
-from probmodels.inference import CheckpointError, ResultError, fit_svi, run_mcmc
+from probmodels.errors import CheckpointError, ResultError
+from probmodels.inference import fit_svi, run_mcmc
 from probmodels.inference.runtime.checkpoint import (
     ChainStore,
     check_room,

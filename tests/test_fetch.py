@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from probmodels.datasets import DataError
 from probmodels.datasets.fetch import SOURCES, cached_path, fetch
 from probmodels.datasets.sst import load_sst
+from probmodels.errors import DataError
 
 HADISST = "/hadobs/hadisst/data/HadISST_sst.nc.gz"
 ERSST = "/Datasets/noaa.ersst.v5/sst.mnmean.nc"

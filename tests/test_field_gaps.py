@@ -11,11 +11,10 @@ import torch
 import xarray as xr
 
 from probmodels import fit_svi
-from probmodels.datasets import DataError
 from probmodels.diffusion import make_problem
 from probmodels.diffusion.fitted import make_field
+from probmodels.errors import DataError, ProblemError
 from probmodels.guides.schedules import LinearSchedule
-from probmodels.inference.problem import ProblemError
 from probmodels.scores.closed import GaussianMixture
 from probmodels.scores.fields import FunctionField
 from probmodels.scores.gaps import Modes, fill_gaps, leading_modes

@@ -15,11 +15,12 @@ import xarray as xr
 from probmodels import fit_svi, run_spec
 from probmodels.diffusion import make_problem as make_diffusion
 from probmodels.diffusion.fitted import make_field
+from probmodels.errors import SpecError
 from probmodels.guides.schedules import CosineSchedule, LinearSchedule
 from probmodels.score_composition.specs import KINDS, load_fields
 from probmodels.scores.closed import GaussianMixture, UniformBox
 from probmodels.scores.fields import Mixture, Product, guided, linear_observation, negated, tempered
-from probmodels.spec import SpecError, build_problem, load_spec, spec_of_result
+from probmodels.spec import build_problem, load_spec, spec_of_result
 
 ENDS = (-6.0, 4.0)
 SCHEDULE = LinearSchedule(*ENDS)

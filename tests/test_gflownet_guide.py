@@ -18,10 +18,11 @@ from pyro import poutine
 from textbook import PROBLEMS, mixture
 from torch import Tensor
 
+from probmodels.errors import ProblemError
 from probmodels.guides.auto import check_guide, make_guide, with_guide
 from probmodels.guides.gflownet import DiscretePolicy, make_policy
 from probmodels.guides.policy_networks import Autoregressive
-from probmodels.inference import Problem, ProblemError, Result, fit_svi
+from probmodels.inference import Problem, Result, fit_svi
 from probmodels.inference.flows.balance import SubTrajectoryBalance, TrajectoryBalance, VarGrad
 from probmodels.inference.programs.minibatch import subsampled
 from probmodels.inference.runtime.ops import isolated

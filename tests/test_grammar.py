@@ -15,8 +15,8 @@ from pyro import poutine
 from torch import Tensor
 
 from probmodels import fit_em, fit_svi
-from probmodels.datasets import DataError
 from probmodels.datasets.text import load_conllu, make_sentences, simulate_sentences
+from probmodels.errors import DataError, ProblemError
 from probmodels.grammar import (
     Grammar,
     draw_posterior_trees,
@@ -46,7 +46,6 @@ from probmodels.grammar.outputs import (
     summarise_parses,
 )
 from probmodels.guides.grammar import TreePolicy, _Forest, backward_path
-from probmodels.inference.problem import ProblemError
 from probmodels.inference.variational.svi import fitted
 
 LABELS, CLASSES, WORDS, SIZE = 2, 2, 3, 5

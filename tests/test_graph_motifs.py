@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from probmodels.datasets import DataError
 from probmodels.datasets.graph_motifs import MOTIFS, simulate_motifs
+from probmodels.errors import DataError
 
 
 def triangles(data, graph: int) -> int:

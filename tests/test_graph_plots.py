@@ -13,7 +13,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
 
-from probmodels.datasets import DataError
 from probmodels.edges import figures as graph_plots
 from probmodels.edges.figures import (
     accuracy_against_noise,
@@ -22,6 +21,7 @@ from probmodels.edges.figures import (
     information_curve,
     reliability,
 )
+from probmodels.errors import DataError
 
 PROBABILITY, TRUTH = np.array([0.1, 0.1, 0.9, 0.9, 0.8]), np.array([0, 1, 1, 1, 0])
 RUNS = {

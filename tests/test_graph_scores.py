@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from probmodels.errors import ProblemError
 from probmodels.inference.metrics.graphs import (
     cpdag,
     edge_auroc,
@@ -19,7 +20,6 @@ from probmodels.inference.metrics.graphs import (
     shd_cpdag,
     structural_intervention_distance,
 )
-from probmodels.inference.problem import ProblemError
 
 
 def graph(size: int, *edges: tuple[int, int]) -> np.ndarray:

@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 from scipy.sparse import csr_matrix
 
-from probmodels.datasets import LOADERS, DataError, load
+from probmodels.datasets import LOADERS, load
 from probmodels.datasets.graph_data import apportion, degree_features, import_pyg
 from probmodels.datasets.graphs import (
     check_graph,
@@ -35,6 +35,7 @@ from probmodels.datasets.graphs import (
     without_edges,
 )
 from probmodels.datasets.pairs import check_pairs, free_pairs, pairs_of_numbers
+from probmodels.errors import DataError
 
 X = np.arange(10.0).reshape(5, 2)
 Y = ["a", "b", "a", "b", "a"]

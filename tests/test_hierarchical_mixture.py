@@ -12,10 +12,10 @@ import torch
 from pyro import poutine
 
 from probmodels import fit_em
-from probmodels.datasets import DataError
 from probmodels.datasets.petals import petal_offsets, simulate_petals
+from probmodels.errors import DataError, ProblemError
 from probmodels.hierarchical_mixture import HierarchicalMixture, make_problem
-from probmodels.inference import Phase, ProblemError
+from probmodels.inference import Phase
 from probmodels.inference.programs.programs import fitted
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from probmodels.datasets import DataError, load
+from probmodels.datasets import load
 from probmodels.datasets.images import check_images, load_images, make_images, read_idx
 from probmodels.datasets.petals import petal_offsets, simulate_petals
+from probmodels.errors import DataError
 
 
 def write_idx(path: Path, array: np.ndarray, *, compress: bool = False) -> None:

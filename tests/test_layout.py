@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,19 +17,25 @@ LEAF_IMPORTS = {
     "probmodels.distributions._spectra",
     "probmodels.distributions._mixture",
 }
-LEAVES = {"probmodels.distributions", "probmodels._version", *LEAF_IMPORTS}  # know nothing of the rest of the project
+GROUND = {"probmodels._version", "probmodels.errors", "probmodels.options"}  # known to every floor
+LEAVES = {"probmodels.distributions", *GROUND, *LEAF_IMPORTS}  # know nothing of the floors
 
 
 def modules(folder: str) -> list[Path]:
     return [p for p in (ROOT / folder).rglob("*.py") if not any(q.is_symlink() for q in p.parents)]
 
 
-def imports(path: Path) -> set[str]:
-    """Absolute names of what a module imports, outside of blocks for type checkers."""
+def imports(path: Path, *, typing: bool = False) -> set[str]:
+    """Absolute names of what a module imports, in functions too; ``typing``: also in blocks for type checkers."""
     names: set[str] = set()
 
     def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        if (
+            not typing
+            and isinstance(node, ast.If)
+            and isinstance(node.test, ast.Name)
+            and node.test.id == "TYPE_CHECKING"
+        ):
             return
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
@@ -59,10 +66,28 @@ def test_imports_point_down(folder: str) -> None:
             assert floor(name) <= FLOORS[folder], f"{path.relative_to(ROOT)} imports {name}, which stands above it"
 
 
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts if parts[0] == "probmodels" else ("probmodels", *parts))
+
+
+def test_no_modules_import_each_other() -> None:
+    """Neither directly nor round a corner; lazy imports and those for type checkers count."""
+    files = {module_name(p): p for folder in FLOORS for p in modules(folder) if p.name != "__init__.py"}
+    graph = {name: imports(path, typing=True) & files.keys() - {name} for name, path in files.items()}
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"modules import each other: {' -> '.join(error.args[1])}")
+    assert len(order) == len(files) > 150
+
+
 @pytest.mark.parametrize("leaf", ["frames", "covariance"])
 def test_leaves_know_nothing_of_the_project(leaf: str) -> None:
-    ours = {name for name in imports(ROOT / "probmodels" / "distributions" / f"{leaf}.py") if name.startswith("probmodels")}
-    assert all(any(name.startswith(allowed) for allowed in LEAF_IMPORTS) for name in ours), ours
+    ours = {
+        name for name in imports(ROOT / "probmodels" / "distributions" / f"{leaf}.py") if name.startswith("probmodels")
+    }
+    assert all(any(name.startswith(allowed) for allowed in LEAF_IMPORTS | GROUND) for name in ours), ours
 
 
 def test_inference_knows_no_method() -> None:

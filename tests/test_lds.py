@@ -17,17 +17,15 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from probmodels import Problem, Result, fit_bilevel, fit_svi, lds
-from probmodels.datasets import DataError
 from probmodels.datasets.graph_data import make_graph
 from probmodels.datasets.graphs import simulate_csbm
+from probmodels.errors import CheckpointError, DataError, ProblemError, ResultError
 from probmodels.guides.edges import NEIGHBOUR, OBSERVED, RANDOM
 from probmodels.guides.sparse import SparseMatrix
-from probmodels.inference import CheckpointError, ProblemError
 from probmodels.inference.bilevel import rounds
 from probmodels.inference.bilevel.hypergradients import Found
 from probmodels.inference.programs import checks
 from probmodels.inference.programs.programs import opened
-from probmodels.inference.result import ResultError
 from probmodels.lds import make_problem, refit_problem, tiny, write_outputs
 
 QUIET = {"progress": False, "num_samples": 4}

@@ -12,10 +12,10 @@ import xarray as xr
 from scipy import stats
 
 from probmodels import fit_svi, get_method
-from probmodels.datasets import DataError
 from probmodels.edges.outputs import edge_table, write_edges
 from probmodels.edges.summary import edge_marginals, summarise_edges
-from probmodels.inference.result import Result, ResultError
+from probmodels.errors import DataError, ResultError
+from probmodels.inference.result import Result
 
 EDGE = np.array([[1, 0, 1], [1, 1, 1], [0, 1, 1], [1, 0, 1]], dtype=np.float32)  # (draw, pair): ab, ac, bd
 CHANCE = np.array([[0.9, 0.2, 0.7], [0.7, 0.4, 0.7], [0.8, 0.1, 0.7], [0.8, 0.3, 0.7]], dtype=np.float32)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from probmodels.inference import ProblemError
+from probmodels.errors import ProblemError
 from probmodels.inference.mcmc.line_integrals import (
     RULES,
     Evaluation,

@@ -19,7 +19,8 @@ import torch
 from inference_models import SCALE, ExactKernel, SlowKernel, data, exact, mean_problem, normal_model
 from pyro.infer.reparam import LocScaleReparam
 
-from probmodels.inference import ChainError, CheckpointError, NUTSKernel, Problem, ProblemError, run_mcmc
+from probmodels.errors import ChainError, CheckpointError, ProblemError
+from probmodels.inference import NUTSKernel, Problem, run_mcmc
 from probmodels.inference.diagnostics.convergence import convergence
 
 short = partial(run_mcmc, num_samples=40, warmup_steps=10, num_chains=2, chain_method="sequential", progress=False)
@@ -256,7 +257,8 @@ def test_session_models_run_in_processes_if_they_live_in_modules():
     """A program without a file: problems from modules work; problems of its own are refused with the remedy."""
     script = """
 import inference_models as m
-from probmodels.inference import ProblemError, run_mcmc
+from probmodels.errors import ProblemError
+from probmodels.inference import run_mcmc
 options = dict(num_samples=5, warmup_steps=2, num_chains=1, progress=False)
 print(run_mcmc(m.mean_problem(), **options).posterior.sizes["draw"])
 def model(y): return m.mean_model(y)

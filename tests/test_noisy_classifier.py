@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from probmodels import fit_svi
-from probmodels.datasets import DataError
 from probmodels.datasets.images import make_images
 from probmodels.diffusion import make_problem as make_diffusion
 from probmodels.diffusion.classifier import class_likelihood, make_problem
 from probmodels.diffusion.fitted import make_field
+from probmodels.errors import DataError
 from probmodels.scores.fields import Conditioned
 from probmodels.scores.samplers import sample
 

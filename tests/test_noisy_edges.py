@@ -17,11 +17,10 @@ from scipy import stats
 from torch import Tensor
 
 from probmodels import Problem, fit_svi, run_mcmc
-from probmodels.datasets import DataError
+from probmodels.errors import DataError, ProblemError
 from probmodels.guides.nets import propagate
 from probmodels.guides.noisy_edges import disarm_slope
 from probmodels.inference import sbc
-from probmodels.inference.problem import ProblemError
 from probmodels.noisy_edges.model import NoisyCount, Prior, edge_logits, make_problem, prior_logits, tiny
 from probmodels.noisy_edges.pairs import PairData, make_pairs
 
@@ -503,8 +502,8 @@ def test_labels_of_pairs_are_node_names() -> None:
 
 
 def test_what_does_not_fit_into_memory_is_refused(monkeypatch):
-    monkeypatch.setattr("probmodels.inference.programs.checks._SMALL", 0)
-    monkeypatch.setattr("probmodels.inference.programs.checks.free_bytes", lambda device: 100)
+    monkeypatch.setattr("probmodels.inference.runtime.memory._SMALL", 0)
+    monkeypatch.setattr("probmodels.inference.runtime.memory.free_bytes", lambda device: 100)
     monkeypatch.setattr("probmodels.guides.edges.pairs_of_numbers", None)  # pairs are counted before they are listed
     with pytest.raises(ProblemError, match=r"28 candidate pairs need about .* take all_pairs=False"):
         tiny()

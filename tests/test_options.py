@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from probmodels.datasets import DataError
-from probmodels.datasets.options import check_choices, check_counts, check_numbers
+from probmodels.errors import DataError
+from probmodels.options import check_choices, check_counts, check_numbers
 
 
 def test_what_is_in_range_passes() -> None:

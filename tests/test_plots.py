@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from synthetic_modes import synthetic_result, toy_field
 
 from probmodels import plots
-from probmodels.bayesian_svd import maps as _maps
+from probmodels.bayesian_svd import figures as mode_figures, maps as _maps
 from probmodels.bayesian_svd.summary import compare_eof, summarise_modes
-from probmodels.datasets import DataError
+from probmodels.errors import DataError
 
 RANKED = pd.DataFrame(
     {"elpd_diff": [0.0, -3.0, -20.0], "diff_se": [0.0, 2.5, 4.0], "weight": [0.7, 0.3, 0.0]},
@@ -84,14 +84,14 @@ def draw_all(tree, modes, comparison) -> dict[str, Figure]:
     posterior = tree["posterior"].to_dataset()
     r_hat = xr.Dataset({"U": modes["mode_r_hat"], "d": ("k", [1.0, 1.02, np.nan])})
     return {
-        "mode_maps": plots.mode_maps(modes),
-        "pcs": plots.pcs(modes, comparison),
-        "scree": plots.scree(modes, comparison),
-        "residual_maps": plots.residual_maps(modes),
-        "eof_difference": plots.eof_difference(modes, comparison),
+        "mode_maps": mode_figures.mode_maps(modes),
+        "pcs": mode_figures.pcs(modes, comparison),
+        "scree": mode_figures.scree(modes, comparison),
+        "residual_maps": mode_figures.residual_maps(modes),
+        "eof_difference": mode_figures.eof_difference(modes, comparison),
         "trace": plots.trace(posterior),
         "rank": plots.rank(posterior),
-        "rhat_map": plots.rhat_map(modes),
+        "rhat_map": mode_figures.rhat_map(modes),
         "rhat_histogram": plots.rhat_histogram(r_hat),
         "loss": plots.loss(tree["fit"].to_dataset()),
         "bilevel_losses": plots.bilevel_losses(bilevel_fit()),
@@ -109,7 +109,7 @@ def figures(tree, modes, comparison):
 
 
 def test_every_figure_draws_something_and_nothing_overlaps(figures):
-    assert set(figures) == set(plots.__all__)
+    assert set(figures) == {*plots.__all__, *mode_figures.__all__}
     for name, figure in figures.items():
         assert type(figure) is Figure
         image = pixels(figure)
@@ -148,7 +148,7 @@ def test_dots_mark_cells_of_certain_sign(modes):
     shown["prob_positive"] = xr.full_like(modes["prob_positive"], 0.5)
     shown["prob_positive"][0, 2, 3] = 0.96
     shown["prob_positive"][0, 4, 5] = 0.01
-    ax = plots.mode_maps(shown).axes[0]
+    ax = mode_figures.mode_maps(shown).axes[0]
     (dots,) = (c for c in ax.collections if isinstance(c, PathCollection))
     at = {tuple(x) for x in np.asarray(dots.get_offsets())}
     expected = {(float(modes["lon"][j]), float(modes["lat"][i])) for i, j in ((2, 3), (4, 5))}
@@ -215,7 +215,7 @@ def test_scree_and_pcs_hold_the_numbers(figures, modes, comparison):
 def test_calendars_without_datetime64_are_drawn_as_years(modes):
     cftime = pytest.importorskip("cftime")
     times = [cftime.Datetime360Day(1950 + i, 1, 15) for i in range(modes.sizes["time"])]
-    figure = plots.pcs(modes.assign_coords(time=times))
+    figure = mode_figures.pcs(modes.assign_coords(time=times))
     assert figure.axes[0].lines[1].get_xdata()[0] == pytest.approx(1950, abs=0.1)
 
 
@@ -229,7 +229,7 @@ def test_cells_without_a_grid_or_position_are_drawn(tree):
     for changed in (scattered, constant.drop_vars(["lat", "lon"])):
         groups = {"posterior": tree["posterior"].to_dataset(), "constant_data": changed}
         modes = summarise_modes(xr.DataTree.from_dict(groups), check_draws=10)
-        for figure in (plots.mode_maps(modes), plots.residual_maps(modes)):
+        for figure in (mode_figures.mode_maps(modes), mode_figures.residual_maps(modes)):
             assert len(np.unique(pixels(figure).reshape(-1, 3), axis=0)) > 20
 
 
@@ -252,7 +252,7 @@ def test_ranks_of_equal_chains_stay_within_the_band(tree):
 
 def test_single_chain_has_no_rhat_map(modes):
     with pytest.raises(KeyError, match="single chain"):
-        plots.rhat_map(modes.drop_vars("mode_r_hat"))
+        mode_figures.rhat_map(modes.drop_vars("mode_r_hat"))
 
 
 def test_figures_can_be_saved_without_a_display(figures):

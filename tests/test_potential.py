@@ -12,8 +12,9 @@ import torch
 from inference_models import data, mean_model, normal_model
 from pyro.infer.reparam import LocScaleReparam
 
-from probmodels.inference import Problem, ProblemError
-from probmodels.inference.programs.capture import CaptureError, batch, capture, compare, compile_graph
+from probmodels.errors import CaptureError, ProblemError
+from probmodels.inference import Problem
+from probmodels.inference.programs.capture import batch, capture, compare, compile_graph
 from probmodels.inference.programs.potential import Potential
 
 Y = data()

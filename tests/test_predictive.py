@@ -16,7 +16,8 @@ from scipy import stats
 from torch import Tensor
 
 from probmodels import fit_svi, run_mcmc, with_guide
-from probmodels.inference import Problem, ProblemError
+from probmodels.errors import ProblemError
+from probmodels.inference import Problem
 from probmodels.inference.predictive import (
     complete,
     discrete_marginals,

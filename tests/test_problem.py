@@ -14,7 +14,8 @@ from inference_models import MeanGuide, auto_guide, data, mean_model, mean_probl
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 
-from probmodels.inference import Problem, ProblemError
+from probmodels.errors import ProblemError
+from probmodels.inference import Problem
 
 
 def test_dims_come_from_plates_and_event_dims():

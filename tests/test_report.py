@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 from synthetic_modes import synthetic_result, toy_field
 
-from probmodels import plots
+from probmodels.bayesian_svd import figures as mode_figures
 from probmodels.bayesian_svd.report import write_report
 from probmodels.bayesian_svd.summary import compare_eof, summarise_modes
 
@@ -71,11 +71,11 @@ def parsed(path) -> tuple[str, Structure]:
 
 def test_report_is_one_self_contained_file(parts, tmp_path):
     tree, modes, comparison = parts
-    plots.scree(modes, comparison).savefig(tmp_path / "scree.png", dpi=40)
+    mode_figures.scree(modes, comparison).savefig(tmp_path / "scree.png", dpi=40)
     figures = {
-        "mode_maps": plots.mode_maps(modes),
+        "mode_maps": mode_figures.mode_maps(modes),
         "scree": tmp_path / "scree.png",
-        "own_idea": plots.rhat_map(modes),
+        "own_idea": mode_figures.rhat_map(modes),
     }
     path = write_report(
         tree, modes, figures, tmp_path / "deep", diagnosis="All is well.", comparison=comparison, dpi=40

@@ -10,7 +10,8 @@ import pytest
 import xarray as xr
 from inference_models import SCALE, auto_guide, data, exact, mean_model, mean_problem, normal_model
 
-from probmodels.inference import Problem, Result, ResultError, fit_svi, run_mcmc
+from probmodels.errors import ResultError
+from probmodels.inference import Problem, Result, fit_svi, run_mcmc
 from probmodels.inference.predictive import log_likelihood, prior_predictive, thin
 
 mcmc = partial(run_mcmc, num_samples=50, warmup_steps=5, num_chains=2, chain_method="sequential", progress=False)

@@ -12,6 +12,7 @@ import xarray as xr
 from scipy import special, stats
 from sklearn.dummy import DummyClassifier
 
+from probmodels.errors import DiagnosticsError
 from probmodels.inference import (
     classifier_two_sample,
     compare_samples,
@@ -21,7 +22,6 @@ from probmodels.inference import (
     sliced_wasserstein,
     wasserstein,
 )
-from probmodels.inference.diagnostics.report import DiagnosticsError
 from probmodels.inference.metrics import samples as sample_quality
 
 METRICS = [energy_distance, mmd, sliced_wasserstein, wasserstein]

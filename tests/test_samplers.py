@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy import stats
 
+from probmodels.errors import ProblemError
 from probmodels.guides.schedules import CosineSchedule, LinearSchedule, TableSchedule
-from probmodels.inference.problem import ProblemError
 from probmodels.score_composition import make_move
 from probmodels.scores.closed import GaussianMixture, UniformBox
 from probmodels.scores.fields import FunctionField, Mixture, Product, ScoreOnly, tempered

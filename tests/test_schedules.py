@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from probmodels.errors import ProblemError
 from probmodels.guides.schedules import (
     SCHEDULES,
     CosineSchedule,
@@ -18,7 +19,6 @@ from probmodels.guides.schedules import (
     NoiseSchedule,
     TableSchedule,
 )
-from probmodels.inference.problem import ProblemError
 
 ENDS = (-6.0, 4.0)
 DDPM = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))  # the table of Ho et al. (2020)

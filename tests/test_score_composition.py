@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from probmodels import run_mcmc
+from probmodels.errors import ProblemError, ResultError
 from probmodels.guides.schedules import LinearSchedule
-from probmodels.inference.problem import ProblemError
-from probmodels.inference.result import ResultError
 from probmodels.score_composition import Composed, levels_of, make_move, make_problem
 from probmodels.scores.closed import GaussianMixture, UniformBox
 from probmodels.scores.fields import (

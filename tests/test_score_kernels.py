@@ -11,7 +11,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from probmodels.inference import Problem, ProblemError, run_mcmc
+from probmodels.errors import ProblemError
+from probmodels.inference import Problem, run_mcmc
 from probmodels.inference.mcmc.line_integrals import Evaluation, density_target
 from probmodels.inference.mcmc.score_kernels import ScoreKernel, Transition
 

@@ -15,9 +15,10 @@ from pyro.infer.autoguide import AutoDelta
 
 from probmodels import Problem, Result, fit_bilevel, fit_svi, run_mcmc, run_spec
 from probmodels.bayesian_svd import make_problem
+from probmodels.errors import ProblemError, SpecError
 from probmodels.guides import with_guide
-from probmodels.inference import Outer, ProblemError
-from probmodels.spec import SpecError, build_problem, load_spec, run_engine, spec_of_result
+from probmodels.inference import Outer
+from probmodels.spec import build_problem, load_spec, run_engine, spec_of_result
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from pyro.nn import PyroModule
 from svi_models import Mixed, OwnELBO, decoder, local_model, mixed_model, problem, vae
 from torch import nn
 
-from probmodels.inference import CheckpointError, FitError, Problem, ProblemError, fit_svi
-from probmodels.inference.programs.capture import CaptureError
+from probmodels.errors import CaptureError, CheckpointError, FitError, ProblemError
+from probmodels.inference import Problem, fit_svi
 from probmodels.inference.variational.optimiser import Adam
 from probmodels.inference.variational.options import make_schedule
 

@@ -12,7 +12,8 @@ import torch
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
 from svi_models import Amortised, crossed_model, global_model, local_model, problem, rows, vae
 
-from probmodels.inference import ProblemError, fit_svi
+from probmodels.errors import ProblemError
+from probmodels.inference import fit_svi
 from probmodels.inference.programs.minibatch import Minibatches
 
 still = partial(fit_svi, lr=1e-14, num_samples=2, progress=False)  # losses of one and the same guide

@@ -15,9 +15,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from probmodels.errors import ProblemError
 from probmodels.guides.auto import with_guide
 from probmodels.guides.gflownet import make_policy
-from probmodels.inference import Problem, ProblemError, fit_svi
+from probmodels.inference import Problem, fit_svi
 from probmodels.inference.flows.balance import VarGrad
 from probmodels.inference.programs.varying import with_fixed_sites
 

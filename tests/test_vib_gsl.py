@@ -14,11 +14,10 @@ from torch import Tensor
 
 import probmodels.guides.vib_gsl as parts
 from probmodels import Problem, fit_svi
-from probmodels.datasets import DataError
 from probmodels.datasets.graph_data import import_pyg, make_graph
+from probmodels.errors import DataError, ProblemError
 from probmodels.guides.edges import RANDOM, EdgeSet, make_edges
 from probmodels.guides.vib_gsl import BACKBONES, choose_graphs
-from probmodels.inference import ProblemError
 from probmodels.inference.programs import checks
 from probmodels.inference.programs.checks import parameters_without_gradient
 from probmodels.vib_gsl import make_problem, predict

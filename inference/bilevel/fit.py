@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
+from probmodels.errors import ProblemError
 from probmodels.inference.bilevel.hypergradients import HYPERGRADIENTS
 from probmodels.inference.bilevel.rounds import STOP_BY, Plan, Rounds
-from probmodels.inference.problem import Outer, Problem, ProblemError
+from probmodels.inference.problem import Outer, Problem
 from probmodels.inference.result import Result
 from probmodels.inference.variational.options import Callback, Options
 from probmodels.inference.variational.training import fit

@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from probmodels.errors import CheckpointError, FitError, ProblemError
 from probmodels.inference.bilevel.hypergradients import (
     HYPERGRADIENTS,
     OPTIMISERS,
@@ -25,11 +26,9 @@ from probmodels.inference.bilevel.hypergradients import (
     norm,
 )
 from probmodels.inference.bilevel.scoring import SCORES, score_guide
-from probmodels.inference.problem import ProblemError
 from probmodels.inference.programs.programs import Programs
-from probmodels.inference.runtime.checkpoint import CheckpointError
 from probmodels.inference.runtime.ops import FixGenerated, chain_seed, isolated, part
-from probmodels.inference.variational.loop import FitError, Loop, Setting
+from probmodels.inference.variational.loop import Loop, Setting
 from probmodels.inference.variational.losses import make_loss, objective_of
 from probmodels.inference.variational.optimiser import Adam, can_project, project
 from probmodels.inference.variational.options import Step, positive

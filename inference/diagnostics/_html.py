@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from probmodels.inference.diagnostics.report import Finding
-
 __all__ = ["block", "frame", "listed", "text"]
+
+
+class Finding(Protocol):
+    """What a list shows of a finding."""
+
+    @property
+    def mark(self) -> str: ...
+    @property
+    def verdict(self) -> str: ...
+    @property
+    def advice(self) -> str: ...
 
 
 def block(title: str, *bodies: str) -> str:

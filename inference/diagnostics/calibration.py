@@ -22,8 +22,8 @@ import pandas as pd
 import xarray as xr
 from scipy import stats
 
+from probmodels.errors import DiagnosticsError
 from probmodels.inference.diagnostics import _html
-from probmodels.inference.diagnostics.report import DiagnosticsError
 
 __all__ = ["Calibration", "coverage", "sbc", "vsbc"]
 

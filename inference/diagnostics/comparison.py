@@ -26,9 +26,10 @@ import xarray as xr
 from scipy import optimize
 from scipy.special import logsumexp
 
+from probmodels.errors import DiagnosticsError
 from probmodels.inference.diagnostics import _html
 from probmodels.inference.diagnostics.convergence import convergence, psis
-from probmodels.inference.diagnostics.report import KHAT_MAX, DiagnosticsError, Finding, label, spell
+from probmodels.inference.diagnostics.report import KHAT_MAX, Finding, label, spell
 
 if TYPE_CHECKING:
     from probmodels.inference.problem import Problem

@@ -17,13 +17,13 @@ from pyro import poutine
 from scipy.special import logsumexp
 from torch import Tensor
 
+from probmodels.errors import ProblemError, ResultError
 from probmodels.inference.diagnostics.convergence import EQUAL_WEIGHTS, psis
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.draws import map_draws
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.programs.traces import Frames, by_datum, leaf_of, sample_sites, shared_plates
-from probmodels.inference.result import ResultError
 from probmodels.inference.runtime.ops import is_generated, isolated
 
 if TYPE_CHECKING:

@@ -10,27 +10,24 @@ sampling. Scandinavian Journal of Statistics 30(4). https://doi.org/10.1111/1467
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from copy import copy
+from typing import TypeVar
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from probmodels.errors import ImportanceError
 from probmodels.inference.diagnostics.convergence import psis
+from probmodels.inference.labels import Drawn
 
-if TYPE_CHECKING:
-    from probmodels.inference.result import Result
+__all__ = ["importance_moments", "importance_resample"]
 
-__all__ = ["ImportanceError", "importance_moments", "importance_resample"]
-
+_Held = TypeVar("_Held", bound=Drawn)
 RESAMPLED = "importance_resampled"  # attribute of the tree: JSON of k-hat, number of draws before, seed
 
 
-class ImportanceError(ValueError):
-    """Draws that have no usable importance weights."""
-
-
-def importance_resample(result: Result, num_samples: int | None = None, *, seed: int = 0) -> Result:
+def importance_resample(result: _Held, num_samples: int | None = None, *, seed: int = 0) -> _Held:
     """Draws of a guide resampled by their Pareto-smoothed importance weights, so that they follow the posterior.
 
     Parameters
@@ -59,8 +56,6 @@ def importance_resample(result: Result, num_samples: int | None = None, *, seed:
     Above a k-hat of 0.7 the draws of the guide miss part of the posterior, and no choice among them can mend that;
     `diagnose` says so of the resampled result, too.
     """
-    from probmodels.inference.result import Result
-
     tree = result.tree
     stats = tree["sample_stats"].to_dataset() if "sample_stats" in tree.children else xr.Dataset()
     if "log_weight" not in stats:
@@ -97,7 +92,9 @@ def importance_resample(result: Result, num_samples: int | None = None, *, seed:
     resampled = xr.DataTree.from_dict(groups)
     about = {"khat": None if np.isnan(khat) else khat, "num_draws": len(weight), "seed": seed}
     resampled.attrs = {**tree.attrs, RESAMPLED: json.dumps(about)}
-    return Result(resampled)
+    found = copy(result)
+    found.tree, found.guide_state = resampled, None
+    return found
 
 
 def importance_moments(draws: ArrayLike, log_weight: ArrayLike) -> dict[str, NDArray[np.float64]]:

@@ -6,20 +6,19 @@ import json
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from probmodels.errors import DiagnosticsError
 from probmodels.inference.diagnostics import _html
 from probmodels.inference.diagnostics.convergence import EQUAL_WEIGHTS, bfmi, convergence, hdi, psis
 from probmodels.inference.diagnostics.importance import RESAMPLED, importance_moments
+from probmodels.inference.labels import Drawn
 
-if TYPE_CHECKING:
-    from probmodels.inference.result import Result
-
-__all__ = ["DiagnosticsError", "Finding", "Report", "diagnose", "summarize"]
+__all__ = ["Finding", "Report", "diagnose", "summarize"]
 
 _BFMI_MIN, KHAT_GOOD, KHAT_MAX = 0.3, 0.5, 0.7
 _SATURATED = 0.01  # share of trajectories at their limit that is worth a word
@@ -31,10 +30,6 @@ _LEAST_SHARE, _CLOSE_SHARE = 0.5, 0.8  # of draws that weights leave effective: 
 _MOST_ROWS = 2000  # rows that are judged, evenly spaced among more
 _LIMITS = (("tree_depth", "max_tree_depth"), ("n_steps", "max_leapfrog"))
 _GUIDED = ("svi", "em", "bilevel")  # engines whose draws come from a guide
-
-
-class DiagnosticsError(ValueError):
-    """Draws or arguments that cannot be diagnosed."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ class Report:
 
 
 def diagnose(
-    result: Result,
+    result: Drawn,
     *,
     rhat_max: float = 1.01,
     ess_min: float = 400,

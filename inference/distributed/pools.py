@@ -29,9 +29,9 @@ from typing import Any, Self
 
 import torch
 
-from probmodels.inference.mcmc.workers import interrupts_ignored, main_hidden, one_thread_environment
-from probmodels.inference.problem import ProblemError
+from probmodels.errors import ProblemError
 from probmodels.inference.runtime.ops import single_thread
+from probmodels.inference.runtime.processes import interrupts_ignored, main_hidden, one_thread_environment
 
 __all__ = ["DaskPool", "Failure", "Pool", "ProcessPool", "make_pool"]
 

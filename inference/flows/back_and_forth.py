@@ -19,6 +19,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from probmodels.errors import ProblemError
 from probmodels.inference.flows.balance import Run, VarGrad
 from probmodels.inference.flows.exploration import (
     Explore,
@@ -32,7 +33,7 @@ from probmodels.inference.flows.exploration import (
 )
 from probmodels.inference.mcmc.chains import KernelFactory
 from probmodels.inference.mcmc.kernels import Kernel, Params
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import Program, Programs
 from probmodels.inference.programs.traces import Frames, by_datum, sample_sites, scored, shared_plates
 from probmodels.inference.result import Result

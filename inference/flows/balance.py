@@ -25,8 +25,8 @@ from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from torch import Tensor
 
+from probmodels.errors import ProblemError
 from probmodels.inference.flows.exploration import Explore
-from probmodels.inference.problem import ProblemError
 from probmodels.inference.programs.traces import (
     Frames,
     by_datum,

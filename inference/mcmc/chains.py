@@ -12,8 +12,9 @@ import pyro
 import torch
 from tqdm.auto import tqdm
 
+from probmodels.errors import ProblemError
 from probmodels.inference.mcmc.kernels import Kernel
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.checkpoint import ChainStore
 from probmodels.inference.runtime.ops import (
     Interrupts,
@@ -25,17 +26,7 @@ from probmodels.inference.runtime.ops import (
     single_thread,
 )
 
-__all__ = [
-    "ChainError",
-    "ChainPlan",
-    "KernelFactory",
-    "Progress",
-    "Watch",
-    "bare",
-    "kernel_name",
-    "run_chain",
-    "run_in_turn",
-]
+__all__ = ["ChainPlan", "KernelFactory", "Progress", "Watch", "bare", "kernel_name", "run_chain", "run_in_turn"]
 
 KernelFactory = Callable[[Problem], Kernel]
 # Reports (iteration, text for the progress bar) and learns whether the chain shall stop.
@@ -44,10 +35,6 @@ Reporter = Callable[[int, str], bool]
 _KERNEL_STREAM = 0
 _FLUSH_BYTES = 64 * 2**20
 _REPORT_SECONDS = 0.2
-
-
-class ChainError(RuntimeError):
-    """A chain that failed: which one and how."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from probmodels.errors import ProblemError
 from probmodels.inference.mcmc.kernels import Kernel, Params
 from probmodels.inference.mcmc.pathfinder import find_paths
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.potential import Potential
 from probmodels.inference.runtime.ops import part
 

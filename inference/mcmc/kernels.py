@@ -49,7 +49,7 @@ class Kernel(MCMCKernel):
     init: str | Params | None = None
 
     @classmethod
-    def prepare(cls) -> None:
+    def prepare(cls, problem: Problem) -> None:
         """Work that all chains share, done once in the calling process before any chain starts: compilation."""
 
     def seed(self, seed: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probmodels.inference.problem import ProblemError
+from probmodels.errors import ProblemError
 
 __all__ = ["RULES", "Evaluation", "Target", "check_rule", "density_target", "evaluate_start", "finite", "log_ratio"]
 

@@ -24,23 +24,15 @@ import numpy as np
 import torch
 import xarray as xr
 
-from probmodels.inference.mcmc.chains import (
-    ChainError,
-    ChainPlan,
-    KernelFactory,
-    Progress,
-    Watch,
-    bare,
-    kernel_name,
-    run_in_turn,
-)
+from probmodels.errors import CaptureError, ChainError, ProblemError
+from probmodels.inference.labels import take_marginals, to_dataset
+from probmodels.inference.mcmc.chains import ChainPlan, KernelFactory, Progress, Watch, bare, kernel_name, run_in_turn
 from probmodels.inference.mcmc.chees import ChEESKernel
 from probmodels.inference.mcmc.kernels import Kernel, NUTSKernel
 from probmodels.inference.predictive import complete
-from probmodels.inference.problem import Problem, ProblemError
-from probmodels.inference.programs.capture import CaptureError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.potential import Potential
-from probmodels.inference.result import Result, build_tree, take_marginals, to_dataset
+from probmodels.inference.result import Result, build_tree
 from probmodels.inference.runtime.checkpoint import ChainStore, check_room, open_checkpoint, read_draws
 from probmodels.inference.runtime.fingerprints import fingerprint
 from probmodels.inference.runtime.ops import (
@@ -166,7 +158,7 @@ def run_mcmc(
         )
     starts = _starts(problem, factory, init, sizes["num_chains"], seed)
     if isinstance(factory, type) and issubclass(factory, Kernel):
-        factory.prepare()
+        factory.prepare(problem)
     run = _Run(problem, factory, method, **sizes, thin=thin, seed=seed, init=starts, client=client)
     options: dict[str, Any] = {"num_workers": num_workers, "progress": progress, "checkpoint": checkpoint}
     options |= {"checkpoint_every": checkpoint_every, "timeout": timeout, "callbacks": callbacks}
@@ -237,7 +229,7 @@ class _Run:
 
                     run_in_processes(small, factory, plans, watch, num_workers)
                 elif self.method == "dask":
-                    from probmodels.inference.distributed.many import run_on_dask
+                    from probmodels.inference.mcmc.dask import run_on_dask
 
                     run_on_dask(small, factory, plans, watch, self.client)
                 else:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from probmodels.errors import ProblemError
 from probmodels.inference.mcmc.kernels import Kernel, Params
 from probmodels.inference.mcmc.line_integrals import Evaluation, Target, check_rule, evaluate_start, finite, log_ratio
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.potential import Potential
 from probmodels.inference.runtime.ops import part
 

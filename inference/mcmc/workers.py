@@ -10,8 +10,6 @@ import signal
 import sys
 import time
 import traceback
-import types
-from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -19,16 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from probmodels.inference.mcmc.chains import ChainError, ChainPlan, KernelFactory, run_chain
-from probmodels.inference.problem import Problem, ProblemError
-from probmodels.inference.runtime.checkpoint import CheckpointError
+from probmodels.errors import ChainError, CheckpointError, ProblemError
+from probmodels.inference.mcmc.chains import ChainPlan, KernelFactory, run_chain
+from probmodels.inference.problem import Problem
+from probmodels.inference.runtime.processes import interrupts_ignored, main_hidden, one_thread_environment
 
 if TYPE_CHECKING:
     from probmodels.inference.mcmc.chains import Watch
 
-__all__ = ["interrupts_ignored", "main_hidden", "one_thread_environment", "pack", "run_in_processes"]
+__all__ = ["pack", "run_in_processes"]
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS")
 _GRACE_SECONDS = 20.0  # for the other chains to save after one has failed
 
 
@@ -240,43 +238,3 @@ def _work(pipe: Connection) -> None:
                     pipe.send(("done",))
             else:
                 pipe.send(("failed", error))
-
-
-@contextlib.contextmanager
-def one_thread_environment() -> Iterator[None]:
-    """Environment in which numerical libraries of a new process use one thread."""
-    saved = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in saved.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def interrupts_ignored() -> Iterator[None]:
-    """Children started inside ignore Ctrl-C from their first instruction on."""
-    try:
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not the main thread, which never receives signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def main_hidden() -> Iterator[None]:
-    """Keep spawned processes from running the caller's script again, where nothing in it is needed."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main

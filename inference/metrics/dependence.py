@@ -24,7 +24,7 @@ import xarray as xr
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
-from probmodels.inference.problem import ProblemError
+from probmodels.errors import ProblemError
 
 __all__ = ["characteristic_matrix", "mic", "tic"]
 

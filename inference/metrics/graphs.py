@@ -29,8 +29,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta as beta_distribution
 
-from probmodels.datasets import DataError
-from probmodels.inference.problem import ProblemError
+from probmodels.errors import DataError, ProblemError
 
 __all__ = [
     "EdgeScores",

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
-from probmodels.inference.problem import ProblemError
+from probmodels.errors import ProblemError
 
 __all__ = ["dci", "match_latents", "r_squared"]
 

@@ -27,7 +27,7 @@ import xarray as xr
 from scipy import optimize, stats
 from torch import Tensor
 
-from probmodels.inference.diagnostics.report import DiagnosticsError
+from probmodels.errors import DiagnosticsError
 
 __all__ = [
     "TwoSampleTest",

@@ -24,18 +24,15 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
+from probmodels.errors import CaptureError
 from probmodels.inference.programs.simplify import simplify
 
-__all__ = ["COMPILERS", "CaptureError", "batch", "capture", "compare", "compile_graph", "lift"]
+__all__ = ["COMPILERS", "batch", "capture", "compare", "compile_graph", "lift"]
 
 COMPILERS = ("graph", "inductor")
 _log = logging.getLogger(__name__)
 
 TensorFunction = Callable[..., Any]
-
-
-class CaptureError(RuntimeError):
-    """A function that has no faithful graph: why, so that an engine can say so and run it as it is."""
 
 
 def capture(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -13,54 +11,9 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from probmodels.inference.problem import ProblemError
 from probmodels.inference.runtime.ops import isolated
 
-__all__ = ["check_memory", "free_bytes", "parameters_without_gradient"]
-
-_SMALL = 2**28  # bytes below which nobody asks what is free
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device, a limit of the control group included; None where nobody says."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    found = []
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    with contextlib.suppress(OSError, ValueError):  # the limit may be the word "max"
-        group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return min(found, default=None)
-
-
-def check_memory(name: str, needed: int, device: torch.device, what: str, remedy: str) -> None:
-    """See that something fits into memory; below 256 MiB nobody asks.
-
-    Parameters
-    ----------
-    name
-        Of the method.
-    needed
-        Bytes.
-    device
-        Where they are needed.
-    what
-        Needs them: a plural, such as ``"3 pairs of 2 graphs"``.
-    remedy
-        What to change, as a sentence would go on.
-
-    Raises
-    ------
-    ProblemError
-        If it needs more than is free.
-    """
-    free = None if needed < _SMALL else free_bytes(device)
-    if free is not None and needed > free:
-        raise ProblemError(
-            f"{name}: {what} need about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; {remedy}"
-        )
+__all__ = ["parameters_without_gradient"]
 
 
 def parameters_without_gradient(

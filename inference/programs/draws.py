@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from tqdm.auto import tqdm
 
-from probmodels.inference.problem import ProblemError
-from probmodels.inference.programs.capture import CaptureError, batch, capture
+from probmodels.errors import CaptureError, ProblemError
+from probmodels.inference.programs.capture import batch, capture
 from probmodels.inference.runtime.ops import chain_seed, isolated
 
 __all__ = ["DrawFunction", "map_draws"]

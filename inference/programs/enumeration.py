@@ -15,7 +15,8 @@ from pyro.ops.contract import contract_to_tensor
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.errors import ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.ops import is_generated, isolated
 
 __all__ = ["Enumeration"]

@@ -14,7 +14,8 @@ from pyro import poutine
 from pyro.poutine.subsample_messenger import SubsampleMessenger, _Subsample
 from torch import Tensor
 
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.errors import ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.ops import chain_seed, isolated
 
 __all__ = ["Minibatches", "plate_sizes", "subsampled", "whole"]

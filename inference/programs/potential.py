@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 import probmodels.inference.programs.bijections  # noqa: F401 -- registers maps that torch lacks
-from probmodels.inference.problem import Problem, ProblemError
-from probmodels.inference.programs.capture import CaptureError, batch, capture, compile_graph
+from probmodels.errors import CaptureError, ProblemError
+from probmodels.inference.problem import Problem
+from probmodels.inference.programs.capture import batch, capture, compile_graph
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.runtime.ops import FixGenerated
 

@@ -17,12 +17,13 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.errors import ProblemError, ResultError
+from probmodels.inference.labels import to_dataset
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.draws import map_draws
 from probmodels.inference.programs.enumeration import Enumeration
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.traces import by_datum, shared_plates
-from probmodels.inference.result import ResultError, to_dataset
 from probmodels.inference.runtime.fingerprints import fingerprint
 from probmodels.inference.runtime.ops import Unobserve, is_generated, isolated
 

@@ -27,7 +27,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import nn
 
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.errors import ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.traces import leaf_of, sample_sites
 from probmodels.inference.runtime.ops import is_generated, isolated

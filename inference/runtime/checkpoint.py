@@ -19,19 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from probmodels.errors import CheckpointError
 from probmodels.inference.runtime.ops import write_atomically, write_json
 
-__all__ = [
-    "FORMAT",
-    "ChainStore",
-    "CheckpointError",
-    "State",
-    "check_room",
-    "open_checkpoint",
-    "read_draws",
-    "read_state",
-    "write_state",
-]
+__all__ = ["FORMAT", "ChainStore", "State", "check_room", "open_checkpoint", "read_draws", "read_state", "write_state"]
 
 FORMAT = 1
 _log = logging.getLogger(__name__)
@@ -39,10 +30,6 @@ _RUN, _STATE, _LOCK = "run.json", "state.json", ".lock"
 _PROBE = ".probmodels-probe-"
 
 State = dict[str, Any]  # values: Tensor, int, float, bool or str
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint folder that cannot be used: what is wrong with it and how to mend it."""
 
 
 @contextlib.contextmanager

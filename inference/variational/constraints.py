@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from probmodels.inference.problem import ProblemError
+from probmodels.errors import ProblemError
 
 if TYPE_CHECKING:
     from probmodels.inference.variational.options import Step

@@ -17,18 +17,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.errors import ProblemError, RankError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import plate_sizes
 from probmodels.inference.runtime.ops import chain_seed
 
-__all__ = ["RankError", "Ranks", "join", "shared_sizes"]
+__all__ = ["Ranks", "join", "shared_sizes"]
 
 _STREAM = 3  # random stream of a run, beside those of its steps, draws and rows
 T = TypeVar("T")
-
-
-class RankError(RuntimeError):
-    """Another process of a data-parallel fit is gone, or does something else."""
 
 
 def join(name: str, distributed: bool | None) -> int:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 
+from probmodels.errors import ProblemError
 from probmodels.inference.flows.balance import WEIGHTS, Balance
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.fingerprints import fingerprint
 from probmodels.inference.variational.gradient import Stage

@@ -12,12 +12,11 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from probmodels.inference.problem import ProblemError
-from probmodels.inference.programs.capture import CaptureError, capture, compare, compile_graph, lift
+from probmodels.errors import CaptureError, FitError, ProblemError
+from probmodels.inference.programs.capture import capture, compare, compile_graph, lift
 from probmodels.inference.programs.minibatch import subsampled
 from probmodels.inference.programs.programs import Programs
 from probmodels.inference.runtime.ops import FixGenerated
-from probmodels.inference.variational.loop import FitError
 from probmodels.inference.variational.losses import KLWeight, Objective
 from probmodels.inference.variational.options import Schedule
 

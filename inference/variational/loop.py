@@ -25,11 +25,7 @@ from probmodels.inference.runtime.ops import Interrupts, part, restore_rng, rng_
 from probmodels.inference.variational.data_parallel import Ranks
 from probmodels.inference.variational.options import Options, Step
 
-__all__ = ["FitError", "Loop", "Setting", "quiet"]
-
-
-class FitError(RuntimeError):
-    """A fit that broke down: at which step and what to try."""
+__all__ = ["Loop", "Setting", "quiet"]
 
 
 @dataclass

@@ -24,6 +24,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from probmodels.errors import ProblemError
 from probmodels.inference.flows.back_and_forth import BackAndForth, refined
 from probmodels.inference.flows.balance import (
     WEIGHTS,
@@ -35,7 +36,7 @@ from probmodels.inference.flows.balance import (
     model_loss,
 )
 from probmodels.inference.flows.exploration import drawn, with_values
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.traces import by_datum, plate_scale, sample_sites, scored, shared_plates
 from probmodels.inference.runtime.ops import Unobserve, isolated, part as of_prefix

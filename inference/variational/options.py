@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from probmodels.inference.problem import ProblemError
+from probmodels.errors import ProblemError
 from probmodels.inference.programs.capture import COMPILERS
 
 __all__ = ["COMPILE", "Callback", "Options", "Schedule", "Step", "make_schedule", "positive"]

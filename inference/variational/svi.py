@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.errors import FitError, ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import fitted, sample_guide
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.fingerprints import fingerprint
 from probmodels.inference.variational.gradient import Stage
-from probmodels.inference.variational.loop import FitError, Setting
+from probmodels.inference.variational.loop import Setting
 from probmodels.inference.variational.losses import make_loss, objective_of
 from probmodels.inference.variational.options import Callback, Options, Schedule, Step, make_schedule, positive
 from probmodels.inference.variational.training import Trainer, fit

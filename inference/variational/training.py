@@ -16,11 +16,12 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from probmodels.inference.problem import Problem, ProblemError
-from probmodels.inference.programs.capture import CaptureError
+from probmodels.errors import CaptureError, FitError, ProblemError
+from probmodels.inference.labels import take_marginals, to_dataset
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import Minibatches
 from probmodels.inference.programs.programs import cast, identity, opened, sample_guide
-from probmodels.inference.result import Result, build_tree, take_marginals, to_dataset
+from probmodels.inference.result import Result, build_tree
 from probmodels.inference.runtime.checkpoint import open_checkpoint
 from probmodels.inference.runtime.fingerprints import fingerprint
 from probmodels.inference.runtime.ops import (
@@ -33,7 +34,7 @@ from probmodels.inference.runtime.ops import (
 from probmodels.inference.variational.constraints import followers
 from probmodels.inference.variational.data_parallel import Ranks, join, shared_sizes
 from probmodels.inference.variational.gradient import Gradient, Stage
-from probmodels.inference.variational.loop import FitError, Loop, Setting, quiet
+from probmodels.inference.variational.loop import Loop, Setting, quiet
 from probmodels.inference.variational.optimiser import Adam
 from probmodels.inference.variational.options import Options, Step
 

@@ -34,12 +34,12 @@ from torch import Tensor
 
 from probmodels.bayesian_network.graphs import AcyclicGraphs
 from probmodels.bayesian_network.scores import bdeu, best_score, bge, parent_scores
-from probmodels.datasets import DataError
 from probmodels.datasets.bayesian_networks import simulate_gaussian_network
-from probmodels.datasets.options import check_choices, check_counts, check_numbers
+from probmodels.errors import DataError
 from probmodels.guides.bayesian_network import EdgePolicy
 from probmodels.inference.flows.balance import ParallelVarGrad
 from probmodels.inference.problem import Problem
+from probmodels.options import check_choices, check_counts, check_numbers
 
 __all__ = ["ENGINES", "REFERENCE", "BayesianNetwork", "Rising", "make_problem", "tiny"]
 

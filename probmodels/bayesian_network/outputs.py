@@ -23,10 +23,11 @@ import torch
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from probmodels.datasets.options import check_counts
+from probmodels.errors import ResultError
 from probmodels.guides.bayesian_network import reachable
 from probmodels.inference.metrics.graphs import cpdag as class_graph
-from probmodels.inference.result import Result, ResultError
+from probmodels.inference.result import Result
+from probmodels.options import check_counts
 from probmodels.outputs import Outputs
 
 if TYPE_CHECKING:

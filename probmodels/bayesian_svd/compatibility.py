@@ -9,7 +9,8 @@ from torch import Tensor
 from probmodels.bayesian_svd.model import MatrixData
 from probmodels.bayesian_svd.published import PublishedGibbs
 from probmodels.distributions.covariance import time_distance
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.errors import ProblemError
+from probmodels.inference.problem import Problem
 
 __all__ = ["PublishedOnProblem", "published_gibbs"]
 

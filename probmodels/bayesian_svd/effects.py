@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from probmodels.datasets import DataError
+from probmodels.errors import DataError
 
 __all__ = ["TERMS", "effect_design", "time_in_years"]
 

@@ -21,11 +21,9 @@ from importlib.util import find_spec
 import numpy as np
 import xarray as xr
 
-__all__ = ["Anomalies", "SummaryError", "compare_eof", "eof_baseline", "make_anomalies", "to_grid"]
+from probmodels.errors import SummaryError
 
-
-class SummaryError(ValueError):
-    """A result lacks what its summary needs."""
+__all__ = ["Anomalies", "compare_eof", "eof_baseline", "make_anomalies", "to_grid"]
 
 
 @dataclass(frozen=True)

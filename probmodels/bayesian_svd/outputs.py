@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from probmodels import plots
+from probmodels.bayesian_svd import figures as mode_figures
 from probmodels.bayesian_svd.eof import compare_eof
 from probmodels.bayesian_svd.report import write_report
 from probmodels.bayesian_svd.summary import summarise_modes, summary_table, write_modes
@@ -52,15 +53,18 @@ def write_outputs(result: Result, folder: str | Path, *, level: float = 0.95, dp
 
     posterior = result.posterior
     gridded = "lat" in modes.dims
-    figures: dict[str, Figure] = {"pcs": plots.pcs(modes, comparison), "scree": plots.scree(modes, comparison)}
+    figures: dict[str, Figure] = {
+        "pcs": mode_figures.pcs(modes, comparison),
+        "scree": mode_figures.scree(modes, comparison),
+    }
     if gridded:
-        figures["mode_maps"] = plots.mode_maps(modes)
-        figures["eof_difference"] = plots.eof_difference(modes, comparison)
-        figures["residual_maps"] = plots.residual_maps(modes)
+        figures["mode_maps"] = mode_figures.mode_maps(modes)
+        figures["eof_difference"] = mode_figures.eof_difference(modes, comparison)
+        figures["residual_maps"] = mode_figures.residual_maps(modes)
     traced = [name for name in _TRACED if name in posterior and float(posterior[name].std()) > 0]
     if posterior.sizes["chain"] > 1:
         if gridded:
-            figures["rhat_map"] = plots.rhat_map(modes)
+            figures["rhat_map"] = mode_figures.rhat_map(modes)
         figures["rank"] = plots.rank(posterior, traced)
     figures["trace"] = plots.trace(posterior, traced)
     if "fit" in tree.children:

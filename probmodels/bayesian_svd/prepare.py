@@ -19,7 +19,6 @@ from probmodels.bayesian_svd.align import ORDERS, align_draws, invariants
 from probmodels.bayesian_svd.effects import effect_design, time_in_years
 from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SideData, model
 from probmodels.bayesian_svd.sampler import BlockGibbs
-from probmodels.datasets import DataError
 from probmodels.distributions.covariance import (
     KERNELS,
     EigenGrid,
@@ -29,6 +28,7 @@ from probmodels.distributions.covariance import (
     time_distance,
 )
 from probmodels.distributions.frames import FrameReparam
+from probmodels.errors import DataError
 from probmodels.guides.bayesian_svd import BayesianSVDGuide
 from probmodels.inference.problem import Problem
 

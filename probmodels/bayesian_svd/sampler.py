@@ -95,14 +95,12 @@ class BlockGibbs(Kernel):
         self._state: dict[str, NDArray[Any]] = {}
 
     @classmethod
-    def prepare(cls) -> None:
-        """Compile the sweep, or load it from the cache of an earlier run.
+    def prepare(cls, problem: Problem) -> None:
+        """Compile the sweep by one run of it on the problem, or load it from the cache of an earlier run.
 
         Chains that compiled it side by side could differ in the last bits of their sums, and so in their draws.
         """
-        from probmodels.bayesian_svd.prepare import tiny
-
-        kernel = cls(tiny())
+        kernel = cls(problem)
         kernel.setup(0)
         kernel.sample({})
 

@@ -24,15 +24,8 @@ import numpy as np
 import xarray as xr
 
 from probmodels._version import __version__
-from probmodels.bayesian_svd.eof import (
-    Anomalies,
-    SummaryError,
-    compare_eof,
-    eof_baseline,
-    make_anomalies,
-    shared_mean,
-    to_grid,
-)
+from probmodels.bayesian_svd.eof import Anomalies, compare_eof, eof_baseline, make_anomalies, shared_mean, to_grid
+from probmodels.errors import SummaryError
 from probmodels.inference.diagnostics.convergence import convergence
 
 __all__ = ["SummaryError", "compare_eof", "eof_baseline", "summarise_modes", "summary_table", "write_modes"]

@@ -31,9 +31,9 @@ from scipy.special import gammaln
 from tqdm.auto import tqdm
 
 from probmodels.causal_graph.scores import SmoothFeatures
-from probmodels.datasets import DataError
 from probmodels.datasets.causal import as_graph, causal_order, position_of
-from probmodels.datasets.options import check_choices, check_counts, check_numbers
+from probmodels.errors import DataError
+from probmodels.options import check_choices, check_counts, check_numbers
 
 __all__ = ["average_effect"]
 

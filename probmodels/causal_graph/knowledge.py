@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from probmodels.errors import ProblemError
 from probmodels.guides.acyclicity import find_cycle, spell_cycle
-from probmodels.inference.problem import ProblemError
 
 __all__ = ["Knowledge"]
 

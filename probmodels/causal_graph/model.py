@@ -51,16 +51,16 @@ from probmodels.bayesian_network.model import BayesianNetwork, Rising
 from probmodels.bayesian_network.outputs import write_outputs as write_network
 from probmodels.causal_graph.knowledge import Knowledge
 from probmodels.causal_graph.scores import FLOORS, KERNELS, Scores, mechanism_scores
-from probmodels.datasets import DataError
-from probmodels.datasets.options import check_choices, check_counts, check_numbers
+from probmodels.errors import DataError, ProblemError
 from probmodels.guides.acyclicity import log_determinant, to_dag, trace_exponential
 from probmodels.guides.bayesian_network import EdgePolicy
 from probmodels.guides.causal_graph import GraphMixture, GraphTable, ModularGraphs
 from probmodels.inference.flows.balance import ParallelVarGrad
 from probmodels.inference.mcmc.kernels import Kernel
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.result import Result
 from probmodels.inference.variational.constraints import Constraint
+from probmodels.options import check_choices, check_counts, check_numbers
 from probmodels.outputs import Outputs
 
 __all__ = [

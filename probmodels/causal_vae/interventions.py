@@ -36,7 +36,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from probmodels.datasets.causal import position_of
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.errors import ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated

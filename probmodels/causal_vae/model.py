@@ -47,14 +47,14 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from probmodels.datasets import DataError
 from probmodels.datasets.causal import as_graph, check_concepts, make_concepts, position_of
-from probmodels.datasets.options import check_counts
+from probmodels.errors import DataError, ResultError
 from probmodels.guides.causal_vae import MECHANISMS, AbductionGuide, Mechanisms
 from probmodels.guides.nets import make_reader, make_writer
 from probmodels.inference.problem import Problem
-from probmodels.inference.result import Result, ResultError
+from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
+from probmodels.options import check_counts
 
 if TYPE_CHECKING:
     pass

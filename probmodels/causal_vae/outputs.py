@@ -18,8 +18,9 @@ from torch import Tensor
 
 from probmodels.causal_vae.interventions import counterfactual
 from probmodels.causal_vae.model import fitted_problem
+from probmodels.errors import ProblemError
 from probmodels.guides.causal_vae import Mechanisms
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated

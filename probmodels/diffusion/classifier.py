@@ -29,10 +29,9 @@ import xarray as xr
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from probmodels.datasets import DataError
-from probmodels.datasets.options import check_counts
 from probmodels.diffusion.fitted import NetworkField
 from probmodels.diffusion.model import Diffusion, read_data
+from probmodels.errors import DataError
 from probmodels.guides.diffusion import Stratified, unit_normal
 from probmodels.guides.nets import ResidualMLP, UNet
 from probmodels.inference.problem import Problem
@@ -40,6 +39,7 @@ from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
 from probmodels.inference.variational.losses import SampledBound
+from probmodels.options import check_counts
 
 __all__ = ["NoisyClassifier", "class_likelihood", "make_problem"]
 

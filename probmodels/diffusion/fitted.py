@@ -11,14 +11,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from probmodels.datasets import DataError
 from probmodels.diffusion.model import Diffusion, build, in_blocks
+from probmodels.errors import DataError, ProblemError, ResultError
 from probmodels.guides.nets import GradientNetwork
 from probmodels.guides.schedules import NoiseSchedule
 from probmodels.inference.mcmc.line_integrals import Evaluation
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import fitted
-from probmodels.inference.result import Result, ResultError
+from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
 from probmodels.scores.fields import Field, value_and_gradient
 

@@ -50,9 +50,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from probmodels.datasets import DataError
 from probmodels.datasets.images import check_images, make_images
-from probmodels.datasets.options import check_counts
+from probmodels.errors import DataError
 from probmodels.guides.diffusion import (
     PREDICTIONS,
     NoisingGuide,
@@ -67,6 +66,7 @@ from probmodels.guides.schedules import SCHEDULES, LearnedSchedule, NoiseSchedul
 from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.ops import isolated
 from probmodels.inference.variational.losses import SampledBound
+from probmodels.options import check_counts
 
 if TYPE_CHECKING:
     pass

@@ -13,12 +13,12 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from probmodels.datasets.options import check_counts
 from probmodels.diffusion.fitted import NetworkField, described, fitted_model, terms
 from probmodels.diffusion.model import Diffusion
-from probmodels.inference.problem import ProblemError
+from probmodels.errors import ProblemError
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
+from probmodels.options import check_counts
 from probmodels.outputs import Outputs
 from probmodels.scores.fields import Field, guided
 from probmodels.scores.samplers import posterior_draws, sample

@@ -14,16 +14,14 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Complement", "CovarianceError", "Restriction", "common_basis", "decompose", "leading_basis"]
+from probmodels.errors import CovarianceError
+
+__all__ = ["Array", "Complement", "Restriction", "common_basis", "decompose", "leading_basis"]
 
 _DENSE_LIMIT = 1500  # up to this size one dense eigendecomposition is cheaper than a randomised one
 _ROWS = 128  # of a kernel matrix evaluated at a time
 
 Array = NDArray[np.float64]
-
-
-class CovarianceError(ValueError):
-    """A distance, kernel or length-scale that gives no valid covariance."""
 
 
 class Complement:

@@ -35,7 +35,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from probmodels.distributions._spectra import Array, Complement, CovarianceError, Restriction, common_basis, decompose
+from probmodels.distributions._spectra import Array, Complement, Restriction, common_basis, decompose
+from probmodels.errors import CovarianceError
 
 __all__ = [
     "KERNELS",

@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
 
 from probmodels._axes import BLUE, COLOURS, GREY, RED, SMALL, clean
-from probmodels.datasets import DataError
 from probmodels.edges.summary import edge_marginals
+from probmodels.errors import DataError
 from probmodels.inference.metrics.graphs import calibration_table
 from probmodels.inference.result import Result
 

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.stats import norm
 
-from probmodels.datasets.options import check_counts, check_numbers
+from probmodels.errors import ResultError
 from probmodels.inference.diagnostics.convergence import convergence
-from probmodels.inference.result import Result, ResultError
+from probmodels.inference.result import Result
+from probmodels.options import check_counts, check_numbers
 
 __all__ = ["edge_marginals", "summarise_edges"]
 

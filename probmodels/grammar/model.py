@@ -38,16 +38,16 @@ import xarray as xr
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from probmodels.datasets import DataError
-from probmodels.datasets.options import check_choices, check_counts, check_numbers
 from probmodels.datasets.text import check_sentences, simulate_sentences
+from probmodels.errors import DataError, ProblemError
 from probmodels.grammar.inside import Tables, draw_trees, leaf_weights, log_likelihood, span_probabilities
 from probmodels.grammar.trees import Trees, Words
 from probmodels.guides.grammar import TreePolicy
 from probmodels.inference.flows.balance import TrajectoryBalance, VarGrad
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
+from probmodels.options import check_choices, check_counts, check_numbers
 
 __all__ = [
     "ENGINES",

@@ -24,8 +24,9 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
+from probmodels.errors import ResultError
 from probmodels.grammar.inside import best_trees, span_grid
-from probmodels.inference.result import Result, ResultError
+from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import write_atomically
 from probmodels.outputs import Outputs
 

@@ -47,17 +47,17 @@ from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor
 
-from probmodels.datasets import DataError
-from probmodels.datasets.options import check_choices, check_counts, check_numbers
 from probmodels.edges.outputs import write_edges as write_outputs
+from probmodels.errors import DataError, ProblemError
 from probmodels.guides.auto import make_guide
 from probmodels.guides.edges import label_pairs, transient_sites
 from probmodels.guides.nets import propagate
 from probmodels.guides.noisy_edges import make_edge_guide
-from probmodels.inference.problem import Problem, ProblemError
+from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.ops import named_deterministic
 from probmodels.noisy_edges.channel import NoisyCount
 from probmodels.noisy_edges.pairs import SIMILARITIES, PairData, check_room, make_pairs
+from probmodels.options import check_choices, check_counts, check_numbers
 
 __all__ = [
     "ENGINES",

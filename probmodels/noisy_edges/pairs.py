@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from probmodels.datasets import DataError
 from probmodels.datasets.graph_data import standardised
 from probmodels.datasets.pairs import count_pairs
+from probmodels.errors import DataError
 from probmodels.guides.edges import RANDOM, EdgeSet, make_edges
-from probmodels.inference.programs.checks import check_memory
+from probmodels.inference.runtime.memory import check_memory
 
 __all__ = ["SIMILARITIES", "PairData", "check_room", "make_pairs"]
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from probmodels import plots
 from probmodels._axes import BLUE, RED, SMALL, clean
-from probmodels.datasets import DataError
-from probmodels.datasets.options import check_counts
+from probmodels.errors import DataError
+from probmodels.options import check_counts
 from probmodels.scores.fields import Field
 
 __all__ = ["animate", "density", "levels", "samples"]

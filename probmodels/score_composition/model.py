@@ -33,13 +33,14 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from probmodels.datasets.options import check_counts
+from probmodels.errors import ProblemError, ResultError
 from probmodels.guides.schedules import LinearSchedule
 from probmodels.inference.mcmc.line_integrals import evaluate_start
 from probmodels.inference.mcmc.score_kernels import ScoreKernel, Transition
-from probmodels.inference.problem import Problem, ProblemError
-from probmodels.inference.result import Result, ResultError
+from probmodels.inference.problem import Problem
+from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
+from probmodels.options import check_counts
 from probmodels.outputs import Outputs
 from probmodels.score_composition.specs import load_fields
 from probmodels.scores.closed import GaussianMixture, UniformBox

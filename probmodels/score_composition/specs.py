@@ -34,14 +34,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from probmodels.datasets import DataError
 from probmodels.diffusion.fitted import make_field
+from probmodels.errors import DataError, ProblemError, ResultError, SpecError
 from probmodels.guides.schedules import SCHEDULES, NoiseSchedule
-from probmodels.inference.problem import ProblemError
-from probmodels.inference.result import Result, ResultError
+from probmodels.inference.result import Result
 from probmodels.scores.closed import GaussianMixture, UniformBox
 from probmodels.scores.fields import Field, Mixture, Product, guided, linear_observation, negated, tempered
-from probmodels.spec import SpecError, check_keys, hint
+from probmodels.spec import check_keys, hint
 
 __all__ = ["KINDS", "fitted_field", "load_fields"]
 

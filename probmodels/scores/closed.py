@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from probmodels.errors import ProblemError
 from probmodels.guides.schedules import NoiseSchedule
 from probmodels.inference.mcmc.line_integrals import Evaluation
-from probmodels.inference.problem import ProblemError
 from probmodels.scores.fields import Field
 
 __all__ = ["GaussianMixture", "UniformBox"]

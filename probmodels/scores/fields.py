@@ -31,9 +31,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from probmodels.errors import ProblemError
 from probmodels.guides.schedules import NoiseSchedule, TableSchedule
 from probmodels.inference.mcmc.line_integrals import Evaluation
-from probmodels.inference.problem import ProblemError
 
 __all__ = [
     "Conditioned",

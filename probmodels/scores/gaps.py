@@ -34,12 +34,11 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from probmodels.datasets import DataError
-from probmodels.datasets.options import check_counts
+from probmodels.errors import DataError, ProblemError
 from probmodels.inference.mcmc.line_integrals import Evaluation, evaluate_start
 from probmodels.inference.mcmc.score_kernels import Transition
-from probmodels.inference.problem import ProblemError
 from probmodels.inference.runtime.ops import isolated
+from probmodels.options import check_counts
 from probmodels.scores.fields import Field
 from probmodels.scores.samplers import check_finite, reverse_step
 

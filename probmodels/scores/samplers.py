@@ -32,8 +32,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from probmodels.errors import ProblemError
 from probmodels.guides.diffusion import transition
-from probmodels.inference.problem import ProblemError
 from probmodels.inference.runtime.ops import isolated
 from probmodels.scores.fields import Field, Product
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from probmodels.datasets import DataError
+from probmodels.errors import DataError
 
 __all__ = ["check_choices", "check_counts", "check_numbers"]
 

@@ -1,0 +1,52 @@
+"""Labelled datasets from arrays of draws, and the shape of what holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from probmodels.inference.problem import Problem
+
+__all__ = ["Drawn", "take_marginals", "to_dataset"]
+
+
+class Drawn(Protocol):
+    """What holds draws in a tree of labelled groups and, where there was a guide, its state: a `Result`."""
+
+    tree: xr.DataTree
+    guide_state: dict[str, Tensor] | None
+
+
+def to_dataset(
+    arrays: Mapping[str, np.ndarray],
+    dims: Mapping[str, Sequence[str]],
+    coords: Mapping[str, Sequence[Any]],
+    sample_dims: tuple[str, ...] = ("chain", "draw"),
+) -> xr.Dataset:
+    """Dataset of arrays (sample dims, site dims); axes without a name get ``<site>_dim_<axis>``."""
+    variables = {}
+    for name, array in arrays.items():
+        own = array.ndim - len(sample_dims)
+        named = list(dims.get(name, ()))
+        if len(named) != own:
+            named = [f"{name}_dim_{axis}" for axis in range(own)]
+        variables[name] = ((*sample_dims, *named), array)
+    dataset = xr.Dataset(variables)
+    labels = {dim: np.arange(dataset.sizes[dim]) for dim in sample_dims if dim in dataset.sizes}
+    for dim, values in coords.items():
+        if dim in dataset.sizes and len(values) == dataset.sizes[dim]:
+            labels[dim] = np.asarray(values)
+    return dataset.assign_coords({dim: (dim, values) for dim, values in labels.items()})
+
+
+def take_marginals(problem: Problem, arrays: dict[str, np.ndarray]) -> dict[str, xr.Dataset]:
+    """Group ``marginals`` of means and sds of transient sites, which are taken out of arrays; empty without any."""
+    names = [name for site in problem.transient for name in (site, f"{site}_sd") if name in arrays]
+    if not names:
+        return {}
+    dims = {name: problem.dims()[name.removesuffix("_sd")] for name in names}
+    return {"marginals": to_dataset({name: arrays.pop(name) for name in names}, dims, problem.coords, ())}
