@@ -1,20 +1,508 @@
-"""Checks of options, with one wording for all: names of a list, whole numbers, numbers of an interval."""
+"""Options of loaders, problems and engines: checked in one place against the annotations of the function they go to.
+
+A function whose options a spec may set is decorated with `checked`. Each call then compares every option with its
+annotation and range before anything is read or computed::
+
+    @checked(DataError)
+    def make_problem(data: xr.DataArray, *, rank: Count = 4, kernel: Annotated[str, OneOf(KERNELS)] = "matern72"):
+
+    make_problem(data, rank=0)       # DataError: rank=0; give a whole number of at least 1
+    make_problem(data, rnak=3)       # DataError: unknown option 'rnak'; did you mean 'rank'?
+
+The same annotations give the checks of specs (`check_options`) and their JSON Schema (`options_schema`). Pydantic does
+the comparison, strictly: a truth value is no number, a text is no number, nan and infinity are no numbers unless the
+annotation carries `NonFinite`, and NumPy's scalars count as what they hold.
+"""
 
 from __future__ import annotations
 
+import collections.abc
+import difflib
+import functools
+import inspect
 import math
-from collections.abc import Iterable
-from typing import Any
+import reprlib
+import types
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
-import numpy as np
+from annotated_types import Ge, Gt, Interval, Le, Len, Lt
 
-from probmodels.errors import DataError
+from probmodels.errors import DataError, ProbmodelsError
 
-__all__ = ["check_choices", "check_counts", "check_numbers"]
+__all__ = [
+    "Count",
+    "Default",
+    "Fraction",
+    "Natural",
+    "NonFinite",
+    "NonNegative",
+    "OneOf",
+    "Option",
+    "Positive",
+    "Probability",
+    "Seed",
+    "Whole",
+    "check_choices",
+    "check_counts",
+    "check_numbers",
+    "check_options",
+    "checked",
+    "hint",
+    "options_of",
+    "options_schema",
+    "refuse_unused",
+]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_LARGEST = 2**63 - 1  # what a netCDF attribute and a TOML file can hold
+_MISSING = inspect.Parameter.empty
+
+Whole = Annotated[int, Interval(ge=-_LARGEST, le=_LARGEST)]
+Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Seed = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Probability = Annotated[float, Interval(ge=0, le=1)]
+Fraction = Annotated[float, Interval(gt=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Annotates a text that has to be one of the given names: ``Annotated[str, OneOf(KERNELS)]``."""
+
+    names: Collection[str]
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.names))
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """Annotates a number that may be nan or infinite."""
+
+
+@dataclass(frozen=True)
+class Default:
+    """Carries the default of an option that is declared in a TypedDict: ``num_samples: Annotated[Count, Default(9)]``.
+
+    A function takes such options with ``**options: Unpack[FitOptions]``.
+    """
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a function.
+
+    Attributes
+    ----------
+    name
+        Name of the parameter.
+    annotation
+        Its type, with ranges.
+    default
+        Its default; ``inspect.Parameter.empty`` where it has to be given.
+    doc
+        What the docstring says about it, in one paragraph.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    doc: str = ""
+
+    @property
+    def required(self) -> bool:
+        """Whether it has to be given."""
+        return self.default is _MISSING
+
+
+def checked(error: type[ProbmodelsError]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Decorate a function so that its options are checked in every call, before its first line runs.
+
+    Parameters
+    ----------
+    error
+        What is raised for an option that is unknown, of a wrong type or out of range. Where the first argument is a
+        `Problem`, messages begin with its name.
+    """
+
+    def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        signature = inspect.signature(function)
+        first = next(iter(signature.parameters), None)
+
+        @functools.wraps(function)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            given = dict(zip(signature.parameters, args, strict=False)) | kwargs
+            subject: Any = given.get(first) if first is not None else None
+            where = f"{subject.name}: " if type(subject).__name__ == "Problem" else ""
+            check_options(call, given, where=where, error=error, of=f" of {function.__name__}")
+            return function(*args, **kwargs)
+
+        call.__dict__["__options_error__"] = error
+        expanded = [
+            inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default)
+            for option in _unpacked(function)
+        ]
+        if expanded:
+            kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+            call.__dict__["__signature__"] = signature.replace(parameters=[*kept, *expanded])
+        return call
+
+    return decorate
+
+
+def options_of(function: Callable[..., Any], *, skip: int = 0) -> dict[str, Option]:
+    """Options of a function by name, in the order of its signature.
+
+    Parameters
+    ----------
+    function
+        A loader, a ``make_problem`` or an engine.
+    skip
+        How many leading parameters are no options: 1 for ``make_problem`` and engines, which take data or a problem.
+    """
+    return dict(list(_options(function).items())[skip:])
+
+
+@functools.cache
+def _options(function: Callable[..., Any]) -> dict[str, Option]:
+    plain = inspect.unwrap(function)
+    try:
+        hints = typing.get_type_hints(plain, include_extras=True)
+    except NameError:  # a name that is there for type checkers only: nothing can be compared with it
+        hints = {}
+    docs = _documented(plain)
+    found = {}
+    for name, parameter in inspect.signature(plain).parameters.items():
+        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            continue
+        found[name] = Option(name, hints.get(name, Any), parameter.default, docs.get(name, ""))
+    return found | {option.name: option for option in _unpacked(plain)}
+
+
+def _unpacked(function: Callable[..., Any]) -> list[Option]:
+    """Options that a function takes as ``**options: Unpack[SomeTypedDict]``."""
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            hint_ = typing.get_type_hints(function, include_extras=True).get(name)
+            if hint_ is None or get_origin(hint_) is not typing.Unpack:
+                return []
+            (table,) = get_args(hint_)
+            docs, found = _documented(table), []
+            for key, annotation in typing.get_type_hints(table, include_extras=True).items():
+                default = [m.value for m in getattr(annotation, "__metadata__", ()) if isinstance(m, Default)]
+                found.append(Option(key, annotation, default[0] if default else _MISSING, docs.get(key, "")))
+            return found
+    return []
+
+
+def _documented(item: Any) -> dict[str, str]:
+    """What a NumPy docstring says about each parameter."""
+    if not item.__doc__:
+        return {}
+    import docstring_parser
+
+    parsed = docstring_parser.parse(item.__doc__, style=docstring_parser.DocstringStyle.NUMPYDOC)
+    return {
+        name.strip(" *"): " ".join((entry.description or "").split())
+        for entry in parsed.params
+        for name in entry.arg_name.split(",")
+    }
+
+
+def check_options(
+    function: Callable[..., Any],
+    given: Mapping[str, Any],
+    *,
+    where: str = "",
+    error: type[Exception] = DataError,
+    of: str = "",
+    known: Iterable[str] | None = None,
+) -> None:
+    """Check options against the annotations of the function that they are for.
+
+    Parameters
+    ----------
+    function
+        The function.
+    given
+        Options by name; those that are left out are not looked at.
+    where
+        What messages begin with, such as ``"[model] "``.
+    error
+        What is raised.
+    of
+        What the options belong to, for the message on an unknown one, such as ``" of fit_svi"``.
+    known
+        Names that may be given; None for all.
+
+    Raises
+    ------
+    ``error``
+        If an option is unknown, of a wrong type or out of range.
+    """
+    options = _options(function)
+    names = list(options) if known is None else list(known)
+    catch_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+    for name, value in given.items():
+        if name not in options or name not in names:
+            if catch_all and known is None:
+                continue
+            raise error(f"{where}unknown option {name!r}{of}{hint(name, names)}")
+        _check(f"{where}{name}", value, options[name].annotation, error)
+
+
+def _check(path: str, value: Any, annotation: Any, error: type[Exception]) -> None:
+    from pydantic import ValidationError
+
+    if annotation is Any:
+        return
+    try:
+        _adapter(annotation).validate_python(value)
+    except ValidationError:
+        choices = _choices(annotation)
+        near = hint(value, choices, otherwise=False) if isinstance(value, str) else ""
+        said = _said(annotation)
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            said += ", less than 2**63 in size"
+        verb = "choose " if said.startswith("one of ") else "give "
+        raise error(f"{path}={_shown.repr(value)}; {verb}{said}{near}") from None
+
+
+def refuse_unused(function: Callable[..., Any], branch: str, /, **given: Any) -> None:
+    """Refuse options that the branch taken does not use, where they differ from their defaults.
+
+    Parameters
+    ----------
+    function
+        The function, decorated with `checked`.
+    branch
+        What rules them out, such as ``"source='digits'"``.
+    **given
+        Values that the function received.
+
+    Raises
+    ------
+    ``error`` of the function
+        For the first of them that is not at its default.
+    """
+    options = _options(function)
+    for name, value in given.items():
+        default = options[name].default
+        if value is default or (type(value) is type(default) and value == default):
+            continue
+        error = getattr(function, "__options_error__", DataError)
+        raise error(f"{name}={_shown.repr(value)} is not used with {branch}; leave it out")
+
+
+def options_schema(function: Callable[..., Any], *, skip: int = 0) -> dict[str, Any]:
+    """JSON Schema of the options of a function; what no JSON can express is left out.
+
+    Parameters
+    ----------
+    function, skip
+        As in `options_of`.
+    """
+    properties, required = {}, []
+    for name, option in options_of(function, skip=skip).items():
+        schema = _json(option.annotation)
+        if schema is None:
+            continue
+        if option.doc:
+            schema["description"] = option.doc
+        if option.required:
+            required.append(name)
+        elif isinstance(option.default, bool | int | float | str) and option.default == option.default:
+            schema["default"] = option.default
+        properties[name] = schema
+    found: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
+    return found | ({"required": required} if required else {})
+
+
+def hint(word: Any, known: Iterable[Any], *, otherwise: bool = True) -> str:
+    """End of a message on an unknown word: the closest of those known, or else, unless told otherwise, all of them."""
+    names = [str(name) for name in known]
+    close = difflib.get_close_matches(str(word), names, 1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(names)}" if otherwise and names else ""
+
+
+_shown = reprlib.Repr()
+_shown.maxstring = _shown.maxother = 80
+_shown.maxlist = _shown.maxtuple = _shown.maxdict = 6
+
+
+@functools.cache
+def _adapter(annotation: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(_strict(annotation))
+
+
+def _whole(value: Any) -> int:
+    import numpy as np
+
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or abs(int(value)) > _LARGEST:
+        raise ValueError("not a whole number")
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    if not math.isfinite(found := _real(value)):
+        raise ValueError("not finite")
+    return found
+
+
+def _real(value: Any) -> float:
+    import numpy as np
+
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise ValueError("not a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("too large") from None
+
+
+def _strict(annotation: Any) -> Any:
+    """The annotation as pydantic is to see it: scalars strictly, classes by instance."""
+    from pydantic import BeforeValidator, InstanceOf, StrictBool, StrictStr
+
+    instance: Any = InstanceOf  # of classes that are known at run time only
+    origin: Any = get_origin(annotation)
+    args = get_args(annotation)
+    if origin is Annotated:
+        inner, *marks = args
+        marks = [mark for mark in marks if not isinstance(mark, Default)]
+        for mark in marks:
+            if isinstance(mark, OneOf):
+                return Literal[tuple(mark.names)]
+        finite = not any(isinstance(mark, NonFinite) for mark in marks)
+        marks = [mark for mark in marks if not isinstance(mark, NonFinite)]
+        if inner in (int, float):  # the ranges inside, so that the JSON Schema has them
+            before = _whole if inner is int else _number if finite else _real
+            return Annotated[(inner, *marks, BeforeValidator(before))]
+        return Annotated[(_strict(inner), *marks)] if marks else _strict(inner)
+    if annotation in (Any, None, type(None)) or origin is Literal:
+        return annotation
+    if annotation is bool:
+        return StrictBool
+    if annotation is int:
+        return Annotated[int, BeforeValidator(_whole)]
+    if annotation is float:
+        return Annotated[float, BeforeValidator(_number)]
+    if annotation is str:
+        return StrictStr
+    if isinstance(annotation, type) and issubclass(annotation, Path):
+        return Path
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_strict(arg) for arg in args)]  # noqa: UP007 -- of a number known at run time only
+    if _name(annotation) in ("ArrayLike", "NDArray"):
+        return Any
+    if origin is collections.abc.Callable or annotation in (Callable, collections.abc.Callable):
+        return Callable[..., Any]
+    if origin is not None:
+        if args and isinstance(origin, type) and issubclass(origin, Collection | Iterable):
+            generic: Any = origin
+            return generic[tuple(arg if arg is Ellipsis else _strict(arg) for arg in args)]
+        return instance[origin] if isinstance(origin, type) else Any
+    if isinstance(annotation, type):
+        return annotation if annotation in (list, tuple, dict, set) else instance[annotation]
+    return Any
+
+
+def _name(annotation: Any) -> str:
+    return str(getattr(annotation, "__name__", getattr(get_origin(annotation), "__name__", "")))
+
+
+def _choices(annotation: Any) -> list[str]:
+    """Texts that an annotation lists."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return [str(arg) for arg in args]
+    if origin is Annotated:
+        return [name for mark in args[1:] if isinstance(mark, OneOf) for name in mark.names] or _choices(args[0])
+    return [name for arg in args for name in _choices(arg)] if origin in (Union, types.UnionType) else []
+
+
+def _said(annotation: Any, marks: tuple[Any, ...] = ()) -> str:
+    """What an annotation asks for, in words."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        names = [name for mark in args[1:] if isinstance(mark, OneOf) for name in mark.names]
+        return f"one of {', '.join(names)}" if names else _said(args[0], args[1:])
+    if origin is Literal:
+        return f"one of {', '.join(str(arg) for arg in args)}"
+    if origin in (Union, types.UnionType):
+        said = dict.fromkeys(_said(arg) for arg in args if arg is not type(None))
+        return " or ".join([*said, *(["None"] if type(None) in args else [])])
+    if annotation in (int, float):
+        return f"a {'whole ' if annotation is int else ''}number{_range(marks, annotation is int)}"
+    if origin is collections.abc.Callable or annotation in (Callable, collections.abc.Callable):
+        return "a function"
+    if origin is not None and isinstance(origin, type):
+        least = max((mark.min_length for mark in marks if isinstance(mark, Len)), default=0)
+        if issubclass(origin, tuple) and args and args[-1] is not Ellipsis:
+            return f"a list of {len(args)} ({', '.join(_said(arg) for arg in args)})"
+        if issubclass(origin, collections.abc.Mapping):
+            return f"a table whose values are each {_said(args[1])}" if len(args) == 2 else "a table"
+        if issubclass(origin, Iterable) and args:
+            many = f" of at least {least}" if least else ""
+            return f"a list{many}, each item {_said(args[0])}"
+    plain = {bool: "true or false", str: "a text", type(None): "None", Any: "anything", list: "a list", dict: "a table"}
+    if annotation in plain:
+        return plain[annotation]
+    if isinstance(annotation, type) and issubclass(annotation, Path):
+        return "a path"
+    name = _name(annotation) or str(annotation)
+    return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"
+
+
+def _range(marks: Iterable[Any], whole: bool) -> str:
+    low, high = "", ""
+    for mark in marks:
+        if isinstance(mark, Default | NonFinite):
+            continue
+        ge, gt, le, lt = (getattr(mark, key, None) for key in ("ge", "gt", "le", "lt"))
+        low = f"of at least {ge:g}" if ge is not None else f"above {gt:g}" if gt is not None else low
+        high = f"of at most {le:g}" if le is not None else f"below {lt:g}" if lt is not None else high
+        if whole and (ge == -_LARGEST or le == _LARGEST):
+            low, high = "", ""
+    both = " and ".join(part for part in (low, high) if part)
+    return f" {both}" if both else ""
+
+
+def _json(annotation: Any) -> dict[str, Any] | None:
+    """JSON Schema of an annotation; None where JSON cannot express any of it."""
+    from pydantic import PydanticUserError
+    from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, PydanticOmit
+    from pydantic_core import core_schema
+
+    class Expressible(GenerateJsonSchema):
+        """Leaves out what has no JSON form."""
+
+        def handle_invalid_for_json_schema(self, schema: core_schema.CoreSchema, error_info: str) -> JsonSchemaValue:
+            raise PydanticOmit
+
+    try:
+        found = dict(_adapter(annotation).json_schema(schema_generator=Expressible))
+    except (PydanticOmit, PydanticUserError):
+        return None
+    return found
 
 
 def check_choices(**options: tuple[Any, Iterable[str]]) -> None:
-    """See that options, given with what there is to choose from, are of it.
+    """Check that options, given with what there is to choose from, are of it.
 
     Raises
     ------
@@ -27,7 +515,7 @@ def check_choices(**options: tuple[Any, Iterable[str]]) -> None:
 
 
 def check_counts(least: int, /, **options: Any) -> None:
-    """See that options are whole numbers of at least ``least``; a truth value is none.
+    """Check that options are whole numbers of at least ``least``; a truth value is none.
 
     Raises
     ------
@@ -35,12 +523,11 @@ def check_counts(least: int, /, **options: Any) -> None:
         If one is not.
     """
     for name, value in options.items():
-        if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < least:
-            raise DataError(f"{name}={value!r}; give a whole number of at least {least}")
+        _check(name, value, Annotated[int, Ge(least)], DataError)
 
 
 def check_numbers(low: float, high: float = math.inf, /, *, ends: str = "[]", **options: Any) -> None:
-    """See that options are numbers from ``low`` to ``high``; neither a truth value nor nan is one.
+    """Check that options are finite numbers from ``low`` to ``high``; a truth value is none.
 
     Parameters
     ----------
@@ -56,11 +543,9 @@ def check_numbers(low: float, high: float = math.inf, /, *, ends: str = "[]", **
     DataError
         If one is not.
     """
-    above, below = ends[0] == "(", ends[1] == ")"
-    wanted = f"{'above' if above else 'of at least'} {low:g}"
-    wanted += f" and {'below' if below else 'of at most'} {high:g}" if high < math.inf else ""
+    marks: list[Any] = [Gt(low) if ends[0] == "(" else Ge(low)]
+    if high < math.inf:
+        marks.append(Lt(high) if ends[1] == ")" else Le(high))
+    marks += [NonFinite()] if high == math.inf and ends[1] == "]" else []
     for name, value in options.items():
-        if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
-            raise DataError(f"{name}={value!r} is no number; give one, without quotes in a spec")
-        if not (low < value if above else low <= value) or not (value < high if below else value <= high):
-            raise DataError(f"{name}={value!r} is out of range: give a number {wanted}")
+        _check(name, value, Annotated[(float, *marks)], DataError)
