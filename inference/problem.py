@@ -126,6 +126,8 @@ class Problem:
         `run_mcmc`, deterministic or generated ones.
     outer
         Hyperparameters and what they are judged by; for `fit_bilevel`.
+    options
+        Options of the ``make_problem`` that made it, as they were given; kept with results.
     """
 
     name: str
@@ -144,6 +146,7 @@ class Problem:
     diagnosed: tuple[str, ...] | None = None
     transient: tuple[str, ...] = ()
     outer: Outer | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def sites(self) -> dict[str, Site]:

@@ -275,6 +275,7 @@ def build_tree(
             "engine": engine,
             "seed": seed,
             "spec": json.dumps({"method": problem.name, "inference": {"engine": engine, **settings}}, default=str),
+            "options": json.dumps(dict(problem.options), default=str),
             "versions": json.dumps(versions()),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "diagnosed": json.dumps(list(problem.diagnosed) if problem.diagnosed is not None else None),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from types import ModuleType
+
+from probmodels.errors import SpecError
+from probmodels.options import hint
 
 __all__ = ["METHODS", "get_method"]
 
@@ -29,12 +31,9 @@ def get_method(name: str) -> ModuleType:
 
     Raises
     ------
-    KeyError
+    SpecError
         If there is no such method; the message names the closest.
     """
     if name not in METHODS:
-        hint = difflib.get_close_matches(name, METHODS, 1)
-        raise KeyError(
-            f"unknown method {name!r}; " + (f"did you mean {hint[0]!r}?" if hint else f"known: {', '.join(METHODS)}")
-        )
+        raise SpecError(f"unknown method {name!r}{hint(name, METHODS)}")
     return importlib.import_module(METHODS[name])

@@ -25,7 +25,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
@@ -125,7 +125,7 @@ class Option:
         return self.default is _MISSING
 
 
-def checked(error: type[ProbmodelsError]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+def checked(error: type[ProbmodelsError], *, keep: bool = False) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Decorate a function so that its options are checked in every call, before its first line runs.
 
     Parameters
@@ -133,6 +133,9 @@ def checked(error: type[ProbmodelsError]) -> Callable[[Callable[_P, _R]], Callab
     error
         What is raised for an option that is unknown, of a wrong type or out of range. Where the first argument is a
         `Problem`, messages begin with its name.
+    keep
+        For ``make_problem``: whether the options that were given become ``Problem.options`` of what it returns, from
+        which a result can be taken back to its problem.
     """
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -145,7 +148,8 @@ def checked(error: type[ProbmodelsError]) -> Callable[[Callable[_P, _R]], Callab
             subject: Any = given.get(first) if first is not None else None
             where = f"{subject.name}: " if type(subject).__name__ == "Problem" else ""
             check_options(call, given, where=where, error=error, of=f" of {function.__name__}")
-            return function(*args, **kwargs)
+            found: Any = function(*args, **kwargs)
+            return replace(found, options={k: v for k, v in given.items() if k != first}) if keep else found
 
         call.__dict__["__options_error__"] = error
         expanded = [

@@ -89,10 +89,7 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     for table in _TABLES:
         if not isinstance(spec.setdefault(table, {}), dict):
             raise SpecError(f"{table!r} must be a table of keys, not {spec[table]!r}")
-    try:
-        method = get_method(spec["method"])
-    except KeyError as error:
-        raise SpecError(f"[method] {error.args[0]}") from error
+    method = get_method(spec["method"])
     applicable = tuple(getattr(method, "ENGINES", ENGINES))
     engine = spec["inference"].setdefault("engine", applicable[0])
     if engine not in ENGINES:

@@ -17,7 +17,12 @@ LEAF_IMPORTS = {
     "probmodels.distributions._spectra",
     "probmodels.distributions._mixture",
 }
-GROUND = {"probmodels._version", "probmodels.errors", "probmodels.options"}  # known to every floor
+GROUND = {
+    "probmodels._version",
+    "probmodels.errors",
+    "probmodels.options",
+    "probmodels.methods",
+}  # known to every floor
 LEAVES = {"probmodels.distributions", *GROUND, *LEAF_IMPORTS}  # know nothing of the floors
 
 
