@@ -11,15 +11,15 @@ from torch import nn
 from torch.distributions import constraints
 
 from probmodels.errors import ProblemError
-from probmodels.inference.programs import checks
 from probmodels.inference.programs.checks import parameters_without_gradient
+from probmodels.inference.runtime import memory
 from probmodels.inference.runtime.memory import check_memory, free_bytes
 
 CPU = torch.device("cpu")
 
 
 def test_what_exceeds_free_memory_is_refused_with_a_remedy(monkeypatch):
-    monkeypatch.setattr(checks, "free_bytes", lambda device: 2**30)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**30)
     check_memory("name", 2**30, CPU, "7 rows", "take fewer")
     with pytest.raises(ProblemError, match=r"^name: 7 rows need about 1\.5 GiB, and 1\.0 GiB are free; take fewer$"):
         check_memory("name", 3 * 2**29, CPU, "7 rows", "take fewer")
@@ -27,7 +27,7 @@ def test_what_exceeds_free_memory_is_refused_with_a_remedy(monkeypatch):
 
 def test_little_memory_is_not_asked_for(monkeypatch):
     asked = []
-    monkeypatch.setattr(checks, "free_bytes", asked.append)
+    monkeypatch.setattr(memory, "free_bytes", asked.append)
     check_memory("name", 2**28 - 1, CPU, "7 rows", "take fewer")
     assert not asked
     check_memory("name", 2**40, CPU, "7 rows", "take fewer")  # and where nobody says what is free, nothing is refused

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from probmodels import METHODS
+
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = (
     "engines",
@@ -70,13 +72,50 @@ def test_the_index_names_every_page() -> None:
     assert not lost, f"docs/index.md does not link {lost}"
 
 
-def test_the_module_map_names_modules_that_exist_and_all_of_inference() -> None:
-    index = (DOCS / "index.md").read_text(encoding="utf-8")
-    root, table = DOCS.parent, index.partition("## Where things are")[2].partition("\n## ")[0]
-    named = set(re.findall(r"`([\w/]+\.py)`", table))
-    modules = {path.name for path in (root / "inference").rglob("*.py") if path.name != "__init__.py"}
-    for name in named:
-        assert (root / name).exists() or name in modules, f"docs/index.md names {name}, which does not exist"
-    public = {name for name in modules if not name.startswith("_")}
-    lost = public - {Path(name).name for name in named}
-    assert not lost, f"the module map of docs/index.md lacks {sorted(lost)}"
+def test_the_map_names_folders_that_exist_and_every_package() -> None:
+    root = DOCS.parent
+    table = (DOCS / "index.md").read_text(encoding="utf-8").partition("## Where things are")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", table, flags=re.MULTILINE)
+    assert len(rows) <= 20
+    named = {name for row in rows for name in re.findall(r"`([\w/<>.]+)`", row)}
+    lost = [name for name in named if "<" not in name and not (root / name).exists()]
+    assert not lost, f"docs/index.md maps {lost}, which do not exist"
+    packages = {
+        f"{init.parent.relative_to(root)}/"
+        for top in ("inference", "guides", "datasets")
+        for init in (root / top).rglob("__init__.py")
+    }
+    packages |= {
+        f"probmodels/{path.parent.name}/"
+        for path in (root / "probmodels").glob("*/__init__.py")
+        if not path.parent.is_symlink() and path.parent.name not in METHODS
+    }
+    assert packages <= named, f"the map of docs/index.md lacks {sorted(packages - named)}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_first_page_has_a_row_for_every_method(name: str) -> None:
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in readme.splitlines() if f'`"{name}"`' in line]
+    assert len(rows) == 1
+    (page,) = re.findall(r"\[page\]\((docs/\w+\.md)\)", rows[0])
+    assert (DOCS.parent / page).exists()
+
+
+def test_the_first_page_is_short_and_its_links_lead_somewhere() -> None:
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= 700
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    lost = [link for link in links if not (DOCS.parent / link).exists()]
+    assert links
+    assert not lost, f"README.md links to {lost}"
+
+
+def test_the_code_of_the_first_page_prints_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    (code,), (said,) = blocks(text), re.findall(r"^```text\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    printed = capsys.readouterr().out
+    assert [line.rstrip() for line in said.splitlines()] == [line.rstrip() for line in printed.splitlines()][
+        : len(said.splitlines())
+    ]

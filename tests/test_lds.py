@@ -24,8 +24,8 @@ from probmodels.guides.edges import NEIGHBOUR, OBSERVED, RANDOM
 from probmodels.guides.sparse import SparseMatrix
 from probmodels.inference.bilevel import rounds
 from probmodels.inference.bilevel.hypergradients import Found
-from probmodels.inference.programs import checks
 from probmodels.inference.programs.programs import opened
+from probmodels.inference.runtime import memory
 from probmodels.lds import make_problem, refit_problem, tiny, write_outputs
 
 QUIET = {"progress": False, "num_samples": 4}
@@ -602,7 +602,7 @@ def test_data_that_do_not_fit_are_refused():
 
 
 def test_a_step_that_would_not_fit_into_memory_is_refused(monkeypatch):
-    monkeypatch.setattr(checks, "free_bytes", lambda device: 2**28)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**28)
     rng = np.random.default_rng(0)
     split = np.repeat(["train", "validation", "test"], [10, 10, 780])
     large = make_graph(rng.normal(size=(800, 3)), np.arange(800) % 2, split=split)

@@ -18,8 +18,8 @@ from probmodels.datasets.graph_data import import_pyg, make_graph
 from probmodels.errors import DataError, ProblemError
 from probmodels.guides.edges import RANDOM, EdgeSet, make_edges
 from probmodels.guides.vib_gsl import BACKBONES, choose_graphs
-from probmodels.inference.programs import checks
 from probmodels.inference.programs.checks import parameters_without_gradient
+from probmodels.inference.runtime import memory
 from probmodels.vib_gsl import make_problem, predict
 
 LAYERS = sorted(BACKBONES)
@@ -533,8 +533,8 @@ def test_data_that_cannot_be_used_are_refused():
 
 
 def test_a_pass_that_does_not_fit_into_memory_is_refused_before_it_runs(monkeypatch):
-    monkeypatch.setattr(checks, "_SMALL", 0)
-    monkeypatch.setattr(checks, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(memory, "_SMALL", 0)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     data = collection([4, 5, 3, 6])
     with pytest.raises(
         ProblemError, match=r"34 candidate pairs of 4 graphs need about .*predict fewer graphs at a time$"
@@ -549,7 +549,7 @@ def test_all_pairs_are_counted_before_they_are_listed(monkeypatch):
         raise AssertionError("pairs were listed")
 
     monkeypatch.setattr("probmodels.guides.edges.pairs_of_numbers", fail)
-    monkeypatch.setattr(checks, "free_bytes", lambda device: 2**30)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**30)
     data = make_graph(np.ones((8000, 1)), [0, 1], graph=np.repeat([0, 1], 4000))
     with pytest.raises(ProblemError, match=r"15,996,000 candidate pairs of 2 graphs need about .* take candidates="):
         make_problem(data)
