@@ -122,5 +122,5 @@ def test_importing_inference_imports_no_torch_and_no_arviz():
         "i.diagnose; assert 'arviz' not in sys.modules; assert 'run_mcmc' in dir(i)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    with pytest.raises(AttributeError, match="attribute .?nope"):
+    with pytest.raises(AttributeError, match=r"attribute .?nope"):
         __import__("probmodels.inference").inference.nope  # noqa: B018

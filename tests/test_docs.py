@@ -80,16 +80,10 @@ def test_the_map_names_folders_that_exist_and_every_package() -> None:
     named = {name for row in rows for name in re.findall(r"`([\w/<>.]+)`", row)}
     lost = [name for name in named if "<" not in name and not (root / name).exists()]
     assert not lost, f"docs/index.md maps {lost}, which do not exist"
-    packages = {
-        f"{init.parent.relative_to(root)}/"
-        for top in ("inference", "guides", "datasets")
-        for init in (root / top).rglob("__init__.py")
-    }
-    packages |= {
-        f"probmodels/{path.parent.name}/"
-        for path in (root / "probmodels").glob("*/__init__.py")
-        if not path.parent.is_symlink() and path.parent.name not in METHODS
-    }
+    folders = [init.parent for top in ("inference", "guides", "datasets") for init in (root / top).rglob("__init__.py")]
+    own = [init.parent for init in (root / "probmodels").glob("*/__init__.py") if not init.parent.is_symlink()]
+    folders += [folder for folder in own if folder.name not in METHODS]
+    packages = {f"{folder.relative_to(root)}/" for folder in folders}
     assert packages <= named, f"the map of docs/index.md lacks {sorted(packages - named)}"
 
 
@@ -115,7 +109,5 @@ def test_the_code_of_the_first_page_prints_what_the_page_says(capsys: pytest.Cap
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     (code,), (said,) = blocks(text), re.findall(r"^```text\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
-    printed = capsys.readouterr().out
-    assert [line.rstrip() for line in said.splitlines()] == [line.rstrip() for line in printed.splitlines()][
-        : len(said.splitlines())
-    ]
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert printed[: len(said.splitlines())] == [line.rstrip() for line in said.splitlines()]
