@@ -11,7 +11,7 @@ from torch import Tensor
 
 from probmodels.inference.problem import Problem
 
-__all__ = ["Drawn", "take_marginals", "to_dataset"]
+__all__ = ["Drawn", "group_of", "take_marginals", "to_dataset"]
 
 
 class Drawn(Protocol):
@@ -19,6 +19,11 @@ class Drawn(Protocol):
 
     tree: xr.DataTree
     guide_state: dict[str, Tensor] | None
+
+
+def group_of(tree: xr.DataTree, name: str) -> xr.Dataset:
+    """A group of a tree; an empty dataset where it is absent."""
+    return tree[name].to_dataset() if name in tree.children else xr.Dataset()
 
 
 def to_dataset(

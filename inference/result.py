@@ -9,14 +9,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xarray as xr
 from torch import Tensor
 
-from probmodels.errors import CheckpointError, ResultError
-from probmodels.inference.labels import to_dataset
+from probmodels.errors import CheckpointError, ProbmodelsError, ResultError
+from probmodels.inference.labels import group_of, to_dataset
 from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.checkpoint import check_room
 from probmodels.inference.runtime.ops import clean_attrs, versions, write_atomically
+from probmodels.methods import METHODS, get_method
+from probmodels.options import hint, options_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +71,7 @@ class Result:
     def _repr_html_(self) -> str:
         from probmodels.inference.diagnostics import _html
 
-        posterior = self.posterior if "posterior" in self.tree.children else xr.Dataset()
+        posterior = self.group("posterior")
         scalars = [str(name) for name, values in posterior.data_vars.items() if set(values.dims) == {"chain", "draw"}]
         table = _html.frame(self.summary(scalars[:_SHOWN])) if scalars else ""
         return _html.block(self._title, table, self.tree._repr_html_())
@@ -76,7 +79,7 @@ class Result:
     @property
     def _title(self) -> str:
         attrs = self.tree.attrs
-        sizes = self.tree["posterior"].sizes if "posterior" in self.tree.children else {}
+        sizes = self.group("posterior").sizes
         draws = f", {sizes.get('chain', 1)} × {sizes['draw']} draws" if "draw" in sizes else ""
         return f"Result of {attrs.get('method', 'a method')} by {attrs.get('engine', 'an engine')}{draws}"
 
@@ -84,6 +87,48 @@ class Result:
     def posterior(self) -> xr.Dataset:
         """Posterior draws, dims (chain, draw, ...)."""
         return self.tree["posterior"].to_dataset()
+
+    def group(self, name: str) -> xr.Dataset:
+        """A group of the tree by name; an empty dataset where the result has none."""
+        return group_of(self.tree, name)
+
+    def rebuild(self) -> Problem:
+        """The problem that the result came from, made again from the data and options that the result keeps.
+
+        It has the guide of the method. Where another was fitted, give it that one again:
+        ``with_guide(result.rebuild(), "low_rank")``.
+
+        Raises
+        ------
+        ResultError
+            If the problem was built by hand, its options cannot be kept in a file, or the method refuses them.
+        """
+        attrs = self.tree.attrs
+        name = attrs.get("method")
+        if name not in METHODS:
+            raise ResultError(
+                f"the result is of {name!r}, which is no registered method{hint(name, METHODS)}; a problem built by "
+                "hand has to be given again"
+            )
+        if "options" not in attrs:
+            raise ResultError(f"the result keeps no options of {name}; make the problem again with make_problem")
+        if lost := _read_json(attrs, "options_lost", []):
+            raise ResultError(
+                f"the options {', '.join(lost)} of {name} are objects that no file holds; make the problem again with "
+                "make_problem"
+            )
+        options = _read_json(attrs, "options", {})
+        data = [self.group(part) for part in ("observed_data", "constant_data")]
+        make_problem = get_method(name).make_problem
+        lacking = [option.name for option in options_of(make_problem, skip=1).values() if option.required]
+        if lacking := [option for option in lacking if option not in options]:
+            raise ResultError(f"the result keeps no {', '.join(lacking)} of {name}; make the problem again")
+        try:
+            merged = xr.merge([part for part in data if part.variables], join="exact", compat="equals")
+            problem: Problem = make_problem(merged, **options)
+        except (ProbmodelsError, xr.MergeError) as error:
+            raise ResultError(f"the problem of this result of {name} cannot be made again: {error}") from error
+        return problem
 
     def params(self) -> dict[str, Tensor]:
         """Fitted parameters of model and guide by name, constrained; empty for MCMC."""
@@ -275,13 +320,44 @@ def build_tree(
             "engine": engine,
             "seed": seed,
             "spec": json.dumps({"method": problem.name, "inference": {"engine": engine, **settings}}, default=str),
-            "options": json.dumps(dict(problem.options), default=str),
+            **_keep_options(problem.options),
             "versions": json.dumps(versions()),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "diagnosed": json.dumps(list(problem.diagnosed) if problem.diagnosed is not None else None),
         }
     )
     return tree
+
+
+def _keep_options(options: Mapping[str, Any]) -> dict[str, str]:
+    """Root attributes for the options of ``make_problem``: their JSON, and the names of those that have none."""
+    kept, lost = {}, []
+    for name, value in options.items():
+        try:
+            kept[name] = json.loads(json.dumps(value, default=_as_json))
+        except TypeError:
+            lost.append(name)
+    return {"options": json.dumps(kept)} | ({"options_lost": json.dumps(lost)} if lost else {})
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def _read_json(attrs: Mapping[Any, Any], name: str, default: Any) -> Any:
+    """A root attribute that holds JSON of the kind of ``default``."""
+    try:
+        found = json.loads(attrs[name]) if name in attrs else default
+    except (TypeError, ValueError):
+        found = None
+    if not isinstance(found, type(default)):
+        kind = "table" if isinstance(default, dict) else "list"
+        raise ResultError(f"root attribute {name!r} of the result is no JSON {kind}; the file is damaged")
+    return found
 
 
 def _data_groups(problem: Problem) -> dict[str, xr.Dataset]:

@@ -317,8 +317,7 @@ def tiny() -> Problem:
 
 def _options(result: Result) -> dict[str, Any]:
     """Options of the problem that was fitted."""
-    groups = result.tree.children
-    text = groups["observed_data"].attrs.get("options") if "observed_data" in groups else None
+    text = result.group("observed_data").attrs.get("options")
     if text is None:
         raise ResultError("the result is not one of a discrete autoencoder: its observed data name no options")
     found: dict[str, Any] = json.loads(text)
@@ -402,5 +401,5 @@ def _figures(result: Result, model: DiscreteVAE, usage: xr.DataArray) -> dict[st
             prototypes, "mean image of every code (column) of every latent (row), and its share", shares
         ),
     }
-    fit = result.tree["fit"].to_dataset() if "fit" in result.tree.children else xr.Dataset()
+    fit = result.group("fit")
     return figures | ({"loss": plots.loss(fit)} if "loss" in fit else {})

@@ -13,6 +13,7 @@ from inference_models import SCALE, auto_guide, data, exact, mean_model, mean_pr
 from probmodels.errors import ResultError
 from probmodels.inference import Problem, Result, fit_svi, run_mcmc
 from probmodels.inference.predictive import log_likelihood, prior_predictive, thin
+from probmodels.inference.result import build_tree
 
 mcmc = partial(run_mcmc, num_samples=50, warmup_steps=5, num_chains=2, chain_method="sequential", progress=False)
 svi = partial(fit_svi, num_steps=20, num_samples=30, progress=False)
@@ -151,3 +152,60 @@ def test_a_result_shows_itself_in_notebooks_escaped():
     assert "xr-wrap" in shown  # xarray's tree
     assert "new[a]" not in shown
     assert "Result of" in Result(xr.DataTree())._repr_html_()
+
+
+def drawn(problem: Problem) -> Result:
+    """A result whose draws mean nothing, for what it keeps of its problem."""
+    posterior = xr.Dataset({"x": (("chain", "draw"), np.zeros((1, 4)))})
+    return Result(build_tree(problem, posterior, engine="mcmc", seed=0, settings={}))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_result_takes_one_back_to_its_problem(tmp_path, again):
+    from probmodels import hierarchical_mixture
+
+    problem = hierarchical_mixture.tiny()
+    result = drawn(problem)
+    if again:
+        result = Result.load(result.save(tmp_path))
+    rebuilt = result.rebuild()
+    assert rebuilt.sites == problem.sites
+    assert dict(rebuilt.options) == dict(problem.options)
+    for name, values in problem.observed(problem.names("observed")).items():
+        np.testing.assert_array_equal(rebuilt.observed([name])[name], values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "mean"}, "of 'mean', which is no registered method.*built by hand"),
+        ({"method": "hierarchical_mixtur"}, "did you mean 'hierarchical_mixture'"),
+        ({"options": None}, "keeps no options"),
+        ({"options": "{"}, "'options' of the result is no JSON table"),
+        ({"options": "[1]"}, "'options' of the result is no JSON table"),
+        ({"options_lost": '["tables"]'}, "the options tables of .* are objects"),
+        ({"options": '{"nonsense": 1}'}, "cannot be made again: unknown option 'nonsense'"),
+        ({"method": "bayesian_svd"}, "keeps no rank of bayesian_svd"),
+    ],
+)
+def test_why_a_problem_cannot_be_made_again_is_said(change, message):
+    from probmodels import hierarchical_mixture
+
+    result = drawn(hierarchical_mixture.tiny())
+    attrs = {**result.tree.attrs, **change}
+    result.tree.attrs = {key: value for key, value in attrs.items() if value is not None}
+    with pytest.raises(ResultError, match=message):
+        result.rebuild()
+
+
+def test_options_that_no_file_holds_are_named(tmp_path):
+    options = {"width": np.int64(3), "shape": np.arange(3), "folder": tmp_path, "link": len, "one": {"of": len}}
+    attrs = drawn(mean_problem(options=options)).tree.attrs
+    assert json.loads(attrs["options"]) == {"width": 3, "shape": [0, 1, 2], "folder": str(tmp_path)}
+    assert json.loads(attrs["options_lost"]) == ["link", "one"]
+
+
+def test_groups_by_name():
+    result = drawn(mean_problem())
+    assert list(result.group("posterior")) == ["x"]
+    assert not result.group("prior").variables

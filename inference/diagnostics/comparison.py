@@ -30,6 +30,7 @@ from probmodels.errors import DiagnosticsError
 from probmodels.inference.diagnostics import _html
 from probmodels.inference.diagnostics.convergence import convergence, psis
 from probmodels.inference.diagnostics.report import KHAT_MAX, Finding, label, spell
+from probmodels.inference.labels import group_of
 
 if TYPE_CHECKING:
     from probmodels.inference.problem import Problem
@@ -202,16 +203,15 @@ def loo(
     """
     from probmodels.inference import predictive
 
-    groups = result.tree.children
-    if "log_likelihood" in groups:
-        terms = predictive.thin(groups["log_likelihood"].to_dataset(), num_samples)
+    if (terms := result.group("log_likelihood")).data_vars:
+        terms = predictive.thin(terms, num_samples)
     elif problem is not None:
         terms = predictive.log_likelihood(problem, predictive.thin(result.posterior, num_samples))
     else:
         raise DiagnosticsError("the result has no group 'log_likelihood'; give the problem: loo(result, problem)")
     log_weight = None
-    if correct and "sample_stats" in groups and "log_weight" in groups["sample_stats"]:
-        stats = predictive.thin(groups["sample_stats"].to_dataset()[["log_weight"]], num_samples)
+    if correct and "log_weight" in (stats := result.group("sample_stats")):
+        stats = predictive.thin(stats[["log_weight"]], num_samples)
         log_weight = stats["log_weight"].transpose("chain", "draw").values.ravel()
     terms = _per_unit(terms, unit).transpose("chain", "draw", ...)
     if sum(values[0, 0].size for values in terms.data_vars.values()) < 2:
@@ -461,10 +461,11 @@ def _check_same(judged: Mapping[str, Elpd]) -> None:
 
 def _data_key(tree: xr.DataTree) -> str | None:
     """Checksum of the observed values, in single precision, so that the precision of a model does not matter."""
-    if "observed_data" not in tree.children or not len(tree["observed_data"].data_vars):
+    observed = group_of(tree, "observed_data")
+    if not observed.data_vars:
         return None
     total = hashlib.sha256()
-    for name, values in sorted(tree["observed_data"].to_dataset().data_vars.items(), key=lambda item: str(item[0])):
+    for name, values in sorted(observed.data_vars.items(), key=lambda item: str(item[0])):
         total.update(f"{name}{values.dims}{values.shape}".encode())
         total.update(np.ascontiguousarray(values.values, dtype=np.float32).tobytes())
     return total.hexdigest()

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from probmodels.errors import ImportanceError
 from probmodels.inference.diagnostics.convergence import psis
-from probmodels.inference.labels import Drawn
+from probmodels.inference.labels import Drawn, group_of
 
 __all__ = ["importance_moments", "importance_resample"]
 
@@ -57,7 +57,7 @@ def importance_resample(result: _Held, num_samples: int | None = None, *, seed: 
     `diagnose` says so of the resampled result, too.
     """
     tree = result.tree
-    stats = tree["sample_stats"].to_dataset() if "sample_stats" in tree.children else xr.Dataset()
+    stats = group_of(tree, "sample_stats")
     if "log_weight" not in stats:
         raise ImportanceError("the result has no 'log_weight' in sample_stats; resample the result of fit_svi")
     smoothed, khat = psis(stats["log_weight"].transpose("chain", "draw").values)
@@ -86,9 +86,9 @@ def importance_resample(result: _Held, num_samples: int | None = None, *, seed: 
 
     groups = {}
     for name, node in tree.children.items():
-        group = node.to_dataset().drop_vars(["log_weight", "log_weight_by_row"], errors="ignore")
-        if group.data_vars:
-            groups[f"/{name}"] = group.map(pick, keep_attrs=True)
+        kept = node.to_dataset().drop_vars(["log_weight", "log_weight_by_row"], errors="ignore")
+        if kept.data_vars:
+            groups[f"/{name}"] = kept.map(pick, keep_attrs=True)
     resampled = xr.DataTree.from_dict(groups)
     about = {"khat": None if np.isnan(khat) else khat, "num_draws": len(weight), "seed": seed}
     resampled.attrs = {**tree.attrs, RESAMPLED: json.dumps(about)}

@@ -16,7 +16,7 @@ from probmodels.errors import DiagnosticsError
 from probmodels.inference.diagnostics import _html
 from probmodels.inference.diagnostics.convergence import EQUAL_WEIGHTS, bfmi, convergence, hdi, psis
 from probmodels.inference.diagnostics.importance import RESAMPLED, importance_moments
-from probmodels.inference.labels import Drawn
+from probmodels.inference.labels import Drawn, group_of
 
 __all__ = ["Finding", "Report", "diagnose", "summarize"]
 
@@ -132,7 +132,7 @@ def diagnose(
         If there is nothing to judge, or fewer than four draws per chain.
     """
     tree = result.tree
-    sample_stats = tree["sample_stats"].to_dataset() if "sample_stats" in tree.children else xr.Dataset()
+    sample_stats = group_of(tree, "sample_stats")
     variables = dict(_judged(tree))
     if tree.attrs.get("engine") in _GUIDED:
         return _diagnose_guide(tree, sample_stats, variables)
@@ -222,11 +222,10 @@ def _judged(tree: xr.DataTree) -> Iterator[tuple[str, xr.DataArray]]:
         if name not in posterior:
             raise DiagnosticsError(f"'diagnosed' names {name!r}; the posterior has {list(posterior.data_vars)}")
         yield str(name), posterior[name].transpose("chain", "draw", ...)
-    if "invariants" in tree.children:
-        for name, variable in tree["invariants"].to_dataset().data_vars.items():
-            if {"chain", "draw"} <= set(variable.dims):
-                label = str(name) if chosen is not None and name not in chosen else f"{name} (invariant)"
-                yield label, variable.transpose("chain", "draw", ...)
+    for name, variable in group_of(tree, "invariants").data_vars.items():
+        if {"chain", "draw"} <= set(variable.dims):
+            label = str(name) if chosen is not None and name not in chosen else f"{name} (invariant)"
+            yield label, variable.transpose("chain", "draw", ...)
 
 
 def _judge(
@@ -409,7 +408,7 @@ def _diagnose_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapp
 
 def _still_falling(tree: xr.DataTree) -> Iterator[Finding]:
     """Whether the last tenth of the steps has a loss surely, and by half a nat, below the tenth before it."""
-    fit = tree["fit"].to_dataset() if "fit" in tree.children else xr.Dataset()
+    fit = group_of(tree, "fit")
     loss = np.asarray(fit["loss"].values if "loss" in fit else ())
     width = len(loss) // 10
     if width < 20:

@@ -166,8 +166,8 @@ def write_outputs(result: Result, folder: str | Path, *, top: int = 20, dpi: int
     diagnosis, table = result.diagnose(), network_table(out)
     (folder / "summary.txt").write_text(f"{network_table(out, top=top)}\n\n{diagnosis}\n", encoding="utf-8")
     draw_network(out, truth=truth).savefig(folder / "figures" / "network.png", dpi=dpi)
-    if "fit" in result.tree.children:
-        plots.loss(result.tree["fit"].to_dataset()).savefig(folder / "figures" / "loss.png", dpi=dpi)
+    if "loss" in (fit := result.group("fit")):
+        plots.loss(fit).savefig(folder / "figures" / "loss.png", dpi=dpi)
     return Outputs(folder, table, diagnosis)
 
 
@@ -274,7 +274,7 @@ def _names(out: xr.Dataset) -> list[str]:
 
 
 def _truth(result: Result) -> NDArray[Any] | None:
-    constant = result.tree["constant_data"].to_dataset() if "constant_data" in result.tree.children else xr.Dataset()
+    constant = result.group("constant_data")
     if "true_graph" not in constant:
         return None
     truth = constant["true_graph"]

@@ -22,6 +22,7 @@ import numpy as np
 import xarray as xr
 
 from probmodels.errors import SummaryError
+from probmodels.inference.labels import group_of
 
 __all__ = ["Anomalies", "compare_eof", "eof_baseline", "make_anomalies", "to_grid"]
 
@@ -114,7 +115,7 @@ def make_anomalies(constant: xr.Dataset, shared: np.ndarray | None = None) -> An
 
 def shared_mean(tree: xr.DataTree) -> np.ndarray | None:
     """Posterior mean of the effects that all cells share, (shared_effect,); None without."""
-    posterior = tree["posterior"].to_dataset() if "posterior" in tree.children else xr.Dataset()
+    posterior = group_of(tree, "posterior")
     if "shared_effects" not in posterior:
         return None
     return np.atleast_1d(posterior["shared_effects"].mean(("chain", "draw")).values)

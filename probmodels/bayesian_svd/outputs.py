@@ -67,8 +67,8 @@ def write_outputs(result: Result, folder: str | Path, *, level: float = 0.95, dp
             figures["rhat_map"] = mode_figures.rhat_map(modes)
         figures["rank"] = plots.rank(posterior, traced)
     figures["trace"] = plots.trace(posterior, traced)
-    if "fit" in tree.children:
-        figures["loss"] = plots.loss(tree["fit"].to_dataset())
+    if "loss" in (fit := result.group("fit")):
+        figures["loss"] = plots.loss(fit)
     images = {name: folder / "figures" / f"{name}.png" for name in figures}
     for name, figure in figures.items():
         figure.savefig(images[name], dpi=dpi)

@@ -15,6 +15,8 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from probmodels.inference.labels import group_of
+
 __all__ = ["write_report"]
 
 _CSS = """
@@ -160,9 +162,9 @@ class _Facts:
 
     def __init__(self, tree: xr.DataTree) -> None:
         self.attrs = dict(tree.attrs)
-        self.constant = tree["constant_data"].to_dataset() if "constant_data" in tree.children else xr.Dataset()
+        self.constant = group_of(tree, "constant_data")
         self.data = self.constant["data"].attrs if "data" in self.constant else {}
-        posterior = tree["posterior"].to_dataset() if "posterior" in tree.children else xr.Dataset()
+        posterior = group_of(tree, "posterior")
         self.num_chains, self.num_draws = (int(posterior.sizes.get(x, 1)) for x in ("chain", "draw"))
 
     def root(self, name: str, default: str = "") -> str:

@@ -351,7 +351,7 @@ def _figures(
     figures = {"graph": graph, "effects": _heat_map(effects)}
     if edges.any():
         figures["mechanisms"] = _mechanism_figure(problem, worlds)
-    if "fit" in result.tree.children and "loss" in (fit := result.tree["fit"].to_dataset()):
+    if "loss" in (fit := result.group("fit")):
         figures["loss"] = plots.loss(fit)
     assert problem.data is not None
     if problem.data["observation"].ndim == 4:

@@ -94,7 +94,7 @@ def described(result: Result) -> tuple[dict[str, Any], xr.DataArray, list[str]]:
     ResultError
         If the result is not one of a problem of `make_problem`.
     """
-    found = result.tree["observed_data"].to_dataset() if "observed_data" in result.tree.children else xr.Dataset()
+    found = result.group("observed_data")
     if result.tree.attrs.get("method") != "diffusion" or "options" not in found.attrs:
         raise ResultError("the result is not one of a diffusion model made by probmodels.diffusion.make_problem")
     options: dict[str, Any] = json.loads(found.attrs["options"])

@@ -278,7 +278,7 @@ def _figures(result: Result, model: Diffusion, drawn: xr.DataArray, levels: xr.D
     from probmodels import plots
 
     figures: dict[str, Figure] = {"levels": _levels_figure(levels)}
-    fit = result.tree["fit"].to_dataset() if "fit" in result.tree.children else xr.Dataset()
+    fit = result.group("fit")
     if "loss" in fit:
         figures["loss"] = plots.loss(fit)
     data, label = _data(result, model)

@@ -186,7 +186,7 @@ def _figures(out: xr.Dataset, result: Result) -> dict[str, Figure]:
     figures = {"adjacency": graph_plots.adjacency(out, graph=first)}
     if "true" in out:
         figures["reliability"] = graph_plots.reliability(out["probability"], out["true"], observed=out["observed"])
-    fit = result.tree["fit"].to_dataset() if "fit" in result.tree.children else xr.Dataset()
+    fit = result.group("fit")
     if "outer_loss" in fit:
         figures["loss"] = plots.bilevel_losses(fit)
     elif "loss" in fit:

@@ -70,7 +70,7 @@ def edge_marginals(result: Result) -> xr.Dataset:
     ResultError
         If the result holds no edges, or probabilities outside [0, 1].
     """
-    constant = _group(result, "constant_data")
+    constant = result.group("constant_data")
     lost = [name for name in ("pair_source", "pair_target", "pair_observed") if name not in constant]
     if lost:
         raise ResultError(f"constant_data of the result lack {lost}; give the result of a method on graphs")
@@ -156,10 +156,6 @@ class _Strength:
     draws: NDArray[np.floating[Any]] | None  # (pair, draw)
 
 
-def _group(result: Result, name: str) -> xr.Dataset:
-    return result.tree[name].to_dataset() if name in result.tree.children else xr.Dataset()
-
-
 def _nodes(result: Result, constant: xr.Dataset) -> xr.Dataset:
     """Labels, graphs and classes of nodes."""
     if "node" not in constant.sizes:
@@ -168,7 +164,7 @@ def _nodes(result: Result, constant: xr.Dataset) -> xr.Dataset:
     out = xr.Dataset(coords={"node": label})
     if "graph_index" in constant:
         out["node_graph"] = "node", constant["graph_index"].values
-    for data in (constant, _group(result, "observed_data")):
+    for data in (constant, result.group("observed_data")):
         if "y" in data and data["y"].dims == ("node",) and data["y"].sizes["node"] == len(label):
             out["node_class"] = "node", data["y"].values.astype(np.int64)
             names = data if "class" in data.coords else constant
@@ -193,9 +189,9 @@ def _add_truth(out: xr.Dataset, constant: xr.Dataset) -> None:
 
 def _add_probability(out: xr.Dataset, result: Result) -> None:
     """Mean over draws, its sd and its Monte Carlo error."""
-    posterior, marginals = result.posterior, _group(result, "marginals")
+    posterior, marginals = result.posterior, result.group("marginals")
     # With labels, the probability given parameters leaves out what these say, and only draws of edges know it.
-    labelled = out.attrs["method"] == "noisy_edges" and "label" in _group(result, "observed_data")
+    labelled = out.attrs["method"] == "noisy_edges" and "label" in result.group("observed_data")
     names = ("edge",) if labelled else ("edge_probability", "edge")
     name = next((name for name in names if name in posterior or name in marginals), None)
     if name is None:
@@ -342,10 +338,10 @@ def _add_homophily(out: xr.Dataset, result: Result, strength: _Strength, bounds:
 
 def _add_classes(out: xr.Dataset, result: Result) -> None:
     """Classes of nodes as the method predicts them, where it does."""
-    name, constant = "class_probability", _group(result, "constant_data")
+    name, constant = "class_probability", result.group("constant_data")
     if "split" in constant and constant["split"].dims == ("node",):
         out["split"] = "node", constant["split"].values.astype(np.str_)
-    for group in (result.posterior, _group(result, "marginals")):
+    for group in (result.posterior, result.group("marginals")):
         if name in group and {"node", "class"} <= set(group[name].dims):
             others = [dim for dim in ("chain", "draw") if dim in group[name].dims]
             mean = group[name].mean(others, dtype=float).transpose("node", "class").values

@@ -132,10 +132,9 @@ def summarise_parses(result: Result) -> xr.Dataset:
     ResultError
         If the result holds no trees.
     """
-    groups = result.tree.children
-    if "tree" not in result.posterior or "constant_data" not in groups or "length" not in groups["constant_data"]:
+    constant = result.group("constant_data")
+    if "tree" not in result.posterior or "length" not in constant:
         raise ResultError("the result has no draws of trees with their sentences; give that of a grammar")
-    constant = result.tree["constant_data"].to_dataset()
     length, vocabulary = constant["length"].values, constant["vocabulary"].values
     word = result.tree["observed_data"].to_dataset()["word"].values
     draws = result.posterior["tree"].values

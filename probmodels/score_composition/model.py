@@ -263,7 +263,7 @@ def levels_of(result: Result) -> xr.Dataset:
     ResultError
         If the result is not one of `AnnealedKernel`.
     """
-    kept = result.tree["sample_stats"].attrs.get("levels") if "sample_stats" in result.tree.children else None
+    kept = result.group("sample_stats").attrs.get("levels")
     if kept is None:
         raise ResultError("the result has no levels; it is not one of score_composition with its own kernel")
     found = json.loads(kept) if isinstance(kept, str) else dict(kept)
