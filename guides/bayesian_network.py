@@ -58,7 +58,7 @@ class EdgePolicy(nn.Module):
     look_ahead
         Whether logits start from the completions of parents.
     seed
-        Of the start.
+        Seed of the starting values.
     """
 
     sets: Tensor  # what an edge before adds to the parents of the child (direction, pair, before * direction)
@@ -191,9 +191,9 @@ class GraphPolicy(dist.TorchDistribution):
     policy
         Gives the logits.
     batch_shape
-        Of independent graphs.
+        Shape of the batch of independent graphs.
     temperature, epsilon
-        Of the draws, see `probmodels.inference.flows.exploration.Explore`; densities are those of the policy.
+        How draws are explored, see `probmodels.inference.flows.exploration.Explore`; densities are those of the policy.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 -- as torch declares it

@@ -24,7 +24,7 @@ import math
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
@@ -135,7 +135,7 @@ def checked(error: type[ProbmodelsError], *, keep: bool = False) -> Callable[[Ca
         `Problem`, messages begin with its name.
     keep
         For ``make_problem``: whether the options that were given become ``Problem.options`` of what it returns, from
-        which a result can be taken back to its problem.
+        which a result can be taken back to its problem; arrays become lists, as JSON has them.
     """
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -149,7 +149,7 @@ def checked(error: type[ProbmodelsError], *, keep: bool = False) -> Callable[[Ca
             where = f"{subject.name}: " if type(subject).__name__ == "Problem" else ""
             check_options(call, given, where=where, error=error, of=f" of {function.__name__}")
             found: Any = function(*args, **kwargs)
-            return replace(found, options={k: v for k, v in given.items() if k != first}) if keep else found
+            return replace(found, options={k: _plain(v) for k, v in given.items() if k != first}) if keep else found
 
         call.__dict__["__options_error__"] = error
         expanded = [
@@ -162,6 +162,17 @@ def checked(error: type[ProbmodelsError], *, keep: bool = False) -> Callable[[Ca
         return call
 
     return decorate
+
+
+def _plain(value: Any) -> Any:
+    """Value with lists in place of arrays and plain numbers in place of NumPy's."""
+    import numpy as np
+
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+    return np.asarray(value).tolist() if hasattr(value, "__array__") else value
 
 
 def options_of(function: Callable[..., Any], *, skip: int = 0) -> dict[str, Option]:
@@ -180,8 +191,9 @@ def options_of(function: Callable[..., Any], *, skip: int = 0) -> dict[str, Opti
 @functools.cache
 def _options(function: Callable[..., Any]) -> dict[str, Option]:
     plain = inspect.unwrap(function)
+    given = types.SimpleNamespace(__annotations__={k: v for k, v in plain.__annotations__.items() if k != "return"})
     try:
-        hints = typing.get_type_hints(plain, include_extras=True)
+        hints = typing.get_type_hints(given, getattr(plain, "__globals__", None), include_extras=True)
     except NameError:  # a name that is there for type checkers only: nothing can be compared with it
         hints = {}
     docs = _documented(plain)
@@ -378,8 +390,16 @@ def _real(value: Any) -> float:
         raise ValueError("too large") from None
 
 
+def _listed(value: Any) -> Any:
+    """What a one-dimensional array holds."""
+    import numpy as np
+
+    return value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
+
+
 def _strict(annotation: Any) -> Any:
-    """The annotation as pydantic is to see it: scalars strictly, classes by instance."""
+    """The annotation as pydantic is to see it: scalars strictly, classes by instance, arrays as lists."""
+    from numpy.typing import ArrayLike
     from pydantic import BeforeValidator, InstanceOf, StrictBool, StrictStr
 
     instance: Any = InstanceOf  # of classes that are known at run time only
@@ -410,15 +430,18 @@ def _strict(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, Path):
         return Path
     if origin in (Union, types.UnionType):
+        if set(get_args(ArrayLike)) <= set(args):
+            return Any
         return Union[tuple(_strict(arg) for arg in args)]  # noqa: UP007 -- of a number known at run time only
-    if _name(annotation) in ("ArrayLike", "NDArray"):
+    if _name(annotation) == "NDArray":
         return Any
     if origin is collections.abc.Callable or annotation in (Callable, collections.abc.Callable):
         return Callable[..., Any]
     if origin is not None:
         if args and isinstance(origin, type) and issubclass(origin, Collection | Iterable):
             generic: Any = origin
-            return generic[tuple(arg if arg is Ellipsis else _strict(arg) for arg in args)]
+            found = generic[tuple(arg if arg is Ellipsis else _strict(arg) for arg in args)]
+            return Annotated[found, BeforeValidator(_listed)] if issubclass(origin, Sequence) else found
         return instance[origin] if isinstance(origin, type) else Any
     if isinstance(annotation, type):
         return annotation if annotation in (list, tuple, dict, set) else instance[annotation]

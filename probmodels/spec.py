@@ -90,7 +90,7 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(spec.setdefault(table, {}), dict):
             raise SpecError(f"{table!r} must be a table of keys, not {spec[table]!r}")
     method = get_method(spec["method"])
-    applicable = tuple(getattr(method, "ENGINES", ENGINES))
+    applicable = method.ENGINES
     engine = spec["inference"].setdefault("engine", applicable[0])
     if engine not in ENGINES:
         raise SpecError(f"[inference] unknown engine {engine!r}{hint(engine, ENGINES)}")

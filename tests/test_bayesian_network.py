@@ -18,10 +18,16 @@ from scipy.special import gammaln
 from probmodels import Result, fit_svi
 from probmodels.bayesian_network import make_problem, tiny
 from probmodels.bayesian_network.graphs import AcyclicGraphs, all_graphs
-from probmodels.bayesian_network.outputs import class_graph, network_table, summarise_network, write_outputs
+from probmodels.bayesian_network.outputs import (
+    class_graph,
+    draw_network,
+    network_table,
+    summarise_network,
+    write_outputs,
+)
 from probmodels.bayesian_network.scores import bdeu, best_score, bge, parent_scores
 from probmodels.datasets import load
-from probmodels.errors import DataError
+from probmodels.errors import DataError, ResultError
 from probmodels.guides.bayesian_network import EdgePolicy, GraphPolicy, is_acyclic, reachable
 from probmodels.inference import check_exact
 from probmodels.inference.flows.balance import ParallelVarGrad
@@ -305,19 +311,29 @@ def test_frames_arrays_and_data_sets_are_alike() -> None:
         (lambda x: x[["a"]], {}, "1 variables; give 2 to 12"),
         (lambda x: pd.concat([x.add_suffix(str(i)) for i in range(5)], axis=1), {}, "15 variables"),
         (lambda x: x.set_axis(["a", "b", "a"], axis=1), {}, "'a' occurs twice"),
-        (lambda x: x.to_numpy(), {}, "ndarray; give a pandas frame"),
+        (lambda x: x.to_numpy(), {}, "data=array.*; give a Dataset or a DataArray or a DataFrame"),
         (lambda x: xr.Dataset({"y": ("sample", x["a"])}), {}, r"\['y'\]; name the table"),
         (lambda x: x, {"score": "bic"}, "score='bic'; choose"),
-        (lambda x: x, {"edge_probability": 1.0}, "edge_probability=1.0 is out of range"),
+        (lambda x: x, {"edge_probability": 1.0}, "edge_probability=1.0; give a number above 0 and below 1"),
         (lambda x: x, {"max_parents": 0}, "max_parents=0"),
         (lambda x: x, {"extra_degrees": 1.0}, "extra_degrees=1.0"),
         (lambda x: x, {"num_particles": 1}, "num_particles=1"),
+        (lambda x: x, {"sample_size": 2.0}, "sample_size=2.0 is not used with score='bge'"),
+        (lambda x: x, {"score": "bdeu", "mean_weight": 2.0}, "mean_weight=2.0 is not used with score='bdeu'"),
     ],
 )
 def test_what_cannot_be_used_is_refused(change, options: dict, message: str) -> None:
     frame = pd.DataFrame(np.random.default_rng(0).standard_normal((10, 3)), columns=["a", "b", "c"])
     with pytest.raises(DataError, match=message):
         make_problem(change(frame), **options)
+
+
+def test_outputs_refuse_options_out_of_range() -> None:
+    draws = xr.Dataset({"graph": (("chain", "draw", "parent", "child"), np.zeros((1, 2, 2, 2)))})
+    with pytest.raises(ResultError, match="top=0; give a whole number of at least 1"):
+        summarise_network(draws, top=0)
+    with pytest.raises(ResultError, match=r"least=1\.5; give a number"):
+        draw_network(summarise_network(draws), least=1.5)
 
 
 def test_states_that_were_not_announced_are_refused() -> None:

@@ -6,12 +6,14 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import pytest
 from annotated_types import Ge
+from numpy.typing import ArrayLike
 
 from probmodels.errors import DataError, SpecError
 from probmodels.options import (
@@ -32,6 +34,9 @@ from probmodels.options import (
     options_schema,
     refuse_unused,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def test_what_is_in_range_passes() -> None:
@@ -112,6 +117,7 @@ def sample(
     score: Literal["bge", "bdeu"] = "bge",
     loss: Callable[..., float] | str | None = None,
     region: tuple[float, float] | None = None,
+    values: ArrayLike | None = None,
     **options: Unpack[Shared],
 ) -> dict[str, Any]:
     """Return what it was given.
@@ -133,6 +139,8 @@ RIGHT = [
     {"lr": np.float32(0.5)},
     {"weight": math.inf},
     {"sizes": [1, 2]},
+    {"sizes": np.array([1, 2])},
+    {"values": "anything that numpy takes"},
     {"batch": {"rows": 3}},
     {"batch": None},
     {"flag": True},
@@ -159,6 +167,7 @@ WRONG = [
     ({"share": 1}, "share=1; give a number above 0 and below 1"),
     ({"weight": -1}, "weight=-1; give a number of at least 0"),
     ({"sizes": [1, 0]}, "sizes=[1, 0]; give a list, each item a whole number of at least 1"),
+    ({"sizes": np.array([1, 0])}, "sizes=array([1, 0]); give a list, each item a whole number of at least 1"),
     ({"sizes": "12"}, "sizes='12'; give a list, each item a whole number of at least 1"),
     (
         {"batch": {"rows": 1.5}},
@@ -185,6 +194,30 @@ def test_options_that_fit_their_annotations_pass_unchanged(options: dict[str, An
 def test_options_that_do_not_fit_are_refused_with_name_value_and_remedy(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         sample(**{"data": DATA, **options})
+
+
+@dataclass
+class Made:
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def test_options_are_kept_as_given_with_lists_for_arrays() -> None:
+    @checked(DataError, keep=True)
+    def make(data: np.ndarray, *, sizes: Sequence[Count] = (1,), rank: Count = 1, kernels: Any = ()) -> Made:
+        return Made()
+
+    kept = make(DATA, sizes=np.array([1, 2]), kernels={"a": np.float64(0.5), "b": ("x",)}).options
+    assert kept == {"sizes": [1, 2], "kernels": {"a": 0.5, "b": ("x",)}}
+    assert isinstance(kept["sizes"], list)
+
+
+def test_what_is_returned_need_not_be_known_for_the_options_to_be_checked() -> None:
+    @checked(DataError)
+    def draw(width: Count = 1) -> Figure | None:
+        return None
+
+    with pytest.raises(DataError, match="width=0"):
+        draw(0)
 
 
 def test_positional_options_are_checked_as_well() -> None:

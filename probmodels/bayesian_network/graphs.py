@@ -46,7 +46,7 @@ class AcyclicGraphs(TorchDistribution):
     max_parents
         Most parents of a node; None for any number.
     batch_shape
-        Of independent graphs.
+        Shape of the batch of independent graphs.
 
     Attributes
     ----------

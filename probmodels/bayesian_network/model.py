@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyro
 import torch
 import xarray as xr
+from annotated_types import Interval
 from numpy.typing import NDArray
 from pyro.nn import PyroModule
 from torch import Tensor
@@ -39,7 +40,7 @@ from probmodels.errors import DataError
 from probmodels.guides.bayesian_network import EdgePolicy
 from probmodels.inference.flows.balance import ParallelVarGrad
 from probmodels.inference.problem import Problem
-from probmodels.options import check_choices, check_counts, check_numbers
+from probmodels.options import Count, Fraction, Natural, Positive, Seed, checked, refuse_unused
 
 __all__ = ["ENGINES", "REFERENCE", "BayesianNetwork", "Rising", "make_problem", "tiny"]
 
@@ -70,7 +71,7 @@ class BayesianNetwork(PyroModule):
     scores
         Log marginal likelihood of every node given every set of its parents (node, set), as `parent_scores` has it.
     edge_probability, max_parents
-        Of the prior, see `AcyclicGraphs`.
+        Hyperparameters of the prior, see `AcyclicGraphs`.
     """
 
     scores: Tensor
@@ -102,21 +103,22 @@ class BayesianNetwork(PyroModule):
         return found
 
 
+@checked(DataError, keep=True)
 def make_problem(
     data: xr.Dataset | xr.DataArray | pd.DataFrame,
     *,
-    score: str = "bge",
-    edge_probability: float = 0.5,
-    max_parents: int | None = None,
+    score: Literal["bge", "bdeu"] = "bge",
+    edge_probability: Fraction = 0.5,
+    max_parents: Count | None = None,
     standardise: bool = True,
-    mean_weight: float = 1.0,
-    extra_degrees: float = 2.0,
-    sample_size: float = 1.0,
-    hidden: int = 64,
-    num_particles: int = 64,
-    epsilon: float = 0.05,
-    anneal: int = 1000,
-    seed: int = 0,
+    mean_weight: Positive = 1.0,
+    extra_degrees: Annotated[float, Interval(gt=1, le=1e6)] = 2.0,
+    sample_size: Annotated[float, Interval(gt=0, le=1e6)] = 1.0,
+    hidden: Annotated[int, Interval(ge=1, le=4096)] = 64,
+    num_particles: Annotated[int, Interval(ge=2, le=1_000_000)] = 64,
+    epsilon: Annotated[float, Interval(ge=0, lt=1)] = 0.05,
+    anneal: Natural = 1000,
+    seed: Seed = 0,
 ) -> Problem:
     """A Bayesian network of the columns of a table.
 
@@ -124,30 +126,31 @@ def make_problem(
     ----------
     data
         Rows are samples, columns variables: a frame, an array (sample, variable), or a data set with such an array
-        ``x`` and, of discrete variables, ``num_states`` (variable,).
+        ``x`` and, where variables are discrete, ``num_states`` (variable,).
     score
         ``"bge"`` for continuous variables, ``"bdeu"`` for discrete ones.
     edge_probability
-        Of the prior; 0.5 makes all graphs equally probable, smaller values prefer fewer edges.
+        Probability of an edge in the prior, but for the ban on cycles; 0.5 makes all graphs equally probable, smaller
+        values prefer fewer edges.
     max_parents
         Most parents of a node; None for any number.
     standardise
-        Whether continuous variables are brought to mean 0 and standard deviation 1, as the prior of the score has them.
+        Whether continuous variables are brought to mean 0 and standard deviation 1, as the prior of ``"bge"`` has them.
     mean_weight, extra_degrees
-        Of BGe, see `probmodels.bayesian_network.scores.bge`.
+        Hyperparameters of ``"bge"``, see `probmodels.bayesian_network.scores.bge`.
     sample_size
-        Of BDeu, see `probmodels.bayesian_network.scores.bdeu`.
+        Equivalent sample size of ``"bdeu"``, see `probmodels.bayesian_network.scores.bdeu`.
     hidden
-        Width of the guide's layers.
+        Width of the guide's hidden layers.
     num_particles
-        Graphs of each step.
+        Number of graphs in each step.
     epsilon
         Share of actions that are drawn uniformly while the guide is fitted.
     anneal
         Steps in which the power of the posterior that the guide is fitted to rises to 1; 0 for none. With many rows
         few graphs are probable, and a guide may find some of them only.
     seed
-        Of the guide's start.
+        Seed of the guide's starting values.
 
     Returns
     -------
@@ -158,25 +161,21 @@ def make_problem(
     ------
     DataError
         If the table is no such table, has missing or constant columns, too many of them or too few rows, or an option
-        is out of range.
+        is out of range or not used with this score.
     """
-    check_choices(score=(score, ("bge", "bdeu")))
-    check_numbers(0, 1, ends="()", edge_probability=edge_probability)
-    check_numbers(0, ends="()", mean_weight=mean_weight, sample_size=sample_size)
-    check_numbers(1, ends="()", extra_degrees=extra_degrees)
-    check_numbers(0, 1, ends="[)", epsilon=epsilon)
-    check_counts(1, hidden=hidden)
-    check_counts(0, anneal=anneal)
-    check_counts(2, num_particles=num_particles)
-    if max_parents is not None:
-        check_counts(1, max_parents=max_parents)
+    if score == "bge":
+        refuse_unused(make_problem, "score='bge'", sample_size=sample_size)
+    else:
+        unused = {"standardise": standardise, "mean_weight": mean_weight, "extra_degrees": extra_degrees}
+        refuse_unused(make_problem, "score='bdeu'", **unused)
     table = _table(data)
     names: Any = table["variable"].values
+    rows: Any = table["sample"].values
     if score == "bge":
         x = _numbers(table)
+        kept: dict[str, Any] = {"x": (("sample", "variable"), x)}
         x = (x - x.mean(0)) / x.std(0) if standardise else x
         of_sets = bge(x, mean_weight=mean_weight, extra_degrees=extra_degrees)
-        kept: dict[str, Any] = {"x": (("sample", "variable"), _numbers(table))}
     else:
         states, counts = _states(table, data.get("num_states") if isinstance(data, xr.Dataset) else None)
         of_sets = bdeu(states, counts, sample_size=sample_size)
@@ -188,13 +187,12 @@ def make_problem(
     log_total, log_count = (AcyclicGraphs(len(names), p, max_parents).log_total for p in (edge_probability, 0.5))
     floor = best_score(weights) - log_total - log_count - _NEGLIGIBLE
     kept |= {name: data[name] for name in ("true_graph",) if isinstance(data, xr.Dataset) and name in data}
-    rows: Any = table["sample"].values
     return Problem(
         name="bayesian_network",
         model=BayesianNetwork(torch.as_tensor(scores), edge_probability=edge_probability, max_parents=max_parents),
         guide=guide,
         coords={"parent": names, "child": names, "variable": names, "sample": rows},
-        data=xr.Dataset(kept, attrs={"score": score}),
+        data=xr.Dataset(kept, coords={"variable": names, "sample": rows}, attrs={"score": score}),
         loss=ParallelVarGrad(
             num_particles, epsilon=epsilon, floor=floor, reward_power=Rising(anneal) if anneal else 1.0
         ),
@@ -206,7 +204,7 @@ def tiny() -> Problem:
     return make_problem(simulate_gaussian_network(3, 30, degree=1.5, seed=1), hidden=8, num_particles=16, anneal=0)
 
 
-def _table(data: Any) -> xr.DataArray:
+def _table(data: xr.Dataset | xr.DataArray | pd.DataFrame) -> xr.DataArray:
     """Rows and columns with names."""
     if isinstance(data, pd.DataFrame):
         parts = [_column(data.iloc[:, place]) for place in range(data.shape[1])]
@@ -216,10 +214,8 @@ def _table(data: Any) -> xr.DataArray:
         if "x" not in data:
             raise DataError(f"data hold {list(data.data_vars)}; name the table (sample, variable) 'x'")
         table = data["x"]
-    elif isinstance(data, xr.DataArray):
-        table = data
     else:
-        raise DataError(f"data of type {type(data).__name__}; give a pandas frame, or an xarray array or data set")
+        table = data
     if table.ndim != 2 or not {"sample", "variable"} <= set(table.dims):
         raise DataError(f"the table has dims {table.dims}; expected sample and variable")
     table = table.transpose("sample", "variable")

@@ -15,19 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from annotated_types import Interval
 from numpy.typing import ArrayLike, NDArray
 
 from probmodels.errors import ResultError
 from probmodels.guides.bayesian_network import reachable
 from probmodels.inference.metrics.graphs import cpdag as class_graph
 from probmodels.inference.result import Result
-from probmodels.options import check_counts
+from probmodels.options import Count, Probability, checked
 from probmodels.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ _CAUSAL = {"cause": "parent", "effect": "child"}  # the same axes of causal grap
 _SHOWN = 10  # edges and graphs in the table
 
 
-def summarise_network(result: Result | xr.Dataset, *, top: int = 10) -> xr.Dataset:
+@checked(ResultError)
+def summarise_network(result: Result | xr.Dataset, *, top: Count = 10) -> xr.Dataset:
     """Posterior probabilities of edges, paths, graphs and classes of graphs, from draws.
 
     Parameters
@@ -61,11 +63,8 @@ def summarise_network(result: Result | xr.Dataset, *, top: int = 10) -> xr.Datas
     Raises
     ------
     ResultError
-        If there are no draws of graphs.
-    DataError
-        If ``top`` is no positive whole number.
+        If there are no draws of graphs, or ``top`` is out of range.
     """
-    check_counts(1, top=top)
     posterior = result.posterior if isinstance(result, Result) else result
     posterior = posterior.rename({axis: name for axis, name in _CAUSAL.items() if axis in posterior.dims})
     if "graph" not in posterior or not {"parent", "child"} <= set(posterior["graph"].dims):
@@ -95,7 +94,8 @@ def summarise_network(result: Result | xr.Dataset, *, top: int = 10) -> xr.Datas
     )
 
 
-def network_table(result: Result | xr.Dataset, *, top: int = _SHOWN) -> str:
+@checked(ResultError)
+def network_table(result: Result | xr.Dataset, *, top: Count = _SHOWN) -> str:
     """The most probable edges, graphs and classes, for the terminal.
 
     Parameters
@@ -126,13 +126,16 @@ def network_table(result: Result | xr.Dataset, *, top: int = _SHOWN) -> str:
     return "\n".join(lines)
 
 
-def write_outputs(result: Result, folder: str | Path, *, top: int = 20, dpi: int = 110) -> Outputs:
+@checked(ResultError)
+def write_outputs(
+    result: Result, folder: str | Path, *, top: Count = 20, dpi: Annotated[int, Interval(ge=20, le=1200)] = 110
+) -> Outputs:
     """Write ``edges.csv``, ``graphs.csv``, ``summary.txt`` and ``figures/network.png``, ``figures/loss.png``.
 
     Parameters
     ----------
     result
-        Of a Bayesian network.
+        Result of a Bayesian network.
     folder
         Where to; made where it is missing, files of the same names are replaced.
     top
@@ -171,13 +174,14 @@ def write_outputs(result: Result, folder: str | Path, *, top: int = 20, dpi: int
     return Outputs(folder, table, diagnosis)
 
 
-def draw_network(summary: xr.Dataset, *, truth: ArrayLike | None = None, least: float = 0.05) -> Figure:
+@checked(ResultError)
+def draw_network(summary: xr.Dataset, *, truth: ArrayLike | None = None, least: Probability = 0.05) -> Figure:
     """Arrows between variables on a circle, and the matrix of their probabilities.
 
     Parameters
     ----------
     summary
-        Of `summarise_network`.
+        What `summarise_network` returns.
     truth
         Known edges (parent, child), which are marked in the matrix.
     least
@@ -218,9 +222,9 @@ def draw_arrows(
     ax
         Where to.
     weight
-        Of edges (parent, child), 1 for a sure or strong one.
+        Weights of edges (parent, child), 1 for a sure or strong one.
     names
-        Of variables.
+        Names of the variables.
     least
         Weight below which an arrow is left out.
     spelled

@@ -40,9 +40,20 @@ from probmodels.distributions.frames import (
     UniformFrame,
 )
 
-__all__ = ["FRAME_PRIORS", "REFERENCE", "Gaps", "MatrixData", "SideData", "frame_prior", "local_effects", "model"]
+__all__ = [
+    "ENGINES",
+    "FRAME_PRIORS",
+    "REFERENCE",
+    "Gaps",
+    "MatrixData",
+    "SideData",
+    "frame_prior",
+    "local_effects",
+    "model",
+]
 
 REFERENCE = "North, Risser and Breidt (2023), https://arxiv.org/abs/2307.13627"
+ENGINES = ("mcmc", "svi")
 
 FRAME_PRIORS = ("conditioned", "projected", "macg", "uniform")
 
