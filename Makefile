@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 OUT ?= runs/sst
 BIN := $(VENV)/bin
 
-.PHONY: setup sst test lint types clean
+.PHONY: setup sst test test-all lint types clean
 
 setup: $(VENV)/.installed
 
@@ -20,8 +20,12 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 sst: setup
 	$(BIN)/probmodels sst --out $(OUT) --overwrite
 
+# What shows that everything works, in minutes; test-all adds the long fits, the pages of docs/ and the examples.
 test: setup
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow"
+
+test-all: setup
+	$(BIN)/pytest -n auto --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check .

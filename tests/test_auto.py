@@ -372,6 +372,7 @@ def test_structured_is_exact_where_elements_are_independent_given_what_encloses_
     assert weight.std() < 0.5  # of weights that are constant for the posterior itself
 
 
+@pytest.mark.slow
 def test_a_flow_bends_where_a_normal_cannot() -> None:
     problem = Problem("banana", banana)  # of evidence 1
     bent = fit(with_guide(problem, "nsf", hidden=16), lr=0.03, num_steps=1000).tree["sample_stats"]["log_weight"].values

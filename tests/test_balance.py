@@ -192,7 +192,13 @@ def test_loss_and_gradient_vanish_at_the_posterior_whatever_the_draws(kind: str)
     assert max(objective.differentiable_loss(chain, guide).item() for _ in range(20)) > 1e-5
 
 
-@pytest.mark.parametrize("explore", [{}, {"temperature": 2.0, "epsilon": 0.3}], ids=["on-policy", "off-policy"])
+@pytest.mark.parametrize(
+    "explore",
+    [
+        pytest.param({}, marks=pytest.mark.slow, id="on-policy"),
+        pytest.param({"temperature": 2.0, "epsilon": 0.3}, id="off-policy"),
+    ],
+)
 @pytest.mark.parametrize("kind", ALL)
 def test_fits_find_posterior_and_evidence(kind: str, explore: dict[str, float]) -> None:
     problem = Problem("chain", chain, Tables(), loss=ALL[kind](4, **explore))

@@ -139,7 +139,13 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(("options", "missing"), OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        pytest.param(*values, id=name, marks=pytest.mark.slow if "gaps" in name else ())
+        for name, values in OPTIONS.items()
+    ],
+)
 def test_ranks_are_uniform(options, missing):
     assert least_pvalue(ranks(options, missing, 60)) > 1e-3
 
@@ -176,7 +182,10 @@ def moments(data, u, v, d, sigma, g_space, g_time):
     return np.concatenate(out, axis=1)
 
 
-@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(options, id=name, marks=pytest.mark.slow if options else ()) for name, options in VARIANTS.items()],
+)
 def test_parameters_keep_their_prior_where_data_are_drawn_anew(options):
     any_values = np.random.default_rng(0).standard_normal((8, 10))
     settings = {"rank": 3, "fixed_effects": ("intercept", "trend"), "scale": 1.5, "noise_prior": (6.0, 1.8)}

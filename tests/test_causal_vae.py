@@ -106,6 +106,7 @@ def test_the_bound_of_the_exact_guide_is_the_evidence() -> None:
     assert abs(found.mean() - float(seen.log_prob(x).sum())) < 4 * found.std() / math.sqrt(len(found))
 
 
+@pytest.mark.slow
 def test_labels_add_their_expected_log_density() -> None:
     model, guide, seen = linear_pair()
     x, label = seen.sample((5,)), torch.randn(5, 4)

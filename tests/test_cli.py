@@ -58,6 +58,20 @@ def finished(field: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return out, run.stdout
 
 
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in this process: status, what it said, and what it said of errors."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["probmodels", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        said = capsys.readouterr()
+        return int(left.value.code or 0), said.out, said.err
+
+    return run
+
+
 def test_the_main_job_writes_what_it_promises(finished: tuple[Path, str]) -> None:
     out, said = finished
     for name in ("result.nc", "modes.nc", "report.html", "summary.txt", "figures/mode_maps.png", "figures/scree.png"):
@@ -80,34 +94,24 @@ def test_a_second_run_into_the_same_folder_is_refused(field: Path, finished: tup
     assert "Traceback" not in run.stderr
 
 
-def test_strict_turns_failed_diagnostics_into_the_exit_status(finished: tuple[Path, str]) -> None:
+def test_strict_turns_failed_diagnostics_into_the_exit_status(
+    inside: Callable[..., tuple[int, str, str]], finished: tuple[Path, str]
+) -> None:
     out, _ = finished
-    assert command("diagnose", str(out)).returncode == 0
-    strict = command("diagnose", str(out), "--strict")
-    assert strict.returncode == 1  # 60 draws cannot reach an effective sample size of 400
-    assert "FAILED" in strict.stdout
+    assert inside("diagnose", str(out))[0] == 0
+    status, said, _ = inside("diagnose", str(out), "--strict")
+    assert status == 1  # 60 draws cannot reach an effective sample size of 400
+    assert "FAILED" in said
 
 
-def test_show_report_and_list(finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_show_report_and_list(
+    inside: Callable[..., tuple[int, str, str]], finished: tuple[Path, str], tmp_path: Path
+) -> None:
     out, _ = finished
-    assert "posterior" in command("show", str(out)).stdout
-    assert command("report", str(out), "--out", str(tmp_path)).returncode == 0
+    assert "posterior" in inside("show", str(out))[1]
+    assert inside("report", str(out), "--out", str(tmp_path))[0] == 0
     assert (tmp_path / "report.html").exists()
     assert "bayesian_svd" in command("list").stdout
-
-
-@pytest.fixture
-def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command line in this process: status, what it said, and what it said of errors."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["probmodels", *arguments])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        said = capsys.readouterr()
-        return int(left.value.code or 0), said.out, said.err
-
-    return run
 
 
 def pointwise(folder: Path, shift: float = 0.0, outlier: float = 0.0) -> str:
@@ -208,16 +212,17 @@ def test_predict_writes_draws_of_what_was_observed(
     ],
 )
 def test_bad_input_is_one_clear_line_before_any_sampling(
-    field: Path, tmp_path: Path, arguments: list[str], said: str
+    inside: Callable[..., tuple[int, str, str]], field: Path, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
     filled = [str(field) if a == "FIELD" else a for a in arguments]
-    run = command("sst", *filled, "--out", str(tmp_path / "out"), "--quiet")
-    assert run.returncode == 2, run.stdout + run.stderr
-    assert said in run.stderr
-    assert "Traceback" not in run.stderr
+    status, out, error = inside("sst", *filled, "--out", str(tmp_path / "out"), "--quiet")
+    assert status == 2, out + error
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out" / "checkpoint").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process")
 def test_an_interrupted_run_goes_on_to_the_same_draws(field: Path, tmp_path: Path) -> None:
     long = ["--rank", "2", "--draws", "2000", "--warmup", "10", "--thin", "1", "--chains", "2", "--quiet"]

@@ -24,6 +24,7 @@ def data(n: int = 14, m: int = 12, gap: bool = False) -> xr.DataArray:
 OPTIONS = {"rank": 1, "length_scales_space": [0.2, 0.4, 0.8], "tail": 0.0, "area_weights": False}
 
 
+@pytest.mark.slow
 def test_one_strong_mode_agrees_with_the_exact_sampler() -> None:
     # For one mode the published conditionals are coherent up to the power of d, which a strong mode does not feel.
     problem = make_problem(data(), fixed_effects=(), **OPTIONS)

@@ -163,6 +163,7 @@ def test_outputs_say_likelihoods_and_the_use_of_codes(
     assert usage.values.max() < 0.4
 
 
+@pytest.mark.slow
 def test_outputs_of_many_states_come_from_draws(
     bars_result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,7 +70,7 @@ def kill_soon(client):
         thread.join()
 
 
-@pytest.mark.parametrize("kernel", [ExactKernel, "nuts"])
+@pytest.mark.parametrize("kernel", [ExactKernel, pytest.param("nuts", marks=pytest.mark.slow)])
 def test_draws_do_not_depend_on_where_chains_run(client, kernel):
     run = partial(short, mean_problem(), kernel=kernel, num_chains=2)
     results = [
@@ -137,6 +137,7 @@ def test_what_cannot_be_sent_to_a_cluster_is_refused(client):
         del __main__.Local
 
 
+@pytest.mark.slow
 def test_a_problem_that_keeps_failing_is_named_and_the_others_are_inferred_though_a_process_dies(tmp_path):
     """In one process at a time: the first dies, the second infers and fails, the third fails as well."""
     problems = [shifted(0.0), shifted(1.0)]
@@ -229,6 +230,7 @@ def test_a_chain_that_kills_its_workers_is_given_up(client, monkeypatch):
         short(mean_problem(), kernel=fatal, num_chains=1, chain_method="dask", client=client)
 
 
+@pytest.mark.slow
 def test_ranks_of_torchrun_fit_what_one_process_fits(tmp_path):
     script = Path(__file__).with_name("ranks_script.py")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

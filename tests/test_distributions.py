@@ -477,6 +477,7 @@ def test_reference_equal_to_the_prior_leaves_no_ratio():
         torch.testing.assert_close(trace.nodes["U"]["log_prob"], torch.zeros(5, dtype=F64), atol=1e-10, rtol=0)
 
 
+@pytest.mark.slow
 def test_nuts_on_the_reparametrised_prior_reproduces_exact_draws():
     fn = SequentialConditioned.from_grid(grid_of(3, (0.6, 1.5)), 2, torch.tensor([[0.7, 0.3], [0.2, 0.8]]).log())
     # twenty independent frames in one chain: the spread of their means gives errors that know the autocorrelation

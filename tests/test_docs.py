@@ -43,7 +43,7 @@ def test_blocks_keep_their_lines_and_skips_are_left_out() -> None:
     assert blocks(text) == ["\n\nx = 1\n", "\n" * 11 + "y = x\n"]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [pytest.param(p, marks=() if p == "engines" else pytest.mark.slow) for p in PAGES])
 def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # checkpoints of the pages
     path = DOCS / f"{page}.md"

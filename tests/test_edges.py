@@ -186,7 +186,7 @@ def test_the_identity_has_derivative_one_and_the_concrete_that_of_its_relaxation
     assert torch.equal(*slopes)
 
 
-@pytest.mark.parametrize("loss", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize("loss", [Trace_ELBO, pytest.param(TraceMeanField_ELBO, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "kind",
     [

@@ -140,6 +140,7 @@ def test_a_power_tempers_what_the_guide_learns_and_ends_at_one() -> None:
     assert risen.tree.attrs["execution"] == "graph"
 
 
+@pytest.mark.slow
 def test_a_power_that_rises_runs_alike_as_a_graph_and_as_written() -> None:
     phases = [
         {"objective": "e_step", "plus": {"sleep": {"start": 1.0, "end": 0.0, "over": 0.5}, "wake_phi": 0.3}},

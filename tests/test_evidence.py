@@ -116,6 +116,7 @@ def test_a_guide_is_judged_as_sums_over_all_values_say() -> None:
     assert ((weights["ess"] > 1) & (weights["ess"] < 4000)).all()
 
 
+@pytest.mark.slow
 def test_a_fitted_policy_is_close_in_every_measure() -> None:
     problem = with_guide(Problem("mixture", mixture, args=(X,), batch_plates=("data",)), "gflownet", hidden=16)
     result = fit_svi(problem, num_steps=300, lr=0.03, lr_decay=0.1, num_samples=2, progress=False)

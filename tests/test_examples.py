@@ -38,6 +38,7 @@ def test_the_spec_of_the_main_job_is_what_the_command_runs(monkeypatch: pytest.M
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_run_and_their_assertions_hold(path: Path, tmp_path: Path) -> None:
     if path.stem == "bayesian_svd" and find_spec("eofs") is None:

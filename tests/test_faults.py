@@ -115,7 +115,7 @@ def assert_equal(result: Any, other: Any) -> None:
 @pytest.mark.parametrize(
     ("function", "steps", "finish"),
     [
-        ("slow_vectorized", (5, 60), partial(vectorized, num_samples=150)),
+        pytest.param("slow_vectorized", (5, 60), partial(vectorized, num_samples=150), marks=pytest.mark.slow),
         ("slow_svi", (70,), partial(svi, num_steps=250)),
     ],
 )
@@ -420,6 +420,7 @@ def full_disk(problem: Any) -> Any:
     return NUTSKernel(problem)
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_under_a_worker_is_reported_alike(tmp_path):
     with pytest.raises(CheckpointError, match=r"cannot write .*No space left on device.*free some space"):
         run_mcmc(

@@ -66,6 +66,7 @@ def test_what_changes_no_number_changes_no_fingerprint(old, new):
     assert of(MODEL) == of(MODEL.replace(old, new))
 
 
+@pytest.mark.slow
 def test_processes_agree():
     program = f"import sys; sys.path[:] = {sys.path!r}\nfrom tests_fingerprint import of, MODEL\nprint(of(MODEL))"
     program = program.replace("tests_fingerprint", "test_fingerprints").replace("sys.path[:]", "sys.path[:0]")

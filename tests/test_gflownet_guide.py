@@ -141,7 +141,9 @@ SHAPES: dict[str, Any] = {
 # --- posteriors ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DOMAINS)
+@pytest.mark.parametrize(
+    "name", ["noisy_or", *(pytest.param(n, marks=pytest.mark.slow) for n in DOMAINS if n != "noisy_or")]
+)
 def test_marginals_are_those_of_enumeration(name: str) -> None:
     plain, domain = PROBLEMS[name], DOMAINS[name]
     problem = with_guide(plain, "gflownet", hidden=32)

@@ -381,6 +381,7 @@ def distance_to_posterior(problem: Any, result: Any, copies: int) -> tuple[float
     return tuple(np.mean(found, axis=0))  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("look_ahead", "far"), [(False, 0.3), (True, 0.15)])
 def test_the_policy_finds_the_exact_posterior_of_a_fixed_grammar(look_ahead: bool, far: float) -> None:
     copies, rows = 6, [[0, 2, 1, 1], [1, 0, 2], [2, 2, 0, 1], [0, 1, 1, 2]]

@@ -231,6 +231,7 @@ def fit(problem: Problem, structure: str) -> xr.Dataset:
     return fit_svi(problem, num_steps=400, lr=0.01, lr_decay=0.05, num_samples=600, progress=False).posterior
 
 
+@pytest.mark.slow
 def test_guide_agrees_with_the_exact_sampler(degenerate):
     problem, exact = degenerate
     fitted = fit(problem, "full")
@@ -246,6 +247,7 @@ def test_guide_agrees_with_the_exact_sampler(degenerate):
         assert float(np.abs(ratio - 1).max()) < 0.15, name
 
 
+@pytest.mark.slow
 def test_mean_field_misses_the_rotation(degenerate):
     problem, exact = degenerate
     assert rotation(fit(problem, "mean_field"), problem).std() < 0.4 * rotation(exact, problem).std()

@@ -58,6 +58,7 @@ def test_the_program_has_the_density_of_the_table(model: HierarchicalMixture) ->
         torch.testing.assert_close(found, table[rows, i, j])
 
 
+@pytest.mark.slow
 def test_a_fit_recovers_flowers_and_the_exact_posterior() -> None:
     data = simulate_petals(400, num_clusters=2, num_petals=3, distance=1.5, seed=1)
     start = [[0.3, -1.2], [-0.3, 1.2]]

@@ -198,7 +198,10 @@ run_mcmc(mean_problem(kernel=SlowKernel), num_samples=300, warmup_steps=10, num_
 """
 
 
-@pytest.mark.parametrize(("method", "number"), [("process", signal.SIGINT), ("sequential", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("method", "number"),
+    [pytest.param("process", signal.SIGINT, marks=pytest.mark.slow), ("sequential", signal.SIGTERM)],
+)
 def test_interrupted_process_saves_and_resumes(tmp_path, method, number):
     folder = tmp_path / "run"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
@@ -253,6 +256,7 @@ def test_what_cannot_be_sent_to_a_process_says_how_to_mend_it():
     assert short(problem, chain_method="sequential").posterior.sizes["draw"] == 40
 
 
+@pytest.mark.slow
 def test_session_models_run_in_processes_if_they_live_in_modules():
     """A program without a file: problems from modules work; problems of its own are refused with the remedy."""
     script = """

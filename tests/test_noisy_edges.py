@@ -331,6 +331,7 @@ def test_antithetic_graphs_give_the_derivative_of_the_mean() -> None:
     assert ((draws.mean(0) - exact).abs() < 4 * error).all()
 
 
+@pytest.mark.slow
 def test_labels_move_edges_as_enumeration_says() -> None:
     options: dict[str, Any] = {"similarity": ("inner",), "labels": True, "hidden": 2, "expected_degree": 2.0}
     problem = make_problem(LABELLED, **options)
@@ -352,6 +353,7 @@ def test_labels_move_edges_as_enumeration_says() -> None:
     assert result.posterior["class_probability"].dims == ("chain", "draw", "node", "class")
 
 
+@pytest.mark.slow
 def test_importance_weights_mend_the_guide_of_unknown_weights() -> None:
     problem = make_problem(LABELLED, similarity=("inner",), labels=True, hidden=4, expected_degree=2.0)
     exact = labelled_marginals(problem, None)
@@ -440,6 +442,7 @@ def test_parameters_and_edges_are_calibrated() -> None:
     assert found.ok, found
 
 
+@pytest.mark.slow
 def test_calibration_with_a_wrong_prior_fails() -> None:
     assert not calibrated((8.0, 2.0)).ok
 

@@ -283,6 +283,7 @@ def test_unknown_names_and_absent_files_are_refused(monkeypatch: pytest.MonkeyPa
         ref.load(ref.NAMES[0])
 
 
+@pytest.mark.slow
 def test_a_peer_is_measured_in_a_process_of_its_own() -> None:
     out = peers.run_peer("pyro-eager", "gaussian", chains=2, warmup=3, draws=20, seed=1, max_tree_depth=2)
     assert (out["chains"], out["draws"], out["max_tree_depth"]) == (2, 20, 2)

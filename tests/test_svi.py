@@ -367,6 +367,7 @@ def test_best_parameters_are_those_before_a_fit_goes_astray():
     assert abs(best - mean) < sd < abs(last - mean)
 
 
+@pytest.mark.slow
 def test_average_parameters_scatter_less_than_the_last_ones():
     mean, _ = exact(data())
     options = {"num_steps": 300, "lr": 0.05, "num_samples": 3, "compile": "eager", "progress": False}

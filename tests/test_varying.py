@@ -54,6 +54,7 @@ def test_densities_are_those_of_the_program_times_a_normalised_factor() -> None:
         assert present == [float(t <= length) for t in (1, 2)]
 
 
+@pytest.mark.slow
 def test_an_automatic_policy_finds_the_posterior_of_a_program_of_random_length() -> None:
     problem = with_guide(textbook.PROBLEMS["walk"], "gflownet", hidden=16)
     problem = Problem(

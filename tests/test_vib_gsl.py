@@ -196,7 +196,7 @@ def every_choice(args: tuple, index: int) -> list[tuple]:
     return found
 
 
-@pytest.mark.parametrize("batch_size", [None, 1])
+@pytest.mark.parametrize("batch_size", [None, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_loss_is_the_mean_over_random_pairs(batch_size):
     problem = with_random_pairs()
     model, guide, args = double(problem)
@@ -358,6 +358,7 @@ def test_chosen_graphs_are_those_of_the_collection():
     assert choose_graphs(x, edges, torch.arange(6))[1] is edges
 
 
+@pytest.mark.slow
 def test_batches_are_unbiased_for_the_loss_of_all_graphs():
     sizes = [2, 7, 3, 6, 2, 8, 4, 3]
     data = collection(sizes, seed=2, split=["train"] * 6 + ["test"] * 2)
