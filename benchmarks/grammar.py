@@ -115,7 +115,7 @@ def learned(
     look_ahead: bool = True,
     **changed: Any,
 ) -> dict[str, float]:
-    """A grammar learned by EM, or with trees summed out; ``changed`` are other options of `fit_em` than those of EM."""
+    """Fit a grammar by EM, or with trees marginalised; ``changed`` are options of `fit_em` that differ."""
     train, test = load(name, root)
     if kind == "exact draws":
         return judged(by_exact_draws(train, seed, steps, parents, **SIZES[name]), None, test)
@@ -330,7 +330,7 @@ def main() -> None:
         posterior(args)
     elif args.part == "induction":
         rows = {
-            "trees summed out": {**exact, "parents": False},
+            "trees marginalised": {**exact, "parents": False},
             "EM": {**em, "parents": False},
             "EM, VarGrad": {**em, "kind": "em by VarGrad", "parents": False},
             "EM, tempered": {**em, "power": TEMPERED, "parents": False},
@@ -339,8 +339,8 @@ def main() -> None:
         learn(args, "english", rows)
     elif args.part == "parents":
         rows = {
-            "context-free, trees summed out": {**exact, "parents": False},
-            "rules by parent, trees summed out": {**exact, "parents": True},
+            "context-free, trees marginalised": {**exact, "parents": False},
+            "rules by parent, trees marginalised": {**exact, "parents": True},
             "rules by parent, trees drawn exactly": {"kind": "exact draws", "steps": 500, "parents": True},
             "context-free, EM": {**em, "parents": False},
             "rules by parent, EM": {**em, "parents": True},
@@ -352,7 +352,7 @@ def main() -> None:
         if not args.root:
             parser.error("treebank needs --root, the folder with English-ATIS of Universal Dependencies")
         rows = {
-            "trees summed out": {**exact, "parents": False},
+            "trees marginalised": {**exact, "parents": False},
             "trees drawn exactly": {"kind": "exact draws", "steps": args.steps, "parents": False},
             "EM": {**em, "parents": False},
             "EM, tempered": {**em, "power": {"start": 0.5, "over": 0.5}, "parents": False},
