@@ -48,8 +48,7 @@ Computing 28. https://arxiv.org/abs/1605.05622
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -65,15 +64,16 @@ from torch.distributions import register_kl
 from probmodels.errors import ProblemError
 from probmodels.guides.families import GUIDES, LaplaceMap, Map, PointMap
 from probmodels.guides.gflownet import DiscretePolicy, make_policy
-from probmodels.guides.layout import Group, Place, Plate, choose, hint, make_groups, move, read_places
+from probmodels.guides.layout import Group, Place, Plate, choose, make_groups, move, read_places
 from probmodels.inference.flows.balance import VarGrad
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.potential import Potential
 from probmodels.inference.programs.varying import with_fixed_sites
 from probmodels.inference.runtime.ops import isolated
+from probmodels.options import Positive, check_options, hint, options_of
 
-__all__ = ["GUIDES", "POLICIES", "FlatGuide", "check_guide", "make_guide", "with_guide"]
+__all__ = ["GUIDES", "POLICIES", "FlatGuide", "check_guide", "guide_functions", "make_guide", "with_guide"]
 
 POLICIES: dict[str, Callable[..., DiscretePolicy]] = {"gflownet": make_policy}
 """Guides of models with discrete sites, beside the families of `GUIDES`, which are for continuous ones."""
@@ -95,7 +95,14 @@ def with_guide(problem: Problem, name: str = "mean_field", **options: Any) -> Pr
     return replace(problem, guide=guide, outer=outer)
 
 
-def make_guide(problem: Problem, name: str = "mean_field", **options: Any) -> FlatGuide | DiscretePolicy:
+def make_guide(
+    problem: Problem,
+    name: str = "mean_field",
+    *,
+    init: Mapping[str, Any] | None = None,
+    init_scale: Positive = 0.1,
+    **options: Any,
+) -> FlatGuide | DiscretePolicy:
     """An automatic guide of a problem.
 
     Parameters
@@ -104,13 +111,15 @@ def make_guide(problem: Problem, name: str = "mean_field", **options: Any) -> Fl
         Its model is run a few times, in isolation and from a fixed seed: equal problems give equal guides.
     name
         One of `GUIDES`; or ``gflownet``, for models with discrete sites, see `probmodels.guides.gflownet`.
+    init
+        Starting values of continuous sites; the others start at the median of their prior given the sites before them,
+        or where that has no finite density, at the first point tried that has.
+    init_scale
+        Standard deviation of continuous sites at the start, in unconstrained space.
     **options
-        Those of ``gflownet`` are the arguments of `make_policy`. Of the others:
-        ``init_scale``: standard deviation in unconstrained space at the start, 0.1. ``init``: starting values of sites;
-        the others start at the median of their prior given the sites before them, or where that has no finite density,
-        at the first point tried that has. ``rank`` of ``low_rank``: the root of the number of entries.
-        ``num_flows``, 2, and ``hidden`` width of the networks of ``iaf``, ``nsf`` and ``flow``. ``path_gradient`` of
-        ``mean_field``, ``low_rank`` and ``full_rank``, False: see the module.
+        Those of ``gflownet`` are the arguments of `make_policy`. Of the others: ``rank`` of ``low_rank``: the root of
+        the number of entries. ``num_flows``, 2, and ``hidden`` width of the networks of ``iaf``, ``nsf`` and ``flow``.
+        ``path_gradient`` of ``mean_field``, ``low_rank`` and ``full_rank``, False: see the module.
 
     Returns
     -------
@@ -123,37 +132,49 @@ def make_guide(problem: Problem, name: str = "mean_field", **options: Any) -> Fl
         If the name or an option is unknown or out of range, a latent site is discrete, its support has no map from
         unconstrained space or moves with other sites, or no start of finite density is found.
     """
-    check_guide(name, options)
+    check_guide(name, {"init": init, "init_scale": init_scale, **options})
     if name in POLICIES:
-        return POLICIES[name](problem, **options)
-    family, given = GUIDES[name], dict(options)
-    init, init_scale = given.pop("init", {}), given.pop("init_scale", 0.1)
-    if not init_scale > 0:
-        raise ProblemError(f"{problem.name}: init_scale={init_scale}; it must be positive")
-    places, start = read_places(problem, init)
+        return POLICIES[name](problem, init=init, init_scale=init_scale, **options)
+    family = GUIDES[name]
+    places, start = read_places(problem, init or {})
     split = {"none": set[str](), "batch": set(problem.batch_plates), "all": None}[family.splits]
     with isolated(seed=0):
-        return FlatGuide(places, start, family, split, init_scale, given)
+        return FlatGuide(places, start, family, split, init_scale, options)
 
 
-def check_guide(name: str, options: Iterable[str] = ()) -> None:
-    """Check a name and the names of its options.
+def check_guide(name: str, options: Mapping[str, Any]) -> None:
+    """Check a name and its options, before there is a problem.
 
     Raises
     ------
     ProblemError
-        If one of them is unknown: the closest that is known.
+        If one of them is unknown, the closest that is known is named; or a value is of a wrong type or out of range.
     """
-    names = (*GUIDES, *POLICIES)
-    if name not in names:
-        raise ProblemError(f"no automatic guide is called {name!r}{hint(name, names)}")
-    if name in POLICIES:
-        known = tuple(inspect.signature(POLICIES[name]).parameters)[1:]
-    else:
-        known = ("init", "init_scale", *list(inspect.signature(GUIDES[name]).parameters)[3:])
+    functions = guide_functions(name)
+    known = [option for _, names in functions for option in names]
     for option in options:
         if option not in known:
             raise ProblemError(f"guide {name!r} has no option {option!r}{hint(option, known)}")
+    for function, names in functions:
+        own = {option: value for option, value in options.items() if option in names}
+        check_options(function, own, where=f"guide {name!r}: ", error=ProblemError)
+
+
+def guide_functions(name: str) -> list[tuple[Callable[..., Any], list[str]]]:
+    """Functions that take the options of a guide, each with the names of those that it takes.
+
+    Raises
+    ------
+    ProblemError
+        If no guide has this name.
+    """
+    known = (*GUIDES, *POLICIES)
+    if name not in known:
+        raise ProblemError(f"no automatic guide is called {name!r}{hint(name, known)}")
+    if name in POLICIES:
+        return [(POLICIES[name], list(options_of(POLICIES[name], skip=1)))]
+    own: Callable[..., Any] = GUIDES[name].__init__
+    return [(make_guide, ["init", "init_scale"]), (own, list(options_of(own, skip=4)))]
 
 
 class _Placed(dist.Delta):

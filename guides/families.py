@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import pyro.distributions as dist
 import torch
+from annotated_types import Interval
 from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from probmodels.errors import ProblemError
 from probmodels.guides.flows import AffineFlow, SplineFlow
 
-__all__ = ["GUIDES", "LaplaceMap", "Map", "Pick", "PointMap"]
+__all__ = ["GUIDES", "LaplaceMap", "Map", "Pick", "PointMap", "Width"]
 
 Pick = Callable[[Tensor], Tensor]
+Rank = Annotated[int, Interval(ge=1, le=10_000)]
+Width = Annotated[int, Interval(ge=1, le=10_000)]  # of hidden layers
 
 
 class Map(PyroModule):
@@ -91,12 +93,12 @@ class LowRankMap(DiagonalMap):
         scale: float,
         enclosing: Sequence[int],
         *,
-        rank: int | None = None,
+        rank: Rank | None = None,
         path_gradient: bool = False,
     ) -> None:
         super().__init__(start, scale, enclosing, path_gradient=path_gradient)
         size = start.shape[-1]
-        rank = _whole("rank", max(1, round(math.sqrt(size))) if rank is None else rank)
+        rank = max(1, round(math.sqrt(size))) if rank is None else rank
         # At U = V = 0 both gradients would be zero for good.
         self.left = nn.Parameter(torch.randn(size, rank, dtype=torch.float64).to(start) / math.sqrt(size))
         self.right = nn.Parameter(torch.zeros_like(self.left))
@@ -151,13 +153,13 @@ class SplineMap(DenseMap):
         scale: float,
         enclosing: Sequence[int],
         *,
-        num_flows: int = 2,
-        hidden: int | None = None,
+        num_flows: Annotated[int, Interval(ge=1, le=64)] = 2,
+        hidden: Width | None = None,
     ) -> None:
         super().__init__(start, scale, enclosing)
         size = start.shape[-1]
-        hidden = _whole("hidden", min(max(32, 2 * size), 512) if hidden is None else hidden)
-        layers = [self.layer(size, hidden) for _ in range(_whole("num_flows", num_flows))]
+        hidden = min(max(32, 2 * size), 512) if hidden is None else hidden
+        layers = [self.layer(size, hidden) for _ in range(num_flows)]
         self.flows = nn.ModuleList(layers).to(start)
 
     def forward(self, noise: Tensor, pick: Pick, enclosing: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -215,9 +217,3 @@ GUIDES: dict[str, type[Map]] = {
 
 def _times(matrix: Tensor, vector: Tensor) -> Tensor:
     return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
-
-
-def _whole(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ProblemError(f"{name}={value!r}; it must be a positive integer")
-    return value

@@ -45,11 +45,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
+from annotated_types import Interval
 from pyro import poutine
 from pyro.nn import PyroModule, PyroParam
 from pyro.poutine.messenger import Messenger
@@ -65,23 +66,25 @@ from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.varying import FixedSites, is_discrete
 from probmodels.inference.runtime.ops import isolated
+from probmodels.options import OneOf, Positive, checked
 
 __all__ = ["AutoGFlowNet", "DiscretePolicy", "make_policy"]
 
 _MLP_LIMIT = 2_000_000  # numbers of a network above which the recurrent one is taken unless asked for
 
 
+@checked(ProblemError)
 def make_policy(
     problem: Problem,
     *,
-    hidden: int = 64,
-    network: str | None = None,
-    encoder: int = 0,
+    hidden: Annotated[int, Interval(ge=1, le=10_000)] = 64,
+    network: Annotated[str, OneOf(NETWORKS)] | None = None,
+    encoder: Annotated[int, Interval(ge=0, le=64)] = 0,
     order: Sequence[str] | None = None,
     data: Sequence[int | str] | None = None,
-    continuous: str = "structured",
+    continuous: Literal["structured", "mean_field"] = "structured",
     init: Mapping[str, Any] | None = None,
-    init_scale: float = 0.1,
+    init_scale: Positive = 0.1,
     log_z: bool = False,
     flows: bool = False,
 ) -> DiscretePolicy:
@@ -127,19 +130,6 @@ def make_policy(
         If the model has no discrete latent site, a support is not finite or changes between runs, or an option is
         unknown or out of range.
     """
-    name = problem.name
-    if not isinstance(hidden, int) or isinstance(hidden, bool) or hidden < 1:
-        raise ProblemError(f"{name}: hidden={hidden!r}; it must be a positive integer")
-    for option, value, known in (
-        ("network", network, (None, *NETWORKS)),
-        ("continuous", continuous, ("structured", "mean_field")),
-    ):
-        if value not in known:
-            raise ProblemError(f"{name}: {option}={value!r}; choose from {[k for k in known if k is not None]}")
-    if not isinstance(encoder, int) or isinstance(encoder, bool) or encoder < 0:
-        raise ProblemError(f"{name}: encoder={encoder!r}; it must be a number of layers, 0 or more")
-    if not init_scale > 0:
-        raise ProblemError(f"{name}: init_scale={init_scale}; it must be positive")
     with isolated(seed=0), torch.no_grad(), pyro.validation_enabled(False), whole(problem)():
         outline = read_outline(problem, order, init or {})
         return DiscretePolicy(problem, outline, hidden, network, encoder, data, continuous, init_scale, log_z, flows)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -23,8 +22,9 @@ from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.potential import Potential
 from probmodels.inference.runtime.ops import is_generated, isolated
+from probmodels.options import hint
 
-__all__ = ["Group", "Part", "Place", "Plate", "choose", "hint", "make_groups", "move", "read_places"]
+__all__ = ["Group", "Part", "Place", "Plate", "as_start", "choose", "make_groups", "move", "read_places"]
 
 _MEDIAN_DRAWS = 15
 _START_TRIES = 50
@@ -143,7 +143,7 @@ def read_places(problem: Problem, init: Mapping[str, Any]) -> tuple[list[Place],
             potential = Potential(replace(problem, reparam={}))  # refuses models whose sites change between runs
             prior: Any = _trace(problem, problem.model)
             bijections = {name: _bijection(problem, name, prior.nodes[name]) for name in names}
-            given = {name: _as_value(problem, name, init[name], prior.nodes[name]["value"]) for name in init}
+            given = {name: as_start(problem, name, init[name], prior.nodes[name]["value"]) for name in init}
             middle: Any = _trace(problem, _AtMedian(given)(problem.model))
             medians = {name: bijections[name].inv(middle.nodes[name]["value"]) for name in names}
             for name in names:
@@ -183,12 +183,26 @@ def _bijection(problem: Problem, name: str, node: Mapping[str, Any]) -> Any:
     return bijection
 
 
-def _as_value(problem: Problem, name: str, value: Any, like: Tensor) -> Tensor:
-    value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
-    if value.shape != like.shape:
-        shapes = f"{tuple(value.shape)} and the site {tuple(like.shape)}"
+def as_start(problem: Problem, name: str, value: Any, like: Tensor) -> Tensor:
+    """The starting value that ``init`` has for a site, as a tensor like the site's.
+
+    Raises
+    ------
+    ProblemError
+        If it holds no finite numbers, or has another shape.
+    """
+    try:
+        start = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ProblemError(
+            f"{problem.name}: init[{name!r}]={value!r}; give numbers, in lists of equal lengths"
+        ) from None
+    if start.shape != like.shape:
+        shapes = f"{tuple(start.shape)} and the site {tuple(like.shape)}"
         raise ProblemError(f"{problem.name}: init[{name!r}] has shape {shapes}")
-    return value
+    if not torch.isfinite(start).all():
+        raise ProblemError(f"{problem.name}: init[{name!r}]={value!r}; give finite numbers")
+    return start
 
 
 def _check_static(problem: Problem, name: str, one: Any, two: Any, point: Tensor) -> None:
@@ -308,11 +322,6 @@ def choose(value: Tensor, outer: Sequence[Plate], plates: Mapping[str, Any], pla
             axis = plate.dim - (len(place.shape) - place.num_batch)
             value = value.index_select(axis, plates[plate.name].indices.to(value.device))
     return value
-
-
-def hint(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(str(word), list(known), 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
 def move(support: Any, fn: Callable[[Tensor], Tensor]) -> None:

@@ -22,11 +22,12 @@ from torch.distributions import biject_to
 
 import probmodels.inference.programs.bijections  # noqa: F401 -- maps to positive definite matrices
 from probmodels.errors import ProblemError
-from probmodels.guides.layout import Plate, hint
+from probmodels.guides.layout import Plate, as_start
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.traces import leaf_of
 from probmodels.inference.programs.varying import FixedSites
 from probmodels.inference.runtime.ops import is_generated
+from probmodels.options import hint
 
 __all__ = ["Layout", "Outline", "Variable", "read_outline", "run_model"]
 
@@ -323,12 +324,7 @@ def _medians(
     for name in names:
         start = torch.stack(draws[name]).median(0).values
         if name in init:
-            like = nodes[name]["value"]
-            value = torch.as_tensor(init[name], dtype=like.dtype, device=like.device)
-            if value.shape != like.shape:
-                raise ProblemError(
-                    f"{problem.name}: init[{name!r}] has shape {tuple(value.shape)} and the site {tuple(like.shape)}"
-                )
+            value = as_start(problem, name, init[name], nodes[name]["value"])
             start = biject_to(nodes[name]["fn"].support).inv(value)
         starts[name] = torch.where(start.isfinite(), start, torch.zeros_like(start)).contiguous()
     return starts

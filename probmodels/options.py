@@ -190,7 +190,8 @@ def options_of(function: Callable[..., Any], *, skip: int = 0) -> dict[str, Opti
 
 @functools.cache
 def _options(function: Callable[..., Any]) -> dict[str, Option]:
-    plain = inspect.unwrap(function)
+    bound = isinstance(function, functools.partial)
+    plain = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
     given = types.SimpleNamespace(__annotations__={k: v for k, v in plain.__annotations__.items() if k != "return"})
     try:
         hints = typing.get_type_hints(given, getattr(plain, "__globals__", None), include_extras=True)
@@ -198,7 +199,7 @@ def _options(function: Callable[..., Any]) -> dict[str, Option]:
         hints = {}
     docs = _documented(plain)
     found = {}
-    for name, parameter in inspect.signature(plain).parameters.items():
+    for name, parameter in inspect.signature(function if bound else plain).parameters.items():
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
             continue
         found[name] = Option(name, hints.get(name, Any), parameter.default, docs.get(name, ""))
@@ -486,6 +487,8 @@ def _said(annotation: Any, marks: tuple[Any, ...] = ()) -> str:
         if issubclass(origin, Iterable) and args:
             many = f" of at least {least}" if least else ""
             return f"a list{many}, each item {_said(args[0])}"
+    if annotation is str and any(isinstance(mark, Len) for mark in marks):
+        return "a text that is not empty"
     plain = {bool: "true or false", str: "a text", type(None): "None", Any: "anything", list: "a list", dict: "a table"}
     if annotation in plain:
         return plain[annotation]
@@ -520,6 +523,11 @@ def _json(annotation: Any) -> dict[str, Any] | None:
 
         def handle_invalid_for_json_schema(self, schema: core_schema.CoreSchema, error_info: str) -> JsonSchemaValue:
             raise PydanticOmit
+
+        def json_or_python_schema(self, schema: core_schema.JsonOrPythonSchema) -> JsonSchemaValue:
+            if schema["python_schema"]["type"] == "is-instance":  # a class of ours, for which JSON has no form
+                raise PydanticOmit
+            return super().json_or_python_schema(schema)
 
     try:
         found = dict(_adapter(annotation).json_schema(schema_generator=Expressible))

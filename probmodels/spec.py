@@ -22,37 +22,126 @@ name and options::
 A method whose problems are made of something else than a data set has loaders of its own, ``LOADERS`` of its module,
 and ``name`` is one of these: see `probmodels.score_composition.specs`.
 
-Without ``engine`` the first of those that apply to the method is taken. Engine ``"bilevel"`` is for methods whose
-problem has an outer one.
+``method`` is one of `METHODS`, the entry point of another package, or the dotted path of a module.
 
-Every key is checked against the signature of the function that it goes to, before anything is read or computed.
+Without ``engine`` the first of those that the method names in ``ENGINES`` is taken. Engine ``"bilevel"`` is for methods
+whose problem has an outer one.
+
+Every key and every value is checked against the annotations of the function that it goes to, before anything is read
+or computed. `probmodels.schema.spec_schema` writes the same down as JSON Schema.
 """
 
 from __future__ import annotations
 
-import copy
-import difflib
 import hashlib
-import inspect
 import json
+import os
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from probmodels.errors import SpecError
-from probmodels.methods import METHODS, get_method
+from annotated_types import Len
+
+from probmodels.errors import DataError, ProblemError, ResultError, SpecError
+from probmodels.methods import ENGINES, METHODS, get_method
+from probmodels.options import check_options, hint, options_of
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from probmodels.inference.problem import Problem
     from probmodels.inference.result import Result
 
-__all__ = ["ENGINES", "build_problem", "check_keys", "hint", "load_spec", "run_engine", "run_spec", "spec_of_result"]
+__all__ = [
+    "GUIDED",
+    "build_problem",
+    "change_spec",
+    "check_keys",
+    "engine_of",
+    "load_spec",
+    "loaders_of",
+    "output_options",
+    "read_spec",
+    "run_engine",
+    "run_spec",
+    "spec_of_result",
+]
 
-ENGINES = {"mcmc": "run_mcmc", "svi": "fit_svi", "em": "fit_em", "bilevel": "fit_bilevel"}
-_GUIDED = ("svi", "em", "bilevel")  # engines that fit a guide
+GUIDED = ("svi", "em", "bilevel")  # engines that fit a guide
 _TABLES = ("data", "model", "inference", "output")
-_OUTPUT = ("path", "overwrite")
+_LONGEST = 255  # bytes of a file name on most file systems
+
+
+def output_options(*, path: Annotated[str, Len(1)] | None = None, overwrite: bool = False) -> None:
+    """The table ``[output]``.
+
+    Parameters
+    ----------
+    path
+        Folder for everything that is written.
+    overwrite
+        Whether to replace a result that lies there.
+    """
+
+
+def read_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """Read a spec without checking it: a copy, with all tables present.
+
+    Parameters
+    ----------
+    source
+        Path of a TOML file, or the same as nested mappings.
+
+    Raises
+    ------
+    SpecError
+        If the file cannot be read as TOML, a top-level key is unknown, or a table is something else.
+    """
+    try:
+        found = source if isinstance(source, Mapping) else _read_toml(source)
+        spec = {key: _copied(str(key), value) for key, value in found.items()}
+    except RecursionError:
+        raise SpecError("the spec is nested too deeply") from None
+    check_keys("top level", spec, ("method", *_TABLES))
+    for table in _TABLES:
+        if not isinstance(spec.setdefault(table, {}), dict):
+            raise SpecError(f"{table!r} must be a table of keys, not {spec[table]!r}")
+    return spec
+
+
+def change_spec(spec: dict[str, Any], change: str) -> None:
+    """Set one value of a spec that was read and is still to be checked.
+
+    Parameters
+    ----------
+    spec
+        Of `read_spec`; changed in place.
+    change
+        Such as ``"model.rank=6"``: the keys that lead to the value, and the value as TOML has it. What is no TOML is
+        taken as a text, so that ``model.kernel_space=matern52`` needs no quotes.
+
+    Raises
+    ------
+    SpecError
+        If there is no ``=``, a key is empty, or leads through something that is no table.
+    """
+    place, equals, text = change.partition("=")
+    keys = [key.strip() for key in place.split(".")]
+    if not equals or not all(keys):
+        raise SpecError(f"{change!r} sets nothing; write a key and a value, such as model.rank=6")
+    table = spec
+    for depth, key in enumerate(keys[:-1], 1):
+        inner = table.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise SpecError(f"{change!r}: {'.'.join(keys[:depth])} is {inner!r}, no table")
+        table = inner
+    try:
+        value = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        value = {"value": text.strip()}
+    table[keys[-1]] = _copied(place, value["value"] if len(value) == 1 else text.strip())
 
 
 def load_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
@@ -71,62 +160,75 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     SpecError
-        If the file cannot be read as TOML, a table or key is unknown or missing, or the engine does not apply to the
-        method.
+        If the file cannot be read as TOML; a table, key or value is unknown, missing, of a wrong type or out of range;
+        or the engine does not apply to the method.
     """
-    if isinstance(source, Mapping):
-        spec = copy.deepcopy(dict(source))
-    else:
-        try:
-            spec = tomllib.loads(Path(source).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise SpecError(f"cannot read the spec {str(source)!r}: {error.strerror or error}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SpecError(f"{source} is not valid TOML: {error}") from error
-    check_keys("top level", spec, ("method", *_TABLES))
+    spec = read_spec(source)
     if "method" not in spec:
         raise SpecError(f"the spec names no method; add method = one of {', '.join(METHODS)}")
-    for table in _TABLES:
-        if not isinstance(spec.setdefault(table, {}), dict):
-            raise SpecError(f"{table!r} must be a table of keys, not {spec[table]!r}")
     method = get_method(spec["method"])
-    applicable = method.ENGINES
-    engine = spec["inference"].setdefault("engine", applicable[0])
-    if engine not in ENGINES:
-        raise SpecError(f"[inference] unknown engine {engine!r}{hint(engine, ENGINES)}")
-    if engine not in applicable:
-        raise SpecError(
-            f"[inference] engine {engine!r} does not apply to {spec['method']!r}; choose one of {', '.join(applicable)}"
-        )
+    engine = _choose_engine(method, spec)
     if "name" in spec["data"]:
         loader = _loader(method, spec["data"]["name"])
-        check_keys("data", spec["data"], ("name", *inspect.signature(loader).parameters))
-    check_keys("model", spec["model"], _parameters(method.make_problem))
-    check_keys("inference", spec["inference"], ("engine", "guide", *_parameters(_engine(engine))))
+        _check_table("data", loader, {key: value for key, value in spec["data"].items() if key != "name"}, ("name",))
+    elif spec["data"]:
+        raise SpecError(f"[data] names no data set; add name = ... to {', '.join(spec['data'])}")
+    _check_table("model", method.make_problem, spec["model"], skip=1)
+    own = {key: value for key, value in spec["inference"].items() if key not in ("engine", "guide")}
+    _check_table("inference", engine_of(engine), own, ("engine", "guide"), skip=1)
     _guide(spec["inference"])
-    check_keys("output", spec["output"], _OUTPUT)
+    _check_table("output", output_options, spec["output"])
+    _check_path(spec["output"].get("path"))
     return spec
 
 
-def spec_of_result(path: str | Path) -> dict[str, Any]:
+def spec_of_result(path: str | Path, *, allow_fetch: bool = False) -> dict[str, Any]:
     """The spec that a result file was made from.
+
+    The file may come from anywhere, so that what it says about this machine is left out: ``[output]`` and the folder of
+    checkpoints.
+
+    Parameters
+    ----------
+    path
+        The file, or the folder that `Result.save` wrote.
+    allow_fetch
+        Whether the spec may name data that lie on other machines.
 
     Raises
     ------
+    ResultError
+        If the file cannot be read, or what it holds is no spec.
     SpecError
-        If the file holds none, which is so for problems that were built by hand.
+        If the file holds no spec of its data, which is so for problems that were built by hand; the spec is not valid;
+        or it would fetch data and ``allow_fetch`` is False.
     """
     import xarray as xr
 
+    path = Path(path)
+    path = path / "result.nc" if path.is_dir() else path
     try:
         with xr.open_dataset(path, engine="netcdf4") as root:
-            text = str(root.attrs.get("spec", "{}"))
-    except (OSError, ValueError) as error:
-        raise SpecError(f"cannot read {path}: {error}") from error
-    spec = json.loads(text)
+            text = root.attrs.get("spec", "{}")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ResultError(f"cannot read {path}: {error}") from error
+    try:
+        spec = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ResultError(f"the spec in {path} is damaged: {error}") from error
+    if not isinstance(spec, dict):
+        raise ResultError(f"the spec in {path} is damaged: it is {spec!r}")
     if "data" not in spec:
         raise SpecError(f"{path} holds no spec of its data, so it cannot be run again from the file alone")
-    return load_spec(spec)
+    try:
+        spec = read_spec(spec)
+        spec["output"] = {}
+        spec["inference"].pop("checkpoint", None)
+        if not allow_fetch:
+            _refuse_network(spec)
+        return load_spec(spec)
+    except SpecError as error:
+        raise SpecError(f"the spec in {path}: {error}") from error
 
 
 def build_problem(spec: Mapping[str, Any], data: Any = None) -> Problem:
@@ -136,12 +238,7 @@ def build_problem(spec: Mapping[str, Any], data: Any = None) -> Problem:
         options = dict(spec["data"])
         if "name" not in options:
             raise SpecError("[data] names no data set; add name = ...")
-        loader = _loader(method, options.pop("name"))
-        try:
-            inspect.signature(loader).bind(**options)
-        except TypeError as error:
-            raise SpecError(f"[data] {error}") from error
-        data = loader(**options)
+        data = _loader(method, options.pop("name"))(**options)
     problem: Problem = method.make_problem(data, **spec["model"])
     guide = _guide(spec["inference"])
     if guide is None:
@@ -155,7 +252,7 @@ def run_engine(spec: Mapping[str, Any], problem: Problem, **overrides: Any) -> R
     """Run the engine of a checked spec; the spec and its checksum are kept with the result."""
     options = {**spec["inference"], **overrides}
     options.pop("guide", None)  # which build_problem has given to the problem
-    result: Result = _engine(options.pop("engine"))(problem, **options)
+    result: Result = engine_of(options.pop("engine"))(problem, **options)
     text = json.dumps(spec, sort_keys=True, default=str)
     result.tree.attrs.update(spec=text, spec_sha256=hashlib.sha256(text.encode()).hexdigest())
     return result
@@ -184,7 +281,7 @@ def run_spec(source: str | Path | Mapping[str, Any]) -> Result:
     from probmodels.inference.result import check_target
 
     spec = load_spec(source)
-    path, overwrite = spec["output"].get("path"), bool(spec["output"].get("overwrite", False))
+    path, overwrite = spec["output"].get("path"), spec["output"].get("overwrite", False)
     if path is not None:
         check_target(path, overwrite=overwrite)
     result = run_engine(spec, build_problem(spec))
@@ -193,51 +290,23 @@ def run_spec(source: str | Path | Mapping[str, Any]) -> Result:
     return result
 
 
-def _loader(method: Any, name: str) -> Callable[..., Any]:
-    """What loads the data of a method: one of its own loaders where it has any, or else of a data set."""
-    from probmodels.datasets import get_loader
+def loaders_of(method: ModuleType) -> dict[str, Callable[..., Any]]:
+    """What may load the data of a method, by name: its own loaders where it has any, or else all data sets."""
+    from probmodels.datasets import LOADERS, get_loader
 
-    if not hasattr(method, "LOADERS"):
-        return get_loader(name)
-    if name not in method.LOADERS:
-        raise SpecError(f"[data] unknown name {name!r}{hint(name, method.LOADERS)}")
-    loader: Callable[..., Any] = method.LOADERS[name]
-    return loader
+    own: dict[str, Callable[..., Any]] | None = getattr(method, "LOADERS", None)
+    return {name: get_loader(name) for name in LOADERS} if own is None else own
 
 
-def _engine(name: str) -> Callable[..., Any]:
+def engine_of(name: str) -> Callable[..., Any]:
+    """The function of an engine."""
     from probmodels import inference
 
     return getattr(inference, ENGINES[name])
 
 
-def _guide(options: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Name and options of the automatic guide that ``[inference]`` asks for; None where it asks for none."""
-    if "guide" not in options:
-        return None
-    engine, given = options["engine"], options["guide"]
-    if engine not in _GUIDED:
-        raise SpecError(f"[inference] engine {engine!r} fits no guide; leave out 'guide', or use one of {_GUIDED}")
-    guide = {"name": given} if isinstance(given, str) else given
-    if not isinstance(guide, Mapping) or not isinstance(guide.get("name"), str):
-        raise SpecError(f'[inference] guide = {given!r}; give a name, or a table: guide = {{ name = "low_rank" }}')
-    from probmodels.errors import ProblemError
-    from probmodels.guides.auto import check_guide
-
-    try:
-        check_guide(guide["name"], set(guide) - {"name"})
-    except ProblemError as error:
-        raise SpecError(f"[inference] {error}") from error
-    return dict(guide)
-
-
-def _parameters(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Names of the parameters that a spec may set: all but the first."""
-    return tuple(inspect.signature(function).parameters)[1:]
-
-
 def check_keys(where: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
-    """See that all keys of a table are known.
+    """Check that all keys of a table are known.
 
     Raises
     ------
@@ -250,8 +319,112 @@ def check_keys(where: str, table: Mapping[str, Any], known: Iterable[str]) -> No
             raise SpecError(f"[{where}] unknown key {key!r}{hint(key, known)}")
 
 
-def hint(word: str, known: Iterable[str]) -> str:
-    """End of a message on an unknown word: the closest of those known, or all."""
-    known = tuple(known)
-    close = difflib.get_close_matches(str(word), known, 1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+def _read_toml(source: str | Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(source).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"cannot read the spec {str(source)!r}: {error.strerror or error}") from error
+    except (TypeError, ValueError) as error:  # text that is no UTF-8, a path with NUL and huge numbers among them
+        raise SpecError(f"{source} is not valid TOML: {error}") from error
+
+
+def _copied(place: str, value: Any) -> Any:
+    """A value with containers of its own; texts that no file name and no netCDF attribute can hold are refused."""
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise SpecError(f"{place} has the key {key!r}; keys are texts")
+        return {_copied(place, key): _copied(f"{place}.{key}", item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_copied(place, item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+        raise SpecError(f"{place}={value!r} holds a character that is none, NUL or half of a pair; leave it out")
+    return value
+
+
+def _check_table(
+    where: str,
+    function: Callable[..., Any],
+    table: Mapping[str, Any],
+    others: tuple[str, ...] = (),
+    *,
+    skip: int = 0,
+) -> None:
+    """Check a table against the function that takes its values; ``others`` are keys that are checked elsewhere."""
+    options = options_of(function, skip=skip)
+    check_keys(where, table, (*others, *options))
+    check_options(function, table, where=f"[{where}] ", error=SpecError, known=options)
+    lacking = [name for name, option in options.items() if option.required and name not in table]
+    if lacking:
+        raise SpecError(f"[{where}] needs {', '.join(lacking)}; add {lacking[0]} = ...")
+
+
+def _choose_engine(method: ModuleType, spec: dict[str, Any]) -> str:
+    """The engine that a spec names, or else the first that applies; it is written into the spec."""
+    applicable = tuple(method.ENGINES)
+    engine = spec["inference"].setdefault("engine", applicable[0])
+    if not isinstance(engine, str) or engine not in ENGINES:
+        raise SpecError(f"[inference] unknown engine {engine!r}{hint(engine, ENGINES)}")
+    if engine not in applicable:
+        raise SpecError(
+            f"[inference] engine {engine!r} does not apply to {spec['method']!r}; choose one of {', '.join(applicable)}"
+        )
+    return engine
+
+
+def _loader(method: ModuleType, name: Any) -> Callable[..., Any]:
+    """What loads the data of a method: one of its own loaders where it has any, or else of a data set."""
+    from probmodels.datasets import get_loader
+
+    if not isinstance(name, str):
+        raise SpecError(f"[data] name={name!r}; give the name of a data set")
+    if not hasattr(method, "LOADERS"):
+        try:
+            return get_loader(name)
+        except DataError as error:
+            raise SpecError(f"[data] {error}") from error
+    if name not in method.LOADERS:
+        raise SpecError(f"[data] unknown name {name!r}{hint(name, method.LOADERS)}")
+    loader: Callable[..., Any] = method.LOADERS[name]
+    return loader
+
+
+def _guide(options: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Name and options of the automatic guide that ``[inference]`` asks for; None where it asks for none."""
+    if "guide" not in options:
+        return None
+    engine, given = options["engine"], options["guide"]
+    if engine not in GUIDED:
+        raise SpecError(f"[inference] engine {engine!r} fits no guide; leave out 'guide', or use one of {GUIDED}")
+    guide = {"name": given} if isinstance(given, str) else given
+    if not isinstance(guide, Mapping) or not isinstance(guide.get("name"), str):
+        raise SpecError(f'[inference] guide = {given!r}; give a name, or a table: guide = {{ name = "low_rank" }}')
+    from probmodels.guides.auto import check_guide
+
+    try:
+        check_guide(guide["name"], {key: value for key, value in guide.items() if key != "name"})
+    except ProblemError as error:
+        raise SpecError(f"[inference] {error}") from error
+    return dict(guide)
+
+
+def _check_path(path: str | None) -> None:
+    """Check that a folder can have this name."""
+    for part in Path(path or ".").parts:
+        if len(os.fsencode(part)) > _LONGEST:
+            raise SpecError(f"[output] path has a part of {len(os.fsencode(part))} bytes; {_LONGEST} are the most")
+
+
+def _refuse_network(table: Any, place: str = "") -> None:
+    """Refuse what would be read from another machine: addresses, network paths, downloads."""
+    for key, value in table.items() if isinstance(table, Mapping) else enumerate(table):
+        where = f"{place}.{key}" if place else str(key)
+        if isinstance(value, Mapping | list | tuple):
+            _refuse_network(value, where)
+        remote = isinstance(value, str) and re.search(r"://|^\\\\|^//", value.strip())
+        if remote or (key == "download" and value):
+            raise SpecError(
+                f"{where}={value!r} would be fetched from another machine, on the word of a file alone; "
+                "look at it, and pass --allow-fetch (in Python: allow_fetch=True) if that is right"
+            )

@@ -358,7 +358,7 @@ def test_outputs_that_cannot_be_written_are_found_before_a_spec_is_run(tmp_path,
     monkeypatch.setattr("probmodels.spec.build_problem", fail)
     (tmp_path / "file").write_text("")
     (tmp_path / "result.nc").write_text("")
-    spec = {"method": "bayesian_svd", "data": {"name": "sst"}, "inference": {"engine": "mcmc"}}
+    spec = {"method": "bayesian_svd", "data": {"name": "sst"}, "model": {"rank": 2}}
     for path, message in ((tmp_path / "file" / "run", "cannot write to folder"), (tmp_path, "holds a result already")):
         with pytest.raises(ResultError, match=message):
             run_spec({**spec, "output": {"path": str(path)}})

@@ -374,9 +374,9 @@ def test_with_guide_takes_the_log_variance_loss_unless_told_otherwise() -> None:
     own = TrajectoryBalance(2)
     assert with_guide(Problem(**{**vars_of(plain), "loss": own}), "gflownet").loss is own
     with pytest.raises(ProblemError, match="has no option 'hiden'; did you mean 'hidden'"):
-        check_guide("gflownet", ["hiden"])
+        check_guide("gflownet", {"hiden": 3})
     with pytest.raises(ProblemError, match="did you mean 'gflownet'"):
-        check_guide("gflownets")
+        check_guide("gflownets", {})
 
 
 def test_equal_problems_give_equal_guides_that_copy_pickle_and_convert() -> None:
@@ -429,8 +429,8 @@ def coming_and_going() -> None:
         (growing, {}, "support of the discrete site 'second' changes between runs"),
         (coming_and_going, {}, "is not there in every run"),
         (PROBLEMS["ising_sites"].model, {"order": ["s_1", "s_2"]}, "must name each of the discrete sites"),
-        (PROBLEMS["ising_sites"].model, {"network": "lstm"}, "network='lstm'; choose from"),
-        (PROBLEMS["ising_sites"].model, {"hidden": 0}, "hidden=0; it must be a positive integer"),
+        (PROBLEMS["ising_sites"].model, {"network": "lstm"}, "network='lstm'; choose one of mlp, gru, independent"),
+        (PROBLEMS["ising_sites"].model, {"hidden": 0}, "hidden=0; give a whole number of at least 1"),
         (PROBLEMS["ising_sites"].model, {"data": ["weights"]}, "data names 'weights'"),
         (PROBLEMS["ising_sites"].model, {"init": {"s_1": 0.0}}, "no continuous latent site"),
     ],

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import tomllib
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -15,10 +19,11 @@ from pyro.infer.autoguide import AutoDelta
 
 from probmodels import Problem, Result, fit_bilevel, fit_svi, run_mcmc, run_spec
 from probmodels.bayesian_svd import make_problem
-from probmodels.errors import ProblemError, SpecError
+from probmodels.errors import ProblemError, ResultError, SpecError
 from probmodels.guides import with_guide
 from probmodels.inference import Outer
-from probmodels.spec import build_problem, load_spec, run_engine, spec_of_result
+from probmodels.schema import spec_schema
+from probmodels.spec import build_problem, change_spec, load_spec, read_spec, run_engine, spec_of_result
 
 
 @pytest.fixture(scope="module")
@@ -126,22 +131,219 @@ def test_unknown_methods_tables_and_files_are_refused(tmp_path: Path) -> None:
 )
 def test_wrong_guides_are_refused_before_anything_is_read(guide: object, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        load_spec({"method": "bayesian_svd", "inference": {"engine": "svi", "guide": guide}})
+        load_spec({"method": "noisy_edges", "inference": {"engine": "svi", "guide": guide}})
 
 
 def test_an_engine_without_guide_takes_none() -> None:
     with pytest.raises(SpecError, match="engine 'mcmc' fits no guide; leave out 'guide'"):
-        load_spec({"method": "bayesian_svd", "inference": {"engine": "mcmc", "guide": "map"}})
+        load_spec({"method": "noisy_edges", "inference": {"engine": "mcmc", "guide": "map"}})
 
 
 def test_a_guide_by_name_is_that_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     inference = {"engine": "svi", "guide": {"name": "low_rank", "rank": 2}, "num_steps": 5, "num_samples": 4}
-    checked = load_spec({"method": "bayesian_svd", "inference": {**inference, "progress": False}})
-    monkeypatch.setattr("probmodels.bayesian_svd.make_problem", lambda data: mean_problem())
+    checked = load_spec({"method": "noisy_edges", "inference": {**inference, "progress": False}})
+    monkeypatch.setattr("probmodels.noisy_edges.make_problem", lambda data: mean_problem())
     result = run_engine(checked, build_problem(checked, data=object()))
     by_hand = fit_svi(with_guide(mean_problem(), "low_rank", rank=2), num_steps=5, num_samples=4, progress=False)
     assert result.posterior.equals(by_hand.posterior)
     assert '"rank": 2' in result.tree.attrs["spec"]
+
+
+def test_what_is_nested_without_end_is_refused() -> None:
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(SpecError, match="nested too deeply"):
+        load_spec({"method": "bayesian_svd", "model": {"rank": deep}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": 3}, "method=3; give the name of a method"),
+        ({"method": ["bayesian_svd"]}, r"method=\['bayesian_svd'\]; give the name of a method"),
+        ({"method": "os.path"}, "there is no module 'os.path'"),
+        ({"method": "json.decoder"}, "json.decoder is no method, it lacks make_problem"),
+        ({"data": [1]}, r"'data' must be a table of keys, not \[1\]"),
+        ({"model": None}, "'model' must be a table of keys, not None"),
+        ({"data": {"name": 3}}, r"\[data\] name=3; give the name of a data set"),
+        ({"data": {"name": "ssst"}}, r"\[data\] unknown data set 'ssst'; did you mean 'sst'"),
+        ({"data": {"path": "x.nc"}}, r"\[data\] names no data set; add name = \.\.\. to path"),
+        ({"data": {"name": "sst", "path": "a\0b"}}, r"data\.path='a\\x00b' holds a character that is none"),
+        ({"data": {"name": "sst", "ice": "cold"}}, r"\[data\] ice='cold'; give a number"),
+        ({"model": {}}, r"\[model\] needs rank; add rank = "),
+        ({"model": {"rank": "4"}}, r"\[model\] rank='4'; give a whole number"),
+        ({"model": {"rank": True}}, r"\[model\] rank=True; give a whole number"),
+        ({"model": {"rank": 10**30}}, r"\[model\] rank=1000.*less than 2\*\*63"),
+        ({"model": {"rank": 2, "kernel_space": "\ud800"}}, r"holds a character that is none"),
+        ({"model": {3: 4}}, "model has the key 3; keys are texts"),
+        ({"inference": {"engine": ["mcmc"]}}, r"\[inference\] unknown engine \['mcmc'\]"),
+        ({"inference": {"num_samples": 1.5}}, r"\[inference\] num_samples=1\.5; give a whole number"),
+        ({"inference": {"engine": "svi", "guide": {"name": "low_rank", "rank": 0}}}, "guide 'low_rank': rank=0; give"),
+        (
+            {"inference": {"engine": "svi", "guide": {"name": "map", "init_scale": "x"}}},
+            "init_scale='x'; give a number",
+        ),
+        ({"output": {"path": ""}}, r"\[output\] path=''; give a text that is not empty"),
+        ({"output": {"path": 3}}, r"\[output\] path=3; give a text"),
+        ({"output": {"path": "a\0b"}}, "holds a character that is none"),
+        ({"output": {"path": "runs/" + "x" * 256}}, r"\[output\] path has a part of 256 bytes; 255 are the"),
+        ({"output": {"path": "é" * 128}}, r"\[output\] path has a part of 256 bytes"),
+        ({"output": {"path": "runs", "overwrite": "yes"}}, r"\[output\] overwrite='yes'; give true or false"),
+    ],
+    ids=lambda item: str(item)[:60],
+)
+def test_wrong_values_are_refused_before_anything_is_read(change: dict, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        load_spec({"method": "bayesian_svd", "model": {"rank": 2}, **change})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"method = ", b"\xff\xfe", b"x = " + b"[" * 5000, b"x = " + b"9" * 5000, b"method = 'a\0b'", b"a.b = 1\na = 2"],
+)
+def test_files_that_are_no_toml_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.toml").write_bytes(content)
+    with pytest.raises(SpecError):
+        load_spec(tmp_path / "bad.toml")
+
+
+# -- changes of single values ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "value"),
+    [
+        ("model.rank=6", ("model", "rank"), 6),
+        ("model.rank = 6", ("model", "rank"), 6),
+        ("model.kernel_space=matern52", ("model", "kernel_space"), "matern52"),
+        ('model.fixed_effects=["trend"]', ("model", "fixed_effects"), ["trend"]),
+        ("data.path=a=b.nc", ("data", "path"), "a=b.nc"),
+        ("inference.guide.rank=3", ("inference", "guide", "rank"), 3),
+        ("output.path=1\n[model]\nrank = 9", ("output", "path"), "1\n[model]\nrank = 9"),
+        ("method=lds", ("method",), "lds"),
+    ],
+)
+def test_a_change_sets_one_value(change: str, place: tuple[str, ...], value: object) -> None:
+    changed = read_spec({"method": "bayesian_svd"})
+    change_spec(changed, change)
+    found: Any = changed
+    for key in place:
+        found = found[key]
+    assert found == value
+    assert changed["model"].get("rank") in (None, 6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("rank", "sets nothing; write a key and a value"),
+        ("=3", "sets nothing"),
+        ("model..rank=3", "sets nothing"),
+        ("method.name=3", "method is 'bayesian_svd', no table"),
+        ("output.path='a\0b", "holds a character that is none"),
+    ],
+)
+def test_changes_that_are_none_are_refused(change: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        change_spec(read_spec({"method": "bayesian_svd"}), change)
+
+
+# -- results are data -----------------------------------------------------------------------------------------------
+
+
+def result_file(folder: Path, spec: object) -> Path:
+    """A file of a result that says that it was made by a spec."""
+    path = folder / "result.nc"
+    xr.Dataset(attrs={"spec": spec if isinstance(spec, str | int) else json.dumps(spec)}).to_netcdf(path)
+    return path
+
+
+SENT = {"method": "bayesian_svd", "model": {"rank": 2}, "data": {"name": "sst"}}
+
+
+def test_a_result_does_not_say_where_to_write(tmp_path: Path) -> None:
+    there = {"output": {"path": "/etc/cron.d", "overwrite": True}, "inference": {"checkpoint": "/etc", "thin": 2}}
+    found = spec_of_result(result_file(tmp_path, {**SENT, **there}))
+    assert found["output"] == {}
+    assert found["inference"] == {"thin": 2, "engine": "mcmc"}
+    assert spec_of_result(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"name": "sst", "path": "https://example.org/sst.nc"},
+        {"name": "sst", "path": ["a.nc", " //server/share/b.nc"]},
+        {"name": "sst", "path": "\\\\server\\share\\b.nc"},
+        {"name": "tu", "dataset": "MUTAG", "download": True},
+    ],
+)
+def test_a_result_does_not_fetch_on_its_own_word(tmp_path: Path, data: dict) -> None:
+    path = result_file(tmp_path, {**SENT, "data": data})
+    with pytest.raises(SpecError, match="would be fetched from another machine, on the word of a file alone"):
+        spec_of_result(path)
+    assert spec_of_result(path, allow_fetch=True)["data"] == data
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ("{", ResultError, "is damaged"),
+        ("[1]", ResultError, r"is damaged: it is \[1\]"),
+        (3, ResultError, "is damaged"),
+        ("[" * 100_000, ResultError, "is damaged"),
+        ({"method": "bayesian_svd"}, SpecError, "holds no spec of its data"),
+        ({**SENT, "data": 3}, SpecError, "'data' must be a table"),
+        ({**SENT, "inference": []}, SpecError, "'inference' must be a table"),
+        ({**SENT, "method": "antigravity"}, SpecError, "unknown method"),
+        ({**SENT, "method": "probmodels.cli"}, SpecError, "probmodels.cli is no method"),
+    ],
+    ids=lambda item: str(item)[:40],
+)
+def test_a_damaged_spec_in_a_result_is_said(tmp_path: Path, spec: object, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        spec_of_result(result_file(tmp_path, spec))
+
+
+def test_files_that_are_no_results_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.nc").write_text("no NetCDF")
+    for path in (tmp_path / "text.nc", tmp_path / "absent.nc", tmp_path):
+        with pytest.raises(ResultError, match="cannot read"):
+            spec_of_result(path)
+
+
+# -- JSON Schema ----------------------------------------------------------------------------------------------------
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_valid_against_the_schema_of_their_method(path: Path) -> None:
+    schema = spec_schema(path.stem)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(json.loads(json.dumps(schema)))
+    written = tomllib.loads(path.read_text(encoding="utf-8"))
+    validator.validate(written)
+    for change in ("model.nonsense=1", "inference.seed=one", "output.path=''", "method=other", "data.name=nothing"):
+        changed = read_spec(written)
+        change_spec(changed, change)
+        assert not validator.is_valid(changed), change
+
+
+def test_the_schema_knows_guides_and_needs_the_engine_only_where_it_is_not_the_first() -> None:
+    validator = jsonschema.Draft202012Validator(spec_schema("noisy_edges"))
+
+    def valid(**inference: object) -> bool:
+        return validator.is_valid({"method": "noisy_edges", "inference": inference})
+
+    assert valid(num_samples=10)
+    assert not valid(num_steps=10)
+    assert valid(engine="svi", num_steps=10, guide="map")
+    assert valid(engine="svi", guide={"name": "low_rank", "rank": 3})
+    assert not valid(engine="svi", guide={"name": "low_rank", "rank": 0})
+    assert not valid(engine="svi", guide={"name": "mean_field", "rank": 3})
+    assert not valid(engine="mcmc", guide="map")
 
 
 # -- engines that apply ---------------------------------------------------------------------------------------------
@@ -150,7 +352,7 @@ def test_a_guide_by_name_is_that_of_the_call(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_method_without_mcmc_is_run_by_its_first_engine() -> None:
     assert load_spec({"method": "vib_gsl"})["inference"] == {"engine": "svi"}
     assert load_spec({"method": "noisy_edges"})["inference"] == {"engine": "mcmc"}
-    assert load_spec({"method": "bayesian_svd"})["inference"] == {"engine": "mcmc"}
+    assert load_spec({"method": "bayesian_svd", "model": {"rank": 2}})["inference"] == {"engine": "mcmc"}
     # Keys are those of that engine.
     assert load_spec({"method": "vib_gsl", "inference": {"num_steps": 3}})["inference"]["engine"] == "svi"
     with pytest.raises(SpecError, match="unknown key 'warmup_steps'"):
@@ -174,22 +376,22 @@ def test_engines_that_do_not_apply_are_refused(method: str, engine: str, message
 def test_a_bilevel_spec_is_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"num_rounds": 2, "inner_steps": 4, "unroll_steps": 2, "hypergrad": "cg", "num_samples": 4, "seed": 3}
     options["progress"] = False
-    checked = load_spec({"method": "bayesian_svd", "inference": {"engine": "bilevel", **options}})
-    monkeypatch.setattr("probmodels.bayesian_svd.make_problem", lambda data: shrinkage())
+    checked = load_spec({"method": "lds", "inference": {"engine": "bilevel", **options}})
+    monkeypatch.setattr("probmodels.lds.make_problem", lambda data: shrinkage())
     result = run_engine(checked, build_problem(checked, data=object()))
     by_hand = fit_bilevel(shrinkage(), **options)
     assert result.posterior.equals(by_hand.posterior)
     assert result.tree.attrs["engine"] == "bilevel"
     assert '"hypergrad": "cg"' in result.tree.attrs["spec"]
     with pytest.raises(SpecError, match="unknown key 'num_round'; did you mean 'num_rounds'"):
-        load_spec({"method": "bayesian_svd", "inference": {"engine": "bilevel", "num_round": 2}})
+        load_spec({"method": "lds", "inference": {"engine": "bilevel", "num_round": 2}})
 
 
 def test_a_guide_by_name_is_that_of_the_outer_problem_too(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"num_rounds": 1, "inner_steps": 400, "unroll_steps": 50, "lr": 0.05, "hyper_lr": 1e-9}
     inference = {"engine": "bilevel", "guide": "map", **options, "num_samples": 1, "progress": False}
-    checked = load_spec({"method": "bayesian_svd", "inference": inference})
-    monkeypatch.setattr("probmodels.bayesian_svd.make_problem", lambda data: shrinkage())
+    checked = load_spec({"method": "lds", "inference": inference})
+    monkeypatch.setattr("probmodels.lds.make_problem", lambda data: shrinkage())
     result = run_engine(checked, build_problem(checked, data=object()))
     assert set(result.params()) == {"log_scale", "guide.joint.loc"}
     assert float(result.posterior["mean"].mean()) == pytest.approx(1.0, abs=1e-3)  # mode: 3 / (2 + 1)
@@ -197,8 +399,8 @@ def test_a_guide_by_name_is_that_of_the_outer_problem_too(monkeypatch: pytest.Mo
 
 def test_a_method_without_outer_problem_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     inference = {"engine": "bilevel", "guide": "map", "progress": False}
-    checked = load_spec({"method": "bayesian_svd", "inference": inference})
-    monkeypatch.setattr("probmodels.bayesian_svd.make_problem", lambda data: mean_problem())
+    checked = load_spec({"method": "lds", "inference": inference})
+    monkeypatch.setattr("probmodels.lds.make_problem", lambda data: mean_problem())
     with pytest.raises(ProblemError, match="fit_bilevel needs an outer problem"):
         run_engine(checked, build_problem(checked, data=object()))
 
