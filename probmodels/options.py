@@ -135,7 +135,7 @@ def checked(error: type[ProbmodelsError], *, keep: bool = False) -> Callable[[Ca
         `Problem`, messages begin with its name.
     keep
         For ``make_problem``: whether the options that were given become ``Problem.options`` of what it returns, from
-        which a result can be taken back to its problem; arrays become lists, as JSON has them.
+        which a result can be taken back to its problem.
     """
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -149,7 +149,7 @@ def checked(error: type[ProbmodelsError], *, keep: bool = False) -> Callable[[Ca
             where = f"{subject.name}: " if type(subject).__name__ == "Problem" else ""
             check_options(call, given, where=where, error=error, of=f" of {function.__name__}")
             found: Any = function(*args, **kwargs)
-            return replace(found, options={k: _plain(v) for k, v in given.items() if k != first}) if keep else found
+            return replace(found, options={k: v for k, v in given.items() if k != first}) if keep else found
 
         call.__dict__["__options_error__"] = error
         expanded = [
@@ -162,17 +162,6 @@ def checked(error: type[ProbmodelsError], *, keep: bool = False) -> Callable[[Ca
         return call
 
     return decorate
-
-
-def _plain(value: Any) -> Any:
-    """Value with lists in place of arrays and plain numbers in place of NumPy's."""
-    import numpy as np
-
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
-    return np.asarray(value).tolist() if hasattr(value, "__array__") else value
 
 
 def options_of(function: Callable[..., Any], *, skip: int = 0) -> dict[str, Option]:

@@ -6,7 +6,6 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack
 
@@ -194,21 +193,6 @@ def test_options_that_fit_their_annotations_pass_unchanged(options: dict[str, An
 def test_options_that_do_not_fit_are_refused_with_name_value_and_remedy(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         sample(**{"data": DATA, **options})
-
-
-@dataclass
-class Made:
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-def test_options_are_kept_as_given_with_lists_for_arrays() -> None:
-    @checked(DataError, keep=True)
-    def make(data: np.ndarray, *, sizes: Sequence[Count] = (1,), rank: Count = 1, kernels: Any = ()) -> Made:
-        return Made()
-
-    kept = make(DATA, sizes=np.array([1, 2]), kernels={"a": np.float64(0.5), "b": ("x",)}).options
-    assert kept == {"sizes": [1, 2], "kernels": {"a": 0.5, "b": ("x",)}}
-    assert isinstance(kept["sizes"], list)
 
 
 def test_what_is_returned_need_not_be_known_for_the_options_to_be_checked() -> None:
