@@ -184,7 +184,7 @@ def test_a_result_takes_one_back_to_its_problem(tmp_path, again):
         ({"options": "{"}, "'options' of the result is no JSON table"),
         ({"options": "[1]"}, "'options' of the result is no JSON table"),
         ({"options_lost": '["tables"]'}, "the options tables of .* are objects"),
-        ({"options": '{"nonsense": 1}'}, "cannot be made again: unknown option 'nonsense'"),
+        ({"method": "bayesian_network", "options": '{"nonsense": 1}'}, "made again: unknown option 'nonsense'"),
         ({"method": "bayesian_svd"}, "keeps no rank of bayesian_svd"),
     ],
 )
