@@ -48,7 +48,7 @@ from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
 from probmodels.options import check_counts
-from probmodels.outputs import Outputs
+from probmodels.outputs import Outputs, loss_figure, write_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -286,17 +286,16 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outp
     ResultError
         If the result is not one of a discrete autoencoder.
     """
-    folder = Path(folder)
     model = _decoder(result)
     usage = code_usage(result)
-    table = "\n".join([*_scores(result, model), "", *_usage_lines(usage)])
-    diagnosis = result.diagnose()
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    usage.to_series().reset_index().to_csv(folder / "codes.csv", index=False, float_format="%.6g")
-    (folder / "summary.txt").write_text(f"{table}\n\n{diagnosis}\n", encoding="utf-8")
-    for name, figure in _figures(result, model, usage).items():
-        figure.savefig(folder / "figures" / f"{name}.png", dpi=dpi)
-    return Outputs(folder, table, diagnosis)
+    return write_all(
+        result,
+        folder,
+        table="\n".join([*_log_likelihoods(result, model), "", *_usage_lines(usage)]),
+        tables={"codes": usage.to_series().reset_index()},
+        figures=_figures(result, model, usage) | loss_figure(result),
+        dpi=dpi,
+    )
 
 
 def code_usage(result: Result) -> xr.DataArray:
@@ -335,7 +334,7 @@ def _decoder(result: Result) -> DiscreteVAE:
     return model.to(state["embedding"].dtype)
 
 
-def _scores(result: Result, model: DiscreteVAE) -> list[str]:
+def _log_likelihoods(result: Result, model: DiscreteVAE) -> list[str]:
     """Sentences on the log likelihood of images, fitted ones and others."""
     options, lines = _options(result), []
     known = xr.merge(
@@ -394,12 +393,10 @@ def _figures(result: Result, model: DiscreteVAE, usage: xr.DataArray) -> dict[st
         prototypes = model.decode(others).sigmoid().mean(2).numpy()
     images = result.tree["observed_data"].to_dataset()["image"].values[: len(means)]
     shares = [[f"{share:.0%}" for share in row[:shown]] for row in usage.values]
-    figures = {
+    return {
         "samples": plots.image_grid(samples, "images of random codes"),
         "reconstructions": plots.image_grid(np.stack([images, means]), "images, and what their codes are decoded to"),
         "codes": plots.image_grid(
             prototypes, "mean image of every code (column) of every latent (row), and its share", shares
         ),
     }
-    fit = result.group("fit")
-    return figures | ({"loss": plots.loss(fit)} if "loss" in fit else {})

@@ -1,15 +1,24 @@
-"""What `write_outputs` of every method returns."""
+"""What `write_outputs` of every method returns, and the one function that writes it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from probmodels.inference.diagnostics.report import Report
+from probmodels.errors import ResultError
 
-__all__ = ["Outputs"]
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from probmodels.inference.diagnostics.report import Report
+    from probmodels.inference.result import Result
+
+__all__ = ["Outputs", "loss_figure", "write_all"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +35,118 @@ class Outputs:
         Verdict of the diagnostics.
     file
         Name in the folder of the one to read first.
+    figures
+        Name to file of the figures.
     """
 
     folder: Path
     table: str
     diagnosis: Report
     file: str = "summary.txt"
+    figures: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def report(self) -> Path:
         """The file to read first."""
         return self.folder / self.file
+
+
+def write_all(
+    result: Result,
+    folder: str | Path,
+    *,
+    table: str,
+    summary: str | None = None,
+    tables: Mapping[str, pd.DataFrame] | None = None,
+    figures: Mapping[str, Figure] | None = None,
+    files: Mapping[str, Callable[[Path], object] | None] | None = None,
+    dpi: int = 110,
+) -> Outputs:
+    """Write ``summary.txt``, tables as ``<name>.csv`` and figures as ``figures/<name>.png``.
+
+    All is written beside the folder's files first and then put in their place: a failure leaves the folder as it was.
+
+    Parameters
+    ----------
+    result
+        What the outputs are of; its diagnosis ends the summary.
+    folder
+        Where to; made where it is missing. Files of the same names are replaced, and figures of the same method that
+        an earlier call wrote and this one does not are removed.
+    table
+        Text for the terminal.
+    summary
+        Text of ``summary.txt``; the table for None.
+    tables
+        By name; an index is written where it has a name.
+    figures
+        By name.
+    files
+        Path within the folder to a function that writes the file which it is given; None removes one that an earlier
+        call wrote.
+    dpi
+        Resolution of the figures.
+
+    Raises
+    ------
+    ResultError
+        If the folder cannot be written.
+    """
+    folder, diagnosis = Path(folder), result.diagnose()
+    text = f"{table if summary is None else summary}\n\n{diagnosis}\n"
+    mark = f"probmodels {result.tree.attrs.get('method', '')}"
+    writers: dict[str, Callable[[Path], object] | None] = {
+        "summary.txt": lambda file: file.write_text(text, encoding="utf-8")
+    }
+    writers |= {f"{name}.csv": _csv(frame) for name, frame in (tables or {}).items()}
+    writers |= {f"figures/{name}.png": _png(figure, dpi, mark) for name, figure in (figures or {}).items()}
+    writers |= files or {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".outputs-", dir=folder) as aside:
+            for name, write in writers.items():
+                if write is not None:
+                    (Path(aside) / name).parent.mkdir(parents=True, exist_ok=True)
+                    write(Path(aside) / name)
+            for name, write in writers.items():
+                if write is None:
+                    (folder / name).unlink(missing_ok=True)
+                else:
+                    (folder / name).parent.mkdir(exist_ok=True)
+                    os.replace(Path(aside) / name, folder / name)
+        for path in (folder / "figures").glob("*.png"):
+            if f"figures/{path.name}" not in writers and _mark_of(path) == mark:
+                path.unlink()
+    except OSError as error:
+        raise ResultError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
+    return Outputs(
+        folder, table, diagnosis, figures={name: folder / "figures" / f"{name}.png" for name in figures or {}}
+    )
+
+
+def loss_figure(result: Result) -> dict[str, Figure]:
+    """Figure ``loss`` of a result whose fit kept its loss by step; empty for others."""
+    from probmodels import plots
+
+    fit = result.group("fit")
+    return {"loss": plots.loss(fit)} if "loss" in fit else {}
+
+
+def _csv(frame: pd.DataFrame) -> Callable[[Path], object]:
+    return lambda file: frame.to_csv(file, index=frame.index.name is not None, float_format="%.6g")
+
+
+def _png(figure: Figure, dpi: int, mark: str) -> Callable[[Path], object]:
+    return lambda file: figure.savefig(file, dpi=dpi, format="png", metadata={"Source": mark})
+
+
+def _mark_of(path: Path) -> str | None:
+    """What `_png` marked a figure with; None for pictures from elsewhere."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            found = image.info.get("Source")
+    except (UnidentifiedImageError, SyntaxError):
+        return None
+    return found if isinstance(found, str) else None

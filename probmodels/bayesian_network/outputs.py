@@ -29,7 +29,7 @@ from probmodels.guides.bayesian_network import reachable
 from probmodels.inference.metrics.graphs import cpdag as class_graph
 from probmodels.inference.result import Result
 from probmodels.options import Count, Probability, checked
-from probmodels.outputs import Outputs
+from probmodels.outputs import Outputs, loss_figure, write_all
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -148,30 +148,27 @@ def write_outputs(
     ResultError
         As `summarise_network`.
     """
-    from probmodels import plots
-
-    folder = Path(folder)
     out = summarise_network(result, top=top)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     frame = out[["edge_probability", "line_probability", "path_probability"]].to_dataframe().reset_index()
     truth = _truth(result)
     if truth is not None:
         frame["true"] = truth.reshape(-1)
     frame = frame[frame["parent"] != frame["child"]]
-    frame.to_csv(folder / "edges.csv", index=False, float_format="%.6g")
     names = _names(out)
     rows = [
         {"kind": kind, "probability": chance, "edges": _spelled(graph, names)}
         for kind, array in (("graph", "graph"), ("class", "class_graph"))
         for chance, graph in zip(out[f"{kind}_probability"].values, out[array].values, strict=True)
     ]
-    pd.DataFrame(rows).to_csv(folder / "graphs.csv", index=False, float_format="%.6g")
-    diagnosis, table = result.diagnose(), network_table(out)
-    (folder / "summary.txt").write_text(f"{network_table(out, top=top)}\n\n{diagnosis}\n", encoding="utf-8")
-    draw_network(out, truth=truth).savefig(folder / "figures" / "network.png", dpi=dpi)
-    if "loss" in (fit := result.group("fit")):
-        plots.loss(fit).savefig(folder / "figures" / "loss.png", dpi=dpi)
-    return Outputs(folder, table, diagnosis)
+    return write_all(
+        result,
+        folder,
+        table=network_table(out),
+        summary=network_table(out, top=top),
+        tables={"edges": frame, "graphs": pd.DataFrame(rows)},
+        figures={"network": draw_network(out, truth=truth)} | loss_figure(result),
+        dpi=dpi,
+    )
 
 
 @checked(ResultError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from probmodels.bayesian_svd import figures as mode_figures
 from probmodels.bayesian_svd.eof import compare_eof
 from probmodels.bayesian_svd.report import write_report
 from probmodels.bayesian_svd.summary import summarise_modes, summary_table, write_modes
-from probmodels.outputs import Outputs
+from probmodels.outputs import Outputs, loss_figure, write_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,17 +42,9 @@ def write_outputs(result: Result, folder: str | Path, *, level: float = 0.95, dp
     Outputs
         The folder, the table of the modes, and the verdict of the diagnostics.
     """
-    folder = Path(folder)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    tree = result.tree
+    tree, posterior = result.tree, result.posterior
     modes = summarise_modes(tree, level=level)
-    write_modes(modes, folder / "modes.nc")
     comparison = compare_eof(tree, modes)
-    diagnosis = result.diagnose()
-    table = summary_table(modes, comparison)
-    (folder / "summary.txt").write_text(f"{table}\n\n{diagnosis}\n", encoding="utf-8")
-
-    posterior = result.posterior
     gridded = "lat" in modes.dims
     figures: dict[str, Figure] = {
         "pcs": mode_figures.pcs(modes, comparison),
@@ -67,10 +60,13 @@ def write_outputs(result: Result, folder: str | Path, *, level: float = 0.95, dp
             figures["rhat_map"] = mode_figures.rhat_map(modes)
         figures["rank"] = plots.rank(posterior, traced)
     figures["trace"] = plots.trace(posterior, traced)
-    if "loss" in (fit := result.group("fit")):
-        figures["loss"] = plots.loss(fit)
-    images = {name: folder / "figures" / f"{name}.png" for name in figures}
-    for name, figure in figures.items():
-        figure.savefig(images[name], dpi=dpi)
-    write_report(tree, modes, images, folder, diagnosis=diagnosis, comparison=comparison, dpi=dpi)
-    return Outputs(folder, table, diagnosis, "report.html")
+    written = write_all(
+        result,
+        folder,
+        table=summary_table(modes, comparison),
+        figures=figures | loss_figure(result),
+        files={"modes.nc": lambda file: write_modes(modes, file)},
+        dpi=dpi,
+    )
+    write_report(tree, modes, written.figures, folder, diagnosis=written.diagnosis, comparison=comparison, dpi=dpi)
+    return replace(written, file="report.html")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +24,7 @@ from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
-from probmodels.outputs import Outputs
+from probmodels.outputs import Outputs, loss_figure, write_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,23 +144,21 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outp
     ResultError
         If the result is not one of a causal autoencoder.
     """
-    folder = Path(folder)
     problem = fitted_problem(result, _JUDGED)
     worlds = _abducted(problem, result, _DRAWS, 0)
     concepts, shares, effects = _summary(problem, worlds), _shares(problem, worlds, 0), unit_effects(result)
-    diagnosis, table = result.diagnose(), _table(problem, concepts)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    concepts.to_csv(folder / "concepts.csv", float_format="%.6g")
     pairs = _edges(problem)
     edges = pd.DataFrame(pairs, columns=["cause", "effect"])
     edges["share"] = [float(shares.loc[pair]) for pair in pairs]
     edges["unit_effect"] = [float(effects.loc[pair]) for pair in pairs]
-    edges.to_csv(folder / "edges.csv", index=False, float_format="%.6g")
-    effects.to_pandas().to_csv(folder / "effects.csv", float_format="%.6g")
-    (folder / "summary.txt").write_text(f"{table}\n\n{diagnosis}\n", encoding="utf-8")
-    for name, figure in _figures(result, problem, worlds, shares, effects).items():
-        figure.savefig(folder / "figures" / f"{name}.png", dpi=dpi)
-    return Outputs(folder, table, diagnosis)
+    return write_all(
+        result,
+        folder,
+        table=_table(problem, concepts),
+        tables={"concepts": concepts, "edges": edges, "effects": effects.to_pandas()},
+        figures=_figures(result, problem, worlds, shares, effects) | loss_figure(result),
+        dpi=dpi,
+    )
 
 
 def compare_counterfactuals(
@@ -336,10 +334,9 @@ def _table(problem: Problem, concepts: pd.DataFrame) -> str:
 
 def _figures(
     result: Result, problem: Problem, worlds: _Worlds, shares: xr.DataArray, effects: xr.DataArray
-) -> Mapping[str, Figure]:
+) -> dict[str, Figure]:
     from matplotlib.figure import Figure
 
-    from probmodels import plots
     from probmodels.bayesian_network.outputs import draw_arrows
 
     names = _names(problem)
@@ -351,8 +348,6 @@ def _figures(
     figures = {"graph": graph, "effects": _heat_map(effects)}
     if edges.any():
         figures["mechanisms"] = _mechanism_figure(problem, worlds)
-    if "loss" in (fit := result.group("fit")):
-        figures["loss"] = plots.loss(fit)
     assert problem.data is not None
     if problem.data["observation"].ndim == 4:
         figures |= _traversals(result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from probmodels.errors import ProblemError
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
 from probmodels.options import check_counts
-from probmodels.outputs import Outputs
+from probmodels.outputs import Outputs, loss_figure, write_all
 from probmodels.scores.fields import Field, guided
 from probmodels.scores.samplers import posterior_draws, sample
 
@@ -210,7 +210,6 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outp
     ResultError
         If the result is not one of a diffusion model.
     """
-    folder = Path(folder)
     model, (_, _, classes) = fitted_model(result), described(result)
     lines = [_judgement(result, model, "fitted", *_data(result, model))]
     if "held_out" in _all_data(result):
@@ -226,15 +225,15 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outp
         drawn = xr.concat(parts, "class").assign_coords({"class": classes})
     else:
         drawn = generate(result, 6 * _SHOWN, progress=False)
-    diagnosis = result.diagnose()
-    table = "\n".join(lines)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    drawn.to_dataset(name="generated").to_netcdf(folder / "samples.nc")
-    levels.to_dataframe().to_csv(folder / "levels.csv", float_format="%.6g")
-    (folder / "summary.txt").write_text(f"{table}\n\n{diagnosis}\n", encoding="utf-8")
-    for name, figure in _figures(result, model, drawn, levels).items():
-        figure.savefig(folder / "figures" / f"{name}.png", dpi=dpi)
-    return Outputs(folder, table, diagnosis)
+    return write_all(
+        result,
+        folder,
+        table="\n".join(lines),
+        tables={"levels": levels.to_dataframe()},
+        figures=_figures(result, model, drawn, levels) | loss_figure(result),
+        files={"samples.nc": lambda file: drawn.to_dataset(name="generated").to_netcdf(file)},
+        dpi=dpi,
+    )
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
@@ -274,13 +273,10 @@ def _as_data(model: Diffusion, drawn: Tensor) -> np.ndarray:
     return (model.decode(drawn) / scale).double().cpu().numpy()
 
 
-def _figures(result: Result, model: Diffusion, drawn: xr.DataArray, levels: xr.Dataset) -> Mapping[str, Figure]:
+def _figures(result: Result, model: Diffusion, drawn: xr.DataArray, levels: xr.Dataset) -> dict[str, Figure]:
     from probmodels import plots
 
     figures: dict[str, Figure] = {"levels": _levels_figure(levels)}
-    fit = result.group("fit")
-    if "loss" in fit:
-        figures["loss"] = plots.loss(fit)
     data, label = _data(result, model)
     with torch.no_grad():  # levels at equal distances of the log signal-to-noise ratio
         times = torch.linspace(0.0, 1.0, 1001).to(data)

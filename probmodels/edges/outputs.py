@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from probmodels.edges.summary import summarise_edges
 from probmodels.inference.result import Result
-from probmodels.outputs import Outputs
+from probmodels.outputs import Outputs, loss_figure, write_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,22 +99,21 @@ def write_edges(result: Result, folder: str | Path, *, top: int = 20, prob: floa
     ResultError
         As `edge_marginals`.
     """
-    folder = Path(folder)
     out = summarise_edges(result, top=top, prob=prob)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     columns = {"graph": "graph", "source": "source", "target": "target", "observed": "observed", "count": "count"}
     columns |= {"probability": "probability", "probability_sd": "sd", "probability_mcse": "mcse"}
     columns |= {"weight": "weight", "true": "true"}
     written = pd.DataFrame({new: out[name].values for name, new in columns.items() if name in out})
     written = written.astype({name: np.int8 for name in ("observed", "true") if name in written})
-    written.to_csv(folder / "edges.csv", index=False, float_format="%.6g")
-    _node_frame(out).to_csv(folder / "nodes.csv", index=False, float_format="%.6g")
-    diagnosis = result.diagnose()
-    table = edge_table(out)
-    (folder / "summary.txt").write_text(f"{edge_table(out, top=top)}\n\n{diagnosis}\n", encoding="utf-8")
-    for name, figure in _figures(out, result).items():
-        figure.savefig(folder / "figures" / f"{name}.png", dpi=dpi)
-    return Outputs(folder, table, diagnosis)
+    return write_all(
+        result,
+        folder,
+        table=edge_table(out),
+        summary=edge_table(out, top=top),
+        tables={"edges": written, "nodes": _node_frame(out)},
+        figures=_figures(out, result),
+        dpi=dpi,
+    )
 
 
 def _class_lines(out: xr.Dataset) -> list[str]:
@@ -189,6 +188,5 @@ def _figures(out: xr.Dataset, result: Result) -> dict[str, Figure]:
     fit = result.group("fit")
     if "outer_loss" in fit:
         figures["loss"] = plots.bilevel_losses(fit)
-    elif "loss" in fit:
-        figures["loss"] = plots.loss(fit)
-    return figures
+        return figures
+    return figures | loss_figure(result)

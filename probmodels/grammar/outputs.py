@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 from probmodels.errors import ResultError
 from probmodels.grammar.inside import best_trees, span_grid
 from probmodels.inference.result import Result
-from probmodels.inference.runtime.ops import write_atomically
-from probmodels.outputs import Outputs
+from probmodels.outputs import Outputs, write_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -242,9 +241,7 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outp
     dpi
         Of the figure.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    summary, diagnosis = summarise_parses(result), result.diagnose()
+    summary = summarise_parses(result)
     sentences = [str(text).split() for text in summary["sentence_words"].values]
     frame = pd.DataFrame(
         {
@@ -261,9 +258,11 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outp
         lines.append(f"given trees: {summary.attrs['gold_from']}")
     lines += ["", "trees of least risk, with the expected share of right spans:"]
     lines += [f"  {row.expected_accuracy:.2f}  {row.tree}" for row in frame.head(_SHOWN).itertuples()]
-    table = "\n".join(lines)
     figure = plot_parses(summary)
-    write_atomically(folder / "summary.txt", lambda file: file.write_text(table + "\n", encoding="utf-8"))
-    write_atomically(folder / "trees.csv", lambda file: frame.to_csv(file, index=False))
-    write_atomically(folder / "trees.png", lambda file: figure.savefig(file, dpi=dpi, format="png"))
-    return Outputs(folder, table, diagnosis)
+    return write_all(
+        result,
+        folder,
+        table="\n".join(lines),
+        tables={"trees": frame},
+        files={"trees.png": lambda file: figure.savefig(file, dpi=dpi)},
+    )

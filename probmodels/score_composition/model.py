@@ -33,7 +33,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from probmodels.errors import ProblemError, ResultError
+from probmodels.errors import ProblemError, ResultError, SpecError
 from probmodels.guides.schedules import LinearSchedule
 from probmodels.inference.mcmc.line_integrals import evaluate_start
 from probmodels.inference.mcmc.score_kernels import ScoreKernel, Transition
@@ -41,7 +41,7 @@ from probmodels.inference.problem import Problem
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
 from probmodels.options import check_counts
-from probmodels.outputs import Outputs
+from probmodels.outputs import Outputs, write_all
 from probmodels.score_composition.specs import load_fields
 from probmodels.scores.closed import GaussianMixture, UniformBox
 from probmodels.scores.fields import Field, Product
@@ -343,11 +343,9 @@ def write_outputs(result: Result, folder: str | Path, *, problem: Problem | None
     """
     from probmodels.score_composition import figures as composition_plots
 
-    folder, draws = Path(folder), result.posterior["x"]
-    levels = levels_of(result)
+    draws, levels = result.posterior["x"], levels_of(result)
     attrs = result.tree["sample_stats"].attrs
     corrected = json.loads(str(attrs["corrected"]).lower())  # a text in files
-    diagnosis = result.diagnose()
     table = (
         f"{draws.sizes['chain']:,} chains of {draws.sizes['draw']:,} draws through {levels.sizes['level']} levels, "
         f"{attrs['proposal']}, rule {attrs['rule']!r}{'' if corrected else ', uncorrected'}.\n"
@@ -357,24 +355,35 @@ def write_outputs(result: Result, folder: str | Path, *, problem: Problem | None
         f"{float(levels['divergences'].sum()):,.0f} in all.\n"
         "Chains stay in the modes that they come down to: where modes lie apart, R-hat says no more than that."
     )
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    levels.to_dataframe().to_csv(folder / "levels.csv", float_format="%.6g")
-    (folder / "summary.txt").write_text(f"{table}\n\n{diagnosis}\n", encoding="utf-8")
-    figures = {"levels": composition_plots.levels(levels), "samples": composition_plots.samples(draws)}
-    for name, figure in figures.items():
-        if figure is not None:
-            figure.savefig(folder / "figures" / f"{name}.png", dpi=dpi)
-    if draws.shape[2:] == (2,):
-        spec = json.loads(result.tree.attrs.get("spec", "{}"))
-        if problem is None and spec.get("data", {}).get("name") in LOADERS:
+    figures = {"levels": composition_plots.levels(levels)}
+    if (shown := composition_plots.samples(draws)) is not None:
+        figures["samples"] = shown
+    animation: Callable[[Path], object] | None = None
+    lost: SpecError | None = None
+    spec = json.loads(result.tree.attrs.get("spec", "{}"))
+    if problem is None and draws.shape[2:] == (2,) and spec.get("data", {}).get("name") in LOADERS:
+        try:
             problem = build_problem(spec)
-        if problem is not None:
-            model: Any = problem.model
-            sampler = {steps: name for name, steps in SAMPLERS.items()}[attrs["proposal"], corrected]
-            walked = walk(problem, **{"sampler": sampler} | spec.get("inference", {}).get("kernel_options", {}))
-            composition_plots.density(model.field, walked).savefig(folder / "figures" / "density.png", dpi=dpi)
-            composition_plots.animate(walked, folder / "figures" / "walk.gif", field=model.field)
-    return Outputs(folder, table, diagnosis)
+        except SpecError as error:
+            lost = error
+    if problem is not None and draws.shape[2:] == (2,):
+        model: Any = problem.model
+        sampler = {steps: name for name, steps in SAMPLERS.items()}[attrs["proposal"], corrected]
+        walked = walk(problem, **{"sampler": sampler} | spec.get("inference", {}).get("kernel_options", {}))
+        figures["density"] = composition_plots.density(model.field, walked)
+        animation = partial(composition_plots.animate, walked, field=model.field)
+    written = write_all(
+        result,
+        folder,
+        table=table,
+        tables={"levels": levels.to_dataframe()},
+        figures=figures,
+        files={"figures/walk.gif": animation},
+        dpi=dpi,
+    )
+    if lost is not None:
+        raise lost
+    return written
 
 
 def make_move(
