@@ -32,7 +32,7 @@ import common
 import numpy as np
 import xarray as xr
 
-from probmodels import fit_svi
+from probmodels import acyclic_sem, fit_svi
 from probmodels.causal_graph import edge_probabilities, make_problem
 from probmodels.datasets import load
 from probmodels.guides.acyclicity import to_dag
@@ -92,7 +92,7 @@ def posterior(data: xr.Dataset, **options: Any) -> dict[str, Any]:
 def point(data: xr.Dataset, seed: int, **options: Any) -> dict[str, Any]:
     """One graph by gradients."""
     start = time.process_time()
-    result = fit_svi(make_problem(data, graph="point", seed=seed, **options), seed=seed, **FIT)
+    result = fit_svi(acyclic_sem.make_problem(data, seed=seed, **options), seed=seed, **FIT)
     graph = result.posterior["graph"].values[0, 0]
     return {"graph": graph.astype(int).tolist(), "fit": time.process_time() - start}
 

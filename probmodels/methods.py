@@ -23,6 +23,7 @@ from probmodels.options import hint
 __all__ = ["ENGINES", "METHODS", "Listed", "get_method", "list_methods", "names_of_methods"]
 
 METHODS = {
+    "acyclic_sem": "probmodels.acyclic_sem",
     "bayesian_network": "probmodels.bayesian_network",
     "bayesian_svd": "probmodels.bayesian_svd",
     "causal_graph": "probmodels.causal_graph",

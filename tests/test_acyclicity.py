@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from probmodels.causal_graph.knowledge import Knowledge
-from probmodels.errors import ProblemError
+from probmodels.errors import DataError, ProblemError
 from probmodels.guides.acyclicity import (
     find_cycle,
     is_dag,
@@ -195,14 +195,15 @@ def test_what_would_close_a_cycle_with_required_edges_is_not_allowed() -> None:
         ({"order": ["light", "light"]}, "order holds 'light' twice"),
         ({"names": ["a", "a"]}, "names holds 'a' twice"),
         ({"required": [("angel", "light")]}, "required names 'angel', which is no concept; did you mean 'angle'"),
-        ({"tiers": [["xyz"]]}, "tiers names 'xyz', which is no concept; concepts are angle, light"),
+        ({"tiers": [["xyz"]]}, "tiers names 'xyz', which is no concept; known: angle, light"),
         ({"order": ["lenght"]}, "did you mean 'length'"),
         ({"forbidden": [("light", "light")]}, "from 'light' to itself"),
-        ({"forbidden": ["light"]}, "pairs of names"),
+        ({"forbidden": ["light"]}, r"forbidden=\['light'\]; give a list, each item a list of 2"),
+        ({"forbidden": [("light", "length", "angle")]}, "each item a list of 2"),
         ({"forbidden": "light"}, "give a list"),
-        ({"tiers": ["light", "length"]}, "put it in a list"),
+        ({"tiers": ["light", "length"]}, "give a list, each item a list"),
     ],
 )
 def test_contradictions_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ProblemError, match=message):
+    with pytest.raises(DataError, match=message):
         Knowledge(**{"names": NAMES, **options})

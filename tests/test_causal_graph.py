@@ -1,4 +1,4 @@
-"""Causal graphs of concepts: sums over graphs, scores, posteriors and points against closed forms and enumeration."""
+"""Causal graphs of concepts: sums over graphs, scores and posteriors against closed forms and enumeration."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ import xarray as xr
 from scipy import stats
 from scipy.special import logsumexp, softmax
 
-from probmodels import fit_svi, run_mcmc
+from probmodels import acyclic_sem, fit_svi, run_mcmc
 from probmodels.bayesian_network.graphs import all_graphs
-from probmodels.causal_graph import CausalGraph, edge_probabilities, make_problem, tiny, write_outputs
+from probmodels.causal_graph import CausalGraph, ExactGraphs, edge_probabilities, make_problem, tiny, write_outputs
 from probmodels.causal_graph.scores import _RATIOS, _SHAPE, _STEP, _places, _shapes, mechanism_scores, noise_gain
 from probmodels.errors import DataError, ProblemError
-from probmodels.guides.acyclicity import is_dag, trace_exponential
 from probmodels.guides.bayesian_network import is_acyclic
 from probmodels.guides.causal_graph import GraphTable, ModularGraphs
 
@@ -40,6 +39,11 @@ def listed(weights: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
     graphs = all_graphs(len(weights))
     sets = (graphs.numpy() * 2 ** np.arange(len(weights))[:, None]).sum(1).astype(int)
     return graphs, weights[np.arange(len(weights)), sets].sum(1)
+
+
+def labels_of(table: pd.DataFrame) -> xr.DataArray:
+    values = table.to_numpy(copy=True)
+    return xr.DataArray(values, dims=("data", "concept"), coords={"concept": list(table.columns)})
 
 
 def bent(num: int, seed: int = 0) -> pd.DataFrame:
@@ -271,54 +275,12 @@ def test_knowledge_holds_in_every_draw() -> None:
         make_problem(data, required=[("last", "middle"), ("cause", "middle")], max_parents=1)
 
 
-# -- points -----------------------------------------------------------------------------------------------------------
-
-
-def linear_table(seed: int = 0) -> tuple[pd.DataFrame, np.ndarray]:
-    generator = np.random.default_rng(seed)
-    weights = np.array([[0, 0, 0, 0], [1.2, 0, 0, 0], [0, -1.0, 0, 0], [0.9, 0, 1.5, 0]])  # d -> a, d -> c -> b -> a
-    values = generator.standard_normal((500, 4))
-    for node in (2, 1, 0):
-        values[:, node] += values @ weights[:, node]
-    return pd.DataFrame(values, columns=list("abcd")), (weights != 0).astype(float)
-
-
-@pytest.mark.parametrize(
-    ("constraint", "start", "mechanism"),
-    [("notears", "zero", "linear"), ("dagma", "random", "linear"), ("dagma", "superset", "linear")],
-)
-def test_points_recover_graphs_of_equal_variances(constraint: str, start: str, mechanism: str) -> None:
-    data, truth = linear_table()
-    problem = make_problem(
-        data, graph="point", constraint=constraint, start=start, mechanism=mechanism, standardise=False
-    )
-    result = fit_svi(problem, num_steps=1500, lr=0.02, num_samples=2, progress=False)
-    np.testing.assert_array_equal(result.posterior["graph"].values[0, 0], truth)
-    strength = result.params()["first"].squeeze(-1).fill_diagonal_(0)
-    assert float(trace_exponential(strength.square())) < 0.05  # 7 rounds of multipliers; about 1e-4 after 15
-
-
-def test_points_with_networks_obey_knowledge() -> None:
-    problem = make_problem(
-        bent(150), graph="point", required=[("last", "cause")], forbidden=[("cause", "middle")], hidden=4
-    )
-    result = fit_svi(problem, num_steps=300, lr=0.02, num_samples=2, progress=False)
-    graph = result.posterior["graph"].isel(chain=0, draw=0)
-    assert is_dag(graph.values)
-    assert graph.sel(cause="last", effect="cause") == 1
-    assert graph.sel(cause="cause", effect="middle") == 0
-    with pytest.raises(ProblemError, match="no posterior"):
-        edge_probabilities(problem)
-    with pytest.raises(ProblemError, match="use fit_svi"):
-        run_mcmc(problem, num_samples=2, warmup_steps=0, num_chains=1, chain_method="sequential", progress=False)
-
-
 # -- input and output -------------------------------------------------------------------------------------------------
 
 
 def test_only_complete_rows_for_training_count() -> None:
     data = bent(100)
-    labels = xr.DataArray(data.to_numpy(copy=True), dims=("data", "concept"), coords={"concept": list(data.columns)})
+    labels = labels_of(data)
     labels[:5, 1] = np.nan
     split = np.where(np.arange(100) < 80, "train", "test")
     problem = make_problem(xr.Dataset({"label": labels, "split": ("data", split)}))
@@ -326,6 +288,24 @@ def test_only_complete_rows_for_training_count() -> None:
     assert problem.data["label"].sizes == {"data": 75, "concept": 3}
     same = make_problem(data.iloc[5:80])
     np.testing.assert_array_equal(edge_probabilities(problem), edge_probabilities(same))
+
+
+def test_the_true_graph_is_kept_and_comes_back() -> None:
+    data, truth = bent(40), np.triu(np.ones((3, 3), dtype=int), 1)
+    problem = make_problem(xr.Dataset({"label": labels_of(data), "graph": (("effect", "cause"), truth.T)}))
+    assert problem.data is not None
+    np.testing.assert_array_equal(problem.data["true_graph"], truth)
+    again = make_problem(problem.data)
+    assert again.data is not None
+    xr.testing.assert_identical(again.data, problem.data)
+
+
+def test_a_problem_without_posterior_is_refused() -> None:
+    other = acyclic_sem.tiny()
+    with pytest.raises(ProblemError, match="no posterior"):
+        edge_probabilities(other)
+    with pytest.raises(ProblemError, match="use fit_svi"):
+        ExactGraphs(other)
 
 
 def test_outputs_are_written(tmp_path: Path) -> None:
@@ -336,23 +316,29 @@ def test_outputs_are_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "options", "error", "message"),
+    ("change", "options", "message"),
     [
-        (lambda d: d.assign(last=1.0), {}, DataError, "concept 'last' is constant"),
-        (lambda d: d.assign(last="x"), {}, DataError, "column 'last' holds no numbers"),
-        (lambda d: d.iloc[:5], {}, DataError, "5 of 5 rows have all labels"),
-        (lambda d: d[["last"]], {}, DataError, "1 concepts"),
-        (lambda d: d.assign(last=np.inf), {}, DataError, "infinite"),
-        (lambda d: pd.DataFrame(np.random.default_rng(0).random((20, 13))), {}, DataError, "13 concepts"),
-        (lambda d: d.to_dict(), {}, DataError, "of type dict"),
-        (lambda d: xr.Dataset({"x": 1}), {}, DataError, "name the concepts' values 'label'"),
-        (lambda d: d, {"graph": "tree"}, DataError, "graph='tree'"),
-        (lambda d: d, {"edge_probability": 1.0}, DataError, "edge_probability"),
-        (lambda d: d, {"max_parents": 0}, DataError, "max_parents"),
-        (lambda d: d, {"order": ["cuase", "last"]}, ProblemError, "did you mean 'cause'"),
-        (lambda d: d, {"required": [("cause", "last"), ("last", "cause")]}, ProblemError, "cause -> last -> cause"),
+        (lambda d: d.assign(last=1.0), {}, "concept 'last' is constant"),
+        (lambda d: d.assign(last="x"), {}, "column 'last' holds no numbers"),
+        (lambda d: d.iloc[:5], {}, "5 of 5 rows have all labels"),
+        (lambda d: d[["last"]], {}, "1 concepts"),
+        (lambda d: d.assign(last=np.inf), {}, "infinite"),
+        (lambda d: pd.DataFrame(np.random.default_rng(0).random((20, 13))), {}, "13 concepts"),
+        (lambda d: d.to_dict(), {}, "give a Dataset or a DataArray or a DataFrame"),
+        (
+            lambda d: xr.Dataset({"label": labels_of(d), "graph": (("cause", "effect"), np.eye(2))}),
+            {},
+            r"graph has dims \{'cause': 2, 'effect': 2\}; expected",
+        ),
+        (lambda d: xr.Dataset({"x": 1}), {}, "name the concepts' values 'label'"),
+        (lambda d: d, {"graph": "point"}, "unknown option 'graph'"),
+        (lambda d: d, {"mechanism": "linear", "num_points": 40}, "num_points=40 is not used with mechanism"),
+        (lambda d: d, {"edge_probability": 1.0}, "edge_probability"),
+        (lambda d: d, {"max_parents": 0}, "max_parents"),
+        (lambda d: d, {"order": ["cuase", "last"]}, "did you mean 'cause'"),
+        (lambda d: d, {"required": [("cause", "last"), ("last", "cause")]}, "cause -> last -> cause"),
     ],
 )
-def test_bad_input_is_refused(change: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
+def test_bad_input_is_refused(change: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         make_problem(change(bent(40)), **options)

@@ -22,6 +22,7 @@ PAGES = (
     "discrete_latents",
     "discrete_vae",
     "bayesian_network",
+    "acyclic_sem",
     "causal_graph",
     "grammar",
     "lds",

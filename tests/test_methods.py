@@ -17,7 +17,7 @@ from probmodels.inference.result import build_tree
 from probmodels.inference.runtime.ops import isolated
 
 ALL = sorted(METHODS)
-NOT_YET = set(METHODS) - {"bayesian_network", "causal_graph"}  # cannot be made again
+NOT_YET = set(METHODS) - {"acyclic_sem", "bayesian_network", "causal_graph"}  # cannot be made again
 
 
 @pytest.fixture(params=ALL, scope="module")
@@ -91,7 +91,8 @@ def test_draws_are_finite_and_labelled(problem: Problem, result: Result) -> None
 def test_seeds_reproduce_and_differ(problem: Problem, result: Result) -> None:
     again = RUNS[result.tree.attrs["engine"]]
     assert again(problem).posterior.identical(result.posterior)
-    assert not again(problem, seed=1).posterior.equals(result.posterior)
+    if problem.names("latent"):  # a point estimate has nothing to draw
+        assert not again(problem, seed=1).posterior.equals(result.posterior)
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,19 @@ https://arxiv.org/abs/1302.4972
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from probmodels.errors import ProblemError
+from probmodels.errors import DataError
 from probmodels.guides.acyclicity import find_cycle, spell_cycle
+from probmodels.options import checked, hint
 
-__all__ = ["Knowledge"]
+__all__ = ["Edges", "Knowledge", "Names"]
+
+Names = Sequence[str]
+Edges = Sequence[tuple[str, str]]
 
 
 class Knowledge:
@@ -27,7 +29,7 @@ class Knowledge:
     Parameters
     ----------
     names
-        Of the concepts, each once.
+        Names of the concepts, each once.
     required, forbidden
         Edges as pairs (cause, effect) of names.
     tiers
@@ -46,26 +48,27 @@ class Knowledge:
 
     Raises
     ------
-    ProblemError
+    DataError
         If a name is unknown or there twice, required edges close a cycle, or two statements contradict each other.
     """
 
+    @checked(DataError)
     def __init__(
         self,
-        names: Sequence[str],
-        required: Iterable[Sequence[str]] = (),
-        forbidden: Iterable[Sequence[str]] = (),
-        tiers: Sequence[Sequence[str]] | None = None,
-        order: Sequence[str] | None = None,
+        names: Names,
+        required: Edges = (),
+        forbidden: Edges = (),
+        tiers: Sequence[Names] | None = None,
+        order: Names | None = None,
     ) -> None:
         self.names = _listed("names", names)
         self.required = self._edges("required", required)
         banned = self._edges("forbidden", forbidden)
-        by_tiers = self._late("tiers", [_listed("tiers", tier) for tier in _groups("tiers", tiers)])
-        by_order = self._late("order", [[name] for name in _groups("order", order)])
+        by_tiers = self._late("tiers", tiers or ())
+        by_order = self._late("order", [[name] for name in order or ()])
         cycle = find_cycle(self.required)
         if cycle:
-            raise ProblemError(
+            raise DataError(
                 f"required edges close a cycle, {spell_cycle(cycle, self.names)}; take one of them out of required"
             )
         self._refuse(self.required & banned, "required holds {} -> {}, but forbidden holds it as well")
@@ -77,18 +80,16 @@ class Knowledge:
             paths = paths | (paths.double() @ self.required.double() > 0)
         self.allowed = ~(banned | by_tiers | by_order | paths.T)  # the diagonal is a path of no edge
 
-    def _edges(self, what: str, pairs: Iterable[Sequence[str]]) -> Tensor:
+    def _edges(self, what: str, pairs: Edges) -> Tensor:
         found = torch.zeros(len(self.names), len(self.names), dtype=torch.bool)
-        for pair in _groups(what, pairs):
-            if isinstance(pair, str) or len(pair) != 2:
-                raise ProblemError(f"{what} holds {pair!r}; give edges as pairs of names, cause and effect")
+        for pair in pairs:
             cause, effect = (self._place(what, name) for name in pair)
             if cause == effect:
-                raise ProblemError(f"{what} holds an edge from {pair[0]!r} to itself; take it out")
+                raise DataError(f"{what} holds an edge from {pair[0]!r} to itself; take it out")
             found[cause, effect] = True
         return found
 
-    def _late(self, what: str, groups: Sequence[Sequence[str]]) -> Tensor:
+    def _late(self, what: str, groups: Sequence[Names]) -> Tensor:
         """Whether the group of a concept comes after that of another (late, early)."""
         _listed(what, [name for group in groups for name in group])  # refuses names that are there twice
         found = torch.zeros(len(self.names), len(self.names), dtype=torch.bool)
@@ -102,28 +103,17 @@ class Knowledge:
 
     def _refuse(self, bad: Tensor, why: str) -> None:
         for one, other in bad.nonzero().tolist():
-            raise ProblemError(f"{why.format(self.names[one], self.names[other])}; take one of the two back")
+            raise DataError(f"{why.format(self.names[one], self.names[other])}; take one of the two back")
 
     def _place(self, what: str, name: str) -> int:
-        if name in self.names:
-            return self.names.index(name)
-        close = difflib.get_close_matches(str(name), [str(known) for known in self.names], n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"concepts are {', '.join(map(str, self.names))}"
-        raise ProblemError(f"{what} names {name!r}, which is no concept; {hint}")
+        if name not in self.names:
+            raise DataError(f"{what} names {name!r}, which is no concept{hint(name, self.names)}")
+        return self.names.index(name)
 
 
-def _groups(what: str, value: Iterable[Any] | None) -> list[Any]:
-    if isinstance(value, str):
-        raise ProblemError(f"{what}={value!r} is one text; give a list")
-    return list(value or ())
-
-
-def _listed(what: str, names: Sequence[str]) -> list[str]:
+def _listed(what: str, names: Names) -> list[str]:
     """Names as a list, each there once."""
-    if isinstance(names, str):
-        raise ProblemError(f"{what} holds the text {names!r} where names are listed; put it in a list")
-    names = list(names)
     for name in names:
-        if names.count(name) > 1:
-            raise ProblemError(f"{what} holds {name!r} twice; name it once")
-    return names
+        if list(names).count(name) > 1:
+            raise DataError(f"{what} holds {name!r} twice; name it once")
+    return list(names)

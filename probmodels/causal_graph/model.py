@@ -10,20 +10,13 @@ sum of scores, and nothing to fit: up to 12 concepts the posterior over all grap
 `probmodels.guides.causal_graph`. `run_mcmc` draws from it independently; `fit_svi` fits the policy of
 `probmodels.guides.bayesian_network` to it. An edge whose direction data do not tell has that said by its probability.
 
-With ``graph="point"`` one graph is fitted by gradients instead, of least squares, sparsity and a constraint to be
-acyclic, as NOTEARS and DAGMA have it::
-
-    sum over rows |x - f(x)|^2 / 2 + rows * (sparsity * strengths + constraint)
+A single graph by gradients, as NOTEARS and DAGMA have it, is `probmodels.acyclic_sem`.
 
 References
 ----------
 Friedman, N. and Koller, D. (2003). Being Bayesian about network structure. Mach. Learn. 50.
 https://doi.org/10.1023/A:1020249912095
 Koivisto, M. and Sood, K. (2004). Exact Bayesian structure discovery in Bayesian networks. JMLR 5.
-Zheng, X., Aragam, B., Ravikumar, P. and Xing, E. (2018). DAGs with NO TEARS. NeurIPS. https://arxiv.org/abs/1803.01422
-Zheng, X., Dan, C., Aragam, B., Ravikumar, P. and Xing, E. (2020). Learning sparse nonparametric DAGs. AISTATS.
-https://arxiv.org/abs/1909.13189
-Bello, K., Aragam, B. and Ravikumar, P. (2022). DAGMA. NeurIPS. https://arxiv.org/abs/2209.08037
 """
 
 from __future__ import annotations
@@ -33,34 +26,31 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import pyro
-import pyro.distributions as dist
 import torch
 import xarray as xr
+from annotated_types import Interval, Len
 from numpy.typing import NDArray
-from pyro.distributions import constraints
-from pyro.nn import PyroModule
 from scipy.stats import qmc
-from torch import Tensor, nn
+from torch import Tensor
 
 from probmodels.bayesian_network.model import BayesianNetwork, Rising
 from probmodels.bayesian_network.outputs import write_outputs as write_network
-from probmodels.causal_graph.knowledge import Knowledge
+from probmodels.causal_graph.knowledge import Edges, Knowledge, Names
 from probmodels.causal_graph.scores import FLOORS, KERNELS, Scores, mechanism_scores
-from probmodels.errors import DataError, ProblemError
-from probmodels.guides.acyclicity import log_determinant, to_dag, trace_exponential
+from probmodels.causal_graph.tables import complete_labels, kept_labels
+from probmodels.errors import DataError, ProblemError, ResultError
 from probmodels.guides.bayesian_network import EdgePolicy
 from probmodels.guides.causal_graph import GraphMixture, GraphTable, ModularGraphs
 from probmodels.inference.flows.balance import ParallelVarGrad
 from probmodels.inference.mcmc.kernels import Kernel
 from probmodels.inference.problem import Problem
 from probmodels.inference.result import Result
-from probmodels.inference.variational.constraints import Constraint
-from probmodels.options import check_choices, check_counts, check_numbers
+from probmodels.options import Count, Fraction, Natural, Seed, checked, refuse_unused
 from probmodels.outputs import Outputs
 
 __all__ = [
@@ -68,23 +58,20 @@ __all__ = [
     "REFERENCE",
     "CausalGraph",
     "ExactGraphs",
-    "PointGraph",
     "edge_probabilities",
     "make_problem",
     "tiny",
     "write_outputs",
 ]
 
-REFERENCE = "Koivisto and Sood (2004), Zheng et al. (2018), https://arxiv.org/abs/1803.01422"
+REFERENCE = "Koivisto and Sood (2004), https://www.jmlr.org/papers/v5/koivisto04a.html"
 ENGINES = ("mcmc", "svi")
 
 _MOST_CONCEPTS = 12  # 4^12 terms of the sums over graphs
-_FEWEST_ROWS = 10
 _LARGE, _MOST_SETTINGS, _FEWER_SETTINGS = 10, 64, 8  # settings of floors, fewer for more concepts than these: memory
 _STRONG = 10.0  # log Bayes factor
 _UNWANTED = 100.0  # log weight that a graph of the policy loses with a required edge
 _NEGLIGIBLE = 30.0  # of log probabilities
-_DECAY = 0.01  # of the outer weights of networks, or strengths could shrink for nothing
 _AXES = ["cause", "effect"]
 
 Floats = NDArray[np.float64]
@@ -148,7 +135,7 @@ class ExactGraphs(Kernel):
     def __init__(self, problem: Problem) -> None:
         super().__init__()
         if not isinstance(problem.model, CausalGraph):
-            raise ProblemError(f"{problem.name}: graph='point' has one graph and no posterior; use fit_svi")
+            raise ProblemError(f"{problem.name}: there is no posterior over graphs; use fit_svi")
         self._posterior = problem.model.posterior
         self._density = 0.0
 
@@ -187,6 +174,7 @@ class ExactGraphs(Kernel):
         self._generator.bit_generator.state = json.loads(str(state["generator"]))
 
 
+@checked(ProblemError)
 def edge_probabilities(problem: Problem) -> xr.DataArray:
     """Exact posterior probabilities of edges (cause, effect), without draws.
 
@@ -196,152 +184,29 @@ def edge_probabilities(problem: Problem) -> xr.DataArray:
         If the problem has no posterior over graphs.
     """
     if not isinstance(problem.model, CausalGraph):
-        raise ProblemError(f"{problem.name}: graph='point' has one graph and no posterior")
+        raise ProblemError(f"{problem.name}: there is no posterior over graphs")
     found = problem.model.posterior.edge_probability()
     return xr.DataArray(found, dims=_AXES, coords={axis: problem.coords[axis] for axis in _AXES})
 
 
-class PointGraph(PyroModule):
-    """Functions of all concepts that are to use few of them and no cycle.
-
-    Parameters
-    ----------
-    x
-        Values (data, concept).
-    knowledge
-        Edges that may and must be there.
-    mechanism
-        ``"linear"``, or ``"any"`` for a network of one hidden layer for each concept.
-    constraint
-        ``"notears"`` or ``"dagma"``.
-    sparsity
-        Weight of the sum of strengths.
-    start
-        ``"zero"``, ``"random"``, or ``"superset"``: edges from each concept to all later ones.
-    threshold
-        Strength that an edge of the graph has to exceed.
-    hidden
-        Width of the networks.
-    seed
-        Of the start.
-    """
-
-    allowed: Tensor
-    required: Tensor
-    x: Tensor
-
-    def __init__(
-        self,
-        x: Tensor,
-        knowledge: Knowledge,
-        *,
-        mechanism: str,
-        constraint: str,
-        sparsity: float,
-        start: str,
-        threshold: float,
-        hidden: int,
-        seed: int,
-    ) -> None:
-        super().__init__()
-        size, self.sparsity, self.threshold = x.shape[1], sparsity, threshold
-        for name, value in (("x", x), ("allowed", knowledge.allowed.to(x)), ("required", knowledge.required.to(x))):
-            self.register_buffer(name, value)
-        generator = torch.Generator().manual_seed(seed)
-        width = hidden if mechanism == "any" else 1
-        first = torch.randn(size, size, width, generator=generator)
-        first = {
-            "zero": 1e-3 * first,
-            "random": first / math.sqrt(width),
-            "superset": torch.ones(size, size).triu(1).unsqueeze(-1) * first.sign() / math.sqrt(width),
-        }[start]
-        self.first = nn.Parameter(first.to(x))  # (cause, effect, unit)
-        if mechanism == "any":
-            self.bias = nn.Parameter(torch.randn(size, width, generator=generator).to(x))
-            self.second = nn.Parameter((torch.randn(size, width, generator=generator) / math.sqrt(width)).to(x))
-            self.constant = nn.Parameter(torch.zeros(size).to(x))
-        self.mechanism = mechanism
-        self.measure = {"notears": trace_exponential, "dagma": _dagma}[constraint]
-        self.constraint = Constraint(self.violation, every=200, growth=4.0, fall=0.25)
-
-    def strength(self) -> Tensor:
-        """Norm of the weights by which a concept enters the function of another (cause, effect)."""
-        return (self.first.square().sum(-1) + 1e-12).sqrt() * self.allowed
-
-    def violation(self) -> Tensor:
-        """How far the strengths are from an acyclic graph ()."""
-        return self.measure(self.strength().square())
-
-    def fitted(self, x: Tensor) -> Tensor:
-        """Functions (data, effect) of concepts (data, cause)."""
-        weights = self.first * self.allowed.unsqueeze(-1)
-        if self.mechanism == "linear":
-            return x @ weights.squeeze(-1)
-        units = torch.einsum("dc,ceu->deu", x, weights) + self.bias
-        return (units.tanh() * self.second).sum(-1) + self.constant
-
-    def forward(self) -> None:
-        """Observed ``label`` (data, concept), penalties, and the leaf ``graph`` (cause, effect) with its strengths."""
-        count, strength = len(self.x), self.strength()
-        shrunk = self.sparsity * (strength * (1 - self.required)).sum()
-        if self.mechanism == "any":
-            shrunk = shrunk + _DECAY / 2 * self.second.square().sum()
-        pyro.factor("penalty", -count * (shrunk + self.constraint()))
-        rows: Any = {"event_dims": ["concept"]}
-        with pyro.plate("data", count):
-            pyro.sample("label", dist.Normal(self.fitted(self.x), 1.0).to_event(1), obs=self.x, infer=rows)
-        leaf: Any = {"event_dims": _AXES, "generated": True}
-        pyro.sample("graph", _Cut(strength, self.threshold, self.required), infer=leaf)
-
-
-class _Cut(dist.TorchDistribution):
-    """The acyclic graph of strengths, computed where it is asked for."""
-
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 -- as torch declares it
-    support = constraints.independent(constraints.boolean, 2)
-
-    def __init__(self, strength: Tensor, threshold: float, required: Tensor) -> None:
-        self.strength, self.threshold, self.required = strength, threshold, required
-        super().__init__(torch.Size(), strength.shape, validate_args=False)
-
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 -- torch's own signature
-        return to_dag(self.strength, self.threshold, keep=self.required).expand(*sample_shape, *self.event_shape)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return value.new_zeros(value.shape[:-2])
-
-
-def _dagma(weights: Tensor) -> Tensor:
-    return log_determinant(weights, s=None)
-
-
-def _no_sites() -> None:
-    """Guide of a point."""
-
-
+@checked(DataError, keep=True)
 def make_problem(
     data: xr.Dataset | xr.DataArray | pd.DataFrame,
     *,
-    graph: str = "posterior",
-    mechanism: str = "any",
-    required: Sequence[Sequence[str]] = (),
-    forbidden: Sequence[Sequence[str]] = (),
-    tiers: Sequence[Sequence[str]] | None = None,
-    order: Sequence[str] | None = None,
-    standardise: bool = True,
-    noise: str = "any",
-    floors: Sequence[float] = FLOORS,
-    edge_probability: float = 0.2,
-    max_parents: int | None = None,
-    num_points: int = 80,
-    hidden: int | None = None,
-    num_particles: int = 64,
-    anneal: int = 1000,
-    constraint: str = "notears",
-    start: str = "zero",
-    sparsity: float = 0.03,
-    threshold: float = 0.3,
-    seed: int = 0,
+    mechanism: Literal["any", "linear"] = "any",
+    required: Edges = (),
+    forbidden: Edges = (),
+    tiers: Sequence[Names] | None = None,
+    order: Names | None = None,
+    noise: Literal["any", "normal"] = "any",
+    floors: Annotated[Sequence[Annotated[float, Interval(ge=1e-6, lt=1)]], Len(1)] = FLOORS,
+    edge_probability: Fraction = 0.2,
+    max_parents: Count | None = None,
+    num_points: Annotated[int, Interval(ge=2, le=2000)] = 80,
+    hidden: Annotated[int, Interval(ge=1, le=4096)] = 64,
+    num_particles: Annotated[int, Interval(ge=2, le=1_000_000)] = 64,
+    anneal: Natural = 1000,
+    seed: Seed = 0,
 ) -> Problem:
     """A causal graph of labelled concepts.
 
@@ -349,106 +214,60 @@ def make_problem(
     ----------
     data
         A data set with ``label`` (data, concept), of which rows with missing labels or with ``split`` other than
-        ``"train"`` are left out; an array of these dims; or a frame whose columns are concepts.
-    graph
-        ``"posterior"`` over all graphs, or one ``"point"``.
+        ``"train"`` are left out; an array of these dims; or a frame whose columns are concepts. Concepts are brought to
+        mean 0 and standard deviation 1.
     mechanism
         ``"any"`` smooth function of the causes, or ``"linear"`` ones.
     required, forbidden, tiers, order
         What is known, see `probmodels.causal_graph.knowledge.Knowledge`.
-    standardise
-        Whether concepts are brought to mean 0 and standard deviation 1; only means are taken off otherwise.
     noise
-        Of the posterior: of ``"any"`` shape, or ``"normal"``.
+        Noise of ``"any"`` shape, or ``"normal"``.
     floors
-        Of the posterior: standard deviations of noise, in those of a concept, that cannot be told from none. Where some
-        causes predict a concept to within the largest of them, directions hang on noise that data do not show:
-        probabilities are averaged over all floors, and a warning names the concepts.
+        Standard deviations of noise, in those of a concept, that cannot be told from none. Where some causes predict a
+        concept to within the largest of them, directions hang on noise that data do not show: probabilities are
+        averaged over all floors, and a warning names the concepts.
     edge_probability
-        Of the posterior's prior: odds of each edge, but for the ban on cycles.
+        Probability of an edge in the prior, but for the ban on cycles.
     max_parents
-        Of the posterior: most causes of a concept; None for any number.
+        Most causes of a concept; None for any number.
     num_points
-        Of the posterior: rank of smooth functions, see `probmodels.causal_graph.scores.mechanism_scores`.
+        Rank of smooth functions, see `probmodels.causal_graph.scores.mechanism_scores`.
     hidden
-        Width of layers: of the policy, or of a point's networks; None for 64 and 10.
+        Width of the hidden layers of the policy that `fit_svi` fits.
     num_particles, anneal
-        Of `fit_svi` with a posterior, see `probmodels.bayesian_network.make_problem`.
-    constraint
-        Of a point: ``"notears"``, the trace of the matrix exponential, or ``"dagma"``, the log-determinant.
-    start
-        Of a point: ``"zero"``, ``"random"``, or ``"superset"``, edges from each concept to all later ones.
-    sparsity
-        Of a point: weight of strengths.
-    threshold
-        Of a point: strength that an edge has to exceed.
+        Graphs in each step of `fit_svi`, and steps in which the power of the posterior rises to 1, see
+        `probmodels.bayesian_network.make_problem`.
     seed
-        Of starts, of the rows that functions are spanned by, and of settings of ``floors`` where there are many.
+        Seed of the policy's starting values, of the rows that functions are spanned by, and of settings of ``floors``
+        where there are many.
 
     Returns
     -------
     Problem
-        For `run_mcmc` and `fit_svi`; a point for `fit_svi`.
+        For `run_mcmc` and `fit_svi`.
 
     Raises
     ------
     DataError
-        If labels are missing, constant, of too few rows or of too many concepts, or an option is out of range.
-    ProblemError
-        If knowledge contradicts itself.
+        If labels are missing, constant, of too few rows or of too many concepts, knowledge contradicts itself, or an
+        option is out of range or not used.
     """
-    check_choices(
-        graph=(graph, ("posterior", "point")),
-        mechanism=(mechanism, ("any", "linear")),
-        noise=(noise, ("any", "normal")),
-        constraint=(constraint, ("notears", "dagma")),
-        start=(start, ("zero", "random", "superset")),
-    )
-    check_numbers(0, 1, ends="()", edge_probability=edge_probability)
-    check_numbers(0, sparsity=sparsity, threshold=threshold)
-    floors = sorted({float(floor) for floor in np.atleast_1d(floors)})
-    if not floors or not all(0 < floor < 1 for floor in floors):
-        raise DataError(f"floors={floors}; give standard deviations between 0 and 1, such as {FLOORS}")
-    check_counts(2, num_points=num_points, num_particles=num_particles)
-    check_counts(0, anneal=anneal)
-    for name, value in (("max_parents", max_parents), ("hidden", hidden)):
-        if value is not None:
-            check_counts(1, **{name: value})
-    labels = _labels(data)
-    names = [str(name) for name in labels["concept"].values]
-    if graph == "posterior" and len(names) > _MOST_CONCEPTS:
-        raise DataError(f"data have {len(names)} concepts; a posterior takes up to {_MOST_CONCEPTS}, or graph='point'")
-    knowledge = Knowledge(names, required, forbidden, tiers, order)
-    x = labels.values - labels.values.mean(0)
-    x = x / x.std(0) if standardise or graph == "posterior" else x
-    kept: dict[str, Any] = {"label": labels}
-    if isinstance(data, xr.Dataset) and "graph" in data:
-        kept["true_graph"] = (_AXES, np.asarray(data["graph"].transpose(*_AXES).values))
-    coords: dict[str, Any] = {"cause": names, "effect": names, "concept": names, "data": labels["data"].values}
-    common: dict[str, Any] = {
-        "name": "causal_graph",
-        "coords": coords,
-        "data": xr.Dataset(kept, attrs={"graph": graph}),
-        "kernel": ExactGraphs,
-    }
-    if graph == "point":
-        point = PointGraph(
-            torch.as_tensor(x, dtype=torch.get_default_dtype()),
-            knowledge,
-            mechanism=mechanism,
-            constraint=constraint,
-            sparsity=sparsity,
-            start=start,
-            threshold=threshold,
-            hidden=hidden or 10,
-            seed=seed,
+    if mechanism == "linear":
+        refuse_unused(make_problem, "mechanism='linear'", num_points=num_points)
+    floors = sorted(set(map(float, floors)))
+    labels = complete_labels(data)
+    names = list(labels["concept"].values)
+    if len(names) > _MOST_CONCEPTS:
+        raise DataError(
+            f"data have {len(names)} concepts; a posterior takes up to {_MOST_CONCEPTS}; of more, "
+            "probmodels.acyclic_sem fits one graph"
         )
-        return Problem(model=point, guide=_no_sites, **common)
+    knowledge = Knowledge(names, required, forbidden, tiers, order)
     prior = _prior(knowledge, edge_probability, max_parents)
     if not math.isfinite(GraphTable(prior).log_total):
         raise DataError(f"max_parents={max_parents} is less than the causes that required edges give to a concept")
     found = mechanism_scores(
-        x,
+        (labels.values - labels.values.mean(0)) / labels.values.std(0),
         max_parents=max_parents,
         kernels=KERNELS if mechanism == "any" else ("linear",),
         noise=noise,
@@ -464,11 +283,15 @@ def make_problem(
     wanted = _prior(knowledge, edge_probability, max_parents, _UNWANTED) + np.where(np.isfinite(typical), typical, 0.0)
     log_count = GraphTable(np.where(np.isfinite(prior), 0.0, -np.inf)).log_total
     floor = model.posterior.log_total - model.prior.log_total - log_count - _NEGLIGIBLE
+    rows: Any = labels["data"].values
     return Problem(
+        name="causal_graph",
         model=model,
-        guide=EdgePolicy(torch.as_tensor(wanted), hidden=hidden or 64, seed=seed),
+        guide=EdgePolicy(torch.as_tensor(wanted), hidden=hidden, seed=seed),
+        coords={"cause": names, "effect": names, "concept": names, "data": rows},
+        data=kept_labels(data, labels),
+        kernel=ExactGraphs,
         loss=ParallelVarGrad(num_particles, epsilon=0.05, floor=floor, reward_power=Rising(anneal) if anneal else 1.0),
-        **common,
     )
 
 
@@ -487,7 +310,7 @@ def _settings(found: Scores, knowledge: Knowledge, floors: Sequence[float], seed
             "deviations: directions of these relations hang on noise that the data do not show. Probabilities of edges "
             f"are averaged over floors of that noise, {floors}; what is known of them, give as order, tiers, required "
             "or forbidden",
-            stacklevel=3,
+            stacklevel=4,
         )
     if count == 1:
         return scores
@@ -509,8 +332,9 @@ def tiny() -> Problem:
     return make_problem(pd.DataFrame(values, columns=["a", "b", "c"]), hidden=8, num_particles=16, anneal=0)
 
 
+@checked(ResultError)
 def write_outputs(result: Result, folder: str | Path) -> Outputs:
-    """Write tables and figures of edges and graphs, see `probmodels.bayesian_network.outputs.write_network`."""
+    """Write tables and figures of edges and graphs, see `probmodels.bayesian_network.write_outputs`."""
     return write_network(result, folder)
 
 
@@ -525,45 +349,3 @@ def _prior(knowledge: Knowledge, probability: float, most: int | None, unwanted:
         found[node, lacking > 0] -= unwanted * lacking[lacking > 0]
         found[node, (holds & ~knowledge.allowed[:, node].numpy()).any(1) | (number > (most or size))] = -np.inf
     return found
-
-
-def _labels(data: Any) -> xr.DataArray:
-    """Labels (data, concept) of the rows that have all of them."""
-    if isinstance(data, pd.DataFrame):
-        bad = [str(name) for name, kind in data.dtypes.items() if kind.kind not in "iufb"]
-        if bad:
-            raise DataError(f"column {bad[0]!r} holds no numbers; leave it out, or give its categories numbers")
-        coords = {"concept": [str(name) for name in data.columns], "data": np.arange(len(data))}
-        table = xr.DataArray(data.to_numpy(dtype=np.float64), dims=("data", "concept"), coords=coords)
-    elif isinstance(data, xr.Dataset | xr.DataArray):
-        if isinstance(data, xr.Dataset):
-            if "label" not in data:
-                raise DataError(f"data hold {list(data.data_vars)}; name the concepts' values 'label' (data, concept)")
-            table = data["label"]
-            if "split" in data:
-                table = table[(data["split"] == "train").values]
-        else:
-            table = data
-        if set(table.dims) != {"data", "concept"}:
-            raise DataError(f"labels have dims {table.dims}; expected data and concept")
-        table = table.transpose("data", "concept").astype(np.float64)
-    else:
-        raise DataError(f"data of type {type(data).__name__}; give a frame, or an xarray array or data set")
-    for dim in table.dims:
-        if dim not in table.coords:
-            table = table.assign_coords({dim: np.arange(table.sizes[dim])})
-    names = pd.Index(table["concept"].values)
-    if len(names) < 2:
-        raise DataError(f"data have {len(names)} concepts; a graph needs at least 2")
-    if not names.is_unique:
-        raise DataError(f"concept {str(names[names.duplicated()][0])!r} occurs twice; give each a name of its own")
-    complete = table[~np.isnan(table.values).any(1)]
-    if len(complete) < _FEWEST_ROWS:
-        raise DataError(f"{len(complete)} of {len(table)} rows have all labels; give at least {_FEWEST_ROWS}")
-    values = complete.values
-    if not np.isfinite(values).all():
-        raise DataError("labels hold infinite values; drop their rows")
-    constant = np.ptp(values, axis=0) <= 1e-12 * np.abs(values).max(0)
-    if constant.any():
-        raise DataError(f"concept {str(names[constant.argmax()])!r} is constant; leave it out")
-    return complete.reset_coords(drop=True).rename(None)
