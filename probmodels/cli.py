@@ -1,5 +1,5 @@
-"""The command line: ``probmodels sst``, ``run``, ``list``, ``show``, ``diagnose``, ``report``, ``compare`` and
-``predict``.
+"""The command line: ``probmodels sst``, ``run``, ``list``, ``schema``, ``show``, ``diagnose``, ``report``, ``compare``
+and ``predict``.
 
 Heavy imports happen inside the commands, so that ``--help`` answers at once.
 """
@@ -10,12 +10,12 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from probmodels._version import __version__
-from probmodels.errors import ProbmodelsError
+from probmodels.errors import ProbmodelsError, SpecError
 
 if TYPE_CHECKING:
     from probmodels.inference.problem import Problem
@@ -27,18 +27,29 @@ app = typer.Typer(
     name="probmodels",
     help="Probabilistic models on Pyro: fit, diagnose, and look at the results.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 _RESULT = "result.nc"
 _CHECKPOINT = "checkpoint"
+_MOST = 10_000_000  # draws
+_LARGEST = 2**63 - 1  # seed
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for everything that is written.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with status 1 where diagnostics fail.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result that lies in the folder.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Nothing of what is being done, and no progress bar.")]
 Folder = Annotated[Path, typer.Argument(help="Folder of a result.")]
+Device = Annotated[str | None, typer.Option(help="Where to compute, e.g. cpu, cuda or cuda:1; none: where data lie.")]
+AllowFetch = Annotated[
+    bool, typer.Option("--allow-fetch", help="Let the spec in a result file read data from other machines.")
+]
+
+
+def _method_names(incomplete: str) -> list[str]:
+    from probmodels.methods import names_of_methods
+
+    return [name for name in names_of_methods() if name.startswith(incomplete)]
 
 
 @app.command()
@@ -68,13 +79,14 @@ def sst(
     kernel: Annotated[str, typer.Option(help="Kernel of the patterns.")] = "matern72",
     kernel_time: Annotated[str, typer.Option(help="Kernel of the series.")] = "identity",
     tail: Annotated[float, typer.Option(help="Share of the kernel's variance that a truncated basis may drop.")] = 1e-6,
-    draws: Annotated[int, typer.Option(help="Draws kept per chain.")] = 1000,
-    warmup: Annotated[int, typer.Option(help="Sweeps before the first draw.")] = 500,
-    thin: Annotated[int, typer.Option(help="Sweeps per draw kept.")] = 1,
-    chains: Annotated[int, typer.Option(help="Number of chains.")] = 4,
-    steps: Annotated[int, typer.Option(help="Steps of SVI.")] = 800,
+    draws: Annotated[int | None, typer.Option(help="Draws kept per chain, 1000; of mcmc.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Sweeps before the first draw, 500; of mcmc.")] = None,
+    thin: Annotated[int | None, typer.Option(help="Sweeps per draw kept, 1; of mcmc.")] = None,
+    chains: Annotated[int | None, typer.Option(help="Number of chains, 4; of mcmc.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Gradient steps, 800; of svi.")] = None,
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same draws.")] = 0,
     engine: Annotated[str, typer.Option(help="mcmc (exact) or svi (approximate).")] = "mcmc",
+    device: Device = None,
     out: Out = Path("runs/sst"),
     strict: Strict = False,
     overwrite: Overwrite = False,
@@ -95,8 +107,14 @@ def sst(
         "ice": ice,
     }
     effects = [term for term in fixed_effects.replace(" ", "").split(",") if term]
-    sampling = {"num_samples": draws, "warmup_steps": warmup, "thin": thin, "num_chains": chains}
-    fitting = {"num_steps": steps, "lr": 0.01, "lr_decay": 0.05}
+    sampling = {"--draws": draws, "--warmup": warmup, "--thin": thin, "--chains": chains}
+    for option, value in {"--steps": steps}.items() if engine == "mcmc" else sampling.items():
+        if value is not None:
+            raise _Refusal(f"{option} {value} is not used with --engine {engine}; leave it out")
+    own: dict[str, Any] = {"num_steps": _or(steps, 800), "lr": 0.01, "lr_decay": 0.05}
+    if engine == "mcmc":
+        own = {"num_samples": _or(draws, 1000), "warmup_steps": _or(warmup, 500), "thin": _or(thin, 1)}
+        own["num_chains"] = _or(chains, 4)
     spec = {
         "method": "bayesian_svd",
         "data": {key: value for key, value in data.items() if value is not None},
@@ -107,41 +125,70 @@ def sst(
             "kernel_time": kernel_time,
             "tail": tail,
         },
-        "inference": {"engine": engine, "seed": seed, **(sampling if engine == "mcmc" else fitting)},
+        "inference": {"engine": engine, "seed": seed, **own},
         "output": {"path": str(out), "overwrite": overwrite},
     }
-    _execute(spec, strict=strict, quiet=quiet)
+    _execute(spec, device=device, strict=strict, quiet=quiet)
 
 
 @app.command()
 def run(
     spec: Annotated[Path, typer.Argument(help="TOML spec, or a result.nc whose spec is run again.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder, instead of the spec's own.")] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Value in place of the spec's, e.g. model.rank=6; repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder, instead of the spec's own; a result file does not choose it."),
+    ] = None,
+    device: Device = None,
     strict: Strict = False,
     overwrite: Overwrite = False,
+    allow_fetch: AllowFetch = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a spec."""
-    from probmodels.spec import load_spec, spec_of_result
+    _say("reading the spec", quiet=quiet)
+    from probmodels.spec import change_spec, read_spec, spec_of_result
 
-    loaded = spec_of_result(spec) if spec.suffix == ".nc" else load_spec(spec)
+    again = spec.suffix == ".nc" or spec.is_dir()
+    found = spec_of_result(spec, allow_fetch=allow_fetch) if again else read_spec(spec)
+    for change in changes or []:
+        change_spec(found, change)
     if out is not None:
-        loaded["output"]["path"] = str(out)
+        found["output"]["path"] = str(out)
     if overwrite:
-        loaded["output"]["overwrite"] = True
-    loaded["output"].setdefault("path", f"runs/{spec.stem}")
-    _execute(loaded, strict=strict, quiet=quiet)
+        found["output"]["overwrite"] = True
+    folder = spec if spec.is_dir() else spec.parent
+    found["output"].setdefault("path", f"{folder.resolve()}-again" if again else f"runs/{spec.stem}")
+    _execute(found, device=device, strict=strict, quiet=quiet)
 
 
 @app.command("list")
-def list_methods() -> None:
-    """List the methods."""
-    from probmodels.methods import METHODS, get_method
+def list_known(what: Annotated[str, typer.Argument(help="methods or data.")] = "methods") -> None:
+    """List the methods, or the data sets; those that other packages declare are among them."""
+    from probmodels.datasets import LOADERS
+    from probmodels.methods import list_methods, summary_of
 
-    for name in METHODS:
-        module = get_method(name)
-        typer.echo(f"{name:24s}{(module.__doc__ or '').strip().splitlines()[0]}")
-        typer.echo(f"{'':24s}{module.REFERENCE}")
+    if what == "methods":
+        for method in list_methods():
+            typer.echo(f"{method.name:24s}{method.summary}\n{'':24s}{method.reference}".rstrip())
+    elif what == "data":
+        for name, place in LOADERS.items():
+            typer.echo(f"{name:24s}{summary_of(*place.split(':'))}".rstrip())
+    else:
+        raise _Refusal(f"there is no list of {what!r}; choose methods or data")
+
+
+@app.command()
+def schema(
+    method: Annotated[str, typer.Argument(help="Name of a method.", autocompletion=_method_names)],
+) -> None:
+    """Print the JSON Schema of the specs of a method, with which editors check and complete TOML files."""
+    from probmodels.schema import spec_schema
+
+    typer.echo(json.dumps(spec_schema(method), indent=2, ensure_ascii=False))
 
 
 @app.command()
@@ -184,11 +231,12 @@ def compare(
         str | None,
         typer.Option(help="Dim whose entries are left out as a whole, e.g. time; none: single values."),
     ] = None,
-    num_samples: Annotated[int, typer.Option(help="Draws of each result that are used.")] = 1000,
+    num_samples: Annotated[int, typer.Option(min=1, max=_MOST, help="Draws of each result that are used.")] = 1000,
     figure: Annotated[Path | None, typer.Option("--figure", help="Image to draw the ranking to.")] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with status 1 where figures cannot be trusted.")
     ] = False,
+    allow_fetch: AllowFetch = False,
 ) -> None:
     """Rank models of the same data by how well they predict observations left out (PSIS-LOO)."""
     from probmodels.inference.diagnostics.comparison import METHODS, compare as rank_models, loo
@@ -204,7 +252,7 @@ def compare(
     judged = {}
     for folder, name in zip(folders, _names(folders), strict=True):
         result = _load(folder)
-        problem = None if "log_likelihood" in result.tree.children else _problem(folder)
+        problem = None if "log_likelihood" in result.tree.children else _problem(result, folder, allow_fetch)
         judged[name] = loo(result, problem, unit=unit, num_samples=num_samples)
     found = rank_models(judged, method=method)
     typer.echo(str(found))
@@ -221,10 +269,12 @@ def predict(
     folder: Folder,
     out: Annotated[Path, typer.Option("--out", "-o", help="NetCDF file to write.")],
     num_samples: Annotated[
-        int | None, typer.Option(help="Predictions over all chains; as many as there are draws if not given.")
+        int | None,
+        typer.Option(min=1, max=_MOST, help="Predictions over all chains; none: one for each draw."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same predictions.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST, help="Seed; the same seed gives the same predictions.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    allow_fetch: AllowFetch = False,
 ) -> None:
     """Draw new values of what was observed from the posterior predictive distribution."""
     from probmodels.inference.runtime.ops import write_atomically
@@ -233,7 +283,7 @@ def predict(
         raise _Refusal(f"{out} exists already; choose another file with --out, or pass --overwrite")
     _make_folder(out)
     result = _load(folder)
-    predicted = result.predict(_problem(folder), num_samples=num_samples, seed=seed)
+    predicted = result.predict(_problem(result, folder, allow_fetch), num_samples=num_samples, seed=seed)
     kept = {key: result.tree.attrs[key] for key in ("method", "engine", "spec", "versions") if key in result.tree.attrs}
     predicted.attrs.update(title="posterior predictive draws", source=str(folder), prediction_seed=seed, **kept)
     try:
@@ -244,42 +294,84 @@ def predict(
     typer.echo(f"{', '.join(map(str, predicted.data_vars))} ({sizes}) written to {out}")
 
 
-def _execute(spec: dict[str, Any], *, strict: bool, quiet: bool) -> None:
+def _or(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def _execute(spec: dict[str, Any], *, device: str | None = None, strict: bool, quiet: bool) -> None:
     """Check, load, sample with checkpoints, save, write outputs."""
-    from probmodels.spec import build_problem, load_spec, run_engine
+    _say("checking the spec", quiet=quiet)
+    from probmodels.inference.result import check_target
+    from probmodels.spec import build_problem, load_data, load_spec, run_engine
 
     spec = load_spec(spec)
     folder = Path(spec["output"]["path"])
-    overwrite = bool(spec["output"].get("overwrite", False))
+    overwrite = spec["output"].get("overwrite", False)
     if (folder / _RESULT).exists() and not overwrite:
         raise _Refusal(f"{folder} holds a result already; choose another folder with --out, or pass --overwrite")
-    problem = build_problem(spec)
+    check_target(folder, overwrite=overwrite)
+    if device is not None:
+        _check_device(device)
+    _say(f"loading data: {spec['data'].get('name')}", quiet=quiet)
+    data = load_data(spec)
+    _say(f"building the problem: {spec['method']}", quiet=quiet)
+    problem = build_problem(spec, data)
+    problem = problem if device is None else problem.to(device)
     _say_mends(problem)
     checkpoint = folder / _CHECKPOINT
+    options: dict[str, Any] = {"progress": not quiet, "checkpoint": str(checkpoint)} | spec["inference"]
+    options |= {"device": device} if device is not None and "device" in options else {}
     if checkpoint.exists():
         typer.echo(f"Continuing from {checkpoint}.")
+    _say(f"compiling, and running {spec['inference']['engine']}", quiet=quiet)
     try:
-        result = run_engine(spec, problem, checkpoint=str(checkpoint), progress=not quiet)
+        result = run_engine(spec, problem, **options)
     except KeyboardInterrupt as error:
         typer.echo(f"\nInterrupted: {error}" if str(error) else "\nInterrupted.", err=True)
         raise typer.Exit(130) from error
+    _say(f"writing to {folder}", quiet=quiet)
     result.save(folder, overwrite=overwrite)
     shutil.rmtree(checkpoint, ignore_errors=True)
     _exit(_write(result, folder), strict)
+
+
+def _check_device(name: str) -> None:
+    """Check that numbers can be computed on a device."""
+    import torch
+
+    try:
+        float(torch.ones(1, device=name).sum())
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise _Refusal(f"--device {name} cannot be used: {reason}; choose another, such as cpu") from error
 
 
 def _write(result: Result, folder: Path) -> bool:
     """Outputs of the method, where it has any; whether the diagnostics passed."""
     from probmodels.methods import get_method
 
-    method = get_method(result.tree.attrs["method"])
+    try:
+        method: Any = get_method(_spec_of(result).get("method", result.tree.attrs.get("method")))
+    except SpecError:  # not registered here, or built by hand: there is nothing that the method adds
+        method = None
     if not hasattr(method, "write_outputs"):
         diagnosis = result.diagnose()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.txt").write_text(f"{diagnosis}\n", encoding="utf-8")
         typer.echo(str(diagnosis))
         return diagnosis.ok
     written = method.write_outputs(result, folder)
     typer.echo(f"\n{written.table}\n\n{written.diagnosis}\n\nReport: {written.report}")
     return bool(written.diagnosis.ok)
+
+
+def _spec_of(result: Result) -> dict[str, Any]:
+    """What a result says of the spec that it was made from; empty where that cannot be read."""
+    try:
+        spec = json.loads(result.tree.attrs.get("spec", "{}"))
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return spec if isinstance(spec, dict) else {}
 
 
 def _say_mends(problem: Any) -> None:
@@ -296,11 +388,19 @@ def _fetch(names: list[str], *, quiet: bool) -> None:
     typer.echo(f"{fetch(names[0], progress=not quiet)}")
 
 
-def _problem(folder: Path) -> Problem:
-    """The problem of a result, built again from the spec in its file."""
+def _problem(result: Result, folder: Path, allow_fetch: bool) -> Problem:
+    """The problem of a result: from the spec in its file, or else from the data and options that it keeps."""
     from probmodels.spec import build_problem, spec_of_result
 
-    return build_problem(spec_of_result(folder / _RESULT if folder.is_dir() else folder))
+    if "data" not in _spec_of(result):
+        return result.rebuild()
+    return build_problem(spec_of_result(folder, allow_fetch=allow_fetch))
+
+
+def _say(doing: str, *, quiet: bool) -> None:
+    """Say what is being done, before the imports that it needs."""
+    if not quiet:
+        typer.echo(f"{doing} ...", err=True)
 
 
 def _names(folders: list[Path]) -> list[str]:
@@ -330,17 +430,33 @@ def _exit(ok: bool, strict: bool) -> None:
         raise typer.Exit(1)
 
 
+_UsageError: Any = typer.BadParameter.__base__  # of typer, or of click, which some versions of typer take it from
+
+
 class _Refusal(ProbmodelsError, ValueError):
     """A request that the command line itself refuses."""
 
 
 def main() -> None:
-    """Run the command line; the project's own errors, which a user can mend, are one line and exit status 2."""
+    """Run the command line; what a user can mend is one line and exit status 2."""
     try:
-        app(standalone_mode=True)
+        status = app(standalone_mode=False)
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # which has shown the help
+            sys.exit(2)
+        _fail("Usage", error.format_message())
     except ProbmodelsError as error:
-        print(f"{type(error).__name__.lstrip('_')}: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(type(error).__name__.lstrip("_"), str(error))
+    except MemoryError:
+        _fail("MemoryError", "not enough memory for this; take fewer data, draws or a smaller model")
+    except OSError as error:
+        _fail("Error", str(error))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(kind: str, message: str) -> NoReturn:
+    print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 @app.callback(invoke_without_command=True)

@@ -20,7 +20,7 @@ from typing import Any
 from probmodels.errors import SpecError
 from probmodels.options import hint
 
-__all__ = ["ENGINES", "METHODS", "Listed", "get_method", "list_methods", "names_of_methods"]
+__all__ = ["ENGINES", "METHODS", "Listed", "get_method", "list_methods", "names_of_methods", "summary_of"]
 
 METHODS = {
     "acyclic_sem": "probmodels.acyclic_sem",
@@ -81,6 +81,13 @@ def names_of_methods() -> dict[str, str]:
 def list_methods() -> list[Listed]:
     """All methods with summary and reference, read from their sources: nothing is imported."""
     return [_listed(name, module) for name, module in names_of_methods().items()]
+
+
+def summary_of(module: str, name: str) -> str:
+    """First line of the docstring of a function or class, read from the source; empty where there is none."""
+    node = _defined(module).get(name)
+    described = isinstance(node, ast.FunctionDef | ast.ClassDef)
+    return (ast.get_docstring(node) or "").partition("\n")[0] if described else ""
 
 
 def get_method(name: str) -> ModuleType:

@@ -60,6 +60,7 @@ __all__ = [
     "change_spec",
     "check_keys",
     "engine_of",
+    "load_data",
     "load_spec",
     "loaders_of",
     "output_options",
@@ -231,15 +232,18 @@ def spec_of_result(path: str | Path, *, allow_fetch: bool = False) -> dict[str, 
         raise SpecError(f"the spec in {path}: {error}") from error
 
 
+def load_data(spec: Mapping[str, Any]) -> Any:
+    """The data of a checked spec."""
+    options = dict(spec["data"])
+    if "name" not in options:
+        raise SpecError("[data] names no data set; add name = ...")
+    return _loader(get_method(spec["method"]), options.pop("name"))(**options)
+
+
 def build_problem(spec: Mapping[str, Any], data: Any = None) -> Problem:
     """The problem of a checked spec, automatic guide included; ``data`` stands in for what ``[data]`` would load."""
     method = get_method(spec["method"])
-    if data is None:
-        options = dict(spec["data"])
-        if "name" not in options:
-            raise SpecError("[data] names no data set; add name = ...")
-        data = _loader(method, options.pop("name"))(**options)
-    problem: Problem = method.make_problem(data, **spec["model"])
+    problem: Problem = method.make_problem(load_data(spec) if data is None else data, **spec["model"])
     guide = _guide(spec["inference"])
     if guide is None:
         return problem

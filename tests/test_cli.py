@@ -169,7 +169,7 @@ def test_compare_refuses_in_one_line(
     result.save(tmp_path / "bare")
     status, _, error = inside("compare", one, str(tmp_path / "bare"))
     assert status == 2
-    assert "holds no spec of its data" in error
+    assert "which is no registered method" in error
 
 
 def test_predict_writes_draws_of_what_was_observed(

@@ -1,0 +1,212 @@
+"""Every option of every command with values that it cannot have: exit status 2, one line, no traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+import xarray as xr
+
+from probmodels import Result, cli
+
+LONG = "x" * 300
+HUGE = "9" * 40
+NO_COUNT = ["0", "-1", "1.5", "one", "", "nan", HUGE]
+NO_SEED = ["-1", "1.5", "one", "", HUGE]
+NO_FOLDER = ["FILE/below", f"FOLDER/{LONG}"]
+NO_RESULT = ["absent", "FILE", "FOLDER", LONG]
+NO_FLAG = ["yes"]  # as --flag=yes
+
+# Arguments that work but for what a case changes.
+WORKING: dict[str, list[str]] = {
+    "sst": ["FIELD", "--rank=2", "--draws=10", "--warmup=1", "--chains=1", "--out=FOLDER/sst", "--quiet"],
+    "run": ["SPEC", "--out=FOLDER/run", "--quiet"],
+    "list": [],
+    "schema": ["bayesian_svd"],
+    "show": ["RESULT"],
+    "diagnose": ["RESULT"],
+    "report": ["RESULT"],
+    "compare": ["RESULT", "OTHER"],
+    "predict": ["RESULT", "--out=FOLDER/predicted.nc"],
+}
+
+# Argument or option of a command to values that it cannot have.
+WRONG: dict[str, dict[str, list[str]]] = {
+    "sst": {
+        "files": ["absent.nc", "FILE", "FOLDER", "*.nope", LONG, "fetch"],
+        "--region": ["nowhere", "1,2,3", "nan,0,0,0", "50,10,0,10"],
+        "--period": ["never", "2050:2060", "1997:1991"],
+        "--season": ["XYZ", "Q"],
+        "--base-period": ["never", "2050:2060"],
+        "--variable": ["nope"],
+        "--ice": ["cold", "nan", "inf", ""],
+        "--rank": [*NO_COUNT, "99"],
+        "--fixed-effects": ["trendd", "intercept,3"],
+        "--kernel": ["matern27", "", "3"],
+        "--kernel-time": ["matern27", "", "3"],
+        "--tail": ["-1", "2", "nan", "inf", "small", ""],
+        "--draws": NO_COUNT,
+        "--warmup": ["-1", "1.5", "one", "", HUGE],
+        "--thin": NO_COUNT,
+        "--chains": NO_COUNT,
+        "--steps": [*NO_COUNT, "3"],
+        "--seed": NO_SEED,
+        "--engine": ["gibbs", "", "em"],
+        "--device": ["tpu", "", "cuda:99", "meta"],
+        "--out": NO_FOLDER,
+        "--strict": NO_FLAG,
+        "--overwrite": NO_FLAG,
+        "--quiet": NO_FLAG,
+    },
+    "run": {
+        "spec": ["absent.toml", "FILE", "FOLDER", "absent.nc", LONG],
+        "--set": [
+            "",
+            "model.rank",
+            "=3",
+            "model.rank=0",
+            "model.rnk=3",
+            "mdel.rank=3",
+            "method.x=1",
+            "model.rank=[[1]]",
+        ],
+        "--out": NO_FOLDER,
+        "--device": ["tpu", "", "cuda:99", "meta"],
+        "--strict": NO_FLAG,
+        "--overwrite": NO_FLAG,
+        "--allow-fetch": NO_FLAG,
+        "--quiet": NO_FLAG,
+    },
+    "list": {"what": ["nothing", ""]},
+    "schema": {"method": ["nothing", "", "os.path", "bayesian_svt"]},
+    "show": {"folder": NO_RESULT},
+    "diagnose": {"folder": NO_RESULT, "--strict": NO_FLAG},
+    "report": {"folder": NO_RESULT, "--out": NO_FOLDER},
+    "compare": {
+        "folders": ["absent", "FILE", "FOLDER", "OTHER"],
+        "--method": ["waic", ""],
+        "--unit": ["nothing", ""],
+        "--num-samples": NO_COUNT,
+        "--figure": ["ranking.txt", "", "FILE/below.png", f"FOLDER/{LONG}.png"],
+        "--strict": NO_FLAG,
+        "--allow-fetch": NO_FLAG,
+    },
+    "predict": {
+        "folder": NO_RESULT,
+        "--out": ["FILE/below.nc", f"FOLDER/{LONG}.nc", "FOLDER"],
+        "--num-samples": NO_COUNT,
+        "--seed": NO_SEED,
+        "--overwrite": NO_FLAG,
+        "--allow-fetch": NO_FLAG,
+    },
+}
+
+
+def commands() -> dict[str, Any]:
+    group: Any = typer.main.get_command(cli.app)
+    return group.commands
+
+
+def cases() -> Iterator[Any]:
+    for command, table in WRONG.items():
+        for option, values in table.items():
+            for value in values:
+                yield pytest.param(command, option, value, id=f"{command} {option} {value[:20]}")
+        yield pytest.param(command, "--nope", "3", id=f"{command} --nope")
+
+
+def test_the_table_has_every_option_of_every_command() -> None:
+    found = {
+        name: {p.opts[0] if p.opts[0].startswith("--") else p.name for p in command.params if p.name != "help"}
+        for name, command in commands().items()
+    }
+    assert found == {name: set(table) for name, table in WRONG.items()}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("places")
+    rng = np.random.default_rng(0)
+    months = np.arange("1990-01", "1998-01", dtype="datetime64[M]").astype("datetime64[ns]")
+    lat, lon = np.arange(20.0, 35.0, 5.0), np.arange(170.0, 190.0, 5.0)
+    field = xr.DataArray(
+        rng.standard_normal((len(months), 3, 4)),
+        dims=("time", "lat", "lon"),
+        coords={"time": months, "lat": lat, "lon": lon},
+        name="sst",
+        attrs={"units": "degC", "standard_name": "sea_surface_temperature"},
+    )
+    field.to_netcdf(folder / "field.nc")
+    (folder / "file").write_text("neither TOML nor NetCDF\n")
+    (folder / "empty").mkdir()
+    (folder / "spec.toml").write_text(
+        f'method = "bayesian_svd"\n[data]\nname = "sst"\npath = "{folder}/field.nc"\n[model]\nrank = 2\n'
+        "[inference]\nnum_samples = 10\nwarmup_steps = 1\nnum_chains = 1\n"
+    )
+    for name in ("one", "other"):
+        mu = 0.15 * rng.normal(size=(2, 100))
+        y = np.linspace(-1, 1, 20)
+        groups = {
+            "/posterior": xr.Dataset({"mu": (("chain", "draw"), mu)}),
+            "/log_likelihood": xr.Dataset({"y": (("chain", "draw", "obs"), -0.5 * (y - mu[..., None]) ** 2)}),
+            "/observed_data": xr.Dataset({"y": ("obs", y)}),
+        }
+        Result(xr.DataTree.from_dict(groups)).save(folder / name)
+    names = {"FIELD": "field.nc", "FILE": "file", "FOLDER": "empty", "SPEC": "spec.toml", "RESULT": "one"}
+    return {key: str(folder / name) for key, name in names.items()} | {"OTHER": str(folder / "other")}
+
+
+@pytest.fixture
+def inside(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], places: dict[str, str], tmp_path: Path
+) -> Callable[..., tuple[int, str]]:
+    """Runs the command line in this process, in a folder of its own: status and what it said of errors."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        filled = []
+        for argument in arguments:
+            option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+            for key, place in places.items():
+                value = value.replace(key, place) if value.split("/")[0] == key else value
+            filled.append(f"{option}{equals}{value}")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["probmodels", *filled])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return int(left.value.code or 0), capfd.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(("command", "option", "value"), list(cases()))
+def test_wrong_values_are_one_line_and_status_two(
+    inside: Callable[..., tuple[int, str]], command: str, option: str, value: str
+) -> None:
+    working = WORKING[command]
+    arguments = [*working, f"{option}={value}"] if option.startswith("--") else [value, *working[1:]]
+    status, said = inside(command, *arguments)
+    assert status == 2, said
+    assert len(said.strip().splitlines()) == 1, said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("command", [command for command in WORKING if command != "predict"])
+def test_what_the_cases_start_from_works(inside: Callable[..., tuple[int, str]], command: str) -> None:
+    arguments = [argument.replace("--out=FOLDER", "--out=.") for argument in WORKING[command]]
+    assert inside(command, *arguments) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nothing"], ["--nope"], ["--version=3"], ["run"], ["compare"], ["predict", "x"]]
+)
+def test_what_is_no_command_is_one_line_and_status_two(
+    inside: Callable[..., tuple[int, str]], arguments: list[str]
+) -> None:
+    status, said = inside(*arguments)
+    assert status == 2
+    assert len(said.strip().splitlines()) == 1
