@@ -351,16 +351,15 @@ def _write(result: Result, folder: Path) -> bool:
     from probmodels.methods import get_method
 
     try:
-        method: Any = get_method(_spec_of(result).get("method", result.tree.attrs.get("method")))
+        method: Any = get_method(str(_spec_of(result).get("method", result.tree.attrs.get("method"))))
     except SpecError:  # not registered here, or built by hand: there is nothing that the method adds
         method = None
     if not hasattr(method, "write_outputs"):
-        diagnosis = result.diagnose()
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "summary.txt").write_text(f"{diagnosis}\n", encoding="utf-8")
-        typer.echo(str(diagnosis))
-        return diagnosis.ok
-    written = method.write_outputs(result, folder)
+        from probmodels.outputs import write_all
+
+        written = write_all(result, folder, table=result.summary().to_string())
+    else:
+        written = method.write_outputs(result, folder)
     typer.echo(f"\n{written.table}\n\n{written.diagnosis}\n\nReport: {written.report}")
     return bool(written.diagnosis.ok)
 

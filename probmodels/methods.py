@@ -86,8 +86,9 @@ def list_methods() -> list[Listed]:
 def summary_of(module: str, name: str) -> str:
     """First line of the docstring of a function or class, read from the source; empty where there is none."""
     node = _defined(module).get(name)
-    described = isinstance(node, ast.FunctionDef | ast.ClassDef)
-    return (ast.get_docstring(node) or "").partition("\n")[0] if described else ""
+    if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return ""
+    return (ast.get_docstring(node) or "").partition("\n")[0]
 
 
 def get_method(name: str) -> ModuleType:
