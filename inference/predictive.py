@@ -6,8 +6,9 @@ Every function here runs the model at all draws at once where the model can be c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from probmodels.inference.labels import to_dataset
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.draws import map_draws
 from probmodels.inference.programs.enumeration import Enumeration
+from probmodels.inference.runtime.memory import check_memory
 from probmodels.inference.runtime.ops import Unobserve, is_generated, isolated
+from probmodels.options import Count, Seed, checked
 
 __all__ = [
     "complete",
@@ -74,8 +77,9 @@ def complete(
     return {name: draws[name] for name in [*order, *(name for name in draws if name not in order)]}
 
 
+@checked(ProblemError)
 def posterior_predictive(
-    problem: Problem, posterior: xr.Dataset, *, seed: int = 0, progress: bool = False
+    problem: Problem, posterior: xr.Dataset, *, seed: Seed = 0, progress: bool = False
 ) -> xr.Dataset:
     """New values of the observed sites, one per posterior draw.
 
@@ -106,7 +110,10 @@ def posterior_predictive(
     return to_dataset(values, problem.dims(), problem.coords)
 
 
-def prior_predictive(problem: Problem, *, num_samples: int = 500, seed: int = 0, progress: bool = False) -> xr.Dataset:
+@checked(ProblemError)
+def prior_predictive(
+    problem: Problem, *, num_samples: Count = 500, seed: Seed = 0, progress: bool = False
+) -> xr.Dataset:
     """All sites of the model, observed ones included, drawn from the prior.
 
     Parameters
@@ -124,14 +131,20 @@ def prior_predictive(problem: Problem, *, num_samples: int = 500, seed: int = 0,
     -------
     xr.Dataset
         Dims (chain=1, draw, ...).
+
+    Raises
+    ------
+    ProblemError
+        If an option is out of range, or the draws do not fit into memory.
     """
-    if num_samples < 1:
-        raise ProblemError(f"{problem.name}: num_samples={num_samples}; ask for at least one draw")
+    size = num_samples * sum(math.prod(site.shape) for site in problem.sites.values())
+    check_memory(problem.name, 8 * size, torch.device("cpu"), f"{num_samples} draws", "take fewer of them")
     program, names = Unobserve()(problem.model), list(problem.sites)
     values = _simulate(problem, {}, names, program, seed, _PREDICT, shape=(1, num_samples), progress=progress)
     return to_dataset(values, problem.dims(), problem.coords)
 
 
+@checked(ProblemError)
 def log_likelihood(problem: Problem, posterior: xr.Dataset, *, progress: bool = False) -> xr.Dataset:
     """Pointwise log likelihood of the observed sites.
 
@@ -177,8 +190,9 @@ def log_likelihood(problem: Problem, posterior: xr.Dataset, *, progress: bool = 
     return to_dataset(values, dims, problem.coords)
 
 
+@checked(ProblemError)
 def infer_discrete(
-    problem: Problem, posterior: xr.Dataset, *, temperature: int = 1, seed: int = 0, progress: bool = False
+    problem: Problem, posterior: xr.Dataset, *, temperature: Literal[0, 1] = 1, seed: Seed = 0, progress: bool = False
 ) -> xr.Dataset:
     """Discrete latent sites given each posterior draw of the continuous ones and the data.
 
@@ -206,8 +220,6 @@ def infer_discrete(
     ProblemError
         If there are none that can be enumerated, or the posterior does not fit the model.
     """
-    if temperature not in (0, 1):
-        raise ProblemError(f"{problem.name}: temperature={temperature}; choose 1 to draw or 0 for the most probable")
     enumeration, given = _discrete_given(problem, posterior)
 
     def evaluate(values: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -226,6 +238,7 @@ def infer_discrete(
     return to_dataset(found, problem.dims(), problem.coords)
 
 
+@checked(ProblemError)
 def discrete_marginals(problem: Problem, posterior: xr.Dataset, *, progress: bool = False) -> xr.Dataset:
     """Probability of every value of every discrete latent site given each posterior draw and the data.
 
@@ -258,12 +271,11 @@ def discrete_marginals(problem: Problem, posterior: xr.Dataset, *, progress: boo
     return to_dataset(values, dims, problem.coords)
 
 
-def thin(posterior: xr.Dataset, num_samples: int | None) -> xr.Dataset:
+@checked(ProblemError)
+def thin(posterior: xr.Dataset, num_samples: Count | None) -> xr.Dataset:
     """About ``num_samples`` draws over all chains, evenly spaced; all of them for None."""
     if num_samples is None:
         return posterior
-    if num_samples < 1:
-        raise ProblemError(f"num_samples={num_samples}; ask for at least one draw")
     per_chain = min(posterior.sizes["draw"], -(-num_samples // posterior.sizes["chain"]))
     keep = np.linspace(0, posterior.sizes["draw"] - 1, per_chain).round().astype(int)
     return posterior.isel(draw=keep)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,6 +23,7 @@ from torch.distributions.constraints import Constraint
 
 from probmodels.errors import ProblemError
 from probmodels.inference.runtime.ops import is_generated, isolated
+from probmodels.options import hint
 
 __all__ = ["Outer", "Problem", "Site"]
 
@@ -297,7 +297,7 @@ class Problem:
         ):
             for name in given:
                 if name not in known:
-                    raise ProblemError(f"{self.name}: {what} names {name!r}, which the model lacks{_hint(name, known)}")
+                    raise ProblemError(f"{self.name}: {what} names {name!r}, which the model lacks{hint(name, known)}")
         return plates
 
     def _check_labels(self, plates: Iterable[str]) -> None:
@@ -358,12 +358,13 @@ class Problem:
         for name in self.names("latent"):
             if name not in drawn and not self.sites[name].enumerated:
                 extra = sorted(set(drawn) - latent)
-                hint = _hint(name, extra) or f"; it samples {sorted(drawn)}"
-                raise ProblemError(f"{self.name}: the guide does not sample {name!r}{hint}")
+                near = hint(name, extra, otherwise=False) or f"; it samples {sorted(drawn)}"
+                raise ProblemError(f"{self.name}: the guide does not sample {name!r}{near}")
         for name, node in drawn.items():
             if name not in self.sites:
+                near = hint(name, latent, otherwise=False)
                 raise ProblemError(
-                    f"{self.name}: the guide samples {name!r}, which the model does not{_hint(name, latent)}; "
+                    f"{self.name}: the guide samples {name!r}, which the model does not{near}; "
                     "mark a helper site of the guide with infer={'is_auxiliary': True}"
                 )
             site = self.sites[name]
@@ -382,11 +383,6 @@ class Problem:
 def _is_variable(node: Mapping[str, Any]) -> bool:
     """Whether a trace node is a random variable or a deterministic one, not a factor or a subsample."""
     return node["type"] == "sample" and not isinstance(node["fn"], _Subsample | pyro.distributions.Unit)
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _non_finite(trace: Trace) -> dict[str, str]:

@@ -69,13 +69,20 @@ def test_constant_entries_are_no_failure():
     assert diagnose(result(draws)).ok
 
 
-def test_unknown_and_too_short_draws_are_refused():
+def test_unknown_variables_are_refused():
     bad = result(chains())
     bad.tree.attrs["diagnosed"] = '["y"]'
     with pytest.raises(DiagnosticsError, match="'y'"):
         diagnose(bad)
-    with pytest.raises(DiagnosticsError, match="4 draws are the least"):
-        diagnose(result(chains(num_draws=3)))
+
+
+@pytest.mark.parametrize(("num_chains", "num_draws"), [(1, 1), (4, 3), (200, 1)])
+def test_chains_that_are_too_short_get_a_verdict_too(num_chains, num_draws):
+    report = diagnose(result(chains(num_chains=num_chains, num_draws=num_draws)))
+    assert not report.ok
+    assert f"chains of length {num_draws} are too short" in str(report)
+    assert "keep at least 4 draws of each chain" in str(report)
+    assert "frozen" not in str(report)
 
 
 def test_ess_of_an_autoregressive_chain_is_its_closed_form():

@@ -93,13 +93,14 @@ def test_an_interrupted_run_is_resumed_elsewhere(client, monkeypatch, tmp_path, 
     monkeypatch.setattr(ours, "_LEG_SECONDS", 0.2)
     second = {"dask": "sequential", "sequential": "dask"}[first]
     run = partial(run_mcmc, mean_problem(), num_samples=100, warmup_steps=5, num_chains=3, seed=4, progress=False)
-    resumable = partial(run, kernel=SlowKernel, client=client, checkpoint=tmp_path / "run", checkpoint_every=0.1)
+    clients = {"dask": client, "sequential": None}
+    resumable = partial(run, kernel=SlowKernel, checkpoint=tmp_path / "run", checkpoint_every=0.1)
     thread = threading.Thread(target=interrupt_when_kept, args=(tmp_path / "run",))
     thread.start()
     with pytest.raises(KeyboardInterrupt, match="repeat the same call to resume"):
-        resumable(chain_method=first, num_samples=5000)
+        resumable(chain_method=first, client=clients[first], num_samples=5000)
     thread.join()
-    resumed = resumable(chain_method=second)
+    resumed = resumable(chain_method=second, client=clients[second])
     assert resumed.posterior.identical(run(kernel=ExactKernel, chain_method="sequential").posterior)
 
 
@@ -282,3 +283,20 @@ def test_ranks_part_the_rows_of_one_plate(monkeypatch):
     assert weights == [0.5, 0.25, 0.25]
     with pytest.raises(ProblemError, match="5 ranks cannot share 4 rows of plate 'column'"):
         Ranks(problem, batches.sizes, 0, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"run": "fit_svi"}, "run='fit_svi'; give a function"),
+        ({"run": len}, r"run cannot be called as run\(problem, seed=0\)"),
+        ({"run": fit_svi, "seed": -1}, "seed=-1; give a whole number of at least 0"),
+        ({"run": fit_svi, "num_workers": 0}, "num_workers=0; give a whole number of at least 1"),
+        ({"run": fit_svi, "problems": [mean_problem(), "mean"]}, "problems=.*; give a list, each item a Problem"),
+        ({"run": fit_svi, "client": 3, "num_workers": 2}, "num_workers=2 is not used with client"),
+    ],
+)
+def test_bad_arguments_of_map_problems_are_refused_before_a_process_starts(monkeypatch, options, message):
+    monkeypatch.setattr("probmodels.inference.distributed.many.make_pool", lambda *args: pytest.fail("a pool was made"))
+    with pytest.raises(ProblemError, match=message):
+        map_problems(**{"problems": [mean_problem()], "progress": False, **options})

@@ -171,7 +171,7 @@ def test_warm_starts_begin_at_draws_of_a_guide_or_of_an_earlier_run():
         assert result.posterior["mu"].shape == (5, 1)
     with pytest.raises(ProblemError, match=r"init lacks the sites \['mu'\]"):
         quick(problem, kernel="chees", init=guide.posterior[["twice"]])
-    with pytest.raises(ProblemError, match=r"knows .*'prior'"):
+    with pytest.raises(ProblemError, match=r"init='mode', which ChEESKernel does not know; known: .*prior"):
         quick(problem, kernel="chees", init="mode")
     with pytest.raises(ProblemError, match="chooses its starts itself"):
         quick(problem, init=guide, chain_method="sequential")
@@ -180,9 +180,12 @@ def test_warm_starts_begin_at_draws_of_a_guide_or_of_an_earlier_run():
 def test_bad_options_are_refused_before_the_run():
     problem = Problem("mean", mean_model, args=(data(),))
     for options, message in (
-        ({"kernel_options": {"target_accept": 0.9}}, "no option 'target_accept'; it has"),
+        (
+            {"kernel_options": {"target_accept": 0.9}},
+            "unknown option 'target_accept' of ChEESKernel; did you mean 'target_accept_prob'",
+        ),
         ({"kernel_options": {"metric": "round"}}, "metric='round'; choose one of"),
-        ({"kernel_options": {"target_accept_prob": 1.5}}, "must lie in"),
+        ({"kernel_options": {"target_accept_prob": 1.5}}, "target_accept_prob=1.5; give a number above 0 and below 1"),
         ({"kernel": "chees", "chain_method": "process"}, "moves all chains at once"),
         ({"kernel": "nuts", "chain_method": "vectorized"}, "moves one chain at a time"),
         ({"num_chains": 0}, "num_chains=0"),

@@ -136,8 +136,9 @@ def test_resumed_run_gives_the_draws_of_an_uninterrupted_one(tmp_path, monkeypat
     monkeypatch.setattr("probmodels.inference.mcmc.chains._REPORT_SECONDS", 0.0)
     monkeypatch.setattr(StopAfter, "kernel_class", kernel_class, raising=False)
     monkeypatch.setattr("probmodels.inference.mcmc.run.fingerprint", lambda value: "same")
-    options = {"num_samples": 30, "warmup_steps": 20, "num_chains": 1, "checkpoint_every": 0.0}
+    options = {"num_samples": 30, "warmup_steps": 20, "num_chains": 1}
     plain = short(mean_problem(), kernel=kernel_class, **options)
+    options["checkpoint_every"] = 0.0
     with pytest.raises(KeyboardInterrupt, match="repeat the same call to resume"):
         short(mean_problem(), kernel=StopAfter(sweeps), checkpoint=tmp_path / "run", **options)
     resumed = short(mean_problem(), kernel=kernel_class, checkpoint=tmp_path / "run", **options)
@@ -298,20 +299,45 @@ def test_problems_that_nuts_cannot_do_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_samples": 0}, "num_samples=0"),
-        ({"num_chains": 0}, "num_chains=0"),
-        ({"seed": -1}, "seed=-1"),
-        ({"chain_method": "threads"}, "choose one of .*'process'"),
-        ({"num_chains": 2.5}, "num_chains=2.5; it must be a whole number"),
-        ({"seed": True}, "seed=True"),
-        ({"kernel": "hmc"}, "choose one of .*'nuts'"),
-        ({"kernel": 3}, "must be a function"),
+        ({"num_samples": 0}, "num_samples=0; give a whole number of at least 1"),
+        ({"num_chains": 0}, "num_chains=0; give a whole number of at least 1"),
+        ({"num_chains": 2.5}, "num_chains=2.5; give a whole number"),
+        ({"seed": -1}, "seed=-1; give a whole number of at least 0"),
+        ({"seed": True}, "seed=True; give a whole number"),
+        ({"chain_method": "proces"}, "chain_method='proces'; choose one of .*; did you mean 'process'"),
+        ({"kernel": "nut"}, "kernel='nut'; choose one of chees, nuts or .*; did you mean 'nuts'"),
+        ({"kernel": 3}, "kernel=3; choose one of chees, nuts or a function"),
+        ({"kernel": ExactKernel(mean_problem())}, "must be a function that makes a Kernel, not a ExactKernel"),
+        ({"kernel": lambda: None}, "cannot make a kernel: too many positional arguments"),
         ({"kernel": lambda problem: problem}, "no Kernel"),
+        ({"kernel_options": {"fail_att": 3}}, "unknown option 'fail_att' of ExactKernel; did you mean 'fail_at'"),
+        ({"kernel_options": {"fail_at": "soon"}}, "kernel_options: fail_at='soon'; give a whole number or None"),
+        ({"num_workers": 2}, "num_workers=2 is not used with chain_method='sequential'"),
+        ({"client": object()}, "client=.* is not used with chain_method='sequential'"),
+        ({"checkpoint_every": 1.0}, "checkpoint_every=1.0 is not used with checkpoint=None"),
     ],
 )
 def test_arguments_out_of_range_are_refused(options, message):
-    with pytest.raises((ProblemError, TypeError), match=message):
+    with pytest.raises(ProblemError, match=message):
         short(mean_problem(), **options)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options", "message"),
+    [
+        ("nuts", {"max_tree_depth": 0}, "max_tree_depth=0; give a whole number of at least 1 and of at most 20"),
+        ("nuts", {"target_accept_prob": 1.0}, "target_accept_prob=1.0; give a number above 0 and below 1"),
+        ("chees", {"metric": "dens"}, "metric='dens'; choose one of .*; did you mean 'dense'"),
+        ("chees", {"compiler": "eager"}, "compiler='eager'; choose one of graph, inductor"),
+        ("chees", {"num_chains": 3}, "unknown option 'num_chains' of ChEESKernel"),
+    ],
+)
+def test_options_of_kernels_are_compared_with_their_constructors_before_anything_runs(kernel, options, message):
+    def never(y):
+        raise AssertionError("the model ran")
+
+    with pytest.raises(ProblemError, match=f"mean: kernel_options: {message}"):
+        run_mcmc(mean_problem(model=never), kernel=kernel, kernel_options=options, progress=False)
 
 
 def test_alignment_and_invariants_are_applied():

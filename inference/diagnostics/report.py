@@ -21,6 +21,7 @@ from probmodels.inference.labels import Drawn, group_of
 __all__ = ["Finding", "Report", "diagnose", "summarize"]
 
 _BFMI_MIN, KHAT_GOOD, KHAT_MAX = 0.3, 0.5, 0.7
+_LEAST_DRAWS = 4  # of each chain, below which no statistic is computed
 _SATURATED = 0.01  # share of trajectories at their limit that is worth a word
 _OFF_TARGET = 0.2  # distance of the mean acceptance of a chain from its target that is worth a word
 _SHIFT, _RATIO = 0.5, 1.5  # sds that a mean, and factor that an sd of a guide may be off at most
@@ -129,7 +130,7 @@ def diagnose(
     Raises
     ------
     DiagnosticsError
-        If there is nothing to judge, or fewer than four draws per chain.
+        If there is nothing to judge.
     """
     tree = result.tree
     sample_stats = group_of(tree, "sample_stats")
@@ -147,10 +148,13 @@ def diagnose(
         findings.append(
             Finding(True, "there is one chain, so that nothing shows whether chains agree", "run at least four chains")
         )
+    if sizes["draw"] < _LEAST_DRAWS:
+        short = f"chains of length {sizes['draw']} are too short to tell whether they have converged"
+        findings.append(Finding(True, short, f"keep at least {_LEAST_DRAWS} draws of each chain"))
     if not findings:
         text = f"r_hat <= {rhat_max} and ess >= {ess_min:g} for at least {entry_share:.0%} of the entries"
         findings.append(Finding(False, f"all {len(rows)} variables have {text}"))
-    findings += _frozen(variables)
+    findings += _frozen(variables) if sizes["draw"] >= _LEAST_DRAWS else []
     divergences = int(sample_stats["diverging"].sum()) if "diverging" in sample_stats else None
     if divergences is not None:
         findings.append(_divergent(divergences, sample_stats["diverging"].size, divergence_share))
@@ -232,12 +236,12 @@ def _judge(
     name: str, values: xr.DataArray, rhat_max: float, ess_min: float, entry_share: float
 ) -> tuple[dict[str, float], list[Finding]]:
     draws = np.asarray(values.values)
-    if draws.shape[1] < 4 or not draws.size:
-        raise DiagnosticsError(
-            f"{name} has {draws.shape[1]} draws of {draws[0, 0].size} entries; 4 draws are the least"
-        )
+    if not draws.size:
+        raise DiagnosticsError(f"{name} has {draws.shape[1]} draws of {math.prod(draws.shape[2:])} entries")
     found = convergence(draws)
-    spread = draws.reshape(-1, *draws.shape[2:]).std(0, ddof=1, dtype=np.float64)
+    spread = draws.reshape(-1, *draws.shape[2:]).std(
+        0, ddof=min(1, draws.shape[0] * draws.shape[1] - 1), dtype=np.float64
+    )
     flat = {key: np.ravel(value) for key, value in found.items()}
     broken = ~np.isfinite(draws).all((0, 1)).ravel()
     moving = ~np.isnan(flat["r_hat"]) & ~broken

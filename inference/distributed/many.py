@@ -19,6 +19,7 @@ from probmodels.inference.result import Result
 from probmodels.inference.runtime.checkpoint import open_checkpoint
 from probmodels.inference.runtime.fingerprints import fingerprint
 from probmodels.inference.runtime.ops import Interrupts, chain_seed, isolated
+from probmodels.options import Count, Seed, checked, refuse_unused
 
 __all__ = ["MapError", "dask_map", "map_problems", "process_map"]
 
@@ -45,8 +46,8 @@ def map_problems(
     run: Callable[..., Result],
     *,
     client: Any = None,
-    num_workers: int | None = None,
-    seed: int = 0,
+    num_workers: Count | None = None,
+    seed: Seed = 0,
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> list[Result]: ...
@@ -58,20 +59,21 @@ def map_problems(
     run: Callable[..., Result],
     *,
     client: Any = None,
-    num_workers: int | None = None,
-    seed: int = 0,
+    num_workers: Count | None = None,
+    seed: Seed = 0,
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Result]: ...
 
 
+@checked(ProblemError)
 def map_problems(
     problems: Sequence[Problem] | Mapping[str, Problem],
     run: Callable[..., Result],
     *,
     client: Any = None,
-    num_workers: int | None = None,
-    seed: int = 0,
+    num_workers: Count | None = None,
+    seed: Seed = 0,
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> list[Result] | dict[str, Result]:
@@ -117,9 +119,9 @@ def map_problems(
     """
     named = problems if isinstance(problems, Mapping) else {f"{i} ({p.name})": p for i, p in enumerate(problems)}
     names = list(named)
-    for name, value, least in (("seed", seed, 0), ("num_workers", 1 if num_workers is None else num_workers, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ProblemError(f"map_problems: {name}={value!r}; it must be a whole number of at least {least}")
+    if client is not None:
+        refuse_unused(map_problems, "client", num_workers=num_workers)
+    _check_engine(run)
     failures: dict[str, Failure] = {}
     with contextlib.ExitStack() as stack:
         folders = stack.enter_context(_folders(named, run, seed, checkpoint))
@@ -151,7 +153,8 @@ def map_problems(
     return results if isinstance(problems, Mapping) else list(results.values())
 
 
-def process_map(num_workers: int | None = None) -> Callable[..., list[Any]]:
+@checked(ProblemError)
+def process_map(num_workers: Count | None = None) -> Callable[..., list[Any]]:
     """A ``map`` over processes of our own, for ``sbc``, ``vsbc`` and ``kfold``.
 
     Parameters
@@ -205,6 +208,14 @@ def _infer(run: Callable[..., Result], problem: Problem, seed: int) -> Result:
     if not isinstance(result, Result):
         raise ProblemError(f"{problem.name}: run returned a {type(result).__name__}; it must return a Result")
     return result
+
+
+def _check_engine(run: Callable[..., Result]) -> None:
+    """Refuse what cannot be called as an engine, before any problem is sent anywhere."""
+    try:
+        inspect.signature(run).bind(None, seed=0)
+    except (TypeError, ValueError) as error:
+        raise ProblemError(f"run cannot be called as run(problem, seed=0): {error}; give an engine") from error
 
 
 def _quiet(run: Callable[..., Result]) -> Callable[..., Result]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from probmodels.errors import ProblemError
@@ -16,12 +17,12 @@ from probmodels.inference.mcmc.pathfinder import find_paths
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.potential import Potential
 from probmodels.inference.runtime.ops import part
+from probmodels.options import Count, Fraction, Positive, checked
 
-__all__ = ["METRICS", "ChEESKernel", "Metric"]
+__all__ = ["ChEESKernel", "Metric"]
 
 _log = logging.getLogger(__name__)
 
-METRICS = ("auto", "diagonal", "dense", "low_rank")
 _DENSE_LIMIT = 200  # unknowns up to which a dense metric is tried
 _MAX_ROWS = 4096  # positions kept for a metric,
 _MAX_ENTRIES = 2**23  # and numbers in them
@@ -189,22 +190,19 @@ class ChEESKernel(Kernel):
     vectorized = True
     inits = ("pathfinder", "uniform", "prior")
 
+    @checked(ProblemError)
     def __init__(
         self,
         problem: Problem,
         *,
-        num_chains: int = 64,
-        target_accept_prob: float = 0.9,
-        metric: str = "auto",
-        max_leapfrog: int = 1023,
-        init_radius: float = 2.0,
-        compiler: str = "graph",
+        num_chains: Count = 64,
+        target_accept_prob: Fraction = 0.9,
+        metric: Literal["auto", "diagonal", "dense", "low_rank"] = "auto",
+        max_leapfrog: Annotated[int, Interval(ge=1, le=2**20)] = 1023,
+        init_radius: Positive = 2.0,
+        compiler: Literal["graph", "inductor"] = "graph",
     ) -> None:
         super().__init__()
-        if metric not in METRICS:
-            raise ProblemError(f"{problem.name}: metric={metric!r}; choose one of {METRICS}")
-        if not 0 < target_accept_prob < 1:
-            raise ProblemError(f"{problem.name}: target_accept_prob={target_accept_prob}; it must lie in (0, 1)")
         self._name = problem.name
         self.potential = Potential(problem)
         self.num_chains, self._target, self._kind = num_chains, target_accept_prob, metric

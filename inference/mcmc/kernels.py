@@ -5,17 +5,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import pyro
 import torch
+from annotated_types import Interval
 from pyro.infer import NUTS
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
+from probmodels.errors import ProblemError
 from probmodels.inference.mcmc.pathfinder import find_paths
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.potential import Potential
+from probmodels.options import Fraction, Positive, checked
 
 __all__ = ["Kernel", "NUTSKernel"]
 
@@ -126,15 +129,16 @@ class NUTSKernel(Kernel):
 
     inits = ("uniform", "prior", "pathfinder")
 
+    @checked(ProblemError)
     def __init__(
         self,
         problem: Problem,
         *,
-        target_accept_prob: float = 0.8,
-        max_tree_depth: int = 10,
+        target_accept_prob: Fraction = 0.8,
+        max_tree_depth: Annotated[int, Interval(ge=1, le=20)] = 10,
         full_mass: bool = False,
-        init_radius: float = 2.0,
-        compiler: str = "graph",
+        init_radius: Positive = 2.0,
+        compiler: Literal["graph", "inductor", "eager"] = "graph",
     ) -> None:
         super().__init__()
         self._problem, self._init_radius = problem, init_radius

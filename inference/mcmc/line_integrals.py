@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from probmodels.errors import ProblemError
+from probmodels.options import hint
 
 __all__ = ["RULES", "Evaluation", "Target", "check_rule", "density_target", "evaluate_start", "finite", "log_ratio"]
 
@@ -148,7 +149,7 @@ def check_rule(rule: str, num_points: int = 5, evaluation: Evaluation | None = N
         Saying which rules there are, or which numbers of points.
     """
     if rule not in RULES:
-        raise ProblemError(f"rule={rule!r}; choose one of {list(RULES)}")
+        raise ProblemError(f"rule={rule!r}; choose one of {', '.join(RULES)}{hint(rule, RULES, otherwise=False)}")
     least = {"trapezoid": 2, "simpson": 3, "gauss": 1}.get(rule, 1)
     if num_points < least or (rule == "simpson" and num_points % 2 == 0):
         odd = "an odd number, " if rule == "simpson" else ""

@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
+from annotated_types import Interval
 
 from probmodels.errors import CaptureError, ChainError, ProblemError
 from probmodels.inference.labels import take_marginals, to_dataset
@@ -35,15 +36,24 @@ from probmodels.inference.programs.potential import Potential
 from probmodels.inference.result import Result, build_tree
 from probmodels.inference.runtime.checkpoint import ChainStore, check_room, open_checkpoint, read_draws
 from probmodels.inference.runtime.fingerprints import fingerprint
-from probmodels.inference.runtime.ops import (
-    isolated,
+from probmodels.inference.runtime.ops import isolated
+from probmodels.options import (
+    Count,
+    Natural,
+    NonNegative,
+    OneOf,
+    Positive,
+    Seed,
+    check_options,
+    checked,
+    hint,
+    refuse_unused,
 )
 
-__all__ = ["CHAIN_METHODS", "ChainError", "picklable", "run_mcmc"]
+__all__ = ["ChainError", "picklable", "run_mcmc"]
 
 _log = logging.getLogger(__name__)
 
-CHAIN_METHODS = ("vectorized", "process", "sequential")
 _KERNELS: dict[str, type[Kernel]] = {"chees": ChEESKernel, "nuts": NUTSKernel}
 # Chains, draws and warm-up where the caller names none: vectorised chains are many and cheap.
 _DEFAULTS = {
@@ -52,26 +62,29 @@ _DEFAULTS = {
 }
 _START_STREAM = 3
 
+Chains = Annotated[int, Interval(ge=1, le=2**20)]
 
+
+@checked(ProblemError)
 def run_mcmc(
     problem: Problem,
     *,
-    kernel: str | KernelFactory | None = None,
+    kernel: Annotated[str, OneOf(tuple(_KERNELS))] | KernelFactory | None = None,
     kernel_options: Mapping[str, Any] | None = None,
-    num_samples: int | None = None,
-    warmup_steps: int | None = None,
-    num_chains: int | None = None,
-    thin: int = 1,
-    chain_method: str | None = None,
+    num_samples: Count | None = None,
+    warmup_steps: Natural | None = None,
+    num_chains: Chains | None = None,
+    thin: Count = 1,
+    chain_method: Literal["vectorized", "process", "sequential", "dask"] | None = None,
     init: str | Result | xr.Dataset | None = None,
-    num_workers: int | None = None,
+    num_workers: Count | None = None,
     client: Any = None,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
     callbacks: Sequence[Callable[[Progress], object]] = (),
     checkpoint: str | Path | None = None,
-    checkpoint_every: float = 30.0,
-    timeout: float | None = None,
+    checkpoint_every: NonNegative = 30.0,
+    timeout: Positive | None = None,
 ) -> Result:
     """Draw from the posterior of a problem.
 
@@ -86,7 +99,7 @@ def run_mcmc(
     kernel_options
         Keyword arguments of the kernel, such as ``target_accept_prob``.
     num_samples
-        Draws kept per chain; None for 250 with vectorised chains, else 1000.
+        Draws kept per chain, of which diagnostics need 4; None for 250 with vectorised chains, else 1000.
     warmup_steps
         Sweeps before the first draw, left out of the result; None for 300 with vectorised chains, else 1000.
     num_chains
@@ -128,7 +141,8 @@ def run_mcmc(
     Raises
     ------
     ProblemError
-        If the problem is broken, cannot be vectorised though asked to, or cannot be sent to another process.
+        If the problem is broken, an option is out of range or not used by what the others choose, or the problem
+        cannot be vectorised though asked to, or cannot be sent to another process.
     CheckpointError
         If the checkpoint cannot be written, is damaged, or belongs to another run.
     ChainError
@@ -142,14 +156,13 @@ def run_mcmc(
     vectorized = method == "vectorized"
     asked = {"num_samples": num_samples, "warmup_steps": warmup_steps, "num_chains": num_chains}
     sizes = {name: _DEFAULTS[vectorized][name] if value is None else value for name, value in asked.items()}
-    for name, value, least in (
-        *((name, value, 0 if name == "warmup_steps" else 1) for name, value in sizes.items()),
-        ("thin", thin, 1),
-        ("seed", seed, 0),
-        ("num_workers", 1 if num_workers is None else num_workers, 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise ProblemError(f"{problem.name}: {name}={value!r}; it must be a whole number of at least {least}")
+    may_fall_back = kernel is None and chain_method is None
+    if method != "process" and not may_fall_back:
+        refuse_unused(run_mcmc, f"chain_method={method!r}", num_workers=num_workers)
+    if method != "dask":
+        refuse_unused(run_mcmc, f"chain_method={method!r}", client=client)
+    if checkpoint is None:
+        refuse_unused(run_mcmc, "checkpoint=None", checkpoint_every=checkpoint_every)
     problem.validate(guide=False)
     kept = [name for name in problem.transient if problem.sites[name].kind == "latent"]
     if kept:
@@ -165,7 +178,7 @@ def run_mcmc(
     try:
         return run.result(**options)
     except CaptureError as error:
-        if chain_method is not None or kernel is not None:
+        if not may_fall_back:
             raise ProblemError(
                 f"{problem.name}: chains cannot be vectorised: {error}; leave chain_method and kernel out to fall back "
                 "to NUTS, or pass kernel='nuts'"
@@ -333,9 +346,6 @@ def _choose(
     problem: Problem, kernel: str | KernelFactory | None, options: Mapping[str, Any] | None, chain_method: str | None
 ) -> tuple[KernelFactory, str]:
     """Maker of the kernel, and how chains run."""
-    methods = (*CHAIN_METHODS, "dask")
-    if chain_method is not None and chain_method not in methods:
-        raise ProblemError(f"{problem.name}: chain_method={chain_method!r}; choose one of {methods}")
     factory: Any = kernel
     if kernel is None:
         own = problem.kernel
@@ -343,26 +353,44 @@ def _choose(
             own = None
         factory = own or (ChEESKernel if chain_method in (None, "vectorized") else NUTSKernel)
     elif isinstance(kernel, str):
-        if kernel not in _KERNELS:
-            raise ProblemError(
-                f"{problem.name}: kernel={kernel!r}; choose one of {sorted(_KERNELS)} or give a maker of a Kernel"
-            )
         factory = _KERNELS[kernel]
-    elif not callable(kernel) or isinstance(kernel, Kernel):
+    elif isinstance(kernel, Kernel):
         kind = type(kernel).__name__
         raise ProblemError(f"{problem.name}: kernel must be a function that makes a Kernel, not a {kind}")
     vectorized = bool(getattr(bare(factory), "vectorized", False))
     if options:
-        known = list(inspect.signature(bare(factory)).parameters)[1:]
-        for name in options:
-            if name not in known:
-                raise ProblemError(f"{problem.name}: {kernel_name(factory)} has no option {name!r}; it has {known}")
+        _check_kernel_options(problem, factory, options)
         factory = partial(factory, **options)
+    _check_complete(problem, factory, {"num_chains": 1} if vectorized else {})
     method = chain_method or ("vectorized" if vectorized else "process" if _may_spawn() else "sequential")
     if vectorized != (method == "vectorized"):
         how = "moves all chains at once" if vectorized else "moves one chain at a time"
         raise ProblemError(f"{problem.name}: {kernel_name(factory)} {how}; leave out chain_method={chain_method!r}")
     return factory, method
+
+
+def _check_kernel_options(problem: Problem, factory: Any, options: Mapping[str, Any]) -> None:
+    """Compare options with the annotations of what makes the kernel; the number of chains is an option of the run."""
+    maker = bare(factory)
+    if isinstance(maker, type):
+        function: Any = inspect.unwrap(maker.__init__)  # type: ignore[misc]
+    else:
+        function = maker if inspect.isroutine(maker) else maker.__call__
+    parameters = inspect.signature(maker).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    known = None if open_ended else [name for name in list(parameters)[1:] if name != "num_chains"]
+    where = f"{problem.name}: kernel_options: "
+    check_options(function, options, where=where, error=ProblemError, of=f" of {kernel_name(factory)}", known=known)
+
+
+def _check_complete(problem: Problem, factory: Any, options: Mapping[str, Any]) -> None:
+    """Refuse what cannot be called as the maker of a kernel, as one whose options are missing."""
+    try:
+        inspect.signature(factory).bind(problem, **options)
+    except (TypeError, ValueError) as error:
+        raise ProblemError(
+            f"{problem.name}: {kernel_name(factory)} cannot make a kernel: {error}; give its options as kernel_options"
+        ) from error
 
 
 def _may_spawn() -> bool:
@@ -379,7 +407,8 @@ def _starts(
     known = getattr(bare(factory), "inits", ())
     if isinstance(init, str):
         if init not in known:
-            raise ProblemError(f"{problem.name}: init={init!r}; {kernel_name(factory)} knows {list(known)}")
+            near = hint(init, known)
+            raise ProblemError(f"{problem.name}: init={init!r}, which {kernel_name(factory)} does not know{near}")
         return init
     if not known:
         raise ProblemError(f"{problem.name}: {kernel_name(factory)} chooses its starts itself; leave init out")

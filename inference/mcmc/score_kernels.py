@@ -9,25 +9,39 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Interval, Len
 from torch import Tensor
 
 from probmodels.errors import ProblemError
 from probmodels.inference.mcmc.kernels import Kernel, Params
-from probmodels.inference.mcmc.line_integrals import Evaluation, Target, check_rule, evaluate_start, finite, log_ratio
+from probmodels.inference.mcmc.line_integrals import (
+    RULES,
+    Evaluation,
+    Target,
+    check_rule,
+    evaluate_start,
+    finite,
+    log_ratio,
+)
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.potential import Potential
 from probmodels.inference.runtime.ops import part
+from probmodels.options import Count, Fraction, OneOf, Positive, checked
 
-__all__ = ["PROPOSALS", "Moved", "ScoreKernel", "Transition"]
+__all__ = ["Damping", "Moved", "Points", "RuleName", "ScoreKernel", "Transition"]
 
-PROPOSALS = ("hamiltonian", "langevin")
 _RULES = {"hamiltonian": "curve-simpson", "langevin": "simpson"}  # see `Transition` for why no free one
 _TARGET_ACCEPT = {"hamiltonian": 0.8, "langevin": 0.574}
 _DIVERGENCE = 1000.0  # change of energy above which a proposal counts as divergent
 _TALLIES = ("steps", "accept", "error", "checked", "evaluations", "divergences", "step_size")
+
+Proposal = Annotated[str, OneOf(tuple(_RULES))]
+RuleName = Annotated[str, OneOf(RULES)]
+Points = Annotated[int, Interval(ge=1, le=1000)]
+Damping = Annotated[float, Interval(ge=0, lt=1)]  # at one, momenta would never be refreshed
 
 
 @dataclass(frozen=True)
@@ -99,23 +113,18 @@ class Transition:
     diffusion models for model composition. https://arxiv.org/abs/2307.14012
     """
 
+    @checked(ProblemError)
     def __init__(
         self,
-        proposal: str = "hamiltonian",
+        proposal: Proposal = "hamiltonian",
         *,
         corrected: bool = True,
-        rule: str | None = None,
-        num_points: int = 5,
-        num_leapfrog: int = 3,
-        damping: float = 0.5,
-        check_points: int | None = None,
+        rule: RuleName | None = None,
+        num_points: Points = 5,
+        num_leapfrog: Count = 3,
+        damping: Damping = 0.5,
+        check_points: Points | None = None,
     ) -> None:
-        if proposal not in PROPOSALS:
-            raise ProblemError(f"proposal={proposal!r}; choose one of {PROPOSALS}")
-        if isinstance(num_leapfrog, bool) or not isinstance(num_leapfrog, int) or num_leapfrog < 1:
-            raise ProblemError(f"num_leapfrog={num_leapfrog!r}; it must be a whole number of at least 1")
-        if not 0 <= damping < 1:
-            raise ProblemError(f"damping={damping}; it must lie in [0, 1), or momenta are never refreshed")
         rule = _RULES[proposal] if rule is None else rule
         check_rule(rule, num_points)
         if check_points is not None:
@@ -213,26 +222,27 @@ class ScoreKernel(Kernel):
 
     vectorized = True
 
+    @checked(ProblemError)
     def __init__(
         self,
         problem: Problem,
         *,
-        num_chains: int,
-        targets: Sequence[Target],
+        num_chains: Count,
+        targets: Annotated[Sequence[Target], Len(1)],
         start: Tensor | Callable[[int], Tensor],
-        step_size: float | Sequence[float],
-        proposal: str = "hamiltonian",
+        step_size: Positive | Sequence[Positive],
+        proposal: Proposal = "hamiltonian",
         corrected: bool = True,
-        rule: str | None = None,
-        num_points: int = 5,
-        num_leapfrog: int = 3,
-        damping: float = 0.5,
+        rule: RuleName | None = None,
+        num_points: Points = 5,
+        num_leapfrog: Count = 3,
+        damping: Damping = 0.5,
         adapt: bool = True,
-        target_accept: float | None = None,
+        target_accept: Fraction | None = None,
         between: Callable[[int, Tensor], Tensor] | None = None,
         final: Callable[[Tensor], Tensor] | None = None,
         names: Sequence[str] | None = None,
-        check_points: int | None = None,
+        check_points: Points | None = None,
     ) -> None:
         super().__init__()
         try:
@@ -248,20 +258,15 @@ class ScoreKernel(Kernel):
         except ProblemError as error:
             raise ProblemError(f"{problem.name}: {error}") from error
         count = len(targets)
-        if not count:
-            raise ProblemError(f"{problem.name}: targets is empty; give at least the one to sample")
-        sizes = (
-            [float(step_size)] * count if isinstance(step_size, int | float) else [float(size) for size in step_size]
-        )
-        if len(sizes) != count or not all(0 < size < math.inf for size in sizes):
+        sizes = [float(size) for size in step_size] if isinstance(step_size, Sequence) else [float(step_size)] * count
+        if len(sizes) != count:
             raise ProblemError(
-                f"{problem.name}: step_size={step_size}; it must be a positive number, or {count} of them, one a target"
+                f"{problem.name}: step_size holds {len(sizes)} numbers for {count} targets; give one for each of them, "
+                "or one for all"
             )
         if names is not None and len(names) != count:
             raise ProblemError(f"{problem.name}: there are {len(names)} names for {count} targets")
         target_accept = _TARGET_ACCEPT[proposal] if target_accept is None else target_accept
-        if not 0 < target_accept < 1:
-            raise ProblemError(f"{problem.name}: target_accept={target_accept}; it must lie in (0, 1)")
         self._problem, self.num_chains, self._targets, self._start = problem, num_chains, list(targets), start
         self._sizes, self._between, self._final = sizes, between, final
         self._names = [str(index) for index in range(count)] if names is None else list(names)

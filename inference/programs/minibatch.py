@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from probmodels.errors import ProblemError
 from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.ops import chain_seed, isolated
+from probmodels.options import hint
 
 __all__ = ["Minibatches", "plate_sizes", "subsampled", "whole"]
 
@@ -62,9 +62,8 @@ class Minibatches:
         wanted = batch_size if isinstance(batch_size, Mapping) else dict.fromkeys(problem.batch_plates, batch_size)
         for plate, size in wanted.items():
             if plate not in problem.batch_plates:
-                close = difflib.get_close_matches(plate, problem.batch_plates, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"choose from {list(problem.batch_plates)}"
-                raise ProblemError(f"{name}: batch_size names {plate!r}, which is none of its batch_plates; {hint}")
+                near = hint(plate, problem.batch_plates)
+                raise ProblemError(f"{name}: batch_size names {plate!r}, which is none of its batch_plates{near}")
             if plate not in plates:
                 raise ProblemError(f"{name}: batch plate {plate!r} is no plate of the model; it has {sorted(plates)}")
             if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= plates[plate]:
