@@ -23,32 +23,33 @@ https://arxiv.org/abs/1711.00937
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 import xarray as xr
+from annotated_types import Interval
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from probmodels.datasets.images import check_images, make_images
 from probmodels.errors import DataError, ResultError
 from probmodels.guides.gflownet import make_policy
+from probmodels.guides.policy_networks import NETWORKS
 from probmodels.inference.diagnostics.evidence import check_weights
 from probmodels.inference.flows.balance import VarGrad
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
-from probmodels.options import check_counts
-from probmodels.outputs import Outputs, loss_figure, write_all
+from probmodels.options import Layers, OneOf, Seed, Width, checked
+from probmodels.outputs import Dpi, Outputs, loss_figure, write_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +81,7 @@ class DiscreteVAE(PyroModule):
     Parameters
     ----------
     num_latents, num_codes
-        Latents, and values of each.
+        Number of latents, and of values of each.
     shape
         Rows and columns of an image.
     embedding
@@ -146,35 +147,37 @@ class DiscreteVAE(PyroModule):
         return torch.stack(found).logsumexp(0)
 
 
+@checked(DataError, keep=True)
 def make_problem(
     data: xr.Dataset,
     *,
-    num_latents: int = 4,
-    num_codes: int = 8,
-    embedding: int = 8,
-    hidden: int = 128,
-    layers: int = 2,
-    network: str | None = None,
-    guide_hidden: int = 128,
-    guide_layers: int = 1,
-    num_particles: int = 4,
+    num_latents: Annotated[int, Interval(ge=1, le=1000)] = 4,
+    num_codes: Annotated[int, Interval(ge=2, le=10_000)] = 8,
+    embedding: Annotated[int, Interval(ge=1, le=1000)] = 8,
+    hidden: Width = 128,
+    layers: Layers = 2,
+    network: Annotated[str, OneOf(NETWORKS)] | None = None,
+    guide_hidden: Width = 128,
+    guide_layers: Layers = 1,
+    num_particles: Annotated[int, Interval(ge=2, le=10_000)] = 4,
     log_z: bool = False,
     split: str = "train",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Problem:
     """A discrete autoencoder of binary images.
 
     Parameters
     ----------
     data
-        As `probmodels.datasets.images` describes them, pixels 0 and 1.
+        Images as `probmodels.datasets.images` describes them, pixels 0 and 1.
     num_latents, num_codes
         Latents of an image, and values of each.
     embedding, hidden, layers
-        Of the decoder: length of the vector of a code, width and number of hidden layers.
+        Length of the vector of a code, width and number of hidden layers of the decoder.
     network, guide_hidden, guide_layers
-        Of the guide, see `probmodels.guides.gflownet`: ``"mlp"`` or ``"gru"`` for codes that are drawn one given the
-        others, ``"independent"`` for codes from the image alone; width, and layers that read the image before.
+        Network of the guide, see `probmodels.guides.gflownet`: ``"mlp"`` or ``"gru"`` for codes that are drawn one
+        given the others, ``"independent"`` for codes from the image alone; its width, and the number of layers that
+        read the image before.
     num_particles
         Draws of each step of the guide, by whose variance it is judged.
     log_z
@@ -182,7 +185,7 @@ def make_problem(
     split
         Images to take: those to fit, or with the options of a fit those to judge it by.
     seed
-        Of the starting values of the decoder.
+        Seed of the starting values of the decoder.
 
     Returns
     -------
@@ -193,14 +196,8 @@ def make_problem(
     ------
     DataError
         If the images are not binary, none has the split, or an option is out of range.
-    ProblemError
-        If an option of the guide is out of range.
     """
-    options = {name: value for name, value in locals().items() if name not in ("data", "split")}
     check_images(data)
-    check_counts(1, num_latents=num_latents, embedding=embedding, hidden=hidden)
-    check_counts(2, num_codes=num_codes)
-    check_counts(0, layers=layers)
     rows = (data["split"] == split).values
     if not rows.any():
         known = ", ".join(repr(str(name)) for name in np.unique(data["split"].values))
@@ -210,7 +207,7 @@ def make_problem(
     with isolated(seed):
         shape = (image.shape[1], image.shape[2])
         model = DiscreteVAE(num_latents, num_codes, shape, embedding=embedding, hidden=hidden, layers=layers)
-    kept = chosen.drop_vars("split").assign_attrs(data.attrs | {"options": json.dumps(options)})
+    kept = chosen
     if split == "train" and not rows.all():
         others = data["image"].values[~rows]
         kept = kept.assign(held_out_image=(("held_out", "row", "column"), others.astype(np.uint8)))
@@ -235,7 +232,7 @@ def exact_log_likelihood(problem: Problem, result: Result) -> xr.DataArray:
     problem
         The problem that was fitted, or one of other images, as ``make_problem(data, split="test")`` makes it.
     result
-        Of `fit_em`.
+        Result of `fit_em`.
 
     Returns
     -------
@@ -261,7 +258,8 @@ def exact_log_likelihood(problem: Problem, result: Result) -> xr.DataArray:
     return xr.DataArray(values.double().cpu().numpy(), {"data": np.asarray(problem.coords["data"])}, ("data",))
 
 
-def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outputs:
+@checked(ResultError)
+def write_outputs(result: Result, folder: str | Path, *, dpi: Dpi = 110) -> Outputs:
     """Write ``codes.csv``, ``summary.txt`` and ``figures/*.png``.
 
     The figures: ``samples``, images of codes at random; ``reconstructions``, images beside the mean of what their codes
@@ -270,7 +268,7 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outp
     Parameters
     ----------
     result
-        Of `fit_em`.
+        Result of `fit_em`.
     folder
         Where to; made where it is missing, files of the same names are replaced.
     dpi
@@ -286,12 +284,13 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outp
     ResultError
         If the result is not one of a discrete autoencoder.
     """
-    model = _decoder(result)
+    problem = _fitted_problem(result)
+    model: Any = problem.model
     usage = code_usage(result)
     return write_all(
         result,
         folder,
-        table="\n".join([*_log_likelihoods(result, model), "", *_usage_lines(usage)]),
+        table="\n".join([*_log_likelihoods(problem, result), "", *_usage_lines(usage)]),
         tables={"codes": usage.to_series().reset_index()},
         figures=_figures(result, model, usage) | loss_figure(result),
         dpi=dpi,
@@ -299,8 +298,15 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outp
 
 
 def code_usage(result: Result) -> xr.DataArray:
-    """Share of every code of every latent (latent, code) among the draws of all images."""
-    num_codes = _options(result)["num_codes"]
+    """Share of every code of every latent (latent, code) among the draws of all images.
+
+    Raises
+    ------
+    ResultError
+        If the result is not one of a discrete autoencoder.
+    """
+    model: Any = _fitted_problem(result).model
+    num_codes = model.num_codes
     drawn = result.posterior["code"].stack(all=("chain", "draw", "data")).transpose("latent", "all").values
     share = np.stack([np.bincount(row, minlength=num_codes) for row in drawn.astype(np.int64)]) / drawn.shape[1]
     labels = {"latent": np.arange(len(share)), "code": np.arange(num_codes)}
@@ -314,44 +320,34 @@ def tiny() -> Problem:
     return make_problem(data, num_latents=2, num_codes=3, embedding=2, hidden=4, layers=1, guide_hidden=4)
 
 
-def _options(result: Result) -> dict[str, Any]:
-    """Options of the problem that was fitted."""
-    text = result.group("observed_data").attrs.get("options")
-    if text is None:
-        raise ResultError("the result is not one of a discrete autoencoder: its observed data name no options")
-    found: dict[str, Any] = json.loads(text)
-    return found
-
-
-def _decoder(result: Result) -> DiscreteVAE:
-    """The fitted model."""
-    options, image = _options(result), result.tree["observed_data"].to_dataset()["image"]
-    sizes = {name: options[name] for name in ("num_latents", "num_codes", "embedding", "hidden", "layers")}
-    with isolated(seed=0):
-        model = DiscreteVAE(**sizes, shape=(image.sizes["row"], image.sizes["column"]))
+def _fitted_problem(result: Result) -> Problem:
+    """The problem of a result, its decoder as it was fitted, whatever the guide was."""
+    problem = result.rebuild()
+    model = problem.model
+    if not isinstance(model, DiscreteVAE):
+        raise ResultError(f"the result is one of {problem.name!r} and not of a discrete autoencoder")
     state = {name.replace("$$$", "."): value for name, value in result.params().items()}
     model.load_state_dict({name: state[name] for name in model.state_dict()})
-    return model.to(state["embedding"].dtype)
+    model.to(state["embedding"].dtype)
+    return problem
 
 
-def _log_likelihoods(result: Result, model: DiscreteVAE) -> list[str]:
+def _log_likelihoods(problem: Problem, result: Result) -> list[str]:
     """Sentences on the log likelihood of images, fitted ones and others."""
-    options, lines = _options(result), []
-    known = xr.merge(
-        [result.tree[name].to_dataset() for name in ("observed_data", "constant_data") if name in result.tree]
-    )
+    model: Any = problem.model
+    lines: list[str] = []
     for name, variable in (("fitted", "image"), ("held out", "held_out_image")):
-        if variable not in known:
+        if problem.data is None or variable not in problem.data:
             continue
-        images = known[variable].values[:_JUDGED]
+        images = problem.data[variable].values[:_JUDGED]
         if model.num_codes**model.num_latents <= _SUMMED:
             with torch.no_grad():
                 found = model.log_likelihood(torch.as_tensor(images).to(model.embedding)).double().numpy()
             how = "exact"
         else:
-            problem = make_problem(make_images(images), **options)
+            others = make_problem(make_images(images), **{**problem.options, "split": "train"})
             try:
-                estimate = check_weights(problem, result, num_draws=200)
+                estimate = check_weights(others, result, num_draws=200)
             except ResultError:
                 lines.append(f"Log likelihood of {name} images: not estimated, the guide is not the method's own.")
                 continue

@@ -20,13 +20,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 import xarray as xr
+from annotated_types import Interval
+from numpy.typing import NDArray
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 from torch.distributions import constraints
@@ -34,14 +36,17 @@ from torch.distributions import constraints
 from probmodels.datasets.petals import petal_offsets, simulate_petals
 from probmodels.errors import DataError
 from probmodels.guides.gflownet import make_policy
+from probmodels.guides.policy_networks import NETWORKS
 from probmodels.inference.flows.balance import VarGrad
 from probmodels.inference.problem import Problem
-from probmodels.options import check_counts, check_numbers
+from probmodels.options import OneOf, Seed, Width, checked, refuse_unused
 
 __all__ = ["ENGINES", "REFERENCE", "HierarchicalMixture", "make_problem", "tiny"]
 
 REFERENCE = "Hu et al. (2023), https://arxiv.org/abs/2302.06576"
 ENGINES = ("em",)
+
+_Length = Annotated[float, Interval(gt=0, le=1e9)]  # squares stay within single precision
 
 
 class HierarchicalMixture(PyroModule):
@@ -50,9 +55,9 @@ class HierarchicalMixture(PyroModule):
     Parameters
     ----------
     means
-        Of super-clusters at the start (cluster, axis).
+        Means of super-clusters at the start (cluster, axis).
     offsets
-        Of petals from them (petal, axis).
+        Offsets of petals from them (petal, axis).
     sigma
         Standard deviation of points around their petal.
     learn_sigma, learn_weights
@@ -103,21 +108,22 @@ class HierarchicalMixture(PyroModule):
         return density + self.weights.log().unsqueeze(-1) + self.petal_weights.log()
 
 
+@checked(DataError, keep=True)
 def make_problem(
     data: xr.Dataset | xr.DataArray,
     *,
-    num_clusters: int = 4,
-    num_petals: int = 4,
-    sigma: float = 0.25,
-    radius: float = 1.0,
+    num_clusters: Annotated[int, Interval(ge=2, le=10_000)] = 4,
+    num_petals: Annotated[int, Interval(ge=2, le=10_000)] = 4,
+    sigma: _Length = 0.25,
+    radius: _Length = 1.0,
     init: Sequence[Sequence[float]] | None = None,
     learn_sigma: bool = False,
     learn_weights: bool = False,
-    network: str | None = None,
-    hidden: int = 64,
-    num_particles: int = 4,
+    network: Annotated[str, OneOf(NETWORKS)] | None = None,
+    hidden: Width = 64,
+    num_particles: Annotated[int, Interval(ge=2, le=10_000)] = 4,
     log_z: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Problem:
     """Super-clusters of petals for points in the plane.
 
@@ -130,19 +136,19 @@ def make_problem(
     sigma
         Standard deviation of points around their petal, the starting one where it is learned.
     radius
-        Of a petal from the mean of its super-cluster.
+        Distance of a petal from the mean of its super-cluster.
     init
-        Where the means start (num_clusters, 2); None for points of the data, chosen by the seed.
+        Where the means start (num_clusters, 2); None for points of the data.
     learn_sigma, learn_weights
         Whether ``sigma``, and the probabilities of super-clusters and petals, are learned as well.
     network, hidden
-        Of the guide, an autoregressive policy; see `probmodels.guides.gflownet`.
+        Network and width of the guide, an autoregressive policy; see `probmodels.guides.gflownet`.
     num_particles
         Draws of each step of the guide, by whose variance it is judged.
     log_z
         Whether the guide has a site ``log_Z``, which objectives such as `TrajectoryBalance` need.
     seed
-        Of the starting means.
+        Seed of the choice of points that the means start from.
 
     Returns
     -------
@@ -152,19 +158,17 @@ def make_problem(
     Raises
     ------
     DataError
-        If the points are not finite pairs, there are fewer than super-clusters, or an option is out of range.
-    ProblemError
-        If an option of the guide is out of range.
+        If the points are not finite pairs, there are fewer than super-clusters, or an option is out of range or not
+        used.
     """
     points = _points(data)
-    check_counts(2, num_clusters=num_clusters, num_petals=num_petals)
-    check_numbers(0, ends="()", sigma=sigma, radius=radius)
     if num_clusters > len(points):
         raise DataError(f"num_clusters={num_clusters} is out of range: there are {len(points)} points")
-    chosen = np.random.default_rng(seed).choice(len(points), num_clusters, replace=False)
-    start = points.values[chosen] if init is None else np.asarray(init, dtype=float)
-    if start.shape != (num_clusters, 2) or not np.isfinite(start).all():
-        raise DataError(f"init has shape {start.shape}; give {num_clusters} finite pairs of numbers")
+    if init is None:
+        start = points.values[np.random.default_rng(seed).choice(len(points), num_clusters, replace=False)]
+    else:
+        refuse_unused(make_problem, "init", seed=seed)
+        start = _starts(init, num_clusters)
     dtype = torch.get_default_dtype()
     means, offsets = (torch.as_tensor(value, dtype=dtype) for value in (start, petal_offsets(num_petals, radius)))
     model = HierarchicalMixture(means, offsets, sigma, learn_sigma=learn_sigma, learn_weights=learn_weights)
@@ -190,16 +194,24 @@ def tiny() -> Problem:
     return make_problem(data, num_clusters=2, num_petals=2, learn_sigma=True, learn_weights=True, hidden=4)
 
 
-def _points(data: Any) -> xr.DataArray:
+def _starts(init: Sequence[Sequence[float]], num_clusters: int) -> NDArray[np.float64]:
+    """Means (cluster, axis) that were given."""
+    if len(init) != num_clusters or any(len(row) != 2 for row in init):
+        lengths = ", ".join(str(len(row)) for row in init)
+        raise DataError(f"init has rows of {lengths or 'no'} numbers; give {num_clusters} pairs of numbers")
+    return np.asarray(init, dtype=np.float64)
+
+
+def _points(data: xr.Dataset | xr.DataArray) -> xr.DataArray:
     """Points (data, axis), finite."""
     if isinstance(data, xr.Dataset):
         if "x" not in data:
             raise DataError(f"data has no variable 'x', the points (data, axis); it has {list(data.data_vars)}")
         data = data["x"]
-    if not isinstance(data, xr.DataArray):
-        raise DataError(f"data is a {type(data).__name__}; give a DataArray of dims (data, axis)")
     if data.ndim != 2 or data.shape[1] != 2 or not data.shape[0]:
         raise DataError(f"points have shape {data.shape}; give pairs of numbers, dims (data, axis)")
+    if data.dtype.kind not in "iuf":
+        raise DataError(f"points are of type {data.dtype}; give pairs of numbers, dims (data, axis)")
     wrong = np.argwhere(~np.isfinite(data.values))
     if len(wrong):
         raise DataError(f"point {int(wrong[0][0])} is {data.values[wrong[0][0]]}; drop points with missing numbers")

@@ -37,6 +37,7 @@ __all__ = [
     "Count",
     "Default",
     "Fraction",
+    "Layers",
     "Natural",
     "NonFinite",
     "NonNegative",
@@ -46,6 +47,7 @@ __all__ = [
     "Probability",
     "Seed",
     "Whole",
+    "Width",
     "check_choices",
     "check_counts",
     "check_numbers",
@@ -71,6 +73,8 @@ Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Probability = Annotated[float, Interval(ge=0, le=1)]
 Fraction = Annotated[float, Interval(gt=0, lt=1)]
+Width = Annotated[int, Interval(ge=1, le=10_000)]  # of a network's layers, which decide its memory
+Layers = Annotated[int, Interval(ge=0, le=64)]
 
 
 @dataclass(frozen=True)
@@ -381,10 +385,10 @@ def _real(value: Any) -> float:
 
 
 def _listed(value: Any) -> Any:
-    """What a one-dimensional array holds."""
+    """What an array holds, as lists in lists."""
     import numpy as np
 
-    return value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
+    return value.tolist() if isinstance(value, np.ndarray) and value.ndim else value
 
 
 def _strict(annotation: Any) -> Any:

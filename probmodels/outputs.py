@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Interval
 
 from probmodels.errors import ResultError
 
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from probmodels.inference.diagnostics.report import Report
     from probmodels.inference.result import Result
 
-__all__ = ["Outputs", "loss_figure", "write_all"]
+__all__ = ["Dpi", "Outputs", "loss_figure", "write_all"]
+
+Dpi = Annotated[int, Interval(ge=20, le=1200)]
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def write_all(
     tables: Mapping[str, pd.DataFrame] | None = None,
     figures: Mapping[str, Figure] | None = None,
     files: Mapping[str, Callable[[Path], object] | None] | None = None,
-    dpi: int = 110,
+    dpi: Dpi = 110,
 ) -> Outputs:
     """Write ``summary.txt``, tables as ``<name>.csv`` and figures as ``figures/<name>.png``.
 

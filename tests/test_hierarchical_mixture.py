@@ -13,7 +13,7 @@ from pyro import poutine
 
 from probmodels import fit_em
 from probmodels.datasets.petals import petal_offsets, simulate_petals
-from probmodels.errors import DataError, ProblemError
+from probmodels.errors import DataError
 from probmodels.hierarchical_mixture import HierarchicalMixture, make_problem
 from probmodels.inference import Phase
 from probmodels.inference.programs.programs import fitted
@@ -110,9 +110,14 @@ def test_starts_are_points_of_the_seed_and_what_is_not_learned_stays() -> None:
         ({"num_clusters": 1}, "num_clusters=1; give a whole number of at least 2"),
         ({"num_clusters": 99}, "there are 9 points"),
         ({"num_petals": True}, "num_petals=True"),
-        ({"sigma": 0.0}, "sigma=0.0 is out of range: give a number above 0"),
+        ({"sigma": 0.0}, "sigma=0.0; give a number above 0"),
         ({"radius": float("nan")}, "radius=nan"),
-        ({"init": [[0.0, 0.0]]}, "give 4 finite pairs"),
+        ({"init": [[0.0, 0.0]]}, "init has rows of 2 numbers; give 4 pairs of numbers"),
+        ({"init": [[0.0, 0.0]] * 3 + [[0.0]]}, "init has rows of 2, 2, 2, 1 numbers"),
+        ({"init": [[0.0, float("nan")]] * 4}, "init="),
+        ({"init": np.zeros((4, 2)), "seed": 1}, "seed=1 is not used with init; leave it out"),
+        ({"network": "tree"}, "network='tree'; choose one of mlp, gru, independent"),
+        ({"num_particles": 1}, "num_particles=1; give a whole number of at least 2"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict, message: str) -> None:
@@ -128,9 +133,7 @@ def test_points_that_are_none_are_refused() -> None:
         make_problem(data["x"][:, :1])
     with pytest.raises(DataError, match="point 3 is"):
         make_problem(data["x"].where(data["data"] != 3))
-    with pytest.raises(DataError, match="ndarray"):
+    with pytest.raises(DataError, match="points are of type"):
+        make_problem(data["x"].astype(str))
+    with pytest.raises(DataError, match="give a Dataset or a DataArray"):
         make_problem(data["x"].values)
-    with pytest.raises(ProblemError, match="network='tree'"):
-        make_problem(data, network="tree")
-    with pytest.raises(ProblemError, match="VarGrad: num_particles=1"):
-        make_problem(data, num_particles=1)

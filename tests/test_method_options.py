@@ -44,12 +44,16 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
         "anneal": ("zero",),
         "seed": ("zero",),
     },
+    "discrete_vae": {"layers": ("zero",), "guide_layers": ("zero",), "log_z": ("true",)},
+    "hierarchical_mixture": {"learn_sigma": ("true",), "learn_weights": ("true",), "log_z": ("true",)},
 }
 
 NOT_YET = set(METHODS) - {
     "acyclic_sem",
     "bayesian_network",
     "causal_graph",
+    "discrete_vae",
+    "hierarchical_mixture",
 }  # methods whose make_problem is not checked
 
 
