@@ -173,8 +173,8 @@ def guide_functions(name: str) -> list[tuple[Callable[..., Any], list[str]]]:
         raise ProblemError(f"no automatic guide is called {name!r}{hint(name, known)}")
     if name in POLICIES:
         return [(POLICIES[name], list(options_of(POLICIES[name], skip=1)))]
-    own: Callable[..., Any] = GUIDES[name].__init__
-    return [(make_guide, ["init", "init_scale"]), (own, list(options_of(own, skip=4)))]
+    family = GUIDES[name]
+    return [(make_guide, ["init", "init_scale"]), (family, list(options_of(family, skip=3)))]
 
 
 class _Placed(dist.Delta):

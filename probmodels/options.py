@@ -53,6 +53,7 @@ __all__ = [
     "check_numbers",
     "check_options",
     "checked",
+    "filled",
     "hint",
     "options_of",
     "options_schema",
@@ -61,6 +62,7 @@ __all__ = [
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_T = TypeVar("_T")
 
 _LARGEST = 2**63 - 1  # what a netCDF attribute and a TOML file can hold
 _MISSING = inspect.Parameter.empty
@@ -136,7 +138,7 @@ def checked(error: type[ProbmodelsError], *, keep: bool = False) -> Callable[[Ca
     ----------
     error
         What is raised for an option that is unknown, of a wrong type or out of range. Where the first argument is a
-        `Problem`, messages begin with its name.
+        `Problem`, messages begin with its name; those of an ``__init__`` with the name of the class.
     keep
         For ``make_problem``: whether the options that were given become ``Problem.options`` of what it returns, from
         which a result can be taken back to its problem.
@@ -145,13 +147,15 @@ def checked(error: type[ProbmodelsError], *, keep: bool = False) -> Callable[[Ca
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
         signature = inspect.signature(function)
         first = next(iter(signature.parameters), None)
+        name = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
 
         @functools.wraps(function)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             given = dict(zip(signature.parameters, args, strict=False)) | kwargs
             subject: Any = given.get(first) if first is not None else None
             where = f"{subject.name}: " if type(subject).__name__ == "Problem" else ""
-            check_options(call, given, where=where, error=error, of=f" of {function.__name__}")
+            where = f"{type(given.pop('self')).__name__}: " if first == "self" else where
+            check_options(call, given, where=where, error=error, of=f" of {name}")
             found: Any = function(*args, **kwargs)
             return replace(found, options={k: v for k, v in given.items() if k != first}) if keep else found
 
@@ -181,48 +185,78 @@ def options_of(function: Callable[..., Any], *, skip: int = 0) -> dict[str, Opti
     return dict(list(_options(function).items())[skip:])
 
 
+def filled(table: type[_T], given: Mapping[str, Any]) -> _T:
+    """Options of a TypedDict: those that are given, and the defaults of all others.
+
+    Parameters
+    ----------
+    table
+        The TypedDict, each of whose options has a `Default`.
+    given
+        Options by name.
+    """
+    found: Any = {option.name: option.default for option in _declared(table)} | dict(given)
+    return found
+
+
 @functools.cache
 def _options(function: Callable[..., Any]) -> dict[str, Option]:
     bound = isinstance(function, functools.partial)
     plain = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
-    given = types.SimpleNamespace(__annotations__={k: v for k, v in plain.__annotations__.items() if k != "return"})
-    try:
-        hints = typing.get_type_hints(given, getattr(plain, "__globals__", None), include_extras=True)
-    except NameError:  # a name that is there for type checkers only: nothing can be compared with it
-        hints = {}
-    docs = _documented(plain)
+    hints, docs = _hints(_body(plain)), _documented(plain)
     found = {}
     for name, parameter in inspect.signature(function if bound else plain).parameters.items():
-        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) or name == "self":
             continue
         found[name] = Option(name, hints.get(name, Any), parameter.default, docs.get(name, ""))
     return found | {option.name: option for option in _unpacked(plain)}
 
 
+def _body(function: Any) -> Any:
+    """The function whose parameters a function or class has."""
+    owner: Any = function
+    return inspect.unwrap(owner.__init__) if isinstance(function, type) else function
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    """Annotations of parameters; none where a name is there for type checkers only."""
+    given = types.SimpleNamespace(__annotations__={k: v for k, v in function.__annotations__.items() if k != "return"})
+    try:
+        return typing.get_type_hints(given, getattr(function, "__globals__", None), include_extras=True)
+    except NameError:
+        return {}
+
+
 def _unpacked(function: Callable[..., Any]) -> list[Option]:
     """Options that a function takes as ``**options: Unpack[SomeTypedDict]``."""
-    for name, parameter in inspect.signature(function).parameters.items():
+    body = _body(function)
+    for name, parameter in inspect.signature(body).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            hint_ = typing.get_type_hints(function, include_extras=True).get(name)
-            if hint_ is None or get_origin(hint_) is not typing.Unpack:
-                return []
-            (table,) = get_args(hint_)
-            docs, found = _documented(table), []
-            for key, annotation in typing.get_type_hints(table, include_extras=True).items():
-                default = [m.value for m in getattr(annotation, "__metadata__", ()) if isinstance(m, Default)]
-                found.append(Option(key, annotation, default[0] if default else _MISSING, docs.get(key, "")))
-            return found
+            hint_ = _hints(body).get(name)
+            return _declared(get_args(hint_)[0]) if get_origin(hint_) is typing.Unpack else []
     return []
 
 
+def _declared(table: Any) -> list[Option]:
+    """Options of a TypedDict."""
+    docs, found = _documented(table), []
+    for key, annotation in typing.get_type_hints(table, include_extras=True).items():
+        default = [m.value for m in getattr(annotation, "__metadata__", ()) if isinstance(m, Default)]
+        found.append(Option(key, annotation, default[0] if default else _MISSING, docs.get(key, "")))
+    return found
+
+
 def _documented(item: Any) -> dict[str, str]:
-    """What a NumPy docstring says about each parameter."""
+    """What a NumPy docstring says about each parameter, or that of a TypedDict which this one extends."""
+    inherited: dict[str, str] = {}
+    for base in getattr(item, "__orig_bases__", ()):
+        inherited |= _documented(base)
     if not item.__doc__:
-        return {}
+        return inherited
     import docstring_parser
 
     parsed = docstring_parser.parse(item.__doc__, style=docstring_parser.DocstringStyle.NUMPYDOC)
-    return {
+    return inherited | {
         name.strip(" *"): " ".join((entry.description or "").split())
         for entry in parsed.params
         for name in entry.arg_name.split(",")
@@ -476,7 +510,7 @@ def _said(annotation: Any, marks: tuple[Any, ...] = ()) -> str:
         if issubclass(origin, tuple) and args and args[-1] is not Ellipsis:
             return f"a list of {len(args)} ({', '.join(_said(arg) for arg in args)})"
         if issubclass(origin, collections.abc.Mapping):
-            return f"a table whose values are each {_said(args[1])}" if len(args) == 2 else "a table"
+            return f"a table whose values are each {_said(args[1])}" if args[1:] not in ((), (Any,)) else "a table"
         if issubclass(origin, Iterable) and args:
             many = f" of at least {least}" if least else ""
             return f"a list{many}, each item {_said(args[0])}"

@@ -533,10 +533,10 @@ def test_a_model_learns_from_refined_draws_as_from_the_posterior() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": "some"}, "weights='some' of wake, with refine=0; choose one of"),
-        ({"weights": "importance", "refine": 2}, r"with refine=2; choose one of \['equal', 'best'\]"),
-        ({"refine": -1}, "refine=-1 of wake"),
-        ({"refine": 1.5}, "refine=1.5 of wake"),
+        ({"weights": "some"}, "weights='some'; choose one of equal"),
+        ({"weights": "importance", "refine": 2}, "does not go with refine=2; choose 'equal' or 'best'"),
+        ({"refine": -1}, "refine=-1; give a whole number of at least 0"),
+        ({"refine": 1.5}, "refine=1.5; give a whole number"),
     ],
 )
 def test_options_of_wake_are_checked(options: dict[str, Any], message: str) -> None:

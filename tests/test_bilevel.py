@@ -381,8 +381,10 @@ def test_generated_sites_take_no_part():
         ({"hypergrad": "magic"}, "hypergrad='magic'; choose one of"),
         ({"unroll_steps": 50, "inner_steps": 10}, "unroll_steps=50 exceeds inner_steps=10"),
         ({"compare": "unrolled"}, "is the method itself"),
-        ({"hyper_lr": 0.0}, "hyper_lr=0.0; it must be positive"),
-        ({"num_rounds": 0}, "num_rounds=0; it must be a positive integer"),
+        ({"hyper_lr": 0.0}, "hyper_lr=0.0; give a number above 0"),
+        ({"num_rounds": 0}, "num_rounds=0; give a whole number of at least 1"),
+        ({"solver_steps": 5}, "solver_steps=5 is not used with hypergrad='unrolled'"),
+        ({"batch_size": 2}, "unknown option 'batch_size' of fit_bilevel"),
         ({"stop_by": "error"}, "needs observations of a discrete distribution"),
     ],
 )

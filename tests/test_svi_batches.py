@@ -141,8 +141,8 @@ def test_a_guide_of_all_local_values_at_once_is_refused():
         ({}, {"rows": 3}, "did you mean 'row'"),
         ({}, {"column": 3}, r"none of its batch_plates; choose from \['row'\]"),
         ({}, 13, "choose an integer from 1 to 12"),
-        ({}, 0, "choose an integer from 1 to 12"),
-        ({}, 2.5, "choose an integer from 1 to 12"),
+        ({}, 0, "batch_size=0; give a whole number of at least 1"),
+        ({}, {"row": 2.5}, "give a whole number of at least 1"),
         ({"batch_plates": ("column",)}, 3, "column"),
     ],
 )

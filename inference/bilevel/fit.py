@@ -12,54 +12,52 @@ optimization and meta-learning. https://arxiv.org/abs/1806.04910
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
+from typing import Annotated, Literal, Unpack
 
-import torch
+from annotated_types import Interval
 
 from probmodels.errors import ProblemError
 from probmodels.inference.bilevel.hypergradients import HYPERGRADIENTS
 from probmodels.inference.bilevel.rounds import STOP_BY, Plan, Rounds
 from probmodels.inference.problem import Outer, Problem
 from probmodels.inference.result import Result
-from probmodels.inference.variational.options import Callback, Options
+from probmodels.inference.variational.options import FitOptions, RunOptions
 from probmodels.inference.variational.training import fit
+from probmodels.options import Count, NonNegative, Positive, checked, refuse_unused
 
 __all__ = ["HYPERGRADIENTS", "STOP_BY", "fit_bilevel"]
 
+Method = Literal["unrolled", "cg", "neumann", "finite_difference"]
+_SOLVED = ("cg", "neumann")  # methods that solve a linear system
 
+
+@checked(ProblemError)
 def fit_bilevel(
     problem: Problem,
     *,
     outer: Outer | None = None,
-    num_rounds: int = 20,
-    inner_steps: int = 400,
-    unroll_steps: int = 5,
-    hypergrad: str = "unrolled",
-    lr: float = 0.01,
-    optimiser: str = "adam",
-    hyper_lr: float = 0.1,
-    hyper_optimiser: str = "sgd",
-    hyper_decay: float = 0.0,
-    solver_steps: int = 20,
-    damping: float = 0.0,
+    num_rounds: Count = 20,
+    inner_steps: Count = 400,
+    unroll_steps: Count = 5,
+    hypergrad: Method = "unrolled",
+    lr: Positive = 0.01,
+    optimiser: Literal["adam", "sgd"] = "adam",
+    hyper_lr: Positive = 0.1,
+    hyper_optimiser: Literal["adam", "sgd"] = "sgd",
+    hyper_decay: NonNegative = 0.0,
+    solver_steps: Count = 20,
+    damping: NonNegative = 0.0,
     restart: bool = True,
-    tolerance: float | None = None,
-    compare: str | None = None,
-    stop_by: str = "log_loss",
-    patience: int | None = None,
-    keep: str = "best",
-    num_scores: int = 16,
-    num_samples: int = 100,
-    num_particles: int | None = None,
-    seed: int = 0,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | str | None = None,
-    callbacks: Sequence[Callback] = (),
-    checkpoint: str | Path | None = None,
-    checkpoint_every: float = 30.0,
-    progress: bool = True,
+    tolerance: Annotated[float, Interval(ge=0, lt=1)] | None = None,
+    compare: Method | None = None,
+    stop_by: Literal["log_loss", "error"] = "log_loss",
+    patience: Count | None = None,
+    keep: Literal["best", "last"] = "best",
+    num_scores: Count = 16,
+    num_samples: Count = 100,
+    num_particles: Count | None = None,
+    **options: Unpack[RunOptions],
 ) -> Result:
     """Fit hyperparameters to an outer loss and all other parameters to the loss of the problem.
 
@@ -117,8 +115,10 @@ def fit_bilevel(
         Draws taken from the guide in the end.
     num_particles
         Draws per evaluation of either loss; None for what the problems say.
-    seed, device, dtype, callbacks, checkpoint, checkpoint_every, progress
-        As in `fit_svi`; a step is one of the hyperparameters, and its loss the outer one.
+    **options
+        ``seed``, ``device``, ``dtype``, ``callbacks``, ``checkpoint``, ``checkpoint_every`` and ``progress``: see
+        `probmodels.inference.variational.options.RunOptions`. A step is one of the hyperparameters, and its loss the
+        outer one.
 
     Returns
     -------
@@ -131,7 +131,7 @@ def fit_bilevel(
     ------
     ProblemError
         If there is no outer problem, its parameters are not those of the inner one, a hyperparameter is unknown or
-        moves nothing, or an argument is out of range.
+        moves nothing, or an option is out of range.
     CheckpointError, FitError, KeyboardInterrupt
         As in `fit_svi`.
 
@@ -141,26 +141,22 @@ def fit_bilevel(
     """
     given, name = dict(locals()), problem.name
     plan = Plan(**{field.name: given[field.name] for field in fields(Plan)})
-    plan.check(name)
-    if keep not in ("last", "best"):
-        raise ProblemError(f"{name}: keep={keep!r}; fit_bilevel keeps the 'last' or the 'best' round")
+    if unroll_steps > inner_steps:
+        raise ProblemError(
+            f"{name}: unroll_steps={unroll_steps} exceeds inner_steps={inner_steps}, the steps of a round"
+        )
+    if compare == hypergrad:
+        raise ProblemError(f"{name}: compare={compare!r} is the method itself; choose another one")
+    if hypergrad not in _SOLVED and compare not in _SOLVED:
+        refuse_unused(fit_bilevel, f"hypergrad={hypergrad!r}", solver_steps=solver_steps, damping=damping)
     if outer is not None:
         problem = replace(problem, outer=outer)
     if problem.outer is None:
         raise ProblemError(
             f"{name}: fit_bilevel needs an outer problem; give outer=Outer(problem, hyper) or use fit_svi"
         )
-    options = Options(
-        num_samples=num_samples,
-        patience=patience,
-        keep=keep,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        callbacks=callbacks,
-        checkpoint=checkpoint,
-        checkpoint_every=checkpoint_every,
-        progress=progress,
-    )
+    chosen: FitOptions = {**options, "num_samples": num_samples, "patience": patience, "keep": keep}
     settings = vars(plan)
-    return fit(problem, "bilevel", lambda setting: Rounds(setting, plan), options, settings, settings)
+    return fit(
+        problem, "bilevel", lambda setting: Rounds(setting, plan), chosen | {"distributed": False}, settings, settings
+    )

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from probmodels.errors import CheckpointError, FitError, ProblemError
 from probmodels.inference.bilevel.hypergradients import (
-    HYPERGRADIENTS,
-    OPTIMISERS,
     Descent,
     Found,
     Losses,
@@ -31,7 +29,7 @@ from probmodels.inference.runtime.ops import FixGenerated, chain_seed, isolated,
 from probmodels.inference.variational.loop import Loop, Setting
 from probmodels.inference.variational.losses import make_loss, objective_of
 from probmodels.inference.variational.optimiser import Adam, can_project, project
-from probmodels.inference.variational.options import Step, positive
+from probmodels.inference.variational.options import Step
 
 __all__ = ["STOP_BY", "Plan", "Rounds"]
 
@@ -43,7 +41,7 @@ Values = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Plan:
-    """What `fit_bilevel` takes beside `Options`; see there."""
+    """What is `fit_bilevel`'s own; see there."""
 
     num_rounds: int
     inner_steps: int
@@ -63,38 +61,6 @@ class Plan:
     num_scores: int
     num_particles: int | None
 
-    def check(self, name: str) -> None:
-        """See that every option is in range.
-
-        Raises
-        ------
-        ProblemError
-            If one is not.
-        """
-        sizes = ("num_rounds", "inner_steps", "unroll_steps", "solver_steps", "num_scores")
-        positive(name, **{key: getattr(self, key) for key in sizes})
-        for key, known in (
-            ("hypergrad", HYPERGRADIENTS),
-            ("compare", (None, *HYPERGRADIENTS)),
-            ("optimiser", OPTIMISERS),
-            ("hyper_optimiser", OPTIMISERS),
-            ("stop_by", STOP_BY),
-        ):
-            if getattr(self, key) not in known:
-                raise ProblemError(f"{name}: {key}={getattr(self, key)!r}; choose one of {known}")
-        for key in ("lr", "hyper_lr"):
-            if not getattr(self, key) > 0:
-                raise ProblemError(f"{name}: {key}={getattr(self, key)}; it must be positive")
-        for key in ("damping", "hyper_decay"):
-            if not getattr(self, key) >= 0:
-                raise ProblemError(f"{name}: {key}={getattr(self, key)}; it must not be negative")
-        if self.unroll_steps > self.inner_steps:
-            raise ProblemError(
-                f"{name}: unroll_steps={self.unroll_steps} exceeds inner_steps={self.inner_steps}, the steps of a round"
-            )
-        if self.compare == self.hypergrad:
-            raise ProblemError(f"{name}: compare={self.compare!r} is the method itself; choose another one")
-
 
 class Rounds(Loop):
     """Rounds of inner steps with a step of the hyperparameters after every few of them."""
@@ -110,6 +76,7 @@ class Rounds(Loop):
         self.total = plan.num_rounds * math.ceil(plan.inner_steps / plan.unroll_steps)
         others = [Programs(other, self.programs.memo) for other in problem.outer.problems()]
         self._outer, self._judge = others[0], others[-1]
+        self.bar.say("checking the outer problem")
         for programs in others:
             programs.check_stable()
         self._leaves = self.programs.params()
@@ -146,7 +113,7 @@ class Rounds(Loop):
     @property
     def stalled(self) -> bool:
         """Whether as many rounds as the options say have brought nothing better."""
-        patience = self.options.patience
+        patience = self.options["patience"]
         return patience is not None and bool(self._scores) and len(self._scores) - 1 - self._best_round >= patience
 
     def advance(self) -> Step | None:
@@ -179,7 +146,7 @@ class Rounds(Loop):
 
     def settle(self) -> None:
         """Take the best round's parameters back where the options say so."""
-        if self.options.keep == "best" and self.best:
+        if self.options["keep"] == "best" and self.best:
             self.programs.load_params(self.best)
 
     def dataset(self) -> xr.Dataset:
@@ -229,7 +196,7 @@ class Rounds(Loop):
             hyper = self._values(list(self.hyper))
             # Modules that functions hold are not copied with them: they were trained, and so would be the fresh ones.
             self.programs.put_back()
-            with isolated(chain_seed(self.options.seed, _ROUND_STREAM, self.round)):
+            with isolated(chain_seed(self.options["seed"], _ROUND_STREAM, self.round)):
                 fresh = Programs(self.programs.problem).params()
             self._put({name: fresh[name].detach() for name in self.inner} | hyper)
 
@@ -260,7 +227,7 @@ class Rounds(Loop):
         return self._inner_made - self._lowest_at >= 20
 
     def _score(self, num_draws: int) -> dict[str, float]:
-        return score_guide(self._judge, num_draws, chain_seed(self.options.seed, _SCORE_STREAM, self.round))
+        return score_guide(self._judge, num_draws, chain_seed(self.options["seed"], _SCORE_STREAM, self.round))
 
     def _move_hyper(self, gradient: Values) -> None:
         plan = self.plan
@@ -331,7 +298,7 @@ class Rounds(Loop):
                 )
 
     def _check_reach(self) -> None:
-        """See that the outer loss depends on the hyperparameters, itself or through the inner parameters."""
+        """Check that the outer loss depends on the hyperparameters, itself or through the inner parameters."""
         state = torch.get_rng_state()
         values = {name: value.requires_grad_() for name, value in self._values(list(self._leaves)).items()}
         with torch.enable_grad():
@@ -347,7 +314,7 @@ class Rounds(Loop):
             raise ProblemError(f"{self.name}: the outer loss depends on no inner parameter; use fit_svi")
 
     def _check_judge(self) -> None:
-        """See that rounds can be judged as they shall be."""
+        """Check that rounds can be judged as they shall be."""
         problem = self._judge.problem
         if not problem.names("observed"):
             raise ProblemError(f"{self.name}: rounds are judged by {problem.name!r}, which observes nothing; give stop")

@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Unpack
 
 import torch
+from annotated_types import Ge
 from pyro import poutine
 from torch import Tensor
 
 from probmodels.errors import ProblemError
-from probmodels.inference.flows.balance import Run, VarGrad
+from probmodels.inference.flows.balance import BalanceOptions, Run, VarGrad
 from probmodels.inference.flows.exploration import (
     Explore,
     Recall,
@@ -38,6 +39,7 @@ from probmodels.inference.programs.programs import Program, Programs
 from probmodels.inference.programs.traces import Frames, by_datum, sample_sites, scored, shared_plates
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import FixGenerated
+from probmodels.options import checked
 
 __all__ = ["BackAndForth", "BackAndForthKernel", "guided_kernel", "refined"]
 
@@ -57,8 +59,9 @@ class BackAndForth(VarGrad):
     ----------
     num_particles
         At least 2, the first draw included.
-    temperature, epsilon, reward_power, floor, joint
-        See `Balance`.
+    **options
+        ``temperature``, ``epsilon``, ``reward_power``, ``floor`` and ``joint``; see
+        `probmodels.inference.flows.balance.BalanceOptions`.
 
     References
     ----------
@@ -66,7 +69,8 @@ class BackAndForth(VarGrad):
     https://arxiv.org/abs/2302.06576
     """
 
-    def __init__(self, num_particles: int = 2, **options: Any) -> None:
+    @checked(ProblemError)
+    def __init__(self, num_particles: Annotated[int, Ge(2)] = 2, **options: Unpack[BalanceOptions]) -> None:
         super().__init__(num_particles, **options)
 
     def _runs(self, model: Any, guide: Any, args: Any, kwargs: Any) -> list[Run]:

@@ -16,14 +16,16 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, Unpack
 
 import pyro
 import torch
+from annotated_types import Ge
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from torch import Tensor
+from typing_extensions import TypedDict  # which knows what it extends in Python 3.11 as well
 
 from probmodels.errors import ProblemError
 from probmodels.inference.flows.exploration import Explore
@@ -37,24 +39,61 @@ from probmodels.inference.programs.traces import (
     sum_by_datum,
 )
 from probmodels.inference.runtime.ops import is_generated
+from probmodels.options import Count, Default, NonNegative, Positive, Probability, checked, filled
 
 __all__ = [
-    "WEIGHTS",
     "Balance",
+    "BalanceOptions",
     "DetailedBalance",
+    "DrawOptions",
     "Explore",
     "ParallelVarGrad",
     "Run",
     "SubTrajectoryBalance",
     "TrajectoryBalance",
     "VarGrad",
+    "Weights",
     "model_loss",
 ]
 
-WEIGHTS = ("equal", "importance", "best")
+Weights = Literal["equal", "importance", "best"]
 """How draws weigh in a loss of the model; see `model_loss`."""
 
 _FLOW = "log_flow_"
+_Several = Annotated[int, Ge(2)]
+
+
+class DrawOptions(TypedDict, total=False):
+    """What all balance objectives take.
+
+    Attributes
+    ----------
+    temperature, epsilon
+        How draws explore beyond the guide; see `Explore`. The minimum does not depend on it.
+    reward_power
+        Power of the reward, or a function from the step, counted from 0, to it: rising to 1 it anneals. A function
+        keeps the objective from being captured as a graph.
+    floor
+        Least log reward of a datum, before the power; what is below, -inf too, counts as that much.
+    """
+
+    temperature: Annotated[Positive, Default(1.0)]
+    epsilon: Annotated[Probability, Default(0.0)]
+    reward_power: Annotated[Positive | Callable[[int], float], Default(1.0)]
+    floor: Annotated[float | None, Default(None)]
+
+
+class BalanceOptions(DrawOptions, total=False):
+    """What balance objectives of data by row take.
+
+    Attributes
+    ----------
+    joint
+        ``"equal"``, ``"importance"`` or ``"best"``: how the same draws weigh in a loss of the model that is added, see
+        `model_loss`; guide and model move at once. None for a loss of the guide alone.
+    """
+
+    joint: Annotated[Weights | None, Default(None)]
 
 
 @dataclass
@@ -102,44 +141,19 @@ class Balance(ELBO):
     ----------
     num_particles
         Draws of the guide in each step.
-    temperature, epsilon
-        How draws explore beyond the guide; see `Explore`. The minimum does not depend on it.
-    reward_power
-        Power of the reward, or a function from the step, counted from 0, to it: rising to 1 it anneals. A function
-        keeps the objective from being captured as a graph.
-    floor
-        Least log reward of a datum, before the power; what is below, -inf too, counts as that much.
-    joint
-        One of `WEIGHTS`, by which the same draws weigh in a loss of the model that is added: guide and model move at
-        once. None for a loss of the guide alone.
+    **options
+        ``temperature``, ``epsilon``, ``reward_power``, ``floor`` and ``joint``; see `BalanceOptions`.
     """
 
     least = 1  # fewest draws
 
-    def __init__(
-        self,
-        num_particles: int,
-        *,
-        temperature: float = 1.0,
-        epsilon: float = 0.0,
-        reward_power: float | Callable[[int], float] = 1.0,
-        floor: float | None = None,
-        joint: str | None = None,
-    ) -> None:
+    @checked(ProblemError)
+    def __init__(self, num_particles: Count, **options: Unpack[BalanceOptions]) -> None:
         super().__init__(num_particles=num_particles)
-        self.temperature, self.epsilon = temperature, epsilon
-        self.reward_power, self.floor, self.joint = reward_power, floor, joint
+        given = filled(BalanceOptions, options)
+        self.temperature, self.epsilon = given["temperature"], given["epsilon"]
+        self.reward_power, self.floor, self.joint = given["reward_power"], given["floor"], given["joint"]
         self.step = 0
-        for name, good in {
-            f"temperature={temperature}; it must be positive": temperature > 0,
-            f"epsilon={epsilon}; it must lie between 0 and 1": 0 <= epsilon <= 1,
-            f"reward_power={reward_power}; it must be positive": callable(reward_power) or reward_power > 0,
-            f"floor={floor}; it must be finite": floor is None or math.isfinite(floor),
-            f"joint={joint!r}; choose one of {WEIGHTS}": joint is None or joint in WEIGHTS,
-        }.items():
-            if not good:
-                raise ProblemError(f"{type(self).__name__}: {name}")
-        self._check_particles()
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Loss () over all data, whose gradient moves the guide and, unless it is ``joint``, leaves the model."""
@@ -297,8 +311,8 @@ class VarGrad(Balance):
     ----------
     num_particles
         At least 2.
-    temperature, epsilon, reward_power, floor, joint
-        See `Balance`.
+    **options
+        ``temperature``, ``epsilon``, ``reward_power``, ``floor`` and ``joint``; see `BalanceOptions`.
 
     References
     ----------
@@ -308,7 +322,8 @@ class VarGrad(Balance):
 
     least = 2
 
-    def __init__(self, num_particles: int = 4, **options: Any) -> None:
+    @checked(ProblemError)
+    def __init__(self, num_particles: _Several = 4, **options: Unpack[BalanceOptions]) -> None:
         super().__init__(num_particles, **options)
 
     def _by_datum(self, runs: Sequence[Run]) -> Tensor:
@@ -324,22 +339,13 @@ class ParallelVarGrad(VarGrad):
     ----------
     num_particles
         At least 2.
-    temperature, epsilon, reward_power, floor
-        See `Balance`.
+    **options
+        ``temperature``, ``epsilon``, ``reward_power`` and ``floor``; see `DrawOptions`.
     """
 
-    def __init__(
-        self,
-        num_particles: int = 64,
-        *,
-        temperature: float = 1.0,
-        epsilon: float = 0.0,
-        reward_power: float | Callable[[int], float] = 1.0,
-        floor: float | None = None,
-    ) -> None:
-        super().__init__(
-            num_particles, temperature=temperature, epsilon=epsilon, reward_power=reward_power, floor=floor
-        )
+    @checked(ProblemError)
+    def __init__(self, num_particles: _Several = 64, **options: Unpack[DrawOptions]) -> None:
+        super().__init__(num_particles, **options)
 
     def _runs(self, model: Any, guide: Any, args: Any, kwargs: Any) -> list[Run]:
         count = self.num_particles
@@ -373,8 +379,8 @@ class TrajectoryBalance(Balance):
         Draws of each step.
     log_z
         Deterministic site of the guide, of shape () or one entry per datum; at the minimum the log evidence.
-    temperature, epsilon, reward_power, floor, joint
-        See `Balance`.
+    **options
+        ``temperature``, ``epsilon``, ``reward_power``, ``floor`` and ``joint``; see `BalanceOptions`.
 
     References
     ----------
@@ -382,7 +388,8 @@ class TrajectoryBalance(Balance):
     NeurIPS 2022, https://arxiv.org/abs/2201.13259
     """
 
-    def __init__(self, num_particles: int = 1, *, log_z: str = "log_Z", **options: Any) -> None:
+    @checked(ProblemError)
+    def __init__(self, num_particles: Count = 1, *, log_z: str = "log_Z", **options: Unpack[BalanceOptions]) -> None:
         super().__init__(num_particles, **options)
         self.log_z = log_z
 
@@ -417,8 +424,8 @@ class SubTrajectoryBalance(Balance):
     forward_looking
         Whether flows are given relative to the log density of what the model knows by then: of its sites, in program
         order, before the first latent one that has not been drawn. Take it where rewards come step by step.
-    temperature, epsilon, reward_power, floor, joint
-        See `Balance`.
+    **options
+        ``temperature``, ``epsilon``, ``reward_power``, ``floor`` and ``joint``; see `BalanceOptions`.
 
     References
     ----------
@@ -429,12 +436,16 @@ class SubTrajectoryBalance(Balance):
     ICML 2023, https://arxiv.org/abs/2302.01687
     """
 
+    @checked(ProblemError)
     def __init__(
-        self, num_particles: int = 1, *, decay: float = 0.9, forward_looking: bool = False, **options: Any
+        self,
+        num_particles: Count = 1,
+        *,
+        decay: NonNegative = 0.9,
+        forward_looking: bool = False,
+        **options: Unpack[BalanceOptions],
     ) -> None:
         super().__init__(num_particles, **options)
-        if not 0 <= decay < math.inf:
-            raise ProblemError(f"{type(self).__name__}: decay={decay}; it must be finite and not negative")
         self.decay, self.forward_looking = decay, forward_looking
 
     def _flows(self, run: Run) -> list[str]:
@@ -489,8 +500,10 @@ class DetailedBalance(SubTrajectoryBalance):
     ----------
     num_particles
         Draws of each step.
-    forward_looking, temperature, epsilon, reward_power, floor, joint
-        See `SubTrajectoryBalance` and `Balance`.
+    forward_looking
+        See `SubTrajectoryBalance`.
+    **options
+        ``temperature``, ``epsilon``, ``reward_power``, ``floor`` and ``joint``; see `BalanceOptions`.
 
     References
     ----------
@@ -498,11 +511,14 @@ class DetailedBalance(SubTrajectoryBalance):
     https://arxiv.org/abs/2111.09266
     """
 
-    def __init__(self, num_particles: int = 1, **options: Any) -> None:
-        super().__init__(num_particles, decay=0.0, **options)
+    @checked(ProblemError)
+    def __init__(
+        self, num_particles: Count = 1, *, forward_looking: bool = False, **options: Unpack[BalanceOptions]
+    ) -> None:
+        super().__init__(num_particles, decay=0.0, forward_looking=forward_looking, **options)
 
 
-def model_loss(log_p: Tensor, log_q: Tensor, weights: str) -> Tensor:
+def model_loss(log_p: Tensor, log_q: Tensor, weights: Weights) -> Tensor:
     """Loss of a model, by datum, at draws that are held fixed.
 
     Parameters

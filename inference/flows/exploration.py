@@ -18,7 +18,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
+from probmodels.errors import ProblemError
 from probmodels.inference.programs.traces import Frames, sample_sites, scored
+from probmodels.options import Positive, Probability, checked
 
 __all__ = ["Explore", "Recall", "by_event", "count_steps", "cut", "drawn", "retraced", "with_values"]
 
@@ -39,7 +41,8 @@ class Explore(Messenger):
         Share of uniform draws, in [0, 1].
     """
 
-    def __init__(self, temperature: float = 1.0, epsilon: float = 0.0) -> None:
+    @checked(ProblemError)
+    def __init__(self, temperature: Positive = 1.0, epsilon: Probability = 0.0) -> None:
         super().__init__()
         self.temperature, self.epsilon = temperature, epsilon
 

@@ -13,12 +13,14 @@ Zheng, X., Aragam, B., Ravikumar, P. and Xing, E. (2018). DAGs with NO TEARS. Ne
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor, nn
 
 from probmodels.errors import ProblemError
+from probmodels.options import Count, Natural, Positive, checked
 
 if TYPE_CHECKING:
     from probmodels.inference.variational.options import Step
@@ -77,25 +79,21 @@ class Constraint(nn.Module):
     before: Tensor
     moving = ("multiplier", "penalty", "before")
 
+    @checked(ProblemError)
     def __init__(
         self,
         violation: Callable[[], Tensor],
         *,
-        every: int = 100,
-        growth: float = 3.0,
-        fall: float = 0.5,
-        start: int = 0,
-        penalty: float = 1.0,
-        most: float = 1e8,
+        every: Count = 100,
+        growth: Annotated[float, Ge(1)] = 3.0,
+        fall: Annotated[float, Interval(gt=0, le=1)] = 0.5,
+        start: Natural = 0,
+        penalty: Positive = 1.0,
+        most: Positive = 1e8,
     ) -> None:
         super().__init__()
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise ProblemError(f"every={every!r}; it must be a positive number of steps")
-        if not (growth >= 1 and 0 < fall <= 1 and 0 < penalty <= most):
-            raise ProblemError(
-                f"growth={growth}, fall={fall}, penalty={penalty}, most={most}; give growth >= 1, fall in (0, 1] and "
-                "0 < penalty <= most"
-            )
+        if penalty > most:
+            raise ProblemError(f"penalty={penalty} exceeds most={most}; give a smaller one")
         self._violation = (violation,)  # in a tuple, or a module's parameters would be registered here as well
         self.every, self.growth, self.fall = every, growth, fall
         self.start, self.most = start, most

@@ -28,8 +28,8 @@ _STREAM = 3  # random stream of a run, beside those of its steps, draws and rows
 T = TypeVar("T")
 
 
-def join(name: str, distributed: bool | None) -> int:
-    """Number of ranks of a fit, after the process group has been started if that was asked for.
+def join(name: str, distributed: bool | None) -> tuple[int, int]:
+    """Number of this process, from 0, and of all that fit together; starts the process group if that is asked for.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def join(name: str, distributed: bool | None) -> int:
             )
         dist.init_process_group("nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo")
         atexit.register(_leave)
-    return dist.get_world_size() if there or distributed else 1
+    return (dist.get_rank(), dist.get_world_size()) if there or distributed else (0, 1)
 
 
 def shared_sizes(problem: Problem, batch_size: int | Mapping[str, int] | None) -> int | Mapping[str, int]:
@@ -197,7 +197,7 @@ class Ranks:
                 value.copy_(whole)
 
     def check_same(self, name: str, identity: Any) -> None:
-        """See that all ranks fit the same.
+        """Check that all ranks fit the same.
 
         Raises
         ------

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Unpack
 
-import torch
+from annotated_types import Len
 from pyro.infer import ELBO, Trace_ELBO
 
 from probmodels.errors import ProblemError
-from probmodels.inference.flows.balance import WEIGHTS, Balance
+from probmodels.inference.flows.balance import Balance, Weights
 from probmodels.inference.problem import Problem
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.fingerprints import fingerprint
@@ -29,9 +27,10 @@ from probmodels.inference.variational.losses import (
     wake,
     wake_phi,
 )
-from probmodels.inference.variational.options import Callback, Options, Schedule, positive
+from probmodels.inference.variational.options import Schedule, StepOptions
 from probmodels.inference.variational.replay import Memory
 from probmodels.inference.variational.training import Trainer, fit
+from probmodels.options import Count, OneOf, Positive, check_options, checked, hint, options_of
 
 __all__ = ["OBJECTIVES", "Course", "Phase", "fit_em", "make_course"]
 
@@ -50,10 +49,7 @@ Course = float | Mapping[str, float] | Callable[[int], float]
 """Of a number over the rounds of a fit: constant; ``{"start", "end", "over"}``, which goes from start to end in equal
 steps over that share of all rounds, by default 1, and stays there; or a function from the round, counted from 0."""
 
-_PARTICLES = {"wake": 1, "wake_phi": 8, "sleep": 1, "replay": 8}
-_OPTIONS: dict[str, Collection[str]] = {"wake": ("weights", "refine"), "replay": ("loss",), "joint": ("weights",)}
 _TEMPERED = ("e_step", "joint", "wake_phi", "replay", *BALANCES)
-_MOVES = ("guide", "model", "both")
 _LEAST_POWER = 1e-6
 _FIRST = "objective"  # of a sum, whose other parts go by their names
 
@@ -101,12 +97,12 @@ class Phase:
     """
 
     objective: str | Objective | ELBO
-    moves: str | None = None
-    steps: int = 1
-    lr: float | None = None
+    moves: Literal["guide", "model", "both"] | None = None
+    steps: Count = 1
+    lr: Positive | None = None
     schedule: Schedule | None = None
     until: Course | None = None
-    num_particles: int | None = None
+    num_particles: Count | None = None
     label: str | None = None
     static: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -120,25 +116,16 @@ class Phase:
         return getattr(self.objective, "__name__", type(self.objective).__name__)
 
 
+@checked(ProblemError)
 def fit_em(
     problem: Problem,
     *,
-    num_rounds: int = 1000,
-    phases: Sequence[str | Phase | Mapping[str, Any]] = ("e_step", "wake"),
-    lr: float = 0.01,
+    num_rounds: Count = 1000,
+    phases: Annotated[Sequence[str | Objective | ELBO | Phase | Mapping[str, Any]], Len(1)] = ("e_step", "wake"),
+    lr: Positive = 0.01,
     reward_power: Course = 1.0,
     observed_args: Mapping[str, int | str] | Callable[..., Any] | None = None,
-    batch_size: int | Mapping[str, int] | None = None,
-    num_samples: int = 1000,
-    clip_norm: float | None = None,
-    compile: str | None = None,
-    seed: int = 0,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | str | None = None,
-    callbacks: Sequence[Callback] = (),
-    checkpoint: str | Path | None = None,
-    checkpoint_every: float = 30.0,
-    progress: bool = True,
+    **options: Unpack[StepOptions],
 ) -> Result:
     """Fit the parameters of a model by turns with its guide, and draw from the guide.
 
@@ -149,7 +136,7 @@ def fit_em(
     num_rounds
         How often the phases follow each other.
     phases
-        What a round does, in order: a `Phase`, a mapping of its fields, or the name of an objective for one step of it.
+        What a round does, in order: a `Phase`, a mapping of its fields, or an objective, named or own, for one step.
         ``("wake", "sleep")`` is wake-sleep, ``("wake", "wake_phi")`` reweighted wake-sleep, the default variational EM.
     lr
         Step size of phases that have none of their own.
@@ -160,10 +147,10 @@ def fit_em(
     observed_args
         For dreams: observed site to the position or name of the argument that holds its data, or a function ``(args,
         kwargs, dreams) -> (args, kwargs)``; None where every site's data is an argument as it stands.
-    batch_size, num_samples, clip_norm, compile, seed, device, dtype
-        As in `fit_svi`.
-    callbacks, checkpoint, checkpoint_every, progress
-        As in `fit_svi`.
+    **options
+        ``batch_size``, ``num_samples``, ``clip_norm``, ``compile``, ``seed``, ``device``, ``dtype``, ``callbacks``,
+        ``checkpoint``, ``checkpoint_every`` and ``progress``: see
+        `probmodels.inference.variational.options.StepOptions` and what it extends.
 
     Returns
     -------
@@ -174,7 +161,7 @@ def fit_em(
     ------
     ProblemError
         If the problem has no guide or does not fit it, a phase is unknown or moves nothing, sites change between runs,
-        dreams do not find their argument, or an argument is out of range.
+        dreams do not find their argument, or an option is out of range.
     CheckpointError, FitError, KeyboardInterrupt
         As in `fit_svi`.
 
@@ -188,13 +175,10 @@ def fit_em(
     >>> result = fit_em(Problem("mine", model, guide, args=(x,)), phases=("wake", "sleep"))  # doctest: +SKIP
     """
     name = problem.name
-    positive(name, num_rounds=num_rounds)
-    if not lr > 0:
-        raise ProblemError(f"{name}: lr={lr}; it must be positive")
-    chosen = [_phase(name, phase) for phase in phases]
-    if not chosen:
-        raise ProblemError(f"{name}: phases is empty; give some of {list(OBJECTIVES)}")
-    chosen = _labelled(chosen)
+    chosen = _labelled([_phase(name, phase) for phase in phases])
+    dreams = any("sleep" in (phase.objective, *phase.plus) for phase in chosen)
+    if observed_args is not None and not dreams:
+        raise ProblemError(f"{name}: observed_args is not used without a phase 'sleep'; leave it out")
     constant = isinstance(reward_power, int | float) and reward_power == 1.0
     power = (
         None
@@ -206,26 +190,10 @@ def fit_em(
     courses = [_courses(name, phase, num_rounds) for phase in chosen]
 
     def make(setting: Setting) -> Trainer:
-        problem, plates = setting.programs.problem, list(setting.batches.sizes)
-        stages = [
-            _stage(problem, phase, lr, observed_args, plates, power, *made)
-            for phase, made in zip(chosen, courses, strict=True)
-        ]
+        making = _Making(setting.programs.problem, observed_args, list(setting.batches.sizes))
+        stages = [_stage(making, phase, lr, power, *made) for phase, made in zip(chosen, courses, strict=True)]
         return Trainer(setting, stages, num_rounds)
 
-    options = Options(
-        batch_size=batch_size,
-        num_samples=num_samples,
-        clip_norm=clip_norm,
-        compile=compile,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        callbacks=callbacks,
-        checkpoint=checkpoint,
-        checkpoint_every=checkpoint_every,
-        progress=progress,
-    )
     written = [{f.name: getattr(phase, f.name) for f in fields(phase)} for phase in chosen]
     settings = {"num_rounds": num_rounds, "phases": written, "lr": lr, "observed_args": observed_args}
     settings["reward_power"] = reward_power
@@ -233,47 +201,45 @@ def fit_em(
     given = [reward_power, *(phase.until for phase in chosen), *(c for phase in chosen for c in phase.plus.values())]
     rises = any(isinstance(course, Mapping) for course in given)  # over a share of all rounds
     fixed |= {"reward_power": fingerprint(reward_power), "rounds": num_rounds if rises else None}
-    return fit(problem, "em", make, options, settings, fixed)
+    return fit(problem, "em", make, {**options, "distributed": False}, settings, fixed)
 
 
-def _phase(name: str, given: str | Phase | Mapping[str, Any]) -> Phase:
+def _phase(name: str, given: str | Objective | ELBO | Phase | Mapping[str, Any]) -> Phase:
     """A phase as it was given, checked."""
-    if isinstance(given, Mapping):
-        known = [f.name for f in fields(Phase)]
-        for key in given:
-            if key not in known:
-                raise ProblemError(f"{name}: a phase has no {key!r}; {_hint(key, known)}")
-        if "objective" not in given:
-            raise ProblemError(f"{name}: the phase {dict(given)} lacks its objective; choose from {list(OBJECTIVES)}")
-        given = Phase(**given)
-    phase = given if isinstance(given, Phase) else Phase(given)
-    if isinstance(phase.objective, str):
-        _known(name, phase.objective)
-    if not isinstance(phase.objective, str | ELBO) and not callable(phase.objective):
-        raise ProblemError(f"{name}: a phase cannot minimise {phase.objective!r}; give a name or a function")
-    if phase.moves not in (None, *_MOVES):
-        raise ProblemError(f"{name}: phase {phase.name} moves {phase.moves!r}; choose one of {_MOVES}")
-    positive(f"{name}: phase {phase.name}", steps=phase.steps)
+    given = given if isinstance(given, Phase | Mapping) else Phase(given)
+    values = dict(given) if isinstance(given, Mapping) else vars(given)
+    if "objective" not in values:
+        raise ProblemError(f"{name}: the phase {values} lacks its objective; choose one of {', '.join(OBJECTIVES)}")
+    title = values.get("label") or values["objective"]
+    where = f"{name}: phase {title}: " if isinstance(title, str) else f"{name}: phase: "
+    check_options(Phase, values, where=where, error=ProblemError, of=" of a phase")
+    phase = given if isinstance(given, Phase) else Phase(**values)
+    for objective in [phase.objective, *phase.plus]:
+        if isinstance(objective, str) and objective not in OBJECTIVES:
+            raise ProblemError(f"{name}: no phase is called {objective!r}{hint(objective, OBJECTIVES)}")
+    if phase.objective in phase.plus:
+        raise ProblemError(f"{where}it adds itself; leave {phase.objective!r} out of plus")
     if phase.until is not None and phase.steps == 1:
-        raise ProblemError(f"{name}: phase {phase.name} has until and steps=1; let steps be the most that it may take")
-    if not isinstance(phase.options, Mapping):
-        raise ProblemError(f"{name}: phase {phase.name} has options={phase.options!r}; give values by name")
-    _check_options(name, phase)
-    if not isinstance(phase.plus, Mapping):
-        raise ProblemError(f"{name}: phase {phase.name} has plus={phase.plus!r}; give weights by name of an objective")
-    for other in phase.plus:
-        _known(name, other)
-        if other == phase.objective:
-            raise ProblemError(f"{name}: phase {phase.name} adds itself; leave {other!r} out of plus")
-    if phase.lr is not None and not phase.lr > 0:
-        raise ProblemError(f"{name}: phase {phase.name} has lr={phase.lr}; it must be positive")
-    if phase.num_particles is not None:
-        positive(f"{name}: phase {phase.name}", num_particles=phase.num_particles)
-        if phase.objective == "wake_phi" and phase.num_particles < 2:
-            raise ProblemError(
-                f"{name}: phase wake_phi weighs draws against each other; it needs num_particles=2 or more"
-            )
+        raise ProblemError(f"{where}it has until and steps=1; let steps be the most that it may take")
+    _check_options(where, phase)
     return phase
+
+
+def _check_options(where: str, phase: Phase) -> None:
+    """Check what only some objectives take: draws, options, and whether they are static."""
+    kind, given = phase.objective, _options(phase)
+    if isinstance(kind, str):
+        if phase.static:
+            raise ProblemError(f"{where}static=True is not used with a named objective; leave it out")
+        if phase.num_particles is not None and "num_particles" in phase.options:
+            raise ProblemError(f"{where}num_particles stands in the phase and among its options; give it once")
+        maker = _FREE.get(kind) or _BOUND[kind]
+        known = [name for name in options_of(maker) if name != "making"]
+        check_options(maker, given, where=where, error=ProblemError, of=f" of {kind}", known=known)
+        if kind in _FREE:
+            _FREE[kind](**given)
+    elif given:
+        raise ProblemError(f"{where}{', '.join(given)} not used with an objective of your own; leave it out")
 
 
 def _labelled(phases: Sequence[Phase]) -> list[Phase]:
@@ -284,32 +250,6 @@ def _labelled(phases: Sequence[Phase]) -> list[Phase]:
         replace(phase, label=f"{phase.name}_{count + 1}") if count else phase
         for phase, count in zip(phases, repeats, strict=True)
     ]
-
-
-def _known(name: str, objective: Any) -> None:
-    """See that there is an objective of a name."""
-    if objective not in OBJECTIVES:
-        raise ProblemError(f"{name}: no phase is called {objective!r}; {_hint(objective, OBJECTIVES)}")
-
-
-def _hint(word: Any, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(str(word), list(known), n=1)
-    return f"did you mean {close[0]!r}?" if close else f"choose from {list(known)}"
-
-
-def _check_options(name: str, phase: Phase) -> None:
-    kind = phase.objective if isinstance(phase.objective, str) else ""
-    known: Collection[str] = _OPTIONS.get(kind, ())
-    if kind in BALANCES:
-        try:
-            BALANCES[kind](**phase.options)
-        except TypeError as error:
-            raise ProblemError(f"{name}: phase {phase.name} has options={dict(phase.options)}: {error}") from error
-        return
-    for key in phase.options:
-        if key not in known:
-            what = _hint(key, known) if known else "it has none"
-            raise ProblemError(f"{name}: phase {phase.name} has no option {key!r}; {what}")
 
 
 def make_course(
@@ -391,73 +331,92 @@ def _moved(phase: Phase) -> str:
     return first if len(moved) == 1 else "both"
 
 
+@dataclass(frozen=True)
+class _Making:
+    """What the objectives of a problem are made of.
+
+    Attributes
+    ----------
+    problem
+        As it is fitted.
+    observed_args
+        See `fit_em`.
+    plates
+        Plates of which a step sees some rows.
+    """
+
+    problem: Problem
+    observed_args: Any
+    plates: Sequence[str]
+
+
+def _e_step(making: _Making, num_particles: Count | None = None) -> Any:
+    loss = make_loss(making.problem, num_particles)
+    if isinstance(loss, Balance):
+        loss.joint = None  # an E-step leaves the model
+    return objective_of(loss)
+
+
+def _joint(making: _Making, num_particles: Count | None = None, *, weights: Weights | None = None) -> Any:
+    loss = make_loss(making.problem, num_particles)
+    if not isinstance(loss, Balance):
+        raise ProblemError(
+            f"{making.problem.name}: phase joint takes a balance objective as the loss of the problem, which is "
+            f"{type(loss).__name__}; take loss='VarGrad', or the phases e_step and wake"
+        )
+    loss.joint = weights or loss.joint or "equal"
+    return objective_of(loss)
+
+
+def _sleep(making: _Making, num_particles: Count = 1) -> Sleep:
+    return Sleep(making.problem, making.observed_args, making.plates, num_particles)
+
+
+def _replay(
+    making: _Making, num_particles: Count = 8, *, loss: Annotated[str, OneOf(BALANCES)] | None = None
+) -> Memory:
+    return Memory(making.problem, num_particles, making.plates, None if loss is None else BALANCES[loss]())
+
+
+_BOUND: dict[str, Callable[..., Any]] = {"e_step": _e_step, "joint": _joint, "sleep": _sleep, "replay": _replay}
+_FREE: dict[str, Callable[..., Any]] = {"wake": wake, "wake_phi": wake_phi, **BALANCES}  # that need no problem
+
+
+def _options(phase: Phase) -> dict[str, Any]:
+    """Options of the objective of a phase, draws among them."""
+    count = {} if phase.num_particles is None else {"num_particles": phase.num_particles}
+    return count | dict(phase.options)
+
+
+def _objective(making: _Making, kind: str, options: Mapping[str, Any]) -> Any:
+    """A named objective."""
+    return objective_of(_FREE[kind](**options)) if kind in _FREE else _BOUND[kind](making, **options)
+
+
 def _stage(
-    problem: Problem,
+    making: _Making,
     phase: Phase,
     lr: float,
-    observed_args: Any,
-    plates: Sequence[str],
     power: Callable[[int], float] | None,
     until: Callable[[int], float] | None,
     plus: Mapping[str, Callable[[int], float]],
 ) -> Stage:
     """What the loop minimises in a phase."""
-    objective: Any = phase.objective
-    static = phase.static or isinstance(objective, ELBO)
-    if isinstance(objective, ELBO):
-        objective = objective_of(objective)
-    elif isinstance(objective, str):
-        static = objective != "replay"
-        objective = _objective(problem, objective, phase.num_particles, phase.options, observed_args, plates)
+    problem, objective = making.problem, phase.objective
+    static = phase.static or isinstance(objective, ELBO) or (isinstance(objective, str) and objective != "replay")
+    made = _objective(making, objective, _options(phase)) if isinstance(objective, str) else objective
+    made = objective_of(made) if isinstance(made, ELBO) else made
     tempered = [] if power is None else _tempered(problem.name, problem, phase)
     courses = dict(plus)
     if plus or tempered:
-        parts = {key: _objective(problem, key, None, {}, observed_args, plates) for key in plus}
-        parts = {key: _function(problem, part) for key, part in {_FIRST: objective, **parts}.items()}
-        objective, static = Composite(parts, tempered), static and "replay" not in plus
+        parts = {_FIRST: made, **{key: _objective(making, key, {}) for key in plus}}
+        made = Composite({key: _function(problem, part) for key, part in parts.items()}, tempered)
+        static = static and "replay" not in plus
         if tempered and power is not None:
             courses["reward_power"] = power
     schedule = phase.schedule or (lambda step: 1.0)
     moves = phase.moves or _moved(phase)
-    return Stage(phase.name, objective, moves, phase.steps, phase.lr or lr, schedule, until, courses, static)
-
-
-def _objective(
-    problem: Problem,
-    kind: str,
-    count: int | None,
-    options: Mapping[str, Any],
-    observed_args: Any,
-    plates: Sequence[str],
-) -> Any:
-    """A named objective."""
-    particles = count or _PARTICLES.get(kind, 1)
-    if kind in BALANCES:
-        return objective_of(BALANCES[kind](**({} if count is None else {"num_particles": count}), **options))
-    if kind == "sleep":
-        return Sleep(problem, observed_args, plates, particles)
-    if kind == "wake":
-        return wake(particles, **options)
-    if kind == "wake_phi":
-        return wake_phi(particles)
-    if kind == "replay":
-        loss = options.get("loss")
-        if loss is not None and loss not in BALANCES:
-            raise ProblemError(f"{problem.name}: replay has loss={loss!r}; {_hint(loss, BALANCES)}")
-        return Memory(problem, particles, plates, None if loss is None else BALANCES[loss]())
-    loss = make_loss(problem, count)
-    if kind == "joint":
-        if not isinstance(loss, Balance):
-            raise ProblemError(
-                f"{problem.name}: phase joint takes a balance objective as the loss of the problem, which is "
-                f"{type(loss).__name__}; take loss='VarGrad', or the phases e_step and wake"
-            )
-        loss.joint = options.get("weights", loss.joint or "equal")
-        if loss.joint not in WEIGHTS:
-            raise ProblemError(f"{problem.name}: phase joint has weights={loss.joint!r}; choose one of {WEIGHTS}")
-    elif isinstance(loss, Balance):
-        loss.joint = None  # an E-step leaves the model
-    return objective_of(loss)
+    return Stage(phase.name, made, moves, phase.steps, phase.lr or lr, schedule, until, courses, static)
 
 
 def _function(problem: Problem, objective: Any) -> Objective:

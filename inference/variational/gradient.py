@@ -132,7 +132,12 @@ class Gradient:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ProblemError(f"{self.programs.problem.name}: the loss cannot be evaluated: {first}{rows}") from error
 
-    def capture(self, compiler: str, examples: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]) -> None:
+    def capture(
+        self,
+        compiler: str,
+        examples: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]],
+        say: Callable[[str], None],
+    ) -> None:
         """Exchange the objective for a graph of it, if it has one, which agrees with it at all ``examples``.
 
         Parameters
@@ -141,6 +146,8 @@ class Gradient:
             ``"graph"`` or ``"inductor"``.
         examples
             Indices and values as `__call__` takes them.
+        say
+            Is told what is being done.
 
         Raises
         ------
@@ -151,6 +158,7 @@ class Gradient:
             raise CaptureError(f"{type(self.stage.objective).__name__} computes its gradient by methods of its own")
         if not self.stage.static:
             raise CaptureError("its objective may depend on more than parameters and data")
+        say(f"capturing {self.stage.label} as a graph")
         params = self.programs.params()
         before = {name: value.clone() for name, value in self.programs.buffers().items()}
         _, gradients = self._evaluate(*examples[0])
@@ -182,6 +190,7 @@ class Gradient:
                 compare(at, graph, (*moved, *example[len(kept) :]), None)
             self._graph, self.execution = graph, "graph"
             if compiler != "graph":
+                say(f"compiling {self.stage.label}")
                 self._compile(compiler, at, arguments[0])
         finally:
             torch.set_rng_state(state)

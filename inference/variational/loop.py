@@ -23,9 +23,55 @@ from probmodels.inference.programs.programs import Programs
 from probmodels.inference.runtime.checkpoint import check_room, read_state, write_state
 from probmodels.inference.runtime.ops import Interrupts, part, restore_rng, rng_tensors
 from probmodels.inference.variational.data_parallel import Ranks
-from probmodels.inference.variational.options import Options, Step
+from probmodels.inference.variational.options import FitOptions, Step
 
-__all__ = ["Loop", "Setting", "quiet"]
+__all__ = ["Bar", "Loop", "Setting", "quiet"]
+
+
+class Bar:
+    """What a fit is doing: first in words, then as a progress bar of steps, drawn ten times a second.
+
+    Parameters
+    ----------
+    label
+        What is fitted, and how.
+    shown
+        Whether anything is drawn.
+    """
+
+    def __init__(self, label: str, shown: bool) -> None:
+        self._label, self._shown, self._shown_at = label, shown, 0.0
+
+    def __enter__(self) -> Bar:
+        self._bar = tqdm(disable=not self._shown, desc=self._label, unit="step")
+        return self
+
+    def say(self, doing: str) -> None:
+        """Say what is being done where no steps are made."""
+        self._bar.set_description(f"{self._label}, {doing}")
+
+    def count(self, label: str, done: int, total: int) -> None:
+        """Begin to count steps."""
+        self._label = label
+        if self._shown:
+            self._bar.reset(total)
+            self._bar.initial = self._bar.n = self._bar.last_print_n = min(done, total)
+        self._bar.set_description(label)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to draw."""
+        return self._shown and time.monotonic() - self._shown_at >= 0.1
+
+    def show(self, done: int, state: str) -> None:
+        """Draw how many steps are made, and what the loop says of itself."""
+        self._shown_at = time.monotonic()
+        self._bar.set_postfix_str(state, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.set_description(self._label)
+        self._bar.close()
 
 
 @dataclass
@@ -44,13 +90,16 @@ class Setting:
         Checkpoint folder, or None.
     ranks
         This process among those that fit together.
+    bar
+        Shows what is being done.
     """
 
     programs: Programs
     batches: Minibatches
-    options: Options
+    options: FitOptions
     folder: Path | None
     ranks: Ranks
+    bar: Bar
 
 
 class Loop(ABC):
@@ -72,7 +121,7 @@ class Loop(ABC):
 
     def __init__(self, setting: Setting, columns: Sequence[str]) -> None:
         self.programs, self.batches, self.options = setting.programs, setting.batches, setting.options
-        self.folder, self.ranks = setting.folder, setting.ranks
+        self.folder, self.ranks, self.bar = setting.folder, setting.ranks, setting.bar
         self.name = setting.programs.problem.name
         self._columns = list(columns)
         self._rows = np.empty((1024, len(self._columns)))  # of the history, one per step
@@ -147,7 +196,7 @@ class Loop(ABC):
         self.ranks.first(lambda: write_state(folder, self.number, state, {}))
 
     def check_room(self) -> None:
-        """See that the disk holds two states at once, of which the old one goes when the new one is whole.
+        """Check that the disk holds two states at once, of which the old one goes when the new one is whole.
 
         Raises
         ------
@@ -176,13 +225,15 @@ class Loop(ABC):
         KeyboardInterrupt
             After an interrupt, once the step is finished and the state saved.
         """
-        options, saved_at = self.options, time.monotonic()
-        with Interrupts() as interrupts, quiet(), _Bar(self) as bar:
+        options, bar, saved_at = self.options, self.bar, time.monotonic()
+        bar.count(self.label, self.number, self.total)
+        with Interrupts() as interrupts, quiet():
             # A run that stalled is at its end, also when it is asked for again.
             while not self.stalled and (step := self.advance()) is not None:
-                bar.show()
-                ended = any([callback(step) for callback in options.callbacks])
-                due = self.folder is not None and time.monotonic() - saved_at >= options.checkpoint_every
+                if bar.due:
+                    bar.show(self.number, self.progress)
+                ended = any([callback(step) for callback in options["callbacks"]])
+                due = self.folder is not None and time.monotonic() - saved_at >= options["checkpoint_every"]
                 ended, interrupted, due = self.ranks.agree(ended, interrupts.count > 0, due)
                 if ended or self.stalled:
                     break
@@ -197,38 +248,10 @@ class Loop(ABC):
                 if due:
                     self.save()
                     saved_at = time.monotonic()
+        if self.number:
+            bar.show(self.number, self.progress)
         self.save()
         self.settle()
-
-
-class _Bar:
-    """Progress with the time that is left and what the loop says of itself; drawn ten times a second."""
-
-    def __init__(self, loop: Loop) -> None:
-        self.loop = loop
-        self._shown_at = 0.0
-
-    def __enter__(self) -> _Bar:
-        loop = self.loop
-        done, hidden = min(loop.number, loop.total), not loop.options.progress
-        self._bar = tqdm(total=loop.total, initial=done, disable=hidden, desc=loop.label, unit="step")
-        return self
-
-    def show(self) -> None:
-        """Draw it, if it is time."""
-        if not self.loop.options.progress or time.monotonic() - self._shown_at < 0.1:
-            return
-        self._shown_at = time.monotonic()
-        self._draw()
-
-    def _draw(self) -> None:
-        self._bar.set_postfix_str(self.loop.progress, refresh=False)
-        self._bar.update(self.loop.number - self._bar.n)
-
-    def __exit__(self, *exc: object) -> None:
-        if self.loop.options.progress and self.loop.number > self._bar.n:
-            self._draw()
-        self._bar.close()
 
 
 @contextlib.contextmanager

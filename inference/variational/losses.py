@@ -7,13 +7,13 @@ moves the parameters. None reads a value out of a tensor, so that a step can be 
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import pyro.infer
 import torch
+from annotated_types import Ge
 from pyro import poutine
 from pyro.distributions import Unit
 from pyro.distributions.util import is_identically_zero, scale_and_mask
@@ -27,12 +27,12 @@ from torch.distributions import kl_divergence
 from probmodels.errors import ProblemError
 from probmodels.inference.flows.back_and_forth import BackAndForth, refined
 from probmodels.inference.flows.balance import (
-    WEIGHTS,
     Balance,
     DetailedBalance,
     SubTrajectoryBalance,
     TrajectoryBalance,
     VarGrad,
+    Weights,
     model_loss,
 )
 from probmodels.inference.flows.exploration import drawn, with_values
@@ -40,6 +40,7 @@ from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.traces import by_datum, plate_scale, sample_sites, scored, shared_plates
 from probmodels.inference.runtime.ops import Unobserve, isolated, part as of_prefix
+from probmodels.options import Count, Natural, checked, hint
 
 __all__ = [
     "BALANCES",
@@ -76,15 +77,12 @@ def make_loss(problem: Problem, num_particles: int | None = None) -> Any:
         }
         kinds |= BALANCES
         if problem.loss not in kinds:
-            close = difflib.get_close_matches(problem.loss, sorted(kinds), n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"choose one of {sorted(kinds)}"
             raise ProblemError(
-                f"{problem.name}: loss {problem.loss!r} is no ELBO of pyro.infer and no objective of ours; {hint}"
+                f"{problem.name}: loss {problem.loss!r} is no ELBO of pyro.infer and no objective of ours"
+                f"{hint(problem.loss, sorted(kinds))}"
             )
         loss = kinds[problem.loss]()
     if num_particles is not None:
-        if num_particles < 1:
-            raise ProblemError(f"{problem.name}: num_particles={num_particles}; it must be at least 1")
         loss.num_particles = num_particles
     return loss
 
@@ -258,7 +256,8 @@ class Composite:
         return partial(getattr(part, how, part), model)
 
 
-def wake(num_particles: int = 1, weights: str | None = None, refine: int = 0) -> Objective:
+@checked(ProblemError)
+def wake(num_particles: Count = 1, weights: Weights | None = None, refine: Natural = 0) -> Objective:
     """Objective of a model: the importance-weighted bound on -log p(data), or -log p(data, z), at draws of the guide.
 
     For every datum the bound is log mean_k p(x, z_k) / q(z_k | x), where the latent sites and the data share a plate;
@@ -278,12 +277,9 @@ def wake(num_particles: int = 1, weights: str | None = None, refine: int = 0) ->
     ----------
     J. Bornschein, Y. Bengio, Reweighted wake-sleep, ICLR 2015, https://arxiv.org/abs/1406.2751
     """
-    weights = weights or ("equal" if refine else "importance")
-    if weights not in WEIGHTS or (refine and weights == "importance"):
-        known = [name for name in WEIGHTS if not (refine and name == "importance")]
-        raise ProblemError(f"weights={weights!r} of wake, with refine={refine}; choose one of {known}")
-    if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
-        raise ProblemError(f"refine={refine!r} of wake; give a number of moves, 0 for none")
+    if refine and weights == "importance":
+        raise ProblemError(f"weights='importance' of wake does not go with refine={refine}; choose 'equal' or 'best'")
+    chosen = weights or ("equal" if refine else "importance")
 
     def bound(model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         log_p, log_q = [], []
@@ -294,12 +290,13 @@ def wake(num_particles: int = 1, weights: str | None = None, refine: int = 0) ->
             shared = shared_plates(trace, draw)
             log_p.append(by_datum(trace, shared))
             log_q.append(torch.zeros_like(log_p[-1]) if refine else by_datum(draw, shared))
-        return plate_scale(shared) * model_loss(torch.stack(log_p), torch.stack(log_q), weights).sum()
+        return plate_scale(shared) * model_loss(torch.stack(log_p), torch.stack(log_q), chosen).sum()
 
     return bound
 
 
-def wake_phi(num_particles: int = 8) -> Objective:
+@checked(ProblemError)
+def wake_phi(num_particles: Annotated[int, Ge(2)] = 8) -> Objective:
     """Objective of a guide: cross entropy from the posterior, estimated by self-normalised importance sampling.
 
     Its draws come from the guide itself, held fixed; no gradient passes through them, so that discrete sites are fine.
@@ -314,8 +311,6 @@ def wake_phi(num_particles: int = 8) -> Objective:
     ----------
     J. Bornschein, Y. Bengio, Reweighted wake-sleep, ICLR 2015, https://arxiv.org/abs/1406.2751
     """
-    if num_particles < 2:
-        raise ValueError(f"wake_phi weighs draws against each other: num_particles={num_particles} is too few")
 
     def cross_entropy(model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         weights, logs = [], []

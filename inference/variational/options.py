@@ -1,4 +1,4 @@
-"""What the gradient engines are given: options, schedules of the step size, and what callbacks learn."""
+"""What the engines that fit a guide are given: options, schedules of the step size, and what callbacks learn."""
 
 from __future__ import annotations
 
@@ -6,20 +6,30 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-import numpy as np
 import torch
+from annotated_types import Interval
+from typing_extensions import TypedDict  # which knows what it extends in Python 3.11 as well
 
 from probmodels.errors import ProblemError
-from probmodels.inference.programs.capture import COMPILERS
+from probmodels.options import Count, Default, Natural, NonNegative, Positive, Seed
 
-__all__ = ["COMPILE", "Callback", "Options", "Schedule", "Step", "make_schedule", "positive"]
-
-COMPILE = (None, "eager", *COMPILERS)
-KEEP = ("last", "best", "average")
+__all__ = [
+    "Callback",
+    "Decay",
+    "FitOptions",
+    "RunOptions",
+    "Schedule",
+    "Step",
+    "StepOptions",
+    "find_device",
+    "find_dtype",
+    "make_schedule",
+]
 
 Schedule = Callable[[int], float]
+Decay = Annotated[float, Interval(gt=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -39,69 +49,116 @@ class Step:
 Callback = Callable[[Step], bool | None]
 
 
-@dataclass(frozen=True)
-class Options:
-    """What both engines take; see `fit_svi`."""
+class RunOptions(TypedDict, total=False):
+    """What `fit_svi`, `fit_em` and `fit_bilevel` take.
 
-    batch_size: int | Mapping[str, int] | None = None
-    num_samples: int = 1000
-    clip_norm: float | None = None
-    patience: int | None = None
-    keep: str = "last"
-    kl_warmup: int = 0
-    compile: str | None = None
-    seed: int = 0
-    device: str | torch.device | None = None
-    dtype: torch.dtype | str | None = None
-    callbacks: Sequence[Callback] = ()
-    checkpoint: str | Path | None = None
-    checkpoint_every: float = 30.0
-    progress: bool = True
-    distributed: bool | None = False
+    Attributes
+    ----------
+    seed
+        Non-negative; the same seed gives the same numbers.
+    device
+        Where to compute; None for where the problem lies.
+    dtype
+        ``"float32"`` or ``"float64"`` for data, parameters and draws; None for the problem's own.
+    callbacks
+        Called with a `Step` after every step; one that returns True ends the fit.
+    checkpoint
+        Folder for the state; an unfinished fit of the same call found there is continued to the same numbers.
+    checkpoint_every
+        Seconds between two checkpoints, 0 for one after every step.
+    progress
+        Whether to show a progress bar.
+    """
 
-    def check(self, name: str) -> None:
-        """See that every option is in range.
-
-        Raises
-        ------
-        ProblemError
-            If one is not.
-        """
-        positive(name, num_samples=self.num_samples)
-        if self.patience is not None:
-            positive(name, patience=self.patience)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or self.seed < 0:
-            raise ProblemError(f"{name}: seed={self.seed!r}; it must be an integer that is not negative")
-        if not isinstance(self.kl_warmup, int) or self.kl_warmup < 0:
-            raise ProblemError(f"{name}: kl_warmup={self.kl_warmup!r}; give a number of steps, 0 for none")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ProblemError(f"{name}: clip_norm={self.clip_norm}; it must be positive")
-        if self.keep not in KEEP:
-            raise ProblemError(f"{name}: keep={self.keep!r}; choose one of {KEEP}")
-        if self.compile not in COMPILE:
-            raise ProblemError(f"{name}: compile={self.compile!r}; choose one of {COMPILE}")
-
-    def torch_dtype(self, name: str) -> torch.dtype | None:
-        """The type to compute in; None for that of the data."""
-        if self.dtype is None:
-            return None
-        dtype = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
-        if dtype not in (torch.float32, torch.float64):
-            raise ProblemError(f"{name}: dtype={self.dtype!r}; choose 'float32' or 'float64'")
-        return dtype
+    seed: Annotated[Seed, Default(0)]
+    device: Annotated[str | torch.device | None, Default(None)]
+    dtype: Annotated[Literal["float32", "float64"] | torch.dtype | None, Default(None)]
+    callbacks: Annotated[Sequence[Callback], Default(())]
+    checkpoint: Annotated[str | Path | None, Default(None)]
+    checkpoint_every: Annotated[NonNegative, Default(30.0)]
+    progress: Annotated[bool, Default(True)]
 
 
-def positive(name: str, **values: Any) -> None:
-    """See that numbers of steps, rounds or draws are positive integers.
+class StepOptions(RunOptions, total=False):
+    """What `fit_svi` and `fit_em` take.
+
+    Attributes
+    ----------
+    batch_size
+        Rows that a step sees of every plate in ``problem.batch_plates``, or of each by name; None for all. Model and
+        guide take their data with the indices that the plate gives. Every step's loss is unbiased for that of all data.
+    num_samples
+        Draws taken from the fitted guide, with all data.
+    clip_norm
+        Largest norm of the gradient over all parameters.
+    compile
+        ``"graph"``: loss and gradient are captured once and run without Python programs; ``"inductor"``: the graph
+        becomes machine code, which takes seconds and a C++ compiler; ``"eager"``: as written. None for a graph where
+        there is one and the number of steps repays it. What cannot be captured runs eagerly; attribute ``execution`` of
+        the result says which and why. All give the same numbers but for rounding.
+    """
+
+    batch_size: Annotated[Count | Mapping[str, Count] | None, Default(None)]
+    num_samples: Annotated[Count, Default(1000)]
+    clip_norm: Annotated[Positive | None, Default(None)]
+    compile: Annotated[Literal["graph", "inductor", "eager"] | None, Default(None)]
+
+
+class FitOptions(StepOptions, total=False):
+    """What `fit_svi` takes, beside what is its own.
+
+    Attributes
+    ----------
+    patience
+        Stop after so many steps in which the smoothed loss has not improved; None for never.
+    keep
+        ``"last"`` parameters; the ``"best"`` by smoothed loss; or their ``"average"`` over about the last tenth of the
+        steps, which noise moves less.
+    kl_warmup
+        Steps in which the weight of the latent sites' log densities, in model and guide, rises from 0 to 1.
+    distributed
+        Whether the processes that ``torchrun`` started fit together: each sees its share of the rows of a step, and all
+        return the same result, that of one process but for rounding, or, where rows have latent sites, for noise. None
+        for where a process group of ``torch.distributed`` has been started. Callbacks are called on the first rank.
+    """
+
+    patience: Annotated[Count | None, Default(None)]
+    keep: Annotated[Literal["last", "best", "average"], Default("last")]
+    kl_warmup: Annotated[Natural, Default(0)]
+    distributed: Annotated[bool | None, Default(None)]
+
+
+def find_dtype(name: str, dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The type to compute in; None for that of the data.
 
     Raises
     ------
     ProblemError
-        If one is not.
+        If it is neither of the two that there are.
     """
-    for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ProblemError(f"{name}: {key}={value!r}; it must be a positive integer")
+    found = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if found not in (None, torch.float32, torch.float64):
+        raise ProblemError(f"{name}: dtype={dtype!r}; choose 'float32' or 'float64'")
+    return found
+
+
+def find_device(name: str, device: str | torch.device | None) -> torch.device | None:
+    """Where to compute; None for where the problem lies.
+
+    Raises
+    ------
+    ProblemError
+        If there is no such device.
+    """
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).item()  # an error of a device that is not there, or holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0]
+        raise ProblemError(f"{name}: cannot compute on device={str(device)!r}: {first}; choose 'cpu'") from error
+    return found
 
 
 def make_schedule(name: str, schedule: str | Schedule | None, num_steps: int, lr_decay: float) -> Schedule:
@@ -122,7 +179,7 @@ def make_schedule(name: str, schedule: str | Schedule | None, num_steps: int, lr
     Raises
     ------
     ProblemError
-        If the name is unknown, or ``lr_decay`` does not go with it.
+        If ``lr_decay`` does not go with it.
     """
     if callable(schedule):
         if lr_decay != 1.0:
@@ -149,8 +206,6 @@ def make_schedule(name: str, schedule: str | Schedule | None, num_steps: int, lr
         "warmup": warmup,
         "warmup_cosine": lambda step: warmup(step) * cosine(step),
     }
-    if schedule not in known:
-        raise ProblemError(f"{name}: schedule={schedule!r}; choose one of {[k for k in known if k]} or give a function")
     if schedule == "geometric" and lr_decay == 1.0:
         raise ProblemError(f"{name}: schedule='geometric' needs lr_decay, the ratio of the last step size to the first")
     if schedule in ("constant", "warmup") and lr_decay != 1.0:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,10 @@ from probmodels.inference.runtime.ops import (
 from probmodels.inference.variational.constraints import followers
 from probmodels.inference.variational.data_parallel import Ranks, join, shared_sizes
 from probmodels.inference.variational.gradient import Gradient, Stage
-from probmodels.inference.variational.loop import Loop, Setting, quiet
+from probmodels.inference.variational.loop import Bar, Loop, Setting, quiet
 from probmodels.inference.variational.optimiser import Adam
-from probmodels.inference.variational.options import Options, Step
+from probmodels.inference.variational.options import FitOptions, Step, find_device, find_dtype
+from probmodels.options import filled
 
 __all__ = ["Trainer", "fit"]
 
@@ -100,7 +102,7 @@ class Trainer(Loop):
     @property
     def stalled(self) -> bool:
         """Whether the smoothed loss has not improved for as many steps as the options say."""
-        patience = self.options.patience
+        patience = self.options["patience"]
         return patience is not None and self.number - self.best_step >= patience
 
     def dataset(self) -> xr.Dataset:
@@ -113,7 +115,7 @@ class Trainer(Loop):
 
     def settle(self) -> None:
         """Take the best or the average parameters where the options say so."""
-        if self.options.keep != "last":
+        if self.options["keep"] != "last":
             self.programs.load_params(self.best)
 
     def advance(self) -> Step | None:
@@ -149,7 +151,7 @@ class Trainer(Loop):
                 f"{self.name}: at step {self.number + 1} the loss is {value} and its gradient norm {norm}; "
                 f"try a smaller lr than {stage.lr}, clip_norm=10, or other starting values of the guide"
             )
-        limit = self.options.clip_norm
+        limit = self.options["clip_norm"]
         if limit is not None and norm > limit:
             values = list(torch._foreach_mul(values, limit / (norm + 1e-6)))
         lr = stage.lr * stage.schedule(self.made[self.place])
@@ -164,15 +166,15 @@ class Trainer(Loop):
         self.record(loss, norm, seconds, place)
         weight = max(0.1, 1 / self.made[place])
         self.recent[place] = loss if self.made[place] == 1 else (1 - weight) * self.recent[place] + weight * loss
-        judged = self.number - self.options.kl_warmup  # losses before have other weights
+        judged = self.number - self.options["kl_warmup"]  # losses before have other weights
         if judged > 0:
             weight = max(1 / _SMOOTH, 1 / judged)
             self.smooth = loss if judged == 1 else (1 - weight) * self.smooth + weight * loss
         if judged <= 0 or self.smooth < self.best_loss:
             self.best_loss, self.best_step = self.smooth, self.number
-            if self.options.keep == "best":
+            if self.options["keep"] == "best":
                 self._keep()
-        if self.options.keep == "average":
+        if self.options["keep"] == "average":
             # Step k of n has a weight in proportion to k^6.94 (Karras et al. 2024, https://arxiv.org/abs/2312.02696,
             # equation 121): the share of the fit that it looks back over is the same however long that is.
             self._keep(1 - (1 - 1 / self.number) ** (_AVERAGE + 1))
@@ -196,7 +198,7 @@ class Trainer(Loop):
 
     def _inputs(self, stage: Stage, step: int, turn: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Rows of a step and what else changes with it and with the round, both counted from 0."""
-        warmup = self.options.kl_warmup
+        warmup = self.options["kl_warmup"]
         values = {name: course(turn) for name, course in stage.courses.items()}
         if warmup:
             values["kl"] = min(step / warmup, 1.0)
@@ -206,12 +208,13 @@ class Trainer(Loop):
     def _prepare(self) -> None:
         """Check everything that a step needs, and capture what can be, without a trace in state or random numbers."""
         saved, buffers = rng_tensors(), {k: v.clone() for k, v in self.programs.buffers().items()}
-        wanted = self.options.compile
+        wanted = self.options["compile"]
         compiler = wanted or ("graph" if self.total >= _GRAPH_STEPS else "eager")
         self.batches.check(self.programs.problem, self.programs.model)
-        moments = (0, 0), (max(1, self.options.kl_warmup // 2), self.rounds // 2)
+        moments = (0, 0), (max(1, self.options["kl_warmup"] // 2), self.rounds // 2)
         with quiet():
             for gradient in self.gradients:
+                self.bar.say(f"checking {gradient.stage.label}")
                 examples = [self._inputs(gradient.stage, *moment) for moment in moments]
                 gradient.check(*examples[0])
                 with pyro.validation_enabled(False):
@@ -223,10 +226,10 @@ class Trainer(Loop):
 
     def _capture(self, gradient: Gradient, compiler: str, examples: Any) -> None:
         try:
-            gradient.capture(compiler, examples)
+            gradient.capture(compiler, examples, self.bar.say)
         except CaptureError as error:
             gradient.execution = f"eager: {error}"
-            level = logging.INFO if self.options.compile is None else logging.WARNING
+            level = logging.INFO if self.options["compile"] is None else logging.WARNING
             _log.log(level, "%s: %s runs eagerly: %s", self.name, gradient.stage.label, error)
 
     def _optimiser(self, stage: Stage) -> Adam:
@@ -275,7 +278,7 @@ def fit(
     problem: Problem,
     engine: str,
     make: Callable[[Setting], Loop],
-    options: Options,
+    options: FitOptions,
     settings: Mapping[str, Any],
     fixed: Mapping[str, Any],
 ) -> Result:
@@ -290,63 +293,87 @@ def fit(
     make
         Makes the loop.
     options
-        What the engine was given.
+        What the engine was given; defaults are taken for what is left out.
     settings
         What the engine was given beyond ``options``, for the record.
     fixed
         What of that has to be the same in a resumed fit, JSON-ready.
     """
-    name = problem.name
-    if problem.guide is None:
-        raise ProblemError(f"{name}: fit_{engine} needs a guide and the problem has none; use run_mcmc")
-    options.check(name)
-    dtype = options.torch_dtype(name)
-    problem = problem if options.device is None else problem.to(options.device)
+    name, options = problem.name, filled(FitOptions, options)
+    dtype, device = _check(problem, engine, options)
+    problem = problem if device is None else problem.to(device)
     problem = problem if dtype is None else cast(problem, dtype)
-    with _default_dtype(dtype):
+    rank, size = join(name, options["distributed"])
+    if rank > 0:
+        options |= {"progress": False, "callbacks": ()}
+    seed = options["seed"]
+    with _default_dtype(dtype), Bar(f"{name}: fit_{engine}", options["progress"]) as bar:
+        bar.say("checking the problem")
         problem.validate()
-        size = join(name, options.distributed)
-        wanted = options.batch_size if size == 1 else shared_sizes(problem, options.batch_size)
-        batches = Minibatches(problem, wanted, options.seed)
-        ranks = Ranks(problem, batches.sizes, options.seed, size)
-        if ranks.rank > 0:
-            options = replace(options, progress=False, callbacks=())
-        target, folder = options.checkpoint, None
+        wanted = options["batch_size"] if size == 1 else shared_sizes(problem, options["batch_size"])
+        batches = Minibatches(problem, wanted, seed)
+        ranks = Ranks(problem, batches.sizes, seed, size)
         with contextlib.ExitStack() as stack:
-            if target is not None or size > 1:
-                same = {**_identity(problem, engine, options, fixed), **ranks.identity()}
-                ranks.check_same(name, same)
-            if target is not None:
-                folder = ranks.first(lambda: stack.enter_context(open_checkpoint(target, same)))
+            folder = _open_checkpoint(stack, problem, engine, options, fixed, ranks)
             stack.enter_context(single_thread())
-            programs = stack.enter_context(opened(problem, options.seed))
+            programs = stack.enter_context(opened(problem, seed))
             programs.check_stable()
-            pyro.set_rng_seed(options.seed)
-            loop = make(Setting(programs, batches, options, folder, ranks))
+            pyro.set_rng_seed(seed)
+            loop = make(Setting(programs, batches, options, folder, ranks, bar))
             loop.check_room()
             loop.run()
             programs.end_training()
+            bar.say("drawing from the guide")
             finish = getattr(programs.guide, "finish", None)  # what a guide does once its parameters are fitted
             if finish is not None:
                 finish(replace(problem, model=programs.model))
             ranks.equalise([*programs.state().values(), torch.from_numpy(loop.history)])
             state = programs.result_state()
-            pyro.set_rng_seed(chain_seed(options.seed, _SAMPLE_STREAM))
-            draws, weights = sample_guide(problem, programs.model, programs.guide, num_samples=options.num_samples)
+            pyro.set_rng_seed(chain_seed(seed, _SAMPLE_STREAM))
+            draws, weights = sample_guide(problem, programs.model, programs.guide, num_samples=options["num_samples"])
         groups = take_marginals(problem, draws)
         posterior = to_dataset(draws, problem.dims(), problem.coords)
         groups |= {"sample_stats": weights, "fit": loop.dataset()}
-        shown = {**settings, **{key: value for key, value in vars(options).items() if key in _RECORDED}}
-        tree = build_tree(problem, posterior, engine=engine, seed=options.seed, settings=shown, groups=groups)
+        shown = {**settings, **{key: options.get(key) for key in _RECORDED}}
+        tree = build_tree(problem, posterior, engine=engine, seed=seed, settings=shown, groups=groups)
     tree.attrs["execution"] = loop.execution
     return Result(tree, state)
+
+
+def _check(problem: Problem, engine: str, options: FitOptions) -> tuple[torch.dtype | None, torch.device | None]:
+    """Type and device to compute in, after the checks that no annotation makes."""
+    name, every = problem.name, options["checkpoint_every"]
+    if problem.guide is None:
+        raise ProblemError(f"{name}: fit_{engine} needs a guide and the problem has none; use run_mcmc")
+    if options["checkpoint"] == "":
+        raise ProblemError(f"{name}: checkpoint=''; give a folder, or None for no checkpoint")
+    if options["checkpoint"] is None and every != filled(FitOptions, {})["checkpoint_every"]:
+        raise ProblemError(f"{name}: checkpoint_every={every!r} is not used without checkpoint; leave it out")
+    return find_dtype(name, options["dtype"]), find_device(name, options["device"])
+
+
+def _open_checkpoint(
+    stack: contextlib.ExitStack,
+    problem: Problem,
+    engine: str,
+    options: FitOptions,
+    fixed: Mapping[str, Any],
+    ranks: Ranks,
+) -> Path | None:
+    """Checkpoint folder of a fit, if it was given one; all ranks agree that they fit the same."""
+    target = options["checkpoint"]
+    if target is None and ranks.size == 1:
+        return None
+    same = {**_identity(problem, engine, options, fixed), **ranks.identity()}
+    ranks.check_same(problem.name, same)
+    return None if target is None else ranks.first(lambda: stack.enter_context(open_checkpoint(target, same)))
 
 
 _RECORDED = ("batch_size", "num_samples", "clip_norm", "patience", "keep", "kl_warmup", "compile", "seed", "dtype")
 
 
-def _identity(problem: Problem, engine: str, options: Options, fixed: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(problem: Problem, engine: str, options: FitOptions, fixed: Mapping[str, Any]) -> dict[str, Any]:
     """All that decides the numbers of a fit."""
     names = ("batch_size", "clip_norm", "patience", "keep", "kl_warmup", "compile", "seed")
-    chosen = {key: fingerprint(getattr(options, key)) for key in names}
+    chosen = {key: fingerprint(options.get(key)) for key in names}
     return {"engine": engine, **identity(problem), **chosen, **fixed, "dtype": str(torch.get_default_dtype())}
