@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 OUT ?= runs/sst
 BIN := $(VENV)/bin
 
-.PHONY: setup sst test test-all lint types clean
+.PHONY: setup sst test test-all lint types dist-check clean
 
 setup: $(VENV)/.installed
 
@@ -34,5 +34,9 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# Builds sdist and wheel and checks them in a new environment; PYTHON chooses the version of Python.
+dist-check:
+	$(PYTHON) .ci/dist.py --torch "$(TORCH)" $(if $(CONSTRAINTS),--constraints $(CONSTRAINTS))
+
 clean:
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

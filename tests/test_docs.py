@@ -10,26 +10,6 @@ import pytest
 from probmodels import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = (
-    "engines",
-    "mcmc",
-    "svi",
-    "em",
-    "bilevel",
-    "prediction",
-    "diagnostics",
-    "gflownet",
-    "discrete_latents",
-    "discrete_vae",
-    "bayesian_network",
-    "acyclic_sem",
-    "causal_graph",
-    "grammar",
-    "lds",
-    "score_composition",
-    "diffusion",
-    "causal_vae",
-)  # whose code is complete on the page
 _BLOCK = re.compile(r"^```python(?P<mark>[^\n]*)\n(?P<code>.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 
 
@@ -39,19 +19,23 @@ def blocks(text: str) -> list[str]:
     return ["\n" * text.count("\n", 0, match.start("code")) + match["code"] for match in found]
 
 
+PAGES = [
+    pytest.param(path, id=path.stem, marks=() if path.stem == "engines" else pytest.mark.slow)
+    for path in sorted(DOCS.glob("*.md"))
+    if path.stem != "adding_a_method" and blocks(path.read_text(encoding="utf-8"))  # that one: see test_examples.py
+]
+
+
 def test_blocks_keep_their_lines_and_skips_are_left_out() -> None:
     text = "# A\n```python\nx = 1\n```\n```sh\nls\n```\n```python skip\nx = 3\n```\n```python\ny = x\n```\n"
     assert blocks(text) == ["\n\nx = 1\n", "\n" * 11 + "y = x\n"]
 
 
-@pytest.mark.parametrize("page", [pytest.param(p, marks=() if p == "engines" else pytest.mark.slow) for p in PAGES])
-def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", PAGES)
+def test_the_code_of_a_page_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # checkpoints of the pages
-    path = DOCS / f"{page}.md"
-    found = blocks(path.read_text(encoding="utf-8"))
-    assert found
-    namespace: dict[str, object] = {"__name__": f"docs_{page}"}
-    for code in found:
+    namespace: dict[str, object] = {"__name__": f"docs_{path.stem}"}
+    for code in blocks(path.read_text(encoding="utf-8")):
         exec(compile(code, path, "exec"), namespace)
 
 

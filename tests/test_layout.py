@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
+from configparser import ConfigParser
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from probmodels._version import __version__
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {"datasets": 1, "inference": 2, "guides": 3, "probmodels": 4}
@@ -121,12 +125,37 @@ def test_only_one_module_imports_arviz() -> None:
     assert set(users) <= {"_arviz.py"}
 
 
-def test_setup_lists_every_package() -> None:
-    listed = (ROOT / "setup.cfg").read_text(encoding="utf-8")
-    for folder in FLOORS:
-        for init in (ROOT / folder).rglob("__init__.py"):
-            if any(q.is_symlink() for q in init.parents):
-                continue
-            name = ".".join(init.parent.relative_to(ROOT).parts)
-            name = name if name.startswith("probmodels") else f"probmodels.{name}"
-            assert f"    {name}\n" in listed, f"{name} is missing from packages in setup.cfg"
+def packages() -> dict[str, Path]:
+    """Folders of the source tree by the names under which they are imported."""
+    inits = [path for folder in FLOORS for path in modules(folder) if path.name == "__init__.py"]
+    return {module_name(path).removesuffix(".__init__"): path.parent for path in inits}
+
+
+def test_setup_lists_every_package_and_where_it_lies() -> None:
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    assert set(setup["options"]["packages"].split()) == packages().keys()
+    places = dict(line.split(" = ") for line in setup["options"]["package_dir"].strip().splitlines())
+    for name, folder in packages().items():
+        place = places.get(name, name.replace(".", "/"))
+        assert ROOT / place == folder, f"setup.cfg looks for {name} in {place}"
+
+
+def test_groups_of_pyproject_are_the_extras_of_setup() -> None:
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    extras = setup["options.extras_require"]
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
+    assert extras["test"].split() == groups["test"]
+    assert extras["dev"].split() == ["probmodels[test]", *(name for name in groups["dev"] if isinstance(name, str))]
+    assert {"include-group": "test"} in groups["dev"]
+
+
+def test_the_citation_is_of_this_version() -> None:
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", packages())
+def test_a_folder_can_be_taken_in_at_a_glance(name: str) -> None:
+    count = len(list(packages()[name].glob("*.py")))
+    assert count <= 28, f"{name} holds {count} modules; part it"
