@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from probmodels.inference.problem import Problem
 
@@ -15,10 +14,9 @@ __all__ = ["Drawn", "group_of", "take_marginals", "to_dataset"]
 
 
 class Drawn(Protocol):
-    """What holds draws in a tree of labelled groups and, where there was a guide, its state: a `Result`."""
+    """What holds draws in a tree of labelled groups: a `Result`."""
 
     tree: xr.DataTree
-    guide_state: dict[str, Tensor] | None
 
 
 def group_of(tree: xr.DataTree, name: str) -> xr.Dataset:

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from torch import Tensor
 
 from probmodels.errors import CheckpointError, ProbmodelsError, ResultError
+from probmodels.inference.diagnostics.importance import RESAMPLED
+from probmodels.inference.diagnostics.report import Report, diagnose, summarize
 from probmodels.inference.labels import group_of, to_dataset
 from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.checkpoint import check_room
 from probmodels.inference.runtime.ops import clean_attrs, versions, write_atomically
 from probmodels.methods import METHODS, get_method
-from probmodels.options import hint, options_of
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from probmodels.inference.diagnostics.report import Report
+from probmodels.options import Count, Fraction, OneOf, Seed, checked, hint, options_of
 
 __all__ = ["Result", "build_tree", "check_target"]
 
 _FORMAT = 1
 _TREE, _GUIDE = "result.nc", "guide.safetensors"
+ADDED = ("log_likelihood", "posterior_predictive", "prior", "prior_predictive")
 _SHOWN = 12  # variables that a result shows of itself
 
 
@@ -88,6 +87,24 @@ class Result:
         """Posterior draws, dims (chain, draw, ...)."""
         return self.tree["posterior"].to_dataset()
 
+    def __getitem__(self, name: str) -> xr.DataArray:
+        """Draws of a posterior variable, dims (chain, draw, ...)."""
+        posterior = self.group("posterior")
+        if name not in posterior.data_vars:
+            raise ResultError(f"the posterior has no {name!r}{hint(name, posterior.data_vars)}")
+        return posterior[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.group("posterior").data_vars
+
+    def __iter__(self) -> Iterator[str]:
+        return (str(name) for name in self.group("posterior").data_vars)
+
+    @property
+    def sample_stats(self) -> xr.Dataset:
+        """Statistics of the draws, dims (chain, draw, ...), such as ``diverging`` or ``log_weight``."""
+        return self.group("sample_stats")
+
     def group(self, name: str) -> xr.Dataset:
         """A group of the tree by name; an empty dataset where the result has none."""
         return group_of(self.tree, name)
@@ -136,7 +153,8 @@ class Result:
         raw = {k.removeprefix("param/"): v for k, v in state.items() if k.startswith("param/")}
         return raw | {k.removeprefix("constrained/"): v for k, v in state.items() if k.startswith("constrained/")}
 
-    def summary(self, var_names: Sequence[str] | None = None, *, ci_prob: float = 0.94) -> pd.DataFrame:
+    @checked(ResultError)
+    def summary(self, var_names: str | Sequence[str] | None = None, *, ci_prob: Fraction = 0.94) -> pd.DataFrame:
         """Mean, sd, highest-density interval, ess, r_hat and Monte Carlo error of every entry of the posterior.
 
         Parameters
@@ -146,9 +164,8 @@ class Result:
         ci_prob
             Probability of the interval.
         """
-        from probmodels.inference.diagnostics.report import summarize
-
-        names = list(var_names) if var_names is not None else _diagnosed(self.tree)
+        names = [var_names] if isinstance(var_names, str) else var_names
+        names = _diagnosed(self.tree) if names is None else list(names)
         lost = [name for name in names if name not in self.posterior]
         if lost:
             raise ResultError(f"the posterior has no {lost}; it has {list(self.posterior.data_vars)}")
@@ -156,38 +173,114 @@ class Result:
 
     def diagnose(self, **limits: Any) -> Report:
         """Verdict on the draws; see `probmodels.inference.diagnostics.report.diagnose`."""
-        from probmodels.inference.diagnostics.report import diagnose
-
         return diagnose(self, **limits)
 
-    def predict(self, problem: Problem, *, num_samples: int | None = None, seed: int = 0) -> xr.Dataset:
+    def to_arviz(self) -> Any:
+        """What ArviZ takes: an ``InferenceData`` for arviz 0.23, the tree itself for arviz 1.x.
+
+        Fill groups that its functions need with `add`::
+
+            idata = result.add("log_likelihood", problem).add("posterior_predictive", problem).to_arviz()
+            az.loo(idata)
+            az.plot_ppc(idata)
+        """
+        from probmodels.inference.diagnostics._arviz import to_arviz
+
+        return to_arviz(self.tree)
+
+    @checked(ResultError)
+    def add(
+        self,
+        name: Annotated[str, OneOf(ADDED)],
+        problem: Problem | None = None,
+        *,
+        num_samples: Count | None = None,
+        seed: Seed = 0,
+    ) -> Result:
+        """A result with one more group, under ArviZ's name; this one stays as it is.
+
+        Parameters
+        ----------
+        name
+            ``"log_likelihood"``: log density of every observation at every draw. ``"posterior_predictive"``: new values
+            of the observed sites, one for each draw. ``"prior"`` or ``"prior_predictive"``: draws of the prior, of
+            which the observed sites are in ``prior_predictive`` and all others in ``prior``; both groups are added.
+        problem
+            The problem that was inferred; None to make it again by `rebuild`.
+        num_samples
+            Number of draws over all chains, evenly spaced among those of the posterior; None for all of them. Of the
+            prior: number of draws, 500 for None.
+        seed
+            Seed of the new values.
+
+        Returns
+        -------
+        Result
+            Shares the draws with this one; it replaces a group of that name.
+
+        Raises
+        ------
+        ResultError
+            If the problem cannot be made again, or has other parameters than the result.
+        ProblemError
+            If the posterior does not fit the problem, or observations have no likelihood each.
+        """
+        from probmodels.inference import predictive
+        from probmodels.inference.programs.programs import with_parameters
+
+        problem = self.rebuild() if problem is None else problem
+        posterior = predictive.thin(self.posterior, num_samples)
+        with with_parameters(problem, self.guide_state) as trained:
+            if name == "log_likelihood":
+                groups = {name: predictive.log_likelihood(trained, posterior)}
+            elif name == "posterior_predictive":
+                if self.guide_state is not None and set(problem.transient) & set(problem.names("latent")):
+                    groups = {name: self.predict(problem, num_samples=num_samples, seed=seed)}
+                else:
+                    groups = {name: predictive.posterior_predictive(trained, posterior, seed=seed)}
+            else:
+                count = 500 if num_samples is None else num_samples
+                drawn = predictive.prior_predictive(trained, num_samples=count, seed=seed)
+                observed = problem.names("observed")
+                groups = {"prior": drawn.drop_vars(observed), "prior_predictive": drawn[observed]}
+        tree = self.tree.copy()
+        for key, dataset in groups.items():
+            tree[key] = xr.DataTree(dataset)
+        return replace(self, tree=tree)
+
+    @checked(ResultError)
+    def predict(
+        self, problem: Problem | None = None, *, num_samples: Count | None = None, seed: Seed = 0
+    ) -> xr.Dataset:
         """New values of the observed sites, dims (chain, draw, ...).
 
         With a fitted guide, latent sites are drawn from the guide given the arguments of ``problem``, so that new data
-        may have other sizes; otherwise the posterior draws are used.
+        may have other sizes; otherwise, and for draws of `importance_resample`, the posterior draws are used.
 
         Parameters
         ----------
         problem
-            The problem that was inferred, or one with new data.
+            The problem that was inferred, or one with new data; None to make the former again by `rebuild`.
         num_samples
             Number of draws over all chains; None for as many as the posterior has.
         seed
             Seed of the new values.
         """
         from probmodels.inference import predictive
+        from probmodels.inference.programs.programs import fitted, sample_guide, with_parameters
 
+        problem = self.rebuild() if problem is None else problem
         posterior = self.posterior
-        if self.guide_state is not None:
-            from probmodels.inference.programs.programs import fitted, sample_guide
-
+        if self.guide_state is not None and RESAMPLED not in self.tree.attrs:
             count = num_samples if num_samples is not None else posterior.sizes["draw"]
             with fitted(problem, self.guide_state, seed=seed) as (model, guide):
                 draws, _ = sample_guide(problem, model, guide, num_samples=count, predict=True)
             observed = {name: draws[name] for name in problem.names("observed")}
             return to_dataset(observed, problem.dims(), problem.coords)
-        return predictive.posterior_predictive(problem, predictive.thin(posterior, num_samples), seed=seed)
+        with with_parameters(problem, self.guide_state) as trained:
+            return predictive.posterior_predictive(trained, predictive.thin(posterior, num_samples), seed=seed)
 
+    @checked(ResultError)
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write ``result.nc`` and, where there is a guide, ``guide.safetensors``.
 
@@ -225,6 +318,7 @@ class Result:
         return folder
 
     @classmethod
+    @checked(ResultError)
     def load(cls, folder: str | Path, problem: Problem | None = None) -> Result:
         """Read what `save` wrote.
 

@@ -6,11 +6,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 import xarray as xr
-from inference_models import data, normal_model
+from inference_models import auto_guide, data, normal_model
 
-from probmodels.inference import Problem, Result, compare, loo as our_loo
+from probmodels.inference import Problem, Result, compare, fit_svi, importance_resample, loo as our_loo, run_mcmc
 from probmodels.inference.diagnostics.comparison import _relative_efficiency
 from probmodels.inference.diagnostics.convergence import bfmi, convergence, psis
 from probmodels.inference.diagnostics.report import summarize
@@ -124,3 +127,149 @@ def test_importing_inference_imports_no_torch_and_no_arviz():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     with pytest.raises(AttributeError, match=r"attribute .?nope"):
         __import__("probmodels.inference").inference.nope  # noqa: B018
+
+
+def groups_model(y: torch.Tensor) -> None:
+    """Means of three groups around a common one; y (group, obs)."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
+    with pyro.plate("group", y.shape[0], dim=-2):
+        theta = pyro.sample("theta", dist.Normal(mu, 0.5))
+        with pyro.plate("obs", y.shape[1], dim=-1):
+            pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+def pooled_model(y: torch.Tensor) -> None:
+    """One mean of all groups."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    sigma = pyro.sample("sigma", dist.HalfNormal(1.0))
+    with pyro.plate("group", y.shape[0], dim=-2), pyro.plate("obs", y.shape[1], dim=-1):
+        pyro.sample("y", dist.Normal(mu, sigma), obs=y)
+
+
+GROUPS = torch.tensor([[-1.0], [0.0], [1.0]]) + torch.linspace(-0.6, 0.6, 8)
+
+
+def groups_problem(model=groups_model, **changes) -> Problem:
+    coords = {"group": ["a", "b", "c"]}
+    return Problem(**{"name": model.__name__, "model": model, "args": (GROUPS,), "coords": coords, **changes})
+
+
+def filled(problem: Problem, engine: str) -> Result:
+    """A result with all groups that ArviZ knows."""
+    if engine == "mcmc":
+        options = {"num_chains": 2, "chain_method": "sequential", "num_samples": 60, "warmup_steps": 60}
+        result = run_mcmc(problem, progress=False, **options)
+    else:
+        result = fit_svi(problem, num_steps=200, lr=0.05, num_samples=120, progress=False)
+    return result.add("log_likelihood", problem).add("posterior_predictive", problem).add("prior", problem)
+
+
+@pytest.fixture(scope="module", params=["mcmc", "svi"])
+def complete(request):
+    return filled(groups_problem(guide=auto_guide(groups_model)), request.param)
+
+
+@pytest.fixture(scope="module")
+def pooled():
+    return filled(groups_problem(pooled_model), "mcmc")
+
+
+def num_panels(found) -> int:
+    """Axes of a figure of either arviz."""
+    figure = found.viz["figure"].item() if hasattr(found, "viz") else np.ravel(found)[0].figure
+    return len(figure.axes)
+
+
+CALLS = {
+    "summary": lambda az, x: az.summary(x),
+    "ess": lambda az, x: az.ess(x),
+    "rhat": lambda az, x: az.rhat(x),
+    "loo": lambda az, x: az.loo(x),
+    "plot_trace": lambda az, x: az.plot_trace(x),
+    "plot_rank": lambda az, x: az.plot_rank(x, **({"method": "envelope"} if hasattr(az, "plot_ppc_dist") else {})),
+    "plot_forest": lambda az, x: az.plot_forest(x, var_names=["mu", "theta"]),
+    "plot_pair": lambda az, x: az.plot_pair(x, var_names=["mu", "sigma"]),
+    "plot_ppc": lambda az, x: az.plot_ppc(x) if hasattr(az, "plot_ppc") else az.plot_ppc_dist(x),
+    "plot_ppc of the prior": lambda az, x: (
+        az.plot_ppc(x, group="prior") if hasattr(az, "plot_ppc") else az.plot_ppc_dist(x, group="prior_predictive")
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # of arviz, about itself
+@pytest.mark.parametrize("name", CALLS)
+def test_arviz_takes_what_results_give(complete, name, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    import arviz as az
+
+    found = CALLS[name](az, complete.to_arviz())
+    if name == "summary":
+        assert set(found.index) == {"mu", "sigma", *(f"theta[{x}, 0]" for x in "abc")}
+    elif name == "loo":
+        assert found.n_data_points == GROUPS.numel()
+    elif name in ("ess", "rhat"):
+        found = found if isinstance(found, xr.Dataset) else found.to_dataset()
+        assert set(found.data_vars) == {"mu", "sigma", "theta"}
+    else:
+        assert num_panels(found) >= 1
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_arviz_compares_results_and_draws_energies(complete, pooled):
+    import arviz as az
+    import matplotlib.pyplot as plt
+
+    table = az.compare({"groups": complete.to_arviz(), "pooled": pooled.to_arviz()})
+    assert list(table.index) == ["groups", "pooled"]
+    assert num_panels(az.plot_energy(pooled.to_arviz())) >= 1
+    plt.close("all")
+
+
+def test_groups_that_are_added_hold_what_they_should(complete, tmp_path):
+    loaded = Result.load(complete.save(tmp_path))
+    for result in (complete, loaded):
+        sizes = dict(result.posterior.sizes)
+        terms = result.group("log_likelihood")["y"]
+        assert terms.dims == ("chain", "draw", "group", "obs")
+        theta, sigma = result["theta"].values.reshape(sizes["chain"], sizes["draw"], 3, 1), result["sigma"].values
+        wanted = dist.Normal(torch.tensor(theta), torch.tensor(sigma)[..., None, None]).log_prob(GROUPS).numpy()
+        np.testing.assert_allclose(terms, wanted, rtol=1e-4, atol=1e-4)
+        assert result.group("posterior_predictive")["y"].shape == terms.shape
+        prior, predictive = result.group("prior"), result.group("prior_predictive")
+        assert set(prior) == {"mu", "sigma", "theta"}
+        assert set(predictive) == {"y"}
+        assert prior["mu"].shape == (1, 500)
+        assert abs(float(prior["mu"].std()) / 2 - 1) < 4.5 / np.sqrt(1000)
+
+
+def trained_model(y: torch.Tensor) -> None:
+    """The scale is a parameter."""
+    scale = pyro.param("scale", torch.ones(()), constraint=dist.constraints.positive)
+    mu = pyro.sample("mu", dist.Normal(0.0, 2.0))
+    with pyro.plate("obs", len(y)):
+        pyro.sample("y", dist.Normal(mu, scale), obs=y)
+
+
+def test_groups_have_the_parameters_that_were_fitted():
+    y = 0.1 * torch.linspace(-1.0, 1.0, 20)
+    problem = Problem("trained", trained_model, guide=auto_guide(trained_model), args=(y,))
+    result = fit_svi(problem, num_steps=400, lr=0.05, num_samples=300, progress=False)
+    scale = float(result.params()["scale"])
+    assert scale < 0.2
+    mu = result["mu"].values[..., None]
+    wanted = dist.Normal(torch.tensor(mu), scale).log_prob(y).numpy()
+    added = result.add("log_likelihood", problem).add("posterior_predictive", problem).add("prior", problem)
+    np.testing.assert_allclose(added.group("log_likelihood")["y"], wanted, rtol=1e-4)
+    assert our_loo(result, problem).elpd == pytest.approx(our_loo(added).elpd)
+    spread = float((added.group("posterior_predictive")["y"] - result["mu"]).std())
+    assert abs(spread / scale - 1) < 4.5 / np.sqrt(2 * 6000)
+    resampled = importance_resample(result, 100)
+    assert resampled.params()["scale"] == result.params()["scale"]
+    spread = float((resampled.predict(problem)["y"] - resampled["mu"]).std())
+    assert abs(spread / scale - 1) < 4.5 / np.sqrt(2 * 2000)
+    spread = float((added.group("prior_predictive")["y"] - added.group("prior")["mu"]).std())
+    assert abs(spread / scale - 1) < 4.5 / np.sqrt(2 * 10000)

@@ -332,7 +332,6 @@ def test_resampled_draws_follow_the_posterior_each_at_most_once():
     assert np.all(np.abs(draws.std(0) - 1) < 4 / np.sqrt(4000) + 0.02)
     np.testing.assert_array_equal(found.tree["log_likelihood"]["y"].values[0], draws[:, 0])
     assert "a" in found.tree["constant_data"]
-    assert found.guide_state is None
     report = diagnose(found)
     assert report.ok
     assert "resampled draws stand for the posterior" in str(report)

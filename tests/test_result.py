@@ -205,7 +205,45 @@ def test_options_that_no_file_holds_are_named(tmp_path):
     assert json.loads(attrs["options_lost"]) == ["link", "one"]
 
 
-def test_groups_by_name():
-    result = drawn(mean_problem())
-    assert list(result.group("posterior")) == ["x"]
+def test_groups_and_variables_by_name():
+    result = mcmc(mean_problem())
+    assert list(result.group("posterior")) == list(result) == ["mu", "twice", "new"]
     assert not result.group("prior").variables
+    assert "mu" in result
+    assert "chain" not in result
+    assert result["new"].identical(result.posterior["new"])
+    assert result.sample_stats["lp"].dims == ("chain", "draw")
+    with pytest.raises(ResultError, match="no 'twise'; did you mean 'twice'"):
+        result["twise"]
+    with pytest.raises(ResultError, match="no 'draw'"):
+        result["draw"]
+
+
+def test_adding_a_group_leaves_the_result_as_it_was():
+    problem = mean_problem()
+    result = mcmc(problem)
+    added = result.add("log_likelihood", problem).add("log_likelihood", problem, num_samples=10)
+    assert "log_likelihood" not in result.tree.children
+    assert added.group("log_likelihood").sizes["draw"] == 5
+    assert added.group("posterior").identical(result.group("posterior"))
+    assert added.tree.attrs == result.tree.attrs
+    predicted = added.add("posterior_predictive", problem, seed=3).group("posterior_predictive")
+    assert predicted.identical(result.predict(problem, seed=3))
+    prior = result.add("prior_predictive", problem, num_samples=7)
+    assert set(prior.group("prior")) == {"mu", "twice", "new"}
+    assert dict(prior.group("prior_predictive").sizes) == {"chain": 1, "draw": 7, "obs": 6}
+    with pytest.raises(ResultError, match=r"name='posterior_predictve'; .*did you mean 'posterior_predictive'"):
+        result.add("posterior_predictve", problem)
+    with pytest.raises(ResultError, match="num_samples=0"):
+        result.add("prior", problem, num_samples=0)
+    with pytest.raises(ResultError, match="no registered method"):
+        result.add("prior")
+
+
+def test_a_registered_method_predicts_and_adds_groups_without_its_problem():
+    from probmodels import bayesian_network
+
+    problem = bayesian_network.tiny()
+    result = svi(problem)
+    assert result.predict(seed=1).identical(result.predict(problem, seed=1))
+    assert result.add("prior").group("prior").identical(result.add("prior", problem).group("prior"))

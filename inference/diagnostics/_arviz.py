@@ -22,11 +22,12 @@ _TAIL = (0.05, 0.95)
 
 
 def to_arviz(tree: xr.DataTree) -> Any:
-    """What arviz calls inference data: the tree itself in 1.x, an ``InferenceData`` in 0.23."""
+    """What arviz calls inference data, a DataTree in 1.x and an ``InferenceData`` in 0.23; every dim has labels."""
+    labelled = tree.map_over_datasets(_labelled)
     if ARVIZ_1:
-        return tree
-    groups: dict[str, Any] = {name: group.to_dataset() for name, group in tree.children.items()}
-    return az.InferenceData(**groups)
+        return labelled
+    groups: dict[str, Any] = {name: group.to_dataset() for name, group in labelled.children.items()}
+    return az.InferenceData(attrs=dict(tree.attrs), **groups)
 
 
 def summary(posterior: xr.Dataset, *, ci_prob: float = 0.94) -> pd.DataFrame:
@@ -35,6 +36,9 @@ def summary(posterior: xr.Dataset, *, ci_prob: float = 0.94) -> pd.DataFrame:
     table = pd.DataFrame(az.summary(posterior, round_to="none", **options))
     low, high = (column for column in table.columns if column.startswith("hdi"))
     table = table.rename(columns={low: "hdi_lower", high: "hdi_upper"})
+    # The two take tails of other probabilities for granted.
+    tails = ess(posterior, kind="tail")
+    table["ess_tail"] = np.concatenate([np.ravel(tails[name]) for name in posterior.data_vars])
     return table[["mean", "sd", "hdi_lower", "hdi_upper", "ess_bulk", "ess_tail", "r_hat", "mcse_mean"]]
 
 
@@ -103,6 +107,11 @@ def compare(trees: Mapping[str, xr.DataTree], *, method: str = "stacking") -> pd
         table = pd.DataFrame(az.compare(found, **options))
     table = table.rename(columns={"elpd_loo": "elpd", "dse": "diff_se"})
     return table[["elpd", "weight", "diff_se"]].astype(float)
+
+
+def _labelled(dataset: xr.Dataset) -> xr.Dataset:
+    """Dataset whose dims have labels, numbers where there were none; without them arviz draws nothing."""
+    return dataset.assign_coords({d: np.arange(n) for d, n in dataset.sizes.items() if d not in dataset.coords})
 
 
 def _dataset(value: Any) -> xr.Dataset:

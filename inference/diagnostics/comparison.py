@@ -202,11 +202,13 @@ def loo(
         event dims, or there are fewer than 25 draws.
     """
     from probmodels.inference import predictive
+    from probmodels.inference.programs.programs import with_parameters
 
     if (terms := result.group("log_likelihood")).data_vars:
         terms = predictive.thin(terms, num_samples)
     elif problem is not None:
-        terms = predictive.log_likelihood(problem, predictive.thin(result.posterior, num_samples))
+        with with_parameters(problem, result.guide_state) as trained:
+            terms = predictive.log_likelihood(trained, predictive.thin(result.posterior, num_samples))
     else:
         raise DiagnosticsError("the result has no group 'log_likelihood'; give the problem: loo(result, problem)")
     log_weight = None

@@ -43,8 +43,8 @@ def importance_resample(result: _Held, num_samples: int | None = None, *, seed: 
     Returns
     -------
     Result
-        One chain of independent draws; every group that has draws is resampled alike. It holds no state of the
-        guide, so that predictions use these draws, and its root attribute ``importance_resampled`` keeps k-hat.
+        One chain of independent draws; every group that has draws is resampled alike. Parameters stay those that were
+        fitted, predictions use these draws, and the root attribute ``importance_resampled`` keeps k-hat.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def importance_resample(result: _Held, num_samples: int | None = None, *, seed: 
     about = {"khat": None if np.isnan(khat) else khat, "num_draws": len(weight), "seed": seed}
     resampled.attrs = {**tree.attrs, RESAMPLED: json.dumps(about)}
     found = copy(result)
-    found.tree, found.guide_state = resampled, None
+    found.tree = resampled
     return found
 
 

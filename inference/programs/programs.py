@@ -27,7 +27,7 @@ from probmodels.inference.programs.traces import by_datum, shared_plates
 from probmodels.inference.runtime.fingerprints import fingerprint
 from probmodels.inference.runtime.ops import Unobserve, is_generated, isolated
 
-__all__ = ["Programs", "cast", "fitted", "opened", "sample_guide"]
+__all__ = ["Programs", "cast", "fitted", "opened", "sample_guide", "with_parameters"]
 
 Program = Callable[..., Any]
 _WEIGHT, _BY_ROW = "log p - log q", "log p - log q by row"
@@ -225,6 +225,31 @@ def fitted(problem: Problem, state: Mapping[str, Tensor], *, seed: int) -> Itera
         programs.load(state)
         programs.end_training()
         yield programs.model, programs.guide
+
+
+@contextlib.contextmanager
+def with_parameters(problem: Problem, state: Mapping[str, Tensor] | None) -> Iterator[Problem]:
+    """The problem with the saved parameters in its model; the problem itself where the model has none of its own.
+
+    Raises
+    ------
+    ResultError
+        If the parameters are not those of this problem.
+    """
+    with isolated(seed=0), torch.no_grad():
+        nodes: Any = poutine.trace(problem.model).get_trace(*problem.args, **problem.kwargs).nodes
+    if not state or not any(node["type"] == "param" for node in nodes.values()):
+        yield problem
+        return
+    with fitted(problem, state, seed=0) as (model, _):
+        store = pyro.get_param_store()
+        parameters = store.get_state()
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with store.scope(parameters):
+                return model(*args, **kwargs)
+
+        yield dataclasses.replace(problem, model=run)
 
 
 def sample_guide(
