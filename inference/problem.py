@@ -23,6 +23,7 @@ from torch.distributions.constraints import Constraint
 
 from probmodels.errors import ProblemError
 from probmodels.inference.runtime.ops import is_generated, isolated
+from probmodels.inference.runtime.tensors import with_tensors
 from probmodels.options import hint
 
 __all__ = ["Outer", "Problem", "Site"]
@@ -228,21 +229,17 @@ class Problem:
         return self
 
     def to(self, device: str | torch.device) -> Problem:
-        """The same problem with all tensors and modules on ``device``."""
-        return self.mapped(lambda value: _move(value, device))
+        """The same problem with all tensors and modules that it reaches on ``device``; see `mapped`."""
+        return self.mapped(lambda tensor: tensor.to(device))
 
-    def mapped(self, function: Callable[[Any], Any], memo: dict[int, Any] | None = None) -> Problem:
-        """The same problem with copies of its programs and its arguments changed by a function."""
-        memo = {} if memo is None else memo
-        model, guide = self.programs(memo)
-        return replace(
-            self,
-            model=function(model),
-            guide=function(guide),
-            args=function(self.args),
-            kwargs=function(self.kwargs),
-            outer=None if self.outer is None else self.outer.mapped(lambda problem: problem.mapped(function, memo)),
-        )
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Problem:
+        """The same problem with every tensor replaced that programs, arguments, loss, kernel and outer problem reach.
+
+        What shared a tensor or module does so afterwards; this problem is left as it is. ``align`` and ``invariants``
+        stay as they are, since they take labelled arrays.
+        """
+        found = with_tensors(replace(self, align=None, invariants=None), change)
+        return replace(found, align=self.align, invariants=self.invariants)
 
     def _trace(self, program: Callable[..., Any], role: str) -> Trace:
         try:
@@ -402,15 +399,3 @@ def _non_finite(trace: Trace) -> dict[str, str]:
 def _spell(bad: Mapping[str, str]) -> str:
     sites = ", ".join(f"{name!r} gives {what}" for name, what in bad.items())
     return f"site {sites}; look for missing values in the data, scales of zero and values outside the support"
-
-
-def _move(value: Any, device: str | torch.device) -> Any:
-    if isinstance(value, Tensor | nn.Module):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: _move(item, device) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_move(item, device) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(_move(item, device) for item in value)
-    return value.to(device) if hasattr(value, "to") and not isinstance(value, type) else value

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -155,6 +157,46 @@ def test_save_and_load_keep_draws_and_predictions(problem: Problem, result: Resu
     assert before.equals(after)
 
 
-def test_a_device_move_works(problem: Problem) -> None:
-    moved = problem.to("cpu")
-    assert moved.validate().sites.keys() == problem.sites.keys()
+def reachable(*roots: Any) -> list[torch.Tensor]:
+    """Tensors that objects reach by the references that Python's garbage collector knows of, whatever holds them.
+
+    Modules and classes are not entered; of the globals of a function those tensors count that its code names.
+    """
+    seen: dict[int, Any] = {}
+    left = list(roots)
+    while left:
+        item = left.pop()
+        if id(item) in seen or isinstance(item, type | ModuleType | CodeType):
+            continue
+        seen[id(item)] = item
+        inside = gc.get_referents(item)
+        if isinstance(item, FunctionType):
+            names = {name for code in codes(item.__code__) for name in code.co_names}
+            inside = [other for other in inside if other is not item.__globals__]
+            named = [item.__globals__.get(name) for name in names]
+            inside += [other for other in named if isinstance(other, torch.Tensor | torch.nn.Module)]
+        left += inside
+    return [item for item in seen.values() if isinstance(item, torch.Tensor)]
+
+
+def codes(code: CodeType) -> list[CodeType]:
+    return [code, *(part for const in code.co_consts if isinstance(const, CodeType) for part in codes(const))]
+
+
+def parts(problem: Problem) -> list[Any]:
+    return [getattr(problem, name) for name in ("model", "guide", "args", "kwargs", "loss", "kernel", "outer")]
+
+
+def test_a_move_to_another_device_leaves_no_tensor_behind(problem: Problem) -> None:
+    before = reachable(*parts(problem))
+    found = reachable(*parts(problem.to("meta")))
+    assert len(found) >= len(before) > 0
+    assert [tuple(tensor.shape) for tensor in found if tensor.device.type != "meta"] == []
+    assert {tensor.device.type for tensor in before} == {"cpu"}
+    assert problem.to("cpu").validate().sites.keys() == problem.sites.keys()
+
+
+def test_a_tensor_that_no_move_can_reach_is_found_by_the_test_of_moves() -> None:
+    hidden = replace(get_method("score_composition").tiny(), kwargs={"hidden": iter([torch.zeros(3)])})
+    (left,) = (tensor for tensor in reachable(*parts(hidden.to("meta"))) if tensor.device.type != "meta")
+    assert left.shape == (3,)

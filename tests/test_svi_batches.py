@@ -139,7 +139,7 @@ def test_a_guide_of_all_local_values_at_once_is_refused():
     [
         ({"batch_plates": ()}, 3, r"batch_plates=\(...\) from \['row'\]"),
         ({}, {"rows": 3}, "did you mean 'row'"),
-        ({}, {"column": 3}, r"none of its batch_plates; choose from \['row'\]"),
+        ({}, {"column": 3}, r"none of its batch_plates; known: row"),
         ({}, 13, "choose an integer from 1 to 12"),
         ({}, 0, "batch_size=0; give a whole number of at least 1"),
         ({}, {"row": 2.5}, "give a whole number of at least 1"),

@@ -16,6 +16,7 @@ from torch import Tensor
 from probmodels.errors import ProblemError
 from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.ops import chain_seed, isolated
+from probmodels.inference.runtime.tensors import device_of
 from probmodels.options import hint
 
 __all__ = ["Minibatches", "plate_sizes", "subsampled", "whole"]
@@ -48,7 +49,7 @@ class Minibatches:
 
     def __init__(self, problem: Problem, batch_size: int | Mapping[str, int] | None, seed: int) -> None:
         self.seed = seed
-        self.device = _device(problem.args) or _device(problem.kwargs)
+        self.device = device_of(problem.args, problem.kwargs, problem.model)
         self.sizes: dict[str, tuple[int, int]] = {}  # plate: (rows, rows of a batch)
         self._epochs: dict[str, tuple[int, tuple[Tensor, ...]]] = {}
         if batch_size is None:
@@ -183,11 +184,3 @@ def _observed(problem: Problem, program: Any, rows: Any) -> dict[str, tuple[Tens
         and not isinstance(node["fn"], _Subsample | pyro.distributions.Unit)
         and not node["infer"].get("_deterministic")
     }
-
-
-def _device(value: Any) -> torch.device | None:
-    """Device of the first tensor among arguments."""
-    if isinstance(value, Tensor):
-        return value.device
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return next((found for item in items if (found := _device(item)) is not None), None)

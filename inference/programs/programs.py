@@ -322,7 +322,7 @@ def sample_guide(
 
 def cast(problem: Problem, dtype: torch.dtype) -> Problem:
     """The same problem with all floating-point tensors and modules of one type."""
-    return problem.mapped(lambda value: _cast(value, dtype))
+    return problem.mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
 def identity(problem: Problem) -> dict[str, Any]:
@@ -367,20 +367,3 @@ def _outline(trace: Any) -> dict[str, tuple[int, ...]]:
         for name, node in nodes.items()
         if node["type"] == "sample" and not isinstance(node["fn"], _Subsample) and not is_generated(node)
     }
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, nn.Module):
-        return value.to(dtype)
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        return {key: _cast(item, dtype) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_cast(item, dtype) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(_cast(item, dtype) for item in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _cast(getattr(value, f.name), dtype) for f in dataclasses.fields(value) if f.init}
-        return dataclasses.replace(value, **fields)
-    return value
