@@ -296,10 +296,10 @@ def check_options(
     """
     options = _options(function)
     names = list(options) if known is None else list(known)
-    catch_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
     for name, value in given.items():
         if name not in options or name not in names:
-            if catch_all and known is None:
+            kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+            if inspect.Parameter.VAR_KEYWORD in kinds and known is None:
                 continue
             raise error(f"{where}unknown option {name!r}{of}{hint(name, names)}")
         _check(f"{where}{name}", value, options[name].annotation, error)
@@ -412,10 +412,9 @@ def _real(value: Any) -> float:
 
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise ValueError("not a number")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError("too large") from None
+    if isinstance(value, int) and abs(value) > _LARGEST:  # too large for arrays and files
+        raise ValueError("too large")
+    return float(value)
 
 
 def _listed(value: Any) -> Any:
@@ -531,12 +530,16 @@ def _range(marks: Iterable[Any], whole: bool) -> str:
         if isinstance(mark, Default | NonFinite):
             continue
         ge, gt, le, lt = (getattr(mark, key, None) for key in ("ge", "gt", "le", "lt"))
-        low = f"of at least {ge:g}" if ge is not None else f"above {gt:g}" if gt is not None else low
-        high = f"of at most {le:g}" if le is not None else f"below {lt:g}" if lt is not None else high
+        low = f"of at least {_plain(ge)}" if ge is not None else f"above {_plain(gt)}" if gt is not None else low
+        high = f"of at most {_plain(le)}" if le is not None else f"below {_plain(lt)}" if lt is not None else high
         if whole and (ge == -_LARGEST or le == _LARGEST):
             low, high = "", ""
     both = " and ".join(part for part in (low, high) if part)
     return f" {both}" if both else ""
+
+
+def _plain(end: Any) -> str:
+    return str(end) if isinstance(end, int) else f"{end:g}"
 
 
 def _json(annotation: Any) -> dict[str, Any] | None:

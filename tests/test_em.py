@@ -17,6 +17,7 @@ from torch.distributions import constraints
 
 from probmodels.errors import CheckpointError, ProblemError
 from probmodels.inference import Phase, Problem, fit_em
+from probmodels.inference.flows.balance import VarGrad
 from probmodels.inference.variational.losses import wake_phi
 
 quick = partial(fit_em, num_rounds=10, num_samples=5, progress=False)
@@ -383,6 +384,11 @@ def with_auxiliary(x):
         ({}, {"phases": (Phase("wake", steps=0),)}, "phase wake: steps=0"),
         ({}, {"phases": (Phase("wake", lr=0.0),)}, "phase wake: lr=0.0; give a number above 0"),
         ({}, {"phases": (Phase("wake", moves="all"),)}, "phase wake: moves='all'; choose one of guide, model, both"),
+        ({}, {"phases": (Phase("wake", moves="guide"),)}, "the loss of wake depends on no parameter of the guide"),
+        ({}, {"phases": (Phase("wake", static=True),)}, "static=True is not used with a named objective"),
+        ({}, {"phases": (Phase("VarGrad", num_particles=4, options={"num_particles": 4}),)}, "give it once"),
+        ({}, {"phases": (Phase(VarGrad(4), num_particles=2),)}, "num_particles not used with an objective of your own"),
+        ({}, {"observed_args": {"x": 0}}, "observed_args is not used without a phase 'sleep'"),
         ({}, {"phases": (Phase("wake_phi", num_particles=1),)}, "num_particles=1; give a whole number of at least 2"),
         ({}, {"phases": ("sleep",), "observed_args": {"z": 0}}, r"observed_args names \['z'\]"),
         ({}, {"phases": ("sleep",), "observed_args": {"x": 4}}, "holds no such tensor"),

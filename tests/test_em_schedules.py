@@ -354,21 +354,21 @@ def test_a_spec_can_say_it_all() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reward_power": {"start": 0.4, "ower": 0.6}}, r"reward_power=.*not \['ower'\]"),
-        ({"reward_power": {"over": 0.6}}, r"not \['start'\]"),
-        ({"reward_power": 0.0}, "it must be a finite number of at least 1e-06"),
-        ({"reward_power": {"start": 0.4, "over": 1.5}}, r"over must be a share of all rounds in \(0, 1\]"),
+        ({"reward_power": {"start": 0.4, "ower": 0.6}}, "reward_power=.*a course has no 'ower'; did you mean 'over'"),
+        ({"reward_power": {"over": 0.6}}, "it lacks 'start'"),
+        ({"reward_power": 0.0}, "reward_power=0.0; give numbers of at least 1e-06"),
+        ({"reward_power": {"start": 0.4, "over": 1.5}}, "over is a share of all rounds"),
         ({"reward_power": {"start": "low"}}, "a table whose values are each a number"),
         ({"reward_power": 0.5, "phases": ["wake", "sleep"]}, "no phase takes reward_power"),
         ({"phases": [Phase("e_step", until=3.0)]}, "phase e_step: it has until and steps=1"),
-        ({"phases": [Phase("e_step", until={"start": 3.0}, steps=4)]}, r"phase e_step: until=.*not \['end'\]"),
+        ({"phases": [Phase("e_step", until={"start": 3.0}, steps=4)]}, "phase e_step: until=.*it lacks 'end'"),
         ({"phases": [Phase("e_step", plus={"slepp": 1.0})]}, "did you mean 'sleep'"),
         ({"phases": [Phase("e_step", plus={"e_step": 1.0})]}, "adds itself"),
         ({"phases": [Phase("VarGrad", options="epsilon")]}, "options='epsilon'; give a table"),  # type: ignore[arg-type]
         ({"phases": [Phase("e_step", plus="sleep")]}, "plus='sleep'; give a table"),  # type: ignore[arg-type]
         (
             {"phases": [Phase("e_step", plus={"sleep": -1.0})]},
-            "phase e_step: sleep=-1.0; it must be a finite number of at least 0",
+            "phase e_step: sleep=-1.0; give numbers of at least 0",
         ),
         ({"phases": [Phase("VarGrd")]}, "did you mean 'VarGrad'"),
         ({"phases": [Phase("VarGrad", options={"epsilo": 1})]}, "did you mean 'epsilon'"),

@@ -17,7 +17,7 @@ from svi_models import Mixed, OwnELBO, decoder, local_model, mixed_model, proble
 from torch import nn
 
 from probmodels.errors import CaptureError, CheckpointError, FitError, ProblemError
-from probmodels.inference import Problem, fit_svi
+from probmodels.inference import Problem, Result, fit_svi
 from probmodels.inference.variational.optimiser import Adam
 from probmodels.inference.variational.options import make_schedule
 
@@ -148,6 +148,8 @@ def test_a_loss_that_is_not_finite_says_what_to_try():
         ({}, {"num_particles": 0}, "num_particles=0"),
         ({}, {"seed": -1}, "seed=-1"),
         ({}, {"seed": True}, "seed=True"),
+        ({}, {"seed": 2**32}, "seed=4294967296; give a whole number of at least 0 and below 4294967296"),
+        ({}, {"num_samples": 2**45}, "num_samples=35184372088832 draws need about .* GiB"),
         ({}, {"seed": 0.5}, r"seed=0\.5"),
         ({}, {"lr": 0.0}, r"lr=0\.0"),
         ({}, {"patience": 0}, "patience=0"),
@@ -176,6 +178,26 @@ def test_clipping_and_particles():
     result = quick(mean_problem(), clip_norm=1e-12, num_particles=3)
     assert result.tree["fit"]["grad_norm"].min() > 1e-12  # recorded before clipping
     assert fit_svi(mean_problem(), num_steps=5, num_samples=7, progress=True).posterior.sizes["draw"] == 7
+
+
+def test_a_fit_says_what_it_does_from_the_start(capsys):
+    fit_svi(mean_problem(), num_steps=3, num_samples=2, compile="graph")
+    said = capsys.readouterr().err
+    order = [said.index(words) for words in ("checking the problem", "capturing svi as a graph", "drawing from")]
+    assert order == sorted(order)
+    assert "3/3" in said
+    quick(mean_problem(), compile="graph")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_single_draw_is_a_result_and_no_diagnosis(tmp_path):
+    result = quick(mean_problem(), num_samples=1)
+    result.save(tmp_path / "one.nc")
+    report = Result.load(tmp_path / "one.nc").diagnose()
+    assert report.ok
+    assert "1 draw is too few to judge the fit" in str(report)
+    assert "20 draws are too few" in str(quick(mean_problem()).diagnose())
+    assert "too few" not in str(quick(mean_problem(), num_samples=25).diagnose())
 
 
 def spare_model(y):

@@ -22,6 +22,7 @@ __all__ = ["Finding", "Report", "diagnose", "summarize"]
 
 _BFMI_MIN, KHAT_GOOD, KHAT_MAX = 0.3, 0.5, 0.7
 _LEAST_DRAWS = 4  # of each chain, below which no statistic is computed
+_LEAST_WEIGHTS = 25  # below which their tail has no shape, see `psis`
 _SATURATED = 0.01  # share of trajectories at their limit that is worth a word
 _OFF_TARGET = 0.2  # distance of the mean acceptance of a chain from its target that is worth a word
 _SHIFT, _RATIO = 0.5, 1.5  # sds that a mean, and factor that an sd of a guide may be off at most
@@ -375,6 +376,7 @@ def _diagnose_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapp
     findings, rows = [*_still_falling(tree)], {}
     if broken := [name for name, values in variables.items() if not np.isfinite(values.values).all()]:
         findings.append(Finding(True, f"draws of {broken} are not finite", "lower lr or clip the gradient"))
+    few: Finding | None = None
     khat = float("nan")
     if RESAMPLED in tree.attrs:
         kept = json.loads(tree.attrs[RESAMPLED])["khat"]
@@ -382,7 +384,8 @@ def _diagnose_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapp
     elif "log_weight" in sample_stats:
         raw = sample_stats["log_weight"].transpose("chain", "draw").values.ravel()
         smoothed, khat = psis(raw)
-        khat = khat if np.ptp(raw) > EQUAL_WEIGHTS else float("nan")
+        few = _few_draws(raw)
+        khat = khat if few is None and np.ptp(raw) > EQUAL_WEIGHTS else float("nan")
         if lost := int(np.isneginf(raw).sum()):
             verdict = f"{lost} of {raw.size} draws of the guide are impossible under the model"
             findings.append(Finding(lost > 0.01 * raw.size, verdict, "give the guide the supports of the model"))
@@ -392,7 +395,9 @@ def _diagnose_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapp
         elif "log_weight_by_row" not in sample_stats:
             rows = dict(_corrected(name, values, smoothed) for name, values in variables.items() if name not in broken)
     by_row = sample_stats.get("log_weight_by_row")
-    if by_row is not None and RESAMPLED not in tree.attrs and np.isfinite(by_row.values).all():
+    if few is not None:
+        findings.append(few)
+    elif by_row is not None and RESAMPLED not in tree.attrs and np.isfinite(by_row.values).all():
         found, khat = _fit_by_row(by_row)
         findings.append(found)
     elif not np.isnan(khat):
@@ -447,6 +452,15 @@ def _fit_of_guide(khat: float, rows: Mapping[str, Mapping[str, float]], *, resam
         yield Finding(False, f"{start}the guide is usable, though not close to the posterior", advice)
     else:
         yield Finding(False, f"{start}the guide fits the posterior closely")
+
+
+def _few_draws(log_weight: np.ndarray) -> Finding | None:
+    """What is said of weights that are too few for the shape of a tail, unless all are equal."""
+    count = log_weight.size
+    if count >= _LEAST_WEIGHTS or (count > 1 and np.ptp(log_weight) <= EQUAL_WEIGHTS):
+        return None
+    verdict = f"{count} draw{' is' if count == 1 else 's are'} too few to judge the fit by their importance weights"
+    return Finding(False, verdict, f"draw {_LEAST_WEIGHTS} or more, as by num_samples=1000")
 
 
 def _fit_by_row(log_weight: xr.DataArray) -> tuple[Finding, float]:

@@ -273,21 +273,23 @@ def make_course(
     Raises
     ------
     ProblemError
-        If it is none, or out of range.
+        If a mapping has other keys or lacks one, or a number is out of range.
     """
     if callable(given):
         return given
     course = dict(given) if isinstance(given, Mapping) else {"start": given, "end": given}
     course = {"over": 1.0, **({} if end is None else {"end": end}), **course}
-    strange = sorted(set(course) - {"start", "end", "over"}) or sorted({"start", "end", "over"} - set(course))
-    if strange:
-        raise ProblemError(f"{where}={given!r}; give a number, or its 'start', 'end' and 'over', not {strange}")
-    for key, value in course.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not number or not (0 < value <= 1 if key == "over" else value >= least):
-            what = f"{key} must be" if isinstance(given, Mapping) else "it must be"
-            range_ = "a share of all rounds in (0, 1]" if key == "over" else f"a finite number of at least {least:g}"
-            raise ProblemError(f"{where}={given!r}; {what} {range_}")
+    known = ("start", "end", "over")
+    for key in course:
+        if key not in known:
+            raise ProblemError(f"{where}={given!r}; a course has no {key!r}{hint(key, known)}")
+    for key in known:
+        if key not in course:
+            raise ProblemError(f"{where}={given!r}; it lacks {key!r}")
+    if not 0 < course["over"] <= 1:
+        raise ProblemError(f"{where}={given!r}; over is a share of all rounds: give a number above 0 and of at most 1")
+    if min(course["start"], course["end"]) < least:
+        raise ProblemError(f"{where}={given!r}; give numbers of at least {least:g}")
     start, stop = float(course["start"]), float(course["end"])
     last = max(math.ceil(course["over"] * rounds) - 1, 1)
     return lambda turn: start + (stop - start) * min(turn / last, 1.0)

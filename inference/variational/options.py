@@ -13,7 +13,7 @@ from annotated_types import Interval
 from typing_extensions import TypedDict  # which knows what it extends in Python 3.11 as well
 
 from probmodels.errors import ProblemError
-from probmodels.options import Count, Default, Natural, NonNegative, Positive, Seed
+from probmodels.options import Count, Default, Natural, NonNegative, Positive
 
 __all__ = [
     "Callback",
@@ -55,7 +55,7 @@ class RunOptions(TypedDict, total=False):
     Attributes
     ----------
     seed
-        Non-negative; the same seed gives the same numbers.
+        From 0 to 2**32 - 1; the same seed gives the same numbers.
     device
         Where to compute; None for where the problem lies.
     dtype
@@ -70,7 +70,7 @@ class RunOptions(TypedDict, total=False):
         Whether to show a progress bar.
     """
 
-    seed: Annotated[Seed, Default(0)]
+    seed: Annotated[int, Interval(ge=0, lt=2**32), Default(0)]
     device: Annotated[str | torch.device | None, Default(None)]
     dtype: Annotated[Literal["float32", "float64"] | torch.dtype | None, Default(None)]
     callbacks: Annotated[Sequence[Callback], Default(())]

@@ -25,6 +25,7 @@ from probmodels.inference.programs.programs import cast, identity, opened, sampl
 from probmodels.inference.result import Result, build_tree
 from probmodels.inference.runtime.checkpoint import open_checkpoint
 from probmodels.inference.runtime.fingerprints import fingerprint
+from probmodels.inference.runtime.memory import check_memory
 from probmodels.inference.runtime.ops import (
     chain_seed,
     part,
@@ -144,6 +145,9 @@ class Trainer(Loop):
             moved = {name: params[name] for name in self.programs.moved_by(stage.moves)}
             loss, gradients = self.ranks.mean(loss, gradients, moved)
         names, values = list(gradients), list(gradients.values())
+        if not values:
+            whose = "guide or model" if stage.moves == "both" else stage.moves
+            raise ProblemError(f"{self.name}: the loss of {stage.label} depends on no parameter of the {whose}")
         total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(values)))
         value, norm = float(loss), float(total)
         if not math.isfinite(value) or not math.isfinite(norm):
@@ -310,6 +314,7 @@ def fit(
     with _default_dtype(dtype), Bar(f"{name}: fit_{engine}", options["progress"]) as bar:
         bar.say("checking the problem")
         problem.validate()
+        _check_draws(problem, options)
         wanted = options["batch_size"] if size == 1 else shared_sizes(problem, options["batch_size"])
         batches = Minibatches(problem, wanted, seed)
         ranks = Ranks(problem, batches.sizes, seed, size)
@@ -345,11 +350,20 @@ def _check(problem: Problem, engine: str, options: FitOptions) -> tuple[torch.dt
     name, every = problem.name, options["checkpoint_every"]
     if problem.guide is None:
         raise ProblemError(f"{name}: fit_{engine} needs a guide and the problem has none; use run_mcmc")
-    if options["checkpoint"] == "":
-        raise ProblemError(f"{name}: checkpoint=''; give a folder, or None for no checkpoint")
-    if options["checkpoint"] is None and every != filled(FitOptions, {})["checkpoint_every"]:
+    folder = options["checkpoint"]
+    if folder is not None and (not str(folder) or "\0" in str(folder)):
+        raise ProblemError(f"{name}: checkpoint={folder!r}; give a folder, or None for no checkpoint")
+    if folder is None and every != filled(FitOptions, {})["checkpoint_every"]:
         raise ProblemError(f"{name}: checkpoint_every={every!r} is not used without checkpoint; leave it out")
     return find_dtype(name, options["dtype"]), find_device(name, options["device"])
+
+
+def _check_draws(problem: Problem, options: FitOptions) -> None:
+    """Check that the draws will fit into memory."""
+    kept = [site for name, site in problem.sites.items() if site.kind != "observed" and name not in problem.transient]
+    count, item = options["num_samples"], torch.empty(0).element_size()
+    size = count * item * sum(math.prod(site.shape) for site in kept)
+    check_memory(problem.name, size, torch.device("cpu"), f"num_samples={count} draws", "take fewer of them")
 
 
 def _open_checkpoint(
