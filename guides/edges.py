@@ -264,9 +264,9 @@ def nearest_neighbours(
     for start, size in zip(starts, sizes, strict=True):
         try:
             model = NearestNeighbors(n_neighbors=neighbours, metric=metric).fit(values[start : start + size])
-        except ValueError as error:
+            near = model.kneighbors(return_distance=False)  # without the node itself
+        except (TypeError, ValueError) as error:
             raise DataError(f"metric={metric!r} is not known to scikit-learn's NearestNeighbors: {error}") from error
-        near = model.kneighbors(return_distance=False)  # without the node itself
         found.append(start + np.stack([np.repeat(np.arange(size), neighbours), near.ravel()], axis=1))
     ends = np.sort(np.concatenate(found), axis=1).astype(np.int64)
     rank = np.tile(np.arange(neighbours), len(graph))

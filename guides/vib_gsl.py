@@ -44,6 +44,7 @@ __all__ = [
     "GAT",
     "GCN",
     "GIN",
+    "HEADS",
     "POOLINGS",
     "EdgeNetwork",
     "Encoder",
@@ -57,6 +58,7 @@ __all__ = [
 ]
 
 POOLINGS = ("mean", "sum")
+HEADS = 4  # of a layer of attention
 _MAX_SCORE = 30.0  # of attention over that of the self-loop, whose exponential stays finite
 _MASK_ROWS = 512  # kept of the features to draw noise from
 _MIN_SPREAD = 1e-3  # of a column that is to be standardised: one that hardly varies stays small
@@ -184,7 +186,7 @@ class GAT(nn.Module):
     A weight of zero removes an edge; as a feature of the edge it would leave it there.
     """
 
-    def __init__(self, size: int, width: int, heads: int = 4) -> None:
+    def __init__(self, size: int, width: int, heads: int = HEADS) -> None:
         super().__init__()
         if width % heads:
             raise ProblemError(f"width={width} is shared by {heads} attention heads; choose a multiple of {heads}")

@@ -24,13 +24,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 import xarray as xr
+from annotated_types import Interval
 from numpy.typing import NDArray
 from pyro import poutine
 from pyro.distributions import constraints
@@ -50,7 +51,7 @@ from probmodels.inference.problem import Outer, Problem
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.memory import check_memory
 from probmodels.inference.runtime.ops import named_deterministic
-from probmodels.options import check_choices, check_counts, check_numbers
+from probmodels.options import Count, Natural, OneOf, Seed, Width, checked, refuse_unused
 
 __all__ = ["ENGINES", "LDS", "REFERENCE", "make_problem", "refit_problem", "tiny", "write_outputs"]
 
@@ -75,9 +76,9 @@ class LDS(PyroModule):
     shapes
         Shape of each weight matrix by site, in the order of layers.
     precisions
-        Of the normal priors of weights by site; 0 for a flat one.
+        Precisions of the normal priors of weights by site; 0 for a flat one.
     rate
-        Of dropout, of inputs and hidden units, while weights are learned.
+        Dropout rate of inputs and hidden units while weights are learned.
     """
 
     def __init__(
@@ -145,19 +146,20 @@ def _summarise(edges: EdgeSet, edge: Tensor, chance: Tensor) -> None:
     pyro.deterministic("homophily", alike / total.clamp(min=1))
 
 
+@checked(DataError, keep=True)
 def make_problem(
     data: xr.Dataset,
     *,
-    start: str | None = None,
-    neighbours: int = 10,
+    start: Annotated[str, OneOf(STARTS)] | None = None,
+    neighbours: Count = 10,
     metric: str = "cosine",
-    candidates: int | str | None = None,
-    random: float = 0.0,
-    hidden: int = 16,
-    rate: float = 0.5,
-    weights: str = "point",
-    l2: float = 5e-4,
-    seed: int = 0,
+    candidates: Natural | Literal["all"] | None = None,
+    random: Annotated[float, Interval(ge=0, le=1e6)] = 0.0,
+    hidden: Width = 16,
+    rate: Annotated[float, Interval(ge=0, lt=1)] = 0.5,
+    weights: Annotated[str, OneOf(WEIGHTS)] = "point",
+    l2: Annotated[float, Interval(ge=0, le=1e6)] = 5e-4,
+    seed: Seed = 0,
 ) -> Problem:
     """Classification of nodes through edges that are learned on nodes held out.
 
@@ -181,13 +183,13 @@ def make_problem(
     hidden
         Units of the network.
     rate
-        Of dropout, in [0, 1).
+        Dropout rate, in [0, 1).
     weights
         ``"point"`` fits the weights as the paper does; ``"normal"`` gives every weight a normal posterior.
     l2
         Weight decay of the first layer, per training node; with normal weights of both layers.
     seed
-        Of random pairs.
+        Seed of the random pairs.
 
     Returns
     -------
@@ -198,7 +200,8 @@ def make_problem(
     Raises
     ------
     DataError
-        If the data do not fit, a split is missing, a class is absent from training, or an option is out of range.
+        If the data do not fit, a split is missing, a class is absent from training, or an option is out of range or
+        not used.
     ProblemError
         If a step over all candidate pairs would not fit into memory.
     """
@@ -206,14 +209,12 @@ def make_problem(
     if "graph_index" in data:
         raise DataError("lds classifies the nodes of one graph, but these data hold many; take vib_gsl")
     start = start if start is not None else "observed" if data.sizes["edge"] else "neighbours"
-    check_choices(start=(start, STARTS), weights=(weights, WEIGHTS))
-    check_counts(1, neighbours=neighbours, hidden=hidden)
-    check_numbers(0, 1, ends="[)", rate=rate)
-    check_numbers(0, ends="(]" if weights == "normal" else "[]", l2=l2)
-    check_numbers(0, random=random)
+    if weights == "normal" and not l2:
+        raise DataError("l2=0 with weights='normal'; give a number above 0, so that their prior is a proper one")
     candidates = _checked_candidates(data.sizes["node"], candidates)
     if start == "observed" and not data.sizes["edge"]:
         raise DataError("start='observed', but no edge was observed; take start='neighbours'")
+    _refuse_unused(start, candidates, neighbours=neighbours, metric=metric, random=random, seed=seed)
     known = {name: _known(data, name) for name in ("train", "validation", "stop")}
     _check_splits(data, known)
     x = torch.as_tensor(data["x"].values, dtype=torch.get_default_dtype())
@@ -245,7 +246,8 @@ def make_problem(
     return replace(problem, outer=Outer(held["validation"], hyper, held["stop"] if len(known["stop"]) else None))
 
 
-def refit_problem(problem: Problem, result: Result, splits: Sequence[str] = ("train", "validation")) -> Problem:
+@checked(DataError)
+def refit_problem(problem: Problem, result: Result, splits: str | Sequence[str] = ("train", "validation")) -> Problem:
     """The network alone, to be fitted on more nodes with the edges that were learned.
 
     Nodes that chose the edges are left out of the loss of the weights. Once the edges are chosen these may learn from
@@ -254,9 +256,9 @@ def refit_problem(problem: Problem, result: Result, splits: Sequence[str] = ("tr
     Parameters
     ----------
     problem
-        That was fitted.
+        Problem that was fitted.
     result
-        Of `fit_bilevel`.
+        Result of `fit_bilevel`.
     splits
         Whose labelled nodes to learn from.
 
@@ -336,17 +338,24 @@ def _coords(data: xr.Dataset, train: NDArray[np.int64], edges: EdgeSet, hidden: 
     }
 
 
+def _refuse_unused(start: str, candidates: int | str, **given: Any) -> None:
+    """Refuse options of pairs that are not looked for."""
+    if start == "observed":
+        refuse_unused(make_problem, "start='observed'", neighbours=given["neighbours"])
+        if candidates in ("all", 0):
+            refuse_unused(make_problem, f"start='observed' and candidates={candidates!r}", metric=given["metric"])
+    if candidates == "all":
+        refuse_unused(make_problem, "candidates='all'", random=given["random"], seed=given["seed"])
+    elif not given["random"]:
+        refuse_unused(make_problem, "random=0", seed=given["seed"])
+
+
 def _checked_candidates(num_nodes: int, candidates: int | str | None) -> int | str:
     """``"all"``, or a number of neighbours that every node has."""
     if candidates is None:
         few = count_pairs(np.zeros(num_nodes, dtype=np.int64)) <= _ALL_PAIRS
         return "all" if few else min(_CANDIDATES, num_nodes - 1)
-    if isinstance(candidates, str):
-        if candidates != "all":
-            raise DataError(f"candidates={candidates!r}; choose 'all', or a number of nearest neighbours")
-        return candidates
-    check_counts(0, candidates=candidates)
-    if candidates >= num_nodes:
+    if not isinstance(candidates, str) and candidates >= num_nodes:
         raise DataError(
             f"candidates={candidates}, but every node has {num_nodes - 1} others; choose at most {num_nodes - 1}, or "
             "'all'"
@@ -397,7 +406,7 @@ def _check_splits(data: xr.Dataset, known: dict[str, NDArray[np.int64]]) -> None
 
 
 def _check_memory(x: Tensor, num_pairs: int, hidden: int, copied: bool) -> None:
-    """See that one step of the hyperparameters fits into memory, with `fit_bilevel`'s defaults.
+    """Check that one step of the hyperparameters fits into memory, with `fit_bilevel`'s defaults.
 
     ``copied`` says whether every evaluation keeps features of its own, as dropout of dense ones does.
     """

@@ -21,17 +21,17 @@ https://arxiv.org/abs/1612.00410
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 import xarray as xr
+from annotated_types import Interval, Len
 from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ from probmodels.errors import DataError
 from probmodels.guides.edges import RANDOM, EdgeSet, label_pairs, make_edges, transient_sites
 from probmodels.guides.vib_gsl import (
     BACKBONES,
+    HEADS,
     POOLINGS,
     EdgeNetwork,
     Encoder,
@@ -58,7 +59,7 @@ from probmodels.inference.programs.checks import parameters_without_gradient
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated, named_deterministic
-from probmodels.options import check_choices, check_counts, check_numbers
+from probmodels.options import Count, Natural, OneOf, Probability, Seed, Width, checked, options_of, refuse_unused
 
 __all__ = ["ENGINES", "REFERENCE", "VIBGSL", "make_problem", "predict", "tiny", "write_outputs"]
 
@@ -68,6 +69,8 @@ ENGINES = ("svi",)
 _STARTING_GRAPHS = 256  # whose features are standardised at the start
 _CHECKED_GRAPHS = 16  # that are run to see whether gradients reach the edges
 _RATES = (1e-3, 0.5)  # bounds of a rate that nobody gave
+
+_Rate = Annotated[float, Interval(ge=1e-6, le=1 - 1e-6)]  # whose log odds single precision holds
 
 
 class VIBGSL(PyroModule):
@@ -139,29 +142,30 @@ class VIBGSL(PyroModule):
             pyro.deterministic("mean_degree", 2 * edge.sum() / chosen.num_nodes)
 
 
+@checked(DataError, keep=True)
 def make_problem(
     data: xr.Dataset,
     *,
-    backbone: str = "gin",
-    width: int = 32,
-    layers: int = 2,
-    pooling: str = "mean",
-    bottleneck: int = 16,
-    beta: float = 0.01,
-    candidates: str = "all",
-    neighbours: int = 0,
+    backbone: Annotated[str, OneOf(BACKBONES)] = "gin",
+    width: Width = 32,
+    layers: Annotated[int, Interval(ge=1, le=64)] = 2,
+    pooling: Annotated[str, OneOf(POOLINGS)] = "mean",
+    bottleneck: Width = 16,
+    beta: Annotated[float, Interval(gt=0, le=1e6)] = 0.01,
+    candidates: Literal["all", "observed"] = "all",
+    neighbours: Natural = 0,
     metric: str = "cosine",
-    random: float = 0.0,
+    random: Annotated[float, Interval(ge=0, le=1e6)] = 0.0,
     informed: bool = True,
-    skip: float = 0.5,
-    temperature: float = 0.5,
-    edge_beta: float = 0.05,
-    edge_rate: float | None = None,
-    observed_rate: float | None = 0.99,
+    skip: Probability = 0.5,
+    temperature: Annotated[float, Interval(ge=1e-3, le=1e3)] = 0.5,
+    edge_beta: Annotated[float, Interval(ge=0, le=1e6)] = 0.05,
+    edge_rate: _Rate | None = None,
+    observed_rate: _Rate | None = 0.99,
     feature_mask: bool = False,
     learn_edges: bool = True,
-    train: Sequence[str] = ("train",),
-    seed: int = 0,
+    train: str | Annotated[Sequence[str], Len(1)] = ("train",),
+    seed: Seed = 0,
 ) -> Problem:
     """Classification of graphs through edges that are learned with the classifier.
 
@@ -172,7 +176,8 @@ def make_problem(
     backbone
         Layers of the encoder: ``"gcn"``, ``"gat"`` or ``"gin"``.
     width, layers
-        Columns and number of its layers; ``width`` is that of edge network and classifier too.
+        Columns and number of its layers; ``width`` is that of edge network and classifier too, a multiple of 4 with
+        ``"gat"``.
     pooling
         ``"mean"`` or ``"sum"`` over the nodes of a graph.
     bottleneck
@@ -190,7 +195,7 @@ def make_problem(
     skip
         Weight of the observed edges in the graph that the encoder sees, in [0, 1]; the drawn edges have the rest.
     temperature
-        Of the concrete distribution whose derivative edges have, positive.
+        Temperature of the concrete distribution whose derivative edges have.
     edge_beta
         Weight of the divergence of every edge; 0, the paper's, for edges that are drawn and not penalised.
     edge_rate, observed_rate
@@ -204,7 +209,7 @@ def make_problem(
         Splits to learn from; graphs of the others are drawn for and take no part in the loss. Where no graph has a
         split, all that have a label are learned from.
     seed
-        Of the starting values of the networks and of random pairs.
+        Seed of the starting values of the networks and of random pairs.
 
     Returns
     -------
@@ -214,22 +219,23 @@ def make_problem(
     Raises
     ------
     DataError
-        If the data do not fit, there is nothing to learn from, no pair could be an edge, or an option is out of range.
+        If the data do not fit, there is nothing to learn from, no pair could be an edge, or an option is out of range
+        or not used.
     ProblemError
         If a pass over all candidate pairs would not fit into memory.
     UserWarning
         As a warning: if no gradient reaches parameters of the edges, which would stay as they are.
     """
     _check_collection(data)
-    known = ("all", "observed")
-    check_choices(backbone=(backbone, BACKBONES), pooling=(pooling, POOLINGS), candidates=(candidates, known))
-    check_counts(1, width=width, layers=layers, bottleneck=bottleneck)
-    check_counts(0, neighbours=neighbours)
-    check_numbers(0, beta=beta, edge_beta=edge_beta, random=random)
-    check_numbers(0, 1, skip=skip)
-    check_numbers(0, ends="(]", temperature=temperature)
-    rates_given = {"edge_rate": edge_rate, "observed_rate": observed_rate}
-    check_numbers(0, 1, ends="()", **{name: rate for name, rate in rates_given.items() if rate is not None})
+    if candidates == "all":
+        unused = {"neighbours": neighbours, "metric": metric, "random": random}
+        refuse_unused(make_problem, "candidates='all'", **unused)
+    elif not neighbours:
+        refuse_unused(make_problem, "neighbours=0", metric=metric)
+    if not learn_edges:
+        refuse_unused(make_problem, "learn_edges=False", temperature=temperature)
+    if backbone == "gat" and width % HEADS:
+        raise DataError(f"width={width} is shared by {HEADS} attention heads; choose a multiple of {HEADS}")
     settings = {"candidates": candidates, "neighbours": neighbours, "metric": metric, "random": random, "seed": seed}
     labelled = _labelled(data, train)
     with isolated(seed):
@@ -263,27 +269,28 @@ def make_problem(
             rates=rates,
             edge_probability=guide.edge_probability,
         )
-    problem = _problem(data, model, guide, (x, edges, y, labelled), settings)
+    problem = _problem(data, model, guide, (x, edges, y, labelled))
     if learn_edges:
         _warn_without_gradient(guide, problem.args, skip)
     return problem
 
 
+@checked(DataError)
 def predict(
     result: Result,
     problem: Problem,
     data: xr.Dataset | None = None,
     *,
-    num_samples: int = 64,
-    batch_size: int = 256,
-    seed: int = 0,
+    num_samples: Count = 64,
+    batch_size: Count = 256,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """Classes of graphs, averaged over draws of edges and embeddings; the graphs may be new ones of any size.
 
     Parameters
     ----------
     result
-        Of `fit_svi`.
+        Result of `fit_svi`.
     problem
         The problem that was fitted.
     data
@@ -294,7 +301,7 @@ def predict(
     batch_size
         Graphs that are drawn for at a time.
     seed
-        Of the draws.
+        Seed of the draws.
 
     Returns
     -------
@@ -311,7 +318,6 @@ def predict(
     ResultError
         If the result is not one of this problem.
     """
-    check_counts(1, num_samples=num_samples, batch_size=batch_size)
     if data is not None:
         problem = _renewed(problem, data)
     assert problem.data is not None
@@ -377,7 +383,7 @@ def _predicted(model: Any, guide: Any, args: tuple[Any, ...]) -> dict[str, Tenso
     }
 
 
-def _problem(data: xr.Dataset, model: Any, guide: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> Problem:
+def _problem(data: xr.Dataset, model: Any, guide: Any, args: tuple[Any, ...]) -> Problem:
     edges: EdgeSet = args[1]
     coords: dict[str, Any] = {
         dim: data[dim].values for dim in ("node", "feature", "graph", "class") if dim in data.coords
@@ -389,7 +395,7 @@ def _problem(data: xr.Dataset, model: Any, guide: Any, args: tuple[Any, ...], se
         guide=guide,
         args=args,
         coords=coords,
-        data=label_pairs(data, edges).assign_attrs(edges=json.dumps(settings)),
+        data=label_pairs(data, edges),
         batch_plates=("graph",),
         loss="TraceMeanField_ELBO",
         transient=transient_sites(edges),
@@ -403,7 +409,7 @@ def _renewed(problem: Problem, data: xr.Dataset) -> Problem:
         num_graphs = int(data["graph_index"].values.max(initial=-1)) + 1
         labels = {"y": ("graph", np.full(num_graphs, -1)), "split": ("graph", np.full(num_graphs, ""))}
         data = _same_features(data, known).assign(labels).assign_coords({"class": known["class"].values})
-    settings = json.loads(known.attrs["edges"])
+    settings = {name: option.default for name, option in options_of(make_problem).items()} | dict(problem.options)
     _check_collection(data)
     guide: Any = problem.guide
     x, edges, y = _tensors(data, settings, guide.encoder, guide.edges)
@@ -411,7 +417,7 @@ def _renewed(problem: Problem, data: xr.Dataset) -> Problem:
     source, target, origin, graph = (part.to(old.device) for part in edges[:4])
     edges = EdgeSet(source, target, origin, graph, edges.num_graphs)
     args = (x.to(old), edges, y.to(old.device), torch.ones(len(y), dtype=torch.bool, device=old.device))
-    return _problem(data, problem.model, guide, args, settings)
+    return _problem(data, problem.model, guide, args)
 
 
 def _same_features(data: xr.Dataset, known: xr.Dataset) -> xr.Dataset:
@@ -489,7 +495,7 @@ def _warn_without_gradient(guide: VIBGSLGuide, args: tuple[Any, ...], skip: floa
     why = "skip=1 leaves drawn edges no weight; choose a smaller one" if skip == 1 else why
     if dead:
         text = f"vib_gsl: no gradient reaches {dead} of the edges, which will not be learned: {why}"
-        warnings.warn(text, stacklevel=3)
+        warnings.warn(text, stacklevel=4)  # at the call of make_problem, behind the check of its options
 
 
 def _check_collection(data: xr.Dataset) -> None:

@@ -45,6 +45,13 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
         "seed": ("zero",),
     },
     "discrete_vae": {"layers": ("zero",), "guide_layers": ("zero",), "log_z": ("true",)},
+    "lds": {"candidates": ("zero",), "rate": ("zero",)},
+    "vib_gsl": {
+        "skip": ("zero",),
+        "edge_beta": ("zero",),
+        "observed_rate": ("none",),
+        "feature_mask": ("true",),
+    },
     "hierarchical_mixture": {"learn_sigma": ("true",), "learn_weights": ("true",), "log_z": ("true",)},
 }
 
@@ -54,6 +61,8 @@ NOT_YET = set(METHODS) - {
     "causal_graph",
     "discrete_vae",
     "hierarchical_mixture",
+    "lds",
+    "vib_gsl",
 }  # methods whose make_problem is not checked
 
 
