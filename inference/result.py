@@ -120,7 +120,7 @@ class Result:
         ResultError
             If the problem was built by hand, its options cannot be kept in a file, or the method refuses them.
         """
-        attrs = self.tree.attrs
+        attrs = {**self.group("observed_data").attrs, **self.tree.attrs}  # older files have options beside the data
         name = attrs.get("method")
         if name not in METHODS:
             raise ResultError(
@@ -135,7 +135,9 @@ class Result:
                 "make_problem"
             )
         options = _read_json(attrs, "options", {})
-        data = [self.group(part) for part in ("observed_data", "constant_data")]
+        observed = self.group("observed_data")
+        computed = _read_json(attrs, "observed_by_model", [])
+        data = [observed[[x for x in observed.data_vars if x not in computed]], self.group("constant_data")]
         make_problem = get_method(name).make_problem
         lacking = [option.name for option in options_of(make_problem, skip=1).values() if option.required]
         if lacking := [option for option in lacking if option not in options]:
@@ -406,7 +408,8 @@ def build_tree(
     found: dict[str, xr.Dataset] = {"posterior": posterior, **(groups or {})}
     if problem.invariants is not None:
         found["invariants"] = problem.invariants(posterior)
-    found |= _data_groups(problem)
+    computed = _computed(problem)
+    found |= _data_groups(problem, computed)
     tree = xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in found.items()})
     tree.attrs = clean_attrs(
         {
@@ -415,6 +418,7 @@ def build_tree(
             "seed": seed,
             "spec": json.dumps({"method": problem.name, "inference": {"engine": engine, **settings}}, default=str),
             **_keep_options(problem.options),
+            **({"observed_by_model": json.dumps(computed)} if computed else {}),
             "versions": json.dumps(versions()),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "diagnosed": json.dumps(list(problem.diagnosed) if problem.diagnosed is not None else None),
@@ -454,14 +458,19 @@ def _read_json(attrs: Mapping[Any, Any], name: str, default: Any) -> Any:
     return found
 
 
-def _data_groups(problem: Problem) -> dict[str, xr.Dataset]:
+def _computed(problem: Problem) -> list[str]:
+    """Observed sites whose values the model makes of the data, and the data do not hold by that name."""
+    held = set() if problem.data is None else set(problem.data.data_vars)
+    return [name for name in problem.names("observed") if name not in held]
+
+
+def _data_groups(problem: Problem, computed: Sequence[str]) -> dict[str, xr.Dataset]:
     observed = problem.names("observed")
     data = problem.data if problem.data is not None else xr.Dataset()
     seen = [str(name) for name in data.data_vars if name in observed]
     groups = {"observed_data": data[seen], "constant_data": data.drop_vars(seen)}
-    lacking = [name for name in observed if name not in seen]
-    if lacking:
-        values = problem.observed(lacking)
+    if computed:
+        values = problem.observed(computed)
         groups["observed_data"] = xr.merge(
             [groups["observed_data"], to_dataset(values, problem.dims(), problem.coords, ())], join="exact"
         )

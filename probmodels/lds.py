@@ -211,18 +211,18 @@ def make_problem(
     start = start if start is not None else "observed" if data.sizes["edge"] else "neighbours"
     if weights == "normal" and not l2:
         raise DataError("l2=0 with weights='normal'; give a number above 0, so that their prior is a proper one")
-    candidates = _checked_candidates(data.sizes["node"], candidates)
+    nearest = _checked_candidates(data.sizes["node"], candidates)
     if start == "observed" and not data.sizes["edge"]:
         raise DataError("start='observed', but no edge was observed; take start='neighbours'")
-    _refuse_unused(start, candidates, neighbours=neighbours, metric=metric, random=random, seed=seed)
+    _refuse_unused(start, nearest, neighbours=neighbours, metric=metric, random=random, seed=seed)
     known = {name: _known(data, name) for name in ("train", "validation", "stop")}
     _check_splits(data, known)
     x = torch.as_tensor(data["x"].values, dtype=torch.get_default_dtype())
     shapes = {"weight_in": (x.shape[1], hidden), "weight_out": (hidden, data.sizes["class"])}
     dense = float(x.count_nonzero()) > _SPARSE * x.numel()
-    if candidates == "all":  # before they are listed
+    if nearest == "all":  # before they are listed
         _check_memory(x, count_pairs(np.zeros(len(x), dtype=np.int64)), hidden, dense and rate > 0)
-    edges, begins = _candidates(data, start, neighbours, metric, candidates, random, seed)
+    edges, begins = _candidates(data, start, neighbours, metric, nearest, random, seed)
     _check_memory(x, edges.num_pairs, hidden, dense and rate > 0)
     y = torch.as_tensor(data["y"].values.astype(np.int64)).clamp(min=0)
     graph = NodeData(x if dense else SparseMatrix.of(x), edges, make_links(edges), y)
@@ -338,7 +338,7 @@ def _coords(data: xr.Dataset, train: NDArray[np.int64], edges: EdgeSet, hidden: 
     }
 
 
-def _refuse_unused(start: str, candidates: int | str, **given: Any) -> None:
+def _refuse_unused(start: str, candidates: int | Literal["all"], **given: Any) -> None:
     """Refuse options of pairs that are not looked for."""
     if start == "observed":
         refuse_unused(make_problem, "start='observed'", neighbours=given["neighbours"])
@@ -350,7 +350,7 @@ def _refuse_unused(start: str, candidates: int | str, **given: Any) -> None:
         refuse_unused(make_problem, "random=0", seed=given["seed"])
 
 
-def _checked_candidates(num_nodes: int, candidates: int | str | None) -> int | str:
+def _checked_candidates(num_nodes: int, candidates: int | Literal["all"] | None) -> int | Literal["all"]:
     """``"all"``, or a number of neighbours that every node has."""
     if candidates is None:
         few = count_pairs(np.zeros(num_nodes, dtype=np.int64)) <= _ALL_PAIRS
