@@ -427,52 +427,59 @@ def _listed(value: Any) -> Any:
 def _strict(annotation: Any) -> Any:
     """The annotation as pydantic is to see it: scalars strictly, classes by instance, arrays as lists."""
     from numpy.typing import ArrayLike
-    from pydantic import BeforeValidator, InstanceOf, StrictBool, StrictStr
 
-    instance: Any = InstanceOf  # of classes that are known at run time only
     origin: Any = get_origin(annotation)
     args = get_args(annotation)
     if origin is Annotated:
-        inner, *marks = args
-        marks = [mark for mark in marks if not isinstance(mark, Default)]
-        for mark in marks:
-            if isinstance(mark, OneOf):
-                return Literal[tuple(mark.names)]
-        finite = not any(isinstance(mark, NonFinite) for mark in marks)
-        marks = [mark for mark in marks if not isinstance(mark, NonFinite)]
-        if inner in (int, float):  # the ranges inside, so that the JSON Schema has them
-            before = _whole if inner is int else _number if finite else _real
-            return Annotated[(inner, *marks, BeforeValidator(before))]
-        return Annotated[(_strict(inner), *marks)] if marks else _strict(inner)
-    if annotation in (Any, None, type(None)) or origin is Literal:
+        return _marked(*args)
+    if annotation in (Any, None, type(None), list, tuple, dict, set) or origin is Literal:
         return annotation
-    if annotation is bool:
-        return StrictBool
-    if annotation is int:
-        return Annotated[int, BeforeValidator(_whole)]
-    if annotation is float:
-        return Annotated[float, BeforeValidator(_number)]
-    if annotation is str:
-        return StrictStr
+    if annotation in (bool, int, float, str):
+        return _marked(annotation)
+    if _name(annotation) == "NDArray" or (args and set(get_args(ArrayLike)) <= set(args)):
+        return Any
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_strict(arg) for arg in args)]  # noqa: UP007 -- of a number known at run time only
+    if _is_function(annotation):
+        return Callable[..., Any]
+    return _of_class(annotation, origin, args)
+
+
+def _marked(inner: Any, *marks: Any) -> Any:
+    """A type with its ranges and choices."""
+    from pydantic import BeforeValidator, StrictBool, StrictStr
+
+    for mark in marks:
+        if isinstance(mark, OneOf):
+            return Literal[tuple(mark.names)]
+    ranges = [mark for mark in marks if not isinstance(mark, Default | NonFinite)]
+    if inner in (int, float):  # the ranges inside, so that the JSON Schema has them
+        finite = not any(isinstance(mark, NonFinite) for mark in marks)
+        before = _whole if inner is int else _number if finite else _real
+        return Annotated[(inner, *ranges, BeforeValidator(before))]
+    strict: Any = StrictBool if inner is bool else StrictStr if inner is str else _strict(inner)
+    return Annotated[(strict, *ranges)] if ranges else strict
+
+
+def _of_class(annotation: Any, origin: Any, args: tuple[Any, ...]) -> Any:
+    """Collections with their items, paths, and instances of any other class."""
+    from pydantic import BeforeValidator, InstanceOf
+
+    instance: Any = InstanceOf  # of classes that are known at run time only
     if isinstance(annotation, type) and issubclass(annotation, Path):
         return Path
-    if origin in (Union, types.UnionType):
-        if set(get_args(ArrayLike)) <= set(args):
-            return Any
-        return Union[tuple(_strict(arg) for arg in args)]  # noqa: UP007 -- of a number known at run time only
-    if _name(annotation) == "NDArray":
+    kind = annotation if origin is None else origin
+    if not isinstance(kind, type):
         return Any
-    if origin is collections.abc.Callable or annotation in (Callable, collections.abc.Callable):
-        return Callable[..., Any]
-    if origin is not None:
-        if args and isinstance(origin, type) and issubclass(origin, Collection | Iterable):
-            generic: Any = origin
-            found = generic[tuple(arg if arg is Ellipsis else _strict(arg) for arg in args)]
-            return Annotated[found, BeforeValidator(_listed)] if issubclass(origin, Sequence) else found
-        return instance[origin] if isinstance(origin, type) else Any
-    if isinstance(annotation, type):
-        return annotation if annotation in (list, tuple, dict, set) else instance[annotation]
-    return Any
+    if args and issubclass(kind, Collection | Iterable):
+        generic: Any = kind
+        found = generic[tuple(arg if arg is Ellipsis else _strict(arg) for arg in args)]
+        return Annotated[found, BeforeValidator(_listed)] if issubclass(kind, Sequence) else found
+    return instance[kind]
+
+
+def _is_function(annotation: Any) -> bool:
+    return get_origin(annotation) is collections.abc.Callable or annotation in (Callable, collections.abc.Callable)
 
 
 def _name(annotation: Any) -> str:
@@ -489,6 +496,17 @@ def _choices(annotation: Any) -> list[str]:
     return [name for arg in args for name in _choices(arg)] if origin in (Union, types.UnionType) else []
 
 
+_WORDS = {
+    bool: "true or false",
+    str: "a text",
+    type(None): "None",
+    Any: "anything",
+    list: "a list",
+    tuple: "a list",
+    dict: "a table",
+}
+
+
 def _said(annotation: Any, marks: tuple[Any, ...] = ()) -> str:
     """What an annotation asks for, in words."""
     origin, args = get_origin(annotation), get_args(annotation)
@@ -500,28 +518,33 @@ def _said(annotation: Any, marks: tuple[Any, ...] = ()) -> str:
     if origin in (Union, types.UnionType):
         said = dict.fromkeys(_said(arg) for arg in args if arg is not type(None))
         return " or ".join([*said, *(["None"] if type(None) in args else [])])
+    if isinstance(origin, type) and args and issubclass(origin, Iterable):
+        return _said_collection(origin, args, marks)
+    return _said_plainly(annotation, marks)
+
+
+def _said_plainly(annotation: Any, marks: tuple[Any, ...]) -> str:
     if annotation in (int, float):
         return f"a {'whole ' if annotation is int else ''}number{_range(marks, annotation is int)}"
-    if origin is collections.abc.Callable or annotation in (Callable, collections.abc.Callable):
+    if _is_function(annotation):
         return "a function"
-    if origin is not None and isinstance(origin, type):
-        least = max((mark.min_length for mark in marks if isinstance(mark, Len)), default=0)
-        if issubclass(origin, tuple) and args and args[-1] is not Ellipsis:
-            return f"a list of {len(args)} ({', '.join(_said(arg) for arg in args)})"
-        if issubclass(origin, collections.abc.Mapping):
-            return f"a table whose values are each {_said(args[1])}" if args[1:] not in ((), (Any,)) else "a table"
-        if issubclass(origin, Iterable) and args:
-            many = f" of at least {least}" if least else ""
-            return f"a list{many}, each item {_said(args[0])}"
     if annotation is str and any(isinstance(mark, Len) for mark in marks):
         return "a text that is not empty"
-    plain = {bool: "true or false", str: "a text", type(None): "None", Any: "anything", list: "a list", dict: "a table"}
-    if annotation in plain:
-        return plain[annotation]
+    if annotation in _WORDS:
+        return _WORDS[annotation]
     if isinstance(annotation, type) and issubclass(annotation, Path):
         return "a path"
     name = _name(annotation) or str(annotation)
     return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"
+
+
+def _said_collection(origin: type, args: tuple[Any, ...], marks: tuple[Any, ...]) -> str:
+    least = max((mark.min_length for mark in marks if isinstance(mark, Len)), default=0)
+    if issubclass(origin, tuple) and args[-1] is not Ellipsis:
+        return f"a list of {len(args)} ({', '.join(_said(arg) for arg in args)})"
+    if issubclass(origin, collections.abc.Mapping):
+        return "a table" if args[-1] is Any else f"a table whose values are each {_said(args[-1])}"
+    return f"a list{f' of at least {least}' if least else ''}, each item {_said(args[0])}"
 
 
 def _range(marks: Iterable[Any], whole: bool) -> str:
