@@ -14,14 +14,14 @@ import pandas as pd
 import xarray as xr
 from torch import Tensor
 
-from probmodels.errors import CheckpointError, ProbmodelsError, ResultError
+from probmodels.errors import CheckpointError, ProbmodelsError, ResultError, SpecError
 from probmodels.inference.diagnostics.importance import RESAMPLED
 from probmodels.inference.diagnostics.report import Report, diagnose, summarize
 from probmodels.inference.labels import group_of, to_dataset
 from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.checkpoint import check_room
 from probmodels.inference.runtime.ops import clean_attrs, versions, write_atomically
-from probmodels.methods import METHODS, get_method
+from probmodels.methods import get_method
 from probmodels.options import Count, Fraction, OneOf, Seed, checked, hint, options_of
 
 __all__ = ["Result", "build_tree", "check_target"]
@@ -121,12 +121,15 @@ class Result:
             If the problem was built by hand, its options cannot be kept in a file, or the method refuses them.
         """
         attrs = {**self.group("observed_data").attrs, **self.tree.attrs}  # older files have options beside the data
-        name = attrs.get("method")
-        if name not in METHODS:
+        written = _read_json(attrs, "spec", {}).get("method")
+        name = written if isinstance(written, str) and "." in written else str(attrs.get("method"))  # a dotted path
+        try:
+            make_problem = get_method(name).make_problem
+        except SpecError as error:
             raise ResultError(
-                f"the result is of {name!r}, which is no registered method{hint(name, METHODS)}; a problem built by "
-                "hand has to be given again"
-            )
+                f"the result is of {name!r}, which is no registered method: {error}; a problem built by hand has to be "
+                "given again"
+            ) from error
         if "options" not in attrs:
             raise ResultError(f"the result keeps no options of {name}; make the problem again with make_problem")
         if lost := _read_json(attrs, "options_lost", []):
@@ -138,7 +141,6 @@ class Result:
         observed = self.group("observed_data")
         computed = _read_json(attrs, "observed_by_model", [])
         data = [observed[[x for x in observed.data_vars if x not in computed]], self.group("constant_data")]
-        make_problem = get_method(name).make_problem
         lacking = [option.name for option in options_of(make_problem, skip=1).values() if option.required]
         if lacking := [option for option in lacking if option not in options]:
             raise ResultError(f"the result keeps no {', '.join(lacking)} of {name}; make the problem again")

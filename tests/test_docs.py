@@ -51,9 +51,10 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert anchor in anchors, f"{path.name} links to {target}#{anchor}; there are {anchors}"
 
 
-def test_the_index_names_every_page() -> None:
+def test_the_index_names_every_page_but_those_called_as_their_method() -> None:
     index = (DOCS / "index.md").read_text(encoding="utf-8")
-    lost = [path.name for path in DOCS.glob("*.md") if path.name != "index.md" and f"({path.name})" not in index]
+    others = {path.name for path in DOCS.glob("*.md")} - {"index.md"} - {f"{name}.md" for name in METHODS}
+    lost = [name for name in sorted(others) if f"({name})" not in index]
     assert not lost, f"docs/index.md does not link {lost}"
 
 
@@ -73,11 +74,12 @@ def test_the_map_names_folders_that_exist_and_every_package() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_first_page_has_a_row_for_every_method(name: str) -> None:
+def test_every_method_has_a_page(name: str) -> None:
+    """The one that its row on the first page links, or else one of its name."""
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     rows = [line for line in readme.splitlines() if f'`"{name}"`' in line]
-    assert len(rows) == 1
-    (page,) = re.findall(r"\[page\]\((docs/\w+\.md)\)", rows[0])
+    assert len(rows) <= 1
+    (page,) = re.findall(r"\[page\]\((docs/\w+\.md)\)", rows[0]) if rows else [f"docs/{name}.md"]
     assert (DOCS.parent / page).exists()
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import tomllib
-import types
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from probmodels import cli, fit_svi, run_mcmc
+from probmodels import cli
 from probmodels.spec import load_spec
 
 ROOT = Path(__file__).parents[1]
@@ -55,33 +53,3 @@ def test_scripts_run_and_their_assertions_hold(path: Path, tmp_path: Path) -> No
     )
     assert run.returncode == 0, run.stderr
     assert not list(tmp_path.iterdir()), "an example writes nothing that it does not announce"
-
-
-def test_the_method_of_the_documentation_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
-    blocks = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", text, flags=re.DOTALL))
-    assert len(blocks) == 3
-
-    def load(file: str) -> types.ModuleType:
-        path = tmp_path / file.replace("/", "_")
-        path.write_text(blocks[file], encoding="utf-8")
-        name = "probmodels." + file.removeprefix("probmodels/").removesuffix(".py").replace("/", ".")
-        spec = spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    load("guides/pooling.py")
-    problem = load("probmodels/pooling.py").tiny().validate()
-    assert problem.dims()["effect"] == ["school"]
-    drawn = run_mcmc(problem, num_samples=5, warmup_steps=5, num_chains=1, chain_method="sequential", progress=False)
-    fitted = fit_svi(problem, num_steps=5, num_samples=5, progress=False)
-    for result in (drawn, fitted):
-        assert result.posterior["effect"].dims == ("chain", "draw", "school")
-        assert result.posterior["next"].sizes["school"] == 5
-    tests = vars(load("tests/test_pooling.py"))
-    for name in [name for name in tests if name.startswith("test_")]:
-        tests[name]()

@@ -17,8 +17,9 @@ from pyro import poutine
 from probmodels import METHODS, Problem, Result, fit_bilevel, fit_em, fit_svi, get_method, run_mcmc
 from probmodels.inference.result import build_tree
 from probmodels.inference.runtime.ops import isolated
+from probmodels.methods import names_of_methods
 
-ALL = sorted(METHODS)
+ALL = sorted(names_of_methods())
 NOT_YET = set(METHODS) - {
     "acyclic_sem",
     "bayesian_network",

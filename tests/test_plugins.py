@@ -1,0 +1,160 @@
+"""Methods of other packages: the one of the documentation, installed and run as the page says; and broken ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from probmodels import Result, get_method
+from probmodels.errors import SpecError
+from probmodels.methods import list_methods
+from probmodels.spec import load_spec
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"```(?:python|toml)\n# (\S+\.(?:py|toml))\n(.*?)```", PAGE, flags=re.DOTALL))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documented files, as they stand."""
+    folder = tmp_path_factory.mktemp("written")
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def installed(written: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment in which the documented package is installed."""
+    folder = tmp_path_factory.mktemp("installed")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run(
+        [*install, "--disable-pip-version-check", "--target", str(folder), str(written)],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]), "MPLBACKEND": "agg"}
+
+
+def run(*arguments: str, cwd: Path, env: dict[str, str]) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_page_has_all_files_of_a_package() -> None:
+    assert set(FILES) == {
+        "pyproject.toml",
+        "probmodels_ppca/__init__.py",
+        "probmodels_ppca/guide.py",
+        "ppca.toml",
+        "test_ppca.py",
+    }
+
+
+def test_a_method_touches_six_files() -> None:
+    table = PAGE.partition("## Here: six files")[2].partition("\n\n##")[0]
+    files = re.findall(r"^\| `([^`]+)` \|", table, flags=re.MULTILINE)
+    assert len(files) == len(set(files)) == 6
+    for file in files:  # as one method has them
+        assert (ROOT / file.replace("foo", "vib_gsl")).is_file(), file
+
+
+def test_the_method_of_the_page_runs_as_the_page_says(written: Path, installed: dict[str, str]) -> None:
+    said = run("probmodels.cli", "list", cwd=written, env=installed)
+    assert re.search(r"^ppca +Probabilistic principal component analysis\.\n +Tipping and Bishop \(1999\)", said, re.M)
+    changed = ["--set", "inference.num_steps=500", "--quiet"]
+    assert "Report: " in run("probmodels.cli", "run", "ppca.toml", *changed, cwd=written, env=installed)
+    result = Result.load(written / "runs" / "ppca")
+    assert result.posterior["z"].dims == ("chain", "draw", "row", "component")
+    assert "row 400, component 2" in run("probmodels.cli", "show", "runs/ppca", cwd=written, env=installed)
+    run("probmodels.cli", "predict", "runs/ppca", "--out", "new.nc", "--num-samples", "3", cwd=written, env=installed)
+    schema = json.loads(run("probmodels.cli", "schema", "ppca", cwd=written, env=installed))
+    jsonschema.Draft202012Validator(schema).validate(tomllib.loads(FILES["ppca.toml"]))
+
+
+def test_the_tests_of_the_page_pass(written: Path, installed: dict[str, str]) -> None:
+    assert "3 passed" in run("pytest", "-q", "-p", "no:cacheprovider", "test_ppca.py", cwd=written, env=installed)
+
+
+def test_the_method_of_the_page_conforms(installed: dict[str, str]) -> None:
+    conformance = ["tests/test_methods.py", "-k", "ppca", "-c", "pyproject.toml"]
+    said = run("pytest", "-q", "-p", "no:cacheprovider", *conformance, cwd=ROOT, env=installed)
+    assert int(re.search(r"(\d+) passed", said)[1]) >= 8  # type: ignore[index]
+    assert "failed" not in said
+
+
+# -- by their dotted paths ------------------------------------------------------------------------------------------
+
+METHOD = '''"""A method."""
+REFERENCE = "Nobody (2000), https://example.org"
+ENGINES = ("mcmc",)
+def make_problem(data): ...
+def tiny(): ...
+'''
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """Dotted path of a module of a package that nobody has declared; the test says which text it has."""
+    name = f"elsewhere_{abs(hash(request.node.name))}"
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("")
+    (tmp_path / name / "method.py").write_text(request.param, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return f"{name}.method"
+
+
+@pytest.mark.parametrize("module", [METHOD], indirect=True)
+def test_a_spec_may_name_a_module(module: str) -> None:
+    assert get_method(module).REFERENCE.startswith("Nobody")
+    assert load_spec({"method": module})["inference"] == {"engine": "mcmc"}
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (METHOD.replace("def tiny(): ...", ""), r"is no method, it lacks tiny\(\) -> Problem$"),
+        (METHOD.replace("ENGINES", "engines"), "it lacks ENGINES, a tuple of names of mcmc, svi, em, bilevel"),
+        ("raise SystemExit('imported')", r"it lacks make_problem\(data, \*\*options\) -> Problem; tiny"),
+        ("def (", "it lacks make_problem"),
+        (METHOD.replace('("mcmc",)', '("gibbs",)'), r"ENGINES=\('gibbs',\); expected ENGINES, a tuple of names"),
+        (METHOD.replace('("mcmc",)', '"mcmc"'), "ENGINES='mcmc'; expected"),
+        (METHOD.replace('("mcmc",)', "()"), r"ENGINES=\(\); expected"),
+        (METHOD + "tiny = 3\n", "tiny=3; expected tiny"),
+        (METHOD + "import nowhere_to_be_found\n", "cannot import .*: ModuleNotFoundError: No module named 'nowhere"),
+    ],
+    indirect=["module"],
+    ids=range(9),
+)
+def test_modules_that_are_no_methods_are_refused(module: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        get_method(module)
+
+
+def test_a_declared_method_that_is_gone_is_listed_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    information = tmp_path / "gone-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: gone\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[probmodels.methods]\ngone = gone.method\nlds = gone.method\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    listed = {method.name: method for method in list_methods()}
+    assert listed["gone"].summary == "cannot be used: there is no module 'gone.method'"
+    assert listed["lds"].module == "probmodels.lds"
+    with pytest.raises(SpecError, match=r"method 'gone': there is no module 'gone\.method'; install it"):
+        get_method("gone")
+    with pytest.raises(SpecError, match="did you mean 'gone'"):
+        get_method("gonne")
