@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import pyro
 import pyro.distributions as dist
@@ -30,18 +30,19 @@ from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
+from probmodels.errors import ProblemError
 from probmodels.guides.auto import FlatGuide, make_guide
 from probmodels.guides.relaxed import BernoulliConcrete, BernoulliIdentity
 from probmodels.inference.problem import Problem
-from probmodels.options import check_choices
+from probmodels.options import OneOf, Seed, checked
 
-__all__ = ["EdgeGuide", "disarm_slope", "make_edge_guide"]
+__all__ = ["ESTIMATORS", "WEIGHTS", "EdgeGuide", "disarm_slope", "make_edge_guide"]
 
 _TEMPERATURE = 0.5
 _FEW = 500  # pairs up to which an unbiased derivative is worth its noise
 _START = 0.1  # standard deviation of a weight
-_WEIGHTS = ("normal", "point")
-_ESTIMATORS = ("disarm", "concrete", "identity")
+WEIGHTS = ("normal", "point")
+ESTIMATORS = ("disarm", "concrete", "identity")
 
 LogOdds = Callable[[Any, Any, Mapping[str, Tensor]], Tensor]
 Fit = Callable[[Any, Mapping[str, Tensor], Tensor], Tensor]
@@ -126,7 +127,7 @@ def disarm_slope(function: Callable[[Tensor], Tensor], logits: Tensor, edge: Ten
     Parameters
     ----------
     function
-        Of graphs (2, pair), to values (2,).
+        From graphs (2, pair) to values (2,).
     logits
         Log odds (pair,) of the edges.
     edge
@@ -141,21 +142,22 @@ def disarm_slope(function: Callable[[Tensor], Tensor], logits: Tensor, edge: Ten
     return 0.5 * (value[0] - value[1]) * sign * logits.abs().sigmoid()
 
 
+@checked(ProblemError)
 def make_edge_guide(
     problem: Problem,
     log_odds: LogOdds,
     fit: Fit,
     *,
-    weights: str = "normal",
-    estimator: str | None = None,
-    seed: int = 0,
+    weights: Annotated[str, OneOf(WEIGHTS)] = "normal",
+    estimator: Annotated[str, OneOf(ESTIMATORS)] | None = None,
+    seed: Seed = 0,
 ) -> EdgeGuide:
     """Guide of a problem with latent sites ``edge`` (pair,), ``weight_in``, ``weight_out`` and continuous others.
 
     Parameters
     ----------
     problem
-        Without guide.
+        A problem without guide.
     log_odds, fit
         As in `EdgeGuide`.
     weights
@@ -164,17 +166,16 @@ def make_edge_guide(
         As in `EdgeGuide`; None for ``"disarm"`` up to 500 pairs, beyond which its noise outweighs the bias of
         ``"concrete"``.
     seed
-        Of the start of the weights, which have to differ from each other.
+        Seed of the start of the weights, which have to differ from each other.
 
     Raises
     ------
-    DataError
+    ProblemError
         If an option is unknown.
     """
     num_pairs = problem.sites["edge"].shape[0]
     if estimator is None:
         estimator = "disarm" if num_pairs <= _FEW else "concrete"
-    check_choices(weights=(weights, _WEIGHTS), estimator=(estimator, _ESTIMATORS))
     generator = torch.Generator().manual_seed(seed)
     start = {}
     for name in ("weight_in", "weight_out"):

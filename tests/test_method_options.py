@@ -45,6 +45,13 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
         "seed": ("zero",),
     },
     "discrete_vae": {"layers": ("zero",), "guide_layers": ("zero",), "log_z": ("true",)},
+    "noisy_edges": {
+        "blocks": ("true",),
+        "labels": ("true",),
+        "similarity": ("empty list",),
+        "propensity": ("true",),
+        "all_pairs": ("true",),
+    },
     "lds": {"candidates": ("zero",), "rate": ("zero",)},
     "vib_gsl": {
         "skip": ("zero",),
@@ -62,6 +69,7 @@ NOT_YET = set(METHODS) - {
     "discrete_vae",
     "hierarchical_mixture",
     "lds",
+    "noisy_edges",
     "vib_gsl",
 }  # methods whose make_problem is not checked
 

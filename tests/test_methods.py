@@ -27,6 +27,7 @@ NOT_YET = set(METHODS) - {
     "discrete_vae",
     "hierarchical_mixture",
     "lds",
+    "noisy_edges",
     "vib_gsl",
 }  # cannot be made again
 

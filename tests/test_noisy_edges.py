@@ -202,8 +202,8 @@ def test_pairs_left_out_are_counted_where_they_are_alike() -> None:
     inside = data["graph_index"].values[data["source"].values] == data["graph_index"].values[data["target"].values]
     kept = data.isel(edge=np.flatnonzero(inside))
     values = {**VALUES, "rate_logit": torch.tensor([-1.0, -3.0, -0.5])}
-    options: dict[str, Any] = {"blocks": True, "neighbours": 2, "random": 0.5}
-    every, some = (make_problem(kept, all_pairs=all_pairs, **options) for all_pairs in (True, False))
+    every = make_problem(kept, blocks=True, all_pairs=True)
+    some = make_problem(kept, blocks=True, all_pairs=False, neighbours=2, random=0.5)
     assert some.args[0].edges.num_pairs < every.args[0].edges.num_pairs == 14 * 13 // 2 + 16 * 15 // 2
     assert some.args[0].weight.eq(1).all()
     assert log_density(some, values) == pytest.approx(log_density(every, values), abs=1e-3)
@@ -466,14 +466,25 @@ CLASSED = graph(4, [(0, 1)], x=np.eye(4), y=[0, 1, 0, 1], split=["train", "train
         (CLASSED, {"trials": 0}, "trials=0"),
         (CLASSED, {"trials": 3}, "add count"),
         (CLASSED.assign(count=("edge", [4])), {"trials": 3}, "from 1 to trials=3"),
-        (CLASSED, {"similarity": ["cosin"]}, "similarity='cosin'; choose one of cosine, inner, distance"),
-        (CLASSED, {"deletion": (0.0, 1.0)}, "deletion=0.0 is out of range: give a number above 0"),
-        (CLASSED, {"deletion": (2.0,)}, "give the two parameters of a Beta"),
-        (CLASSED, {"expected_degree": -1.0}, "expected_degree=-1.0 is out of range"),
+        (
+            CLASSED,
+            {"similarity": ["cosin"]},
+            r"similarity=\['cosin'\]; give a list, each item one of cosine, inner, distance",
+        ),
+        (CLASSED, {"deletion": (0.0, 1.0)}, r"deletion=\(0.0, 1.0\); give a list of 2 \(a number above 0"),
+        (CLASSED, {"deletion": (2.0,)}, r"deletion=\(2.0,\); give a list of 2"),
+        (CLASSED, {"expected_degree": -1.0}, "expected_degree=-1.0; give a number of at least 1e-06"),
         (CLASSED, {"all_pairs": False, "neighbours": 1, "random": 0.0}, "nothing stands for them"),
         (CLASSED, {"all_pairs": False, "neighbours": 4}, "neighbours=4"),
         (CLASSED, {"labels": True, "weights": "gauss"}, "weights='gauss'"),
         (CLASSED, {"labels": True, "hidden": 0}, "hidden=0"),
+        (CLASSED, {"hidden": 8}, "hidden=8 is not used with labels=False"),
+        (CLASSED, {"estimator": "disarm"}, "estimator='disarm' is not used with labels=False"),
+        (CLASSED, {"neighbours": 2}, "neighbours=2 is not used with all pairs as candidates"),
+        (CLASSED, {"seed": 2}, "seed=2 is not used with all pairs as candidates"),
+        (CLASSED, {"all_pairs": False, "neighbours": 0, "metric": "l1"}, "metric='l1' is not used with neighbours=0"),
+        (CLASSED.drop_vars("x"), {"all_pairs": False, "neighbours": 2}, "not used with data without features x"),
+        (CLASSED, {"similarity": ["cosine", "cosine"]}, "names one of them twice"),
         (CLASSED.assign(source=("edge", [7])), {}, "name nodes 7"),
         (graph(1, []), {}, "no pairs"),
     ],

@@ -36,13 +36,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 import xarray as xr
+from annotated_types import Interval
 from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor
@@ -52,12 +53,12 @@ from probmodels.errors import DataError, ProblemError
 from probmodels.guides.auto import make_guide
 from probmodels.guides.edges import label_pairs, transient_sites
 from probmodels.guides.nets import propagate
-from probmodels.guides.noisy_edges import make_edge_guide
+from probmodels.guides.noisy_edges import ESTIMATORS, WEIGHTS, make_edge_guide
 from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.ops import named_deterministic
 from probmodels.noisy_edges.channel import NoisyCount
-from probmodels.noisy_edges.pairs import SIMILARITIES, PairData, check_room, make_pairs
-from probmodels.options import check_choices, check_counts, check_numbers
+from probmodels.noisy_edges.pairs import SIMILARITIES, PairData, check_room, make_pairs, takes_all_pairs
+from probmodels.options import Natural, OneOf, Seed, Width, checked, refuse_unused
 
 __all__ = [
     "ENGINES",
@@ -74,6 +75,8 @@ __all__ = [
 
 REFERENCE = "Newman (2018), https://doi.org/10.1038/s41567-018-0076-1"
 ENGINES = ("mcmc", "svi")
+
+_Shape = Annotated[float, Interval(gt=0, le=1e6)]  # of a Beta distribution
 
 
 class Prior(NamedTuple):
@@ -92,7 +95,7 @@ class Prior(NamedTuple):
     membership
         Standard deviation of the log odds of a class that features give a node.
     temperature
-        Of the concrete memberships of nodes of unknown class.
+        Temperature of the concrete memberships of nodes of unknown class.
     network
         Standard deviation of what a layer of the network gives for standardised input.
     """
@@ -303,25 +306,26 @@ def _summarise(data: PairData, values: Mapping[str, Tensor], strength: Tensor) -
         pyro.deterministic("homophily", alike / total.clamp(min=1e-6))
 
 
+@checked(DataError, keep=True)
 def make_problem(
     data: xr.Dataset,
     *,
     blocks: bool = False,
-    similarity: Sequence[str] | None = None,
+    similarity: Sequence[Annotated[str, OneOf(SIMILARITIES)]] | None = None,
     propensity: bool = False,
     labels: bool = False,
-    trials: int = 1,
+    trials: Annotated[int, Interval(ge=1, le=1_000_000)] = 1,
     all_pairs: bool | None = None,
-    neighbours: int = 10,
+    neighbours: Natural = 10,
     metric: str = "cosine",
-    random: float = 3.0,
-    deletion: tuple[float, float] = (2.0, 4.0),
-    addition_ratio: tuple[float, float] | None = None,
-    expected_degree: float = 8.0,
-    hidden: int = 16,
-    weights: str = "normal",
-    estimator: str | None = None,
-    seed: int = 0,
+    random: Annotated[float, Interval(ge=0, le=1e6)] = 3.0,
+    deletion: tuple[_Shape, _Shape] = (2.0, 4.0),
+    addition_ratio: tuple[_Shape, _Shape] | None = None,
+    expected_degree: Annotated[float, Interval(ge=1e-6, le=1e9)] = 8.0,
+    hidden: Width = 16,
+    weights: Annotated[str, OneOf(WEIGHTS)] = "normal",
+    estimator: Annotated[str, OneOf(ESTIMATORS)] | None = None,
+    seed: Seed = 0,
 ) -> Problem:
     """True edges of a graph that was observed with errors.
 
@@ -350,8 +354,8 @@ def make_problem(
     deletion
         Parameters of the Beta prior of the probability of not seeing an edge.
     addition_ratio
-        Of that of seeing an edge where there is none, over that of seeing one where there is. None for (1, b) with a
-        mean of a quarter of the expected density.
+        Parameters of the Beta prior of the probability of seeing an edge where there is none, over that
+        of seeing one where there is. None for (1, b) with a mean of a quarter of the expected density.
     expected_degree
         Prior guess of the mean degree of the true graph, right within a factor of about five.
     hidden, weights, estimator
@@ -359,7 +363,7 @@ def make_problem(
         how derivatives pass through edges, see `EdgeGuide`; None for ``"disarm"`` up to 500 pairs, else
         ``"concrete"``.
     seed
-        Of the random pairs and of the start of the network.
+        Seed of the random pairs and of the start of the network.
 
     Returns
     -------
@@ -371,24 +375,18 @@ def make_problem(
     Raises
     ------
     DataError
-        If data lack a variable or hold what cannot be used, or an option is out of range.
+        If data lack a variable or hold what cannot be used, or an option is out of range or not used.
     ProblemError
         If one evaluation over all candidate pairs would not fit into memory.
     """
-    check_numbers(0, ends="(]", expected_degree=expected_degree)
-    for name, pair in (("deletion", deletion), ("addition_ratio", addition_ratio)):
-        if pair is not None and len(pair) != 2:
-            raise DataError(f"{name}={pair}; give the two parameters of a Beta distribution")
-        for value in pair or ():
-            check_numbers(0, ends="(]", **{name: value})
-    check_counts(1, trials=trials, hidden=hidden)
-    check_counts(0, neighbours=neighbours)
-    check_numbers(0, random=random)
     if blocks and labels:
         raise DataError("blocks and labels both explain y, which would count it twice; choose one of them")
     kinds = tuple(similarity) if similarity is not None else () if blocks or "x" not in data else ("cosine",)
-    for kind in kinds:
-        check_choices(similarity=(kind, SIMILARITIES))
+    if len(set(kinds)) < len(kinds):
+        raise DataError(f"similarity={list(kinds)} names one of them twice; give each once")
+    every = takes_all_pairs(data, all_pairs)
+    given = {"neighbours": neighbours, "metric": metric, "random": random, "seed": seed}
+    _refuse_unused(data, every, labels, **given, hidden=hidden, weights=weights, estimator=estimator)
     pairs = make_pairs(
         data,
         blocks=blocks,
@@ -396,7 +394,7 @@ def make_problem(
         similarity=kinds,
         uneven=propensity,
         trials=trials,
-        all_pairs=all_pairs,
+        all_pairs=every,
         neighbours=neighbours,
         metric=metric,
         random=random,
@@ -406,7 +404,7 @@ def make_problem(
     partners = 2 * float(pairs.weight.sum() + (0 if pairs.rest is None else pairs.rest.sum())) / pairs.edges.num_nodes
     density = min(0.5, expected_degree / partners)
     ratio = (1.0, max(4 / density - 1, 1.0)) if addition_ratio is None else addition_ratio
-    prior = Prior(deletion, ratio, (math.log(density / (1 - density)), 1.5))
+    prior = Prior((deletion[0], deletion[1]), (ratio[0], ratio[1]), (math.log(density / (1 - density)), 1.5))
     names: Any = data["node"].values if "node" in data.coords else np.arange(pairs.edges.num_nodes)
     kept = label_pairs(data, pairs.edges).assign(
         pair_observed=("pair", pairs.seen.numpy().astype(np.int64)), pair_weight=("pair", pairs.weight.numpy())
@@ -441,8 +439,27 @@ def make_problem(
     return replace(problem, guide=guide)
 
 
+def _refuse_unused(data: xr.Dataset, every: bool, labels: bool, **given: Any) -> None:
+    """Refuse options of pairs that are not looked for, and of a network that there is not."""
+
+    def refuse(branch: str, *names: str) -> None:
+        refuse_unused(make_problem, branch, **{name: given[name] for name in names})
+
+    if not labels:
+        refuse("labels=False", "hidden", "weights", "estimator")
+    if every:
+        refuse("all pairs as candidates", "neighbours", "metric", "random", *([] if labels else ["seed"]))
+        return
+    if "x" not in data:
+        refuse("data without features x", "neighbours", "metric")
+    elif not given["neighbours"]:
+        refuse("neighbours=0", "metric")
+    if not given["random"] and not labels:
+        refuse("random=0", "seed")
+
+
 def _check_memory(pairs: PairData, hidden: int) -> None:
-    """See that one evaluation with its gradient fits into memory; chains that move together need as many."""
+    """Check that one evaluation with its gradient fits into memory; chains that move together need as many."""
     classes = 4 * pairs.num_classes * (pairs.num_classes if pairs.similarity.shape[1] else 2)
     more = (classes if len(pairs.unknown) else 0) + (4 * (hidden + pairs.num_classes) if hidden else 0)
     check_room(pairs.edges.num_pairs, more)

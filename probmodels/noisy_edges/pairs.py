@@ -18,7 +18,7 @@ from probmodels.errors import DataError
 from probmodels.guides.edges import RANDOM, EdgeSet, make_edges
 from probmodels.inference.runtime.memory import check_memory
 
-__all__ = ["SIMILARITIES", "PairData", "check_room", "make_pairs"]
+__all__ = ["SIMILARITIES", "PairData", "check_room", "make_pairs", "takes_all_pairs"]
 
 SIMILARITIES = ("cosine", "inner", "distance")
 
@@ -85,6 +85,20 @@ class PairData(NamedTuple):
         return len(self.blocks) * (len(self.blocks) + 1) // 2
 
 
+def takes_all_pairs(data: xr.Dataset, wanted: bool | None) -> bool:
+    """Whether all pairs are candidates: as wanted, or for None where there are few.
+
+    Raises
+    ------
+    DataError
+        If the data hold no graph, or none with a pair of nodes.
+    """
+    total = count_pairs(_graph_of_node(data))
+    if not total:
+        raise DataError("graphs of one node each have no pairs; give graphs of two nodes or more")
+    return total <= _ALL_PAIRS if wanted is None else wanted
+
+
 def make_pairs(
     data: xr.Dataset,
     *,
@@ -93,7 +107,7 @@ def make_pairs(
     similarity: Sequence[str],
     uneven: bool,
     trials: int,
-    all_pairs: bool | None,
+    all_pairs: bool,
     neighbours: int,
     metric: str,
     random: float,
@@ -128,30 +142,23 @@ def make_pairs(
     ProblemError
         If all pairs are asked for and would not fit into memory.
     """
-    num_nodes = data.sizes.get("node", 0)
-    lost = [name for name in ("source", "target") if name not in data]
-    if lost or not num_nodes:
-        raise DataError(f"data lack {lost or 'nodes'}; give source and target (edge) and x or y (node, ...)")
-    graph = data["graph_index"].values if "graph_index" in data else np.zeros(num_nodes, dtype=np.int64)
-    total = count_pairs(graph)
-    if not total:
-        raise DataError("graphs of one node each have no pairs; give graphs of two nodes or more")
+    graph = _graph_of_node(data)
+    num_nodes, total = len(graph), count_pairs(graph)
     x = _features(data)
     own, known, num_classes = _classes(data, classes)
     unknown = np.setdiff1d(np.arange(num_nodes), known) if blocks else known[:0]
     if x is None and (similarity or len(unknown) or (classes and not blocks)):
         raise DataError("data have no x (node, feature), which this model needs; add features, or known classes alone")
-    every = total <= _ALL_PAIRS if all_pairs is None else all_pairs
-    if every:  # before they are listed
+    if all_pairs:  # before they are listed
         check_room(total)
     edges = make_edges(
         np.stack([data["source"].values, data["target"].values], axis=1),
         graph,
         features=x,
-        neighbours=0 if x is None or every else neighbours,
+        neighbours=0 if x is None or all_pairs else neighbours,
         metric=metric,
         random=random,
-        all_pairs=every,
+        all_pairs=all_pairs,
         seed=seed,
     )
     source, target = edges.source.numpy(), edges.target.numpy()
@@ -165,12 +172,12 @@ def make_pairs(
         weight[drawn] = (left + chosen) / chosen
     table = _numbered(num_classes if blocks else 1)
     member = np.where(np.isin(np.arange(num_nodes), unknown), 0, own) if blocks else np.zeros_like(own)
+    block_pair, same = table[member[source], member[target]], own[source] == own[target]
     rest = rest_same = None
     if left and alike:
         every_pair = _census(graph, member, own, table)
-        every_pair[:, 0] -= np.bincount(table[member[source], member[target]], minlength=len(every_pair))
-        same = own[source] == own[target]
-        every_pair[:, 1] -= np.bincount(table[member[source], member[target]][same], minlength=len(every_pair))
+        every_pair[:, 0] -= np.bincount(block_pair, minlength=len(every_pair))
+        every_pair[:, 1] -= np.bincount(block_pair[same], minlength=len(every_pair))
         rest, rest_same = torch.from_numpy(every_pair).to(weight).unbind(1)
     return PairData(
         edges=edges,
@@ -184,15 +191,15 @@ def make_pairs(
         y=torch.from_numpy(own[known]),
         unknown=torch.from_numpy(unknown),
         blocks=torch.from_numpy(table),
-        block_pair=torch.from_numpy(table[member[source], member[target]]),
-        same=torch.from_numpy(own[source] == own[target]).to(weight) if (own >= 0).all() else None,
+        block_pair=torch.from_numpy(block_pair),
+        same=torch.from_numpy(same).to(weight) if (own >= 0).all() else None,
         rest=rest,
         rest_same=rest_same,
     )
 
 
 def check_room(num_pairs: int, more: int = 0) -> None:
-    """See that an evaluation with its gradient fits into memory, of ``more`` numbers by pair than it always has.
+    """Check that an evaluation with its gradient fits into memory, of ``more`` numbers by pair than it always has.
 
     Raises
     ------
@@ -206,6 +213,16 @@ def check_room(num_pairs: int, more: int = 0) -> None:
         f"{num_pairs:,} candidate pairs",
         "take all_pairs=False, fewer neighbours, or a smaller share of random pairs",
     )
+
+
+def _graph_of_node(data: xr.Dataset) -> Ints:
+    """Graph (node,) that every node belongs to."""
+    num_nodes = data.sizes.get("node", 0)
+    lost = [name for name in ("source", "target") if name not in data]
+    if lost or not num_nodes:
+        raise DataError(f"data lack {lost or 'nodes'}; give source and target (edge) and x or y (node, ...)")
+    found: Ints = data["graph_index"].values if "graph_index" in data else np.zeros(num_nodes, dtype=np.int64)
+    return found
 
 
 def _features(data: xr.Dataset) -> NDArray[np.float64] | None:
