@@ -71,7 +71,7 @@ from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.potential import Potential
 from probmodels.inference.programs.varying import with_fixed_sites
 from probmodels.inference.runtime.ops import isolated
-from probmodels.options import Positive, check_options, hint, options_of
+from probmodels.options import Positive, check_options, checked, hint, options_of
 
 __all__ = ["GUIDES", "POLICIES", "FlatGuide", "check_guide", "guide_functions", "make_guide", "with_guide"]
 
@@ -79,6 +79,7 @@ POLICIES: dict[str, Callable[..., DiscretePolicy]] = {"gflownet": make_policy}
 """Guides of models with discrete sites, beside the families of `GUIDES`, which are for continuous ones."""
 
 
+@checked(ProblemError)
 def with_guide(problem: Problem, name: str = "mean_field", **options: Any) -> Problem:
     """The problem, and what its hyperparameters are judged by, with an automatic guide; see `make_guide`.
 
@@ -95,6 +96,7 @@ def with_guide(problem: Problem, name: str = "mean_field", **options: Any) -> Pr
     return replace(problem, guide=guide, outer=outer)
 
 
+@checked(ProblemError)
 def make_guide(
     problem: Problem,
     name: str = "mean_field",

@@ -57,7 +57,7 @@ class NoiseSchedule(nn.Module):
         return torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64)
 
     def check(self, name: str = "schedule", num_points: int = 1001) -> None:
-        """See that `gamma` is finite and increases.
+        """Check that `gamma` is finite and increases.
 
         Raises
         ------

@@ -413,7 +413,7 @@ def step_bytes(encoder: Encoder, network: EdgeNetwork, shape: tuple[int, ...], n
 
 
 def check_step(encoder: Encoder, network: EdgeNetwork, x: Tensor, *, num_pairs: int, num_graphs: int) -> None:
-    """See that an evaluation of the guide fits into memory, with a gradient where gradients are enabled.
+    """Check that an evaluation of the guide fits into memory, with a gradient where gradients are enabled.
 
     Raises
     ------

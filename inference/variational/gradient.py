@@ -27,7 +27,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Stage:
-    """One objective with the parameters that it moves.
+    """One objective with the parameters that it moves: what `fit_svi`, or a `Phase` of `fit_em`, makes of a problem.
+
+    Nothing is left open here. A phase is what a reader writes down, with names and gaps, and what results keep.
 
     Attributes
     ----------
