@@ -138,14 +138,7 @@ def read_outline(problem: Problem, order: Sequence[str] | None, init: Mapping[st
             f"{problem.batch_plates}, or let all sites occur always and mask what does not count (poutine.mask)"
         )
     local = set[str]() if varying else _local_plates(problem, nodes, latent, plates)
-    if order is not None:
-        unknown = [name for name in order if name not in names]
-        if unknown or sorted(order) != sorted(names):
-            what = f"names {unknown[0]!r}{hint(unknown[0], names)}" if unknown else f"is {list(order)}"
-            raise ProblemError(f"{problem.name}: order {what}; it must name each of the discrete sites {names} once")
-        names = list(order)
-    elif isinstance(problem.model, FixedSites):
-        names = [name for name in problem.model.order if name in names]
+    names = _ordered(problem, names, order)
     for name in init:
         if name not in latent or name in names:
             raise ProblemError(
@@ -164,6 +157,19 @@ def read_outline(problem: Problem, order: Sequence[str] | None, init: Mapping[st
     discrete.sort(key=_depth)
     continuous.sort(key=_depth)
     return Outline(tuple(discrete), tuple(continuous), observed)
+
+
+def _ordered(problem: Problem, names: list[str], order: Sequence[str] | None) -> list[str]:
+    """Discrete sites in the order that was asked for, or else in that of the model."""
+    if order is None:
+        if isinstance(problem.model, FixedSites):
+            return [name for name in problem.model.order if name in names]
+        return names
+    unknown = [name for name in order if name not in names]
+    if unknown or sorted(order) != sorted(names):
+        what = f"names {unknown[0]!r}{hint(unknown[0], names)}" if unknown else f"is {list(order)}"
+        raise ProblemError(f"{problem.name}: order {what}; it must name each of the discrete sites {names} once")
+    return list(order)
 
 
 def _depth(variable: Variable) -> int:
@@ -243,15 +249,20 @@ def _local_plates(
     }
     # Two sites that explain one value must lie one in the other's plates: else they depend on each other crosswise.
     while True:
-        crossing: set[str] = set()
-        for site, parents in above.items():
-            family = [inside[other] & local for other in {*parents, site} & set(latent)]
-            for one in family:
-                crossing = crossing.union(*(one ^ two for two in family if not (one <= two or two <= one)))
+        crossing = _crossing([[inside[o] & local for o in {*up, site} & set(latent)] for site, up in above.items()])
         free = sorted(crossing - set(problem.batch_plates), key=lambda name: (sizes[name], name))
         if not free:
             return local
         local.discard(free[0])
+
+
+def _crossing(families: Sequence[Sequence[set[str]]]) -> set[str]:
+    """Plates of which one site of a family has some and another site others."""
+    found: set[str] = set()
+    for family in families:
+        for one in family:
+            found = found.union(*(one ^ two for two in family if not (one <= two or two <= one)))
+    return found
 
 
 def _upstream(problem: Problem, latent: Collection[str]) -> dict[str, set[str]] | None:

@@ -43,22 +43,43 @@ class Inputs(nn.Module):
         self._plates = tuple(sorted(plates, key=lambda plate: plate.dim))
         self._sources: list[tuple[int | str | None, tuple[int, ...], tuple[int | None, ...]]] = []
         given: dict[Any, Any] = {**dict(enumerate(problem.args)), **problem.kwargs}
+        for key in wanted or ():
+            if not isinstance(given.get(key), Tensor):
+                raise ProblemError(
+                    f"{problem.name}: data names {key!r}, which is no tensor among the arguments {list(given)}"
+                )
+        used = self._add_observed(given, observed, like)
+        self._add_arguments(given, used, wanted, like)
+        self.width = sum(len(self.get_buffer(f"mean_{i}")) for i in range(len(self._sources)))
+        widths = [self.width, *[hidden] * layers] if self.width else []
+        linear = [[nn.Linear(a, b), nn.SiLU()] for a, b in itertools.pairwise(widths)]
+        self.encoder = nn.Sequential(*itertools.chain.from_iterable(linear))
+        self.width += hidden if linear else 0
+
+    def _add_observed(
+        self,
+        given: Mapping[Any, Any],
+        observed: Mapping[str, tuple[Tensor, int, tuple[Plate, ...]]],
+        like: Tensor,
+    ) -> set[int | str]:
+        """Add the values of observed sites that rows have a part of; the arguments that hold observed values."""
         used: set[int | str] = set()
-        names = {plate.name for plate in plates}
+        names = {plate.name for plate in self._plates}
         for value, num_event, site_plates in observed.values():
             equal = [k for k, arg in given.items() if isinstance(arg, Tensor) and _same(arg, value)]
             used.update(equal)
             dims = {plate.name: value.dim() - num_event + plate.dim for plate in site_plates}
-            axes = {p.name: dims[p.name] for p in plates if p.name in dims and value.shape[dims[p.name]] == p.size}
+            sizes = {p.name: p.size for p in self._plates if p.name in dims}
+            axes = {name: dims[name] for name, size in sizes.items() if value.shape[dims[name]] == size}
             if (names and not axes) or (not names and (not equal or value.numel() > _WHOLE_LIMIT)):
                 continue
             self._add(equal[0] if equal else None, value, axes, like)
-        if wanted is not None:
-            for key in wanted:
-                if key not in given or not isinstance(given[key], Tensor):
-                    raise ProblemError(
-                        f"{problem.name}: data names {key!r}, which is no tensor among the arguments {list(given)}"
-                    )
+        return used
+
+    def _add_arguments(
+        self, given: Mapping[Any, Any], used: set[int | str], wanted: Sequence[int | str] | None, like: Tensor
+    ) -> None:
+        """Add the other tensors among the arguments that have an axis of the size of a plate."""
         for key, arg in given.items():
             if not isinstance(arg, Tensor) or key in used or (wanted is not None and key not in wanted):
                 continue
@@ -67,11 +88,6 @@ class Inputs(nn.Module):
                 if places and plate.size > 1:
                     self._add(key, arg, {plate.name: places[0]}, like)
                     break
-        self.width = sum(len(self.get_buffer(f"mean_{i}")) for i in range(len(self._sources)))
-        widths = [self.width, *[hidden] * layers] if self.width else []
-        linear = [[nn.Linear(a, b), nn.SiLU()] for a, b in itertools.pairwise(widths)]
-        self.encoder = nn.Sequential(*itertools.chain.from_iterable(linear))
-        self.width += hidden if linear else 0
 
     def _add(self, key: int | str | None, value: Tensor, axes: Mapping[str, int], like: Tensor) -> None:
         index = len(self._sources)

@@ -152,16 +152,9 @@ class _Rewriter:
         if target in _ALIASES:
             return first
         if target in _RESHAPES and isinstance(first, Node):
-            before, after = self.values[first], target(*self._examples(args), **self._examples(kwargs))
-            if before.shape == after.shape and before.dtype == after.dtype and before.device == after.device:
-                return first
-            if target is _aten.reshape.default and first.target is target:
-                return self.call(target, (first.args[0], args[1]), {})
-            return None
-        if target is _aten.pow.Tensor_Scalar and args[1] == 1 and isinstance(first, Node):
-            return first if self.values[first].is_floating_point() else None
-        if target is _aten.pow.Tensor_Scalar and args[1] == 2:
-            return self.call(_MUL, (first, first), {})
+            return self._reshaped(target, first, args, kwargs)
+        if target is _aten.pow.Tensor_Scalar and args[1] in (1, 2):
+            return self._power(first, args[1])
         if target is _aten.masked_fill.Tensor:  # which vmap runs entry by entry
             return self.call(_aten.where.self, (args[1], args[2], first), {})
         if target is _aten.mul.Scalar:
@@ -180,6 +173,20 @@ class _Rewriter:
             return self._batched_product(*args)
         return None
 
+    def _reshaped(self, target: Any, first: Node, args: Any, kwargs: Any) -> Any:
+        """Nothing where the shape stays; two reshapes in a row as one."""
+        before, after = self.values[first], target(*self._examples(args), **self._examples(kwargs))
+        if before.shape == after.shape and before.dtype == after.dtype and before.device == after.device:
+            return first
+        if target is _aten.reshape.default and first.target is target:
+            return self.call(target, (first.args[0], args[1]), {})
+        return None
+
+    def _power(self, first: Any, exponent: int) -> Any:
+        if exponent == 2:
+            return self.call(_MUL, (first, first), {})
+        return first if isinstance(first, Node) and self.values[first].is_floating_point() else None
+
     def _scaled(self, first: Any, factor: float) -> Any:
         if factor == 1:
             return first
@@ -197,16 +204,10 @@ class _Rewriter:
             value = _splat(other)
             if not isinstance(one, Node) or value is None:
                 continue
-            same = self.values[one].shape == shape and self.values[one].dtype == dtype
-            if same and value == 0 and (target is _ADD or (target is _SUB and not swapped)):
-                return one
-            if same and value == 1 and (target is _MUL or (target is _DIV and not swapped)):
-                return one
-            if same and value == -1 and target is _MUL:
-                return self.call(_NEG, (one,), {})
-            if same and isinstance(other, _Constant) and other.value.dim() > 0 and other.value.dtype == dtype:
-                scalar = _Constant(other.value.reshape(-1)[0].clone())
-                return self.call(target, (scalar, one) if swapped else (one, scalar), {})
+            if self.values[one].shape == shape and self.values[one].dtype == dtype:
+                found = self._beside_splat(target, one, other, value, swapped)
+                if found is not None:
+                    return found
         gathered = self._gather(target, left, right, shape)
         if gathered is not None:
             return gathered
@@ -214,6 +215,20 @@ class _Rewriter:
             return self.call(_MUL, (left, _Constant(right.value.reciprocal())), {})
         if target in (_MUL, _DIV) and _negated(left) and _negated(right):
             return self.call(target, (left.args[0], right.args[0]), {})
+        return None
+
+    def _beside_splat(self, target: Any, one: Node, other: Any, value: float, swapped: bool) -> Any:
+        """A term beside a constant whose entries are all ``value``: neutral ones go, others become a scalar."""
+        additive, multiplicative = target is _ADD or (target is _SUB and not swapped), target is _MUL
+        if value == 0 and additive:
+            return one
+        if value == 1 and (multiplicative or (target is _DIV and not swapped)):
+            return one
+        if value == -1 and multiplicative:
+            return self.call(_NEG, (one,), {})
+        if isinstance(other, _Constant) and other.value.dim() > 0 and other.value.dtype == self.values[one].dtype:
+            scalar = _Constant(other.value.reshape(-1)[0].clone())
+            return self.call(target, (scalar, one) if swapped else (one, scalar), {})
         return None
 
     def _gather(self, target: Any, left: Any, right: Any, shape: torch.Size) -> Any:
@@ -227,26 +242,35 @@ class _Rewriter:
                 return self.call(_MUL, (node.args[0], _Constant(-constant.value)), {})
             if len(node.args) != 2 or node.kwargs:
                 continue
-            one, other = (self._constant(item) for item in node.args)
+            found = None
             if target is _MUL and node.target is _MUL:
-                for inner, known in ((one, other), (other, one)):
-                    if isinstance(known, _Constant) and isinstance(inner, Node):
-                        return self.call(_MUL, (inner, _Constant(known.value * constant.value)), {})
-            if target in (_ADD, _SUB) and node.target in (_ADD, _SUB):
-                # The nested term is sign * inner + known.
-                outer = -1.0 if target is _SUB and swapped else 1.0
-                shift = -constant.value if target is _SUB and not swapped else constant.value
-                if isinstance(other, _Constant) and isinstance(one, Node):
-                    known, inner, sign = (other.value if node.target is _ADD else -other.value), one, 1.0
-                elif isinstance(one, _Constant) and isinstance(other, Node):
-                    known, inner, sign = one.value, other, 1.0 if node.target is _ADD else -1.0
-                else:
-                    continue
-                total = _Constant(outer * known + shift)
-                if sign * outer > 0:
-                    return self.call(_ADD, (inner, total), {})
-                return self.call(_SUB, (total, inner), {})
+                found = self._nested_product(node, constant)
+            elif target in (_ADD, _SUB) and node.target in (_ADD, _SUB):
+                found = self._nested_sum(target, node, constant, swapped)
+            if found is not None:
+                return found
         return None
+
+    def _nested_product(self, node: Node, constant: _Constant) -> Any:
+        one, other = (self._constant(item) for item in node.args)
+        for inner, known in ((one, other), (other, one)):
+            if isinstance(known, _Constant) and isinstance(inner, Node):
+                return self.call(_MUL, (inner, _Constant(known.value * constant.value)), {})
+        return None
+
+    def _nested_sum(self, target: Any, node: Node, constant: _Constant, swapped: bool) -> Any:
+        """The nested term is sign * inner + known."""
+        one, other = (self._constant(item) for item in node.args)
+        outer = -1.0 if target is _SUB and swapped else 1.0
+        shift = -constant.value if target is _SUB and not swapped else constant.value
+        if isinstance(other, _Constant) and isinstance(one, Node):
+            known, inner, sign = (other.value if node.target is _ADD else -other.value), one, 1.0
+        elif isinstance(one, _Constant) and isinstance(other, Node):
+            known, inner, sign = one.value, other, 1.0 if node.target is _ADD else -1.0
+        else:
+            return None
+        total = _Constant(outer * known + shift)
+        return self.call(_ADD, (inner, total), {}) if sign * outer > 0 else self.call(_SUB, (total, inner), {})
 
     def _sum(self, target: Any, args: Any) -> Any:
         """Move what is linear out of a sum, where the summand has the full shape."""
@@ -258,24 +282,30 @@ class _Rewriter:
         if node.target is _NEG:
             return self.call(_NEG, (self.call(target, (node.args[0], *args[1:]), {}),), {})
         if node.target in (_ADD, _SUB) and not node.kwargs and len(node.args) == 2:
-            left, right = (self._constant(self._number(item, node)) for item in node.args)
-            if any(isinstance(item, Node) and self.values[item].shape != value.shape for item in (left, right)):
-                return None
-            if isinstance(left, _Constant) == isinstance(right, _Constant):
-                return None
-            parts = []
-            for item in (left, right):
-                if isinstance(item, _Constant):
-                    parts.append(_Constant(target(item.value.expand(value.shape), *args[1:])))
-                else:
-                    parts.append(self.call(target, (item, *args[1:]), {}))
-            return self.call(node.target, tuple(parts), {})
+            return self._sum_of_terms(target, node, args)
         if node.target is _MUL:
             left, right = (self._constant(item) for item in node.args)
             for one, other in ((left, right), (right, left)):
                 if isinstance(other, _Constant) and other.value.dim() == 0 and isinstance(one, Node):
                     return self.call(_MUL, (self.call(target, (one, *args[1:]), {}), other), {})
         return None
+
+    def _sum_of_terms(self, target: Any, node: Node, args: Any) -> Any:
+        """The sum of a term and a constant as the two sums."""
+        shape = self.values[node].shape
+        left, right = (self._constant(self._number(item, node)) for item in node.args)
+        if any(isinstance(item, Node) and self.values[item].shape != shape for item in (left, right)):
+            return None
+        if isinstance(left, _Constant) == isinstance(right, _Constant):
+            return None
+        parts = [
+            _Constant(target(item.value.expand(shape), *args[1:]))
+            if isinstance(item, _Constant)
+            else self.call(target, (item, *args[1:]), {})
+            for item in (left, right)
+        ]
+        kind: Any = node.target
+        return self.call(kind, tuple(parts), {})
 
     def _permuted(self, target: Any, args: Any) -> Any:
         """Any transposition as ``permute``; two in a row as one, or none."""
