@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import xarray as xr
 
+from probmodels.errors import ResultError
 from probmodels.inference.problem import Problem
 
-__all__ = ["Drawn", "group_of", "take_marginals", "to_dataset"]
+__all__ = ["Drawn", "group_of", "read_json", "take_marginals", "to_dataset"]
 
 
 class Drawn(Protocol):
@@ -22,6 +24,24 @@ class Drawn(Protocol):
 def group_of(tree: xr.DataTree, name: str) -> xr.Dataset:
     """A group of a tree; an empty dataset where it is absent."""
     return tree[name].to_dataset() if name in tree.children else xr.Dataset()
+
+
+def read_json(attrs: Mapping[Any, Any], name: str, default: Any) -> Any:
+    """A root attribute of a tree that holds JSON: a table or a list as ``default`` is, or for None a list or null.
+
+    Raises
+    ------
+    ResultError
+        If it holds something else.
+    """
+    try:
+        found = json.loads(attrs[name]) if name in attrs else default
+    except (TypeError, ValueError):
+        found = object()
+    if not isinstance(found, list | None if default is None else type(default)):
+        kind = {"dict": "table", "list": "list"}.get(type(default).__name__, "list or null")
+        raise ResultError(f"root attribute {name!r} of the result is no JSON {kind}")
+    return found
 
 
 def to_dataset(

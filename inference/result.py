@@ -17,7 +17,7 @@ from torch import Tensor
 from probmodels.errors import CheckpointError, ProbmodelsError, ResultError, SpecError
 from probmodels.inference.diagnostics.importance import RESAMPLED
 from probmodels.inference.diagnostics.report import Report, diagnose, summarize
-from probmodels.inference.labels import group_of, to_dataset
+from probmodels.inference.labels import group_of, read_json, to_dataset
 from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.checkpoint import check_room
 from probmodels.inference.runtime.ops import clean_attrs, versions, write_atomically
@@ -29,6 +29,13 @@ __all__ = ["Result", "build_tree", "check_target"]
 _FORMAT = 1
 _TREE, _GUIDE = "result.nc", "guide.safetensors"
 ADDED = ("log_likelihood", "posterior_predictive", "prior", "prior_predictive")
+_JSON: Mapping[str, Any] = {  # root attributes, and of what kind they are
+    "options": {},
+    "options_lost": [],
+    "observed_by_model": [],
+    "versions": {},
+    "diagnosed": None,
+}
 _SHOWN = 12  # variables that a result shows of itself
 
 
@@ -83,9 +90,17 @@ class Result:
         return f"Result of {attrs.get('method', 'a method')} by {attrs.get('engine', 'an engine')}{draws}"
 
     @property
+    def _diagnosed(self) -> list[str]:
+        """Names of the posterior variables that diagnostics judge."""
+        chosen = read_json(self.tree.attrs, "diagnosed", None)
+        return list(self) if chosen is None else [str(name) for name in chosen]
+
+    @property
     def posterior(self) -> xr.Dataset:
         """Posterior draws, dims (chain, draw, ...)."""
-        return self.tree["posterior"].to_dataset()
+        if "posterior" not in self.tree.children:
+            raise ResultError(f"the result has no group 'posterior'; it has {list(self.tree.children)}")
+        return self.group("posterior")
 
     def __getitem__(self, name: str) -> xr.DataArray:
         """Draws of a posterior variable, dims (chain, draw, ...)."""
@@ -121,7 +136,7 @@ class Result:
             If the problem was built by hand, its options cannot be kept in a file, or the method refuses them.
         """
         attrs = {**self.group("observed_data").attrs, **self.tree.attrs}  # older files have options beside the data
-        written = _read_json(attrs, "spec", {}).get("method")
+        written = read_json(attrs, "spec", {}).get("method")
         name = written if isinstance(written, str) and "." in written else str(attrs.get("method"))  # a dotted path
         try:
             make_problem = get_method(name).make_problem
@@ -132,14 +147,14 @@ class Result:
             ) from error
         if "options" not in attrs:
             raise ResultError(f"the result keeps no options of {name}; make the problem again with make_problem")
-        if lost := _read_json(attrs, "options_lost", []):
+        if lost := read_json(attrs, "options_lost", []):
             raise ResultError(
                 f"the options {', '.join(lost)} of {name} are objects that no file holds; make the problem again with "
                 "make_problem"
             )
-        options = _read_json(attrs, "options", {})
+        options = read_json(attrs, "options", {})
         observed = self.group("observed_data")
-        computed = _read_json(attrs, "observed_by_model", [])
+        computed = read_json(attrs, "observed_by_model", [])
         data = [observed[[x for x in observed.data_vars if x not in computed]], self.group("constant_data")]
         lacking = [option.name for option in options_of(make_problem, skip=1).values() if option.required]
         if lacking := [option for option in lacking if option not in options]:
@@ -169,7 +184,7 @@ class Result:
             Probability of the interval.
         """
         names = [var_names] if isinstance(var_names, str) else var_names
-        names = _diagnosed(self.tree) if names is None else list(names)
+        names = self._diagnosed if names is None else list(names)
         lost = [name for name in names if name not in self.posterior]
         if lost:
             raise ResultError(f"the posterior has no {lost}; it has {list(self.posterior.data_vars)}")
@@ -338,21 +353,9 @@ class Result:
         ResultError
             If there is no result, it is damaged, or it belongs to another method than ``problem``.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         path = Path(folder)
         path = path.parent if path.name == _TREE else path
-        if not (path / _TREE).exists():
-            raise ResultError(f"no {_TREE} in {path}; give the folder that Result.save wrote")
-        try:
-            with xr.open_datatree(path / _TREE, engine="netcdf4") as opened:
-                tree = opened.load()
-            state = load_file(str(path / _GUIDE)) if (path / _GUIDE).exists() else None
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ResultError(f"the result in {path} cannot be read: {error}; run the inference again") from error
-        if int(tree.attrs.get("probmodels_format", 0)) != _FORMAT:
-            raise ResultError(f"{path / _TREE} was not written by Result.save of this version (format {_FORMAT})")
+        tree, state = _read_tree(path), _read_state(path)
         result = cls(tree, state)
         if problem is not None:
             if tree.attrs.get("method") != problem.name:
@@ -363,6 +366,48 @@ class Result:
                 with fitted(problem, state, seed=0):
                     pass
         return result
+
+
+def _read_tree(folder: Path) -> xr.DataTree:
+    """The tree of a folder, checked for what every result has."""
+    file = folder / _TREE
+    if not file.exists():
+        raise ResultError(f"no {_TREE} in {folder}; give the folder that Result.save wrote")
+    try:
+        with xr.open_datatree(file, engine="netcdf4") as opened:
+            tree = opened.load()
+    except Exception as error:  # libraries raise whatever they like for a damaged file
+        raise ResultError(f"{file} cannot be read ({error}); run the inference again") from error
+    try:
+        written = int(tree.attrs.get("probmodels_format", 0))
+    except (TypeError, ValueError):
+        written = 0
+    if written != _FORMAT:
+        raise ResultError(f"{file} was not written by Result.save of this version (format {_FORMAT})")
+    try:
+        if "posterior" not in tree.children:
+            raise ResultError(f"it has no group 'posterior', but {list(tree.children)}")
+        if not isinstance(tree.attrs.get("method"), str):
+            raise ResultError("its root attribute 'method' names no method")
+        spec = read_json(tree.attrs, "spec", {})
+        if not isinstance(output := spec.get("output", {}), dict) or not isinstance(output.get("path", ""), str):
+            raise ResultError(f"its root attribute 'spec' has output = {output!r}, where a table with a path belongs")
+        for name, default in _JSON.items():
+            read_json(tree.attrs, name, default)
+    except ResultError as error:
+        raise ResultError(f"{file} is damaged: {error}; run the inference again") from error
+    return tree
+
+
+def _read_state(folder: Path) -> dict[str, Tensor] | None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = folder / _GUIDE
+    try:
+        return load_file(str(file)) if file.exists() else None
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ResultError(f"{file} cannot be read ({error}); run the inference again") from error
 
 
 def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -448,18 +493,6 @@ def _as_json(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
-def _read_json(attrs: Mapping[Any, Any], name: str, default: Any) -> Any:
-    """A root attribute that holds JSON of the kind of ``default``."""
-    try:
-        found = json.loads(attrs[name]) if name in attrs else default
-    except (TypeError, ValueError):
-        found = None
-    if not isinstance(found, type(default)):
-        kind = "table" if isinstance(default, dict) else "list"
-        raise ResultError(f"root attribute {name!r} of the result is no JSON {kind}; the file is damaged")
-    return found
-
-
 def _computed(problem: Problem) -> list[str]:
     """Observed sites whose values the model makes of the data, and the data do not hold by that name."""
     held = set() if problem.data is None else set(problem.data.data_vars)
@@ -486,9 +519,3 @@ def _plain(dataset: xr.Dataset) -> xr.Dataset:
     for variable in plain.variables.values():
         variable.attrs = clean_attrs(variable.attrs)
     return plain
-
-
-def _diagnosed(tree: xr.DataTree) -> list[str]:
-    """Names of the posterior variables that diagnostics judge."""
-    chosen = json.loads(tree.attrs.get("diagnosed", "null"))
-    return [str(name) for name in tree["posterior"].data_vars] if chosen is None else list(chosen)

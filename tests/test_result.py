@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,13 +62,110 @@ def test_what_cannot_be_loaded_is_said(tmp_path):
         Result.load(tmp_path / "a", mean_problem(name="other"))
     with pytest.raises(ResultError, match="saved parameters do not fit"):
         Result.load(tmp_path / "a", mean_problem(guide=auto_guide(mean_model)))
-    file = tmp_path / "a" / "result.nc"
-    file.write_bytes(file.read_bytes()[:500])
-    with pytest.raises(ResultError, match="cannot be read"):
-        Result.load(tmp_path / "a")
-    xr.Dataset().to_netcdf(file)
-    with pytest.raises(ResultError, match=r"not written by Result.save"):
-        Result.load(tmp_path / "a")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of a result of a guide."""
+    return svi(mean_problem()).save(tmp_path_factory.mktemp("saved"))
+
+
+@pytest.fixture
+def damaged(saved, tmp_path):
+    """A copy of it to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "damaged"))
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def overwrite(file: Path) -> None:
+    """Overwrite the values and the tables of the file, past what is read when it is opened."""
+    content = bytearray(file.read_bytes())
+    content[2000::7] = b"\xff" * len(content[2000::7])
+    file.write_bytes(content)
+
+
+def elsewhere(file: Path) -> None:
+    xr.Dataset({"sst": ("time", [1.0])}, attrs={"probmodels_format": "one"}).to_netcdf(file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: file.write_bytes(b""), "cannot be read"),
+        (lambda file: file.write_text("no netCDF"), "cannot be read"),
+        (lambda file: file.write_bytes(file.read_bytes()[:500]), "cannot be read"),
+        (cut, "cannot be read"),
+        (overwrite, "cannot be read"),
+        (lambda file: (file.unlink(), file.mkdir()), "cannot be read"),
+        (elsewhere, r"not written by Result.save"),
+        (lambda file: xr.Dataset().to_netcdf(file), r"not written by Result.save"),
+        (lambda file: xr.Dataset(attrs={"probmodels_format": 1}).to_netcdf(file), "no group 'posterior'"),
+    ],
+)
+def test_a_file_that_is_damaged_or_no_result_is_said(damaged, damage, message):
+    damage(damaged / "result.nc")
+    with pytest.raises(ResultError, match=message):
+        Result.load(damaged)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("spec", "{", "'spec' of the result is no JSON table"),
+        ("spec", "null", "'spec' of the result is no JSON table"),
+        ("spec", 3, "'spec' of the result is no JSON table"),
+        ("spec", '{"output": []}', "has output = \\[\\]"),
+        ("spec", '{"output": {"path": 3}}', "has output = {'path': 3}"),
+        ("options", "[]", "'options' of the result is no JSON table"),
+        ("versions", "none", "'versions' of the result is no JSON table"),
+        ("diagnosed", "mu", "'diagnosed' of the result is no JSON list or null"),
+        ("diagnosed", "{}", "'diagnosed' of the result is no JSON list or null"),
+        ("method", None, "'method' names no method"),
+        ("method", 3, "'method' names no method"),
+        ("probmodels_format", None, r"not written by Result.save"),
+        ("probmodels_format", "first", r"not written by Result.save"),
+        ("probmodels_format", 99, r"not written by Result.save of this version"),
+    ],
+)
+def test_damaged_attributes_are_said(damaged, attribute, value, message):
+    import netCDF4
+
+    with netCDF4.Dataset(damaged / "result.nc", "r+") as file:
+        file.delncattr(attribute)
+        if value is not None:
+            file.setncattr(attribute, value)
+    with pytest.raises(ResultError, match=message):
+        Result.load(damaged)
+
+
+def test_a_guide_that_is_damaged_or_of_other_shapes_is_said(damaged):
+    from safetensors.torch import load_file, save_file
+
+    file = damaged / "guide.safetensors"
+    state = load_file(file)
+    save_file({name: value.reshape(-1, 1).repeat(2, 1) for name, value in state.items()}, file)
+    with pytest.raises(ResultError, match="saved parameters do not fit"):
+        Result.load(damaged, mean_problem())
+    with pytest.raises(ResultError, match="saved parameters do not fit"):
+        Result.load(damaged).predict(mean_problem())
+    for content in (b"", b"no tensors", file.read_bytes()[:40], b"\x08" + bytes(7) + b"{}      "[:5]):
+        file.write_bytes(content)
+        with pytest.raises(ResultError, match=r"guide.safetensors cannot be read"):
+            Result.load(damaged)
+
+
+def test_a_result_of_the_first_release_is_still_read():
+    result = Result.load(Path(__file__).parent / "data" / "old_result")
+    assert "Result of noisy_edges by svi, 1 × 40 draws" in repr(result)
+    assert "edge_probability" in result._repr_html_()
+    assert result.diagnose().khat == pytest.approx(0.71, abs=0.01)
+    assert list(result.summary("deletion").index) == ["deletion"]
+    assert result.params()
+    with pytest.raises(ResultError, match="keeps no options of noisy_edges"):
+        result.rebuild()
 
 
 def test_draws_are_not_compressed(tmp_path):

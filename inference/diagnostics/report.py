@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from probmodels.errors import DiagnosticsError
 from probmodels.inference.diagnostics import _html
 from probmodels.inference.diagnostics.convergence import EQUAL_WEIGHTS, bfmi, convergence, hdi, psis
 from probmodels.inference.diagnostics.importance import RESAMPLED, importance_moments
-from probmodels.inference.labels import Drawn, group_of
+from probmodels.inference.labels import Drawn, group_of, read_json
 
 __all__ = ["Finding", "Report", "diagnose", "summarize"]
 
@@ -221,8 +220,8 @@ def summarize(posterior: xr.Dataset, *, ci_prob: float = 0.94) -> pd.DataFrame:
 
 def _judged(tree: xr.DataTree) -> Iterator[tuple[str, xr.DataArray]]:
     """Variables that diagnostics judge: the chosen posterior variables, then the invariants."""
-    posterior = tree["posterior"].to_dataset()
-    chosen = json.loads(tree.attrs.get("diagnosed", "null"))
+    posterior = group_of(tree, "posterior")
+    chosen = read_json(tree.attrs, "diagnosed", None)
     for name in posterior.data_vars if chosen is None else chosen:
         if name not in posterior:
             raise DiagnosticsError(f"'diagnosed' names {name!r}; the posterior has {list(posterior.data_vars)}")
@@ -379,7 +378,7 @@ def _diagnose_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapp
     few: Finding | None = None
     khat = float("nan")
     if RESAMPLED in tree.attrs:
-        kept = json.loads(tree.attrs[RESAMPLED])["khat"]
+        kept = read_json(tree.attrs, RESAMPLED, {}).get("khat")
         khat = khat if kept is None else float(kept)
     elif "log_weight" in sample_stats:
         raw = sample_stats["log_weight"].transpose("chain", "draw").values.ravel()
