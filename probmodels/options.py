@@ -436,12 +436,12 @@ def _strict(annotation: Any) -> Any:
         return annotation
     if annotation in (bool, int, float, str):
         return _marked(annotation)
+    if _is_function(annotation):
+        return Callable[..., Any]
     if _name(annotation) == "NDArray" or (args and set(get_args(ArrayLike)) <= set(args)):
         return Any
     if origin in (Union, types.UnionType):
         return Union[tuple(_strict(arg) for arg in args)]  # noqa: UP007 -- of a number known at run time only
-    if _is_function(annotation):
-        return Callable[..., Any]
     return _of_class(annotation, origin, args)
 
 
