@@ -319,7 +319,8 @@ def _execute(spec: dict[str, Any], *, device: str | None = None, strict: bool, q
     problem = problem if device is None else problem.to(device)
     _say_mends(problem)
     checkpoint = folder / _CHECKPOINT
-    options: dict[str, Any] = {"progress": not quiet, "checkpoint": str(checkpoint)} | spec["inference"]
+    options: dict[str, Any] = {"checkpoint": str(checkpoint), **spec["inference"]}
+    options |= {"progress": False} if quiet else {}
     options |= {"device": device} if device is not None and "device" in options else {}
     if checkpoint.exists():
         typer.echo(f"Continuing from {checkpoint}.")
