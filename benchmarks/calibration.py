@@ -84,6 +84,8 @@ def problem(values: Array, options: Mapping[str, Any]) -> Problem:
         **WEAK,
         **options,
     }
+    if options.get("frame_prior") == "uniform":  # has no kernels
+        settings = {k: v for k, v in settings.items() if k.split("_")[0] not in ("kernel", "length", "nugget", "tail")}
     return make_problem(xr.DataArray(values, dims=("cell", "time"), coords=coords), **settings)
 
 

@@ -40,6 +40,8 @@ def problem(values, **options):
         "scale": 3.0,
         "noise_prior": (5.0, 0.75),
     }
+    if options.get("frame_prior") == "uniform":  # has no kernels
+        settings = {k: v for k, v in settings.items() if k.split("_")[0] not in ("kernel", "length", "nugget", "tail")}
     coords = {"cell": np.linspace(0, 1, len(values)), "time": np.linspace(0, 1, values.shape[1])}
     return make_problem(xr.DataArray(values, dims=("cell", "time"), coords=coords), **{**settings, **options})
 

@@ -62,6 +62,7 @@ def test_modes_with_kernels_of_their_own_keep_their_labels(data: xr.DataArray) -
 
 @pytest.mark.parametrize("prior", ["conditioned", "projected", "macg", "uniform"])
 def test_every_frame_prior_makes_a_valid_program(data: xr.DataArray, prior: str) -> None:
-    problem = make_problem(data, rank=2, frame_prior=prior, length_scales_space=[0.2, 0.4]).validate()
+    options = {} if prior == "uniform" else {"length_scales_space": [0.2, 0.4]}
+    problem = make_problem(data, rank=2, frame_prior=prior, **options).validate()
     assert (problem.kernel is None) == (prior in ("projected", "macg"))
     assert problem.sites["U"].dims == ("basis_space", "mode")

@@ -125,7 +125,8 @@ def small_data(scales: tuple[float, ...] = (10.0, 8.0), *, noise: float = 1.0, g
 
 
 def small_problem(data: xr.DataArray | None = None, rank: int = 2, **options) -> Problem:
-    options = {"length_scales_space": [0.1, 0.2, 0.4], "tail": 0.0, **options}
+    if options.get("frame_prior") != "uniform":
+        options = {"length_scales_space": [0.1, 0.2, 0.4], "tail": 0.0, **options}
     return make_problem(small_data() if data is None else data, rank=rank, **options)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from probmodels.bayesian_svd.published import PublishedGibbs
 from probmodels.distributions import covariance
+from probmodels.errors import ProblemError
 
 
 def line(size, end=1.0):
@@ -131,7 +132,7 @@ def test_initial_params_can_be_set():
     kernel.initial_params = {"d": params["d"] + 1, "length_scale_time": torch.full((3,), 0.3)}
     assert torch.equal(kernel.initial_params["d"], params["d"] + 1)
     assert torch.equal(kernel.initial_params["U"], params["U"])
-    with pytest.raises(ValueError, match=r"'d' of shape \(4,\) does not fit"):
+    with pytest.raises(ProblemError, match=r"'d' of shape \(4,\) does not fit"):
         kernel.initial_params = {"d": torch.ones(4)}
 
 
@@ -171,12 +172,12 @@ def test_bad_input_says_what_to_do(change, message):
         "bounds_space": (0.0, 2.0),
         "bounds_time": (0.0, 2.0),
     }
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ProblemError, match=message):
         PublishedGibbs(**{**good, **change})
 
 
 def test_state_of_another_problem_is_refused():
-    with pytest.raises(ValueError, match="belongs to these data"):
+    with pytest.raises(ProblemError, match="belongs to these data"):
         make(rank=2).load_state_dict(make(rank=3).state_dict())
 
 

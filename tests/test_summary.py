@@ -344,7 +344,7 @@ def test_table_is_aligned_and_complete(tree, modes):
 def test_what_is_missing_is_said(tree, spoil, message):
     with pytest.raises(SummaryError, match=message):
         summarise_modes(spoil(tree))
-    with pytest.raises(SummaryError, match="not a probability"):
+    with pytest.raises(SummaryError, match="level=95; give a number above 0 and below 1"):
         summarise_modes(tree, level=95)
 
 

@@ -11,6 +11,7 @@ from scipy import linalg
 from scipy.special import gamma, kv
 
 from probmodels.distributions.covariance import KERNELS, correlation
+from probmodels.errors import ProblemError
 
 __all__ = ["Side", "cholesky", "factorise", "log_normal", "make_side", "project"]
 
@@ -131,24 +132,24 @@ def make_side(
     size, rank = frame.shape
     matrix = np.array(distance, dtype=float)
     if matrix.shape != (size, size) or not np.isfinite(matrix).all() or (matrix < 0).any():
-        raise ValueError(
+        raise ProblemError(
             f"distance_{name} must be a finite, non-negative matrix of shape ({size}, {size}); got shape {matrix.shape}"
         )
     if kernel not in KERNELS or kernel == "periodic":
         known = ", ".join(k for k in KERNELS if k != "periodic")
-        raise ValueError(f"kernel_{name}={kernel!r} is unknown; choose one of {known}")
+        raise ProblemError(f"kernel_{name}={kernel!r} is unknown; choose one of {known}")
     if bounds is not None and not 0 <= bounds[0] < bounds[1] < np.inf:
-        raise ValueError(f"bounds_{name}={bounds}: the bounds must satisfy 0 <= lower < upper")
+        raise ProblemError(f"bounds_{name}={bounds}: the bounds must satisfy 0 <= lower < upper")
     if kernel == "identity":  # has no length-scale
         bounds, length_scale = None, 1.0
     if length_scale is None:
         if bounds is None:
-            raise ValueError(f"give length_scale_{name}, or bounds_{name} to learn it")
+            raise ProblemError(f"give length_scale_{name}, or bounds_{name} to learn it")
         length_scale = 0.5 * (bounds[0] + bounds[1])
     scales = np.array(np.broadcast_to(np.asarray(length_scale, dtype=float), (rank,)))
     low, high = bounds or (0.0, np.inf)
     if not ((scales > low) & (scales < high)).all():
-        raise ValueError(f"length_scale_{name}={scales.tolist()} must lie within ({low}, {high})")
+        raise ProblemError(f"length_scale_{name}={scales.tolist()} must lie within ({low}, {high})")
     step = np.full(rank, 0.02 * (high - low) if bounds is not None else 0.0)
     return Side(
         frame=np.array(frame),

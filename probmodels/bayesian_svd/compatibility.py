@@ -21,7 +21,7 @@ class PublishedOnProblem(PublishedGibbs):
     Parameters
     ----------
     problem
-        Of `probmodels.bayesian_svd.make_problem`, see `published_gibbs`.
+        Problem of `probmodels.bayesian_svd.make_problem`, see `published_gibbs`.
     """
 
     def __init__(self, problem: Problem) -> None:

@@ -6,14 +6,14 @@ Terms are ``"intercept"``, ``"trend"`` (per decade for dates, per unit of a nume
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from probmodels.errors import DataError
+from probmodels.options import hint
 
 __all__ = ["TERMS", "effect_design", "time_in_years"]
 
@@ -41,7 +41,7 @@ def time_in_years(time: xr.DataArray) -> NDArray[np.float64]:
 
 
 def effect_design(
-    time: xr.DataArray, terms: Sequence[str], covariates: Mapping[str, Sequence[float]] | None = None
+    time: xr.DataArray, terms: Sequence[str], covariates: Mapping[str, ArrayLike] | None = None
 ) -> xr.DataArray:
     """Design matrix of the fixed effects.
 
@@ -69,14 +69,15 @@ def effect_design(
     known = (*TERMS, *covariates)
     years = time_in_years(time)
     dated = np.issubdtype(time.dtype, np.datetime64)
-    if isinstance(terms, str):
-        raise DataError(f"fixed effects are a sequence of terms, got the string {terms!r}; write [{terms!r}]")
     if len(set(terms)) != len(terms):
         raise DataError(f"fixed effects {list(terms)} name a term twice; keep one of each")
     columns: dict[str, NDArray[np.float64]] = {}
     for term in terms:
         if term in covariates:
-            series = np.asarray(covariates[term], dtype=np.float64)
+            try:
+                series = np.asarray(covariates[term], dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise DataError(f"covariate {term!r} is no series of numbers: {error}") from error
             if series.shape != years.shape or not np.isfinite(series).all():
                 raise DataError(
                     f"covariate {term!r} must hold {years.size} finite values, one per time; got shape {series.shape}"
@@ -96,11 +97,7 @@ def effect_design(
             phase = 2.0 * np.pi * _HARMONICS[term] * years
             columns[f"{term}_cos"], columns[f"{term}_sin"] = np.cos(phase), np.sin(phase)
         else:
-            hint = difflib.get_close_matches(term, known, 1)
-            raise DataError(
-                f"unknown fixed effect {term!r}"
-                + (f"; did you mean {hint[0]!r}?" if hint else f"; known: {', '.join(known)}")
-            )
+            raise DataError(f"unknown effect {term!r}{hint(term, known)}")
     design = np.stack(list(columns.values()), axis=1) if columns else np.zeros((years.size, 0))
     if columns and np.linalg.matrix_rank(design / np.linalg.norm(design, axis=0)) < design.shape[1]:
         raise DataError(

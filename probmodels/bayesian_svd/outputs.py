@@ -4,32 +4,38 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Interval
 
 from probmodels import plots
 from probmodels.bayesian_svd import figures as mode_figures
 from probmodels.bayesian_svd.eof import compare_eof
 from probmodels.bayesian_svd.report import write_report
 from probmodels.bayesian_svd.summary import summarise_modes, summary_table, write_modes
+from probmodels.errors import SummaryError
+from probmodels.inference.result import Result
+from probmodels.options import Fraction, checked
 from probmodels.outputs import Outputs, loss_figure, write_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from probmodels.inference.result import Result
 
 __all__ = ["write_outputs"]
 
 _TRACED = ["d", "sigma", "length_scale_space", "length_scale_time"]
 
 
-def write_outputs(result: Result, folder: str | Path, *, level: float = 0.95, dpi: int = 110) -> Outputs:
+@checked(SummaryError)
+def write_outputs(
+    result: Result, folder: str | Path, *, level: Fraction = 0.95, dpi: Annotated[int, Interval(ge=20, le=1200)] = 110
+) -> Outputs:
     """Write ``modes.nc``, ``figures/*.png``, ``summary.txt`` and ``report.html``.
 
     Parameters
     ----------
     result
-        Of a Bayesian SVD, by MCMC or SVI.
+        Result of a Bayesian SVD, by MCMC or SVI.
     folder
         Where to; made where it is missing, files of the same names are replaced.
     level
@@ -41,6 +47,11 @@ def write_outputs(result: Result, folder: str | Path, *, level: float = 0.95, dp
     -------
     Outputs
         The folder, the table of the modes, and the verdict of the diagnostics.
+
+    Raises
+    ------
+    SummaryError
+        If the result lacks what its summary needs, or an option is out of range.
     """
     tree, posterior = result.tree, result.posterior
     modes = summarise_modes(tree, level=level)

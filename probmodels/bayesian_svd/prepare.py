@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import xarray as xr
+from annotated_types import Interval, Len
+from numpy.typing import ArrayLike
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+from torch.distributions import Distribution
 
 from probmodels.bayesian_svd.align import ORDERS, align_draws, invariants
 from probmodels.bayesian_svd.effects import effect_design, time_in_years
@@ -22,23 +24,35 @@ from probmodels.bayesian_svd.sampler import BlockGibbs
 from probmodels.distributions.covariance import (
     KERNELS,
     EigenGrid,
+    Kernel,
     chordal_distance,
     eigen_grid,
     euclidean_distance,
     time_distance,
 )
 from probmodels.distributions.frames import FrameReparam
-from probmodels.errors import DataError
+from probmodels.errors import CovarianceError, DataError
 from probmodels.guides.bayesian_svd import BayesianSVDGuide
 from probmodels.inference.problem import Problem
+from probmodels.options import OneOf, Positive, checked, refuse_unused
 
 __all__ = ["make_problem", "space_distance", "tiny"]
 
 _MIN_TIMES = 10
+_KERNELS_SPACE = tuple(name for name in KERNELS if name != "periodic")
+
+SpaceKernel = Annotated[str, OneOf(_KERNELS_SPACE)]
+Scale = Annotated[float, Interval(gt=0, le=1e12)]
+Grid = Annotated[Sequence[Positive], Len(1)]
 
 
-def _matrix(data: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
-    """The data as (cell, time), land dropped, and a sentence for each mend."""
+def _matrix(data: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, list[str]]:
+    """The data as (cell, time), land dropped, and a sentence for each repair, those of earlier steps included."""
+    mends: list[str] = json.loads(data.attrs.get("mends", "[]"))
+    if isinstance(data, xr.Dataset):
+        if "data" not in data:
+            raise DataError(f"data hold {list(data.data_vars)}; give an array, or a data set with an array 'data'")
+        data = data["data"]
     if {"lat", "lon"} <= set(data.dims):
         from probmodels.datasets.sst import to_matrix
 
@@ -49,7 +63,6 @@ def _matrix(data: xr.DataArray) -> tuple[xr.DataArray, list[str]]:
     data = data.rename({k: v for k, v in ((row, "cell"), (column, "time")) if k != v}).astype(np.float64)
     if np.isinf(data.values).any():
         raise DataError(f"data holds {int(np.isinf(data.values).sum())} infinite entries; mark missing entries by NaN")
-    mends = []
     seen = np.isfinite(data.values)
     if not seen.any():
         raise DataError("data holds no finite entry")
@@ -104,82 +117,127 @@ def _weights(data: xr.DataArray, area_weights: bool | Sequence[float]) -> np.nda
             )
     else:
         weight = np.asarray(area_weights, dtype=np.float64)
-        if weight.shape != (size,) or not (weight > 0).all():
-            raise DataError(
-                f"area_weights must be True, False or {size} positive numbers, one per cell; got shape {weight.shape}"
-            )
+        if weight.shape != (size,):
+            raise DataError(f"area_weights has {len(weight)} numbers; give {size}, one for each cell, or true or false")
     return weight / weight.mean()
+
+
+def _families(name: str, kernel: str | Sequence[str], rank: int) -> list[str]:
+    """Kernel of each mode."""
+    families = [kernel] * rank if isinstance(kernel, str) else list(kernel)
+    if len(families) != rank:
+        raise DataError(f"kernel_{name} lists {len(families)} kernels for {rank} modes; give one name or one per mode")
+    return families
 
 
 def _side(
     name: str,
     distance: Tensor,
-    kernel: str | Sequence[str],
+    families: Sequence[str],
     length_scales: Sequence[float] | None,
-    prior: torch.distributions.Distribution | None,
-    rank: int,
+    prior: Distribution | None,
     **grid_options: Any,
 ) -> SideData:
     """Candidate covariances of one side, with each mode's prior weights over them."""
-    families = [kernel] * rank if isinstance(kernel, str) else list(kernel)
     if "identity" in families:  # white noise has no direction of little variance to leave out
         grid_options["tail"] = 0.0
-    if len(families) != rank:
-        raise DataError(f"kernel_{name} lists {len(families)} kernels for {rank} modes; give one name or one per mode")
-    for family in families:
-        if family not in KERNELS:
-            hint = difflib.get_close_matches(family, KERNELS, 1)
-            raise DataError(
-                f"unknown kernel_{name} {family!r}; "
-                + (f"did you mean {hint[0]!r}?" if hint else f"known: {', '.join(KERNELS)}")
-            )
     grid: EigenGrid = eigen_grid(
         distance, kernels=list(dict.fromkeys(families)), length_scales=length_scales, **grid_options
     )
-    log_weights = torch.full((rank, len(grid.kernels)), -math.inf, dtype=torch.float64)
+    log_weights = torch.full((len(families), len(grid.kernels)), -math.inf, dtype=torch.float64)
     for i, family in enumerate(families):
         index = [g for g, candidate in enumerate(grid.kernels) if candidate == family]
         scales = grid.length_scales[index]
         weight = torch.zeros(len(index), dtype=torch.float64)
         if prior is not None and len(index) > 1:  # the mass of each grid point: density times the width of its cell
-            weight = prior.log_prob(scales).double() + torch.gradient(scales)[0].log()
+            weight = _log_density(f"length_prior_{name}", prior, scales) + torch.gradient(scales)[0].log()
         log_weights[i, index] = torch.log_softmax(weight, 0)
     return SideData(grid.values, grid.vectors, log_weights, grid.length_scales, grid.basis)
 
 
+def _log_density(name: str, prior: Distribution, scales: Tensor) -> Tensor:
+    """Log density of a prior at each length-scale."""
+    if prior.batch_shape.numel() > 1 or prior.event_shape:
+        raise DataError(f"{name} is a batch of distributions or one of vectors; give one of a positive number")
+    try:
+        found = prior.log_prob(scales).double()
+    except ValueError as error:  # scales outside of its support
+        raise DataError(f"{name} has no density at the length-scales: {error}") from error
+    if found.shape != scales.shape or found.isnan().any() or not (found > -math.inf).any():
+        raise DataError(
+            f"{name} gives no length-scale of the grid a density; give a distribution over positive numbers"
+        )
+    return found
+
+
+def _check_unused(options: Mapping[str, Any], families: Mapping[str, Sequence[str]]) -> None:
+    """Refuse options that the frame prior, kernels and effects in question do not use."""
+
+    def refuse(branch: str, *names: str) -> None:
+        refuse_unused(make_problem, branch, **{name: options[name] for name in names})
+
+    lengths = {name: (f"length_scales_{name}", f"length_prior_{name}") for name in families}
+    if options["frame_prior"] == "uniform":
+        kernels = ("kernel_space", "kernel_time", *lengths["space"], *lengths["time"])
+        refuse("frame_prior='uniform'", *kernels, "num_length_scales", "period", "nugget", "tail")
+    smooth = [name for name, kinds in families.items() if set(kinds) != {"identity"}]
+    for name, (scales, prior) in lengths.items():
+        if name not in smooth:
+            refuse(f"kernel_{name}='identity'", scales, prior)
+        elif options[scales] is not None and len(options[scales]) == 1:
+            refuse(f"a single value of {scales}", prior)
+    if not smooth:
+        refuse("kernels 'identity'", "nugget", "tail")
+    if all(options[lengths[name][0]] is not None for name in smooth):
+        refuse("the length-scales given", "num_length_scales")
+    if "periodic" not in families["time"]:
+        refuse("kernels that are not 'periodic'", "period")
+    elif options["period"] is None:
+        raise DataError("kernel_time 'periodic' needs a period; give it in the unit of the time axis")
+    named = {*options["fixed_effects"], *options["shared_effects"]}
+    if not named:
+        refuse("no effects", "effect_scale", "covariates")
+    if options["effect_scale"] is not None and options["tail"]:  # effects of proper prior need bases of full rank
+        refuse("a proper prior of the effects", "tail")
+    for name in options["covariates"] or ():
+        if name not in named:
+            raise DataError(f"covariates[{name!r}] is in neither fixed_effects nor shared_effects; name it there")
+
+
+@checked(DataError, keep=True)
 @threadpool_limits.wrap(limits=1)  # on shared cores more threads lose more by waiting than they gain
 def make_problem(
-    data: xr.DataArray,
+    data: xr.DataArray | xr.Dataset,
     *,
-    rank: int,
+    rank: Annotated[int, Interval(ge=1, le=10_000)],
     fixed_effects: Sequence[str] = ("intercept",),
     shared_effects: Sequence[str] = (),
-    covariates: Mapping[str, Sequence[float]] | None = None,
-    effect_scale: float | None = None,
-    kernel_space: str | Sequence[str] = "matern72",
-    kernel_time: str | Sequence[str] = "identity",
-    length_scales_space: Sequence[float] | None = None,
-    length_scales_time: Sequence[float] | None = None,
-    length_prior_space: torch.distributions.Distribution | None = None,
-    length_prior_time: torch.distributions.Distribution | None = None,
-    num_length_scales: int = 24,
-    period: float | None = None,
-    nugget: float = 1e-6,
-    tail: float = 1e-6,
-    area_weights: bool | Sequence[float] = True,
-    frame_prior: str = "conditioned",
-    scale: float | None = None,
-    noise_prior: tuple[float, float] | None = None,
-    order: str | None = None,
+    covariates: Mapping[str, ArrayLike] | None = None,
+    effect_scale: Scale | None = None,
+    kernel_space: SpaceKernel | Annotated[Sequence[SpaceKernel], Len(1)] = "matern72",
+    kernel_time: Kernel | Annotated[Sequence[Kernel], Len(1)] = "identity",
+    length_scales_space: Grid | None = None,
+    length_scales_time: Grid | None = None,
+    length_prior_space: Distribution | None = None,
+    length_prior_time: Distribution | None = None,
+    num_length_scales: Annotated[int, Interval(ge=1, le=500)] = 24,
+    period: Positive | None = None,
+    nugget: Annotated[float, Interval(ge=0, le=100)] = 1e-6,
+    tail: Annotated[float, Interval(ge=0, lt=1)] = 1e-6,
+    area_weights: bool | Annotated[Sequence[Positive], Len(1)] = True,
+    frame_prior: Annotated[str, OneOf(FRAME_PRIORS)] = "conditioned",
+    scale: Scale | None = None,
+    noise_prior: tuple[Scale, Scale] | None = None,
+    order: Annotated[str, OneOf(ORDERS)] | None = None,
 ) -> Problem:
     """Bayesian SVD of a labelled matrix.
 
     Parameters
     ----------
     data
-        Dims (cell, time), or a gridded field (time, lat, lon); missing entries NaN. Distances between cells come from
-        coordinates ``lat`` and ``lon`` of the cells (chordal, km), else ``x``, ``y``, ``z``, else the cell
-        coordinate; along time from dates (years) or numbers.
+        Dims (cell, time), or a gridded field (time, lat, lon), or a data set with such an array ``data``; missing
+        entries NaN. Distances between cells come from coordinates ``lat`` and ``lon`` of the cells (chordal, km), else
+        ``x``, ``y``, ``z``, else the cell coordinate; along time from dates (years) or numbers.
     rank
         Number of modes k.
     fixed_effects
@@ -197,6 +255,8 @@ def make_problem(
     length_scales_space, length_scales_time
         Grid on which the length-scales live: km or the coordinate's unit, years or the axis's unit. By default
         ``num_length_scales`` log-spaced values from the spacing of the points to half the largest distance.
+    num_length_scales
+        Number of length-scales on a grid that is not given.
     length_prior_space, length_prior_time
         Prior of the length-scales, a distribution over positive numbers; by default equal weights on the grid.
     period
@@ -229,19 +289,25 @@ def make_problem(
     ------
     DataError
         For data of wrong shape, infinite or constant in time, fewer than 10 times, a rank that the data cannot carry,
-        unknown kernels or effects.
+        effects that are unknown or cannot be told apart, or an option that is out of range or not used.
     """
+    options = dict(locals())
+    uniform = frame_prior == "uniform"
+    named = {"space": kernel_space, "time": kernel_time}
+    families = {name: _families(name, "identity" if uniform else kernel, rank) for name, kernel in named.items()}
+    _check_unused(options, families)
+    if frame_prior == "macg" and any(not isinstance(kernel, str) for kernel in named.values()):
+        raise DataError(
+            "the prior 'macg' has one kernel for all modes: give kernel_space and kernel_time as one name each"
+        )
     matrix, mends = _matrix(data)
     n, num_times = matrix.shape
     if order is None:
-        order = "scale" if isinstance(kernel_space, str) and isinstance(kernel_time, str) else "label"
-    for key, value, known in (("frame_prior", frame_prior, FRAME_PRIORS), ("order", order, ORDERS)):
-        if value not in known:
-            raise DataError(f"{key}={value!r} is unknown; choose one of {', '.join(known)}")
+        order = "scale" if all(isinstance(kernel, str) for kernel in named.values()) else "label"
     local = effect_design(matrix["time"], fixed_effects, covariates)
     common = effect_design(matrix["time"], shared_effects, covariates)
     num_effects = local.sizes["effect"]
-    if not isinstance(rank, int | np.integer) or not 1 <= rank <= min(n, num_times - num_effects) - 1:
+    if rank > min(n, num_times - num_effects) - 1:
         raise DataError(
             f"rank={rank} is out of range: {n} cells x {num_times} times with {num_effects} fixed effects "
             f"allow 1 to {min(n, num_times - num_effects) - 1}"
@@ -253,8 +319,6 @@ def make_problem(
             f"cell {worst} holds {seen[worst].sum()} values, too few for {num_effects} fixed effects; drop it"
         )
     flat = effect_scale is None
-    if effect_scale is not None and not effect_scale > 0:
-        raise DataError(f"effect_scale={effect_scale} must be positive, or None for a flat prior")
     overlap = set(local["effect"].values) & set(common["effect"].values)
     if flat and overlap:
         raise DataError(
@@ -274,32 +338,30 @@ def make_problem(
                 f"{list(local['effect'].values)} apart; drop the cell or an effect"
             )
 
-    uniform = frame_prior == "uniform"
-    if uniform:
-        kernel_space = kernel_time = "identity"
     # Effects of proper prior act outside a truncated basis, which the projected likelihood cannot see: no truncation.
     grid = {"num_length_scales": num_length_scales, "nugget": nugget, "tail": tail if flat else 0.0}
-    space = _side(
-        "space",
-        space_distance(matrix),
-        kernel_space,
-        length_scales_space,
-        length_prior_space,
-        rank,
-        weights=None if uniform else torch.as_tensor(weight),
-        **grid,
-    )
-    time = _side(
-        "time",
-        time_distance(time_in_years(matrix["time"])),
-        kernel_time,
-        length_scales_time,
-        length_prior_time,
-        rank,
-        complement=design if flat and num_effects else None,
-        period=period,
-        **grid,
-    )
+    try:
+        space = _side(
+            "space",
+            space_distance(matrix),
+            families["space"],
+            length_scales_space,
+            length_prior_space,
+            weights=None if uniform else torch.as_tensor(weight),
+            **grid,
+        )
+        time = _side(
+            "time",
+            time_distance(time_in_years(matrix["time"])),
+            families["time"],
+            length_scales_time,
+            length_prior_time,
+            complement=design if flat and num_effects else None,
+            period=period,
+            **grid,
+        )
+    except CovarianceError as error:
+        raise DataError(str(error)) from error
     sides = {"space": space, "time": time}
     for name, side in sides.items():
         if side.basis.shape[1] < rank:
@@ -307,10 +369,6 @@ def make_problem(
                 f"the basis along {name} keeps {side.basis.shape[1]} directions at tail={tail}, fewer than the {rank} "
                 "modes; lower tail or rank, or allow shorter length-scales"
             )
-    if frame_prior == "macg" and not (isinstance(kernel_space, str) and isinstance(kernel_time, str)):
-        raise DataError(
-            "the prior 'macg' has one kernel for all modes: give kernel_space and kernel_time as one name each"
-        )
 
     data_ = _reduce(
         values,
@@ -338,9 +396,11 @@ def make_problem(
             "reference_time": (("basis_time", "mode"), reference[1]),
         },
         attrs={
-            "kernel_space": kernel_space if isinstance(kernel_space, str) else ",".join(kernel_space),
-            "kernel_time": kernel_time if isinstance(kernel_time, str) else ",".join(kernel_time),
-            "mends": json.dumps(json.loads(matrix.attrs.get("mends", "[]")) + mends),
+            **{
+                f"kernel_{name}": kinds[0] if isinstance(named[name], str) else ",".join(kinds)
+                for name, kinds in families.items()
+            },
+            "mends": json.dumps(mends),
         },
     )
     if num_effects:
@@ -412,8 +472,6 @@ def _reduce(
     if variation == 0:
         raise DataError("nothing is left of the data after the fixed effects; drop effects or check the data")
     shape, rate = noise_prior if noise_prior is not None else (0.5, 0.5e-3 * variation / free)
-    if not (shape > 0 and rate > 0):
-        raise DataError(f"noise_prior={noise_prior} must hold two positive numbers, shape and rate")
     gaps = None if bool(mask.all()) else Gaps(values, mask, shared_full)
     number = functools.partial(torch.tensor, dtype=torch.float64)
     shared_scale = effect_scale or 1e3 * math.sqrt(variation / free)

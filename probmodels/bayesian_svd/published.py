@@ -33,6 +33,7 @@ from scipy.special import log_ndtr, ndtr, ndtri
 from torch import Tensor
 
 from probmodels.bayesian_svd._published_side import cholesky, factorise, log_normal, make_side, project
+from probmodels.errors import ProblemError
 from probmodels.inference.mcmc.kernels import Kernel
 
 __all__ = ["PublishedGibbs"]
@@ -95,11 +96,11 @@ class PublishedGibbs(Kernel):
         inverse and determinant, ``N'R`` before ``N'R v``, ``trace(R'R)`` of the residual for each value of ``d``).
         Draws agree to rounding; only time differs. For benchmarks.
     seed
-        Of the kernel's own generator; `seed` sets it anew.
+        Seed of the kernel's own generator; `seed` sets it anew.
 
     Raises
     ------
-    ValueError
+    ProblemError
         If shapes disagree, entries are not finite, rank or bounds are out of range, or a kernel is unknown.
     numpy.linalg.LinAlgError
         While sampling, if a kernel matrix cannot be factorised.
@@ -142,16 +143,16 @@ class PublishedGibbs(Kernel):
     ) -> None:
         self.z = np.array(z, dtype=float)  # (n, m)
         if self.z.ndim != 2:
-            raise ValueError(f"z has shape {self.z.shape}; expected a matrix (space, time)")
+            raise ProblemError(f"z has shape {self.z.shape}; expected a matrix (space, time)")
         if not np.isfinite(self.z).all():
             count = int((~np.isfinite(self.z)).sum())
-            raise ValueError(
+            raise ProblemError(
                 f"z holds {count} entries that are not finite; the published conditionals know no gaps: fill them, or "
                 "use the sampler of probmodels.bayesian_svd, which augments them"
             )
         n, m = self.z.shape
         if not 1 <= rank < min(n, m):
-            raise ValueError(f"rank={rank} is out of range: choose 1 to {min(n, m) - 1} for data of shape ({n}, {m})")
+            raise ProblemError(f"rank={rank} is out of range: choose 1 to {min(n, m) - 1} for data of shape ({n}, {m})")
         self.rank = rank
         self.redundant = redundant
         self.covariates = None if covariates is None else _check_covariates(covariates, n, m)
@@ -296,7 +297,7 @@ class PublishedGibbs(Kernel):
         for name, value in values.items():
             if expected.get(name) != value.shape:
                 known = ", ".join(f"{k} {v}" for k, v in expected.items())
-                raise ValueError(f"initial value {name!r} of shape {value.shape} does not fit; the sites are {known}")
+                raise ProblemError(f"initial value {name!r} of shape {value.shape} does not fit; the sites are {known}")
         if "beta" in values:
             self._set_beta(values["beta"])
         self.d = values.get("d", self.d)
@@ -333,7 +334,7 @@ class PublishedGibbs(Kernel):
         return self._params()
 
     def sample_stats(self) -> dict[str, float]:
-        """Of the latest draw. There is no joint density, hence no ``lp``: the Gaussian log-likelihood stands in."""
+        """Statistics of the latest draw; with no joint density the Gaussian log-likelihood stands in for ``lp``."""
         squares = float(((self.z - self.mean - self._signal()) ** 2).sum())
         log_likelihood = -0.5 * (self.z.size * np.log(2 * np.pi * self.noise_variance) + squares / self.noise_variance)
         stats = {"log_likelihood": float(log_likelihood), "acceptance_d": float(self._accepted["d"].mean())}
@@ -372,13 +373,13 @@ class PublishedGibbs(Kernel):
 
         Raises
         ------
-        ValueError
+        ProblemError
             If the state belongs to data of another shape or to another rank.
         """
         shape = tuple(state["space.frame"].shape) + tuple(state["time.frame"].shape)
         mine = self.sides["space"].frame.shape + self.sides["time"].frame.shape
         if shape != mine:
-            raise ValueError(
+            raise ProblemError(
                 f"the saved state has frames of shapes {shape[:2]}, {shape[2:]}; this problem has "
                 f"{mine[:2]}, {mine[2:]}: load the state that belongs to these data and this rank"
             )
@@ -477,12 +478,12 @@ class PublishedGibbs(Kernel):
 def _check_covariates(covariates: ArrayLike, n: int, m: int) -> Array:
     x = np.array(covariates, dtype=float)
     if x.shape[:-1] not in ((m,), (n, m)):
-        raise ValueError(
+        raise ProblemError(
             f"covariates have shape {x.shape}; expected ({m}, q), coefficients of each location, or "
             f"({n}, {m}, q), shared coefficients"
         )
     if not np.isfinite(x).all():
-        raise ValueError("covariates hold entries that are not finite; drop or fill them")
+        raise ProblemError("covariates hold entries that are not finite; drop or fill them")
     return x
 
 

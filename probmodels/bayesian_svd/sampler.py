@@ -23,8 +23,10 @@ from torch import Tensor
 from probmodels.bayesian_svd.augment import ReducedData
 from probmodels.bayesian_svd.model import MatrixData, SideData
 from probmodels.bayesian_svd.sweep import best_log_tau, column_images, sweep
+from probmodels.errors import ProblemError
 from probmodels.inference.mcmc.kernels import Kernel
 from probmodels.inference.problem import Problem
+from probmodels.options import Count, Natural, NonNegative, checked
 
 __all__ = ["BlockGibbs"]
 
@@ -75,15 +77,18 @@ class BlockGibbs(Kernel):
         Spread of the random starts about the plain SVD, in units of its sampling error.
     """
 
-    def __init__(self, problem: Problem, *, num_steps: int = 6, num_passes: int = 10, jitter: float = 1.0) -> None:
+    @checked(ProblemError)
+    def __init__(
+        self, problem: Problem, *, num_steps: Count = 6, num_passes: Natural = 10, jitter: NonNegative = 1.0
+    ) -> None:
         super().__init__()
         data = problem.args[0]
         if not isinstance(data, MatrixData):
-            raise TypeError(
+            raise ProblemError(
                 f"BlockGibbs samples problems made by probmodels.bayesian_svd.make_problem, not {problem.name!r}"
             )
         if problem.kwargs.get("prior", "conditioned") not in ("conditioned", "uniform"):
-            raise ValueError(
+            raise ProblemError(
                 f"BlockGibbs has no sampler for the frame prior {problem.kwargs['prior']!r}; use kernel='nuts'"
             )
         self.data = data

@@ -27,6 +27,7 @@ from probmodels._version import __version__
 from probmodels.bayesian_svd.eof import Anomalies, compare_eof, eof_baseline, make_anomalies, shared_mean, to_grid
 from probmodels.errors import SummaryError
 from probmodels.inference.diagnostics.convergence import convergence
+from probmodels.options import Count, Fraction, Seed, checked
 
 __all__ = ["SummaryError", "compare_eof", "eof_baseline", "summarise_modes", "summary_table", "write_modes"]
 
@@ -70,7 +71,10 @@ def _draws(tree: xr.DataTree) -> _Draws:
     )
 
 
-def summarise_modes(tree: xr.DataTree, *, level: float = 0.95, check_draws: int = 400, seed: int = 0) -> xr.Dataset:
+@checked(SummaryError)
+def summarise_modes(
+    tree: xr.DataTree, *, level: Fraction = 0.95, check_draws: Count = 400, seed: Seed = 0
+) -> xr.Dataset:
     """Posterior maps, principal components, explained variance and predictive checks of a Bayesian SVD.
 
     Parameters
@@ -84,7 +88,7 @@ def summarise_modes(tree: xr.DataTree, *, level: float = 0.95, check_draws: int 
     check_draws
         Number of draws that the predictive checks use, evenly thinned; at most those there are.
     seed
-        Of the replicated data.
+        Seed of the replicated data.
 
     Returns
     -------
@@ -100,10 +104,8 @@ def summarise_modes(tree: xr.DataTree, *, level: float = 0.95, check_draws: int 
     Raises
     ------
     SummaryError
-        If the tree lacks a group or variable, or ``level`` is not a probability.
+        If the tree lacks a group or variable, or an option is out of range.
     """
-    if not 0 < level < 1:
-        raise SummaryError(f"level={level} is not a probability; 0.95 gives 95 % intervals")
     draws = _draws(tree)
     constant = tree["constant_data"].to_dataset()
     anomalies = make_anomalies(constant, shared_mean(tree))
@@ -364,6 +366,7 @@ def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: f
     return out
 
 
+@checked(SummaryError)
 def write_modes(modes: xr.Dataset, path: str | Path) -> Path:
     """Write the maps and series of `summarise_modes` as NetCDF that keeps to the CF conventions 1.11.
 
@@ -398,6 +401,7 @@ def write_modes(modes: xr.Dataset, path: str | Path) -> Path:
     return path
 
 
+@checked(SummaryError)
 def summary_table(
     modes: xr.Dataset,
     comparison: xr.Dataset | None = None,

@@ -24,19 +24,20 @@ https://doi.org/10.1137/090771806
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Interval, Len
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from probmodels.distributions._spectra import Array, Complement, Restriction, common_basis, decompose
 from probmodels.errors import CovarianceError
+from probmodels.options import Count, NonNegative, OneOf, Positive, checked, hint
 
 __all__ = [
     "KERNELS",
@@ -94,12 +95,12 @@ _PROFILES: dict[str, Callable[[Tensor], Tensor]] = {
 KERNELS: tuple[str, ...] = (*_PROFILES, "periodic", "identity")
 """Names of the kernels. ``exponential`` is Matérn 1/2 (the usual name in time); ``periodic`` needs a period."""
 
+Kernel = Annotated[str, OneOf(KERNELS)]
+
 
 def _check_kernel(kernel: str) -> None:
     if kernel not in KERNELS:
-        near = difflib.get_close_matches(str(kernel), KERNELS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise CovarianceError(f"unknown kernel {kernel!r}{hint} (known: {', '.join(KERNELS)})")
+        raise CovarianceError(f"unknown kernel {kernel!r}{hint(kernel, KERNELS)}")
 
 
 def _check_period(period: float | None) -> float:
@@ -150,7 +151,8 @@ def euclidean_distance(points: ArrayLike | Tensor) -> Tensor:
     return torch.from_numpy(np.sqrt(squared))
 
 
-def chordal_distance(lat: ArrayLike | Tensor, lon: ArrayLike | Tensor, radius: float = 6371.0) -> Tensor:
+@checked(CovarianceError)
+def chordal_distance(lat: ArrayLike | Tensor, lon: ArrayLike | Tensor, radius: Positive = 6371.0) -> Tensor:
     """Straight-line distances through the Earth between points on it.
 
     The chord is the distance in which every kernel of this module is positive definite. Great-circle distances are
@@ -179,13 +181,12 @@ def chordal_distance(lat: ArrayLike | Tensor, lon: ArrayLike | Tensor, radius: f
         raise CovarianceError(f"lat has {phi.size} points but lon has {lam.size}; pass one pair per point")
     if np.abs(phi).max() > 90:
         raise CovarianceError(f"latitude {phi[np.abs(phi).argmax()]} lies outside [-90, 90]; are lat and lon swapped?")
-    if not (math.isfinite(radius) and radius > 0):
-        raise CovarianceError(f"radius={radius} must be positive")
     phi, lam = np.deg2rad(phi), np.deg2rad(lam)
     return euclidean_distance(radius * np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], 1))
 
 
-def time_distance(times: Any, unit: str = "years") -> Tensor:
+@checked(CovarianceError)
+def time_distance(times: Any, unit: Annotated[str, OneOf(_SECONDS)] = "years") -> Tensor:
     """Absolute differences between times.
 
     Parameters
@@ -206,8 +207,6 @@ def time_distance(times: Any, unit: str = "years") -> Tensor:
     CovarianceError
         If the unit is unknown, a time is missing, or ``times`` is not one-dimensional.
     """
-    if unit not in _SECONDS:
-        raise CovarianceError(f"unknown unit {unit!r}; choose one of {', '.join(_SECONDS)}")
     array = np.asarray(times.detach().cpu() if isinstance(times, Tensor) else times)
     if array.ndim == 1 and array.size and np.issubdtype(array.dtype, np.datetime64):
         if np.isnat(array).any():
@@ -362,20 +361,17 @@ def _candidates(
     length_scales: Sequence[float] | ArrayLike | Tensor | Mapping[str, Sequence[float]] | None,
     num_length_scales: int,
 ) -> list[tuple[str, float]]:
-    if len(set(kernels)) != len(kernels) or not kernels:
-        raise CovarianceError(f"kernels={kernels} must name at least one kernel, each once")
+    if len(set(kernels)) != len(kernels):
+        raise CovarianceError(f"kernels={kernels} must name each kernel once")
     if isinstance(length_scales, Mapping) and (stray := set(length_scales) - set(kernels)):
         raise CovarianceError(f"length_scales given for {sorted(stray)}, not among kernels={kernels}")
     out: list[tuple[str, float]] = []
     for kernel in kernels:
-        _check_kernel(kernel)
         given = length_scales.get(kernel) if isinstance(length_scales, Mapping) else length_scales
         if kernel == "identity":
             out.append((kernel, 0.0))
             continue
         if given is None:
-            if num_length_scales < 1:
-                raise CovarianceError(f"num_length_scales={num_length_scales} must be at least 1")
             scales = _default_length_scales(d, kernel, num_length_scales)
         else:
             scales = np.atleast_1d(_finite(given, f"length_scales of {kernel!r}", (0, 1)))
@@ -385,18 +381,19 @@ def _candidates(
     return out
 
 
+@checked(CovarianceError)
 def eigen_grid(
     distance: ArrayLike | Tensor,
     *,
-    kernels: str | Sequence[str] = "matern72",
-    length_scales: Sequence[float] | ArrayLike | Tensor | Mapping[str, Sequence[float]] | None = None,
-    num_length_scales: int = 24,
-    nugget: float = 1e-6,
+    kernels: Kernel | Annotated[Sequence[Kernel], Len(1)] = "matern72",
+    length_scales: ArrayLike | Tensor | Mapping[str, Sequence[float]] | None = None,
+    num_length_scales: Count = 24,
+    nugget: NonNegative = 1e-6,
     weights: ArrayLike | Tensor | None = None,
     complement: ArrayLike | Tensor | None = None,
-    tail: float = 0.0,
-    max_rank: int | None = None,
-    period: float | None = None,
+    tail: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+    max_rank: Count | None = None,
+    period: Positive | None = None,
 ) -> EigenGrid:
     """Eigenpairs of candidate covariances, one for each kernel and length-scale.
 
@@ -445,12 +442,6 @@ def eigen_grid(
     names = tuple(kernel for kernel, _ in candidates)
     if "periodic" in names:
         _check_period(period)
-    if not (math.isfinite(nugget) and nugget >= 0):
-        raise CovarianceError(f"nugget={nugget} must be zero or positive")
-    if not 0 <= tail < 1:
-        raise CovarianceError(f"tail={tail} must lie in [0, 1)")
-    if max_rank is not None and max_rank < 1:
-        raise CovarianceError(f"max_rank={max_rank} must be at least 1")
     if nugget == 0 and set(names) != {"identity"} and (d + np.eye(n)).min() == 0:
         a, b = np.argwhere(d + np.eye(n) == 0)[0].tolist()
         raise CovarianceError(f"points {a} and {b} coincide: drop one of them or set a positive nugget")

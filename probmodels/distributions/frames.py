@@ -277,7 +277,7 @@ class UniformFrame(TorchDistribution):
     num_rows, num_columns
         Shape (n, k) of the frame, 1 <= k <= n.
     dtype, device
-        Of the draws; default: torch's.
+        Type and place of the draws; by default torch's.
 
     Raises
     ------
