@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import xarray as xr
@@ -12,10 +12,11 @@ import xarray as xr
 from probmodels.errors import ResultError
 from probmodels.inference.problem import Problem
 
-__all__ = ["Drawn", "group_of", "read_json", "take_marginals", "to_dataset"]
+__all__ = ["ResultLike", "group_of", "read_json", "take_marginals", "to_dataset"]
 
 
-class Drawn(Protocol):
+@runtime_checkable
+class ResultLike(Protocol):
     """What holds draws in a tree of labelled groups: a `Result`."""
 
     tree: xr.DataTree

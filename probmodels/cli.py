@@ -239,12 +239,12 @@ def compare(
     allow_fetch: AllowFetch = False,
 ) -> None:
     """Rank models of the same data by how well they predict observations left out (PSIS-LOO)."""
-    from probmodels.inference.diagnostics.comparison import METHODS, compare as rank_models, loo
+    from probmodels.inference.diagnostics.comparison import WEIGHTINGS, compare as rank_models, loo
 
     if len(folders) < 2:
         raise _Refusal("compare takes two results or more")
-    if method not in METHODS:
-        raise _Refusal(f"--method {method} is unknown; choose {' or '.join(METHODS)}")
+    if method not in WEIGHTINGS:
+        raise _Refusal(f"--method {method} is unknown; choose {' or '.join(WEIGHTINGS)}")
     if figure is not None:
         if figure.suffix not in (".png", ".pdf", ".svg"):
             raise _Refusal(f"--figure {figure} must end in .png, .pdf or .svg")

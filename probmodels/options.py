@@ -208,7 +208,9 @@ def _options(function: Callable[..., Any]) -> dict[str, Option]:
     for name, parameter in inspect.signature(function if bound else plain).parameters.items():
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) or name == "self":
             continue
-        found[name] = Option(name, hints.get(name, Any), parameter.default, docs.get(name, ""))
+        annotation = hints.get(name, Any)
+        annotation = getattr(annotation, "__bound__", None) or annotation  # of a type variable
+        found[name] = Option(name, annotation, parameter.default, docs.get(name, ""))
     return found | {option.name: option for option in _unpacked(plain)}
 
 

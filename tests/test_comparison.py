@@ -203,7 +203,7 @@ def test_kfold_of_units_sums_the_others():
 def test_kfold_refuses_bad_arguments_and_names_the_fold_of_an_error():
     split = make_split(Y)
     for bad, message in (
-        ({"num_folds": 13}, "between 2 and the 12 observations"),
+        ({"num_folds": 13}, "at most the 12 observations"),
         ({"num_folds": 1}, "num_folds=1"),
         ({"groups": [1, 2]}, "one label per observation"),
         ({"groups": [0] * 6 + [1] * 6}, "2 groups"),
@@ -301,7 +301,7 @@ def test_models_of_other_data_are_not_compared():
         compare({"a": gap, "b": other})
     with pytest.raises(DiagnosticsError, match="give two or more"):
         compare({"a": gap})
-    with pytest.raises(DiagnosticsError, match="'stacking' or 'pseudo_bma'"):
+    with pytest.raises(DiagnosticsError, match="method='bma'; choose one of stacking, pseudo_bma"):
         compare({"a": gap, "b": gap}, method="bma")
 
 

@@ -349,7 +349,7 @@ def test_resampling_a_guide_that_misses_the_posterior_does_not_pass():
 def test_resampling_refuses_what_has_no_weights():
     with pytest.raises(ImportanceError, match="log_weight"):
         importance_resample(result(chains()))
-    with pytest.raises(ImportanceError, match="between 1 and the 100 draws"):
+    with pytest.raises(ImportanceError, match="at most the 100 draws"):
         importance_resample(guide(np.zeros((100, 1)), np.zeros(100)), 101)
     with pytest.raises(ImportanceError, match="not finite"):
         importance_resample(guide(np.zeros((100, 1)), np.full(100, np.nan)))

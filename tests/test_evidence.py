@@ -147,7 +147,7 @@ def test_what_cannot_be_listed_is_refused() -> None:
     with pytest.raises(ProblemError, match="more than limit=100,000"):
         enumerate_posterior(Problem("many", many))
     problem = Problem("mixture", mixture, Prior(), args=(X,), loss=TrajectoryBalance())
-    with pytest.raises(ProblemError, match="fewer than 100"):
+    with pytest.raises(ProblemError, match="give a whole number of at least 100"):
         check_weights(problem, fit_svi(problem, num_steps=1, num_samples=2, progress=False), num_draws=10)
 
     def normal() -> None:

@@ -15,15 +15,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from annotated_types import Interval, Len
 from scipy import stats
 
 from probmodels.errors import DiagnosticsError
 from probmodels.inference.diagnostics import _html
+from probmodels.options import Fraction, Seed, checked
 
 __all__ = ["Calibration", "coverage", "sbc", "vsbc"]
 
@@ -32,6 +34,9 @@ _INTERVALS = (0.5, 0.9, 0.95)
 Simulate = Callable[[np.random.Generator], tuple[Mapping[str, Any], Any]]
 Infer = Callable[[Any, int], Any]
 Map = Callable[..., Iterable[Any]]
+Probs = Annotated[Sequence[Fraction], Len(1)]
+Replicates = Annotated[int, Interval(ge=20, le=1_000_000)]
+Draws = Annotated[int, Interval(ge=9, le=1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -124,15 +129,16 @@ class Calibration:
         return _html.block(self._head, _html.frame(self.table), _html.text(self._note))
 
 
+@checked(DiagnosticsError)
 def sbc(
     simulate: Simulate,
     infer: Infer,
     *,
-    num_replicates: int = 200,
-    num_draws: int = 99,
-    seed: int = 0,
-    alpha: float = 0.01,
-    probs: Sequence[float] = _INTERVALS,
+    num_replicates: Replicates = 200,
+    num_draws: Draws = 99,
+    seed: Seed = 0,
+    alpha: Fraction = 0.01,
+    probs: Probs = _INTERVALS,
     map: Map = map,
 ) -> Calibration:
     """Simulation-based calibration: truths from the prior must rank uniformly among their posterior draws.
@@ -179,15 +185,16 @@ def sbc(
     return _verdict(together, pvalues, shares, num_draws, alpha)
 
 
+@checked(DiagnosticsError)
 def vsbc(
     simulate: Simulate,
     infer: Infer,
     *,
-    num_replicates: int = 200,
-    num_draws: int = 99,
-    seed: int = 0,
-    alpha: float = 0.01,
-    probs: Sequence[float] = _INTERVALS,
+    num_replicates: Replicates = 200,
+    num_draws: Draws = 99,
+    seed: Seed = 0,
+    alpha: Fraction = 0.01,
+    probs: Probs = _INTERVALS,
     map: Map = map,
 ) -> Calibration:
     """Variational simulation-based calibration: truths must rank symmetrically among the draws of their guides.
@@ -212,7 +219,8 @@ def vsbc(
     return _verdict(together, {"symmetry": symmetry}, shares, num_draws, alpha)
 
 
-def coverage(truth: Mapping[str, Any], posterior: xr.Dataset, *, probs: Sequence[float] = _INTERVALS) -> xr.Dataset:
+@checked(DiagnosticsError)
+def coverage(truth: Mapping[str, Any], posterior: xr.Dataset, *, probs: Probs = _INTERVALS) -> xr.Dataset:
     """Which true values the central intervals of the posterior hold.
 
     Parameters
@@ -249,8 +257,6 @@ def _replicates(
     map: Map,
 ) -> tuple[xr.Dataset, xr.Dataset]:
     """Ranks of the truths (replicate, ...) and shares of covered ones (prob, ...)."""
-    if num_replicates < 20 or num_draws < 9:
-        raise DiagnosticsError(f"num_replicates={num_replicates}, num_draws={num_draws}; at least 20 and 9 are needed")
     task = partial(_replicate, simulate, infer, num_draws, seed, tuple(probs))
     found = sorted(map(task, range(num_replicates)), key=lambda item: item[0])
     if [number for number, *_ in found] != list(range(num_replicates)):

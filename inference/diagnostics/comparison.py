@@ -15,14 +15,16 @@ cross-validation based model comparison. Bayesian Analysis. https://arxiv.org/ab
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from annotated_types import Ge, Interval
+from numpy.typing import ArrayLike
 from scipy import optimize
 from scipy.special import logsumexp
 
@@ -31,19 +33,18 @@ from probmodels.inference.diagnostics import _html
 from probmodels.inference.diagnostics.convergence import convergence, psis
 from probmodels.inference.diagnostics.report import KHAT_MAX, Finding, label, spell
 from probmodels.inference.labels import group_of
-
-if TYPE_CHECKING:
-    from probmodels.inference.problem import Problem
-    from probmodels.inference.result import Result
+from probmodels.inference.problem import Problem
+from probmodels.inference.result import Result
+from probmodels.options import Count, OneOf, Seed, checked
 
 __all__ = ["Comparison", "Elpd", "compare", "kfold", "loo"]
 
-METHODS = ("stacking", "pseudo_bma")
+WEIGHTINGS = ("stacking", "pseudo_bma")
 _RELATIVE_ENTRIES = 100  # observations from which the correlation of the draws is judged
 _ALIKE = 4.0  # differences of elpd below which models predict alike (Sivula et al.)
 _FEW = 100  # observations below which standard errors of differences are too small (Sivula et al.)
 
-Split = Callable[[np.ndarray, np.ndarray], "tuple[Problem, Problem]"]
+Split = Callable[[np.ndarray, np.ndarray], tuple[Problem, Problem]]
 
 
 @dataclass(frozen=True)
@@ -165,12 +166,13 @@ class Comparison:
         return _html.block(self._head, _html.listed(self.findings), _html.frame(self.table))
 
 
+@checked(DiagnosticsError)
 def loo(
     result: Result,
     problem: Problem | None = None,
     *,
     unit: str | None = None,
-    num_samples: int | None = None,
+    num_samples: Count | None = None,
     correct: bool = True,
 ) -> Elpd:
     """Leave-one-out cross-validation by Pareto-smoothed importance sampling, without refitting.
@@ -238,15 +240,16 @@ def loo(
     return Elpd("loo", xr.Dataset(parts), xr.Dataset(shapes), khat_max, lppd - total, _data_key(result.tree))
 
 
+@checked(DiagnosticsError)
 def kfold(
     split: Split,
     infer: Callable[[Problem, int], Any],
-    num_observations: int,
+    num_observations: Annotated[int, Interval(ge=2, le=10**8)],
     *,
-    num_folds: int = 10,
-    groups: Sequence[Any] | None = None,
+    num_folds: Annotated[int, Ge(2)] = 10,
+    groups: ArrayLike | None = None,
     unit: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     map: Callable[..., Iterable[Any]] = map,
 ) -> Elpd:
     """K-fold cross-validation by exact refits.
@@ -292,9 +295,9 @@ def kfold(
     if labels.shape != (num_observations,):
         raise DiagnosticsError(f"groups has shape {labels.shape}; give one label per observation ({num_observations})")
     kinds, member = np.unique(labels, return_inverse=True)
-    if not 2 <= num_folds <= len(kinds):
+    if num_folds > len(kinds):
         what = "observations" if groups is None else "groups"
-        raise DiagnosticsError(f"num_folds={num_folds}; choose between 2 and the {len(kinds)} {what}")
+        raise DiagnosticsError(f"num_folds={num_folds}; choose at most the {len(kinds)} {what}")
     order = np.random.default_rng(seed).permutation(len(kinds))
     fold_of = np.empty(len(kinds), dtype=int)
     fold_of[order] = np.arange(len(kinds)) % num_folds
@@ -306,7 +309,10 @@ def kfold(
     return Elpd("kfold", xr.Dataset({"elpd": (dim, parts)}, coords={dim: np.arange(num_observations)}))
 
 
-def compare(models: Mapping[str, Result | Elpd], *, method: str = "stacking") -> Comparison:
+@checked(DiagnosticsError)
+def compare(
+    models: Mapping[str, Result | Elpd], *, method: Annotated[str, OneOf(WEIGHTINGS)] = "stacking"
+) -> Comparison:
     """Rank models by expected log predictive density, and weigh them for prediction together.
 
     Parameters
@@ -322,8 +328,6 @@ def compare(models: Mapping[str, Result | Elpd], *, method: str = "stacking") ->
     DiagnosticsError
         If there are fewer than two models, or they were not judged on the same observations.
     """
-    if method not in METHODS:
-        raise DiagnosticsError(f"method={method!r}; choose {' or '.join(map(repr, METHODS))}")
     if len(models) < 2:
         raise DiagnosticsError(f"{len(models)} models cannot be compared; give two or more")
     judged = {name: model if isinstance(model, Elpd) else loo(model) for name, model in models.items()}

@@ -7,12 +7,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyro
 import torch
 import xarray as xr
+from annotated_types import Interval
 from pyro import poutine
 from scipy.special import logsumexp
 from torch import Tensor
@@ -24,17 +25,18 @@ from probmodels.inference.programs.draws import map_draws
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.programs.traces import Frames, by_datum, leaf_of, sample_sites, shared_plates
+from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import is_generated, isolated
-
-if TYPE_CHECKING:
-    from probmodels.inference.result import Result
+from probmodels.options import Seed, checked
 
 __all__ = ["check_exact", "check_weights", "enumerate_posterior"]
 
 _LIMIT = 100_000
+Limit = Annotated[int, Interval(ge=1, le=10**8)]
 
 
-def enumerate_posterior(problem: Problem, result: Result | None = None, *, limit: int = _LIMIT) -> xr.Dataset:
+@checked(ProblemError)
+def enumerate_posterior(problem: Problem, result: Result | None = None, *, limit: Limit = _LIMIT) -> xr.Dataset:
     """The exact posterior of a problem all of whose latent sites are discrete, by listing their values.
 
     Parameters
@@ -61,7 +63,8 @@ def enumerate_posterior(problem: Problem, result: Result | None = None, *, limit
     return table.dataset(table.scores(result, guided=False)["log_joint"])
 
 
-def check_exact(problem: Problem, result: Result, *, limit: int = _LIMIT) -> xr.Dataset:
+@checked(ProblemError)
+def check_exact(problem: Problem, result: Result, *, limit: Limit = _LIMIT) -> xr.Dataset:
     """A fitted guide against the exact posterior.
 
     A small total variation alone says little of a model: one whose posterior is its prior has none. Look at it beside
@@ -111,7 +114,10 @@ def check_exact(problem: Problem, result: Result, *, limit: int = _LIMIT) -> xr.
     return xr.Dataset({name: (table.data_dims, value) for name, value in found.items()}, coords=table.data_coords)
 
 
-def check_weights(problem: Problem, result: Result, *, num_draws: int = 1000, seed: int = 0) -> xr.Dataset:
+@checked(ProblemError)
+def check_weights(
+    problem: Problem, result: Result, *, num_draws: Annotated[int, Interval(ge=100, le=10**7)] = 1000, seed: Seed = 0
+) -> xr.Dataset:
     """A fitted guide by its importance weights, where nothing can be enumerated.
 
     Parameters
@@ -121,7 +127,7 @@ def check_weights(problem: Problem, result: Result, *, num_draws: int = 1000, se
     result
         Of `fit_svi` or `fit_em`.
     num_draws
-        Draws of the guide.
+        Draws of the guide; fewer than 100 tell nothing about their tail.
     seed
         Of the draws.
 
@@ -143,8 +149,6 @@ def check_weights(problem: Problem, result: Result, *, num_draws: int = 1000, se
     ----------
     Vehtari, A., Simpson, D., Gelman, A., Yao, Y. and Gabry, J. (2024). Pareto smoothed importance sampling. JMLR 25.
     """
-    if num_draws < 100:
-        raise ProblemError(f"{problem.name}: num_draws={num_draws}; fewer than 100 tell nothing about their tail")
     frames: Frames = {}
     with _programs(problem, result) as (model, guide):
         store, all_rows = pyro.get_param_store(), whole(problem)

@@ -19,15 +19,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from probmodels.errors import ImportanceError
 from probmodels.inference.diagnostics.convergence import psis
-from probmodels.inference.labels import Drawn, group_of
+from probmodels.inference.labels import ResultLike, group_of
+from probmodels.options import Count, Seed, checked
 
 __all__ = ["importance_moments", "importance_resample"]
 
-_Held = TypeVar("_Held", bound=Drawn)
+_Held = TypeVar("_Held", bound=ResultLike)
 RESAMPLED = "importance_resampled"  # attribute of the tree: JSON of k-hat, number of draws before, seed
 
 
-def importance_resample(result: _Held, num_samples: int | None = None, *, seed: int = 0) -> _Held:
+@checked(ImportanceError)
+def importance_resample(result: _Held, num_samples: Count | None = None, *, seed: Seed = 0) -> _Held:
     """Draws of a guide resampled by their Pareto-smoothed importance weights, so that they follow the posterior.
 
     Parameters
@@ -67,10 +69,8 @@ def importance_resample(result: _Held, num_samples: int | None = None, *, seed: 
     if num_samples is None:
         num_samples = max(1, min(len(weight) // 4, int(1 / np.square(weight).sum())))
     positive = int((weight > 0).sum())
-    if not 1 <= num_samples <= positive:
-        raise ImportanceError(
-            f"num_samples={num_samples}; choose between 1 and the {positive} draws of positive weight"
-        )
+    if num_samples > positive:
+        raise ImportanceError(f"num_samples={num_samples}; choose at most the {positive} draws of positive weight")
     chosen = np.random.default_rng(seed).choice(len(weight), num_samples, replace=False, p=weight / weight.sum())
     num_draws = stats.sizes["draw"]
     place = {

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from annotated_types import Ge
 
 from probmodels.errors import DiagnosticsError
 from probmodels.inference.diagnostics import _html
 from probmodels.inference.diagnostics.convergence import EQUAL_WEIGHTS, bfmi, convergence, hdi, psis
 from probmodels.inference.diagnostics.importance import RESAMPLED, importance_moments
-from probmodels.inference.labels import Drawn, group_of, read_json
+from probmodels.inference.labels import ResultLike, group_of, read_json
+from probmodels.options import Fraction, NonNegative, Probability, checked
 
 __all__ = ["Finding", "Report", "diagnose", "summarize"]
 
@@ -97,13 +99,14 @@ class Report:
         return _html.block(self._head, _html.listed(self.findings), _html.frame(self.table))
 
 
+@checked(DiagnosticsError)
 def diagnose(
-    result: Drawn,
+    result: ResultLike,
     *,
-    rhat_max: float = 1.01,
-    ess_min: float = 400,
-    entry_share: float = 0.99,
-    divergence_share: float = 0.001,
+    rhat_max: Annotated[float, Ge(1)] = 1.01,
+    ess_min: NonNegative = 400,
+    entry_share: Probability = 0.99,
+    divergence_share: Probability = 0.001,
 ) -> Report:
     """Say in plain words whether draws can be trusted, and what to do where not.
 
@@ -188,7 +191,8 @@ def spell(findings: Sequence[Finding]) -> list[str]:
     return lines
 
 
-def summarize(posterior: xr.Dataset, *, ci_prob: float = 0.94) -> pd.DataFrame:
+@checked(DiagnosticsError)
+def summarize(posterior: xr.Dataset, *, ci_prob: Fraction = 0.94) -> pd.DataFrame:
     """Mean, sd, highest-density interval, Monte Carlo error, ess and r_hat of every entry.
 
     Parameters
@@ -203,8 +207,6 @@ def summarize(posterior: xr.Dataset, *, ci_prob: float = 0.94) -> pd.DataFrame:
     pandas.DataFrame
         One row per entry, named as in ``U[3, PC1]``.
     """
-    if not 0 < ci_prob < 1:
-        raise DiagnosticsError(f"ci_prob={ci_prob}; it must lie between 0 and 1")
     tables = []
     for name, variable in posterior.data_vars.items():
         values = variable.transpose("chain", "draw", ...)
