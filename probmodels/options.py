@@ -155,6 +155,7 @@ def checked(error: type[ProbmodelsError], *, keep: bool = False) -> Callable[[Ca
             subject: Any = given.get(first) if first is not None else None
             where = f"{subject.name}: " if type(subject).__name__ == "Problem" else ""
             where = f"{type(given.pop('self')).__name__}: " if first == "self" else where
+            given.pop("cls", None)
             check_options(call, given, where=where, error=error, of=f" of {name}")
             found: Any = function(*args, **kwargs)
             return replace(found, options={k: v for k, v in given.items() if k != first}) if keep else found
@@ -206,7 +207,9 @@ def _options(function: Callable[..., Any]) -> dict[str, Option]:
     hints, docs = _hints(_body(plain)), _documented(plain)
     found = {}
     for name, parameter in inspect.signature(function if bound else plain).parameters.items():
-        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD) or name == "self":
+        if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            continue
+        if name in ("self", "cls"):
             continue
         annotation = hints.get(name, Any)
         annotation = getattr(annotation, "__bound__", None) or annotation  # of a type variable
