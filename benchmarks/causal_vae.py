@@ -69,7 +69,8 @@ def scene_cell(scene: str, options: dict[str, Any], seed: int, known: float = 1.
     fit = FIT | {key: value for key, value in options.items() if key in FIT}
     options = {key: value for key, value in options.items() if key not in (*FIT, "refined")}
     start = time.process_time()
-    problem = make_problem(shown, **options, semi_supervised=known < 1, seed=seed)
+    supervised = options.get("label_weight", 1.0) > 0
+    problem = make_problem(shown, **options, semi_supervised=supervised and known < 1, seed=seed)
     result = fit_svi(problem, **fit, num_samples=2, seed=seed, progress=False)
     found = {"fit": time.process_time() - start}
     test = make_problem(shown, **options, split="test")
@@ -81,7 +82,7 @@ def scene_cell(scene: str, options: dict[str, Any], seed: int, known: float = 1.
             f"MIC {name}": mic(latent[:1000], label[:1000]),
             f"TIC {name}": tic(latent[:1000], label[:1000]),
         }
-    if options.get("label_weight", 1.0):
+    if supervised:
         start = time.process_time()
         pair = refine(test, result, seed=seed, progress=False) if refined else (test, result)
         found |= {"refine": time.process_time() - start} if refined else {}

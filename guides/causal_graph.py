@@ -47,8 +47,8 @@ class GraphTable:
     Parameters
     ----------
     log_weights
-        Of every set of parents of every node (node, set), -inf for those that cannot be, such as all that hold the
-        node itself; node i belongs to a set whose number has bit i.
+        Log weight of every set of parents of every node (node, set), -inf for those that cannot be, such as all that
+        hold the node itself; node i belongs to a set whose number has bit i.
 
     Attributes
     ----------
@@ -115,7 +115,7 @@ class GraphTable:
         return graph
 
     def log_probability(self, graph: Floats) -> float:
-        """Of one acyclic graph (parent, child)."""
+        """Log probability of one acyclic graph (parent, child)."""
         sets = (graph.T @ 2.0 ** np.arange(self.size)).astype(int)
         return float(self.log_weights[np.arange(self.size), sets].sum() - self.log_total)
 
@@ -138,7 +138,7 @@ class GraphMixture:
     Parameters
     ----------
     tables
-        Of each.
+        Sums over graphs of each of them.
 
     Attributes
     ----------
@@ -161,7 +161,7 @@ class GraphMixture:
         return self.tables[place].draw(generator)
 
     def log_probability(self, graph: Floats) -> float:
-        """Of one acyclic graph (parent, child)."""
+        """Log probability of one acyclic graph (parent, child)."""
         each = np.array([table.log_probability(graph) for table in self.tables])
         return float(_log_sum(each, 0) - math.log(len(each)))
 
@@ -174,7 +174,7 @@ class ModularGraphs(dist.TorchDistribution):
     table
         Sums over all graphs.
     batch_shape
-        Of independent graphs.
+        Shape of the batch of independent graphs.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 -- as torch declares it

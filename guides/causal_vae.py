@@ -49,11 +49,11 @@ class Mechanisms(nn.Module):
     graph
         (cause, effect), edges where it is not 0.
     kind
-        Of `MECHANISMS`.
+        One of `MECHANISMS`.
     hidden
         Width of the networks.
     names
-        Of concepts, for errors.
+        Names of the concepts, for errors.
 
     Raises
     ------
@@ -157,11 +157,11 @@ class AbductionGuide(PyroModule):
     Parameters
     ----------
     mechanisms
-        Of the model.
+        Mechanisms of the model.
     reader
         From observations (data, *shape) to (data, 2 (concept + style)): means, then log sds.
     names
-        Of the concepts.
+        Names of the concepts.
     num_style
         Latents beside the concepts.
     beta, entropy

@@ -97,13 +97,16 @@ def test_rows_without_a_label_are_left_out() -> None:
     [
         ({"treatment": "d"}, "'d'"),
         ({"outcomes": ["d"]}, "'d'"),
-        ({"values": (0.0, np.inf)}, "give two finite numbers"),
+        ({"values": (0.0, np.inf)}, r"values=\(0.0, inf\); give a list of 2"),
         ({"graph": [["a", "b"], ["b", "a"]]}, "cycle"),
         ({"functions": "cubic"}, "functions='cubic'"),
         ({"prob": 1.0}, "prob"),
         ({"num_draws": 1}, "num_draws=1"),
         ({"data": chain(9)}, "9 rows have all labels"),
         ({"given": np.zeros(400, dtype=bool)}, "0 of those given"),
+        ({"given": [400]}, "given=.*; give places of rows below 400"),
+        ({"given": "all"}, "given='all'; give places"),
+        ({"data": xr.Dataset({"x": 1})}, "name the concepts' values 'label'"),
     ],
 )
 def test_input_is_checked(change: dict[str, Any], message: str) -> None:

@@ -13,7 +13,8 @@ import torch
 import xarray as xr
 
 from probmodels import Problem, Result, fit_svi
-from probmodels.causal_vae import fitted_model, fitted_problem, make_problem
+from probmodels.causal_vae import fitted_model, make_problem
+from probmodels.causal_vae.fitted import thinned
 from probmodels.causal_vae.interventions import OutsideSupportWarning, counterfactual
 from probmodels.causal_vae.outputs import (
     compare_counterfactuals,
@@ -24,6 +25,7 @@ from probmodels.causal_vae.outputs import (
 )
 from probmodels.datasets.causal import hide_labels, make_concepts
 from probmodels.errors import ProblemError, ResultError
+from probmodels.inference.programs.programs import fitted
 
 NAMES = ["a", "b", "c"]
 EDGES = [["a", "b"], ["a", "c"], ["b", "c"]]
@@ -62,17 +64,18 @@ def pictures() -> tuple[Problem, Result]:
 def test_the_problem_of_a_saved_result_is_the_one_that_was_fitted(pictures: Any, tmp_path: Path) -> None:
     problem, result = pictures
     result.save(tmp_path)
-    again = fitted_problem(Result.load(tmp_path))
+    again = Result.load(tmp_path).rebuild()
     for one, other in zip(problem.args, again.args, strict=True):
         torch.testing.assert_close(one, other)
     first, second = (counterfactual(one, result, {"sea": 0.5}, num_draws=2, progress=False) for one in (problem, again))
     xr.testing.assert_identical(first, second)
     latent = torch.randn(4, 2)
-    torch.testing.assert_close(fitted_model(result).decode(latent), again.model.decode(latent))  # type: ignore[union-attr]
-    assert fitted_problem(result, 7).args[0].shape == (7, 3, 8, 8)
+    with fitted(problem, result.guide_state or {}, seed=0) as (model, _):
+        torch.testing.assert_close(fitted_model(Result.load(tmp_path)).decode(latent), model.decode(latent))  # type: ignore[attr-defined]
+    assert thinned(result, 7).args[0].shape == (7, 3, 8, 8)
     result.tree.attrs["method"] = "diffusion"
-    with pytest.raises(ResultError, match="causal"):
-        fitted_problem(result)
+    with pytest.raises(ResultError, match=r"the result is of 'diffusion'; give one of probmodels\.causal_vae"):
+        fitted_model(result)
     result.tree.attrs["method"] = "causal_vae"
 
 
@@ -101,7 +104,7 @@ def test_shares_and_effects_are_exactly_those_of_the_fitted_coefficients(linear:
     mechanisms = fitted_model(result).mechanisms
     weight = (mechanisms.weight * mechanisms.edges).double().numpy()
     np.testing.assert_allclose(unit_effects(result), np.linalg.inv(np.eye(3) - weight), atol=1e-5)
-    shares, problem = edge_shares(result), fitted_problem(result)
+    shares, problem = edge_shares(result), result.rebuild()
     assert problem.data is not None
     variance = problem.data["label"].values.var(0)  # of labels, one each, near that of concepts
     np.testing.assert_allclose(shares, weight**2 * variance[:, None] / variance, rtol=0.18)
@@ -176,6 +179,10 @@ def test_counterfactuals_are_put_beside_the_truth(pictures: Any) -> None:
         compare_counterfactuals(found, truth, images[:3])
     with pytest.raises(ProblemError, match="truth_concepts of shape"):
         compare_counterfactuals(found, truth[:3])
+    with pytest.raises(ProblemError, match=r"rows=\[30\]; there are 30"):
+        compare_counterfactuals(found, truth, rows=[30])
+    with pytest.raises(ResultError, match="num_draws=0; give a whole number"):
+        edge_shares(result, num_draws=0)
     with pytest.raises(ProblemError, match="nothing to compare"):
         compare_counterfactuals(found, np.ones((30, 2)))
     batch = counterfactual(problem, result, {"one": {"sea": 0.5}}, num_draws=1, progress=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -360,6 +359,16 @@ def test_values_beyond_the_data_are_warned_of(fitted_pair: tuple[Problem, Result
         counterfactual(problem, result, {"caus": 1.0}, num_draws=1, progress=False)
     with pytest.raises(ProblemError, match="not finite"):
         counterfactual(problem, result, {"cause": math.nan}, num_draws=1, progress=False)
+    with pytest.raises(ProblemError, match=r"do\(cause='high'\); give a number"):
+        counterfactual(problem, result, {"cause": "high"}, num_draws=1, progress=False)
+    with pytest.raises(ProblemError, match=r"do\(cause\) has shape \(3,\); give one number, or one for each of"):
+        counterfactual(problem, result, {"cause": np.ones(3)}, num_draws=1, progress=False)
+    with pytest.raises(ProblemError, match="causal_vae: num_draws=True; give a whole number"):
+        counterfactual(problem, result, {"cause": 9.0}, num_draws=True, progress=False)
+    with pytest.raises(ProblemError, match=r"prob=1\.0; give a number above 0 and below 1"):
+        effect(problem, result, "cause", (9.0, 10.0), prob=1.0)
+    with pytest.raises(ProblemError, match=r"given=.*; give places of rows below"):
+        effect(problem, result, "cause", (9.0, 10.0), given=[900], num_draws=1, progress=False)
     with pytest.raises(ProblemError, match="there is no row 900"):
         attribute(problem, result, 0, 900)
     with pytest.raises(ProblemError, match="chooses no row"):
@@ -390,7 +399,7 @@ def test_weak_labels_count_by_their_own_spread() -> None:
     torch.testing.assert_close(nodes["label"]["fn"].log_prob(problem.args[1]), wanted)
     with pytest.raises(DataError, match="reslt"):
         make_problem(table(40), label_sd={"reslt": 2.0})
-    with pytest.raises(DataError, match="it must be positive"):
+    with pytest.raises(DataError, match=r"label_sd=\{'result': 0.0\}; give a number of at least 1e-06"):
         make_problem(table(40), label_sd={"result": 0.0})
 
 
@@ -400,8 +409,7 @@ def test_images_of_any_size_are_read_and_written(network: str) -> None:
     data = make_concepts(rng.uniform(size=(6, 3, 13, 10)), rng.normal(size=(6, 2)), names=["a", "b"])
     problem = make_problem(data, graph=[["a", "b"]], network=network, hidden=8, num_style=2)
     assert problem.validate().dims()["observation"] == ["data", "channel", "row", "column"]
-    options = problem.data.attrs["options"] if problem.data is not None else ""
-    assert json.loads(options)["network"] == network
+    assert problem.options["network"] == network
 
 
 @pytest.mark.parametrize(
@@ -410,18 +418,41 @@ def test_images_of_any_size_are_read_and_written(network: str) -> None:
         ({"mechanism": "additve"}, "mechanism='additve'; choose one of"),
         ({"network": "conv"}, "it takes images"),
         ({"entropy": "none"}, "entropy='none'; choose one of"),
-        ({"beta": 0.0}, "beta=0.0; it must be positive"),
+        ({"beta": 0.0}, "beta=0.0; give a number above 0"),
         ({"label_weight": -1.0}, "label_weight=-1.0"),
         ({"graph": "learned"}, "choose 'data'"),
         ({"graph": [["cause", "result"], ["result", "cause"]]}, "cycle"),
         ({"graph": np.zeros((3, 3))}, r"graph of shape \(3, 3\) for 2 concepts"),
-        ({"split": "valid"}, "no row has split='valid'"),
-        ({"hidden": 0}, "hidden"),
+        ({"split": "valid"}, "split='valid'; choose one of train, test"),
+        ({"hidden": 0}, "hidden=0; give a whole number of at least 1"),
+        ({"label_sd": {"result": "wide"}}, "label_sd="),
+        ({"mechanism": "linear", "mechanism_hidden": 8}, "mechanism_hidden=8 is not used with mechanism='linear'"),
+        ({"label_weight": 0.0, "label_sd": 0.5}, "label_sd=0.5 is not used with label_weight=0"),
+        ({"label_weight": 0.0, "equations_weight": 1.0}, "equations_weight=1.0 is not used with label_weight=0"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         make_problem(table(20), **options)
+
+
+def test_rows_of_a_split_that_there_are_not_are_refused() -> None:
+    data = table(20)
+    with pytest.raises(DataError, match="no row has split='test'"):
+        make_problem(data.isel(data=np.flatnonzero(data["split"] == "train")), split="test")
+
+
+def test_what_a_problem_keeps_makes_it_again_for_another_split_and_without_labels() -> None:
+    for options in ({"split": "test"}, {"label_weight": 0.0}, {"graph": [["cause", "result"]], "mechanism": "linear"}):
+        problem = make_problem(table(40), **{"hidden": 8, **options})
+        assert problem.data is not None
+        again = make_problem(problem.data, **problem.options)
+        assert again.data is not None
+        xr.testing.assert_identical(again.data, problem.data)
+        for one, other in zip(problem.args, again.args, strict=True):
+            torch.testing.assert_close(one, other)
+    with pytest.raises(DataError, match="the data keep no labels"):
+        make_problem(make_problem(table(40), label_weight=0.0).data)
 
 
 def test_the_tiny_problem_has_concepts_by_name() -> None:

@@ -45,6 +45,15 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
         "area_weights": ("true",),
     },
     "causal_graph": _KNOWLEDGE | {"anneal": ("zero",)},
+    "causal_vae": {
+        "graph": ("empty list", "none"),
+        "num_style": ("zero",),
+        "label_weight": ("zero",),
+        "semi_supervised": ("true",),
+        "equations_weight": ("zero",),
+        "mask_weight": ("zero",),
+        "seed": ("zero",),
+    },
     "bayesian_network": {
         "standardise": ("true",),
         "epsilon": ("zero",),
@@ -70,7 +79,6 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 NOT_YET = {
-    "causal_vae",
     "diffusion",
     "grammar",
     "score_composition",

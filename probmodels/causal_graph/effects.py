@@ -21,19 +21,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+from annotated_types import Interval, Len
+from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import solve_triangular
 from scipy.special import gammaln
 from tqdm.auto import tqdm
 
 from probmodels.causal_graph.scores import SmoothFeatures
+from probmodels.causal_graph.tables import rows_given
 from probmodels.datasets.causal import as_graph, causal_order, position_of
 from probmodels.errors import DataError
-from probmodels.options import check_choices, check_counts, check_numbers
+from probmodels.options import Fraction, OneOf, Seed, checked
 
 __all__ = ["average_effect"]
 
@@ -47,18 +49,19 @@ _SHAPE, _RATE = 0.5, 0.05  # of the inverse gamma prior of the variance
 _POINTS = 80  # inducing points of a smooth function
 
 
+@checked(DataError)
 def average_effect(
     data: xr.Dataset | xr.DataArray,
-    graph: Any,
+    graph: ArrayLike,
     treatment: str,
     values: tuple[float, float],
     *,
-    outcomes: Sequence[str] | None = None,
-    given: Any = None,
-    functions: str = "smooth",
-    num_draws: int = 500,
-    prob: float = 0.95,
-    seed: int = 0,
+    outcomes: Annotated[Sequence[str], Len(1)] | None = None,
+    given: ArrayLike | None = None,
+    functions: Annotated[str, OneOf(FUNCTIONS)] = "smooth",
+    num_draws: Annotated[int, Interval(ge=2)] = 500,
+    prob: Fraction = 0.95,
+    seed: Seed = 0,
     progress: bool = False,
 ) -> xr.Dataset:
     """Mean difference that a concept makes to others when it is set to the second of two values instead of the first.
@@ -82,11 +85,11 @@ def average_effect(
     functions
         ``"linear"`` or ``"smooth"``.
     num_draws
-        Of graphs, functions and rows.
+        Number of draws of graphs, functions and rows.
     prob
         Mass of the intervals, whose ends are quantiles.
     seed, progress
-        Of the draws; whether to show a bar.
+        Seed of the draws; whether to show a bar.
 
     Returns
     -------
@@ -99,20 +102,19 @@ def average_effect(
         If a concept is not known, a graph has a cycle, there are fewer than 10 complete rows, or an option is out of
         range.
     """
-    check_choices(functions=(functions, FUNCTIONS))
-    check_counts(2, num_draws=num_draws)
-    check_numbers(0, 1, ends="()", prob=prob)
+    if isinstance(data, xr.Dataset) and "label" not in data:
+        raise DataError(f"data hold {list(data.data_vars)}; name the concepts' values 'label' (data, concept)")
     labels = data["label"] if isinstance(data, xr.Dataset) else data
+    if set(labels.dims) != {"data", "concept"}:
+        raise DataError(f"labels have dims {labels.dims}; expected data and concept")
     names = [str(name) for name in labels["concept"].values]
     place = position_of(treatment, names)
     chosen = [name for name in names if name != treatment] if outcomes is None else list(outcomes)
     columns = [position_of(name, names) for name in chosen]
-    if not np.isfinite(values).all():
-        raise DataError(f"values={values}; give two finite numbers")
     table = np.asarray(labels.transpose(..., "concept").values, dtype=np.float64)
     complete = np.isfinite(table).all(1)
     wanted = np.zeros(len(table), dtype=bool)
-    wanted[slice(None) if given is None else np.asarray(given)] = True
+    wanted[slice(None) if given is None else rows_given(given, len(table), DataError)] = True
     if complete.sum() < 10 or not (wanted & complete).any():
         raise DataError(f"{int(complete.sum())} rows have all labels, {int((wanted & complete).sum())} of those given; "
                         "10 are needed, and one that is given")  # fmt: skip

@@ -100,7 +100,7 @@ def mechanism_scores(
         Standard deviations of noise that is too little to be told from none: the rate of the variance's prior is that
         of as many residuals of this size as there are rows.
     seed
-        Of the choice of inducing points.
+        Seed of the choice of inducing points.
     """
     count, size = x.shape
     most = size - 1 if max_parents is None else max_parents
@@ -246,7 +246,7 @@ class SmoothFeatures:
     points
         (point, cause).
     length
-        Of the kernel.
+        Length-scale of the kernel.
     """
 
     def __init__(self, points: Floats, length: float) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from numpy.typing import ArrayLike, NDArray
 
-from probmodels.errors import DataError
+from probmodels.errors import DataError, ProbmodelsError
 
-__all__ = ["complete_labels", "kept_labels"]
+__all__ = ["complete_labels", "kept_labels", "rows_given"]
 
 _FEWEST_ROWS = 10
 
@@ -75,6 +77,24 @@ def kept_labels(data: xr.Dataset | xr.DataArray | pd.DataFrame, labels: xr.DataA
                 )
             kept["true_graph"] = (["cause", "effect"], data[name].transpose("cause", "effect").values)
     return xr.Dataset(kept, coords={"cause": names, "effect": names} if "true_graph" in kept else {})
+
+
+def rows_given(given: ArrayLike, count: int, error: type[ProbmodelsError]) -> NDArray[np.int64]:
+    """Places of rows, given as such or as truth values (data,).
+
+    Raises
+    ------
+    ``error``
+        If there is no such row.
+    """
+    rows = np.asarray(given)
+    if rows.dtype == bool and rows.shape == (count,):
+        return np.flatnonzero(rows)
+    if rows.ndim != 1 or (rows.size and (rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= count)):
+        raise error(
+            f"given={reprlib.repr(given)}; give places of rows below {count}, or a truth value for each of them"
+        )
+    return rows.astype(np.int64)
 
 
 def _from_frame(data: pd.DataFrame) -> xr.DataArray:

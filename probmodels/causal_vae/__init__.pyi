@@ -1,3 +1,4 @@
+from .fitted import fitted_model as fitted_model
 from .interventions import (
     Change as Change,
     Intervene as Intervene,
@@ -11,8 +12,6 @@ from .model import (
     ENGINES as ENGINES,
     REFERENCE as REFERENCE,
     CausalVAE as CausalVAE,
-    fitted_model as fitted_model,
-    fitted_problem as fitted_problem,
     make_problem as make_problem,
     observation_of as observation_of,
     tiny as tiny,
@@ -38,7 +37,6 @@ __all__ = [
     "edge_shares",
     "effect",
     "fitted_model",
-    "fitted_problem",
     "make_problem",
     "observation_of",
     "refine",

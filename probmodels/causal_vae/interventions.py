@@ -25,16 +25,19 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import xarray as xr
+from annotated_types import Len
+from numpy.typing import ArrayLike
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from probmodels.causal_graph.tables import rows_given
 from probmodels.datasets.causal import position_of
 from probmodels.errors import ProblemError
 from probmodels.inference.problem import Problem
@@ -42,6 +45,7 @@ from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
 from probmodels.inference.variational.em import Phase, fit_em
+from probmodels.options import Count, Fraction, Natural, Positive, Seed, checked
 
 __all__ = ["Change", "Intervene", "OutsideSupportWarning", "attribute", "counterfactual", "effect", "refine"]
 
@@ -113,9 +117,7 @@ class _World:
             if callable(change):
                 found[name] = _rescaled(change, centre, scale)
             else:
-                value = np.asarray(change, dtype=np.float64)
-                if not np.isfinite(value).all():
-                    raise ProblemError(f"do({name}) is not finite; give numbers")
+                value = _value(name, change, len(self.problem.args[0]))
                 self._warn(name, place, value)
                 found[name] = torch.as_tensor((value - centre) / scale, dtype=self.problem.args[0].dtype)
         return found
@@ -137,6 +139,19 @@ class _World:
         return concepts.double().numpy() * self.scale + self.centre
 
 
+def _value(name: str, change: Any, count: int) -> np.ndarray:
+    """Value of an intervention, one for all data or one for each."""
+    try:
+        value = np.asarray(change, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ProblemError(f"do({name}={change!r}); give a number, one for each datum, or a function") from None
+    if not np.isfinite(value).all():
+        raise ProblemError(f"do({name}) is not finite; give numbers")
+    if value.ndim > 1 or value.size not in (1, count):
+        raise ProblemError(f"do({name}) has shape {value.shape}; give one number, or one for each of {count} data")
+    return value
+
+
 def _rescaled(change: Callable[[Tensor], Tensor], centre: float, scale: float) -> Callable[[Tensor], Tensor]:
     return lambda natural: (change(natural * scale + centre) - centre) / scale
 
@@ -152,14 +167,15 @@ def _world(problem: Problem, result: Result, seed: int) -> Iterator[_World]:
         yield _World(problem, model, guide)
 
 
+@checked(ProblemError)
 def counterfactual(
     problem: Problem,
     result: Result,
     interventions: Mapping[str, Any] | Mapping[Any, Mapping[str, Any]],
     *,
-    num_draws: int = 20,
+    num_draws: Count = 20,
     observations: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> xr.Dataset:
     """What data would have been, had concepts been others.
@@ -167,19 +183,20 @@ def counterfactual(
     Parameters
     ----------
     problem
-        Of the data in question, made with the options of the one that was fitted; ``split="test"`` for test data.
+        Problem of the data in question, made with the options of the one that was fitted; ``split="test"`` for test
+        data.
     result
-        Of `fit_svi`.
+        Result of `fit_svi`.
     interventions
         Concept to a value in the units of the labels: one for all data, one for each (data,), or a function of the
         natural values, a tensor. Several concepts may be changed at once. A mapping of labels to such mappings is a
         batch of interventions.
     num_draws
-        Of the noise.
+        Number of draws of the noise.
     observations
         Whether observations are wanted, too.
     seed, progress
-        Of the draws; whether to show a bar.
+        Seed of the draws; whether to show a bar.
 
     Returns
     -------
@@ -200,8 +217,6 @@ def counterfactual(
     OutsideSupportWarning
         If a concept is set to a value beyond those of the training data.
     """
-    if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 1:
-        raise ProblemError(f"num_draws={num_draws!r}; it must be a positive whole number")
     batch = bool(interventions) and all(isinstance(one, Mapping) for one in interventions.values())
     listed: dict[Any, Any] = dict(interventions) if batch else {None: interventions}
     with _world(problem, result, seed) as world:
@@ -222,14 +237,15 @@ def counterfactual(
         return _collect(world, concepts, moments if observations else None, list(asked), batch)
 
 
+@checked(ProblemError)
 def refine(
     problem: Problem,
     result: Result,
     *,
-    num_steps: int = 100,
-    lr: float = 0.02,
+    num_steps: Count = 100,
+    lr: Positive = 0.02,
     labels: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> tuple[Problem, Result]:
     """Abduct the noise of each datum by itself: E-steps from what the fitted guide proposes, the model held.
@@ -241,13 +257,13 @@ def refine(
     Parameters
     ----------
     problem, result
-        See `counterfactual`.
+        As in `counterfactual`.
     num_steps, lr
-        Of the E-steps, all data at once; step sizes fall to a tenth.
+        Number and size of the E-steps, all data at once; step sizes fall to a tenth.
     labels
         Whether labels count as seen, where data have them.
     seed, progress
-        Of the draws; whether to show a bar.
+        Seed of the draws; whether to show a bar.
 
     Raises
     ------
@@ -318,17 +334,18 @@ def _collect(
     return found.assign_coords({str(dim): table[dim] for dim in table.dims if dim in table.coords})
 
 
+@checked(ProblemError)
 def effect(
     problem: Problem,
     result: Result,
     treatment: str,
     values: tuple[Any, Any],
     *,
-    outcomes: Sequence[str] | None = None,
-    given: np.ndarray | xr.DataArray | None = None,
-    num_draws: int = 100,
-    prob: float = 0.95,
-    seed: int = 0,
+    outcomes: Annotated[Sequence[str], Len(1)] | None = None,
+    given: ArrayLike | None = None,
+    num_draws: Count = 100,
+    prob: Fraction = 0.95,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> xr.Dataset:
     """Mean difference that a concept makes to others when it is set to the second of two values instead of the first.
@@ -336,7 +353,7 @@ def effect(
     Parameters
     ----------
     problem, result
-        See `counterfactual`.
+        As in `counterfactual`.
     treatment
         The concept that is set.
     values
@@ -346,11 +363,11 @@ def effect(
     given
         Rows (data,) to average over, a conditional effect; None for all.
     num_draws
-        Of the noise.
+        Number of draws of the noise.
     prob
         Mass of the intervals.
     seed, progress
-        See `counterfactual`.
+        As in `counterfactual`.
 
     Returns
     -------
@@ -366,8 +383,6 @@ def effect(
     ProblemError
         If no row is given, or an option is out of range.
     """
-    if not 0 < prob < 1:
-        raise ProblemError(f"prob={prob}; it must lie in (0, 1)")
     both = {"first": {treatment: values[0]}, "second": {treatment: values[1]}}
     found = counterfactual(
         problem, result, both, num_draws=num_draws, observations=False, seed=seed, progress=progress
@@ -378,8 +393,7 @@ def effect(
         position_of(name, names)
     difference = found.isel(intervention=1, drop=True) - found.isel(intervention=0, drop=True)
     if given is not None:
-        rows = np.asarray(given)
-        rows = np.flatnonzero(rows) if rows.dtype == bool else rows
+        rows = rows_given(given, difference.sizes["data"], ProblemError)
         if not len(rows):
             raise ProblemError("given chooses no row; an effect is a mean over some")
         difference = difference.isel(data=rows)
@@ -398,14 +412,15 @@ def effect(
     )
 
 
+@checked(ProblemError)
 def attribute(
     problem: Problem,
     result: Result,
-    first: int,
-    second: int,
+    first: Natural,
+    second: Natural,
     *,
-    num_draws: int = 20,
-    seed: int = 0,
+    num_draws: Count = 20,
+    seed: Seed = 0,
 ) -> xr.DataArray:
     """What of the difference between two rows is due to the noise of which concept.
 
@@ -415,11 +430,11 @@ def attribute(
     Parameters
     ----------
     problem, result
-        See `counterfactual`.
+        As in `counterfactual`.
     first, second
         Places of two rows.
     num_draws, seed
-        Of the noise.
+        Number of draws of the noise, and their seed.
 
     Returns
     -------
@@ -440,7 +455,7 @@ def attribute(
         if size > 12:
             raise ProblemError(f"attribution goes through all 2^{size} sets of concepts; there may be 12 concepts")
         for row in (first, second):
-            if not 0 <= row < count:
+            if row >= count:
                 raise ProblemError(f"there is no row {row}; the data have {count}")
         sets = torch.tensor(list(itertools.product((False, True), repeat=size)))  # the first concept slowest
         found = []

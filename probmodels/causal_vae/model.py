@@ -32,39 +32,32 @@ Higgins, I. et al. (2017). beta-VAE. ICLR. https://openreview.net/forum?id=Sy2fz
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 import xarray as xr
+from annotated_types import Interval
+from numpy.typing import ArrayLike, NDArray
 from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from probmodels.datasets.causal import as_graph, check_concepts, make_concepts, position_of
-from probmodels.errors import DataError, ResultError
+from probmodels.errors import DataError
 from probmodels.guides.causal_vae import MECHANISMS, AbductionGuide, Mechanisms
 from probmodels.guides.nets import make_reader, make_writer
 from probmodels.inference.problem import Problem
-from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
-from probmodels.options import check_counts
-
-if TYPE_CHECKING:
-    pass
+from probmodels.options import OneOf, Seed, Width, checked, refuse_unused
 
 __all__ = [
     "ENGINES",
     "REFERENCE",
     "CausalVAE",
-    "fitted_model",
-    "fitted_problem",
     "make_problem",
     "observation_of",
     "tiny",
@@ -77,6 +70,7 @@ NETWORKS = ("mlp", "conv")
 ENTROPIES = ("exact", "paper")
 _LEAST_SD = 0.01  # of what is observed
 _LABEL_SD = 0.1  # of labels of which nothing is said
+_KEPT = {"observation", "centre", "scale", "least", "most"}  # what tells data that a problem keeps from others
 
 
 class CausalVAE(PyroModule):
@@ -89,9 +83,9 @@ class CausalVAE(PyroModule):
     writer
         From concepts and style (..., concept + style) to data (..., *shape).
     shape
-        Of a datum.
+        Shape of a datum.
     names
-        Of the concepts.
+        Names of the concepts.
     num_style
         Latents beside the concepts.
     label_sd, label_weight
@@ -99,7 +93,7 @@ class CausalVAE(PyroModule):
     beta
         Weight of the divergence of the latents.
     equations_weight, mask_weight
-        Of the published penalties.
+        Weights of the published penalties.
     dims
         Names of the axes of a datum.
     squash
@@ -140,7 +134,7 @@ class CausalVAE(PyroModule):
 
     @property
     def sd(self) -> Tensor:
-        """Of data around their means ()."""
+        """Standard deviation of data around their means ()."""
         return _LEAST_SD + self.log_sd.exp()
 
     def equations(self, values: Tensor) -> Tensor:
@@ -200,38 +194,44 @@ def _axes(*names: str) -> Any:
     return {"event_dims": list(names)}
 
 
+_Sd = Annotated[float, Interval(ge=1e-6, le=1e6)]
+_Weight = Annotated[float, Interval(ge=0, le=1e6)]
+
+
+@checked(DataError, keep=True)
 def make_problem(
     data: xr.Dataset,
     *,
-    graph: Any = "data",
-    mechanism: str = "additive",
-    mechanism_hidden: int = 32,
-    network: str = "mlp",
-    hidden: int = 256,
-    num_style: int = 0,
-    label_sd: float | Mapping[str, float] = 0.1,
-    label_weight: float = 20.0,
+    graph: ArrayLike | None = "data",
+    mechanism: Annotated[str, OneOf(MECHANISMS)] = "additive",
+    mechanism_hidden: Annotated[int, Interval(ge=1, le=1024)] = 32,
+    network: Annotated[str, OneOf(NETWORKS)] = "mlp",
+    hidden: Width = 256,
+    num_style: Annotated[int, Interval(ge=0, le=10_000)] = 0,
+    label_sd: _Sd | Mapping[str, _Sd] = 0.1,
+    label_weight: _Weight = 20.0,
     semi_supervised: bool = False,
-    beta: float = 1.0,
-    entropy: str = "exact",
-    equations_weight: float = 0.0,
-    mask_weight: float = 0.0,
-    split: str = "train",
-    seed: int = 0,
+    beta: Annotated[float, Interval(gt=0, le=1e6)] = 1.0,
+    entropy: Annotated[str, OneOf(ENTROPIES)] = "exact",
+    equations_weight: _Weight = 0.0,
+    mask_weight: _Weight = 0.0,
+    split: Literal["train", "test"] = "train",
+    seed: Seed = 0,
 ) -> Problem:
     """A causal autoencoder of images or tables with labelled concepts.
 
     Parameters
     ----------
     data
-        As `probmodels.datasets.causal.make_concepts` returns it.
+        As `probmodels.datasets.causal.make_concepts` returns it; or what a problem keeps of it, ``problem.data``, whose
+        rows are chosen and whose labels are standardised already.
     graph
         ``"data"`` for the one that comes with the data; edges (cause, effect), as an array or as pairs of names; None
         for none.
     mechanism
         ``"additive"``, ``"post_nonlinear"``, ``"linear"`` or ``"masked"``, see `Mechanisms`.
     mechanism_hidden
-        Width of the networks in mechanisms.
+        Width of the networks in mechanisms other than ``"linear"``.
     network, hidden
         Reader and decoder: ``"mlp"``, or ``"conv"`` for images, and the width of their layers.
     num_style
@@ -247,11 +247,11 @@ def make_problem(
     entropy
         ``"exact"``, or ``"paper"`` for the published objective, see above.
     equations_weight, mask_weight
-        Of the published penalties l_u and l_m, see above.
+        Weights of the published penalties l_u and l_m, see above.
     split
         Rows to take.
     seed
-        Of the starting values.
+        Seed of the starting values.
 
     Returns
     -------
@@ -261,133 +261,110 @@ def make_problem(
     Raises
     ------
     DataError
-        If data are missing, concepts are constant or not labelled, the graph has a cycle, or an option is out of range.
+        If data are missing, concepts are constant or not labelled, the graph has a cycle, or an option is out of range
+        or not used.
     """
-    options = {name: value for name, value in locals().items() if name not in ("data", "split", "graph")}
-    check_concepts(data)
-    check_counts(1, mechanism_hidden=mechanism_hidden, hidden=hidden)
-    check_counts(0, num_style=num_style)
-    _check_options(options)
-    names = [str(name) for name in data["concept"].values]
-    for name in label_sd if isinstance(label_sd, Mapping) else ():
-        position_of(name, names)
-    edges = _edges(data, graph, names)
-    table = observation_of(data)
-    if network == "conv" and table.ndim != 4:
-        raise DataError(f"network='conv' for data of shape {table.shape[1:]}; it takes images, and 'mlp' takes all")
-    rows = (data["split"] == split).values
-    if not rows.any():
-        known = ", ".join(repr(str(name)) for name in np.unique(data["split"].values))
-        raise DataError(f"no row has split={split!r}; choose among {known}")
-    labels = data["label"].values
-    training = labels[(data["split"] == "train").values]
-    centre, scale = np.nanmean(training, 0), np.nanstd(training, 0)
-    missing = np.isnan(labels[rows])
-    if missing.any() and label_weight and not semi_supervised:
-        row, column = (int(i) for i in np.argwhere(missing)[0])
-        raise DataError(
-            f"concept {names[column]!r} has no label at row {row} of split={split!r}; give semi_supervised=True, or "
-            "drop such rows"
-        )
-    kept = xr.Dataset(
-        {
-            "observation": table[rows],
-            "label": (("data", "concept"), (labels[rows] - centre) / scale),
-            "graph": (("cause", "effect"), edges.astype(np.int8)),
-            "centre": ("concept", centre),
-            "scale": ("concept", scale),
-            "least": ("concept", np.nanmin(training, 0)),
-            "most": ("concept", np.nanmax(training, 0)),
-        },
-        coords={"concept": names, "cause": names, "effect": names},
-        attrs=data.attrs | {"options": json.dumps(options)},
+    if mechanism == "linear":
+        refuse_unused(make_problem, "mechanism='linear'", mechanism_hidden=mechanism_hidden)
+    if not label_weight:
+        unused = {"label_sd": label_sd, "semi_supervised": semi_supervised, "equations_weight": equations_weight}
+        refuse_unused(make_problem, "label_weight=0", **unused)
+    kept = data if set(data.data_vars) >= _KEPT else _standardised(data, split)
+    names = [str(name) for name in kept["concept"].values]
+    edges = _edges(kept, graph, names)
+    kept = kept.assign_coords(cause=names, effect=names).assign(graph=(("cause", "effect"), edges))
+    kept = (
+        _labelled(kept, semi_supervised=semi_supervised) if label_weight else kept.drop_vars("label", errors="ignore")
     )
-    return _problem(kept if label_weight else kept.drop_vars("label"), options)
-
-
-def _problem(kept: xr.Dataset, options: Mapping[str, Any]) -> Problem:
-    """Of what a problem keeps of its data, and options of `make_problem`."""
-    table, names = kept["observation"], [str(name) for name in kept["concept"].values]
+    table = kept["observation"]
     shape, dims = tuple(table.shape[1:]), [str(dim) for dim in table.dims[1:]]
-    size, network = len(names) + options["num_style"], {key: options[key] for key in ("network", "hidden")}
-    with isolated(options["seed"]):
-        mechanisms = Mechanisms(
-            torch.as_tensor(kept["graph"].values),
-            options["mechanism"],
-            hidden=options["mechanism_hidden"],
-            names=names,
-        )
-        reader = make_reader(shape, 2 * size, **network)
-        writer = make_writer(shape, size, **network)
-    weights = ("num_style", "label_sd", "label_weight", "beta", "equations_weight", "mask_weight")
-    chosen = {key: options[key] for key in weights}
-    if isinstance(options["label_sd"], Mapping):
-        chosen["label_sd"] = torch.tensor([options["label_sd"].get(name, _LABEL_SD) for name in names])
-    model = CausalVAE(mechanisms, writer, shape, names, dims=dims, squash=len(shape) == 3, **chosen)
-    guide = AbductionGuide(
-        mechanisms, reader, names, options["num_style"], beta=options["beta"], entropy=options["entropy"]
+    if network == "conv" and len(shape) != 3:
+        raise DataError(f"network='conv' for data of shape {shape}; it takes images, and 'mlp' takes all")
+    size = len(names) + num_style
+    with isolated(seed):
+        mechanisms = Mechanisms(torch.as_tensor(edges), mechanism, hidden=mechanism_hidden, names=names)
+        reader = make_reader(shape, 2 * size, network=network, hidden=hidden)
+        writer = make_writer(shape, size, network=network, hidden=hidden)
+    model = CausalVAE(
+        mechanisms,
+        writer,
+        shape,
+        names,
+        num_style=num_style,
+        label_sd=_sds(label_sd, names),
+        label_weight=label_weight,
+        beta=beta,
+        equations_weight=equations_weight,
+        mask_weight=mask_weight,
+        dims=dims,
+        squash=len(shape) == 3,
     )
     dtype = torch.get_default_dtype()
     args: tuple[Tensor, ...] = (torch.as_tensor(table.values, dtype=dtype),)
     if "label" in kept:
         label = torch.as_tensor(kept["label"].values, dtype=dtype)
         args += (label.nan_to_num(), ~label.isnan())
-    sites = [f"noise_{name}" for name in names] + (["style"] if options["num_style"] else [])
+    sites = [f"noise_{name}" for name in names] + (["style"] if num_style else [])
     coords: dict[str, Any] = {"concept": names, "cause": names, "effect": names}
     coords |= {dim: list(table[dim].values) for dim in dims if dim in table.coords}
     return Problem(
         name="causal_vae",
         model=model,
-        guide=guide,
+        guide=AbductionGuide(mechanisms, reader, names, num_style, beta=beta, entropy=entropy),
         args=args,
         coords=coords,
         data=kept,
         batch_plates=("data",),
-        loss="TraceMeanField_ELBO" if options["entropy"] == "exact" else "Trace_ELBO",
+        loss="TraceMeanField_ELBO" if entropy == "exact" else "Trace_ELBO",
         transient=tuple([*sites, *names]) if len(table) > 1000 else (),
     )
 
 
-def fitted_problem(result: Result, num_rows: int | None = None) -> Problem:
-    """The problem that a result is of, from a file too, with the fitted parameters in its model and guide.
+def _standardised(data: xr.Dataset, split: str) -> xr.Dataset:
+    """Rows of a split, with labels in standard deviations of the training rows', and what these were."""
+    check_concepts(data)
+    rows = (data["split"] == split).values
+    if not rows.any():
+        raise DataError(f"no row has split={split!r}; choose another, or mark rows with it")
+    labels = data["label"].values
+    training = labels[(data["split"] == "train").values]
+    centre, scale = np.nanmean(training, 0), np.nanstd(training, 0)
+    return xr.Dataset(
+        {
+            "observation": observation_of(data)[rows],
+            "label": (("data", "concept"), (labels[rows] - centre) / scale),
+            "centre": ("concept", centre),
+            "scale": ("concept", scale),
+            "least": ("concept", np.nanmin(training, 0)),
+            "most": ("concept", np.nanmax(training, 0)),
+            **({"graph": data["graph"]} if "graph" in data else {}),
+        },
+        coords={"concept": [str(name) for name in data["concept"].values]},
+        attrs=data.attrs,
+    )
 
-    Parameters
-    ----------
-    result
-        Of `make_problem` and `fit_svi`.
-    num_rows
-        How many of the data it shall have, at most, at equal distances; None for all.
 
-    Raises
-    ------
-    ResultError
-        If the result is not one of it.
-    """
-    groups = [result.tree[name].to_dataset() for name in ("observed_data", "constant_data") if name in result.tree]
-    if result.tree.attrs.get("method") != "causal_vae" or not any("options" in group.attrs for group in groups):
-        raise ResultError("the result is not one of a causal model made by probmodels.causal_vae.make_problem")
-    kept = xr.merge(groups, compat="override", join="outer", combine_attrs="override")
-    if num_rows is not None and num_rows < kept.sizes["data"]:
-        kept = kept.isel(data=np.linspace(0, kept.sizes["data"] - 1, num_rows).round().astype(int))
-    problem = _problem(kept, json.loads(kept.attrs["options"]))
-    state = {name.replace("$$$", "."): value for name, value in result.params().items()}
-    if "table" in state:
-        raise ResultError(
-            "the result holds proposals that were refined for their data, and no reader of others; give the one that "
-            "was refined, or use it with the problem that refine returned"
+def _labelled(kept: xr.Dataset, *, semi_supervised: bool) -> xr.Dataset:
+    """The same, with labels checked."""
+    if "label" not in kept:
+        raise DataError("the data keep no labels; give label_weight=0, or the data that they were made from")
+    missing = np.isnan(kept["label"].values)
+    if missing.any() and not semi_supervised:
+        row, column = (int(i) for i in np.argwhere(missing)[0])
+        raise DataError(
+            f"concept {str(kept['concept'].values[column])!r} has no label at row {row} of those taken; give "
+            "semi_supervised=True, or drop such rows"
         )
-    like = next(iter(state.values()))
-    for part in (problem.model, problem.guide):
-        assert isinstance(part, nn.Module)
-        part.to(like).load_state_dict({name: state.get(name, value) for name, value in part.state_dict().items()})
-    return replace(problem, args=tuple(arg.to(like) if arg.is_floating_point() else arg for arg in problem.args))
+    return kept
 
 
-def fitted_model(result: Result) -> CausalVAE:
-    """The fitted model alone, see `fitted_problem`."""
-    model = fitted_problem(result, 1).model
-    assert isinstance(model, CausalVAE)
-    return model.requires_grad_(False).eval()
+def _sds(given: float | Mapping[str, float], names: Sequence[str]) -> float | Tensor:
+    """Sd of the labels, of all or of each concept."""
+    if not isinstance(given, Mapping):
+        return given
+    for name in given:
+        position_of(name, names)
+    return torch.tensor([float(given.get(name, _LABEL_SD)) for name in names])
 
 
 def observation_of(data: xr.Dataset) -> xr.DataArray:
@@ -395,7 +372,7 @@ def observation_of(data: xr.Dataset) -> xr.DataArray:
     return data["image"] if "image" in data else data["observation"]
 
 
-def _edges(data: xr.Dataset, graph: Any, names: Sequence[str]) -> np.ndarray:
+def _edges(data: xr.Dataset, graph: Any, names: Sequence[str]) -> NDArray[np.int8]:
     """(cause, effect)."""
     if graph is None:
         return np.zeros((len(names), len(names)), dtype=np.int8)
@@ -405,22 +382,6 @@ def _edges(data: xr.Dataset, graph: Any, names: Sequence[str]) -> np.ndarray:
             raise DataError(f"graph={graph!r}: {why}; or give edges as an array or as pairs of names, or None")
         graph = data["graph"].values
     return as_graph(graph, names)
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    """See that names are known and numbers in range."""
-    for name, known in (("mechanism", MECHANISMS), ("network", NETWORKS), ("entropy", ENTROPIES)):
-        if options[name] not in known:
-            raise DataError(f"{name}={options[name]!r}; choose one of {known}")
-    given = options["label_sd"]
-    for sd in given.values() if isinstance(given, Mapping) else (given,):
-        if not 0 < sd < math.inf:
-            raise DataError(f"label_sd={given}; it must be positive")
-    if not 0 < options["beta"] < math.inf:
-        raise DataError(f"beta={options['beta']}; it must be positive")
-    for name in ("label_weight", "equations_weight", "mask_weight"):
-        if not 0 <= options[name] < math.inf:
-            raise DataError(f"{name}={options[name]}; it must not be negative")
 
 
 def tiny() -> Problem:

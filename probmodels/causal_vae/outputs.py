@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from annotated_types import Interval, Len
 from numpy.typing import ArrayLike, NDArray
 from pyro import poutine
 from torch import Tensor
 
+from probmodels.causal_vae.fitted import thinned
 from probmodels.causal_vae.interventions import counterfactual
-from probmodels.causal_vae.model import fitted_problem
-from probmodels.errors import ProblemError
+from probmodels.errors import ProblemError, ResultError
 from probmodels.guides.causal_vae import Mechanisms
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
+from probmodels.options import Count, Natural, Seed, checked
 from probmodels.outputs import Outputs, loss_figure, write_all
 
 if TYPE_CHECKING:
@@ -40,15 +41,16 @@ _POINTS = 80  # of a curve
 Floats = NDArray[np.float64]
 
 
-def summarise_concepts(result: Result, *, num_draws: int = _DRAWS, seed: int = 0) -> pd.DataFrame:
+@checked(ResultError)
+def summarise_concepts(result: Result, *, num_draws: Count = _DRAWS, seed: Seed = 0) -> pd.DataFrame:
     """What there is to say of every concept, by up to 1000 of the fitted rows.
 
     Parameters
     ----------
     result
-        Of `probmodels.causal_vae.make_problem` and `fit_svi`.
+        Result of `probmodels.causal_vae.make_problem` and `fit_svi`.
     num_draws, seed
-        Of the noise.
+        Number of draws of the noise, and their seed.
 
     Returns
     -------
@@ -62,11 +64,12 @@ def summarise_concepts(result: Result, *, num_draws: int = _DRAWS, seed: int = 0
     ResultError
         If the result is not one of a causal autoencoder.
     """
-    problem = fitted_problem(result, _JUDGED)
+    problem = thinned(result, _JUDGED)
     return _summary(problem, _abducted(problem, result, num_draws, seed))
 
 
-def edge_shares(result: Result, *, num_draws: int = _DRAWS, seed: int = 0) -> xr.DataArray:
+@checked(ResultError)
+def edge_shares(result: Result, *, num_draws: Count = _DRAWS, seed: Seed = 0) -> xr.DataArray:
     """Share of the variance of a concept that goes with each of its causes, the others held.
 
     That is half the mean squared difference which it makes to put a cause at its value in another row, over the
@@ -77,9 +80,9 @@ def edge_shares(result: Result, *, num_draws: int = _DRAWS, seed: int = 0) -> xr
     Parameters
     ----------
     result
-        Of a causal autoencoder.
+        Result of a causal autoencoder.
     num_draws, seed
-        Of the noise.
+        Number of draws of the noise, and their seed.
 
     Returns
     -------
@@ -91,19 +94,20 @@ def edge_shares(result: Result, *, num_draws: int = _DRAWS, seed: int = 0) -> xr
     Janzing, D., Balduzzi, D., Grosse-Wentrup, M. and Schoelkopf, B. (2013). Quantifying causal influences. Annals of
     Statistics 41. https://doi.org/10.1214/13-AOS1145
     """
-    problem = fitted_problem(result, _JUDGED)
+    problem = thinned(result, _JUDGED)
     return _shares(problem, _abducted(problem, result, num_draws, seed), seed)
 
 
-def unit_effects(result: Result, *, num_draws: int = _DRAWS, seed: int = 0) -> xr.DataArray:
+@checked(ResultError)
+def unit_effects(result: Result, *, num_draws: Count = _DRAWS, seed: Seed = 0) -> xr.DataArray:
     """Average effect of one standard deviation more of each concept on the others.
 
     Parameters
     ----------
     result
-        Of a causal autoencoder.
+        Result of a causal autoencoder.
     num_draws, seed
-        Of the noise.
+        Number of draws of the noise, and their seed.
 
     Returns
     -------
@@ -111,7 +115,7 @@ def unit_effects(result: Result, *, num_draws: int = _DRAWS, seed: int = 0) -> x
         (cause, effect) in standard deviations of the labels in training, over up to 1000 rows; see
         `probmodels.causal_vae.interventions.effect` for one effect with its interval.
     """
-    problem = fitted_problem(result, _JUDGED)
+    problem = thinned(result, _JUDGED)
     assert problem.data is not None
     names = [str(name) for name in problem.data["concept"].values]
     scale = problem.data["scale"].values
@@ -123,7 +127,10 @@ def unit_effects(result: Result, *, num_draws: int = _DRAWS, seed: int = 0) -> x
     return xr.DataArray(values, {"cause": names, "effect": names}, ("cause", "effect"), name="effect")
 
 
-def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outputs:
+@checked(ResultError)
+def write_outputs(
+    result: Result, folder: str | Path, *, dpi: Annotated[int, Interval(ge=20, le=1200)] = 110
+) -> Outputs:
     """Write ``concepts.csv``, ``edges.csv``, ``effects.csv``, ``summary.txt`` and ``figures/*.png``.
 
     The figures: ``graph``, with the shares of `edge_shares` at its edges; ``mechanisms``, every concept against each of
@@ -133,7 +140,7 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outp
     Parameters
     ----------
     result
-        Of `fit_svi`.
+        Result of `fit_svi`.
     folder
         Where to; made where it is missing, files of the same names are replaced.
     dpi
@@ -144,7 +151,7 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outp
     ResultError
         If the result is not one of a causal autoencoder.
     """
-    problem = fitted_problem(result, _JUDGED)
+    problem = thinned(result, _JUDGED)
     worlds = _abducted(problem, result, _DRAWS, 0)
     concepts, shares, effects = _summary(problem, worlds), _shares(problem, worlds, 0), unit_effects(result)
     pairs = _edges(problem)
@@ -161,19 +168,20 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outp
     )
 
 
+@checked(ProblemError)
 def compare_counterfactuals(
     found: xr.Dataset,
     truth_concepts: ArrayLike,
     truth_images: ArrayLike | None = None,
     *,
-    rows: Sequence[int] | None = None,
+    rows: Annotated[Sequence[Natural], Len(1)] | None = None,
 ) -> Figure:
     """What a model says would have been, beside what would have been.
 
     Parameters
     ----------
     found
-        Of `probmodels.causal_vae.interventions.counterfactual`, of one intervention.
+        What `probmodels.causal_vae.counterfactual` returns for one intervention.
     truth_concepts
         Concepts (data, concept) under the intervention.
     truth_images
@@ -196,6 +204,8 @@ def compare_counterfactuals(
     if truth.shape != drawn.shape[1:]:
         raise ProblemError(f"truth_concepts of shape {truth.shape} for concepts of shape {drawn.shape[1:]}")
     names = [str(name) for name in drawn["concept"].values]
+    if rows is not None and max(rows) >= len(truth):
+        raise ProblemError(f"rows={list(rows)}; there are {len(truth)}")
     if truth_images is None:
         places = np.arange(min(200, len(truth))) if rows is None else np.asarray(rows)
         return _agreement(drawn.values[:, places], truth[places], names)
@@ -248,7 +258,7 @@ def _abducted(problem: Problem, result: Result, num_draws: int, seed: int) -> _W
 
 
 def _mechanisms(problem: Problem) -> Mechanisms:
-    """With the fitted parameters, as `fitted_problem` has them."""
+    """With the fitted parameters, as `thinned` has them."""
     model: Any = problem.model
     return model.mechanisms
 
@@ -267,7 +277,7 @@ def _more(amount: float) -> Any:
 
 
 def _summary(problem: Problem, worlds: _Worlds) -> pd.DataFrame:
-    """See `summarise_concepts`."""
+    """Table of `summarise_concepts`."""
     data, mechanisms, names = problem.data, _mechanisms(problem), _names(problem)
     assert data is not None
     scale = data["scale"].values
@@ -300,7 +310,7 @@ def _scaled(mechanisms: Mechanisms, noise: Tensor) -> Tensor:
 
 
 def _shares(problem: Problem, worlds: _Worlds, seed: int) -> xr.DataArray:
-    """See `edge_shares`."""
+    """Shares of `edge_shares`."""
     mechanisms, names = _mechanisms(problem), _names(problem)
     found = np.zeros((len(names), len(names)))
     with torch.no_grad(), isolated(seed):
@@ -318,12 +328,11 @@ def _shares(problem: Problem, worlds: _Worlds, seed: int) -> xr.DataArray:
 
 def _table(problem: Problem, concepts: pd.DataFrame) -> str:
     assert problem.data is not None
-    options = json.loads(problem.data.attrs["options"])
     arrows = ", ".join(f"{cause} -> {effect}" for cause, effect in _edges(problem)) or "none"
     shown = concepts.assign(parents=concepts["parents"].replace("", "-"))
     return "\n".join(
         [
-            f"Causal autoencoder of {len(concepts)} concepts, mechanisms {options['mechanism']!r}; by "
+            f"Causal autoencoder of {len(concepts)} concepts, mechanisms {_mechanisms(problem).kind!r}; by "
             f"{problem.data.sizes['data']:,} of the fitted rows.",
             f"Edges: {arrows}.",
             "",
@@ -358,7 +367,7 @@ def _traversals(result: Result) -> dict[str, Figure]:
     """One figure for each concept."""
     from probmodels import plots
 
-    problem = fitted_problem(result, _SHOWN)
+    problem = thinned(result, _SHOWN)
     assert problem.data is not None
     data, figures = problem.data, {}
     for name, least, most in zip(_names(problem), data["least"].values, data["most"].values, strict=True):
