@@ -204,8 +204,10 @@ def _to_datetime64(dates: np.ndarray) -> np.ndarray:
     out = np.empty(len(dates), dtype="datetime64[ns]")
     for i, date in enumerate(dates):
         month = np.datetime64(f"{date.year:04d}-{date.month:02d}", "M")
-        last = int(((month + 1).astype("datetime64[D]") - month.astype("datetime64[D]")).astype(int))
-        day = month.astype("datetime64[D]") + (min(date.day, last) - 1)
+        last = int(
+            ((month + np.timedelta64(1, "M")).astype("datetime64[D]") - month.astype("datetime64[D]")).astype(int)
+        )
+        day = month.astype("datetime64[D]") + np.timedelta64(min(date.day, last) - 1, "D")
         seconds = 3600 * date.hour + 60 * date.minute + date.second
         out[i] = day.astype("datetime64[s]") + np.timedelta64(seconds, "s")
     return out
@@ -235,7 +237,7 @@ def _decode_digits(numbers: np.ndarray, units: str, where: str) -> np.ndarray:
             "set its attribute units, for example 'days since 1800-01-01'"
         )
     start = (12 * (year - 1970) + month - 1).astype("datetime64[M]").astype("datetime64[D]")
-    return (start + (day - 1)).astype("datetime64[ns]")
+    return (start + (day - 1).astype("timedelta64[D]")).astype("datetime64[ns]")
 
 
 # ------------------------------------------------------------------------------------------------------ periods

@@ -131,7 +131,7 @@ def unique_times(field: xr.DataArray, mends: list[str]) -> xr.DataArray:
     """Ascending dates, each once; equal fields of one date are merged, different ones refused."""
     field = field.isel(time=np.argsort(field["time"].values, kind="stable"))
     dates = field["time"].values
-    twins = np.flatnonzero(np.diff(dates) == np.timedelta64(0)) + 1
+    twins = np.flatnonzero(np.diff(dates) == np.timedelta64(0, "ns")) + 1
     if not len(twins):
         return field
     values = field.values

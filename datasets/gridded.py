@@ -300,7 +300,7 @@ def _canonical(dataset: xr.Dataset, variable: str | None, *, where: str, mends: 
     )
     mends.extend(time_mends)
     time_order = np.argsort(dates, kind="stable")
-    if (np.diff(dates) < np.timedelta64(0)).any():
+    if (np.diff(dates) < np.timedelta64(0, "ns")).any():
         mends.append(f"{where}: times are not in order; sorted, {str(dates.min())[:10]} to {str(dates.max())[:10]}.")
 
     field = field.isel({dim["time"]: as_slice(time_order), dim["lat"]: as_slice(lat_order)})

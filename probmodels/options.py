@@ -443,7 +443,8 @@ def _strict(annotation: Any) -> Any:
         return _marked(annotation)
     if _is_function(annotation):
         return Callable[..., Any]
-    if _name(annotation) == "NDArray" or (args and set(get_args(ArrayLike)) <= set(args)):
+    arrays = get_args(ArrayLike) or (ArrayLike,)  # no union but a name of its own since NumPy 2.5
+    if annotation is ArrayLike or _name(annotation) == "NDArray" or all(part in args for part in arrays):
         return Any
     if origin in (Union, types.UnionType):
         return Union[tuple(_strict(arg) for arg in args)]  # noqa: UP007 -- of a number known at run time only
