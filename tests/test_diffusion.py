@@ -560,24 +560,24 @@ def test_explicit_chains_are_fitted_and_kept() -> None:
         ({"schedule": "sigmoid"}, "schedule='sigmoid'; choose one of"),
         ({"prediction": "epsilon"}, "prediction='epsilon'; choose one of"),
         ({"prediction": "values"}, "prediction='values' without num_values"),
-        ({"learn_ends": True}, "only 'learned' has ends to learn"),
+        ({"learn_ends": True}, "learn_ends=True is not used with schedule='linear'"),
         ({"label_dropout": 1.0}, "label_dropout=1.0"),
         ({"dropout": -0.5}, "dropout=-0.5"),
         ({"energy": True, "prediction": "values", "num_values": 3}, "log odds are no gradient"),
-        ({"gamma": (1.0,)}, "give its values at the first and the last level"),
+        ({"gamma": (1.0,)}, "give a list of 2"),
         ({"split": "valid"}, "no image has split='valid'"),
         ({"hidden": 0}, "hidden"),
         ({"frequencies": -1}, "frequencies"),
+        ({"depth": 3}, "depth=3 is not used with network='mlp'"),
+        ({"network": "unet", "blocks": 2}, "blocks=2 is not used with network='unet'"),
+        ({"label_dropout": 0.2}, "label_dropout=0.2 is not used with conditional=False"),
+        ({"gamma": (4.0, -4.0)}, "noise must increase"),
+        ({"gamma": (-100.0, 5.0)}, "gamma="),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         make_problem(pixels(6, 3), **options)
-
-
-def test_noise_must_increase() -> None:
-    with pytest.raises(ProblemError, match="noise must increase"):
-        make_problem(pixels(6, 3), gamma=(4.0, -4.0))
 
 
 def test_data_are_checked() -> None:
@@ -587,6 +587,17 @@ def test_data_are_checked() -> None:
         make_problem(xr.DataArray(np.zeros(3), dims="row"))
     with pytest.raises(DataError, match="conditional and num_values are for images"):
         make_problem(table(5), num_values=3)
+    with pytest.raises(DataError, match="split='test' is not used with data without splits"):
+        make_problem(table(5), split="test")
+    kept = make_problem(pixels(6, 3), num_values=3).data
+    assert kept is not None
+    for options, message in (
+        ({"num_values": 2}, "other numbers than 0 to 1"),
+        ({"num_values": 3, "conditional": True}, "hold no labels"),
+        ({"num_values": 3, "split": "test"}, "those of 'train' alone"),
+    ):
+        with pytest.raises(DataError, match=message):
+            make_problem(kept, **options)
     with pytest.raises(DataError, match="it takes images"):
         make_problem(table(5), network="unet")
     with pytest.raises(DataError, match="the images have no labels"):

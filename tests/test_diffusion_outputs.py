@@ -12,7 +12,7 @@ from probmodels.datasets.images import make_images
 from probmodels.diffusion import make_problem
 from probmodels.diffusion.fitted import fitted_model, make_field, terms
 from probmodels.diffusion.outputs import bound_by_level, generate, reverse_coverage, write_outputs
-from probmodels.errors import ProblemError, ResultError
+from probmodels.errors import DataError, ProblemError, ResultError
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,14 @@ def test_the_model_of_a_saved_result_is_the_one_that_was_fitted(images, tmp_path
     other = type(field)(model, 1)
     torch.testing.assert_close(other.score(z, 0.4), field.score(z, 0.4))
     assert not model.training
+
+
+def test_results_that_keep_their_options_beside_the_data_are_read(images) -> None:
+    _, result = images
+    older = Result(result.tree.copy(), result.guide_state)
+    older.tree["observed_data"].attrs["options"] = older.tree.attrs.pop("options")
+    z = torch.randn(5, 3, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(make_field(older, 3).score(z, 0.4), make_field(result, 3).score(z, 0.4))
 
 
 def test_levels_add_up_to_the_bound(normal) -> None:
@@ -112,6 +120,11 @@ def test_what_cannot_be_done_is_said(normal, images) -> None:
         generate(normal[1], 3, label=1)
     with pytest.raises(ProblemError, match=r"it knows \['3', '7'\]"):
         generate(images[1], 3, label=5)
+    for options, message in (({"guidance": 2.0}, "guidance=2.0 is not used"), ({"method": "euler"}, "choose one of")):
+        with pytest.raises(ProblemError, match=message):
+            generate(normal[1], 3, **options)
+    with pytest.raises(DataError, match="a late time and an earlier one"):
+        reverse_coverage(normal[1], times=[(0.2, 0.5)])
     other = Result(normal[1].tree.copy(), normal[1].guide_state)
     other.tree.attrs["method"] = "lds"
     with pytest.raises(ResultError, match="not one of a diffusion model"):

@@ -68,6 +68,13 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
         "propensity": ("true",),
         "all_pairs": ("true",),
     },
+    "diffusion": {
+        "dropout": ("zero",),
+        "energy": ("true",),
+        "conditional": ("true",),
+        "learn_ends": ("true",),
+        "label_dropout": ("zero",),
+    },
     "lds": {"candidates": ("zero",), "rate": ("zero",)},
     "vib_gsl": {
         "skip": ("zero",),
@@ -79,7 +86,6 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 NOT_YET = {
-    "diffusion",
     "grammar",
     "score_composition",
 }  # methods whose make_problem is not checked

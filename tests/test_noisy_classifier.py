@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_refused(images, field, classifier):
         class_likelihood(*classifier, 7)
     with pytest.raises(DataError, match="no labels"):
         make_problem(images.drop_vars("label"), field)
-    with pytest.raises(DataError, match="choose 'mlp' or 'unet'"):
+    with pytest.raises(DataError, match="choose one of mlp, unet"):
         make_problem(images, field, network="rnn")
     with pytest.raises(DataError, match="must be the same"):
         make_problem(make_images(np.zeros((4, 3, 2)), np.arange(4), threshold=None), field)

@@ -1,8 +1,9 @@
 from .fitted import (
     NetworkField as NetworkField,
     bound as bound,
-    described as described,
+    classes_of as classes_of,
     fitted_model as fitted_model,
+    fitted_problem as fitted_problem,
     make_field as make_field,
     terms as terms,
 )
@@ -27,8 +28,9 @@ __all__ = [
     "NetworkField",
     "bound",
     "bound_by_level",
-    "described",
+    "classes_of",
     "fitted_model",
+    "fitted_problem",
     "generate",
     "make_field",
     "make_problem",

@@ -20,26 +20,26 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 import xarray as xr
+from annotated_types import Interval, Len
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from probmodels.diffusion.fitted import NetworkField
-from probmodels.diffusion.model import Diffusion, read_data
+from probmodels.diffusion.model import NETWORKS, Diffusion, read_data
 from probmodels.errors import DataError
 from probmodels.guides.diffusion import Stratified, unit_normal
-from probmodels.guides.nets import ResidualMLP, UNet
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
 from probmodels.inference.variational.losses import SampledBound
-from probmodels.options import check_counts
+from probmodels.options import OneOf, Seed, Width, checked
 
 __all__ = ["NoisyClassifier", "class_likelihood", "make_problem"]
 
@@ -98,15 +98,16 @@ class _Noising(PyroModule):
             noising(data, self.shape)
 
 
+@checked(DataError)
 def make_problem(
     data: xr.Dataset,
     field: NetworkField,
     *,
-    network: str = "mlp",
-    hidden: int = 128,
-    dropout: float = 0.0,
+    network: Annotated[str, OneOf(NETWORKS)] = "mlp",
+    hidden: Width = 128,
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
     split: str = "train",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Problem:
     """A classifier of images under the noise of a fitted diffusion model.
 
@@ -115,15 +116,15 @@ def make_problem(
     data
         Images with labels, as `probmodels.datasets.images` describes them.
     field
-        Of a diffusion model of such images, as `probmodels.diffusion.fitted.make_field` makes it.
+        Scores of a diffusion model of such images, as `probmodels.diffusion.fitted.make_field` makes it.
     network
         ``"mlp"`` or ``"unet"``.
     hidden, dropout
-        See `ResidualMLP` and `UNet`.
+        Width of the network's layers, or channels at full resolution, and dropout rate of its units.
     split
-        Images to take.
+        Split of the images to take.
     seed
-        Of the starting values of the network.
+        Seed of the starting values of the network.
 
     Returns
     -------
@@ -135,17 +136,13 @@ def make_problem(
     DataError
         If the images have no labels or another shape than those of the field, or an option is out of range.
     """
-    check_counts(1, hidden=hidden)
-    if network not in ("mlp", "unet"):
-        raise DataError(f"network={network!r}; choose 'mlp' or 'unet'")
     model = field.model
     kept, classes = read_data(data, split, model.num_values, True)
     table = kept["observation"]
     if table.shape[1:] != model.shape:
         raise DataError(f"images of shape {table.shape[1:]} and a field of {model.shape}; they must be the same")
-    make = UNet if network == "unet" else ResidualMLP
     with isolated(seed):
-        reader = make(model.shape, hidden=hidden, dropout=dropout, num_outputs=len(classes))
+        reader = NETWORKS[network](model.shape, hidden=hidden, dropout=dropout, num_outputs=len(classes))
     like = next(model.network.parameters())
     values, label = torch.as_tensor(table.values).to(like), torch.as_tensor(kept["label"].values)
     return Problem(
@@ -161,15 +158,16 @@ def make_problem(
     )
 
 
+@checked(DataError)
 def class_likelihood(
-    problem: Problem, result: Result, label: str | int | list[str] | list[int]
+    problem: Problem, result: Result, label: str | int | Annotated[list[str], Len(1)] | Annotated[list[int], Len(1)]
 ) -> Callable[[Tensor, float], Tensor]:
     """``log p(label | z, t)`` of a fitted classifier, for `probmodels.scores.fields.Conditioned`.
 
     Parameters
     ----------
     problem, result
-        That were fitted.
+        The problem of a classifier, and its result.
     label
         A class, as the data name it, or one for each point.
 
@@ -183,7 +181,8 @@ def class_likelihood(
     DataError
         If there is no such class.
     """
-    assert problem.data is not None
+    if problem.data is None or "classes" not in problem.data.attrs:
+        raise DataError(f"{problem.name}: the problem is none of a classifier of noised images")
     classes = json.loads(problem.data.attrs["classes"])
     wanted = [str(name) for name in (label if isinstance(label, list) else [label])]
     unknown = [name for name in wanted if name not in classes]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
 import xarray as xr
+from annotated_types import Interval
 from torch import Tensor
 
-from probmodels.diffusion.model import Diffusion, build, in_blocks
+from probmodels.diffusion.model import Diffusion, in_blocks
 from probmodels.errors import DataError, ProblemError, ResultError
 from probmodels.guides.nets import GradientNetwork
 from probmodels.guides.schedules import NoiseSchedule
@@ -20,11 +21,13 @@ from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
+from probmodels.options import Seed, checked
 from probmodels.scores.fields import Field, value_and_gradient
 
-__all__ = ["NetworkField", "bound", "described", "fitted_model", "make_field", "terms"]
+__all__ = ["NetworkField", "bound", "classes_of", "fitted_model", "fitted_problem", "make_field", "terms"]
 
 _BLOCK = 512  # data whose terms are computed at a time
+_Draws = Annotated[int, Interval(ge=2)]  # so that their error is known
 
 
 class NetworkField(Field):
@@ -86,39 +89,41 @@ class NetworkField(Field):
         return Evaluation(score, None, log_density)
 
 
-def described(result: Result) -> tuple[dict[str, Any], xr.DataArray, list[str]]:
-    """Options of `make_problem` that a result was fitted with, its data, and the classes that the network is shown.
+def fitted_problem(result: Result) -> Problem:
+    """The problem that was fitted, made again from its result, with the fitted parameters in its model.
 
     Raises
     ------
     ResultError
         If the result is not one of a problem of `make_problem`.
     """
-    found = result.group("observed_data")
-    if result.tree.attrs.get("method") != "diffusion" or "options" not in found.attrs:
+    if result.tree.attrs.get("method") != "diffusion":
         raise ResultError("the result is not one of a diffusion model made by probmodels.diffusion.make_problem")
-    options: dict[str, Any] = json.loads(found.attrs["options"])
-    return options, found["observation"], json.loads(found.attrs["classes"])
+    problem = result.rebuild()
+    model: Any = problem.model
+    state = {name.replace("$$$", "."): value for name, value in result.params().items()}
+    if not state:
+        raise ResultError("the result has no fitted parameters; load it from the folder that Result.save wrote")
+    like = next(iter(state.values()))
+    model.to(like).load_state_dict({name: state.get(name, value) for name, value in model.state_dict().items()})
+    model.requires_grad_(False).eval()
+    return problem
 
 
 def fitted_model(result: Result) -> Diffusion:
-    """The fitted model of a result of `make_problem`, from a file too.
-
-    Raises
-    ------
-    ResultError
-        If the result is not one of it.
-    """
-    options, observed, classes = described(result)
-    dims = tuple(str(dim) for dim in observed.dims[1:])
-    model = build(options, tuple(observed.shape[1:]), dims, len(classes))
-    state = {name.replace("$$$", "."): value for name, value in result.params().items()}
-    like = next(iter(state.values()))
-    model.to(like).load_state_dict({name: state.get(name, value) for name, value in model.state_dict().items()})
-    model.requires_grad_(False)
-    return model.eval()
+    """The model of `fitted_problem`."""
+    model: Any = fitted_problem(result).model
+    return cast(Diffusion, model)
 
 
+def classes_of(problem: Problem) -> list[str]:
+    """Classes that the network of a problem is shown."""
+    assert problem.data is not None
+    found: list[str] = json.loads(problem.data.attrs["classes"])
+    return found
+
+
+@checked(DataError)
 def make_field(
     result: Result, label: str | int | None = None, *, schedule: NoiseSchedule | None = None
 ) -> NetworkField:
@@ -127,7 +132,7 @@ def make_field(
     Parameters
     ----------
     result
-        Of `make_problem` and `fit_svi`.
+        Result of `make_problem` and `fit_svi`.
     label
         Class, as the data name it, of a model with ``conditional=True``.
     schedule
@@ -142,16 +147,18 @@ def make_field(
     ResultError
         If the result is not one of a diffusion model.
     """
-    model = fitted_model(result)
+    problem = fitted_problem(result)
+    model: Any = problem.model
     if label is None:
         return NetworkField(model, schedule=schedule)
-    classes = described(result)[2]
+    classes = classes_of(problem)
     if str(label) not in classes:
         raise DataError(f"label={label!r}; the model knows {classes}" if classes else "the model knows no labels")
     return NetworkField(model, classes.index(str(label)), schedule)
 
 
-def bound(problem: Problem, result: Result, *, num_draws: int = 20, seed: int = 0) -> xr.Dataset:
+@checked(DataError)
+def bound(problem: Problem, result: Result, *, num_draws: _Draws = 20, seed: Seed = 0) -> xr.Dataset:
     """Bound on the log likelihood of every datum, by its terms.
 
     Parameters
@@ -159,11 +166,11 @@ def bound(problem: Problem, result: Result, *, num_draws: int = 20, seed: int = 
     problem
         The problem that was fitted, or one of other data with the same options.
     result
-        Of `fit_svi`.
+        Result of `fit_svi`.
     num_draws
         Times and noises of each datum.
     seed
-        Of these.
+        Seed of these.
 
     Returns
     -------
@@ -177,12 +184,11 @@ def bound(problem: Problem, result: Result, *, num_draws: int = 20, seed: int = 
     return found.assign_coords(data=problem.coords["data"]) if "data" in problem.coords else found
 
 
+@checked(DataError)
 def terms(
-    model: Diffusion, data: Tensor, label: Tensor | None = None, *, num_draws: int = 20, seed: int = 0
+    model: Diffusion, data: Tensor, label: Tensor | None = None, *, num_draws: _Draws = 20, seed: Seed = 0
 ) -> xr.Dataset:
     """The same for any data (data, *shape) with places of their classes (data,)."""
-    if num_draws < 2:
-        raise DataError(f"num_draws={num_draws}; it must be at least 2, to know the error")
     found: dict[str, list[np.ndarray]] = {name: [] for name in ("prior", "steps", "reconstruction", "error")}
     with isolated(seed), torch.no_grad():
         for start in range(0, len(data), _BLOCK):

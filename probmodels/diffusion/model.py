@@ -36,9 +36,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pyro
@@ -46,12 +46,13 @@ import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
 import xarray as xr
+from annotated_types import Interval
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from probmodels.datasets.images import check_images, make_images
-from probmodels.errors import DataError
+from probmodels.errors import DataError, ProblemError
 from probmodels.guides.diffusion import (
     PREDICTIONS,
     NoisingGuide,
@@ -66,10 +67,7 @@ from probmodels.guides.schedules import SCHEDULES, LearnedSchedule, NoiseSchedul
 from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.ops import isolated
 from probmodels.inference.variational.losses import SampledBound
-from probmodels.options import check_counts
-
-if TYPE_CHECKING:
-    pass
+from probmodels.options import OneOf, Seed, Width, checked, refuse_unused
 
 __all__ = [
     "ENGINES",
@@ -82,10 +80,13 @@ __all__ = [
 REFERENCE = "Kingma et al. (2021), https://arxiv.org/abs/2107.00630"
 ENGINES = ("svi",)
 
-NETWORKS = ("mlp", "unet")
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": ResidualMLP, "unet": UNet}
 KINDS = (*PREDICTIONS, "values")
 _MOST_EXPLICIT = 200  # steps of a chain whose levels are all sites
 _NUMBERS = 2**22  # values of pixels whose odds are computed at a time: more are slower, not only larger
+
+_Dropped = Annotated[float, Interval(ge=0, lt=1)]
+_Gamma = Annotated[float, Interval(ge=-50, le=50)]  # whose exponentials single precision holds
 
 
 class Diffusion(PyroModule):
@@ -94,22 +95,22 @@ class Diffusion(PyroModule):
     Parameters
     ----------
     schedule
-        Of the noise.
+        Noise schedule.
     network
         From points (row, *shape), levels of noise in [0, 1] (row,) and indicators of classes (row, class) to
         predictions (row, *shape), or (row, *shape, value) where it predicts values.
     shape
-        Of a datum.
+        Shape of a datum.
     prediction
-        What the network predicts, of `PREDICTIONS`, or ``"values"``.
+        What the network predicts, one of `PREDICTIONS`, or ``"values"``.
     num_steps
-        Between levels; None for continuous time.
+        Number of steps between levels; None for continuous time.
     explicit
         Whether every level is a site.
     num_values
         Values 0, 1, ... that data can take; None for real numbers.
     num_classes
-        Of labels; 0 for none.
+        Number of classes of labels; 0 for none.
     label_dropout
         Share of labels that the network is not shown, so that it learns to do without.
     dims
@@ -322,27 +323,28 @@ def _beside(value: Tensor, like: Tensor) -> Tensor:
     return value.reshape(*value.shape, *[1] * (like.dim() - value.dim()))
 
 
+@checked(DataError, keep=True)
 def make_problem(
     data: xr.Dataset | xr.DataArray,
     *,
-    network: str = "mlp",
-    hidden: int = 128,
-    blocks: int = 3,
-    depth: int = 2,
-    frequencies: int = 0,
-    dropout: float = 0.0,
+    network: Annotated[str, OneOf(NETWORKS)] = "mlp",
+    hidden: Width = 128,
+    blocks: Annotated[int, Interval(ge=1, le=64)] = 3,
+    depth: Annotated[int, Interval(ge=0, le=8)] = 2,
+    frequencies: Annotated[int, Interval(ge=0, le=32)] = 0,
+    dropout: _Dropped = 0.0,
     energy: bool = False,
-    schedule: str = "linear",
-    gamma: tuple[float, float] = (-13.3, 5.0),
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "linear",
+    gamma: tuple[_Gamma, _Gamma] = (-13.3, 5.0),
     learn_ends: bool = False,
-    prediction: str = "velocity",
-    num_steps: int | None = None,
+    prediction: Annotated[str, OneOf(KINDS)] = "velocity",
+    num_steps: Annotated[int, Interval(ge=1, le=1_000_000)] | None = None,
     explicit: bool = False,
-    num_values: int | None = None,
+    num_values: Annotated[int, Interval(ge=2, le=65_536)] | None = None,
     conditional: bool = False,
-    label_dropout: float = 0.1,
+    label_dropout: _Dropped = 0.1,
     split: str = "train",
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Problem:
     """A diffusion model of images or of any array of data.
 
@@ -350,13 +352,17 @@ def make_problem(
     ----------
     data
         Images as `probmodels.datasets.images` describes them, or an array whose first axis counts data: points, fields,
-        standardised to about unit variance.
+        standardised to about unit variance. Or the data of another such problem, its ``observation`` (data, ...).
     network
         ``"mlp"``, or ``"unet"`` for images.
-    hidden, blocks, depth, frequencies
-        Of the network, see `ResidualMLP` and `UNet`.
+    hidden
+        Width of the network's layers, or channels at full resolution.
+    blocks, frequencies
+        Residual blocks and Fourier features of ``"mlp"``, see `ResidualMLP`.
+    depth
+        How often ``"unet"`` halves the resolution.
     dropout
-        Share of the network's units that are left out while fitting.
+        Dropout rate of the network's units.
     energy
         Whether predictions are the gradient of a scalar (`GradientNetwork`), so that log densities are known.
     schedule
@@ -369,7 +375,7 @@ def make_problem(
         What the network predicts: ``"noise"``, ``"x0"``, ``"score"`` or ``"velocity"``; or, with
         ``num_values``, ``"values"``, log odds of them (see above).
     num_steps
-        Between levels; None for continuous time.
+        Number of steps between levels; None for continuous time.
     explicit
         Whether every level is a site of the program.
     num_values
@@ -379,9 +385,9 @@ def make_problem(
     label_dropout
         Share of labels that it is not shown.
     split
-        Images to take.
+        Split of the images to take.
     seed
-        Of the starting values of the network.
+        Seed of the starting values of the network.
 
     Returns
     -------
@@ -391,99 +397,74 @@ def make_problem(
     Raises
     ------
     DataError
-        If data are missing or out of range, or an option is.
-    ProblemError
-        If noise would not increase.
+        If data are missing or out of range, noise would not increase, or an option is out of range or not used.
     """
-    options = {name: value for name, value in locals().items() if name not in ("data", "split")}
-    check_counts(1, hidden=hidden, blocks=blocks)
-    check_counts(0, depth=depth, frequencies=frequencies)
-    _check_options(options)
+    if network == "unet":
+        refuse_unused(make_problem, "network='unet'", blocks=blocks, frequencies=frequencies)
+    else:
+        refuse_unused(make_problem, "network='mlp'", depth=depth)
+    if schedule != "learned":
+        refuse_unused(make_problem, f"schedule={schedule!r}, whose ends are given", learn_ends=learn_ends)
+    if not conditional:
+        refuse_unused(make_problem, "conditional=False", label_dropout=label_dropout)
+    if isinstance(data, xr.DataArray):
+        refuse_unused(make_problem, "data without splits", split=split)
+    if explicit and not (num_steps and num_steps <= _MOST_EXPLICIT):
+        raise DataError(
+            f"explicit=True with num_steps={num_steps}; a chain whose levels are all sites has 1 to {_MOST_EXPLICIT} "
+            "steps"
+        )
+    if prediction == "values" and num_values is None:
+        raise DataError("prediction='values' without num_values; give their number, or predict another")
+    if prediction == "values" and energy:
+        raise DataError("energy=True with prediction='values'; log odds are no gradient: predict 'velocity'")
     kept, classes = read_data(data, split, num_values, conditional)
     table = kept["observation"]
     shape = tuple(table.shape[1:])
-    dims = tuple(str(dim) for dim in table.dims[1:])
     if network == "unet" and len(shape) not in (2, 3):
         raise DataError(f"network='unet' for data of shape {shape}; it takes images, and 'mlp' takes all")
-    model = build(options, shape, dims, len(classes))
-    model.schedule.check(f"schedule={schedule!r}")
-    values = torch.as_tensor(table.values, dtype=torch.get_default_dtype())
-    args = (values, torch.as_tensor(kept["label"].values)) if conditional else (values,)
-    extra = ("label_shown",) if model.label_dropout else ()
-    guide = NoisingGuide(model.schedule, shape, model.encode, num_steps if explicit else None, extra)
-    kept = kept.assign_attrs(
-        data.attrs | {"options": json.dumps(options), "classes": json.dumps([str(value) for value in classes])}
+    of_network: dict[str, Any] = {"hidden": hidden, "dropout": dropout, "num_classes": len(classes)}
+    of_network |= {"num_outputs": num_values if prediction == "values" else None}
+    of_network |= {"depth": depth} if network == "unet" else {"blocks": blocks, "frequencies": frequencies}
+    with isolated(seed):
+        noise = _noise_schedule(schedule, gamma, learn_ends)
+        made: nn.Module = NETWORKS[network](shape, **of_network)
+    model = Diffusion(
+        noise,
+        GradientNetwork(made) if energy else made,
+        shape,
+        prediction=prediction,
+        num_steps=num_steps,
+        explicit=explicit,
+        num_values=num_values,
+        num_classes=len(classes),
+        label_dropout=label_dropout if conditional else 0.0,
+        dims=tuple(str(dim) for dim in table.dims[1:]),
     )
+    values = torch.as_tensor(table.values, dtype=torch.get_default_dtype())
+    extra = ("label_shown",) if model.label_dropout else ()
     levels = [f"level_{step}" for step in range((num_steps or 0) + 1)] if explicit else ["noise", "noise_0"]
     return Problem(
         name="diffusion",
         model=model,
-        guide=guide,
-        args=args,
+        guide=NoisingGuide(model.schedule, shape, model.encode, num_steps if explicit else None, extra),
+        args=(values, torch.as_tensor(kept["label"].values)) if conditional else (values,),
         coords={str(dim): list(table[dim].values) for dim in table.dims if dim in table.coords},
-        data=kept,
+        data=kept.assign_attrs(data.attrs | {"split": split, "classes": json.dumps([str(value) for value in classes])}),
         batch_plates=("data",),
         loss="TraceMeanField_ELBO" if explicit else SampledBound(),
         transient=tuple(levels) if values.numel() > 10_000 else (),
     )
 
 
-def build(options: Mapping[str, Any], shape: tuple[int, ...], dims: tuple[str, ...], num_classes: int) -> Diffusion:
-    """The model that options of `make_problem` describe, at its starting values.
-
-    Parameters
-    ----------
-    options
-        All of them.
-    shape, dims
-        Of a datum, and the names of its axes.
-    num_classes
-        Of labels that the network is shown.
-    """
-    ends: dict[str, Any] = {"learn_ends": options["learn_ends"]} if options["schedule"] == "learned" else {}
-    outputs = options["num_values"] if options["prediction"] == "values" else None
-    sizes = {name: options[name] for name in ("hidden", "dropout")} | {
-        "num_classes": num_classes,
-        "num_outputs": outputs,
-    }
-    with isolated(options["seed"]):
-        schedule: NoiseSchedule = SCHEDULES[options["schedule"]](*options["gamma"], **ends)
-        if options["network"] == "unet":
-            network: nn.Module = UNet(shape, depth=options["depth"], **sizes)
-        else:
-            network = ResidualMLP(shape, blocks=options["blocks"], frequencies=options["frequencies"], **sizes)
-    if options.get("energy"):
-        network = GradientNetwork(network)
-    same = {name: options[name] for name in ("prediction", "num_steps", "explicit", "num_values")}
-    dropout = options["label_dropout"] if num_classes else 0.0
-    return Diffusion(schedule, network, shape, num_classes=num_classes, label_dropout=dropout, dims=dims, **same)
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    """See that names are known and numbers in range."""
-    for name, known in (("network", NETWORKS), ("schedule", tuple(SCHEDULES)), ("prediction", KINDS)):
-        if options[name] not in known:
-            raise DataError(f"{name}={options[name]!r}; choose one of {known}")
-    steps, values = options["num_steps"], options["num_values"]
-    if steps is not None:
-        check_counts(1, num_steps=steps)
-    if values is not None:
-        check_counts(2, num_values=values)
-    if options["explicit"] and not (steps and steps <= _MOST_EXPLICIT):
-        raise DataError(
-            f"explicit=True with num_steps={steps}; a chain whose levels are all sites has 1 to {_MOST_EXPLICIT} steps"
-        )
-    if options["learn_ends"] and options["schedule"] != "learned":
-        raise DataError(f"learn_ends=True with schedule={options['schedule']!r}; only 'learned' has ends to learn")
-    if options["prediction"] == "values" and values is None:
-        raise DataError("prediction='values' without num_values; give their number, or predict another")
-    if options["prediction"] == "values" and options["energy"]:
-        raise DataError("energy=True with prediction='values'; log odds are no gradient: predict 'velocity'")
-    for name in ("dropout", "label_dropout"):
-        if not 0 <= options[name] < 1:
-            raise DataError(f"{name}={options[name]}; it must lie in [0, 1)")
-    if len(options["gamma"]) != 2:
-        raise DataError(f"gamma={options['gamma']}; give its values at the first and the last level")
+def _noise_schedule(name: str, gamma: Sequence[float], learn_ends: bool) -> NoiseSchedule:
+    ends: dict[str, Any] = {"learn_ends": learn_ends} if name == "learned" else {}
+    try:
+        found: NoiseSchedule = SCHEDULES[name](*gamma, **ends)
+        found.check(f"schedule={name!r}")
+    except ProblemError as error:
+        raise DataError(str(error)) from error
+    return found
 
 
 def read_data(
@@ -499,11 +480,44 @@ def read_data(
             raise DataError(f"data of shape {data.shape}; the first axis counts data, and there must be another")
         if conditional or num_values is not None:
             raise DataError("conditional and num_values are for images: give a Dataset as make_images returns it")
-        wrong = ~np.isfinite(data.values)
-        if wrong.any():
-            place = tuple(int(i) for i in np.argwhere(wrong)[0])
-            raise DataError(f"data{list(place)} is {data.values[place]}; drop what is missing, or fill it")
+        _check_finite(data)
         return data.rename({data.dims[0]: "data"}).rename("observation").to_dataset(), np.empty(0)
+    if "observation" in data:
+        return data, _check_stored(data, split, num_values, conditional)
+    return _read_images(data, split, num_values, conditional)
+
+
+def _check_finite(table: xr.DataArray) -> None:
+    if table.dtype.kind not in "iuf":
+        raise DataError(f"data are of type {table.dtype}; give numbers")
+    wrong = ~np.isfinite(table.values)
+    if wrong.any():
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise DataError(f"data{list(place)} is {table.values[place]}; drop what is missing, or fill it")
+
+
+def _check_stored(data: xr.Dataset, split: str, num_values: int | None, conditional: bool) -> np.ndarray:
+    """Check the data of another problem; returns their classes, where these are shown to the network."""
+    table = data["observation"]
+    if split != data.attrs.get("split", split):
+        raise DataError(f"split={split!r}, but the data are those of {data.attrs['split']!r} alone; give the images")
+    if table.ndim < 2 or table.dims[0] != "data" or 0 in table.shape:
+        raise DataError(f"observation has dims {table.dims}; expected data first, and another")
+    _check_finite(table)
+    values = table.values
+    if num_values is not None and not ((values == values.round()) & (values >= 0) & (values < num_values)).all():
+        raise DataError(f"observation holds other numbers than 0 to {num_values - 1}; give the images that it is of")
+    if not conditional:
+        return np.empty(0)
+    classes: list[str] = json.loads(data.attrs.get("classes", "[]"))
+    if "label" not in data or not classes or not np.isin(data["label"].values, range(len(classes))).all():
+        raise DataError("conditional=True, and the data hold no labels of their classes; give the images")
+    return np.array(classes)
+
+
+def _read_images(
+    data: xr.Dataset, split: str, num_values: int | None, conditional: bool
+) -> tuple[xr.Dataset, np.ndarray]:
     check_images(data, binary=False)
     rows = (data["split"] == split).values
     if not rows.any():

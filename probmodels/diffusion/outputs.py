@@ -6,22 +6,24 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import numpy as np
 import torch
 import xarray as xr
+from annotated_types import Interval, Len
 from torch import Tensor
 
-from probmodels.diffusion.fitted import NetworkField, described, fitted_model, terms
+from probmodels.diffusion.fitted import NetworkField, classes_of, fitted_problem, terms
 from probmodels.diffusion.model import Diffusion
-from probmodels.errors import ProblemError
+from probmodels.errors import DataError, ProblemError, ResultError
+from probmodels.inference.problem import Problem
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
-from probmodels.options import check_counts
-from probmodels.outputs import Outputs, loss_figure, write_all
+from probmodels.options import Count, Fraction, OneOf, Probability, Seed, checked, refuse_unused
+from probmodels.outputs import Dpi, Outputs, loss_figure, write_all
 from probmodels.scores.fields import Field, guided
-from probmodels.scores.samplers import posterior_draws, sample
+from probmodels.scores.samplers import METHODS, posterior_draws, sample
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,17 +33,19 @@ __all__ = ["bound_by_level", "generate", "reverse_coverage", "write_outputs"]
 _SHOWN = 12  # data in a row of a figure
 _LEVELS = 5  # of noise in a figure
 _JUDGED = 1000  # data by which the bound is judged
+_TIMES = ((0.2, 0.0), (0.5, 0.2), (0.8, 0.5), (1.0, 0.8))
 
 
+@checked(ProblemError)
 def generate(
     result: Result,
-    num_samples: int,
+    num_samples: Count,
     *,
     label: str | int | None = None,
-    guidance: float = 1.0,
-    method: str = "ancestral",
-    num_steps: int = 100,
-    seed: int = 0,
+    guidance: Annotated[float, Interval(ge=-1e3, le=1e3)] = 1.0,
+    method: Annotated[str, OneOf(METHODS)] = "ancestral",
+    num_steps: Count = 100,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> xr.DataArray:
     """New data of a fitted model.
@@ -49,14 +53,14 @@ def generate(
     Parameters
     ----------
     result
-        Of `probmodels.diffusion.make_problem` and `fit_svi`.
+        Result of `probmodels.diffusion.make_problem` and `fit_svi`.
     num_samples
         How many.
     label
-        Class of all of them, of a model with ``conditional=True``.
+        Class of all of them, for a model with ``conditional=True``.
     guidance
-        Weight of the class: ``p(x | label)^w p(x)^(1 - w)`` level by level, which for weights other than one is not the
-        noised form of any density (see `probmodels.score_composition`).
+        Weight of the class, where there is one: ``p(x | label)^w p(x)^(1 - w)`` level by level, which for weights
+        other than one is not the noised form of any density (see `probmodels.score_composition`).
     method, num_steps, seed, progress
         See `probmodels.scores.samplers.sample`.
 
@@ -68,13 +72,16 @@ def generate(
     Raises
     ------
     ProblemError
-        If the model knows no such class.
+        If the model knows no such class, or an option is out of range or not used.
     ResultError
         If the result is not one of a diffusion model.
     """
-    model, (_, observed, classes) = fitted_model(result), described(result)
+    problem = fitted_problem(result)
+    model, classes, observed = _model(problem), classes_of(problem), _data(problem)["observation"]
     field: Field = NetworkField(model)
-    if label is not None:
+    if label is None:
+        refuse_unused(generate, "label=None", guidance=guidance)
+    else:
         if str(label) not in classes:
             known = (
                 f"it knows {classes}" if classes else "it was fitted without: make the problem with conditional=True"
@@ -88,19 +95,22 @@ def generate(
     return xr.DataArray(values, coords, ("sample", *dims), name="sample")
 
 
-def bound_by_level(result: Result, *, num_levels: int = 20, num_draws: int = 8, seed: int = 0) -> xr.Dataset:
+@checked(DataError)
+def bound_by_level(
+    result: Result, *, num_levels: Annotated[int, Interval(ge=1, le=100_000)] = 20, num_draws: Count = 8, seed: Seed = 0
+) -> xr.Dataset:
     """Where along the levels the bound loses how much.
 
     Parameters
     ----------
     result
-        Of a diffusion model.
+        Result of a diffusion model.
     num_levels
         Parts of the times from 0 to 1.
     num_draws
-        Of noise, for each datum and part.
+        Draws of the noise for each datum and part.
     seed
-        Of these.
+        Seed of these.
 
     Returns
     -------
@@ -108,9 +118,8 @@ def bound_by_level(result: Result, *, num_levels: int = 20, num_draws: int = 8, 
         ``loss`` in nats per datum and its Monte Carlo ``error`` (level,), which sum to minus the term ``steps`` of the
         bound; ``time`` and ``log_snr`` at the middle of each.
     """
-    check_counts(1, num_levels=num_levels, num_draws=num_draws)
-    model = fitted_model(result)
-    data, label = _data(result, model)
+    problem = fitted_problem(result)
+    model, (data, label) = _model(problem), _some(problem)
     edges = np.linspace(0.0, 1.0, num_levels + 1)
     rows = []
     with isolated(seed), torch.no_grad():
@@ -130,15 +139,21 @@ def bound_by_level(result: Result, *, num_levels: int = 20, num_draws: int = 8, 
     return xr.Dataset({name: ("level", value) for name, value in arrays.items()})
 
 
+@checked(DataError)
 def reverse_coverage(
     result: Result,
     *,
-    times: Sequence[tuple[float, float]] = ((0.2, 0.0), (0.5, 0.2), (0.8, 0.5), (1.0, 0.8)),
-    probs: Sequence[float] = (0.5, 0.9),
-    num_draws: int = 99,
-    num_steps: int = 50,
-    num_data: int = 100,
-    seed: int = 0,
+    times: Annotated[Sequence[tuple[Probability, Probability]], Len(1)] = (
+        (0.2, 0.0),
+        (0.5, 0.2),
+        (0.8, 0.5),
+        (1.0, 0.8),
+    ),
+    probs: Annotated[Sequence[Fraction], Len(1)] = (0.5, 0.9),
+    num_draws: Annotated[int, Interval(ge=2)] = 99,
+    num_steps: Count = 50,
+    num_data: Annotated[int, Interval(ge=2)] = 100,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """Whether intervals of the reverse process hold what they say, between pairs of levels.
 
@@ -148,17 +163,17 @@ def reverse_coverage(
     Parameters
     ----------
     result
-        Of a diffusion model; data that were held out are taken where the result has some.
+        Result of a diffusion model; data that were held out are taken where it has some.
     times
         Late and early time of each pair.
     probs
-        Of the intervals.
+        Probabilities of the intervals.
     num_draws, num_steps
-        Of each datum, and steps of the reverse process.
+        Draws of each datum, and steps of the reverse process.
     num_data
-        At most.
+        How many data to take, at most.
     seed
-        Of noise and draws.
+        Seed of noise and draws.
 
     Returns
     -------
@@ -166,10 +181,12 @@ def reverse_coverage(
         ``coverage`` (pair, prob), share of entries inside, and its ``error``, with data as units; ``late`` and
         ``early`` times (pair,).
     """
-    check_counts(2, num_draws=num_draws, num_data=num_data)
-    model = fitted_model(result)
-    known = "held_out" if "held_out" in _all_data(result) else "observation"
-    data, _ = _data(result, model, known)
+    problem = fitted_problem(result)
+    for late, early in times:
+        if late <= early:
+            raise DataError(f"times={list(times)}; give pairs of a late time and an earlier one, such as (0.5, 0.2)")
+    model = _model(problem)
+    data, _ = _some(problem, "held_out" if "held_out" in _data(problem) else "observation")
     field, rows = NetworkField(model), []
     with isolated(seed), torch.no_grad():
         x = model.encode(data[:num_data])
@@ -190,7 +207,8 @@ def reverse_coverage(
     return xr.Dataset(found, {"prob": list(probs), "late": ("pair", late), "early": ("pair", early)})
 
 
-def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outputs:
+@checked(ResultError)
+def write_outputs(result: Result, folder: str | Path, *, dpi: Dpi = 110) -> Outputs:
     """Write ``samples.nc``, ``levels.csv``, ``summary.txt`` and ``figures/*.png``.
 
     The figures: ``samples``, new data; ``denoising``, data at several levels of noise and what the model makes of them;
@@ -199,7 +217,7 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outp
     Parameters
     ----------
     result
-        Of `fit_svi`.
+        Result of `fit_svi`.
     folder
         Where to; made where it is missing, files of the same names are replaced.
     dpi
@@ -210,10 +228,10 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outp
     ResultError
         If the result is not one of a diffusion model.
     """
-    model, (_, _, classes) = fitted_model(result), described(result)
-    lines = [_judgement(result, model, "fitted", *_data(result, model))]
-    if "held_out" in _all_data(result):
-        lines.append(_judgement(result, model, "held-out", *_data(result, model, "held_out")))
+    problem = fitted_problem(result)
+    classes, lines = classes_of(problem), [_judgement(problem, "observation")]
+    if "held_out" in _data(problem):
+        lines.append(_judgement(problem, "held_out"))
     levels = bound_by_level(result)
     worst = int(np.argmax(levels["loss"].values))
     lines.append(
@@ -230,7 +248,7 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outp
         folder,
         table="\n".join(lines),
         tables={"levels": levels.to_dataframe()},
-        figures=_figures(result, model, drawn, levels) | loss_figure(result),
+        figures=_figures(problem, drawn, levels) | loss_figure(result),
         files={"samples.nc": lambda file: drawn.to_dataset(name="generated").to_netcdf(file)},
         dpi=dpi,
     )
@@ -239,21 +257,29 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outp
 # -- parts ------------------------------------------------------------------------------------------------------------
 
 
-def _all_data(result: Result) -> xr.Dataset:
-    groups = [result.tree[name].to_dataset() for name in ("observed_data", "constant_data") if name in result.tree]
-    return xr.merge(groups, compat="override", join="outer") if groups else xr.Dataset()
+def _model(problem: Problem) -> Diffusion:
+    model: Any = problem.model
+    return cast(Diffusion, model)
 
 
-def _data(result: Result, model: Diffusion, which: str = "observation") -> tuple[Tensor, Tensor | None]:
+def _data(problem: Problem) -> xr.Dataset:
+    assert problem.data is not None
+    return problem.data
+
+
+def _some(problem: Problem, which: str = "observation") -> tuple[Tensor, Tensor | None]:
     """Some data, as the model takes them, with places of their classes."""
-    known = _all_data(result)
+    known, model = _data(problem), _model(problem)
     like = next(model.network.parameters())
     values = torch.as_tensor(known[which].values[:_JUDGED]).to(like)
     name = "label" if which == "observation" else f"{which}_label"
     return values, torch.as_tensor(known[name].values[:_JUDGED]) if name in known and model.num_classes else None
 
 
-def _judgement(result: Result, model: Diffusion, name: str, data: Tensor, label: Tensor | None) -> str:
+def _judgement(problem: Problem, which: str) -> str:
+    """A sentence on the bound of fitted data, or of those held out."""
+    model, (data, label) = _model(problem), _some(problem, which)
+    name = "fitted" if which == "observation" else "held-out"
     found = terms(model, data, label)
     if model.num_values is not None:
         unit = f"{found.attrs['bits_per_dim']:.4f} ± {found.attrs['bits_per_dim_error']:.4f} bits per number"
@@ -273,11 +299,11 @@ def _as_data(model: Diffusion, drawn: Tensor) -> np.ndarray:
     return (model.decode(drawn) / scale).double().cpu().numpy()
 
 
-def _figures(result: Result, model: Diffusion, drawn: xr.DataArray, levels: xr.Dataset) -> dict[str, Figure]:
+def _figures(problem: Problem, drawn: xr.DataArray, levels: xr.Dataset) -> dict[str, Figure]:
     from probmodels import plots
 
     figures: dict[str, Figure] = {"levels": _levels_figure(levels)}
-    data, label = _data(result, model)
+    model, (data, label) = _model(problem), _some(problem)
     with torch.no_grad():  # levels at equal distances of the log signal-to-noise ratio
         times = torch.linspace(0.0, 1.0, 1001).to(data)
         gamma = model.schedule.gamma(times)
