@@ -149,6 +149,51 @@ class Problem:
     outer: Outer | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        """Name, sites with their kind and dims, plates, guide and what engines are told; the data are left out."""
+        rows = self._rows()
+        widths = [max((len(row[i]) for row in rows), default=0) for i in range(2)]
+        lines = [f"  {name:{widths[0]}}  {kind:{widths[1]}}  {dims}" for name, kind, dims in rows]
+        return "\n".join([f"Problem {self.name!r}", *lines, *(f"  {key}: {text}" for key, text in self._hints())])
+
+    def _repr_html_(self) -> str:
+        from probmodels.inference.diagnostics import _html
+
+        rows = _html.rows(("site", "kind", "dims"), self._rows())
+        return _html.block(f"Problem {self.name!r}", rows, _html.rows((), self._hints()))
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        """Name, kind, and dims with their sizes of every site; none where the model cannot be run."""
+        try:
+            sites = self.sites.values()
+        except Exception:  # of any model, while it is being written
+            return []
+        kinds = {site.name: f"{'discrete ' if site.discrete else ''}{site.kind}" for site in sites}
+        sizes = {s.name: ", ".join(f"{d} {n}" for d, n in zip(s.dims, s.shape, strict=True)) for s in sites}
+        return [(name, kinds[name], sizes[name] or "scalar") for name in kinds]
+
+    def _hints(self) -> list[tuple[str, str]]:
+        """Plates, guide and what engines are told, in words."""
+        try:
+            with isolated(seed=0), torch.no_grad():
+                nodes: Any = self._trace(self.model, "model").nodes.values()
+            frames = {f.name: f.size for node in nodes for f in node.get("cond_indep_stack", ()) if f.vectorized}
+            plates = ", ".join(f"{x} {n}{' (may be subsampled)' * (x in self.batch_plates)}" for x, n in frames.items())
+        except Exception as error:
+            return [("model", f"cannot be run: {error}")]
+        guide = "none, for run_mcmc" if self.guide is None else _name_of(self.guide)
+        told = {
+            "plates": plates or "none",
+            "guide": guide,
+            "loss": self.loss if isinstance(self.loss, str) else type(self.loss).__name__,
+            "kernel": _name_of(self.kernel) if self.kernel is not None else "",
+            "reparametrised": ", ".join(self.reparam),
+            "transient": ", ".join(self.transient),
+            "outer": self.outer.problem.name if self.outer is not None else "",
+            "diagnosed": ", ".join(self.diagnosed or ()),
+        }
+        return [(key, text) for key, text in told.items() if text]
+
     @cached_property
     def sites(self) -> dict[str, Site]:
         """Sample sites of the model by name, in program order; factors and subsampling sites are left out."""
@@ -375,6 +420,11 @@ class Problem:
                     f"{self.name}: site {name!r} has shape {tuple(node['value'].shape)} in the guide "
                     f"and {site.shape} in the model"
                 )
+
+
+def _name_of(program: Any) -> str:
+    """Name of a function, class of a module or of another object."""
+    return str(getattr(program, "__name__", type(program).__name__))
 
 
 def _is_variable(node: Mapping[str, Any]) -> bool:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from probmodels.errors import CheckpointError, ProbmodelsError, ResultError, SpecError
 from probmodels.inference.diagnostics.importance import RESAMPLED
-from probmodels.inference.diagnostics.report import Report, diagnose, summarize
+from probmodels.inference.diagnostics.report import Report, diagnose, label, summarize
 from probmodels.inference.labels import group_of, read_json, to_dataset
 from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.checkpoint import check_room
@@ -37,6 +38,7 @@ _JSON: Mapping[str, Any] = {  # root attributes, and of what kind they are
     "diagnosed": None,
 }
 _SHOWN = 12  # variables that a result shows of itself
+_ENTRIES = 4  # and of each of them
 
 
 @dataclass
@@ -77,10 +79,22 @@ class Result:
     def _repr_html_(self) -> str:
         from probmodels.inference.diagnostics import _html
 
-        posterior = self.group("posterior")
-        scalars = [str(name) for name, values in posterior.data_vars.items() if set(values.dims) == {"chain", "draw"}]
-        table = _html.frame(self.summary(scalars[:_SHOWN])) if scalars else ""
-        return _html.block(self._title, table, self.tree._repr_html_())
+        table, note = self.head(_SHOWN)
+        return _html.block(self._title, _html.frame(table), _html.text(note), self.tree._repr_html_())
+
+    def head(self, most: int | None = None) -> tuple[pd.DataFrame, str]:
+        """Summary of scalars and of the first entries of arrays, for ``most`` variables, and what it leaves out."""
+        drawn = {
+            name: values for name, values in self.group("posterior").items() if {"chain", "draw"} <= {*values.dims}
+        }
+        chosen, more = {}, [f"{len(drawn) - most} more variables"] if most is not None and len(drawn) > most else []
+        for name, variable in list(drawn.items())[:most]:
+            values = variable.transpose("chain", "draw", ...)
+            for place in islice(np.ndindex(values.shape[2:]), _ENTRIES):
+                chosen[label(name, values, place)] = (("chain", "draw"), values.values[(..., *place)])
+            if (left := values[0, 0].size - _ENTRIES) > 0:
+                more.append(f"{left} more of {name}")
+        return summarize(xr.Dataset(chosen)), f"… and {', '.join(more)}" if more else ""
 
     @property
     def _title(self) -> str:

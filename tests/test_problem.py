@@ -166,3 +166,34 @@ def test_copies_share_what_was_shared():
     assert copied is not guide
     assert copied.model is not None
     assert guide.model is not None
+
+
+def test_a_problem_shows_its_sites_plates_and_guide() -> None:
+    shown = repr(mean_problem(batch_plates=("obs",), loss="TraceMeanField_ELBO"))
+    lines = [line.split() for line in shown.splitlines()]
+    assert shown.startswith("Problem 'mean'")
+    for line in (["mu", "latent", "scalar"], ["y", "observed", "obs", "6"], ["new", "generated", "obs", "6"]):
+        assert line in lines
+    assert "  plates: obs 6 (may be subsampled)" in shown
+    assert "  guide: MeanGuide" in shown
+    assert "  loss: TraceMeanField_ELBO" in shown
+    assert "  kernel: ExactKernel" in shown
+    assert "guide: none, for run_mcmc" in repr(mean_problem(guide=None))
+
+
+def test_a_problem_shows_itself_in_notebooks_escaped() -> None:
+    def odd() -> None:
+        pyro.sample("a<b", dist.Bernoulli(0.5))
+
+    shown = Problem("<script>", odd)._repr_html_()
+    assert "&lt;script&gt;" in shown
+    assert "<td>a&lt;b</td><td>discrete latent</td><td>scalar</td>" in shown
+    assert "<script>" not in shown
+
+
+def test_a_problem_whose_model_fails_says_so_when_shown() -> None:
+    def broken() -> None:
+        raise KeyError("rate")
+
+    assert "model: cannot be run: 'rate'" in repr(Problem("broken", broken))
+    assert "cannot be run" in Problem("broken", broken)._repr_html_()

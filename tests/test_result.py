@@ -249,7 +249,11 @@ def test_a_result_shows_itself_in_notebooks_escaped():
     assert "a&lt;b" in shown
     assert "ess_bulk" in shown  # a table of the scalars
     assert "xr-wrap" in shown  # xarray's tree
-    assert "new[a]" not in shown
+    assert "new[d]" in shown
+    assert "new[e]" not in shown
+    assert "… and 2 more of new" in shown
+    many = xr.Dataset({f"v{i}": (("chain", "draw"), np.zeros((2, 5))) for i in range(40)})
+    assert "… and 28 more variables" in Result(xr.DataTree.from_dict({"/posterior": many}))._repr_html_()
     assert "Result of" in Result(xr.DataTree())._repr_html_()
 
 

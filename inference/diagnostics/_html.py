@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["block", "frame", "listed", "text"]
+__all__ = ["block", "frame", "listed", "rows", "text"]
 
 
 class Finding(Protocol):
@@ -37,6 +37,13 @@ def listed(findings: Sequence[Finding]) -> str:
 def frame(table: pd.DataFrame) -> str:
     """A table; numbers have four digits."""
     return str(table.to_html(border=0, float_format=lambda value: f"{value:.4g}")) if len(table) else ""
+
+
+def rows(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table of texts, which are escaped."""
+    head = f"<tr>{''.join(f'<th>{escape(cell)}</th>' for cell in heads)}</tr>" if heads else ""
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
+    return f'<table style="text-align: left">{head}{body}</table>' if lines else ""
 
 
 def text(sentence: str) -> str:
