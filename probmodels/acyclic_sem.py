@@ -49,7 +49,7 @@ from probmodels.inference.problem import Problem
 from probmodels.inference.result import Result
 from probmodels.inference.variational.constraints import Constraint
 from probmodels.options import Seed, checked, refuse_unused
-from probmodels.outputs import Outputs
+from probmodels.outputs import Outputs, loss_figure, write_all
 
 __all__ = ["ENGINES", "REFERENCE", "AcyclicSEM", "fitted_edges", "make_problem", "tiny", "write_outputs"]
 
@@ -326,20 +326,20 @@ def write_outputs(
     """
     from matplotlib.figure import Figure
 
-    from probmodels import plots
     from probmodels.bayesian_network.outputs import draw_arrows
 
-    folder, edges = Path(folder), fitted_edges(result)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    edges.to_csv(folder / "edges.csv", index=False, float_format="%.6g")
+    edges = fitted_edges(result)
     graph = result.posterior["graph"].isel(chain=0, draw=0, drop=True)
     names = [str(name) for name in graph["cause"].values]
     lines = [f"  {row.strength:.3f}  {row.cause} -> {row.effect}" for row in edges.itertuples()]
     heading = f"One acyclic graph of {len(names)} concepts, {len(edges)} edges; strengths, which are no probabilities:"
-    table, diagnosis = "\n".join([heading, *(lines or ["  no edge"])]), result.diagnose()
-    (folder / "summary.txt").write_text(f"{table}\n\n{diagnosis}\n", encoding="utf-8")
     figure = Figure(figsize=(4.6, 4.6), layout="constrained")
     draw_arrows(figure.subplots(), graph.values.astype(float), names)
-    figure.savefig(folder / "figures" / "graph.png", dpi=dpi)
-    plots.loss(result.group("fit")).savefig(folder / "figures" / "loss.png", dpi=dpi)
-    return Outputs(folder, table, diagnosis)
+    return write_all(
+        result,
+        folder,
+        table="\n".join([heading, *(lines or ["  no edge"])]),
+        tables={"edges": edges},
+        figures={"graph": figure} | loss_figure(result),
+        dpi=dpi,
+    )

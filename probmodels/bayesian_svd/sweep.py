@@ -185,16 +185,22 @@ def _log_size(d, scale, power):
 
 
 @njit(**_JIT)
+def _leave_others(frame, i, x):
+    """Remove from x, in place, what lies along the columns of a frame other than i."""
+    for a in range(frame.shape[0]):
+        if a != i:
+            s = np.dot(frame[a], x)
+            for j in range(x.shape[0]):
+                x[j] -= s * frame[a, j]
+
+
+@njit(**_JIT)
 def _update_column(rng, i, y, frame, g, log_tau, images, log_minors, d, noise, candidates, scale, num_steps):
     """Draw (length-scale, tau, d_i, u_i) of column i from their joint conditional; true where the draw is accepted."""
     k, r = frame.shape
     values, vectors, log_weights, offset = candidates
     num_candidates = values.shape[0]
-    for a in range(k):  # only the part of y outside the other columns matters; removing the rest keeps digits
-        if a != i:
-            s = np.dot(frame[a], y)
-            for j in range(r):
-                y[j] -= s * frame[a, j]
+    _leave_others(frame, i, y)  # only the part of y outside the other columns matters; removing the rest keeps digits
     num_products = k * (k + 1) // 2
     cols = np.empty((2, k - 1, r))
     yhat = np.empty((2, r))
@@ -254,11 +260,7 @@ def _update_column(rng, i, y, frame, g, log_tau, images, log_minors, d, noise, c
     for j in range(r):
         f[j] /= size
     u = np.dot(vectors[gi], f) if vectors.shape[0] > 0 else f
-    for a in range(k):  # rounding alone would let the columns drift apart
-        if a != i:
-            s = np.dot(frame[a], u)
-            for j in range(r):
-                u[j] -= s * frame[a, j]
+    _leave_others(frame, i, u)  # rounding alone would let the columns drift apart
     s = math.sqrt(np.dot(u, u))
     for j in range(r):
         u[j] /= s
