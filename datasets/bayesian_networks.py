@@ -6,25 +6,32 @@ variables have states in ``x``, counted from 0, and ``num_states`` (variable,).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
+from annotated_types import Interval
 from numpy.typing import NDArray
 
-from probmodels.options import check_counts, check_numbers
+from probmodels.datasets.checks import check_memory
+from probmodels.errors import DataError
+from probmodels.options import NonNegative, Positive, Seed, check_numbers, checked
 
 __all__ = ["simulate_discrete_network", "simulate_gaussian_network"]
 
+_Variables = Annotated[int, Interval(ge=2, le=10_000)]
+_Rows = Annotated[int, Interval(ge=2, le=10_000_000)]
 
+
+@checked(DataError)
 def simulate_gaussian_network(
-    num_variables: int = 5,
-    num_samples: int = 100,
+    num_variables: _Variables = 5,
+    num_samples: _Rows = 100,
     *,
-    degree: float = 2.0,
-    effect: float = 1.0,
-    noise: float = 1.0,
-    seed: int = 0,
+    degree: NonNegative = 2.0,
+    effect: Positive = 1.0,
+    noise: Positive = 1.0,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """Continuous variables, each a sum of its parents times normal effects, plus normal noise.
 
@@ -33,13 +40,13 @@ def simulate_gaussian_network(
     num_variables, num_samples
         Size of the table.
     degree
-        Expected number of edges at a node.
+        Expected number of edges at a node, at most ``num_variables - 1``.
     effect
         Standard deviation of the effects.
     noise
         Standard deviation of the noise.
     seed
-        Of graph, effects and data.
+        Seed of graph, effects and data.
 
     Returns
     -------
@@ -51,7 +58,6 @@ def simulate_gaussian_network(
     DataError
         If an option is out of range.
     """
-    check_numbers(0, ends="()", effect=effect, noise=noise)
     generator = np.random.default_rng(seed)
     graph, order = _graph(generator, num_variables, num_samples, degree)
     effects = graph * effect * generator.standard_normal(graph.shape)
@@ -62,14 +68,15 @@ def simulate_gaussian_network(
     return data.assign(true_effect=(("parent", "child"), effects))
 
 
+@checked(DataError)
 def simulate_discrete_network(
-    num_variables: int = 5,
-    num_samples: int = 500,
+    num_variables: _Variables = 5,
+    num_samples: _Rows = 500,
     *,
-    num_states: int = 2,
-    degree: float = 2.0,
-    concentration: float = 0.5,
-    seed: int = 0,
+    num_states: Annotated[int, Interval(ge=2, le=1000)] = 2,
+    degree: NonNegative = 2.0,
+    concentration: Positive = 0.5,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """Discrete variables, the probabilities of whose states are Dirichlet draws for each joint state of the parents.
 
@@ -78,13 +85,13 @@ def simulate_discrete_network(
     num_variables, num_samples
         Size of the table.
     num_states
-        Of every variable.
+        Number of states of every variable.
     degree
-        Expected number of edges at a node.
+        Expected number of edges at a node, at most ``num_variables - 1``.
     concentration
-        Of the Dirichlet distributions: small for strong dependence.
+        Concentration of the Dirichlet distributions: small for strong dependence.
     seed
-        Of graph, probabilities and data.
+        Seed of graph, probabilities and data.
 
     Returns
     -------
@@ -96,8 +103,7 @@ def simulate_discrete_network(
     DataError
         If an option is out of range.
     """
-    check_counts(2, num_states=num_states)
-    check_numbers(0, ends="()", concentration=concentration)
+    check_memory(num_samples=num_samples, num_states=num_states)
     generator = np.random.default_rng(seed)
     graph, order = _graph(generator, num_variables, num_samples, degree)
     x = np.zeros((num_samples, num_variables), dtype=np.int64)
@@ -113,7 +119,7 @@ def _graph(
     generator: np.random.Generator, num_variables: int, num_samples: int, degree: float
 ) -> tuple[NDArray[np.int64], list[Any]]:
     """Adjacency (parent, child), and nodes in an order in which parents come first."""
-    check_counts(2, num_variables=num_variables, num_samples=num_samples)
+    check_memory(num_variables=num_variables, num_samples=num_samples)
     check_numbers(0, num_variables - 1, degree=degree)
     order = generator.permutation(num_variables)
     edges = np.triu(generator.random((num_variables, num_variables)) < degree / (num_variables - 1), 1)

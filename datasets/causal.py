@@ -16,28 +16,41 @@ neural structural causal models. CVPR. https://arxiv.org/abs/2004.08697
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
+from annotated_types import Len
+from numpy.typing import ArrayLike, NDArray
 
+from probmodels.datasets.checks import Share, as_array
 from probmodels.errors import DataError
-from probmodels.options import check_numbers
+from probmodels.options import Seed, checked, hint
 
-__all__ = ["as_graph", "causal_order", "check_concepts", "hide_labels", "make_concepts", "position_of", "split_rows"]
+__all__ = [
+    "Edges",
+    "as_graph",
+    "causal_order",
+    "check_concepts",
+    "hide_labels",
+    "make_concepts",
+    "position_of",
+    "split_rows",
+]
+
+Edges: TypeAlias = Sequence[Sequence[str | float]] | np.ndarray | xr.DataArray
 
 _DIMS = {"image": ("data", "channel", "row", "column"), "observation": ("data", "feature")}
 
 
+@checked(DataError)
 def make_concepts(
-    values: Any,
-    labels: Any,
+    values: ArrayLike,
+    labels: ArrayLike,
     *,
-    names: Sequence[str],
-    split: Any = None,
-    graph: Any = None,
+    names: Annotated[Sequence[str], Len(1)],
+    split: ArrayLike | None = None,
+    graph: Edges | None = None,
     features: Sequence[str] | None = None,
     units: Sequence[str] | None = None,
     name: str = "concepts",
@@ -52,17 +65,17 @@ def make_concepts(
     labels
         Concepts (data, concept), nan where not labelled.
     names
-        Of the concepts.
+        Names of the concepts.
     split
-        ``"train"`` or ``"test"`` of every row (data,); None for all to train.
+        ``"train"`` or ``"test"`` for every row (data,); None for all to train.
     graph
         As in `as_graph`; None where it is not known.
     features
         Names of the columns of a table; None for those of the concepts where there are as many, else numbers.
     units
-        Of the concepts, for the record.
+        Units of the concepts, for the record.
     name, source
-        For the record.
+        Attributes of the data set, for the record.
 
     Returns
     -------
@@ -74,7 +87,7 @@ def make_concepts(
     DataError
         If the data cannot be used, as `check_concepts` finds it.
     """
-    values, labels, names = np.asarray(values), np.asarray(labels), [str(entry) for entry in names]
+    values, labels, names = as_array(values, "values"), as_array(labels, "labels"), [str(entry) for entry in names]
     if values.ndim not in (2, 4) or 0 in values.shape:
         raise DataError(
             f"values of shape {values.shape}; give images (data, channel, row, column) or a table (data, feature), "
@@ -85,7 +98,7 @@ def make_concepts(
             f"labels of shape {labels.shape} for {len(values)} rows and {len(names)} concepts; give a row of labels "
             "for each, with nan where one is missing"
         )
-    splits = np.full(len(values), "train") if split is None else np.asarray(split).astype(np.str_)
+    splits = np.full(len(values), "train") if split is None else as_array(split, "split").astype(np.str_)
     if splits.shape != (len(values),):
         raise DataError(f"split of shape {splits.shape} for {len(values)} rows; give one for each")
     kind = "image" if values.ndim == 4 else "observation"
@@ -119,7 +132,7 @@ def make_concepts(
 
 
 def check_concepts(data: Any) -> None:
-    """See that data are what `make_concepts` returns, and that every concept can be learned from the training rows.
+    """Check that data are what `make_concepts` returns, and that every concept can be learned from the training rows.
 
     Raises
     ------
@@ -172,7 +185,8 @@ def check_concepts(data: Any) -> None:
         as_graph(data["graph"].values, names)
 
 
-def hide_labels(data: xr.Dataset, share: float, seed: int = 0) -> xr.Dataset:
+@checked(DataError)
+def hide_labels(data: xr.Dataset, share: Share, seed: Seed = 0) -> xr.Dataset:
     """The same data with the labels of some training rows, chosen at random, set to nan; a row goes as a whole.
 
     With one seed, rows that go at a lower share go at a higher one too. Test rows keep their labels.
@@ -182,9 +196,9 @@ def hide_labels(data: xr.Dataset, share: float, seed: int = 0) -> xr.Dataset:
     data
         As `make_concepts` returns them.
     share
-        Of the training rows, 0 up to below 1; the number is rounded.
+        Share of the training rows, 0 up to below 1; the number of rows is rounded.
     seed
-        Of the choice.
+        Seed of the choice.
 
     Raises
     ------
@@ -192,7 +206,6 @@ def hide_labels(data: xr.Dataset, share: float, seed: int = 0) -> xr.Dataset:
         If the share is out of range, or what is left of the labels does not do.
     """
     check_concepts(data)
-    check_numbers(0, 1, ends="[)", share=share)
     training = np.flatnonzero(data["split"].values == "train")
     order = np.random.default_rng(seed).permutation(training)
     labels = data["label"].values.copy()
@@ -210,7 +223,7 @@ def as_graph(graph: Any, names: Sequence[str]) -> NDArray[np.int8]:
     graph
         Pairs of names ``[cause, effect]``, or a matrix (cause, effect) of 0 and 1.
     names
-        Of the nodes.
+        Names of the nodes.
 
     Raises
     ------
@@ -218,6 +231,8 @@ def as_graph(graph: Any, names: Sequence[str]) -> NDArray[np.int8]:
         If a name is unknown, an entry is neither 0 nor 1, the shape is wrong, or there is a cycle.
     """
     names = _names(names)
+    if isinstance(graph, Sequence) and not all(isinstance(row, Sequence | np.ndarray) for row in graph):
+        raise DataError(f"graph={graph!r}; give pairs of names, [cause, effect], or a matrix of 0 and 1")
     listed = isinstance(graph, Sequence) and not isinstance(graph, str)
     if listed and all(isinstance(end, str) for pair in graph for end in np.atleast_1d(pair).tolist()):
         matrix = np.zeros((len(names), len(names)), dtype=np.int8)
@@ -226,7 +241,7 @@ def as_graph(graph: Any, names: Sequence[str]) -> NDArray[np.int8]:
                 raise DataError(f"edge {pair!r} of the graph; give pairs of names, [cause, effect]")
             matrix[position_of(pair[0], names), position_of(pair[1], names)] = 1
     else:
-        found = np.asarray(graph)
+        found = as_array(graph, "graph")
         if found.shape != (len(names), len(names)):
             raise DataError(
                 f"graph of shape {found.shape} for {len(names)} concepts; give (cause, effect), or pairs of names"
@@ -268,9 +283,7 @@ def position_of(name: Any, names: Sequence[str]) -> int:
         If it is none of them.
     """
     if name not in names:
-        close = get_close_matches(str(name), names, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise DataError(f"unknown concept {name!r}; {hint}known: {', '.join(names)}")
+        raise DataError(f"unknown concept {name!r}{hint(name, names)}")
     return list(names).index(name)
 
 

@@ -8,19 +8,23 @@ ours and describe nobody.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
+from annotated_types import Interval
 from numpy.typing import NDArray
 
 from probmodels.datasets.causal import make_concepts, position_of, split_rows
-from probmodels.options import check_counts, check_numbers
+from probmodels.datasets.checks import Share
+from probmodels.errors import DataError
+from probmodels.options import Seed, checked
 
 __all__ = ["sample_earnings", "simulate_earnings"]
 
 Array = NDArray[np.float64]
+_Rows = Annotated[int, Interval(ge=2, le=10_000_000)]
 
 _EARNINGS = {
     "parents": "years",
@@ -39,7 +43,8 @@ _EARNINGS_EDGES = [
 ]
 
 
-def simulate_earnings(num_rows: int = 2000, *, test: float = 0.2, seed: int = 0) -> xr.Dataset:
+@checked(DataError)
+def simulate_earnings(num_rows: _Rows = 2000, *, test: Share = 0.2, seed: Seed = 0) -> xr.Dataset:
     """A made-up table of people: schooling of the parents, own schooling, age, experience, and earnings.
 
     All numbers are simulated, to try things out; earnings follow the function of Mincer::
@@ -55,11 +60,11 @@ def simulate_earnings(num_rows: int = 2000, *, test: float = 0.2, seed: int = 0)
     Parameters
     ----------
     num_rows
-        People.
+        Number of people.
     test
         Share of rows for testing, chosen at random.
     seed
-        Of everything.
+        Seed of all draws.
 
     Returns
     -------
@@ -71,7 +76,6 @@ def simulate_earnings(num_rows: int = 2000, *, test: float = 0.2, seed: int = 0)
     DataError
         If an option is out of range.
     """
-    check_numbers(0, 1, ends="[)", test=test)
     people = sample_earnings(num_rows, seed=seed)
     return make_concepts(
         people,
@@ -85,27 +89,28 @@ def simulate_earnings(num_rows: int = 2000, *, test: float = 0.2, seed: int = 0)
     )
 
 
-def sample_earnings(num_rows: int = 2000, *, interventions: Mapping[str, float] | None = None, seed: int = 0) -> Array:
+@checked(DataError)
+def sample_earnings(
+    num_rows: _Rows = 2000, *, interventions: Mapping[str, float] | None = None, seed: Seed = 0
+) -> Array:
     """Rows (row, concept) of `simulate_earnings` under interventions; with one seed, noise is that of any others.
 
     Parameters
     ----------
     num_rows
-        People.
+        Number of people.
     interventions
         Values to hold columns at, by name.
     seed
-        Of the noise.
+        Seed of the noise.
 
     Raises
     ------
     DataError
         If an option is out of range, or an intervention is on an unknown column.
     """
-    check_counts(2, num_rows=num_rows)
     names = list(_EARNINGS)
     held = {names[position_of(name, names)]: value for name, value in (interventions or {}).items()}
-    check_numbers(-math.inf, ends="()", **held)
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((num_rows, 3)) * [2.5, 1.8, 0.25]
     drawn_age, idle = rng.uniform(30, 60, num_rows), rng.exponential(2, num_rows)
@@ -118,4 +123,8 @@ def sample_earnings(num_rows: int = 2000, *, interventions: Mapping[str, float] 
     age = hold("age", drawn_age)
     experience = hold("experience", np.maximum(0, age - education - 6 - idle))
     level = 1.7 + 0.01 * parents + 0.09 * education + 0.04 * experience - 0.0006 * experience**2 + noise[:, 2]
-    return np.stack([parents, education, age, experience, hold("earnings", np.exp(level))], axis=1)
+    with np.errstate(over="ignore"):
+        people = np.stack([parents, education, age, experience, hold("earnings", np.exp(level))], axis=1)
+    if not np.isfinite(people).all():
+        raise DataError(f"interventions={held} lead to earnings that are not finite; choose smaller values")
+    return people

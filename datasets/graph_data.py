@@ -10,21 +10,26 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
+from annotated_types import Ge
 from numpy.typing import ArrayLike, NDArray
 
+from probmodels.datasets.checks import as_array
 from probmodels.datasets.pairs import Pairs, check_pairs, some
 from probmodels.errors import DataError
+from probmodels.options import Natural, Seed, checked
 
-__all__ = ["SPLITS", "check_graph", "degree_features", "make_graph", "split_graphs", "split_nodes"]
+__all__ = ["SPLITS", "Folds", "check_graph", "degree_features", "make_graph", "split_graphs", "split_nodes"]
 
 SPLITS = ("train", "validation", "stop", "test")
+Folds = Annotated[int, Ge(3)]  # one for testing, one for validation
 _ONE_HOT_LIMIT = 1000  # the custom of the field: degrees from here on are one number, not a column each
 
 
+@checked(DataError)
 def make_graph(
     x: ArrayLike | None,
     y: ArrayLike,
@@ -56,7 +61,7 @@ def make_graph(
     graph
         Graph of every node (node,), ascending from 0, for a collection of graphs.
     split
-        "train", "validation", "stop", "test" or "" for every label; None leaves all "".
+        "train", "validation", "stop", "test" or "" for every label; None leaves all of them "".
     true_edges
         Edges (true_edge, 2), where they are known.
     nodes, features, graphs
@@ -68,7 +73,7 @@ def make_graph(
     mends
         Sentences on what was mended before.
     name, source, **attrs
-        Attributes.
+        Attributes of the data set.
 
     Returns
     -------
@@ -175,8 +180,15 @@ def standardised(values: NDArray[Any]) -> NDArray[np.float32]:
 # -------------------------------------------------------------------------------------------------------- splits
 
 
+@checked(DataError)
 def split_nodes(
-    data: xr.Dataset, *, train: int, validation: int, stop: int = 0, test: int | None = None, seed: int = 0
+    data: xr.Dataset,
+    *,
+    train: Natural,
+    validation: Natural,
+    stop: Natural = 0,
+    test: Natural | None = None,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """Nodes at random into splits of given sizes, stratified by class.
 
@@ -185,11 +197,11 @@ def split_nodes(
     Parameters
     ----------
     data
-        Node classification.
+        Labelled nodes.
     train, validation, stop, test
         Numbers of nodes, of all classes together; ``stop`` is for early stopping, and ``test=None`` takes the rest.
     seed
-        Of the draw.
+        Seed of the draw.
 
     Raises
     ------
@@ -200,9 +212,6 @@ def split_nodes(
     if data["y"].dims != ("node",):
         raise DataError("split_nodes splits labelled nodes, but the labels here are of graphs; take split_graphs")
     counts = {"train": train, "validation": validation, "stop": stop, "test": test or 0}
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 0:
-            raise DataError(f"{name}={count!r} is no number of nodes: choose 0 or more")
     y = data["y"].values
     members = [np.flatnonzero(y == label) for label in range(data.sizes["class"])]
     left = np.array([len(nodes) for nodes in members])
@@ -229,19 +238,20 @@ def split_nodes(
     return _with_split(data, split, {**counts, "seed": seed})
 
 
-def split_graphs(data: xr.Dataset, *, folds: int = 10, fold: int = 0, seed: int = 0) -> xr.Dataset:
+@checked(DataError)
+def split_graphs(data: xr.Dataset, *, folds: Folds = 10, fold: Natural = 0, seed: Seed = 0) -> xr.Dataset:
     """Graphs into stratified folds: test is one fold, validation the one before it, train the others.
 
     Parameters
     ----------
     data
-        Graph classification.
+        Labelled graphs.
     folds
         Number of folds, 3 or more.
     fold
         The test fold, 0 to ``folds - 1``; all folds of one seed are disjoint and cover the graphs.
     seed
-        Of the shuffling.
+        Seed of the shuffling.
 
     Raises
     ------
@@ -252,9 +262,7 @@ def split_graphs(data: xr.Dataset, *, folds: int = 10, fold: int = 0, seed: int 
 
     if data["y"].dims != ("graph",):
         raise DataError("split_graphs splits labelled graphs, but the labels here are of nodes; take split_nodes")
-    if folds < 3:
-        raise DataError(f"folds={folds}: testing and validation take one each, so choose 3 or more")
-    if not 0 <= fold < folds:
+    if fold >= folds:
         raise DataError(f"fold={fold} is out of range: choose 0 to {folds - 1}")
     labelled = np.flatnonzero(data["y"].values >= 0)
     y = data["y"].values[labelled]
@@ -262,7 +270,8 @@ def split_graphs(data: xr.Dataset, *, folds: int = 10, fold: int = 0, seed: int 
     if sizes.min() < folds:
         rare = data["class"].values[sizes.argmin()]
         raise DataError(f"class {rare} has {sizes.min()} graphs, fewer than folds={folds}; choose fewer folds")
-    parts = [labelled[part] for _, part in StratifiedKFold(folds, shuffle=True, random_state=seed).split(y, y)]
+    folder = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32)  # which takes no larger seeds
+    parts = [labelled[part] for _, part in folder.split(y, y)]
     split = np.full(data.sizes["graph"], "", dtype="<U10")
     split[labelled] = "train"
     split[parts[fold - 1]] = "validation"
@@ -317,7 +326,7 @@ def labels_of(values: ArrayLike) -> NDArray[Any]:
 
 
 def _labels(values: ArrayLike, length: int, what: str) -> NDArray[Any]:
-    labels = labels_of(values)
+    labels = labels_of(as_array(values, what))
     if labels.shape != (length,):
         raise DataError(f"{what}: {len(labels)} labels for {length} of them; give one for each")
     known, count = np.unique(labels, return_counts=True)
@@ -328,7 +337,7 @@ def _labels(values: ArrayLike, length: int, what: str) -> NDArray[Any]:
 
 def _classes(y: ArrayLike, unlabelled: bool, unit: str) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """Class positions, -1 where a label is missing, and the labels of the classes in ascending order."""
-    found = np.asarray(y)
+    found = as_array(y, "labels")
     if found.ndim == 2 and found.shape[1] == 1:
         found = found[:, 0]
     if found.ndim != 1:
@@ -356,7 +365,7 @@ def _classes(y: ArrayLike, unlabelled: bool, unit: str) -> tuple[NDArray[np.int6
 
 
 def _graph_index(graph: ArrayLike, num_graphs: int) -> NDArray[np.int64]:
-    index = np.asarray(graph)
+    index = as_array(graph, "graph")
     if index.ndim != 1 or index.dtype.kind not in "iu":
         raise DataError(f"graph has shape {index.shape} and type {index.dtype}; give the number of every node's graph")
     if len(index) and (np.diff(index) < 0).any():
@@ -370,7 +379,7 @@ def _graph_index(graph: ArrayLike, num_graphs: int) -> NDArray[np.int64]:
 
 
 def _features(x: ArrayLike, num_nodes: int, node: NDArray[Any], features: Sequence[str] | None) -> NDArray[np.float32]:
-    values = np.asarray(x)
+    values = as_array(x, "features")
     if values.ndim != 2:
         raise DataError(f"features have shape {values.shape}; give (node, feature)")
     if len(values) != num_nodes:
@@ -398,7 +407,7 @@ def _features(x: ArrayLike, num_nodes: int, node: NDArray[Any], features: Sequen
 def _split(split: ArrayLike | None, y: NDArray[np.int64], classes: NDArray[Any]) -> NDArray[np.str_]:
     if split is None:
         return np.full(len(y), "", dtype="<U10")
-    found = np.asarray(split).astype(np.str_)
+    found = as_array(split, "split").astype(np.str_)
     if found.shape != y.shape:
         raise DataError(f"split has shape {found.shape} for {len(y)} labels; give one entry for each")
     unknown = np.setdiff1d(found, [*SPLITS, ""])

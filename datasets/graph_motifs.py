@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
+from annotated_types import Interval, Len
 
-from probmodels.datasets.graph_data import make_graph, split_graphs
-from probmodels.datasets.graph_noise import corrupt
+from probmodels.datasets.checks import check_memory
+from probmodels.datasets.graph_data import Folds, make_graph, split_graphs
+from probmodels.datasets.graph_noise import Added, corrupt
 from probmodels.errors import DataError
+from probmodels.options import Natural, OneOf, Probability, Seed, checked
 
 __all__ = ["MOTIFS", "simulate_motifs"]
 
@@ -20,18 +24,20 @@ MOTIFS = {  # on five nodes; those of six edges cannot be told apart by counting
     "star": ((0, 1), (0, 2), (0, 3), (0, 4)),
 }
 _MOTIF_NODES = 5
+_Size = Annotated[int, Interval(ge=1, le=100_000)]
 
 
+@checked(DataError)
 def simulate_motifs(
-    num_graphs: int = 200,
+    num_graphs: Annotated[int, Interval(ge=1, le=1_000_000)] = 200,
     *,
-    motifs: Sequence[str] = ("house", "bowtie"),
-    sizes: Sequence[int] = (5, 15),
-    deleted: float = 0.0,
-    added: float = 0.0,
-    folds: int = 10,
-    fold: int = 0,
-    seed: int = 0,
+    motifs: Annotated[Sequence[Annotated[str, OneOf(MOTIFS)]], Len(2)] = ("house", "bowtie"),
+    sizes: tuple[_Size, _Size] = (5, 15),
+    deleted: Probability = 0.0,
+    added: Added = 0.0,
+    folds: Folds = 10,
+    fold: Natural = 0,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """Random trees, each with one motif tied to it by an edge; the class of a graph is its motif.
 
@@ -50,7 +56,7 @@ def simulate_motifs(
     folds, fold
         As in `split_graphs`.
     seed
-        Of everything.
+        Seed of all draws.
 
     Returns
     -------
@@ -60,17 +66,17 @@ def simulate_motifs(
     Raises
     ------
     DataError
-        If there are fewer than two motifs, one is unknown, or a number is out of range.
+        If there are fewer than two motifs, one is unknown or named twice, or a number is out of range.
 
     References
     ----------
     Luo, D. et al. (2020). Parameterized explainer for graph neural network. NeurIPS. (Motifs on random graphs.)
     """
-    unknown = [name for name in motifs if name not in MOTIFS]
-    if unknown or len(set(motifs)) < 2 or isinstance(motifs, str):
-        raise DataError(f"motifs={motifs!r}; choose two or more of {', '.join(MOTIFS)}")
-    if len(sizes) != 2 or not 1 <= sizes[0] <= sizes[1]:
-        raise DataError(f"sizes={list(sizes)}; give the fewest nodes of a tree, 1 or more, and the most")
+    if len(set(motifs)) < len(motifs):
+        raise DataError(f"motifs={list(motifs)}; name each motif once")
+    if sizes[0] > sizes[1]:
+        raise DataError(f"sizes={list(sizes)}; give the fewest nodes of a tree first, then the most")
+    check_memory(num_graphs=num_graphs, nodes=sizes[1] + _MOTIF_NODES)
     if num_graphs < folds * len(motifs):
         raise DataError(f"num_graphs={num_graphs} are too few for {folds} folds of {len(motifs)} classes; take more")
     rng = np.random.default_rng(seed)

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import xarray as xr
+from annotated_types import Interval, Len
 from numpy.typing import NDArray
 
-from probmodels.datasets.graph_data import apportion, degree_features, import_pyg, make_graph, split_nodes
+from probmodels.datasets.checks import check_memory
+from probmodels.datasets.graph_data import SPLITS, apportion, degree_features, import_pyg, make_graph, split_nodes
 from probmodels.datasets.pairs import Pairs, free_pairs, pairs_of_numbers, some
 from probmodels.errors import DataError
+from probmodels.options import Count, Natural, NonNegative, OneOf, Probability, Seed, checked, refuse_unused
 
-__all__ = ["corrupt", "load_explainer", "simulate_csbm"]
+__all__ = ["Added", "corrupt", "load_explainer", "simulate_csbm"]
+
+Added = Annotated[float, Interval(ge=0, le=1e6)]  # new edges as a fraction of those that are there
 
 
+@checked(DataError)
 def corrupt(
     data: xr.Dataset,
     *,
-    deleted: float = 0.0,
-    added: float = 0.0,
-    seed: int = 0,
-    splits: Sequence[str] | None = None,
+    deleted: Probability = 0.0,
+    added: Added = 0.0,
+    seed: Seed = 0,
+    splits: Annotated[Sequence[Annotated[str, OneOf(SPLITS)]], Len(1)] | None = None,
 ) -> xr.Dataset:
     """The same data with edges deleted and others added at random; what was there stays as the true edges.
 
@@ -34,30 +40,26 @@ def corrupt(
     Parameters
     ----------
     data
-        Nodes or graphs to classify.
+        Labelled nodes or labelled graphs.
     deleted
         Fraction of the observed edges to delete, 0 to 1.
     added
         New edges as a fraction of the observed ones.
     seed
-        Of the draw.
+        Seed of the draw.
     splits
         Splits of graphs to which this applies, such as ("test",); None for all.
 
     Returns
     -------
     xr.Dataset
-        With ``true_source`` and ``true_target`` (true_edge): those of the data where it has them, else its edges.
+        The data with ``true_source`` and ``true_target`` (true_edge): those that they have, else their edges.
 
     Raises
     ------
     DataError
         If a fraction is out of range, splits are asked for where nodes are classified, or too few pairs are free.
     """
-    if not 0 <= deleted <= 1:
-        raise DataError(f"deleted={deleted} is no fraction of the edges: choose 0 to 1")
-    if not 0 <= added < np.inf:
-        raise DataError(f"added={added} is no fraction of the edges: choose 0 or more")
     pairs = _edges(data)
     truth = _edges(data, "true_") if "true_source" in data else pairs
     index = data["graph_index"].values if "graph_index" in data else np.zeros(data.sizes["node"], dtype=np.int64)
@@ -74,22 +76,23 @@ def corrupt(
     return result.assign_attrs(noise=json.dumps(made))
 
 
+@checked(DataError)
 def simulate_csbm(
-    num_nodes: int = 500,
+    num_nodes: Annotated[int, Interval(ge=1, le=1_000_000)] = 500,
     *,
-    classes: int = 2,
-    mean_degree: float = 10.0,
-    homophily: float = 0.8,
-    within: float | None = None,
-    between: float | None = None,
-    num_features: int = 16,
-    signal: float = 1.0,
-    deleted: float = 0.0,
-    added: float = 0.0,
-    train: int | None = None,
-    validation: int | None = None,
-    stop: int | None = None,
-    seed: int = 0,
+    classes: Annotated[int, Interval(ge=1, le=1000)] = 2,
+    mean_degree: NonNegative = 10.0,
+    homophily: Probability = 0.8,
+    within: Probability | None = None,
+    between: Probability | None = None,
+    num_features: Annotated[int, Interval(ge=1, le=100_000)] = 16,
+    signal: NonNegative = 1.0,
+    deleted: Probability = 0.0,
+    added: Added = 0.0,
+    train: Natural | None = None,
+    validation: Natural | None = None,
+    stop: Natural | None = None,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """A contextual stochastic block model seen through a channel that loses edges and makes up others.
 
@@ -104,13 +107,13 @@ def simulate_csbm(
     Parameters
     ----------
     num_nodes, classes
-        Sizes; classes are as equal as they can be, in random order.
+        Number of nodes and of classes; classes are as equal as they can be, in random order.
     mean_degree
         Expected mean degree of the true graph.
     homophily
         Expected fraction of true edges that join nodes of one class.
     within, between
-        Probabilities of true edges, both, in place of mean degree and homophily.
+        Probabilities of true edges; given together, in place of mean degree and homophily.
     num_features, signal
         Number of features, and length of the mean of a class; directions are orthogonal where there are as many
         features as classes.
@@ -122,7 +125,7 @@ def simulate_csbm(
     train, validation, stop
         Sizes of splits as in `split_nodes`, by default a tenth each; the rest is for testing.
     seed
-        Of everything.
+        Seed of all draws.
 
     Returns
     -------
@@ -133,36 +136,39 @@ def simulate_csbm(
     Raises
     ------
     DataError
-        If sizes or probabilities are out of range.
+        If sizes or probabilities are out of range, or an option is not used.
 
     References
     ----------
     Deshpande, Y., Montanari, A., Mossel, E. and Sen, S. (2018). Contextual stochastic block models. NeurIPS.
     """
-    if not 1 <= classes <= num_nodes:
+    if classes > num_nodes:
         raise DataError(f"classes={classes} of {num_nodes} nodes: choose 1 to {num_nodes}")
-    if num_features < 1 or not np.isfinite(signal):
-        raise DataError(f"num_features={num_features}, signal={signal}: choose at least 1 feature, a finite signal")
+    if (within is None) != (between is None):
+        raise DataError("within and between go together: give both, or mean_degree and homophily")
+    if within is not None:
+        refuse_unused(simulate_csbm, "within and between", mean_degree=mean_degree, homophily=homophily)
+    check_memory(num_nodes=num_nodes, num_features=num_features)
+    check_memory(num_features=num_features, classes=classes)
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(num_nodes) % classes)
     sizes = np.bincount(y, minlength=classes)
     same, all_pairs = int((sizes * (sizes - 1) // 2).sum()), num_nodes * (num_nodes - 1) // 2
-    if (within is None) != (between is None):
-        raise DataError("within and between go together: give both, or mean_degree and homophily")
     if within is None or between is None:
         expected = mean_degree * num_nodes / 2
         within = homophily * expected / max(same, 1)
         between = (1 - homophily) * expected / max(all_pairs - same, 1)
-    for name, value in (("within", within), ("between", between), ("deleted", deleted)):
-        if not 0 <= value <= 1:
+    for name, value in (("within", within), ("between", between)):
+        if value > 1:
             raise DataError(
-                f"{name}={value:.3g} is no probability: choose 0 to 1, or a mean_degree that {num_nodes} nodes can "
-                "have and a homophily of 0 to 1"
+                f"mean_degree={mean_degree:g} and homophily={homophily:g} give {name}={value:.3g}, which is no "
+                f"probability; choose a mean_degree that {num_nodes} nodes of {classes} classes can have"
             )
+    check_memory(expected_edges=round(within * same + between * (all_pairs - same)), ends=2)
     truth = _block_edges(y, sizes, within, between, rng)
     num_absent = all_pairs - len(truth)
     addition_rate = added * len(truth) / max(num_absent, 1)
-    if not 0 <= addition_rate <= 1:
+    if addition_rate > 1:
         raise DataError(f"added={added} asks for more edges than the {num_absent} pairs without one; choose less")
     kept = truth[rng.random(len(truth)) >= deleted]
     false = free_pairs(truth, _one_graph(num_nodes), rng.binomial(num_absent, addition_rate), rng)
@@ -189,18 +195,19 @@ def simulate_csbm(
     return _split_by_tenths(data, train, validation, stop, seed)
 
 
+@checked(DataError)
 def load_explainer(
-    motif: str = "house",
+    motif: Literal["house", "cycle"] = "house",
     *,
-    num_nodes: int = 300,
-    num_edges: int = 5,
-    num_motifs: int = 80,
-    deleted: float = 0.0,
-    added: float = 0.0,
-    train: int | None = None,
-    validation: int | None = None,
-    stop: int | None = None,
-    seed: int = 0,
+    num_nodes: Annotated[int, Interval(ge=2, le=100_000)] = 300,
+    num_edges: Count = 5,
+    num_motifs: Count = 80,
+    deleted: Probability = 0.0,
+    added: Added = 0.0,
+    train: Natural | None = None,
+    validation: Natural | None = None,
+    stop: Natural | None = None,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """PyG's explainer graph: motifs tied to a scale-free graph, each node labelled by its role.
 
@@ -211,13 +218,13 @@ def load_explainer(
     num_nodes, num_edges
         Nodes of the Barabasi-Albert base, and edges that each new node brings.
     num_motifs
-        Motifs, at most one for each node of the base.
+        Number of motifs, at most one for each node of the base.
     deleted, added
         Noise, as in `corrupt`.
     train, validation, stop
         Sizes of splits as in `split_nodes`, by default a tenth each; the rest is for testing.
     seed
-        Of everything.
+        Seed of all draws.
 
     Returns
     -------
@@ -231,12 +238,11 @@ def load_explainer(
     """
     import torch
 
-    if motif not in ("house", "cycle"):
-        raise DataError(f"unknown motif {motif!r}; choose 'house' or 'cycle'")
-    if not 1 <= num_edges < num_nodes:
+    if num_edges >= num_nodes:
         raise DataError(f"num_edges={num_edges} for {num_nodes} nodes: choose 1 to {num_nodes - 1}")
-    if not 1 <= num_motifs <= num_nodes:
+    if num_motifs > num_nodes:
         raise DataError(f"num_motifs={num_motifs}: choose 1 to {num_nodes}, one for each node of the base")
+    check_memory(num_nodes=num_nodes, num_edges=num_edges)
     pyg = import_pyg("datasets")
     state = np.random.get_state()  # noqa: NPY002 - PyG draws from the global generators of NumPy and torch
     try:
@@ -265,6 +271,7 @@ def load_explainer(
     return corrupt(data, deleted=deleted, added=added, seed=seed) if deleted or added else data
 
 
+@checked(DataError)
 def without_edges(data: xr.Dataset) -> xr.Dataset:
     """The same data with no observed edge; what was there stays as the true edges."""
     truth = _edges(data, "true_") if "true_source" in data else _edges(data)
@@ -297,8 +304,6 @@ def _touched(data: xr.Dataset, splits: Sequence[str] | None) -> NDArray[np.bool_
         return np.ones(1, dtype=bool)
     if splits is None:
         return np.ones(data.sizes["graph"], dtype=bool)
-    if isinstance(splits, str):
-        raise DataError(f"splits={splits!r}; give a list, [{splits!r}]")
     absent = [name for name in splits if not (data["split"].values == name).any()]
     if absent:
         raise DataError(f"no graph is in the splits {some(absent)}; make them by split_graphs")

@@ -9,12 +9,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import xarray as xr
+from annotated_types import Len
 from numpy.typing import NDArray
 
+from probmodels.datasets.checks import as_array, existing_file
 from probmodels.datasets.graph_data import (
     import_pyg,
     labels_of,
@@ -25,6 +27,7 @@ from probmodels.datasets.graph_data import (
 )
 from probmodels.datasets.pairs import Pairs, some
 from probmodels.errors import DataError
+from probmodels.options import Natural, checked, refuse_unused
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,9 +38,11 @@ _ENDS = ("source", "target")
 _WEIGHTS = ("weight", "weights")
 _UNUSED_WEIGHTS = "Weights of edges are not used: every listed edge counts as one."
 _UNUSED_ATTRIBUTES = "Attributes of edges are not used."
+_Sizes = Annotated[Mapping[str, Natural | None], Len(1)]  # options of split_nodes or split_graphs
 _MASKS = {"train_mask": "train", "val_mask": "validation", "stop_mask": "stop", "test_mask": "test"}
 
 
+@checked(DataError)
 def load_graph(
     edges: Any = None,
     nodes: Any = None,
@@ -45,9 +50,9 @@ def load_graph(
     label: str = "label",
     id: str | None = None,
     features: Sequence[str] | None = None,
-    edge_columns: Sequence[str] | None = None,
+    edge_columns: tuple[str, str] | None = None,
     graph: str | None = None,
-    split: str | Mapping[str, int] | None = None,
+    split: str | _Sizes | None = None,
     standardise: bool = False,
     unlabelled: bool = False,
     mend: bool = False,
@@ -67,16 +72,18 @@ def load_graph(
         Column of the node ids, of any type; None takes the column "id" or "node" if there is one, else the index of
         the data frame, which numbers rows of a file from 0.
     features
-        Columns of the features; None takes all numeric columns that are left, and degrees if none is left.
+        Columns of the features; None takes all numeric columns that are left, and degrees if none is left, as an empty
+        list does.
     edge_columns
-        The two columns of the edge list that name nodes; None takes "source" and "target", else the first two.
+        The two columns of the edge list that name nodes; None takes "source" and "target", else the first two. Not used
+        where edges are an array.
     graph
         Column of nodes that names the graph that each belongs to, for a collection of graphs with a label each.
     split
         A column of "train", "validation", "stop", "test" and nothing; or options of `split_nodes` or `split_graphs`,
         such as ``{"train": 100, "validation": 50, "seed": 0}``; None leaves nodes without a split.
     standardise
-        Whether to scale features to mean 0 and standard deviation 1.
+        Whether to scale features to mean 0 and standard deviation 1; not used with degrees.
     unlabelled
         Whether labels may be missing; such nodes are predicted, not learned from.
     mend
@@ -91,14 +98,18 @@ def load_graph(
     ------
     DataError
         If files cannot be read, columns are absent, edges name unknown nodes, are loops or repeated, weights are
-        negative or missing, or anything that `make_graph` refuses.
+        negative or missing, an option is not used, or anything that `make_graph` refuses.
     """
     if edges is not None and _is_pyg(edges):
         if nodes is not None:
             raise DataError("PyG's Data brings its own nodes; leave out nodes")
+        named = {"label": label, "id": id, "features": features, "edge_columns": edge_columns, "graph": graph}
+        refuse_unused(load_graph, "PyG's Data, which have no columns", **named)
         return from_pyg(edges, split=split, standardise=standardise, unlabelled=unlabelled, mend=mend)
     if nodes is None:
         raise DataError("nodes is absent: name a table with a row for every node, its label and its features")
+    if edges is None:
+        refuse_unused(load_graph, "no edges", edge_columns=edge_columns, mend=mend)
     mends: list[str] = []
     table, where = _table(nodes, "nodes", lambda names: [name for name in (_id_column(id, names), graph) if name])
     if not len(table):
@@ -106,6 +117,7 @@ def load_graph(
     key = _id_column(id, table.columns)
     column = split if isinstance(split, str) else None
     _want(table, [label, *(name for name in (key, graph, column) if name is not None), *(features or ())], where)
+    _refuse_twofold(features, {"label": label, "id": key, "graph": graph, "split": column})
     ids = _ids(table[key], f"column {key!r} of {where}") if key else labels_of(table.index.to_numpy())
     index = None
     if graph is not None:
@@ -114,6 +126,7 @@ def load_graph(
     columns = list(features) if features is not None else [c for c in table if c not in (key, label, graph, column)]
     x = _feature_values(table, columns, where) if columns else None
     if x is None:
+        refuse_unused(load_graph, "degrees as features", standardise=standardise)
         mends.append("There are no columns of features: degrees of the nodes are taken.")
     elif standardise:
         x = standardised(x)
@@ -140,10 +153,11 @@ def load_graph(
     return _split_by(data, split) if isinstance(split, Mapping) else data
 
 
+@checked(DataError)
 def from_pyg(
     data: Any,
     *,
-    split: str | Mapping[str, int] | None = None,
+    split: str | _Sizes | None = None,
     standardise: bool = False,
     unlabelled: bool = False,
     mend: bool = False,
@@ -161,18 +175,18 @@ def from_pyg(
     split, standardise, unlabelled, mend
         As in `load_graph`; a split given here takes the place of masks.
     name
-        Attribute.
+        Name of the data set.
 
     Raises
     ------
     DataError
-        As `load_graph`.
+        As in `load_graph`.
     """
     if isinstance(split, str):
         raise DataError(f"split={split!r} names a column, which PyG's Data have not; give sizes, or masks in the data")
     pyg = import_pyg("data")
     one = isinstance(data, pyg.data.BaseData)
-    items = [data] if one else list(data)
+    items = [data] if one else _listed(data)
     if not items:
         raise DataError("there are no graphs in the list; give at least one Data")
     mends: list[str] = []
@@ -188,6 +202,8 @@ def from_pyg(
     sizes = np.array([_num_nodes(item, place, one) for place, item in enumerate(items)])
     parts = [_pyg_pairs(item, int(sizes[place]), place, mend, mends) for place, item in enumerate(items)]
     ends = np.concatenate([part + start for part, start in zip(parts, np.cumsum(sizes) - sizes, strict=True)])
+    if items[0].x is None:
+        refuse_unused(from_pyg, "degrees as features", standardise=standardise)
     x = None if items[0].x is None else np.concatenate([_array(item.x) for item in items])
     labels = [_array(item.y) for item in items]
     if one and len(labels[0]) != sizes[0]:
@@ -219,12 +235,13 @@ def _table(source: Any, what: str, ids: Callable[[Sequence[str]], Sequence[str]]
     import pandas as pd
 
     if isinstance(source, pd.DataFrame):
-        return source, what
+        again = source.columns[source.columns.duplicated()]
+        if len(again):
+            raise DataError(f"{what} has more than one column {again[0]!r}; names have to differ")
+        return source.rename(columns=str), what
     if not isinstance(source, str | os.PathLike):
         raise DataError(f"{what} is a {type(source).__name__}; give a file, or a data frame of pandas")
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise DataError(f"{what}: there is no file {path}")
+    path = existing_file(source, what)
     if path.suffix.lower() in (".parquet", ".pq"):
         if find_spec("pyarrow") is None:
             raise DataError(f"{path} is Parquet, which pandas reads through pyarrow: pip install pyarrow, or use CSV")
@@ -238,7 +255,7 @@ def _table(source: Any, what: str, ids: Callable[[Sequence[str]], Sequence[str]]
         text = [name for name in ids(list(table.columns)) if name in table]
         if text:  # a node may be called NA, or 007
             table[text] = pd.read_csv(path, sep=mark, usecols=text, dtype=str, na_filter=False)[text]
-    except ValueError as error:  # of pandas, and of other encodings
+    except (OSError, ValueError) as error:  # of pandas, and of other encodings
         raise DataError(f"{path} cannot be read as CSV: {error}; it needs a header, and commas between") from error
     for name in text:
         table[name] = found = table[name].str.strip()
@@ -260,6 +277,16 @@ def _want(table: pd.DataFrame, names: Sequence[str], where: str) -> None:
     absent = [name for name in names if name not in table.columns]
     if absent:
         raise DataError(f"{where} has no column {some(map(repr, absent))}; it has {some(table.columns, 12)}")
+
+
+def _refuse_twofold(features: Sequence[str] | None, others: Mapping[str, str | None]) -> None:
+    """Refuse features that are named twice, or are columns of another use: a label would predict itself."""
+    for place, name in enumerate(features or ()):
+        if name in list(features or ())[:place]:
+            raise DataError(f"features name {name!r} more than once; name each column once")
+        for use, column in others.items():
+            if name == column:
+                raise DataError(f"features name {name!r}, which is the column of {use!r}; leave it out of the features")
 
 
 def _ids(column: pd.Series, where: str) -> NDArray[Any]:
@@ -310,7 +337,8 @@ def _positions(
     if isinstance(edges, str | os.PathLike | pd.DataFrame):
         table, where = _table(edges, "edges", lambda names: list(columns or _end_columns(names)))
     else:
-        found = np.asarray(edges)
+        refuse_unused(load_graph, "an array of edges", edge_columns=columns)
+        found = as_array(edges, "edges")
         if found.size == 0:
             return np.zeros((0, 2), dtype=np.int64)
         if found.ndim != 2 or found.shape[1] not in (2, 3):
@@ -322,8 +350,6 @@ def _positions(
             raise DataError(f"{where} has one column; edges need two, with the nodes that they join")
         if tuple(columns) != _ENDS and np.isin([str(name) for name in columns], ids.astype(np.str_)).all():
             raise DataError(f"the first row of {where}, {some(columns)}, is an edge; give {where} a header")
-    if len(columns) != 2:
-        raise DataError(f"edge_columns={list(columns)}; name the two columns that edges join")
     _want(table, list(columns), where)
     ends = [_ids(table[name], f"column {name!r} of {where}") for name in columns]
     weight = next((name for name in table.columns if str(name).lower() in _WEIGHTS), None)
@@ -380,7 +406,7 @@ def _checked_weights(weights: NDArray[Any], where: str, mend: bool, mends: list[
     return kept
 
 
-def _split_by(data: xr.Dataset, options: Mapping[str, int]) -> xr.Dataset:
+def _split_by(data: xr.Dataset, options: Mapping[str, Any]) -> xr.Dataset:
     splitter = split_graphs if "graph_index" in data else split_nodes
     try:
         return splitter(data, **options)
@@ -389,6 +415,12 @@ def _split_by(data: xr.Dataset, options: Mapping[str, int]) -> xr.Dataset:
 
 
 # ----------------------------------------------------------------------------------------------------------- PyG
+
+
+def _listed(data: Any) -> list[Any]:
+    if isinstance(data, str) or not hasattr(data, "__iter__"):
+        raise DataError(f"data={data!r}; give PyG's Data, or a list of them")
+    return list(data)
 
 
 def _is_pyg(thing: Any) -> bool:
@@ -412,7 +444,7 @@ def _num_nodes(item: Any, place: int, one: bool) -> int:
         return int(item.num_nodes)
     if one:
         return len(item.y)
-    raise DataError(f"graph {place} tells no number of nodes: set data.x or data.num_nodes")
+    raise DataError(f"graph {place} has no number of nodes: set data.x or data.num_nodes")
 
 
 def _pyg_pairs(item: Any, num_nodes: int, place: int, mend: bool, mends: list[str]) -> Pairs:

@@ -25,18 +25,22 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
+from typing import Annotated, Literal, TypedDict, Unpack
 
 import numpy as np
 import xarray as xr
 
+from probmodels.datasets.checks import AnyPath
 from probmodels.datasets.graph_data import (
     SPLITS,
+    Folds,
     check_graph,
     import_pyg,
     make_graph,
@@ -44,9 +48,10 @@ from probmodels.datasets.graph_data import (
     split_nodes,
     standardised,
 )
-from probmodels.datasets.graph_noise import corrupt, load_explainer, simulate_csbm, without_edges
+from probmodels.datasets.graph_noise import Added, corrupt, load_explainer, simulate_csbm, without_edges
 from probmodels.datasets.graph_tables import from_pyg, load_graph
 from probmodels.errors import DataError
+from probmodels.options import Default, Natural, OneOf, Probability, Seed, checked, hint, refuse_unused
 
 __all__ = [
     "SPLITS",
@@ -78,28 +83,37 @@ _PLANETOID_FILES = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 _TU_FILES = ("A", "graph_indicator", "graph_labels")
 
 
-def load_tabular_graph(
-    dataset: str = "wine",
-    *,
-    train: int | None = None,
-    validation: int | None = None,
-    stop: int | None = None,
-    standardise: bool | None = None,
-    seed: int = 0,
-) -> xr.Dataset:
-    """Tables of scikit-learn as graphs without edges, split as LDS splits them.
+class TableOptions(TypedDict, total=False):
+    """Options of the tables of scikit-learn.
 
-    Parameters
+    Attributes
     ----------
-    dataset
-        "wine" (178 nodes, 13 features, 3 classes), "cancer" (569, 30, 2) or "digits" (1797, 64, 10).
     train, validation, stop
         Sizes of splits as in `split_nodes`, by default 10 each for wine and cancer and 50 for digits; the rest is for
         testing.
     standardise
         Whether to scale features to mean 0 and standard deviation 1; by default yes, but not for digits.
     seed
-        Of the split.
+        Seed of the split.
+    """
+
+    train: Annotated[Natural | None, Default(None)]
+    validation: Annotated[Natural | None, Default(None)]
+    stop: Annotated[Natural | None, Default(None)]
+    standardise: Annotated[bool | None, Default(None)]
+    seed: Annotated[Seed, Default(0)]
+
+
+@checked(DataError)
+def load_tabular_graph(dataset: Annotated[str, OneOf(_TABLES)] = "wine", **options: Unpack[TableOptions]) -> xr.Dataset:
+    """Tables of scikit-learn as graphs without edges, split as LDS splits them.
+
+    Parameters
+    ----------
+    dataset
+        "wine" (178 nodes, 13 features, 3 classes), "cancer" (569, 30, 2) or "digits" (1797, 64, 10).
+    **options
+        As in `TableOptions`.
 
     Raises
     ------
@@ -108,10 +122,9 @@ def load_tabular_graph(
     """
     from sklearn import datasets as tables
 
-    if dataset not in _TABLES:
-        raise DataError(f"unknown table {dataset!r}; choose among {', '.join(_TABLES)}")
     loader, size, scaled = _TABLES[dataset]
     table = getattr(tables, loader)()
+    standardise = options.get("standardise")
     data = make_graph(
         standardised(table.data) if (scaled if standardise is None else standardise) else table.data,
         np.asarray(table.target_names)[table.target],
@@ -119,31 +132,66 @@ def load_tabular_graph(
         name=dataset,
         source=f"scikit-learn, {loader}",
     )
-    sizes = {"train": train, "validation": validation, "stop": stop}
-    return split_nodes(data, **{key: size if value is None else value for key, value in sizes.items()}, seed=seed)
+    train, validation, stop = (
+        size if given is None else given
+        for given in (options.get("train"), options.get("validation"), options.get("stop"))
+    )
+    return split_nodes(data, train=train, validation=validation, stop=stop, seed=options.get("seed", 0))
 
 
-load_wine = partial(load_tabular_graph, "wine")
-load_cancer = partial(load_tabular_graph, "cancer")
-load_digits = partial(load_tabular_graph, "digits")
+@checked(DataError)
+def load_wine(**options: Unpack[TableOptions]) -> xr.Dataset:
+    """Wines of three growers, as nodes of a graph without edges: 178 nodes, 13 features, 3 classes.
+
+    Parameters
+    ----------
+    **options
+        As in `TableOptions`.
+    """
+    return load_tabular_graph("wine", **options)
 
 
+@checked(DataError)
+def load_cancer(**options: Unpack[TableOptions]) -> xr.Dataset:
+    """Breast tumours, benign and malignant, as nodes of a graph without edges: 569 nodes, 30 features, 2 classes.
+
+    Parameters
+    ----------
+    **options
+        As in `TableOptions`.
+    """
+    return load_tabular_graph("cancer", **options)
+
+
+@checked(DataError)
+def load_digits(**options: Unpack[TableOptions]) -> xr.Dataset:
+    """Written digits, as nodes of a graph without edges: 1797 nodes, 64 features, 10 classes.
+
+    Parameters
+    ----------
+    **options
+        As in `TableOptions`.
+    """
+    return load_tabular_graph("digits", **options)
+
+
+@checked(DataError)
 def load_planetoid(
     dataset: str = "Cora",
     *,
-    root: str | os.PathLike[str] | None = None,
+    root: AnyPath | None = None,
     download: bool = False,
     normalise: bool = True,
     graph: bool = True,
-    retained: float = 1.0,
-    seed: int = 0,
+    retained: Probability = 1.0,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """Citation networks with the splits of Planetoid; half of its validation nodes are for early stopping.
 
     Parameters
     ----------
     dataset
-        "Cora" (2708 nodes, 5278 edges), "Citeseer" (3327, 4552) or "Pubmed".
+        "Cora" (2708 nodes, 5278 edges), "Citeseer" (3327, 4552) or "Pubmed", in capitals or not.
     root
         Folder with ``<dataset>/raw/ind.<dataset>.x`` and so on; None for the folder of downloads.
     download
@@ -151,30 +199,30 @@ def load_planetoid(
     normalise
         Whether to divide the features of every node by their sum.
     graph
-        False drops all edges.
+        Whether to keep the edges.
     retained
-        Fraction of edges that stay.
+        Fraction of edges that stay; not used without edges.
     seed
-        Of the halving of the validation nodes and of the edges that go.
+        Seed of the halving of the validation nodes and of the edges that go.
 
     Returns
     -------
     xr.Dataset
-        Where edges were dropped, ``true_source`` and ``true_target`` have them all.
+        As this module describes it; where edges were dropped, ``true_source`` and ``true_target`` have them all.
 
     Raises
     ------
     DataError
-        If the name is unknown, files are absent or broken, or the fraction is out of range.
+        If the name is unknown, files are absent or broken, or an option is out of range or not used.
 
     References
     ----------
     Yang, Z., Cohen, W. and Salakhutdinov, R. (2016). Revisiting semi-supervised learning with graph embeddings. ICML.
     """
-    if str(dataset).lower() not in _PLANETOID:
-        raise DataError(f"unknown data set {dataset!r} of Planetoid; choose among {', '.join(_PLANETOID.values())}")
-    if not 0 <= retained <= 1:
-        raise DataError(f"retained={retained} is no fraction of the edges: choose 0 to 1")
+    if dataset.lower() not in _PLANETOID:
+        raise DataError(f"unknown data set {dataset!r} of Planetoid{hint(dataset, _PLANETOID.values())}")
+    if not graph:
+        refuse_unused(load_planetoid, "graph=False", retained=retained)
     name = _PLANETOID[dataset.lower()]
     files = [f"ind.{name.lower()}.{part}" for part in _PLANETOID_FILES]
     with _private_copy(name, "planetoid", root, files, download) as folder:
@@ -196,17 +244,18 @@ def load_planetoid(
     return data if retained == 1 else corrupt(data, deleted=1 - retained, seed=seed)
 
 
+@checked(DataError)
 def load_tu(
     dataset: str = "IMDB-BINARY",
     *,
-    root: str | os.PathLike[str] | None = None,
+    root: AnyPath | None = None,
     download: bool = False,
-    features: str = "auto",
-    deleted: float = 0.0,
-    added: float = 0.0,
-    folds: int = 10,
-    fold: int = 0,
-    seed: int = 0,
+    features: Literal["auto", "degree"] = "auto",
+    deleted: Probability = 0.0,
+    added: Added = 0.0,
+    folds: Folds = 10,
+    fold: Natural = 0,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """Collections of labelled graphs from TU Dortmund, split into stratified folds.
 
@@ -228,7 +277,7 @@ def load_tu(
     folds, fold
         As in `split_graphs`.
     seed
-        Of folds and noise.
+        Seed of folds and noise.
 
     Raises
     ------
@@ -240,11 +289,15 @@ def load_tu(
     Morris, C. et al. (2020). TUDataset: a collection of benchmark datasets for learning with graphs.
     https://arxiv.org/abs/2007.08663
     """
-    if features not in ("auto", "degree"):
-        raise DataError(f"features={features!r}; choose 'auto' or 'degree'")
+    if not re.fullmatch(r"\w[\w.-]{0,99}", dataset):
+        raise DataError(f"dataset={dataset!r}; give a name as TU Dortmund writes it, such as 'MUTAG'")
+    if fold >= folds:
+        raise DataError(f"fold={fold} is out of range: choose 0 to {folds - 1}")
     files = [f"{dataset}_{part}.txt" for part in _TU_FILES]
     with _private_copy(dataset, "tu", root, files, download) as folder:
         items = list(import_pyg("datasets").TUDataset(folder, dataset, use_node_attr=True))
+    if not items:
+        raise DataError(f"the files of {dataset} hold no graph; copy them anew")
     given = items[0].x is not None and features == "auto"
     sizes = np.array([item.num_nodes for item in items])
     ends = np.concatenate(
@@ -266,9 +319,7 @@ def load_tu(
 
 
 @contextlib.contextmanager
-def _private_copy(
-    name: str, family: str, root: str | os.PathLike[str] | None, files: list[str], download: bool
-) -> Iterator[str]:
+def _private_copy(name: str, family: str, root: AnyPath | None, files: list[str], download: bool) -> Iterator[str]:
     """A folder with links to the raw files, where PyG may write; it is gone afterwards."""
     where = _root(root, family)
     with tempfile.TemporaryDirectory(prefix="probmodels-") as folder:
@@ -276,10 +327,11 @@ def _private_copy(
         raw.mkdir(parents=True)
         found = _raw_folder(where, name, files)
         archive = where / f"{name}.zip"
+        packed = os.path.isfile(archive)
         if found is not None:
             for path in found.iterdir():
                 _link(path, raw / path.name)
-        elif archive.exists():
+        elif packed:
             _extract(archive, raw, files)
         elif not download:
             raise DataError(
@@ -293,15 +345,21 @@ def _private_copy(
         except DataError:
             raise
         except Exception as error:
-            task = "download" if found is None and not archive.exists() else "read the files of"
+            task = "download" if found is None and not packed else "read the files of"
             raise DataError(f"PyG could not {task} {name}: {type(error).__name__}: {error}; see {where}") from error
-        if found is None and not archive.exists():
-            shutil.copytree(raw, where / name / "raw", dirs_exist_ok=True)
+        if found is None and not packed:
+            try:
+                shutil.copytree(raw, where / name / "raw", dirs_exist_ok=True)
+            except (OSError, shutil.Error) as error:
+                raise DataError(f"cannot write {name} to {where} ({error}); name another folder by root=") from error
 
 
-def _root(root: str | os.PathLike[str] | None, family: str) -> Path:
+def _root(root: AnyPath | None, family: str) -> Path:
     if root is not None:
-        return Path(root).expanduser()
+        text = os.path.expanduser(os.fspath(root))
+        if os.path.isfile(text):
+            raise DataError(f"root: {text} is a file; name the folder that it lies in")
+        return Path(text)
     from probmodels.datasets.fetch import cache_folder
 
     return cache_folder() / family
@@ -309,7 +367,7 @@ def _root(root: str | os.PathLike[str] | None, family: str) -> Path:
 
 def _raw_folder(where: Path, name: str, files: list[str]) -> Path | None:
     """The folder with the raw files of a data set, whose name may be written in capitals or not."""
-    if where.is_dir():
+    if os.path.isdir(where):
         for folder in sorted(where.iterdir()):
             if folder.name.lower() == name.lower() and all((folder / "raw" / file).exists() for file in files):
                 return folder / "raw"
@@ -330,8 +388,8 @@ def _extract(archive: Path, raw: Path, files: list[str]) -> None:
             for member in packed.namelist():
                 if member.endswith(".txt"):
                     (raw / Path(member).name).write_bytes(packed.read(member))
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{archive} is no zip archive; download it again") from error
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:  # the last: locked by a password
+        raise DataError(f"{archive} is no zip archive; download it again ({error})") from error
     absent = [file for file in files if not (raw / file).exists()]
     if absent:
         raise DataError(f"{archive} lacks {', '.join(absent)}; is it the archive of this data set?")

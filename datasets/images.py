@@ -12,16 +12,17 @@ Xiao, H., Rasul, K. and Vollgraf, R. (2017). Fashion-MNIST. https://arxiv.org/ab
 from __future__ import annotations
 
 import gzip
-import os
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from probmodels.datasets.checks import AnyPath, as_array, existing_file, existing_folder
 from probmodels.errors import DataError
+from probmodels.options import Count, Probability, Seed, checked, refuse_unused
 
 __all__ = ["check_images", "load_images", "make_images", "read_idx"]
 
@@ -30,14 +31,15 @@ _IDX = {"train": "train", "test": "t10k"}  # as the files are called
 _UNSIGNED = 0x08  # code of unsigned bytes in the header of an IDX file
 
 
+@checked(DataError)
 def load_images(
-    dataset: str = "digits",
+    dataset: Literal["digits", "idx"] = "digits",
     *,
-    root: str | os.PathLike[str] | None = None,
-    threshold: float | None = 0.5,
-    num_train: int | None = None,
-    num_test: int | None = None,
-    seed: int = 0,
+    root: AnyPath | None = None,
+    threshold: Probability | None = 0.5,
+    num_train: Count | None = None,
+    num_test: Count | None = None,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """Images with their classes, for training and for testing.
 
@@ -46,14 +48,14 @@ def load_images(
     dataset
         ``"digits"``: 1797 images of 8 x 8 of scikit-learn; or ``"idx"``: files of ``root``.
     root
-        Folder with ``train-images-idx3-ubyte``, ``t10k-images-idx3-ubyte`` and, where classes are known,
+        For ``"idx"``: folder with ``train-images-idx3-ubyte``, ``t10k-images-idx3-ubyte`` and, where classes are known,
         ``train-labels-idx1-ubyte`` and ``t10k-labels-idx1-ubyte``, each as it is or with ``.gz``.
     threshold
         Intensity, in (0, 1], from which on a pixel is 1, else 0; None or 0 for the intensities themselves.
     num_train, num_test
-        How many images of each, chosen at random; None for all, and of the digits for 1500 and the others.
+        How many images of each, chosen at random; None for all, which for the digits is 1500 and the others.
     seed
-        Of the choice.
+        Seed of the choice.
 
     Returns
     -------
@@ -63,53 +65,69 @@ def load_images(
     Raises
     ------
     DataError
-        If the name is unknown, files are absent or broken, or an option is out of range.
+        If the name is unknown, files are absent or broken, or an option is out of range or not used.
     """
-    for name, wanted in (("num_train", num_train), ("num_test", num_test)):
-        if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int | np.integer) or wanted < 1):
-            raise DataError(f"{name}={wanted!r}; give a whole number of images, at least 1")
     rng = np.random.default_rng(seed)
+    labels: NDArray[Any] | None
     if dataset == "digits":
-        from sklearn.datasets import load_digits
-
-        table = load_digits()
-        images, labels = table.images / 16.0, table.target
-        order = rng.permutation(len(images))
-        count = _DIGITS_TRAIN if num_train is None else num_train
-        parts = {"train": order[:count], "test": order[count:]}
+        refuse_unused(load_images, "dataset='digits' (dataset='idx' reads files)", root=root)
+        images, labels, parts = _digits(num_train, rng)
         source = "scikit-learn, load_digits"
-    elif dataset == "idx":
+    else:
         if root is None:
             raise DataError("dataset='idx' needs root, the folder that holds train-images-idx3-ubyte and so on")
-        found = [_read_pair(Path(root), prefix) for prefix in _IDX.values()]
-        if found[0][0].shape[1:] != found[1][0].shape[1:]:
-            shapes = [pair[0].shape[1:] for pair in found]
-            raise DataError(f"{root}: training images are of {shapes[0]} pixels and test images of {shapes[1]}")
-        images = np.concatenate([pair[0] for pair in found])
-        known = [pair[1] for pair in found if pair[1] is not None]
-        labels = np.concatenate(known) if len(known) == len(found) else None
-        first = len(found[0][0])
-        parts = {"train": rng.permutation(first), "test": first + rng.permutation(len(images) - first)}
-        source = f"IDX files of {Path(root).name}"
-    else:
-        raise DataError(f"unknown images {dataset!r}; choose 'digits', or 'idx' with root=<folder of IDX files>")
+        folder = existing_folder(root)
+        images, labels, parts = _idx_files(folder, rng)
+        source = f"IDX files of {folder.name}"
     for name, wanted in (("train", num_train), ("test", num_test)):
         if wanted is not None and wanted > len(parts[name]):
             raise DataError(f"num_{name}={wanted} is out of range: there are {len(parts[name])} of {dataset}")
         parts[name] = parts[name][:wanted]
     chosen = np.concatenate(list(parts.values()))
     split = np.repeat(list(parts), [len(part) for part in parts.values()])
-    images = images[chosen] if images.dtype.kind == "f" else images[chosen] / 255.0
-    labels = None if labels is None else labels[chosen]
-    return make_images(images, labels, split=split, threshold=threshold, name=dataset, source=source)
+    return make_images(
+        images[chosen] if images.dtype.kind == "f" else images[chosen] / 255.0,
+        None if labels is None else labels[chosen],
+        split=split,
+        threshold=threshold,
+        name=dataset,
+        source=source,
+    )
 
 
+_Parts = dict[str, NDArray[np.int64]]  # rows in a random order, by split
+
+
+def _digits(num_train: int | None, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any], _Parts]:
+    """Images in [0, 1], labels, and rows of each split."""
+    from sklearn.datasets import load_digits
+
+    table = load_digits()
+    order = rng.permutation(len(table.images))
+    count = _DIGITS_TRAIN if num_train is None else num_train
+    return table.images / 16.0, table.target, {"train": order[:count], "test": order[count:]}
+
+
+def _idx_files(root: Path, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any] | None, _Parts]:
+    """Images as bytes, labels where both splits have them, and rows of each split."""
+    found = [_read_pair(root, prefix) for prefix in _IDX.values()]
+    if found[0][0].shape[1:] != found[1][0].shape[1:]:
+        shapes = [pair[0].shape[1:] for pair in found]
+        raise DataError(f"{root}: training images are of {shapes[0]} pixels and test images of {shapes[1]}")
+    images = np.concatenate([pair[0] for pair in found])
+    known = [pair[1] for pair in found if pair[1] is not None]
+    labels = np.concatenate(known) if len(known) == len(found) else None
+    first = len(found[0][0])
+    return images, labels, {"train": rng.permutation(first), "test": first + rng.permutation(len(images) - first)}
+
+
+@checked(DataError)
 def make_images(
     images: NDArray[Any],
     labels: NDArray[Any] | None = None,
     *,
     split: NDArray[Any] | None = None,
-    threshold: float | None = 0.5,
+    threshold: Probability | None = 0.5,
     name: str = "images",
     source: str = "",
 ) -> xr.Dataset:
@@ -122,11 +140,11 @@ def make_images(
     labels
         Classes (data,); None where they are not known.
     split
-        ``"train"`` or ``"test"`` of every image (data,); None for all to train.
+        ``"train"`` or ``"test"`` for every image (data,); None for all to train.
     threshold
         As in `load_images`.
     name, source
-        For the record.
+        Attributes of the data set, for the record.
 
     Returns
     -------
@@ -139,19 +157,18 @@ def make_images(
     DataError
         If shapes differ, values lie outside of [0, 1] or are missing, or a split is unknown.
     """
-    images = np.asarray(images)
+    images = as_array(images, "images", numbers=True)
     if images.ndim != 3 or 0 in images.shape:
         raise DataError(f"images of shape {images.shape}; give (data, row, column), none of them empty")
     if not ((images >= 0) & (images <= 1)).all():
         raise DataError("intensities must lie in [0, 1], none missing; divide those of 8 bits by 255")
-    if threshold is not None and threshold != 0:
-        if not 0 < threshold <= 1:
-            raise DataError(f"threshold={threshold} is no intensity; choose one above 0 and up to 1, or 0 for none")
+    if threshold:
         images = (images >= threshold).astype(np.uint8)
-    splits = np.full(len(images), "train") if split is None else np.asarray(split)
+    splits = np.full(len(images), "train") if split is None else as_array(split, "split").astype(np.str_)
+    labels = None if labels is None else as_array(labels, "labels")
     for what, value in (("labels", labels), ("split", splits)):
-        if value is not None and np.shape(value) != (len(images),):
-            raise DataError(f"{what} of shape {np.shape(value)} for {len(images)} images; give one for each")
+        if value is not None and value.shape != (len(images),):
+            raise DataError(f"{what} of shape {value.shape} for {len(images)} images; give one for each")
     unknown = np.setdiff1d(splits, ["train", "test"])
     if len(unknown):
         raise DataError(f"split {str(unknown[0])!r} is unknown; choose 'train' or 'test'")
@@ -160,11 +177,11 @@ def make_images(
         coords={"data": np.arange(len(images))},
         attrs={"name": name, "source": source},
     )
-    return data if labels is None else data.assign(label=("data", np.asarray(labels)))
+    return data if labels is None else data.assign(label=("data", labels))
 
 
 def check_images(data: Any, *, binary: bool = True) -> None:
-    """See that data are what `make_images` returns.
+    """Check that data are what `make_images` returns.
 
     Raises
     ------
@@ -183,7 +200,8 @@ def check_images(data: Any, *, binary: bool = True) -> None:
         raise DataError(f"image{list(place)} is {pixels[place]}; pixels have to be {remedy}")
 
 
-def read_idx(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+@checked(DataError)
+def read_idx(path: AnyPath) -> NDArray[np.uint8]:
     """Array of unsigned bytes from a file in the IDX format, plain or compressed by gzip.
 
     Raises
@@ -191,7 +209,7 @@ def read_idx(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     DataError
         If the file is absent, no IDX file of unsigned bytes, or shorter or longer than its header says.
     """
-    path = Path(path)
+    path = existing_file(path)
     try:
         raw = path.read_bytes()
         content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from probmodels.datasets.checks import as_array
 from probmodels.errors import DataError
 
 __all__ = ["Pairs", "check_pairs", "count_pairs", "free_pairs", "pairs_of_numbers", "some"]
@@ -46,7 +47,7 @@ def check_pairs(
         If nodes are unknown, an edge joins a node to itself or two graphs, or an edge stands twice.
     """
     mends = [] if mends is None else mends
-    found = np.zeros((0, 2), dtype=np.int64) if edges is None else np.asarray(edges)
+    found = np.zeros((0, 2), dtype=np.int64) if edges is None else as_array(edges, f"{what}s")
     if found.size == 0:
         return np.zeros((0, 2), dtype=np.int64)
     if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iu":
@@ -95,14 +96,14 @@ def free_pairs(taken: Pairs, graph: NDArray[np.int64], count: int, rng: np.rando
     graph
         Graph of every node (node,), ascending.
     count
-        How many to draw.
+        Number of pairs to draw.
     rng
-        Draws them.
+        Generator that draws them.
 
     Returns
     -------
     Pairs
-        Of shape (count, 2), in ascending order.
+        Array (count, 2), in ascending order.
 
     Raises
     ------

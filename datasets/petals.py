@@ -9,31 +9,39 @@ latent variable models. ICML. https://arxiv.org/abs/2302.06576
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
+from annotated_types import Interval
 from numpy.typing import NDArray
 
-from probmodels.options import check_counts, check_numbers
+from probmodels.errors import DataError
+from probmodels.options import Positive, Seed, checked
 
 __all__ = ["petal_offsets", "simulate_petals"]
 
+_Rows = Annotated[int, Interval(ge=1, le=10_000_000)]
+_Parts = Annotated[int, Interval(ge=1, le=10_000)]
 
-def petal_offsets(num_petals: int, radius: float = 1.0) -> NDArray[np.float64]:
+
+@checked(DataError)
+def petal_offsets(num_petals: _Parts, radius: Positive = 1.0) -> NDArray[np.float64]:
     """Offsets (petal, axis) of the petals of a flower: radius times cosine and sine of (j + 1/2) 2 pi / J."""
     angle = (np.arange(num_petals) + 0.5) * 2 * math.pi / num_petals
     return radius * np.stack([np.cos(angle), np.sin(angle)], -1)
 
 
+@checked(DataError)
 def simulate_petals(
-    num_rows: int = 4000,
+    num_rows: _Rows = 4000,
     *,
-    num_clusters: int = 4,
-    num_petals: int = 4,
-    distance: float = 2.0,
-    radius: float = 1.0,
-    sigma: float = 0.25,
-    seed: int = 0,
+    num_clusters: _Parts = 4,
+    num_petals: _Parts = 4,
+    distance: Positive = 2.0,
+    radius: Positive = 1.0,
+    sigma: Positive = 0.25,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """Points in the plane around the petals of flowers, which stand on a circle.
 
@@ -44,15 +52,15 @@ def simulate_petals(
     num_rows
         Number of points.
     num_clusters, num_petals
-        Flowers, and petals of each; all are equally likely.
+        Number of flowers, and of petals of each; all are equally likely.
     distance
-        Of the centre of a flower from the origin.
+        Distance of the centre of a flower from the origin.
     radius
-        Of a petal from the centre of its flower.
+        Distance of a petal from the centre of its flower.
     sigma
         Standard deviation of points around their petal, along each axis.
     seed
-        Of the points.
+        Seed of the points.
 
     Returns
     -------
@@ -64,8 +72,6 @@ def simulate_petals(
     DataError
         If a number is out of range.
     """
-    check_counts(1, num_rows=num_rows, num_clusters=num_clusters, num_petals=num_petals)
-    check_numbers(0, ends="()", distance=distance, radius=radius, sigma=sigma)
     rng = np.random.default_rng(seed)
     means = petal_offsets(num_clusters, distance)
     cluster, petal = rng.integers(num_clusters, size=num_rows), rng.integers(num_petals, size=num_rows)

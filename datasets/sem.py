@@ -28,15 +28,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
+from annotated_types import Interval
 from numpy.typing import NDArray
 
-from probmodels.datasets.causal import as_graph, causal_order, make_concepts, position_of
+from probmodels.datasets.causal import Edges, as_graph, causal_order, make_concepts, position_of
+from probmodels.datasets.checks import Share, as_array, check_memory
 from probmodels.errors import DataError
-from probmodels.options import check_choices, check_counts, check_numbers
+from probmodels.options import NonNegative, OneOf, Seed, check_choices, check_numbers, checked, refuse_unused
 
 __all__ = [
     "Sem",
@@ -48,6 +50,9 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+
+_Nodes = Annotated[int, Interval(ge=2, le=1000)]
+_Rows = Annotated[int, Interval(ge=2, le=10_000_000)]
 
 _GRAPHS = ("er", "scale_free", "chain", "fork", "collider")
 _MECHANISMS = ("linear", "additive", "post_nonlinear")
@@ -69,13 +74,13 @@ class Sem:
     Attributes
     ----------
     names
-        Of the variables.
+        Names of the variables.
     graph
         Adjacency (cause, effect).
     mechanism, noise
         As in `draw_sem`.
     weight
-        Of causes (cause, effect), before scaling; 0 where the mechanism is not linear.
+        Weights of causes (cause, effect), before scaling; 0 where the mechanism is not linear.
     frequency, phase, amplitude
         Random features of functions: (node, feature, cause), (node, feature), (node, feature).
     bend
@@ -83,7 +88,7 @@ class Sem:
     noise_scale
         Standard deviation of the noise (node,), before scaling.
     location, scale
-        Of the variables (node,): what data show is ``(x - location) / scale``.
+        Location and scale of the variables (node,): what data show is ``(x - location) / scale``.
     input_scale
         Standard deviations (node,) by which variables enter functions.
     """
@@ -116,7 +121,7 @@ class Sem:
         """
         held: dict[int, Array] = {}
         for name, value in (interventions or {}).items():
-            column = np.asarray(value, dtype=np.float64)
+            column = as_array(value, f"intervention on {name!r}", numbers=True).astype(np.float64)
             if column.shape not in ((), (len(noise),)) or not np.isfinite(column).all():
                 raise DataError(
                     f"intervention on {name!r} has shape {column.shape} for {len(noise)} rows; give a finite number, "
@@ -146,16 +151,17 @@ class Sem:
         return value
 
 
+@checked(DataError)
 def draw_sem(
-    num_nodes: int = 5,
+    num_nodes: _Nodes = 5,
     *,
-    graph: Any = "er",
-    degree: float = 2.0,
-    mechanism: str = "linear",
-    noise: str = "gaussian",
+    graph: str | Edges = "er",
+    degree: NonNegative = 2.0,
+    mechanism: Annotated[str, OneOf(_MECHANISMS)] = "linear",
+    noise: Annotated[str, OneOf(_NOISES)] = "gaussian",
     equal_variances: bool = True,
     standardise: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Sem:
     """A random structural equation model.
 
@@ -167,7 +173,8 @@ def draw_sem(
         ``"er"``, each pair with the same chance; ``"scale_free"``, by preferential attachment; ``"chain"``, ``"fork"``
         (v1 causes all others), ``"collider"`` (all others cause the last); or edges as in `as_graph`.
     degree
-        Expected number of edges at a node of ``"er"`` and, about, of ``"scale_free"``.
+        Expected number of edges at a node of ``"er"`` and, about, of ``"scale_free"``, at most ``num_nodes - 1``; not
+        used with other graphs.
     mechanism
         ``"linear"``, ``"additive"`` or ``"post_nonlinear"``.
     noise
@@ -177,16 +184,14 @@ def draw_sem(
     standardise
         Whether variables are scaled: exactly where the model is linear, else by moments of many draws.
     seed
-        Of everything.
+        Seed of all draws.
 
     Raises
     ------
     DataError
-        If an option is out of range, or the graph is not acyclic.
+        If an option is out of range or not used, or the graph is not acyclic.
     """
-    check_counts(2, num_nodes=num_nodes)
-    check_choices(mechanism=(mechanism, _MECHANISMS), noise=(noise, _NOISES))
-    check_numbers(0, num_nodes - 1, degree=degree)
+    _check_graph(graph, degree, num_nodes)
     rng = np.random.default_rng(seed)
     names = tuple(f"v{number}" for number in range(1, num_nodes + 1))
     edges = _draw_graph(graph, names, degree, rng) if isinstance(graph, str) else as_graph(graph, names)
@@ -220,31 +225,39 @@ def draw_sem(
     return Sem(**(parts | ({"location": x.mean(0), "scale": x.std(0)} if standardise else {})))
 
 
-def sample_sem(sem: Sem, num_rows: int, *, interventions: Mapping[str, Any] | None = None, seed: int = 0) -> Array:
+@checked(DataError)
+def sample_sem(
+    sem: Sem,
+    num_rows: Annotated[int, Interval(ge=1, le=10_000_000)],
+    *,
+    interventions: Mapping[str, Any] | None = None,
+    seed: Seed = 0,
+) -> Array:
     """Rows (row, node) of a model under interventions; with one seed, noise is that of any other interventions.
 
     Parameters
     ----------
     sem
-        Of `draw_sem` or `sem_of`.
+        The model, of `draw_sem` or `sem_of`.
     num_rows
-        How many.
+        Number of rows.
     interventions
         Values in units of the data, numbers or arrays (row,), by name.
     seed
-        Of the noise.
+        Seed of the noise.
 
     Raises
     ------
     DataError
         If an option is out of range, or an intervention is on an unknown variable or not finite.
     """
-    check_counts(1, num_rows=num_rows)
+    check_memory(num_rows=num_rows, num_nodes=len(sem.names))
     return sem.solve(sem.draw_noise(num_rows, np.random.default_rng(seed)), interventions)
 
 
+@checked(DataError)
 def average_effects(
-    sem: Sem, low: float = 0.0, high: float = 1.0, *, num_rows: int = 100_000, seed: int = 0
+    sem: Sem, low: float = 0.0, high: float = 1.0, *, num_rows: _Rows = 100_000, seed: Seed = 0
 ) -> xr.Dataset:
     """Average total effects: E[x_j | do(x_i = high)] - E[x_j | do(x_i = low)].
 
@@ -254,27 +267,33 @@ def average_effects(
     Parameters
     ----------
     sem
-        Of `draw_sem` or `sem_of`.
+        The model, of `draw_sem` or `sem_of`.
     low, high
         Values in units of the data.
     num_rows
-        Draws where there is no closed form.
+        Number of draws where there is no closed form; not used where the model is linear.
     seed
-        Of these.
+        Seed of these draws; not used where the model is linear.
 
     Returns
     -------
     xr.Dataset
         ``average_effect`` and its ``standard_error`` (cause, effect), 0 where exact; that of a cause on itself
         is left at 0.
+
+    Raises
+    ------
+    DataError
+        If an option is out of range or not used.
     """
-    check_counts(2, num_rows=num_rows)
     num_nodes = len(sem.names)
     effect, error = np.zeros((num_nodes, num_nodes)), np.zeros((num_nodes, num_nodes))
     if sem.mechanism == "linear":
+        refuse_unused(average_effects, "a linear model, whose effects are exact", num_rows=num_rows, seed=seed)
         total = _paths(sem.weight) - np.eye(num_nodes)
         effect = (high - low) * total * sem.scale[:, None] / sem.scale
     else:
+        check_memory(num_rows=num_rows, num_nodes=num_nodes)
         noise = sem.draw_noise(num_rows, np.random.default_rng(seed))
         for node, name in enumerate(sem.names):
             if sem.graph[node].any():
@@ -288,25 +307,26 @@ def average_effects(
     )
 
 
+@checked(DataError)
 def simulate_sem(
-    num_nodes: int = 5,
-    num_rows: int = 1000,
+    num_nodes: _Nodes = 5,
+    num_rows: _Rows = 1000,
     *,
-    graph: Any = "er",
-    degree: float = 2.0,
-    mechanism: str = "linear",
-    noise: str = "gaussian",
+    graph: str | Edges = "er",
+    degree: NonNegative = 2.0,
+    mechanism: Annotated[str, OneOf(_MECHANISMS)] = "linear",
+    noise: Annotated[str, OneOf(_NOISES)] = "gaussian",
     equal_variances: bool = True,
     standardise: bool = True,
-    test: float = 0.2,
-    seed: int = 0,
+    test: Share = 0.2,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """A table of a random structural equation model, whose variables are concepts that are observed as they are.
 
     Parameters
     ----------
     num_rows
-        Rows of the table.
+        Number of rows of the table.
     test
         Share of rows for testing, the last ones.
     num_nodes, graph, degree, mechanism, noise, equal_variances, standardise, seed
@@ -321,11 +341,11 @@ def simulate_sem(
     Raises
     ------
     DataError
-        If an option is out of range.
+        If an option is out of range or not used, or the graph is not acyclic.
     """
     options: dict[str, Any] = {
         "num_nodes": num_nodes,
-        "graph": graph if isinstance(graph, str) else np.asarray(graph).tolist(),
+        "graph": graph if isinstance(graph, str) else as_array(graph, "graph").tolist(),
         "degree": degree,
         "mechanism": mechanism,
         "noise": noise,
@@ -333,8 +353,7 @@ def simulate_sem(
         "standardise": standardise,
         "seed": seed,
     }
-    check_counts(2, num_rows=num_rows)
-    check_numbers(0, 1, ends="[)", test=test)
+    check_memory(num_rows=num_rows, num_nodes=num_nodes)
     sem = draw_sem(**options)
     x = sample_sem(sem, num_rows, seed=seed)
     data = make_concepts(
@@ -364,8 +383,17 @@ def sem_of(data: xr.Dataset) -> Sem:
     return draw_sem(**json.loads(data.attrs["sem"]))
 
 
+def _check_graph(graph: str | Edges, degree: float, num_nodes: int) -> None:
+    if isinstance(graph, str):
+        check_choices(graph=(graph, _GRAPHS))
+    if isinstance(graph, str) and graph in ("er", "scale_free"):
+        check_numbers(0, num_nodes - 1, degree=degree)
+    else:
+        branch = f"graph={graph!r}" if isinstance(graph, str) else "a graph that is given"
+        refuse_unused(draw_sem, branch, degree=degree)
+
+
 def _draw_graph(kind: str, names: tuple[str, ...], degree: float, rng: np.random.Generator) -> NDArray[np.int8]:
-    check_choices(graph=(kind, _GRAPHS))
     num = len(names)
     edges = np.zeros((num, num), dtype=np.int8)
     if kind == "chain":

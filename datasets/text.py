@@ -17,21 +17,26 @@ with coordinate ``vocabulary``, the words by code, and attribute ``gold_from``, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
+from annotated_types import Interval, Len
 from numpy.typing import NDArray
 
+from probmodels.datasets.checks import AnyPath, check_memory, existing_file
 from probmodels.errors import DataError
+from probmodels.options import Count, OneOf, Seed, checked, refuse_unused
 
 __all__ = ["UNKNOWN", "check_sentences", "load_conllu", "make_sentences", "simulate_sentences"]
 
 UNKNOWN = "<unknown>"
 _COLUMNS = 10
 _HEAD = 6
+_Length = Annotated[int, Interval(ge=2, le=1000)]  # of sentences in words: memory grows with its square
+_Vocabulary = Annotated[Sequence[str], Len(1)]
 _DEPENDENCIES = "subtrees of the dependency tree: treebanks of dependencies have no constituents"
 
 # Rules of a small English; "" is any parent.
@@ -63,13 +68,14 @@ _WORDS: dict[str, dict[str, float]] = {
 }
 
 
+@checked(DataError)
 def make_sentences(
     sentences: Sequence[Sequence[str]],
     brackets: Sequence[Sequence[tuple[int, int]]] | None = None,
     *,
-    vocabulary: Sequence[str] | None = None,
-    min_count: int = 1,
-    max_length: int | None = None,
+    vocabulary: _Vocabulary | None = None,
+    min_count: Count = 1,
+    max_length: _Length | None = None,
     **attrs: Any,
 ) -> xr.Dataset:
     """Labelled data of sentences of words.
@@ -77,13 +83,13 @@ def make_sentences(
     Parameters
     ----------
     sentences
-        Words of each, two or more.
+        Words of each sentence, two or more.
     brackets
         Constituents of each by start and end, the end being the first position after it; None where none are known.
     vocabulary
         Words by code; others are coded as ``"<unknown>"``, which has to be among them then. None for all words.
     min_count
-        Words that are rarer are coded as ``"<unknown>"``, unless there is a vocabulary.
+        Words that are rarer are coded as ``"<unknown>"``; not used with a vocabulary.
     max_length
         Number of positions; None for the words of the longest sentence.
     **attrs
@@ -98,8 +104,10 @@ def make_sentences(
     ------
     DataError
         If there is no sentence, one has fewer than two words or more than positions, a bracket lies outside of its
-        sentence, or a word is unknown.
+        sentence, a word is unknown, or an option is out of range or not used.
     """
+    if vocabulary is not None:
+        refuse_unused(make_sentences, "vocabulary", min_count=min_count)
     if not len(sentences):
         raise DataError("there is no sentence; give one or more, or allow for longer ones")
     lengths = np.array([len(sentence) for sentence in sentences])
@@ -132,6 +140,7 @@ def make_sentences(
 
 
 def _grid(brackets: Sequence[Sequence[tuple[int, int]]], lengths: NDArray[Any], size: int) -> NDArray[np.bool_]:
+    check_memory(sentences=len(lengths), max_length=size, ends=size + 1)
     grid = np.zeros((len(lengths), size, size + 1), dtype=bool)
     if len(brackets) != len(lengths):
         raise DataError(f"there are brackets of {len(brackets)} sentences, but {len(lengths)} sentences")
@@ -147,7 +156,7 @@ def _grid(brackets: Sequence[Sequence[tuple[int, int]]], lengths: NDArray[Any], 
 
 
 def check_sentences(data: xr.Dataset) -> None:
-    """See that data are sentences as the module describes them.
+    """Check that data are sentences as the module describes them.
 
     Raises
     ------
@@ -177,15 +186,16 @@ def check_sentences(data: xr.Dataset) -> None:
         raise DataError(f"variable 'gold' has shape {data['gold'].shape}; give {shape}, by sentence, start and end")
 
 
+@checked(DataError)
 def load_conllu(
-    path: str | Path,
+    path: AnyPath,
     *,
-    max_length: int = 10,
-    min_count: int = 2,
-    vocabulary: Sequence[str] | None = None,
+    max_length: _Length = 10,
+    min_count: Count = 2,
+    vocabulary: _Vocabulary | None = None,
     punctuation: bool = False,
     unique: bool = False,
-    limit: int | None = None,
+    limit: Count | None = None,
 ) -> xr.Dataset:
     """Sentences of a treebank in the format CoNLL-U, such as those of Universal Dependencies.
 
@@ -197,15 +207,15 @@ def load_conllu(
     path
         The file.
     max_length
-        Longer sentences, and those of one word, are left out. It is the number of positions.
+        Number of positions; sentences that are longer, and those of one word, are left out.
     min_count, vocabulary
         As in `make_sentences`.
     punctuation
-        Whether words of part of speech ``PUNCT`` are kept.
+        Whether words whose part of speech is ``PUNCT`` are kept.
     unique
-        Whether of equal sentences only the first is kept.
+        Whether only the first of equal sentences is kept.
     limit
-        Most sentences that are kept; None for all.
+        Largest number of sentences that are kept; None for all.
 
     Returns
     -------
@@ -215,34 +225,21 @@ def load_conllu(
     Raises
     ------
     DataError
-        If the file cannot be read, a line is damaged, or no sentence is left.
+        If the file cannot be read, a line is damaged, no sentence is left, or an option is out of range or not used.
 
     References
     ----------
     de Marneffe, M.-C., Manning, C. D., Nivre, J. and Zeman, D. (2021). Universal Dependencies. Computational
     Linguistics 47(2). https://doi.org/10.1162/coli_a_00402
     """
-    if max_length < 2:
-        raise DataError(f"max_length={max_length}; it must be 2 or more")
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}; give a file in the format CoNLL-U") from error
+    if vocabulary is not None:
+        refuse_unused(load_conllu, "vocabulary", min_count=min_count)
+    file = existing_file(path)
     sentences: list[list[str]] = []
     brackets: list[list[tuple[int, int]]] = []
     seen: set[tuple[str, ...]] = set()
-    rows: list[list[str]] = []
-    begin = 1
-    for number, line in enumerate([*lines, ""], 1):
-        if line.strip():
-            if not line.startswith("#"):
-                cells = line.split("\t")
-                if len(cells) != _COLUMNS:
-                    raise DataError(f"{path}, line {number} has {len(cells)} columns; CoNLL-U has {_COLUMNS}, tabbed")
-                rows.append(cells)
-            continue
-        words, spans = _parse(rows, punctuation, f"{path}, lines {begin} to {number}")
-        rows, begin = [], number + 1
+    for rows, where in _blocks(file):
+        words, spans = _parse(rows, punctuation, where)
         if 2 <= len(words) <= max_length and not (unique and tuple(words) in seen):
             seen.add(tuple(words))
             sentences.append(words)
@@ -254,12 +251,30 @@ def load_conllu(
     return make_sentences(
         sentences,
         brackets,
-        vocabulary=vocabulary,
-        min_count=min_count,
+        **({"min_count": min_count} if vocabulary is None else {"vocabulary": vocabulary}),
         max_length=max_length,
-        name=Path(path).stem,
+        name=file.stem,
         gold_from=_DEPENDENCIES,
     )
+
+
+def _blocks(path: Path) -> Iterator[tuple[list[list[str]], str]]:
+    """Columns of the lines of each sentence, and where they stand."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}; give a file in the format CoNLL-U") from error
+    rows: list[list[str]] = []
+    begin = 1
+    for number, line in enumerate([*lines, ""], 1):
+        if not line.strip():
+            yield rows, f"{path}, lines {begin} to {number}"
+            rows, begin = [], number + 1
+        elif not line.startswith("#"):
+            cells = line.split("\t")
+            if len(cells) != _COLUMNS:
+                raise DataError(f"{path}, line {number} has {len(cells)} columns; CoNLL-U has {_COLUMNS}, tabbed")
+            rows.append(cells)
 
 
 def _parse(rows: Sequence[Sequence[str]], punctuation: bool, where: str) -> tuple[list[str], list[tuple[int, int]]]:
@@ -288,8 +303,13 @@ def _contiguous(places: set[int]) -> bool:
     return len(places) == max(places) - min(places) + 1
 
 
+@checked(DataError)
 def simulate_sentences(
-    num_sentences: int = 1000, *, grammar: str = "english", max_length: int = 11, seed: int = 0
+    num_sentences: Annotated[int, Interval(ge=1, le=1_000_000)] = 1000,
+    *,
+    grammar: Annotated[str, OneOf(_RULES)] = "english",
+    max_length: Annotated[int, Interval(ge=5, le=1000)] = 11,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """Sentences of a small grammar of English, in which prepositional phrases may belong to nouns or to verbs.
 
@@ -301,9 +321,9 @@ def simulate_sentences(
         ``"english"``, which is context-free, or ``"parents"``: there the rule of a phrase depends on the phrase above
         it, so that objects are ordered otherwise than subjects.
     max_length
-        Longer sentences are drawn again.
+        Number of positions; longer sentences are drawn again.
     seed
-        Of everything.
+        Seed of all draws.
 
     Returns
     -------
@@ -317,10 +337,7 @@ def simulate_sentences(
     DataError
         If the grammar is unknown or a number is out of range.
     """
-    if grammar not in _RULES:
-        raise DataError(f"grammar={grammar!r}; choose one of {', '.join(_RULES)}")
-    if num_sentences < 1 or max_length < 5:
-        raise DataError(f"num_sentences={num_sentences}, max_length={max_length}; choose 1 or more, and 5 or more")
+    check_memory(num_sentences=num_sentences, max_length=max_length, ends=max_length + 1)
     rng = np.random.default_rng(seed)
     rules = _RULES[grammar]
     sentences: list[list[str]] = []
