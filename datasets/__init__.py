@@ -8,7 +8,8 @@ Loaders of other packages are found by the names of their entry points in the gr
     [project.entry-points."probmodels.loaders"]
     buoys = "my_package.buoys:load_buoys"
 
-or by where they are, ``load("my_package.buoys:load_buoys", path="buoys.csv")``.
+or by where they are, ``load("my_package.buoys:load_buoys", path="buoys.csv")``, where the function is decorated with
+``@checked(DataError)`` of `probmodels.options`, as all loaders here are.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ import ast
 import inspect
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
-from pathlib import Path
+from importlib.metadata import entry_points
 from typing import Any
 
 from probmodels.errors import DataError
+from probmodels.methods import definitions, summary_of
 from probmodels.options import check_options, checked, hint, options_of
 
 __all__ = ["LOADERS", "get_loader", "list_loaders", "load"]
@@ -63,23 +63,27 @@ def get_loader(name: str) -> Callable[..., Any]:
     ----------
     name
         One of `LOADERS`, else the name of an entry point in the group ``probmodels.loaders`` of an installed package,
-        else a function by where it is, as ``package.module:function``.
+        else a function by where it is, ``package.module:function``. Such a function has to be decorated with
+        `probmodels.options.checked`, which is read from its source before any code of its module runs: a spec, or the
+        file of a result, calls nothing but loaders.
 
     Raises
     ------
     DataError
         If there is no such data set, two packages have one of this name, or its module cannot be imported.
     """
-    found = LOADERS.get(name)
-    if found is None:
-        points = entry_points(group=_GROUP)
-        named = {point.value for point in points if point.name == name}
-        if len(named) > 1:
-            raise DataError(f"data set {name!r} is {' and '.join(sorted(named))}; give one of these in place of it")
-        if not named and ":" not in name:
-            raise DataError(f"unknown data set {name!r}{hint(name, sorted({*LOADERS, *points.names}))}")
-        found = named.pop() if named else name
-    return _imported(found, name)
+    if name in LOADERS:
+        return _imported(LOADERS[name], name)
+    points = entry_points(group=_GROUP)
+    places = sorted({point.value for point in points if point.name == name})
+    if len(places) > 1:
+        raise DataError(f"data set {name!r} is both {' and '.join(places)}; give one of these in place of its name")
+    if places:
+        return _imported(places[0], name)
+    if ":" not in name:
+        raise DataError(f"unknown data set {name!r}{hint(name, sorted({*LOADERS, *points.names}))}")
+    _check_source(name)
+    return _imported(name, name)
 
 
 def load(name: str, /, **options: Any) -> Any:
@@ -118,11 +122,27 @@ def list_loaders() -> dict[str, str]:
     dict
         First lines of the docstrings by name: those of `LOADERS`, then those of other packages' entry points.
     """
-    others = {point.name: point for point in entry_points(group=_GROUP) if point.name not in LOADERS}
-    ours = {
-        name: _first_line(Path(__file__).parent, place.removeprefix(f"{__name__}.")) for name, place in LOADERS.items()
-    }
-    return ours | {name: _first_line_of_entry(others[name]) for name in sorted(others)}
+    points = entry_points(group=_GROUP)
+    places = LOADERS | {point.name: point.value for point in points if point.name not in LOADERS}
+    return {name: summary_of(*place.split(":", 1)) if ":" in place else "" for name, place in places.items()}
+
+
+def _check_source(place: str) -> None:
+    """Check, without importing it, that ``module:function`` is a loader."""
+    module, _, function = place.partition(":")
+    if place in LOADERS.values():
+        return
+    node = definitions(module).get(function) if all(map(str.isidentifier, module.split("."))) else None
+    if not isinstance(node, ast.FunctionDef):
+        raise DataError(
+            f"data set {place!r}: there is no module {module!r} that defines a function {function!r}; write it as "
+            "package.module:function, and install the package or add its folder to PYTHONPATH"
+        )
+    marks = {ast.unparse(mark).partition("(")[0].rpartition(".")[2] for mark in node.decorator_list}
+    if "checked" not in marks or module.split(".")[0] == "probmodels":
+        raise DataError(
+            f"data set {place!r} is no loader: decorate the function with @checked(DataError) of probmodels.options"
+        )
 
 
 def _imported(place: str, name: str) -> Callable[..., Any]:
@@ -133,47 +153,11 @@ def _imported(place: str, name: str) -> Callable[..., Any]:
         for part in path.split("."):
             found = getattr(found, part)
     except Exception as error:  # whatever another package raises while it is imported
-        raise DataError(
-            f"data set {name!r}: cannot import {place!r} ({type(error).__name__}: {error}); is its package installed, "
-            "and the place written as package.module:function?"
-        ) from error
-    try:
-        inspect.signature(found)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"data set {name!r}: {place!r} is no function whose options can be read ({error})") from error
+        raise DataError(f"data set {name!r}: cannot import {place!r}: {type(error).__name__}: {error}") from error
+    if not inspect.isfunction(inspect.unwrap(found)):
+        raise DataError(f"data set {name!r}: {place!r} is a {type(found).__name__}; name a function")
     function: Callable[..., Any] = found
     return function
-
-
-def _first_line_of_entry(point: EntryPoint) -> str:
-    """First line of the docstring of an entry point's function, else of where it is from."""
-    top, *rest = point.module.split(".")
-    try:
-        package = find_spec(top)  # a name without dots is found without importing anything
-    except ValueError:
-        package = None
-    folders = list(package.submodule_search_locations or []) if package is not None else []
-    if package is not None and not rest and package.origin is not None:
-        folders, rest = [str(Path(package.origin).parent)], [Path(package.origin).stem]
-    for folder in folders:
-        if said := _first_line(Path(folder), f"{'.'.join(rest)}:{point.attr}"):
-            return said
-    return f"{point.value}{f', of {point.dist.name}' if point.dist is not None else ''}"
-
-
-def _first_line(folder: Path, place: str) -> str:
-    """First line of the docstring of ``module:function`` below a folder; empty where it cannot be read."""
-    module, _, function = place.partition(":")
-    stem = folder.joinpath(*module.split("."))
-    path = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, SyntaxError):
-        return ""
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == function:
-            return (ast.get_docstring(node) or "").partition("\n")[0]
-    return ""
 
 
 if __name__ != "probmodels.datasets":

@@ -271,9 +271,9 @@ def average_effects(
     low, high
         Values in units of the data.
     num_rows
-        Number of draws where there is no closed form; not used where the model is linear.
+        Number of draws for models that have no closed form.
     seed
-        Seed of these draws; not used where the model is linear.
+        Seed of these draws.
 
     Returns
     -------
@@ -284,12 +284,11 @@ def average_effects(
     Raises
     ------
     DataError
-        If an option is out of range or not used.
+        If an option is out of range.
     """
     num_nodes = len(sem.names)
     effect, error = np.zeros((num_nodes, num_nodes)), np.zeros((num_nodes, num_nodes))
     if sem.mechanism == "linear":
-        refuse_unused(average_effects, "a linear model, whose effects are exact", num_rows=num_rows, seed=seed)
         total = _paths(sem.weight) - np.eye(num_nodes)
         effect = (high - low) * total * sem.scale[:, None] / sem.scale
     else:

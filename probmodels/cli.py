@@ -168,15 +168,15 @@ def run(
 @app.command("list")
 def list_known(what: Annotated[str, typer.Argument(help="methods or data.")] = "methods") -> None:
     """List the methods, or the data sets; those that other packages declare are among them."""
-    from probmodels.datasets import LOADERS
-    from probmodels.methods import list_methods, summary_of
+    from probmodels.datasets import list_loaders
+    from probmodels.methods import list_methods
 
     if what == "methods":
         for method in list_methods():
             typer.echo(f"{method.name:24s}{method.summary}\n{'':24s}{method.reference}".rstrip())
     elif what == "data":
-        for name, place in LOADERS.items():
-            typer.echo(f"{name:24s}{summary_of(*place.split(':'))}".rstrip())
+        for name, summary in list_loaders().items():
+            typer.echo(f"{name:24s}{summary}".rstrip())
     else:
         raise _Refusal(f"there is no list of {what!r}; choose methods or data")
 

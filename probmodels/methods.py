@@ -20,7 +20,7 @@ from typing import Any
 from probmodels.errors import SpecError
 from probmodels.options import hint
 
-__all__ = ["ENGINES", "METHODS", "Listed", "get_method", "list_methods", "names_of_methods", "summary_of"]
+__all__ = ["ENGINES", "METHODS", "Listed", "definitions", "get_method", "list_methods", "names_of_methods", "summary_of"]
 
 METHODS = {
     "acyclic_sem": "probmodels.acyclic_sem",
@@ -85,7 +85,7 @@ def list_methods() -> list[Listed]:
 
 def summary_of(module: str, name: str) -> str:
     """First line of the docstring of a function or class, read from the source; empty where there is none."""
-    node = _defined(module).get(name)
+    node = definitions(module).get(name)
     if not isinstance(node, ast.FunctionDef | ast.ClassDef):
         return ""
     return (ast.get_docstring(node) or "").partition("\n")[0]
@@ -126,7 +126,7 @@ def _check_source(name: str, module: str) -> None:
     """Check, without importing it, that a module exists and defines what a method has to."""
     if _locate(module) is None:
         raise SpecError(f"method {name!r}: there is no module {module!r}; install it, or add its folder to PYTHONPATH")
-    lacking = [said for key, said in _CONTRACT.items() if key not in _defined(module)]
+    lacking = [said for key, said in _CONTRACT.items() if key not in definitions(module)]
     if lacking:
         raise SpecError(f"method {name!r}: {module} is no method, it lacks {'; '.join(lacking)}")
 
@@ -184,8 +184,8 @@ def _tree(module: str) -> ast.Module | None:
     return tree
 
 
-def _defined(module: str) -> dict[str, ast.stmt]:
-    """Names of the top level of a module to the statements that define them."""
+def definitions(module: str) -> dict[str, ast.stmt]:
+    """Names of the top level of a module to the statements that define them; nothing is imported."""
     tree, found = _tree(module), dict[str, ast.stmt]()
     for node in tree.body if tree is not None else []:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -200,7 +200,7 @@ def _defined(module: str) -> dict[str, ast.stmt]:
 
 def _literal(module: str, name: str) -> Any:
     """Value of a name where it is written out, in the module itself or where it is imported from; else None."""
-    node = _defined(module).get(name)
+    node = definitions(module).get(name)
     if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
         try:
             return ast.literal_eval(node.value)

@@ -21,6 +21,7 @@ import difflib
 import functools
 import inspect
 import math
+import os
 import reprlib
 import types
 import typing
@@ -475,7 +476,7 @@ def _of_class(annotation: Any, origin: Any, args: tuple[Any, ...]) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, Path):
         return Path
     kind = annotation if origin is None else origin
-    if not isinstance(kind, type):
+    if not isinstance(kind, type) or (args and kind.__name__ == "ndarray"):
         return Any
     if args and issubclass(kind, Collection | Iterable):
         generic: Any = kind
@@ -538,8 +539,10 @@ def _said_plainly(annotation: Any, marks: tuple[Any, ...]) -> str:
         return "a text that is not empty"
     if annotation in _WORDS:
         return _WORDS[annotation]
-    if isinstance(annotation, type) and issubclass(annotation, Path):
+    if (isinstance(annotation, type) and issubclass(annotation, Path)) or get_origin(annotation) is os.PathLike:
         return "a path"
+    if _name(annotation) == "ndarray":
+        return "an array"
     name = _name(annotation) or str(annotation)
     return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"
 

@@ -42,8 +42,9 @@ def test_noise_and_seeds():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"motifs": ["house"]}, "choose two or more of bowtie, cycle, house, star"),
-        ({"motifs": ["house", "horse"]}, "choose two or more"),
+        ({"motifs": ["house"]}, "a list of at least 2, each item one of bowtie, cycle, house, star"),
+        ({"motifs": ["house", "horse"]}, "each item one of bowtie, cycle, house, star"),
+        ({"motifs": ["house", "house"]}, "name each motif once"),
         ({"sizes": [5, 3]}, "fewest nodes of a tree"),
         ({"num_graphs": 15}, "too few for 10 folds of 2 classes"),
     ],

@@ -519,7 +519,7 @@ def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         with pytest.raises(DataError, match="cannot be read as Parquet"):
             load_graph(None, path)
     else:
-        path.write_bytes(b"")
+        path.write_bytes(b"PAR1")
         tables = "probmodels.datasets.graph_tables.find_spec"
         monkeypatch.setattr(tables, lambda name: None if name == "pyarrow" else find_spec(name))
         with pytest.raises(DataError, match="pip install pyarrow, or use CSV"):
@@ -539,7 +539,8 @@ def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         ("source,target\nNA,\n", r"column 'target' of edges.csv: 1 ids are missing, such as that of row 0; fill them"),
         ("NA,x\nx,007\n", r"the first row of edges.csv, NA, x, is an edge; give edges.csv a header"),
         ("source\nNA\n", r"edges.csv has one column; edges need two"),
-        ("", r"edges.csv cannot be read as CSV"),
+        ("", r"edges: .*edges.csv is empty; copy it anew"),
+        ("\n", r"edges.csv cannot be read as CSV"),
     ],
 )
 def test_bad_edges_are_refused(tmp_path: Path, edges: str, match: str) -> None:
@@ -564,12 +565,16 @@ def test_bad_edges_are_refused(tmp_path: Path, edges: str, match: str) -> None:
         ),
         ("", {"split": {"train": 1, "validation": 0}}, r"train=1 leaves classes out .* choose at least 2"),
         ("", {"split": {"train": 2, "validation": 5}}, r"train 2, validation 5, .* more than the 3 labelled nodes"),
-        ("", {"split": {"train": 2, "valid": 5}}, r"split=.* does not fit split_nodes"),
+        ("", {"split": {"train": 2, "valid": 5}}, r"unknown option 'valid' of split_nodes; did you mean 'validation'"),
+        ("", {"split": {"train": 2}}, r"split=.* does not fit split_nodes: .* 'validation'"),
         ("", {"split": "part"}, r"has no column 'part'"),
         ("", {"features": ["depth"]}, r"has no column 'depth'"),
         ("", {"id": "key"}, r"has no column 'key'"),
         ("", {"edge_columns": ["a", "b"]}, r"edges.csv has no column 'a', 'b'"),
-        ("", {"edge_columns": ["source"]}, r"name the two columns"),
+        ("", {"edge_columns": ["source"]}, r"edge_columns=\['source'\]; give a list of 2"),
+        ("", {"features": ["height", "label"]}, r"features name 'label', which is the column of 'label'"),
+        ("", {"features": ["width", "width"]}, r"features name 'width' more than once"),
+        ("", {"features": [], "standardise": True}, r"standardise=True is not used with degrees as features"),
     ],
 )
 def test_bad_nodes_and_options_are_refused(tmp_path: Path, nodes: str, options: dict[str, Any], match: str) -> None:
@@ -585,6 +590,14 @@ def test_files_that_are_absent_or_of_another_kind_are_refused(tmp_path: Path) ->
         load_graph([[0, 1]])
     with pytest.raises(DataError, match="nodes is a dict; give a file, or a data frame"):
         load_graph(None, {"label": [0]})
+    with pytest.raises(DataError, match="nodes has more than one column 'h'"):
+        load_graph(None, pd.DataFrame([[0, 1, 2]], columns=["label", "h", "h"]))
+    with pytest.raises(DataError, match=r"nodes: .* is a folder; name a file in it"):
+        load_graph(None, tmp_path)
+    with pytest.raises(DataError, match="mend=True is not used with no edges"):
+        load_graph(None, nodes, mend=True)
+    with pytest.raises(DataError, match="edge_columns=.* is not used with an array of edges"):
+        load_graph([["x", "NA"]], nodes, edge_columns=["source", "target"])
     with pytest.raises(DataError, match=r"edges have shape \(2, 4\)"):
         load_graph(np.zeros((2, 4), dtype=int), nodes)
 
@@ -669,7 +682,7 @@ def test_bad_lists_of_pyg_are_refused() -> None:
         ([], "no graphs in the list"),
         ([pyg_data()], "graph 0 has 5 labels; in a list, every graph has one"),
         ([one, pyg_data(x=None, y=torch.tensor([1]))], "some graphs have features x and others none"),
-        ([pyg_data(x=None, y=torch.tensor([1]))], "tells no number of nodes"),
+        ([pyg_data(x=None, y=torch.tensor([1]))], "graph 0 has no number of nodes"),
         ([one, pyg_data(x=torch.zeros(0, 2), y=torch.tensor([1]), edge_index=None)], "graphs 1 have no nodes"),
         ([one, "graph"], "graph 1 is a str"),
         (import_pyg("data").HeteroData(), "graph 0 is a HeteroData"),
@@ -680,6 +693,10 @@ def test_bad_lists_of_pyg_are_refused() -> None:
         load_graph(pyg_data(), split="part")
     with pytest.raises(DataError, match="brings its own nodes"):
         load_graph(pyg_data(), "nodes.csv")
+    with pytest.raises(DataError, match="label='kind' is not used with PyG's Data"):
+        load_graph(pyg_data(), label="kind")
+    with pytest.raises(DataError, match="give PyG's Data, or a list of them"):
+        from_pyg("graph")
 
 
 def test_mending_of_pyg_is_said() -> None:
@@ -739,32 +756,38 @@ def test_folds_are_disjoint_stratified_and_cover_the_graphs() -> None:
     [
         (lambda: split_nodes(collection(), train=2, validation=0), "take split_graphs"),
         (lambda: split_graphs(make_graph(X, Y)), "take split_nodes"),
-        (lambda: split_nodes(make_graph(X, Y), train=-1, validation=0), "train=-1 is no number of nodes"),
-        (lambda: split_nodes(make_graph(X, Y), train=2.5, validation=0), "train=2.5 is no number of nodes"),
-        (lambda: split_graphs(collection(), folds=2), "choose 3 or more"),
+        (lambda: split_nodes(make_graph(X, Y), train=-1, validation=0), "train=-1; give a whole number of at least 0"),
+        (lambda: split_nodes(make_graph(X, Y), train=2.5, validation=0), "train=2.5; give a whole number of at least 0"),
+        (lambda: split_graphs(collection(), folds=2), "folds=2; give a whole number of at least 3"),
         (lambda: split_graphs(collection(), folds=5, fold=5), "choose 0 to 4"),
         (lambda: split_graphs(collection(8), folds=5), "class 0 has 4 graphs, fewer than folds=5"),
-        (lambda: corrupt(make_graph(X, Y, RING), deleted=1.5), "deleted=1.5 is no fraction"),
-        (lambda: corrupt(make_graph(X, Y, RING), added=-1), "added=-1 is no fraction"),
+        (lambda: corrupt(make_graph(X, Y, RING), deleted=1.5), "deleted=1.5; give a number of at least 0 and of at most 1"),
+        (lambda: corrupt(make_graph(X, Y, RING), added=-1), "added=-1; give a number of at least 0"),
         (lambda: corrupt(make_graph(X, Y, RING), added=1.2), "6 new edges .* only 5 pairs are free"),
         (lambda: corrupt(make_graph(X, Y, RING), added=0.2, splits=["test"]), "nodes of one graph are split"),
         (lambda: corrupt(collection(), added=0.2, splits=["test"]), "no graph is in the splits test"),
-        (lambda: corrupt(collection(), added=0.2, splits="test"), r"give a list, \['test'\]"),
-        (lambda: simulate_csbm(0), "choose 1 to 0"),
+        (lambda: corrupt(collection(), added=0.2, splits="test"), "splits='test'; give a list of at least 1"),
+        (lambda: simulate_csbm(0), "num_nodes=0; give a whole number of at least 1 and of at most 1000000"),
         (lambda: simulate_csbm(10, classes=11), "classes=11 of 10 nodes"),
-        (lambda: simulate_csbm(10, num_features=0), "at least 1 feature"),
-        (lambda: simulate_csbm(10, mean_degree=20), "within=.* is no probability"),
+        (lambda: simulate_csbm(10, num_features=0), "num_features=0; give a whole number of at least 1"),
+        (lambda: simulate_csbm(10, mean_degree=20), "mean_degree=20 and homophily=0.8 give within=.* is no probability"),
         (lambda: simulate_csbm(10, within=0.5), "within and between go together"),
-        (lambda: simulate_csbm(100, homophily=1.5), "between=.* is no probability"),
-        (lambda: simulate_csbm(100, deleted=2), "deleted=2 is no probability"),
+        (lambda: simulate_csbm(10, within=0.5, between=0.1, homophily=0.5), "homophily=0.5 is not used with within"),
+        (lambda: simulate_csbm(1_000_000, mean_degree=9e5, homophily=0.5), "expected_edges=.* do not fit in memory"),
+        (lambda: simulate_csbm(100, homophily=1.5), "homophily=1.5; give a number of at least 0 and of at most 1"),
+        (lambda: simulate_csbm(100, deleted=2), "deleted=2; give a number of at least 0 and of at most 1"),
         (lambda: simulate_csbm(100, added=1000), "asks for more edges"),
-        (lambda: load_explainer("star"), "choose 'house' or 'cycle'"),
+        (lambda: load_explainer("star"), "motif='star'; choose one of house, cycle"),
         (lambda: load_explainer(num_nodes=5), "choose 1 to 4"),
         (lambda: load_explainer(num_motifs=301), "choose 1 to 300"),
-        (lambda: load_planetoid("Coral"), "unknown data set 'Coral' of Planetoid; choose among Cora"),
-        (lambda: load_planetoid("Cora", retained=2), "retained=2 is no fraction"),
-        (lambda: load_tu("MUTAG", features="all"), "choose 'auto' or 'degree'"),
-        (lambda: load_tabular_graph("iris"), "choose among wine, cancer, digits"),
+        (lambda: load_planetoid("Coral"), "unknown data set 'Coral' of Planetoid; did you mean 'Cora'"),
+        (lambda: load_planetoid("Cora", retained=2), "retained=2; give a number of at least 0 and of at most 1"),
+        (lambda: load_planetoid("Cora", graph=False, retained=0.5), "retained=0.5 is not used with graph=False"),
+        (lambda: load_planetoid("Cora", root=__file__), "test_graphs.py is a file; name the folder"),
+        (lambda: load_tu("../MUTAG"), "give a name as TU Dortmund writes it"),
+        (lambda: load_tu("MUTAG", folds=5, fold=5), "choose 0 to 4"),
+        (lambda: load_tu("MUTAG", features="all"), "features='all'; choose one of auto, degree"),
+        (lambda: load_tabular_graph("iris"), "dataset='iris'; choose one of wine, cancer, digits"),
     ],
 )
 def test_bad_options_are_refused(make: Callable[[], Any], match: str) -> None:

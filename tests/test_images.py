@@ -104,12 +104,14 @@ def test_broken_files_are_refused(idx: tuple[Path, dict[str, np.ndarray]]) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"dataset": "letters"}, "unknown images 'letters'"),
+        ({"dataset": "letters"}, "dataset='letters'; choose one of digits, idx"),
         ({"dataset": "idx"}, "needs root"),
         ({"num_train": 1798}, "num_train=1798 is out of range: there are 1797"),
         ({"num_train": -1}, "num_train=-1; give a whole number"),
+        ({"root": "pngs"}, "root='pngs' is not used with dataset='digits'"),
+        ({"dataset": "idx", "root": "/nowhere"}, "root: there is no folder /nowhere"),
         ({"num_test": 298}, "num_test=298 is out of range: there are 297"),
-        ({"threshold": -0.1}, "threshold=-0.1 is no intensity"),
+        ({"threshold": -0.1}, "threshold=-0.1; give a number of at least 0 and of at most 1"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict, message: str) -> None:
@@ -127,6 +129,8 @@ def test_images_that_are_none_are_refused() -> None:
         make_images(np.where(good == 0, np.nan, good))
     with pytest.raises(DataError, match="labels of shape"):
         make_images(good, np.arange(2))
+    with pytest.raises(DataError, match="images cannot be made an array"):
+        make_images([[[0, 1]], [[0]]])
     with pytest.raises(DataError, match="split 'valid' is unknown"):
         make_images(good, split=np.array(["train", "valid", "test"]))
     with pytest.raises(DataError, match="make it by load_images"):

@@ -182,7 +182,7 @@ WRONG = [
     ({"draws": 0}, "draws=0; give a whole number of at least 1 or None"),
     ({"path": 3}, "path=3; give a text or a path or None"),
     ({"rnak": 3}, "unknown option 'rnak' of sample; did you mean 'rank'?"),
-    ({"data": 3}, "data=3; give a ndarray"),
+    ({"data": 3}, "data=3; give an array"),
 ]
 
 
