@@ -274,7 +274,7 @@ def parse_period(period: Any, *, name: str = "period") -> Period:
     how = "write it as '1950-2019', '1950-01/2019-04' or (1950, 2019); an open end is None or left out ('1950/')"
     if isinstance(period, slice):
         period = (period.start, period.stop)
-    if isinstance(period, int):
+    if isinstance(period, int | np.integer):
         period = (period, period)
     if isinstance(period, str):
         text = period.strip()
@@ -352,9 +352,15 @@ def parse_season(season: str | Sequence[int]) -> Season:
         return Season(
             text if text == letters else "annual", tuple((starts[0] + i) % 12 + 1 for i in range(len(letters)))
         )
-    months = [int(m) for m in season]
+    found: Any = season
+    months: list[int] = list(found) if isinstance(found, Sequence | np.ndarray) else []
+    if not all(isinstance(m, int | np.integer) and not isinstance(m, bool) for m in months):
+        months = []
     if not months or len(set(months)) != len(months) or not all(1 <= m <= 12 for m in months):
-        raise DataError(f"season={list(season)} is not a list of different months from 1 to 12")
+        raise DataError(
+            f"season={season!r} is not a list of different months from 1 to 12; "
+            "write it as 'NDJFM', 'JJA', 'annual' or [11, 12, 1, 2, 3]"
+        )
     for start in sorted(months):
         run = [(start + i - 1) % 12 + 1 for i in range(len(months))]
         if set(run) == set(months) and len(months) < 12:

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from probmodels.errors import DataError
+from probmodels.options import Probability, checked, refuse_unused
 
 __all__ = ["area_weight", "from_cells", "ocean_cells", "to_matrix"]
 
@@ -42,7 +43,8 @@ def ocean_cells(field: xr.DataArray, min_valid: float, mends: list[str]) -> np.n
     return ocean & ~constant
 
 
-def to_matrix(field: xr.DataArray, *, min_valid: float = 0.5) -> xr.DataArray:
+@checked(DataError)
+def to_matrix(field: xr.DataArray, *, min_valid: Probability = 0.5) -> xr.DataArray:
     """Lay the ocean cells of a field out as the rows of a matrix.
 
     Parameters
@@ -50,7 +52,7 @@ def to_matrix(field: xr.DataArray, *, min_valid: float = 0.5) -> xr.DataArray:
     field
         Dims (time, lat, lon), as from `load_sst` or `open_field`.
     min_valid
-        Share of valid time steps below which a cell is land, where the field has no coord ``ocean``.
+        Share of valid time steps below which a cell is land; not used where the field has a coord ``ocean``.
 
     Returns
     -------
@@ -62,8 +64,10 @@ def to_matrix(field: xr.DataArray, *, min_valid: float = 0.5) -> xr.DataArray:
     Raises
     ------
     DataError
-        If the field has other dims, or no ocean cell.
+        If the field has other dims, or no ocean cell, or an option is out of range or not used.
     """
+    if "ocean" in field.coords:
+        refuse_unused(to_matrix, "the field's coord 'ocean'", min_valid=min_valid)
     if set(field.dims) != {"time", "lat", "lon"}:
         raise DataError(f"the field has dims {field.dims}; expected (time, lat, lon), as load_sst gives")
     field = field.transpose("time", "lat", "lon")
@@ -85,6 +89,7 @@ def to_matrix(field: xr.DataArray, *, min_valid: float = 0.5) -> xr.DataArray:
     )
 
 
+@checked(DataError)
 def from_cells(cells: xr.DataArray | np.ndarray, template: xr.DataArray) -> xr.DataArray:
     """Put values of ocean cells back onto the map, NaN on land.
 

@@ -9,39 +9,46 @@ that is not commercial, are at https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import xarray as xr
+from annotated_types import Interval, Len
 from numpy.typing import NDArray
 
-from probmodels.datasets.causal import make_concepts, position_of, split_rows
+from probmodels.datasets.causal import Edges, as_graph, make_concepts, position_of, split_rows
+from probmodels.datasets.checks import AnyPath, Share, check_memory, existing_file, existing_folder
 from probmodels.errors import DataError
-from probmodels.options import check_counts, check_numbers
+from probmodels.options import Count, Natural, Seed, checked, refuse_unused
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["load_causal_table", "load_celeba", "load_concept_images"]
 
+_Names = Annotated[Sequence[str], Len(1)]
+_Pixels = Annotated[int, Interval(ge=1, le=2048)]
+
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _PARTITION = {0: "train", 2: "test"}  # 1 is CelebA's validation, which is left out
 
 
+@checked(DataError)
 def load_concept_images(
-    root: str | os.PathLike[str],
+    root: AnyPath,
     table: Any = "labels.csv",
     *,
-    concepts: Sequence[str] | None = None,
-    size: int = 32,
+    concepts: _Names | None = None,
+    size: _Pixels = 32,
     colour: bool = True,
     crop: bool = True,
-    graph: Any = None,
+    graph: Edges | None = None,
     file: str = "file",
-    test: float = 0.2,
-    seed: int = 0,
+    test: Share = 0.2,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """A folder of PNG or JPEG images, and a table with a row of concept labels for each.
 
@@ -65,9 +72,9 @@ def load_concept_images(
     file
         Column of the paths.
     test
-        Share of rows for testing, chosen at random, where the table has no column ``split``.
+        Share of rows for testing, chosen at random; not used where the table has a column ``split``.
     seed
-        Of the choice.
+        Seed of the choice; not used where nothing is chosen.
 
     Returns
     -------
@@ -77,20 +84,25 @@ def load_concept_images(
     Raises
     ------
     DataError
-        If files are absent, unreadable, listed twice, or without a row in the table; or labels cannot be used.
+        If files are absent, unreadable, listed twice, or without a row in the table; labels cannot be used; or an
+        option is out of range or not used.
     """
-    folder = Path(root).expanduser()
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}")
+    folder = existing_folder(root)
     if isinstance(table, str | os.PathLike):
         inside = folder / table
-        table = inside if inside.is_file() else Path(table).expanduser()
+        table = inside if os.path.isfile(inside) else table
     rows, where = _read(table, "table", text=[file])
     _want(rows, [file], where)
+    if "split" in rows.columns:
+        refuse_unused(load_concept_images, f"column 'split' of {where}", test=test, seed=seed)
+    names, labels = _labels(rows, concepts, where, leave=[file, "split"])
+    if graph is not None:
+        as_graph(graph, names)
+    split = _split(rows, test, seed, load_concept_images)
     files = rows[file].astype(str).str.strip()
     if files.duplicated().any():
         raise DataError(f"{where} lists {files[files.duplicated()].iloc[0]!r} more than once; keep one row of labels")
-    absent = [name for name in files if not (folder / name).is_file()]
+    absent = [name for name in files if not os.path.isfile(folder / name)]
     if absent:
         raise DataError(
             f"{where} has labels of {len(rows)} images, of which {len(absent)} are not in {folder}, such as "
@@ -104,12 +116,11 @@ def load_concept_images(
             f"{folder} has {len(found)} images, but {where} labels of {len(rows)}; there is no row for "
             f"{more[0].name!r}: add one, empty where its concepts are not known, or move the image"
         )
-    names, labels = _labels(rows, concepts, where, leave=[file, "split"])
     data = make_concepts(
         _read_images([folder / name for name in files], size, colour, crop),
         labels,
         names=names,
-        split=_split(rows, test, seed),
+        split=split,
         graph=graph,
         name=folder.name,
         source=f"images of {folder.name}, labels of {where}",
@@ -117,15 +128,16 @@ def load_concept_images(
     return data.assign(file=("data", files.to_numpy(dtype=np.str_)))
 
 
+@checked(DataError)
 def load_celeba(
-    root: str | os.PathLike[str],
+    root: AnyPath,
     *,
-    concepts: Sequence[str] = ("Young", "Male", "Bald", "No_Beard"),
-    size: int = 64,
-    num_train: int | None = 10_000,
-    num_test: int | None = 2_000,
-    graph: Any = None,
-    seed: int = 0,
+    concepts: _Names = ("Young", "Male", "Bald", "No_Beard"),
+    size: _Pixels = 64,
+    num_train: Count | None = 10_000,
+    num_test: Natural | None = 2_000,
+    graph: Edges | None = None,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """Faces of the user's own copy of CelebA with attributes, 0 or 1, as concepts.
 
@@ -139,12 +151,12 @@ def load_celeba(
     size
         Pixels along a side; images are cut to the square in their middle.
     num_train, num_test
-        How many images of each, at most, chosen at random; None for all, which takes 12 bytes a pixel. Of the partition
-        the parts for training and testing are taken; without one, a tenth is for testing.
+        How many images of each, at most, chosen at random; None for all, which takes 12 bytes a pixel. They are from
+        the parts for training and testing of the partition; without one, a tenth is for testing.
     graph
         Edges between concepts, as in `as_graph`.
     seed
-        Of the choice.
+        Seed of the choice.
 
     Returns
     -------
@@ -156,10 +168,9 @@ def load_celeba(
     DataError
         If files are absent or unreadable, or an attribute is unknown or constant.
     """
-    for name, count in (("num_train", num_train), ("num_test", num_test)):
-        if count is not None:
-            check_counts(0 if name == "num_test" else 1, **{name: count})
-    folder = Path(root).expanduser()
+    if graph is not None:
+        as_graph(graph, concepts)
+    folder = existing_folder(root)
     images = folder / "img_align_celeba"
     images = images / images.name if (images / images.name).is_dir() else images
     if not images.is_dir():
@@ -199,14 +210,15 @@ def load_celeba(
     return data.assign(file=("data", files.to_numpy(dtype=np.str_)))
 
 
+@checked(DataError)
 def load_causal_table(
     path: Any,
     *,
-    concepts: Sequence[str] | None = None,
-    observed: Sequence[str] | None = None,
-    graph: Any = None,
-    test: float = 0.2,
-    seed: int = 0,
+    concepts: _Names | None = None,
+    observed: _Names | None = None,
+    graph: Edges | None = None,
+    test: Share = 0.2,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """A table whose columns are concepts, observed as they are or through other columns.
 
@@ -222,9 +234,9 @@ def load_causal_table(
     graph
         Edges between concepts, as in `as_graph`; None where they are not known.
     test
-        Share of rows for testing, chosen at random, where the table has no column ``split``.
+        Share of rows for testing, chosen at random; not used where the table has a column ``split``.
     seed
-        Of the choice.
+        Seed of the choice; not used where nothing is chosen.
 
     Returns
     -------
@@ -234,9 +246,12 @@ def load_causal_table(
     Raises
     ------
     DataError
-        If the file or a column is absent, entries are no numbers, or an observation is missing.
+        If the file or a column is absent, entries are no numbers, an observation is missing, or an option is out of
+        range or not used.
     """
     rows, where = _read(path, "path")
+    if "split" in rows.columns:
+        refuse_unused(load_causal_table, f"column 'split' of {where}", test=test, seed=seed)
     names, labels = _labels(rows, concepts, where, leave=["split"])
     features = observed or [name for name in map(str, rows.columns) if name not in (*names, "split")] or names
     features, values = _labels(rows, features, where, leave=["split"])
@@ -252,7 +267,7 @@ def load_causal_table(
         labels,
         names=names,
         features=features,
-        split=_split(rows, test, seed),
+        split=_split(rows, test, seed, load_causal_table),
         graph=graph,
         name=Path(path).stem if isinstance(path, str | os.PathLike) else "table",
         source=where,
@@ -267,9 +282,7 @@ def _read(source: Any, what: str, text: Sequence[str] = ()) -> tuple[pd.DataFram
         rows, where = source.rename(columns=str), what
         header = rows.columns.to_series()
     elif isinstance(source, str | os.PathLike):
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise DataError(f"{what}: there is no file {path}")
+        path = existing_file(source, what)
         try:
             rows, where = pd.read_csv(path, dtype=dict.fromkeys(text, str), skipinitialspace=True), path.name
             header = pd.read_csv(path, header=None, nrows=1, dtype=str, skipinitialspace=True).iloc[0]
@@ -298,6 +311,9 @@ def _labels(
     chosen = [name for name in rows.columns if name not in leave] if names is None else list(names)
     if not chosen:
         raise DataError(f"{where} has no columns of concepts beside {', '.join(map(repr, rows.columns))}")
+    again = [name for place, name in enumerate(chosen) if name in chosen[:place]]
+    if again:
+        raise DataError(f"column {again[0]!r} of {where} is named more than once; name each column once")
     _want(rows, chosen, where)
     columns = []
     for name in chosen:
@@ -310,10 +326,11 @@ def _labels(
     return chosen, np.stack(columns, axis=1)
 
 
-def _split(rows: pd.DataFrame, test: float, seed: int) -> NDArray[np.str_]:
+def _split(rows: pd.DataFrame, test: float, seed: int, loader: Callable[..., Any]) -> NDArray[np.str_]:
     if "split" in rows.columns:
         return rows["split"].fillna("").astype(str).str.strip().to_numpy(dtype=np.str_)
-    check_numbers(0, 1, ends="[)", test=test)
+    if not test:
+        refuse_unused(loader, "test=0, where all rows are for training", seed=seed)
     return split_rows(len(rows), len(rows) - round(test * len(rows)), np.random.default_rng(seed))
 
 
@@ -339,13 +356,14 @@ def _read_images(paths: Sequence[Path], size: int, colour: bool, crop: bool) -> 
     """Images (data, channel, size, size) in [0, 1]; what is transparent becomes white."""
     from PIL import Image
 
-    check_counts(1, size=size)
-    images = np.empty((len(paths), 3 if colour else 1, size, size), dtype=np.float32)
+    channels = 3 if colour else 1
+    check_memory(images=len(paths), channels=channels, size=size, width=size)
+    images = np.empty((len(paths), channels, size, size), dtype=np.float32)
     for place, path in enumerate(paths):
         try:
             with Image.open(path) as opened:
                 picture = opened.convert("RGBA")
-        except (OSError, ValueError, SyntaxError) as error:  # PIL raises the last for broken PNG
+        except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
             raise DataError(f"cannot read the image {path}: {error}") from error
         if crop:
             width, height = picture.size

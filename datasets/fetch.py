@@ -15,12 +15,15 @@ import shutil
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+from annotated_types import Interval
+
+from probmodels.datasets.checks import AnyPath
 from probmodels.errors import DataError
+from probmodels.options import NonNegative, checked, hint, refuse_unused
 
 __all__ = ["SOURCES", "ResumingDownloader", "Source", "cache_folder", "cached_path", "fetch"]
 
@@ -76,18 +79,19 @@ SOURCES = {
 }
 
 
+@checked(DataError)
 def fetch(
     name: str,
     *,
-    cache_dir: str | os.PathLike[str] | None = None,
+    cache_dir: AnyPath | None = None,
     base_url: str | None = None,
     sha256: str | None = None,
     update: bool = False,
     offline: bool = False,
     progress: bool = True,
-    retries: int = 5,
-    wait: float = 1.0,
-    timeout: float = 30.0,
+    retries: Annotated[int, Interval(ge=1, le=1000)] = 5,
+    wait: NonNegative = 1.0,
+    timeout: Annotated[float, Interval(gt=0, le=86_400)] = 30.0,
 ) -> Path:
     """Download a data set, or find it in the cache.
 
@@ -104,7 +108,7 @@ def fetch(
     update
         Download again, as the files grow every month; the old file stays until the new one is complete.
     offline
-        Use the cache only.
+        Use the cache only; nothing can be updated then, and what is said on transfers is not used.
     progress
         Whether to show a progress bar.
     retries, wait, timeout
@@ -120,9 +124,14 @@ def fetch(
     ------
     DataError
         If the name is unknown, the file cannot be had (the message says where to put it by hand), or a checksum is
-        not as it should be.
+        not as it should be; or if an option is out of range or not used.
     """
     source = _find(name)
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise DataError(f"sha256={sha256!r}; give its 64 hexadecimal digits")
+    if offline:
+        refuse_unused(fetch, "offline=True", update=update, progress=progress, retries=retries)
+        refuse_unused(fetch, "offline=True", wait=wait, timeout=timeout)
     folder = cache_folder(cache_dir)
     path = folder / f"{name}.nc"
     url = source.url if base_url is None else base_url.rstrip("/") + urlsplit(source.url).path
@@ -147,14 +156,17 @@ def fetch(
     return path
 
 
-def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+@checked(DataError)
+def cache_folder(cache_dir: AnyPath | None = None) -> Path:
     """Folder of downloads: as given, else the environment's PROBMODELS_CACHE, else the system's place for caches."""
     import pooch
 
-    return Path(cache_dir or os.environ.get("PROBMODELS_CACHE") or pooch.os_cache("probmodels")).expanduser()
+    folder = cache_dir or os.environ.get("PROBMODELS_CACHE") or pooch.os_cache("probmodels")
+    return Path(os.path.expanduser(folder))
 
 
-def cached_path(name: str, *, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+@checked(DataError)
+def cached_path(name: str, *, cache_dir: AnyPath | None = None) -> Path:
     """The downloaded file of a data set, its checksum verified.
 
     Raises
@@ -171,9 +183,7 @@ def cached_path(name: str, *, cache_dir: str | os.PathLike[str] | None = None) -
 
 def _find(name: str) -> Source:
     if name not in SOURCES:
-        close = get_close_matches(str(name).lower(), SOURCES, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise DataError(f"unknown data set {name!r}; {hint}known: {', '.join(SOURCES)}")
+        raise DataError(f"unknown data set {name!r}{hint(name.lower(), SOURCES)}")
     return SOURCES[name]
 
 

@@ -22,10 +22,22 @@ import numpy as np
 import xarray as xr
 
 from probmodels.datasets.calendars import decode_times
+from probmodels.datasets.checks import existing_file
 from probmodels.datasets.regions import arrange_longitudes
 from probmodels.errors import DataError
+from probmodels.options import checked
 
-__all__ = ["Source", "expand_paths", "fill_values", "find_axes", "join", "mask_fill_values", "open_field", "open_parts"]
+__all__ = [
+    "Source",
+    "expand_paths",
+    "fill_values",
+    "find_axes",
+    "join",
+    "load_into_memory",
+    "mask_fill_values",
+    "open_field",
+    "open_parts",
+]
 
 Source: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | xr.Dataset | xr.DataArray
 
@@ -52,6 +64,7 @@ _SENTINELS = (
 _HUGE = 1e15  # beyond any geophysical quantity: 1e20, 1e30 and 9.97e36 of NetCDF
 
 
+@checked(DataError)
 def open_field(path_or_paths: Source, *, variable: str | None = None) -> xr.DataArray:
     """Open a gridded field lazily, in canonical axes and with fill values masked.
 
@@ -95,7 +108,10 @@ def open_parts(source: Source, *, variable: str | None, mends: list[str]) -> tup
     """
     if isinstance(source, xr.DataArray):
         name = source.name or variable or "field"
-        source = source.to_dataset(name=name)
+        try:
+            source = source.to_dataset(name=name)
+        except ValueError as error:
+            raise DataError(f"data in memory: {error}; rename the array") from error
     if isinstance(source, xr.Dataset):
         return [_canonical(source, variable, where="data in memory", mends=mends)], []
     names = expand_paths(source)
@@ -110,6 +126,20 @@ def open_parts(source: Source, *, variable: str | None, mends: list[str]) -> tup
         opened.pop_all()  # all are good: the caller closes them
     parts.sort(key=lambda part: part["time"].values[0])
     return parts, [Path(name) for name in names if "://" not in name]
+
+
+def load_into_memory(field: xr.DataArray) -> xr.DataArray:
+    """The field with its values read from disk.
+
+    Raises
+    ------
+    DataError
+        If they cannot be read.
+    """
+    try:
+        return field.load()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"the values of '{field.name}' cannot be read ({error}); copy the file anew") from error
 
 
 def join(parts: Sequence[xr.DataArray], dim: str = "time") -> xr.DataArray:
@@ -150,6 +180,7 @@ def _short(name: str) -> str:
 
 def _open_dataset(name: str) -> xr.Dataset:
     if "://" not in name:
+        existing_file(name)
         with open(name, "rb") as stream:
             magic = stream.read(4)
         if magic[:2] == b"\x1f\x8b" or magic == b"PK\x03\x04":

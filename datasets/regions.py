@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 
 from probmodels.errors import DataError
+from probmodels.options import hint
 
 __all__ = ["REGIONS", "Region", "arrange_longitudes", "parse_region", "select_latitudes", "select_longitudes"]
 
@@ -68,12 +68,14 @@ def parse_region(region: str | Mapping[str, Any] | Region) -> Region:
     if isinstance(region, Region):
         return region
     if isinstance(region, Mapping):
-        unknown = sorted(set(region) - {"lat", "lon"})
+        unknown = [key for key in region if key not in ("lat", "lon")]
         if unknown:
             raise DataError(f"region has unknown keys {', '.join(map(repr, unknown))}; {how}")
+        if not region:
+            raise DataError(f"region={{}} bounds nothing; {how}")
         try:
-            south, north = (float(x) for x in region.get("lat", (-90, 90)))
-            west, east = (float(x) for x in region.get("lon", (0, 360)))
+            south, north = (_number(x) for x in region.get("lat", (-90, 90)))
+            west, east = (_number(x) for x in region.get("lon", (0, 360)))
         except (TypeError, ValueError) as error:
             raise DataError(f"region={dict(region)!r} does not hold two numbers each for lat and lon; {how}") from error
         return _box(f"{south:g},{north:g},{west:g},{east:g}", south, north, west, east)
@@ -88,10 +90,14 @@ def parse_region(region: str | Mapping[str, Any] | Region) -> Region:
         return _box(region, south, north, west, east)
     name = region.strip().lower().replace("-", "_").replace(" ", "_")
     if name not in REGIONS:
-        close = get_close_matches(name, REGIONS, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise DataError(f"unknown region {region!r}; {hint}known: {', '.join(REGIONS)}; or {how}")
+        raise DataError(f"unknown region {region!r}{hint(name, REGIONS)}; or {how}")
     return _box(name, *REGIONS[name])
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | str):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
 
 
 def _box(label: str, south: float, north: float, west: float, east: float) -> Region:

@@ -32,19 +32,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
+from annotated_types import Interval
 from numpy.typing import NDArray
 
 from probmodels.datasets.causal import as_graph, causal_order, make_concepts, position_of, split_rows
+from probmodels.datasets.checks import as_array, check_memory
 from probmodels.errors import DataError
-from probmodels.options import check_choices, check_counts, check_numbers
+from probmodels.options import NonNegative, Seed, check_choices, checked
 
 __all__ = ["SCENES", "Scene", "counterfactual", "mechanism", "render", "simulate_flow", "simulate_pendulum"]
 
 Array = NDArray[np.float64]
+
+_Pixels = Annotated[int, Interval(ge=8, le=1024)]
+_Rows = Annotated[int, Interval(ge=2, le=10_000_000)]
 
 _PIVOT, _GROUND, _SKY = (10.0, 10.5), -0.5, 20.5
 _BALL_AT, _TIP_AT = 8.0, 9.5  # distances from the pivot
@@ -93,6 +98,7 @@ class Scene:
 # --------------------------------------------------------------------------------------------------------- physics
 
 
+@checked(DataError)
 def mechanism(scene: str | Scene, values: Any, interventions: Mapping[str, Any] | None = None) -> NDArray[np.float64]:
     """Concepts after interventions: effects follow their causes, and keep what was exogenous in them.
 
@@ -134,8 +140,9 @@ def mechanism(scene: str | Scene, values: Any, interventions: Mapping[str, Any] 
     return np.stack([after[name] for name in scene.concepts], axis=1)
 
 
+@checked(DataError)
 def counterfactual(
-    scene: str | Scene, concepts: Any, do: Mapping[str, Any], *, size: int = 32, jitter: Any = None
+    scene: str | Scene, concepts: Any, do: Mapping[str, Any], *, size: _Pixels = 32, jitter: Any = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """What these very scenes would be under interventions.
 
@@ -144,7 +151,7 @@ def counterfactual(
     scene, concepts, do
         As in `mechanism`.
     size, jitter
-        As in `render`; the jitter of the factual pictures for those of the same water jets.
+        As in `render`; the jitter of the factual pictures gives those of the same water jets.
 
     Returns
     -------
@@ -154,7 +161,7 @@ def counterfactual(
     Raises
     ------
     DataError
-        As `mechanism` and `render`.
+        As in `mechanism` and `render`.
     """
     after = mechanism(scene, concepts, do)
     return after, render(scene, after, size, jitter=jitter)
@@ -200,12 +207,13 @@ def _aligned(scene: Scene, values: Any, held: Mapping[str, Any]) -> tuple[dict[s
     if isinstance(values, Mapping):
         given = {scene.concepts[position_of(name, scene.concepts)]: value for name, value in values.items()}
     else:
-        table = np.asarray(values, dtype=np.float64)
+        table = as_array(values, "concepts", numbers=True).astype(np.float64)
         if table.ndim != 2 or table.shape[1] != len(scene.concepts):
             raise DataError(f"concepts of shape {table.shape}; give (row, concept) with {', '.join(scene.concepts)}")
         given = dict(zip(scene.concepts, table.T, strict=True))
     names = [*(f"concept {name!r}" for name in given), *(f"intervention on {name!r}" for name in held)]
-    columns = [np.asarray(value, dtype=np.float64) for value in (*given.values(), *held.values())]
+    entries = zip(names, (*given.values(), *held.values()), strict=True)
+    columns = [as_array(value, name, numbers=True).astype(np.float64) for name, value in entries]
     columns = [column.reshape(-1) if column.ndim == 0 else column for column in columns]
     rows = max((len(column) for column in columns if column.ndim == 1), default=1)
     for name, column in zip(names, columns, strict=True):
@@ -227,7 +235,8 @@ def _aligned(scene: Scene, values: Any, held: Mapping[str, Any]) -> tuple[dict[s
 # -------------------------------------------------------------------------------------------------------- pictures
 
 
-def render(scene: str | Scene, concepts: Any, size: int = 32, *, jitter: Any = None) -> NDArray[np.float32]:
+@checked(DataError)
+def render(scene: str | Scene, concepts: Any, size: _Pixels = 32, *, jitter: Any = None) -> NDArray[np.float32]:
     """Draw scenes in colour, with edges that fade over a pixel, so that pictures change smoothly with concepts.
 
     Parameters
@@ -253,13 +262,13 @@ def render(scene: str | Scene, concepts: Any, size: int = 32, *, jitter: Any = N
         If shapes do not fit or values are not finite.
     """
     scene = _scene(scene)
-    check_counts(8, size=size)
-    table = np.asarray(concepts, dtype=np.float64)
+    table = as_array(concepts, "concepts", numbers=True).astype(np.float64)
     if table.ndim != 2 or table.shape[1] != len(scene.concepts) or not np.isfinite(table).all():
         raise DataError(f"concepts of shape {table.shape}; give finite (row, concept) of {', '.join(scene.concepts)}")
-    jitters = np.zeros(len(table)) if jitter is None else np.asarray(jitter, dtype=np.float64)
+    jitters = np.zeros(len(table)) if jitter is None else as_array(jitter, "jitter", numbers=True)
     if jitters.shape != (len(table),) or not (jitters > -_GRAVITY).all():
         raise DataError(f"jitter of shape {jitters.shape}; give one above {-_GRAVITY} for each of {len(table)} rows")
+    check_memory(rows=len(table), channels=3, size=size, width=size)
     images = np.empty((len(table), 3, size, size), dtype=np.float32)
     step = max(1, _PIXELS // size**2)
     for start in range(0, len(table), step):
@@ -380,8 +389,14 @@ SCENES: dict[str, Scene] = {
 }
 
 
+@checked(DataError)
 def simulate_pendulum(
-    size: int = 32, num: int | None = None, *, noise: float = 0.0, num_train: int | None = None, seed: int = 0
+    size: _Pixels = 32,
+    num: _Rows | None = None,
+    *,
+    noise: NonNegative = 0.0,
+    num_train: _Rows | None = None,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """Pictures of a pendulum, the sun, and the shadow that the one casts in the light of the other.
 
@@ -390,14 +405,15 @@ def simulate_pendulum(
     size
         Pixels along a side.
     num
-        How many pictures, with angles drawn uniformly from their ranges; None for the published grid of 7308.
+        Number of pictures, with angles drawn uniformly from their ranges; None for the published grid of 7308.
     noise
         Standard deviation of normal disturbances of length and position; 0, as published, makes these functions of the
         angles, which leaves the graph unidentified from labels alone.
     num_train
-        How many are for training, chosen at random; None for 5482 of 7308, as published, and three quarters of others.
+        Number of pictures for training, chosen at random; None for 5482 of 7308, as published, and three quarters of
+        other numbers.
     seed
-        Of everything.
+        Seed of all draws.
 
     Returns
     -------
@@ -409,7 +425,7 @@ def simulate_pendulum(
     DataError
         If an option is out of range.
     """
-    check_numbers(0, noise=noise)
+    check_memory(num=num or 1, channels=3, size=size, width=size)
     rng = np.random.default_rng(seed)
     scene = SCENES["pendulum"]
     light = np.array([gon for gon in range(60, 148) if gon != 100])
@@ -419,8 +435,14 @@ def simulate_pendulum(
     return _simulated(scene, concepts, size, None, num_train, 5482 / 7308, rng, f"simulate_pendulum, seed {seed}")
 
 
+@checked(DataError)
 def simulate_flow(
-    size: int = 32, num: int | None = None, *, noise: float = 0.01, num_train: int | None = None, seed: int = 0
+    size: _Pixels = 32,
+    num: _Rows | None = None,
+    *,
+    noise: Annotated[float, Interval(ge=0, le=1000)] = 0.01,
+    num_train: _Rows | None = None,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """Pictures of a tank, the ball in its water, and the jet from a hole in its wall.
 
@@ -429,15 +451,15 @@ def simulate_flow(
     size
         Pixels along a side.
     num
-        How many pictures, with ball, level and hole drawn uniformly from their ranges; None for the published grid of
+        Number of pictures, with ball, level and hole drawn uniformly from their ranges; None for the published grid of
         8100.
     noise
         What disturbs the jet in the picture, not its label: 0.98 becomes ``0.98 + noise * max(|n|, 1)`` with standard
         normal n.
     num_train
-        How many are for training, chosen at random; None for four fifths, 6480 of 8100 as published.
+        Number of pictures for training, chosen at random; None for four fifths, 6480 of 8100 as published.
     seed
-        Of everything.
+        Seed of all draws.
 
     Returns
     -------
@@ -449,7 +471,7 @@ def simulate_flow(
     DataError
         If an option is out of range.
     """
-    check_numbers(0, noise=noise)
+    check_memory(num=num or 1, channels=3, size=size, width=size)
     rng = np.random.default_rng(seed)
     scene = SCENES["flow"]
     grid = {"ball": np.arange(5, 35) / 30, "level": np.arange(10, 40) / 10, "hole": np.arange(6, 15) / 3}
@@ -466,7 +488,6 @@ def _roots(scene: Scene, num: int | None, grid: dict[str, NDArray[Any]], rng: np
     if num is None:
         points = np.meshgrid(*grid.values(), indexing="ij")
         return {name: point.reshape(-1).astype(np.float64) for name, point in zip(grid, points, strict=True)}
-    check_counts(2, num=num)
     return {name: rng.uniform(values.min(), values.max(), num) for name, values in grid.items()}
 
 
@@ -481,7 +502,6 @@ def _simulated(
     source: str,
 ) -> xr.Dataset:
     num_train = round(share * len(concepts)) if num_train is None else num_train
-    check_counts(2, num_train=num_train)
     if num_train > len(concepts):
         raise DataError(f"num_train={num_train} is out of range: there are {len(concepts)} pictures")
     return make_concepts(

@@ -23,10 +23,11 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import xarray as xr
+from annotated_types import Interval, Len
 
 from probmodels.datasets.calendars import Period, Season, month_number, parse_period, parse_season, year_month
 from probmodels.datasets.cells import area_weight, from_cells, ocean_cells, to_matrix
@@ -40,7 +41,16 @@ from probmodels.datasets.climate import (
     unique_times,
     within_period,
 )
-from probmodels.datasets.gridded import Source, as_slice, fill_values, join, mask_fill_values, open_field, open_parts
+from probmodels.datasets.gridded import (
+    Source,
+    as_slice,
+    fill_values,
+    join,
+    load_into_memory,
+    mask_fill_values,
+    open_field,
+    open_parts,
+)
 from probmodels.datasets.regions import (
     REGIONS,
     Region,
@@ -50,8 +60,12 @@ from probmodels.datasets.regions import (
     select_longitudes,
 )
 from probmodels.errors import DataError
+from probmodels.options import Probability, checked, refuse_unused
 
 __all__ = ["REGIONS", "default_field", "default_path", "from_cells", "load_sst", "open_field", "to_matrix"]
+
+
+Months: TypeAlias = str | int | slice | Sequence[Any]  # what parse_period reads
 
 
 def default_path() -> Path:
@@ -76,20 +90,23 @@ def default_field() -> xr.DataArray:
     return open_field(default_path())
 
 
+@checked(DataError)
 def load_sst(
     path: Source | None = None,
     *,
-    region: str | Mapping[str, Any] | Region | None = None,
-    period: Any = None,
-    season: str | Sequence[int] | None = None,
-    base_period: Any = None,
+    region: str | Mapping[str, Sequence[float]] | Region | None = None,
+    period: Months | None = None,
+    season: str | Annotated[Sequence[Annotated[int, Interval(ge=1, le=12)]], Len(1)] | None = None,
+    base_period: Months | None = None,
     anomalies: bool = True,
-    min_valid: float = 0.5,
+    min_valid: Probability = 0.5,
     ice: float | None = None,
     fill: float | Sequence[float] = (),
     variable: str | None = None,
 ) -> xr.DataArray:
-    """Read a gridded field and bring it into the canonical form that this module's docstring describes.
+    """Sea surface temperature or another gridded field from files: anomalies of a region, a period and a season.
+
+    The result has the canonical form that this module's docstring describes.
 
     Parameters
     ----------
@@ -107,7 +124,8 @@ def load_sst(
         is missing in that season.
     base_period
         Period whose mean seasonal cycle is removed; None for the period of the analysis. A field that holds anomalies
-        already is left as it is, unless a base period is given: then it is brought onto that.
+        already is left as it is, unless a base period is given: then it is brought onto that. Not used without
+        anomalies.
     anomalies
         Whether to remove the climatology.
     min_valid
@@ -128,10 +146,11 @@ def load_sst(
     ------
     DataError
         If nothing usable is left: unreadable file, no field or several, unknown region, empty selection, land only,
-        fewer than 10 time steps, infinite or implausible values, two different fields of one date.
+        fewer than 10 time steps, infinite or implausible values, two different fields of one date; or if an option is
+        out of range or not used.
     """
-    if not 0 <= min_valid <= 1:
-        raise DataError(f"min_valid={min_valid} is not a share: choose 0 to 1")
+    if not anomalies:
+        refuse_unused(load_sst, "anomalies=False", base_period=base_period)
     box = None if region is None else parse_region(region)
     span = None if period is None else parse_period(period)
     months_of = None if season is None else parse_season(season)
@@ -144,7 +163,7 @@ def load_sst(
     finally:
         for part in parts:
             part.close()
-    extra = [fill] if isinstance(fill, int | float) else list(fill)
+    extra = np.atleast_1d(np.asarray(fill, dtype=np.float64)).tolist()
     field = mask_fill_values(field, [*fill_values(field), *extra], mends=mends)
     refuse_infinities(field)
     kind, field = in_celsius(field.astype(np.float64), mends)
@@ -162,20 +181,28 @@ def load_sst(
     field = within_period(field, span, mends)
     ocean = ocean_cells(field, min_valid, mends)
 
-    long_name = str(field.attrs.get("long_name", field.name))
-    if anomalies and kind == "anomaly" and "anom" not in long_name.lower():
-        long_name += " anomaly"
     attrs = {
-        "units": field.attrs.get("units", ""),
-        "long_name": long_name,
         "kind": kind,
         "base_period": "" if base is None else base.label,
         "season": "" if months_of is None else months_of.label,
         "frequency": step,
         "region": "all" if box is None else f"{box.label} ({box.bounds})",
-        "period": "/".join(year_month(int(m)) for m in month_number(field["time"].values[[0, -1]])),
         "source_files": json.dumps([{"name": file.name, "sha256": _sha256(file)} for file in files]),
         "mends": json.dumps(mends, ensure_ascii=False),
+    }
+    return _labelled(field, ocean, attrs, said=anomalies and kind == "anomaly")
+
+
+def _labelled(field: xr.DataArray, ocean: np.ndarray, attrs: Mapping[str, str], *, said: bool) -> xr.DataArray:
+    """The canonical field; ``said``: whether its long name says that it holds anomalies."""
+    long_name = str(field.attrs.get("long_name", field.name))
+    if said and "anom" not in long_name.lower():
+        long_name += " anomaly"
+    attrs = {
+        "units": field.attrs.get("units", ""),
+        "long_name": long_name,
+        **attrs,
+        "period": "/".join(year_month(int(m)) for m in month_number(field["time"].values[[0, -1]])),
     }
     lat = field["lat"].values
     coords = {
@@ -259,7 +286,7 @@ def _read(
             keep |= base.covers(number) if base is not None else False
         if keep.any():
             strip = part.isel(time=as_slice(np.flatnonzero(keep)), lat=as_slice(rows))
-            selected.append(join([strip.isel(lon=as_slice(run)).load() for run in runs], "lon"))
+            selected.append(join([load_into_memory(strip.isel(lon=as_slice(run))) for run in runs], "lon"))
     return join(selected).assign_coords(lon=east)
 
 

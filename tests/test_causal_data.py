@@ -493,8 +493,20 @@ def test_unusable_folders_are_refused(folder: Path) -> None:
         (rows.iloc[:0], "no rows"),
         (3, "is a int"),
     ):
+        options = {} if isinstance(changed, pd.DataFrame) and "split" in changed else {"test": 0.0}
         with pytest.raises(DataError, match=message):
-            load("concept_images", root=folder, table=changed, test=0.0)
+            load("concept_images", root=folder, table=changed, **options)
+    for given, options, message in (
+        (rows.assign(split="train"), {"test": 0.5}, "test=0.5 is not used with column 'split' of table"),
+        (rows.assign(split="train"), {"seed": 1}, "seed=1 is not used with column 'split' of table"),
+        (rows, {"test": 0.0, "seed": 1}, "seed=1 is not used with test=0"),
+        (rows, {"graph": [["bright", "wide"]]}, "unknown concept 'wide'"),
+        (rows, {"concepts": ["size", "size"]}, "'size' of table is named more than once"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load("concept_images", root=folder, table=given, **options)
+    with pytest.raises(DataError, match=r"labels\.csv is a file; name the folder"):
+        load("concept_images", root=folder / "labels.csv")
     with pytest.raises(DataError, match="no folder"):
         load("concept_images", root=folder / "none")
     with pytest.raises(DataError, match="no file"):

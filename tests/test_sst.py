@@ -542,7 +542,8 @@ def test_seasons(season, months, label):
 
 
 @pytest.mark.parametrize(
-    ("season", "match"), [("J", "January or June or July"), ("DJM", "not a run"), ([0, 1], "1 to 12")]
+    ("season", "match"),
+    [("J", "January or June or July"), ("DJM", "not a run"), ([0, 1], "1 to 12"), ([1.5], "1 to 12"), (5, "1 to 12")],
 )
 def test_bad_seasons(season, match):
     with pytest.raises(DataError, match=match):
@@ -566,7 +567,9 @@ def test_periods(period, label):
     assert parse_period(period).label == label
 
 
-@pytest.mark.parametrize("period", ["soon", "2019-1950", (1950, 1960, 1970), "1950-13/1951-01", "/", 3.5])
+@pytest.mark.parametrize(
+    "period", ["soon", "2019-1950", (1950, 1960, 1970), "1950-13/1951-01", "/", 3.5, True, {}, 10**30]
+)
 def test_bad_periods(period):
     with pytest.raises(DataError, match="period"):
         parse_period(period)
@@ -628,7 +631,11 @@ def test_files_that_are_none(tmp_path):
         load_sst(tmp_path)
     with pytest.raises(DataError, match="list of files is empty"):
         load_sst([])
-    for content, match in ((b"time,sst\n", "not a NetCDF file"), (b"\x1f\x8b123", "compressed"), (b"", "not a NetCDF")):
+    for content, match in (
+        (b"time,sst\n", "not a NetCDF file"),
+        (b"\x1f\x8b123", "compressed"),
+        (b"", "text.nc is empty"),
+    ):
         (tmp_path / "text.nc").write_bytes(content)
         with pytest.raises(DataError, match=match):
             load_sst(tmp_path / "text.nc")
@@ -679,7 +686,12 @@ def test_two_fields(save):
         ({"base_period": "1991-01/1991-06"}, "holds no month 7"),
         ({"period": "1990-01/1990-09"}, "only 9 time steps are left, at least 10"),
         ({"season": "DJF", "period": "1990-1998"}, "only 8 time steps"),
-        ({"min_valid": 1.5}, "min_valid=1.5"),
+        ({"min_valid": 1.5}, "min_valid=1.5; give a number of at least 0 and of at most 1"),
+        ({"region": {}}, "bounds nothing"),
+        ({"region": {"lat": [0]}}, "two numbers each"),
+        ({"season": []}, "a list of at least 1, each item a whole number"),
+        ({"season": [6, 6]}, "different months from 1 to 12"),
+        ({"anomalies": False, "base_period": "1991-1995"}, "base_period='1991-1995' is not used with anomalies=False"),
     ],
 )
 def test_bad_selections(save, options, match):
