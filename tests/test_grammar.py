@@ -527,8 +527,12 @@ def test_damaged_treebanks_are_refused(tmp_path: Path, change: tuple[str, str], 
 
 
 def test_data_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match="there is no file .*absent.conllu"):
         load_conllu(tmp_path / "absent.conllu")
+    with pytest.raises(DataError, match="is a folder; name a file in it"):
+        load_conllu(tmp_path)
+    with pytest.raises(DataError, match="min_count=1 is not used with vocabulary"):
+        load_conllu(tmp_path / "absent.conllu", vocabulary=["it"], min_count=1)
     with pytest.raises(DataError, match="sentence 1 has 1 words"):
         make_sentences([["a", "b"], ["a"]])
     with pytest.raises(DataError, match="lacks 1 words, such as 'b'"):
