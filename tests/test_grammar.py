@@ -527,7 +527,7 @@ def test_damaged_treebanks_are_refused(tmp_path: Path, change: tuple[str, str], 
 
 
 def test_data_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no file .*absent.conllu"):
+    with pytest.raises(DataError, match=r"there is no file .*absent.conllu"):
         load_conllu(tmp_path / "absent.conllu")
     with pytest.raises(DataError, match="is a folder; name a file in it"):
         load_conllu(tmp_path)

@@ -596,7 +596,7 @@ def test_files_that_are_absent_or_of_another_kind_are_refused(tmp_path: Path) ->
         load_graph(None, tmp_path)
     with pytest.raises(DataError, match="mend=True is not used with no edges"):
         load_graph(None, nodes, mend=True)
-    with pytest.raises(DataError, match="edge_columns=.* is not used with an array of edges"):
+    with pytest.raises(DataError, match=r"edge_columns=.* is not used with an array of edges"):
         load_graph([["x", "NA"]], nodes, edge_columns=["source", "target"])
     with pytest.raises(DataError, match=r"edges have shape \(2, 4\)"):
         load_graph(np.zeros((2, 4), dtype=int), nodes)
