@@ -20,7 +20,16 @@ from typing import Any
 from probmodels.errors import SpecError
 from probmodels.options import hint
 
-__all__ = ["ENGINES", "METHODS", "Listed", "definitions", "get_method", "list_methods", "names_of_methods", "summary_of"]
+__all__ = [
+    "ENGINES",
+    "METHODS",
+    "Listed",
+    "definitions",
+    "get_method",
+    "list_methods",
+    "names_of_methods",
+    "summary_of",
+]
 
 METHODS = {
     "acyclic_sem": "probmodels.acyclic_sem",
