@@ -42,7 +42,7 @@ ICML. https://arxiv.org/abs/1502.03509
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -189,32 +189,49 @@ class DiscretePolicy(PyroModule):
         like = _like(problem, outline)
         self._continuous = outline.continuous
         self._normals(continuous, init_scale)
-        groups = list(dict.fromkeys(variable.local for variable in outline.discrete))
-        built: list[_Group] = []
-        for local in groups:
-            members = [variable for variable in outline.discrete if variable.local == local]
-            outer = [index for index, other in enumerate(groups[: len(built)]) if set(other) < set(local)]
-            inputs = Inputs(
-                problem, [self._plates[name] for name in local], outline.observed, data, like, encoder, hidden
-            )
-            width = inputs.width + sum(built[index].network.state_width for index in outer)
-            width += sum(v.layout.size for v in self._continuous if set(v.local) <= set(local))
-            sizes = [(m.layout.size, m.num_values) for m in members]
-            built.append(_Group(members, inputs, _choose_network(network, sizes, width, hidden), outer))
+
+        def inputs_of(plates: Iterable[str]) -> Inputs:
+            within = [self._plates[name] for name in plates]
+            return Inputs(problem, within, outline.observed, data, like, encoder, hidden)
+
+        built = self._groups(outline.discrete, inputs_of, network, hidden)
         self.policy = nn.ModuleList(built)
         self._common = _common(latent)
         self._log_z = log_z
         if log_z or (flows and self._continuous):
-            common = [self._plates[name] for name in self._common]
-            self.log_z_inputs = Inputs(problem, common, outline.observed, data, like, encoder, hidden)
+            self.log_z_inputs = inputs_of(self._common)
             self.log_z = _Head(self.log_z_inputs.width, hidden)
         if flows:
-            free = [group for group in built if set(group.members[0].local) == set(self._common)]
-            widths: list[int] = [group.network.state_width for group in free for _ in group.members]
-            self.flow = nn.ModuleList(_Head(width, hidden) for width in widths)
+            self.flow = self._flow_heads(built, hidden)
         self.to(like.dtype).to(like.device)
         for variable in self._continuous:  # whose types are their own
             self.get_submodule(f"site_{variable.name}").to(variable.dtype)
+
+    def _groups(
+        self,
+        discrete: Sequence[Variable],
+        inputs_of: Callable[[Iterable[str]], Inputs],
+        network: str | None,
+        hidden: int,
+    ) -> list[_Group]:
+        """Networks of the discrete sites, one for all sites that lie in the same local plates."""
+        groups = list(dict.fromkeys(variable.local for variable in discrete))
+        built: list[_Group] = []
+        for local in groups:
+            members = [variable for variable in discrete if variable.local == local]
+            outer = [index for index, other in enumerate(groups[: len(built)]) if set(other) < set(local)]
+            inputs = inputs_of(local)
+            width = inputs.width + sum(built[index].network.state_width for index in outer)
+            width += sum(v.layout.size for v in self._continuous if set(v.local) <= set(local))
+            sizes = [(m.layout.size, m.num_values) for m in members]
+            built.append(_Group(members, inputs, _choose_network(network, sizes, width, hidden), outer))
+        return built
+
+    def _flow_heads(self, groups: Sequence[_Group], hidden: int) -> nn.ModuleList:
+        """One head for each discrete site that lies in no more local plates than all latent sites do."""
+        free = [group for group in groups if set(group.members[0].local) == set(self._common)]
+        widths: list[int] = [group.network.state_width for group in free for _ in group.members]
+        return nn.ModuleList(_Head(width, hidden) for width in widths)
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every latent site; returns the values by name."""

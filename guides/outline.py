@@ -129,7 +129,7 @@ def read_outline(problem: Problem, order: Sequence[str] | None, init: Mapping[st
             "automatic guide, as 'structured'"
         )
     nodes = _steady_nodes(problem, names)
-    latent = {n: node for n, node in nodes.items() if n in problem.sites and problem.sites[n].kind == "latent"}
+    latent = _of_kind(problem, nodes, "latent")
     plates = {name: _plates_of(node) for name, node in nodes.items()}
     varying = isinstance(problem.model, FixedSites)
     if varying and problem.batch_plates:
@@ -139,24 +139,30 @@ def read_outline(problem: Problem, order: Sequence[str] | None, init: Mapping[st
         )
     local = set[str]() if varying else _local_plates(problem, nodes, latent, plates)
     names = _ordered(problem, names, order)
-    for name in init:
-        if name not in latent or name in names:
-            raise ProblemError(
-                f"{problem.name}: init names {name!r}, which is no continuous latent site"
-                f"{hint(name, [n for n in latent if n not in names])}"
-            )
     rest = [name for name in latent if name not in names]
+    _check_init(problem, init, rest)
     middle = _medians(problem, nodes, rest, init)
     discrete = [_discrete(problem, name, nodes[name], plates[name], local) for name in names]
     continuous = [_continuous(name, nodes[name], plates[name], local, middle[name]) for name in rest]
-    observed = {
-        name: (node["value"].detach().clone(), node["fn"].event_dim, plates[name])
-        for name, node in nodes.items()
-        if name in problem.sites and problem.sites[name].kind == "observed"
-    }
+    seen = _of_kind(problem, nodes, "observed")
+    observed = {n: (node["value"].detach().clone(), node["fn"].event_dim, plates[n]) for n, node in seen.items()}
     discrete.sort(key=_depth)
     continuous.sort(key=_depth)
     return Outline(tuple(discrete), tuple(continuous), observed)
+
+
+def _of_kind(problem: Problem, nodes: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Nodes of the sites of one kind."""
+    return {name: node for name, node in nodes.items() if name in problem.sites and problem.sites[name].kind == kind}
+
+
+def _check_init(problem: Problem, init: Mapping[str, Any], continuous: Sequence[str]) -> None:
+    """Check that starting values are given for continuous latent sites alone."""
+    for name in init:
+        if name not in continuous:
+            raise ProblemError(
+                f"{problem.name}: init names {name!r}, which is no continuous latent site{hint(name, continuous)}"
+            )
 
 
 def _ordered(problem: Problem, names: list[str], order: Sequence[str] | None) -> list[str]:

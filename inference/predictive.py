@@ -345,16 +345,7 @@ def _latent(problem: Problem, draws: Mapping[str, np.ndarray]) -> dict[str, np.n
     other = [name for name in problem.names("generated") if name in given]
     other = [name for name in other if given[name].shape[2:] != problem.sites[name].shape]
     given = {name: array for name, array in given.items() if name not in other}
-    lost = [name for name, site in problem.sites.items() if site.kind == "latent" and name not in given]
-    if any(problem.sites[name].discrete for name in lost):
-        enumeration = _enumeration(problem)
-        assert enumeration is not None
-        lost = [name for name in lost if name not in enumeration.names]
-    if lost:
-        raise ProblemError(
-            f"{problem.name}: the posterior lacks the latent sites {lost}; it has {list(draws)}, and only discrete "
-            "sites of finite support can be recovered from the others"
-        )
+    _check_complete(problem, given, draws)
     for name, array in given.items():
         site = problem.sites[name]
         if array.shape[2:] != site.shape:
@@ -366,6 +357,20 @@ def _latent(problem: Problem, draws: Mapping[str, np.ndarray]) -> dict[str, np.n
         shapes = {name: array.shape[:2] for name, array in given.items()}
         raise ProblemError(f"{problem.name}: the sites differ in their numbers of chains and draws: {shapes}")
     return given
+
+
+def _check_complete(problem: Problem, given: Mapping[str, np.ndarray], draws: Iterable[str]) -> None:
+    """Check that every latent site is given or can be recovered from those that are."""
+    lost = [name for name, site in problem.sites.items() if site.kind == "latent" and name not in given]
+    if any(problem.sites[name].discrete for name in lost):
+        enumeration = _enumeration(problem)
+        assert enumeration is not None
+        lost = [name for name in lost if name not in enumeration.names]
+    if lost:
+        raise ProblemError(
+            f"{problem.name}: the posterior lacks the latent sites {lost}; it has {list(draws)}, and only discrete "
+            "sites of finite support can be recovered from the others"
+        )
 
 
 def _shape(given: Mapping[str, np.ndarray]) -> tuple[int, int]:

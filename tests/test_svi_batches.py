@@ -75,6 +75,14 @@ def test_two_plates_are_subsampled_apart():
     assert len(np.unique(parts.round(9))) > 60  # of 6 * 20 pairs of subsets
 
 
+def test_sizes_of_batches_may_be_numpy_integers():
+    y = torch.linspace(0, 1, 24, dtype=torch.float64).reshape(4, 6)
+    crossed = problem(crossed_model, AutoDelta(crossed_model), args=(y,), batch_plates=("row", "column"))
+    given = losses(crossed, num_steps=3, batch_size={"row": np.int64(2), "column": np.int32(3)})
+    assert np.array_equal(given, losses(crossed, num_steps=3, batch_size={"row": 2, "column": 3}))
+    assert Minibatches(crossed, np.int64(2), 0).sizes == {"row": (4, 2), "column": (6, 2)}
+
+
 def test_a_fit_by_batches_finds_the_optimum_and_draws_for_all_rows():
     fitted = fit_svi(
         problem(local_model, Amortised(), loss="TraceMeanField_ELBO"),

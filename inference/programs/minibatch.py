@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import pyro
@@ -67,11 +68,11 @@ class Minibatches:
                 raise ProblemError(f"{name}: batch_size names {plate!r}, which is none of its batch_plates{near}")
             if plate not in plates:
                 raise ProblemError(f"{name}: batch plate {plate!r} is no plate of the model; it has {sorted(plates)}")
-            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= plates[plate]:
+            if isinstance(size, bool) or not isinstance(size, Integral) or not 1 <= size <= plates[plate]:
                 raise ProblemError(
                     f"{name}: batch_size={size!r} for plate {plate!r}; choose an integer from 1 to {plates[plate]}"
                 )
-            self.sizes[plate] = (plates[plate], size)
+            self.sizes[plate] = (plates[plate], int(size))
 
     def at(self, step: int) -> dict[str, Tensor]:
         """Indices of a step, counted from 0: plate to integers (rows of a batch,)."""
@@ -90,7 +91,7 @@ class Minibatches:
         return known[1][turn]
 
     def check(self, problem: Problem, program: Any) -> None:
-        """See that a program takes the rows that it is given, and no others.
+        """Check that a program takes the rows that it is given, and no others.
 
         Parameters
         ----------
@@ -109,27 +110,27 @@ class Minibatches:
         first, again = (_observed(problem, program, whole(problem)()) for _ in range(2))
         indices = self.at(0)
         found = _observed(problem, program, subsampled(indices))
-        for plate, (_, size) in self.sizes.items():
-            frames = [frame for _, _, stack in found.values() for frame in stack if frame.name == plate]
-            if any(frame.size != size for frame in frames):
-                raise ProblemError(
-                    f"{problem.name}: plate {plate!r} keeps its size {frames[0].size} when {size} of its rows are "
-                    "asked for; make it inside the model, not beforehand"
-                )
+        self._check_plates(problem, [frame for _, _, stack in found.values() for frame in stack])
         for site, (value, num_event, stack) in found.items():
             plates = [frame.name for frame in stack if frame.name in indices]
             if not plates or site not in first or not torch.equal(first[site][0], again[site][0]):
                 continue  # other data, or data that the model itself makes at random
-            wanted = first[site][0]
-            for frame in stack:
-                axis = wanted.dim() - num_event + frame.dim
-                if frame.name in indices and axis >= 0 and wanted.shape[axis] > 1:
-                    wanted = wanted.index_select(axis, indices[frame.name].to(wanted.device))
+            wanted = _chosen_rows(first[site][0], num_event, stack, indices)
             if wanted.shape != value.shape or not torch.equal(wanted, value):
                 raise ProblemError(
                     f"{problem.name}: site {site!r} of shape {tuple(value.shape)} does not hold the rows that plate "
                     f"{plates[0]!r} chose, of shape {tuple(wanted.shape)}; take them with what the plate gives: "
                     f"'with pyro.plate({plates[0]!r}, n) as i:' and 'obs=data[i]'"
+                )
+
+    def _check_plates(self, problem: Problem, met: Sequence[Any]) -> None:
+        """Check that the plates around the observed sites have the sizes that were asked for."""
+        for plate, (_, size) in self.sizes.items():
+            frames = [frame for frame in met if frame.name == plate]
+            if any(frame.size != size for frame in frames):
+                raise ProblemError(
+                    f"{problem.name}: plate {plate!r} keeps its size {frames[0].size} when {size} of its rows are "
+                    "asked for; make it inside the model, not beforehand"
                 )
 
 
@@ -166,6 +167,15 @@ def plate_sizes(problem: Problem) -> dict[str, int]:
         trace = poutine.trace(problem.model).get_trace(*problem.args, **problem.kwargs)
     nodes: Any = trace.nodes
     return {name: node["fn"].size for name, node in nodes.items() if isinstance(node.get("fn"), _Subsample)}
+
+
+def _chosen_rows(value: Tensor, num_event: int, stack: Sequence[Any], indices: Mapping[str, Tensor]) -> Tensor:
+    """Rows of a site's value that the plates around it choose."""
+    for frame in stack:
+        axis = value.dim() - num_event + frame.dim
+        if frame.name in indices and axis >= 0 and value.shape[axis] > 1:
+            value = value.index_select(axis, indices[frame.name].to(value.device))
+    return value
 
 
 def _observed(problem: Problem, program: Any, rows: Any) -> dict[str, tuple[Tensor, int, tuple[Any, ...]]]:

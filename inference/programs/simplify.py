@@ -148,29 +148,34 @@ class _Rewriter:
         return node
 
     def _shorten(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A shorter way to the value of an operation without randomness; None where none is known."""
         first = args[0]
         if target in _ALIASES:
             return first
-        if target in _RESHAPES and isinstance(first, Node):
-            return self._reshaped(target, first, args, kwargs)
         if target is _aten.pow.Tensor_Scalar and args[1] in (1, 2):
             return self._power(first, args[1])
         if target is _aten.masked_fill.Tensor:  # which vmap runs entry by entry
             return self.call(_aten.where.self, (args[1], args[2], first), {})
         if target is _aten.mul.Scalar:
             return self._scaled(first, args[1])
-        if target is _NEG and isinstance(first, Node) and first.target is _NEG:
-            return first.args[0]
         if target in (_ADD, _SUB, _MUL, _DIV) and not kwargs and len(args) == 2:
             return self._arithmetic(target, *args)
-        if target in (_SUM, _SUM_DIMS) and isinstance(first, Node) and not kwargs:
-            return self._sum(target, args)
-        if target in _TRANSPOSES and isinstance(first, Node):
-            return self._permuted(target, args)
         if target is _aten.mm.default and isinstance(first, _Constant):
             return self._turned_product(first, args[1])
         if target is _aten.bmm.default:
             return self._batched_product(*args)
+        return self._shorten_unary(target, first, args, kwargs) if isinstance(first, Node) else None
+
+    def _shorten_unary(self, target: Any, first: Node, args: Any, kwargs: Any) -> Any:
+        """The same for a change of shape, a sign or a sum of one node."""
+        if target in _RESHAPES:
+            return self._reshaped(target, first, args, kwargs)
+        if target is _NEG and first.target is _NEG:
+            return first.args[0]
+        if target in (_SUM, _SUM_DIMS) and not kwargs:
+            return self._sum(target, args)
+        if target in _TRANSPOSES:
+            return self._permuted(target, args)
         return None
 
     def _reshaped(self, target: Any, first: Node, args: Any, kwargs: Any) -> Any:
