@@ -374,12 +374,12 @@ def _chains(numbers: Sequence[int]) -> str:
 
 def _diagnose_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapping[str, xr.DataArray]) -> Report:
     """k-hat of the importance weights of a guide's draws, which stands in for r_hat, and what the weights correct."""
-    findings, rows = [*_still_falling(tree)], {}
+    findings, rows, resampled = [*_still_falling(tree)], {}, RESAMPLED in tree.attrs
     if broken := [name for name, values in variables.items() if not np.isfinite(values.values).all()]:
         findings.append(Finding(True, f"draws of {broken} are not finite", "lower lr or clip the gradient"))
     few: Finding | None = None
     khat = float("nan")
-    if RESAMPLED in tree.attrs:
+    if resampled:
         kept = read_json(tree.attrs, RESAMPLED, {}).get("khat")
         khat = khat if kept is None else float(kept)
     elif "log_weight" in sample_stats:
@@ -387,33 +387,44 @@ def _diagnose_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapp
         smoothed, khat = psis(raw)
         few = _few_draws(raw)
         khat = khat if few is None and np.ptp(raw) > EQUAL_WEIGHTS else float("nan")
-        if lost := int(np.isneginf(raw).sum()):
-            verdict = f"{lost} of {raw.size} draws of the guide are impossible under the model"
-            findings.append(Finding(lost > 0.01 * raw.size, verdict, "give the guide the supports of the model"))
-        if np.isnan(raw).any() or np.isposinf(raw).any():
-            verdict = "some importance weights are not numbers or infinite"
-            findings.append(Finding(True, verdict, "look for missing values and scales near zero in the model"))
-        elif "log_weight_by_row" not in sample_stats:
+        findings += _useless_weights(raw)
+        if (raw < np.inf).all() and "log_weight_by_row" not in sample_stats:
             rows = dict(_corrected(name, values, smoothed) for name, values in variables.items() if name not in broken)
     by_row = sample_stats.get("log_weight_by_row")
     if few is not None:
         findings.append(few)
-    elif by_row is not None and RESAMPLED not in tree.attrs and np.isfinite(by_row.values).all():
+    elif by_row is not None and not resampled and np.isfinite(by_row.values).all():
         found, khat = _fit_by_row(by_row)
         findings.append(found)
     elif not np.isnan(khat):
-        findings += _fit_of_guide(khat, rows, resampled=RESAMPLED in tree.attrs)
-    elif "bound" in sample_stats:
-        verdict = "the loss is a bound by sampled terms, so that draws have no importance weights to judge the fit by"
-        findings.append(Finding(False, verdict, "compare the bound of data that were held out"))
-    elif "log_weight" not in sample_stats:
-        verdict = "the draws have no importance weights, so that nothing shows how well the guide fits"
-        findings.append(Finding(False, verdict, "check against run_mcmc, or calibrate with sbc"))
-    elif not any(finding.harmful for finding in findings):
-        verdict = "the importance weights of the draws have no tail to judge: the guide is a point estimate, or exact"
-        findings.append(Finding(False, verdict))
+        findings += _fit_of_guide(khat, rows, resampled=resampled)
+    else:
+        findings += _fit_unknown(sample_stats, harmful=any(finding.harmful for finding in findings))
     table = pd.DataFrame.from_dict(rows, orient="index").drop(columns="off", errors="ignore")
     return Report(not any(finding.harmful for finding in findings), tuple(findings), table, khat=khat)
+
+
+def _useless_weights(log_weight: np.ndarray) -> Iterator[Finding]:
+    """Draws that the model excludes, and weights that are no numbers."""
+    if lost := int(np.isneginf(log_weight).sum()):
+        verdict = f"{lost} of {log_weight.size} draws of the guide are impossible under the model"
+        yield Finding(lost > 0.01 * log_weight.size, verdict, "give the guide the supports of the model")
+    if not (log_weight < np.inf).all():
+        verdict = "some importance weights are not numbers or infinite"
+        yield Finding(True, verdict, "look for missing values and scales near zero in the model")
+
+
+def _fit_unknown(sample_stats: xr.Dataset, *, harmful: bool) -> Iterator[Finding]:
+    """Why no k-hat shows how well the guide fits, and what to do instead."""
+    if "bound" in sample_stats:
+        verdict = "the loss is a bound by sampled terms, so that draws have no importance weights to judge the fit by"
+        yield Finding(False, verdict, "compare the bound of data that were held out")
+    elif "log_weight" not in sample_stats:
+        verdict = "the draws have no importance weights, so that nothing shows how well the guide fits"
+        yield Finding(False, verdict, "check against run_mcmc, or calibrate with sbc")
+    elif not harmful:
+        verdict = "the importance weights of the draws have no tail to judge: the guide is a point estimate, or exact"
+        yield Finding(False, verdict)
 
 
 def _still_falling(tree: xr.DataTree) -> Iterator[Finding]:

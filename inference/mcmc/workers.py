@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,65 @@ class _Worker:
     pipe: Connection
     plan: ChainPlan | None = None
     told: bool = False
+
+
+@dataclass
+class _Pool:
+    """Workers, the chains that no worker has taken yet, and the failure that ends the run."""
+
+    watch: Watch
+    queue: list[ChainPlan]
+    workers: list[_Worker] = field(default_factory=list)
+    failure: Exception | None = None
+    deadline: float = float("inf")
+
+    @property
+    def busy(self) -> list[_Worker]:
+        """Workers that run a chain."""
+        return [worker for worker in self.workers if worker.plan is not None]
+
+    def run(self) -> None:
+        """Hand out all chains and wait for their end, or after a failure for the others to save."""
+        for worker in self.workers:
+            _assign(worker, self.queue)
+        while busy := self.busy:
+            if self.watch.stopping or self.failure is not None:
+                self._stop(busy)
+                if time.monotonic() > self.deadline:
+                    break
+            self._hear(busy)
+            if self.failure is not None:
+                self.deadline = min(self.deadline, time.monotonic() + _GRACE_SECONDS)
+        if self.failure is None:
+            for worker in self.workers:
+                _send(worker, None)
+
+    def _stop(self, busy: list[_Worker]) -> None:
+        """Start no other chain, and tell those that run to stop."""
+        self.queue.clear()
+        for worker in busy:
+            if not worker.told:
+                worker.told = True
+                _send(worker, "stop")
+
+    def _hear(self, busy: list[_Worker]) -> None:
+        """Wait for messages and deaths of workers, and handle them."""
+        for ready in wait([w.pipe for w in busy] + [w.process.sentinel for w in busy], timeout=0.2):
+            for worker in busy:
+                if worker.plan is not None and ready in (worker.pipe, worker.process.sentinel):
+                    self.failure = _listen(worker, self.queue, self.watch) or self.failure
+
+    def close(self) -> None:
+        """End all processes, at once those that run a chain and all after a failure."""
+        for worker in self.workers:
+            if self.failure is not None or worker.plan is not None:
+                worker.process.kill()
+            worker.process.join(timeout=5)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+            worker.pipe.close()
+            worker.process.close()
 
 
 def run_in_processes(
@@ -65,46 +124,15 @@ def run_in_processes(
     """
     payload = pack(problem, factory)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    queue = list(plans)
-    workers: list[_Worker] = []
-    failure: Exception | None = None
-    deadline = float("inf")
+    pool = _Pool(watch, list(plans))
     try:
         for _ in range(min(num_workers or cpus, len(plans))):
-            workers.append(_start(payload, needs_main=b"__main__" in payload))
-        for worker in workers:
-            _assign(worker, queue)
-        while any(worker.plan is not None for worker in workers):
-            busy = [worker for worker in workers if worker.plan is not None]
-            if watch.stopping or failure is not None:
-                queue.clear()
-                for worker in busy:
-                    if not worker.told:
-                        worker.told = True
-                        _send(worker, "stop")
-                if time.monotonic() > deadline:
-                    break
-            for ready in wait([w.pipe for w in busy] + [w.process.sentinel for w in busy], timeout=0.2):
-                for worker in busy:
-                    if worker.plan is not None and ready in (worker.pipe, worker.process.sentinel):
-                        failure = _listen(worker, queue, watch) or failure
-            if failure is not None:
-                deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
-        if failure is None:
-            for worker in workers:
-                _send(worker, None)
+            pool.workers.append(_start(payload, needs_main=b"__main__" in payload))
+        pool.run()
     finally:
-        for worker in workers:
-            if failure is not None or worker.plan is not None:
-                worker.process.kill()
-            worker.process.join(timeout=5)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-            worker.pipe.close()
-            worker.process.close()
-    if failure is not None:
-        raise failure
+        pool.close()
+    if pool.failure is not None:
+        raise pool.failure
     watch.raise_if_stopped()
 
 

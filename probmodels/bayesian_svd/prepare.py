@@ -296,28 +296,19 @@ def make_problem(
     named = {"space": kernel_space, "time": kernel_time}
     families = {name: _families(name, "identity" if uniform else kernel, rank) for name, kernel in named.items()}
     _check_unused(options, families)
-    if frame_prior == "macg" and any(not isinstance(kernel, str) for kernel in named.values()):
+    alike = isinstance(kernel_space, str) and isinstance(kernel_time, str)
+    if frame_prior == "macg" and not alike:
         raise DataError(
             "the prior 'macg' has one kernel for all modes: give kernel_space and kernel_time as one name each"
         )
     matrix, mends = _matrix(data)
-    n, num_times = matrix.shape
     if order is None:
-        order = "scale" if all(isinstance(kernel, str) for kernel in named.values()) else "label"
+        order = "scale" if alike else "label"
     local = effect_design(matrix["time"], fixed_effects, covariates)
     common = effect_design(matrix["time"], shared_effects, covariates)
     num_effects = local.sizes["effect"]
-    if rank > min(n, num_times - num_effects) - 1:
-        raise DataError(
-            f"rank={rank} is out of range: {n} cells x {num_times} times with {num_effects} fixed effects "
-            f"allow 1 to {min(n, num_times - num_effects) - 1}"
-        )
     seen = np.isfinite(matrix.values)
-    if (seen.sum(1) <= num_effects + 1).any():
-        worst = int(np.argmin(seen.sum(1)))
-        raise DataError(
-            f"cell {worst} holds {seen[worst].sum()} values, too few for {num_effects} fixed effects; drop it"
-        )
+    _check_extent(rank, seen, num_effects)
     flat = effect_scale is None
     overlap = set(local["effect"].values) & set(common["effect"].values)
     if flat and overlap:
@@ -330,13 +321,7 @@ def make_problem(
     q, r = np.linalg.qr(local.values)
     design, design_root = torch.as_tensor(q), torch.as_tensor(r)
     if num_effects:
-        smallest = np.linalg.eigvalsh(np.einsum("nt,tq,ts->nqs", seen.astype(float), q, q))[:, 0]
-        if smallest.min() < 1e-10:
-            worst = int(smallest.argmin())
-            raise DataError(
-                f"cell {worst} holds values at {seen[worst].sum()} times, which cannot tell its fixed effects "
-                f"{list(local['effect'].values)} apart; drop the cell or an effect"
-            )
+        _check_told_apart(seen, q, list(local["effect"].values))
 
     # Effects of proper prior act outside a truncated basis, which the projected likelihood cannot see: no truncation.
     grid = {"num_length_scales": num_length_scales, "nugget": nugget, "tail": tail if flat else 0.0}
@@ -362,13 +347,7 @@ def make_problem(
         )
     except CovarianceError as error:
         raise DataError(str(error)) from error
-    sides = {"space": space, "time": time}
-    for name, side in sides.items():
-        if side.basis.shape[1] < rank:
-            raise DataError(
-                f"the basis along {name} keeps {side.basis.shape[1]} directions at tail={tail}, fewer than the {rank} "
-                "modes; lower tail or rank, or allow shorter length-scales"
-            )
+    _check_bases({"space": space, "time": time}, rank, tail)
 
     data_ = _reduce(
         values,
@@ -384,6 +363,74 @@ def make_problem(
         noise_prior,
     )
     reference = _reference(data_, rank)
+    constant = _constant_data(matrix, weight, data_, reference, local, common)
+    for name, kinds in families.items():
+        constant.attrs[f"kernel_{name}"] = kinds[0] if isinstance(named[name], str) else ",".join(kinds)
+    constant.attrs["mends"] = json.dumps(mends)
+    return Problem(
+        name="bayesian_svd",
+        model=model,
+        guide=BayesianSVDGuide(),
+        args=(data_,),
+        kwargs={"prior": frame_prior},
+        coords=_coords(rank, matrix, local, common),
+        data=constant,
+        kernel=BlockGibbs if frame_prior in ("conditioned", "uniform") else None,
+        reparam={"U": FrameReparam(), "V": FrameReparam()},
+        align=functools.partial(align_draws, reference_space=reference[0], reference_time=reference[1], order=order),
+        invariants=functools.partial(
+            invariants, basis_space=space.basis.numpy(), basis_time=time.basis.numpy(), reference_space=reference[0]
+        ),
+        diagnosed=_diagnosed(data_),
+    )
+
+
+def _check_extent(rank: int, seen: np.ndarray, num_effects: int) -> None:
+    """Check that the data (cell, time) are enough for the modes, and each cell for its effects."""
+    n, num_times = seen.shape
+    if rank > min(n, num_times - num_effects) - 1:
+        raise DataError(
+            f"rank={rank} is out of range: {n} cells x {num_times} times with {num_effects} fixed effects "
+            f"allow 1 to {min(n, num_times - num_effects) - 1}"
+        )
+    if (seen.sum(1) <= num_effects + 1).any():
+        worst = int(np.argmin(seen.sum(1)))
+        raise DataError(
+            f"cell {worst} holds {seen[worst].sum()} values, too few for {num_effects} fixed effects; drop it"
+        )
+
+
+def _check_told_apart(seen: np.ndarray, design: np.ndarray, effects: list[str]) -> None:
+    """Check that the orthonormal design (time, effect) keeps full rank at the times that each cell holds."""
+    smallest = np.linalg.eigvalsh(np.einsum("nt,tq,ts->nqs", seen.astype(float), design, design))[:, 0]
+    if smallest.min() < 1e-10:
+        worst = int(smallest.argmin())
+        raise DataError(
+            f"cell {worst} holds values at {seen[worst].sum()} times, which cannot tell its fixed effects "
+            f"{effects} apart; drop the cell or an effect"
+        )
+
+
+def _check_bases(sides: Mapping[str, SideData], rank: int, tail: float) -> None:
+    """Check that both bases have room for all modes."""
+    for name, side in sides.items():
+        if side.basis.shape[1] < rank:
+            raise DataError(
+                f"the basis along {name} keeps {side.basis.shape[1]} directions at tail={tail}, fewer than the {rank} "
+                "modes; lower tail or rank, or allow shorter length-scales"
+            )
+
+
+def _constant_data(
+    matrix: xr.DataArray,
+    weight: np.ndarray,
+    reduced: MatrixData,
+    reference: tuple[np.ndarray, np.ndarray],
+    local: xr.DataArray,
+    common: xr.DataArray,
+) -> xr.Dataset:
+    """What a result keeps of the data, to expand its draws."""
+    space, time = reduced.space, reduced.time
     constant = xr.Dataset(
         {
             "data": matrix.rename("data"),
@@ -394,22 +441,17 @@ def make_problem(
             "length_scales_time": ("length_index_time", time.length_scales.numpy()),
             "reference_space": (("basis_space", "mode"), reference[0]),
             "reference_time": (("basis_time", "mode"), reference[1]),
-        },
-        attrs={
-            **{
-                f"kernel_{name}": kinds[0] if isinstance(named[name], str) else ",".join(kinds)
-                for name, kinds in families.items()
-            },
-            "mends": json.dumps(mends),
-        },
+        }
     )
-    if num_effects:
+    if local.sizes["effect"]:
         constant["fixed_effects_design"] = local
     if common.sizes["effect"]:
         constant["shared_effects_design"] = common.rename(effect="shared_effect")
-    diagnosed = ["U", "V", "d", "sigma"]
-    diagnosed += [f"length_scale_{name}" for name, side in sides.items() if len(side.length_scales) > 1]
-    diagnosed += ["shared_effects"] * bool(len(data_.shared))
+    return constant
+
+
+def _coords(rank: int, matrix: xr.DataArray, local: xr.DataArray, common: xr.DataArray) -> dict[str, Any]:
+    """Labels of the axes of sites; effects only where there are some."""
     coords: dict[str, Any] = {
         "mode": range(1, rank + 1),
         "cell": matrix["cell"].values,
@@ -417,22 +459,16 @@ def make_problem(
         "effect": local["effect"].values,
         "shared_effect": common["effect"].values,
     }
-    return Problem(
-        name="bayesian_svd",
-        model=model,
-        guide=BayesianSVDGuide(),
-        args=(data_,),
-        kwargs={"prior": frame_prior},
-        coords={k: v for k, v in coords.items() if len(v)},
-        data=constant,
-        kernel=BlockGibbs if frame_prior in ("conditioned", "uniform") else None,
-        reparam={"U": FrameReparam(), "V": FrameReparam()},
-        align=functools.partial(align_draws, reference_space=reference[0], reference_time=reference[1], order=order),
-        invariants=functools.partial(
-            invariants, basis_space=space.basis.numpy(), basis_time=time.basis.numpy(), reference_space=reference[0]
-        ),
-        diagnosed=tuple(diagnosed),
-    )
+    return {name: labels for name, labels in coords.items() if len(labels)}
+
+
+def _diagnosed(data: MatrixData) -> tuple[str, ...]:
+    """Sites whose convergence is judged: length-scales only where there is a choice."""
+    names = ["U", "V", "d", "sigma"]
+    names += ["length_scale_space"] * (len(data.space.length_scales) > 1)
+    names += ["length_scale_time"] * (len(data.time.length_scales) > 1)
+    names += ["shared_effects"] * bool(len(data.shared))
+    return tuple(names)
 
 
 def _reduce(

@@ -288,6 +288,37 @@ def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: f
         return str(data.attrs.get(name) or constant.attrs.get(name) or tree.attrs.get(name) or default)
 
     units = attribute("units", "1")
+    _describe_intervals(out, units, level)
+    _describe_single(out, units)
+    for array in out.data_vars.values():
+        if array.attrs["units"] in _TEMPERATURE:
+            array.attrs["units_metadata"] = "temperature: difference"
+    _describe_axes(out)
+    engine = attribute("engine", "inference")
+    title = (
+        attribute("title")
+        or ", ".join(x for x in map(attribute, ("long_name", "region", "period")) if x not in ("", "all"))
+        or "field"
+    )
+    sources = json.loads(attribute("source_files", "[]"))
+    source = attribute("source") or ", ".join(str(x["name"]) for x in sources)
+    checksum = attribute("data_sha256") or attribute("sha256") or " ".join(str(x["sha256"]) for x in sources)
+    out.attrs = {
+        "Conventions": "CF-1.11",
+        "title": f"Modes of variability by Bayesian SVD: {title}",
+        "source": f"Bayesian SVD ({engine}), probmodels {__version__}" + (f", of {source}" if source else ""),
+        "history": f"{attribute('created', 'undated')}: draws by {engine}, reduced by probmodels {__version__}",
+        "references": REFERENCES,
+        "comment": "Cells of a map are in data units per standard deviation of the principal component of its mode.",
+        "interval_level": level,
+        "spec_sha256": hashlib.sha256(attribute("spec", "{}").encode()).hexdigest(),
+        "data_sha256": checksum or "unknown",
+    }
+    return out
+
+
+def _describe_intervals(out: xr.Dataset, units: str, level: float) -> None:
+    """Names and units of what has a posterior mean, a standard deviation and an interval."""
     percent = f"{100 * level:g} % equal-tailed interval"
     parts = {"mean": "posterior mean", "sd": "posterior standard deviation"}
     parts |= {"lower": f"lower end of the {percent}", "upper": f"upper end of the {percent}"}
@@ -311,6 +342,10 @@ def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: f
             if root == "mode":
                 linked += [x for x in ("prob_positive", "mode_r_hat", "mode_ess") if x in out]
             out[f"{root}_mean"].attrs["ancillary_variables"] = " ".join(linked)
+
+
+def _describe_single(out: xr.Dataset, units: str) -> None:
+    """Names and units of variables that are one number by mode or cell."""
     single = {
         "prob_positive": ("posterior probability that the pattern is positive", "1"),
         "mode_r_hat": ("rank-normalised split R-hat of the pattern", "1"),
@@ -327,9 +362,10 @@ def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: f
     for name, (label, unit) in single.items():
         if name in out:
             out[name].attrs.update(long_name=label, units=unit)
-    for array in out.data_vars.values():
-        if array.attrs["units"] in _TEMPERATURE:
-            array.attrs["units_metadata"] = "temperature: difference"
+
+
+def _describe_axes(out: xr.Dataset) -> None:
+    """Names and units of the coordinates."""
     out["mode"].attrs.update(long_name="number of the mode", units="1")
     out["other_mode"].attrs.update(long_name="number of the other mode", units="1")
     if "lat" in out.coords:
@@ -343,27 +379,6 @@ def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: f
         out["time"].attrs = {"standard_name": "time", "long_name": "time", "axis": "T"}
         if np.issubdtype(out["time"].dtype, np.datetime64):
             out["time"].attrs["units_metadata"] = "leap_seconds: unknown"
-    engine = attribute("engine", "inference")
-    title = (
-        attribute("title")
-        or ", ".join(x for x in map(attribute, ("long_name", "region", "period")) if x not in ("", "all"))
-        or "field"
-    )
-    sources = json.loads(attribute("source_files", "[]"))
-    source = attribute("source") or ", ".join(str(x["name"]) for x in sources)
-    checksum = attribute("data_sha256") or attribute("sha256") or " ".join(str(x["sha256"]) for x in sources)
-    out.attrs = {
-        "Conventions": "CF-1.11",
-        "title": f"Modes of variability by Bayesian SVD: {title}",
-        "source": f"Bayesian SVD ({engine}), probmodels {__version__}" + (f", of {source}" if source else ""),
-        "history": f"{attribute('created', 'undated')}: draws by {engine}, reduced by probmodels {__version__}",
-        "references": REFERENCES,
-        "comment": "Cells of a map are in data units per standard deviation of the principal component of its mode.",
-        "interval_level": level,
-        "spec_sha256": hashlib.sha256(attribute("spec", "{}").encode()).hexdigest(),
-        "data_sha256": checksum or "unknown",
-    }
-    return out
 
 
 @checked(SummaryError)
@@ -429,8 +444,8 @@ def summary_table(
     scales = [x for x in ("length_scale_space", "length_scale_time") if f"{x}_mean" in modes]
     units = {x: str(modes[f"{x}_mean"].attrs.get("units", "1")) for x in scales}
     header += [x.replace("length_scale_", "length ") + (f" ({units[x]})" if units[x] != "1" else "") for x in scales]
-    worst = _worst(r_hat if r_hat is not None else modes[[x for x in ("mode_r_hat",) if x in modes]], "max")
-    least = _worst(ess if ess is not None else modes[[x for x in ("mode_ess",) if x in modes]], "min")
+    worst = _worst(_diagnosed(modes, "mode_r_hat") if r_hat is None else r_hat, "max")
+    least = _worst(_diagnosed(modes, "mode_ess") if ess is None else ess, "min")
     header += ["r_hat max"] * (worst is not None) + ["ESS min"] * (least is not None)
     header += ["EOF corr.", "EOF var. %"] * (comparison is not None)
 
@@ -449,9 +464,7 @@ def summary_table(
             row += [f"{float(comparison['pattern_correlation'][i]):.3f}{mark}"]
             row += [f"{100 * float(comparison['eof_fraction'][i]):.1f}"]
         rows.append(row)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines = _aligned(rows)
     low, high = float(modes["sigma_lower"]), float(modes["sigma_upper"])
     lines.append(f"noise sd of the weighted anomalies: {float(modes['sigma_mean']):.4g} [{low:.4g}, {high:.4g}]")
     if comparison is not None and comparison["north_neighbour"].values.any():
@@ -459,6 +472,19 @@ def summary_table(
             "* North's rule does not separate this mode from its neighbour: its pattern is defined up to rotation"
         )
     return "\n".join(lines)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Lines with columns of equal width, a rule below the first."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return lines
+
+
+def _diagnosed(modes: xr.Dataset, name: str) -> xr.Dataset:
+    """A diagnostic of the maps; nothing where it was not computed."""
+    return modes[[name] if name in modes else []]
 
 
 def _worst(diagnostic: xr.Dataset, how: str) -> np.ndarray | None:

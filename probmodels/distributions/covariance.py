@@ -442,15 +442,9 @@ def eigen_grid(
     names = tuple(kernel for kernel, _ in candidates)
     if "periodic" in names:
         _check_period(period)
-    if nugget == 0 and set(names) != {"identity"} and (d + np.eye(n)).min() == 0:
-        a, b = np.argwhere(d + np.eye(n) == 0)[0].tolist()
-        raise CovarianceError(f"points {a} and {b} coincide: drop one of them or set a positive nugget")
-    root = None
-    if weights is not None:
-        w = _finite(weights, "weights", (1,))
-        if w.shape != (n,) or w.min() <= 0:
-            raise CovarianceError(f"weights must be {n} positive numbers; got shape {w.shape}, smallest {w.min()}")
-        root = np.sqrt(w)
+    if nugget == 0 and set(names) != {"identity"}:
+        _check_distinct(d)
+    root = None if weights is None else _root_weights(weights, n)
     space = Complement(None if complement is None else _finite(complement, "complement", (2,)), n)
     full = n - space.num_cut
     truncated = tail > 0 or (max_rank is not None and max_rank < full)
@@ -468,28 +462,58 @@ def eigen_grid(
         return correlation(distances, kernel, scale, period=period).numpy()
 
     restriction = Restriction(d, evaluate, root, space, nugget)
-    cap = min(max_rank or full, full)
-    target = tail
-    basis: Array | None = None
-    while True:
-        if truncated:
-            basis = space.embed(common_basis(restriction, candidates, target, cap))
-        rank = full if basis is None else basis.shape[1]
-        size = 8 * len(candidates) * rank**2
-        if size > _MAX_BYTES:
-            raise CovarianceError(
-                f"{len(candidates)} candidates of rank {rank} would take {1e-9 * size:.1f} GB; truncate (tail or "
-                "max_rank) or use fewer length-scales"
-            )
-        first, values, vectors, lost = decompose(restriction, candidates, basis)
-        if lost <= tail or rank == cap:
-            break
-        target /= 10  # a smoother candidate loses more than the roughest: rare, but the bound is promised for all
+    if truncated:
+        basis, values, vectors, lost = _truncated(restriction, candidates, space, tail, min(max_rank or full, full))
+    else:
+        _check_size(len(candidates), full)
+        first, values, vectors, lost = decompose(restriction, candidates, None)
+        basis = space.embed(first)
     return EigenGrid(
-        basis=torch.from_numpy(np.ascontiguousarray(space.embed(first) if basis is None else basis @ first)),
+        basis=torch.from_numpy(np.ascontiguousarray(basis)),
         values=torch.from_numpy(values),
         vectors=None if vectors is None else torch.from_numpy(vectors),
         length_scales=torch.tensor([scale for _, scale in candidates], dtype=torch.float64),
         kernels=names,
         tail=lost,
     )
+
+
+def _check_distinct(distance: Array) -> None:
+    """Check that no two points coincide."""
+    apart = distance + np.eye(len(distance))
+    if apart.min() == 0:
+        a, b = np.argwhere(apart == 0)[0].tolist()
+        raise CovarianceError(f"points {a} and {b} coincide: drop one of them or set a positive nugget")
+
+
+def _root_weights(weights: ArrayLike | Tensor, n: int) -> Array:
+    """Square roots of the weights, checked."""
+    w = _finite(weights, "weights", (1,))
+    if w.shape != (n,) or w.min() <= 0:
+        raise CovarianceError(f"weights must be {n} positive numbers; got shape {w.shape}, smallest {w.min()}")
+    return np.sqrt(w)
+
+
+def _check_size(num_candidates: int, rank: int) -> None:
+    """Check that the eigenvectors of all candidates fit into memory."""
+    size = 8 * num_candidates * rank**2
+    if size > _MAX_BYTES:
+        raise CovarianceError(
+            f"{num_candidates} candidates of rank {rank} would take {1e-9 * size:.1f} GB; truncate (tail or "
+            "max_rank) or use fewer length-scales"
+        )
+
+
+def _truncated(
+    restriction: Restriction, candidates: list[tuple[str, float]], space: Complement, tail: float, cap: int
+) -> tuple[Array, Array, Array | None, float]:
+    """Basis of at most ``cap`` directions, eigenpairs of all candidates in it, and the share of variance cut off."""
+    target = tail
+    while True:
+        basis = space.embed(common_basis(restriction, candidates, target, cap))
+        rank = basis.shape[1]
+        _check_size(len(candidates), rank)
+        first, values, vectors, lost = decompose(restriction, candidates, basis)
+        if lost <= tail or rank == cap:
+            return basis @ first, values, vectors, lost
+        target /= 10  # a smoother candidate loses more than the roughest: rare, but the bound is promised for all

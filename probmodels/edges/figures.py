@@ -378,33 +378,46 @@ def _long_form(
 ) -> tuple[NDArray[Any], Floats, Floats]:
     """Methods, levels and scores of every run."""
     if isinstance(table, xr.Dataset):
-        if score not in table:
-            raise DataError(f"the table has no variable {score!r}; it has {[str(x) for x in table.data_vars]}")
-        lost = [dim for dim in (method, noise) if dim not in table[score].dims]
-        if lost:
-            raise DataError(f"{score} has dims {table[score].dims}; it lacks {lost}")
-        values = table[score].transpose(method, noise, ...)
-        labels = [
-            values[dim].values if dim in values.coords else np.arange(values.sizes[dim]) for dim in (method, noise)
-        ]
-        scores = values.values.astype(float)
-        grid = np.meshgrid(*(np.arange(size) for size in scores.shape[:2]), indexing="ij")
-        rows, columns = (
-            np.broadcast_to(part.reshape(*part.shape, *[1] * (scores.ndim - 2)), scores.shape).ravel() for part in grid
-        )
-        kept = np.isfinite(scores.ravel())
-        names, levels, found = labels[0][rows][kept], labels[1][columns][kept], scores.ravel()[kept]
+        names, levels, found = _runs_of_array(table, score, noise, method)
     else:
-        lost = [name for name in (method, noise, score) if name not in table]
-        if lost:
-            raise DataError(f"the table lacks the columns {lost}; it has {[str(x) for x in table]}")
-        names, levels, found = (np.asarray(table[name]) for name in (method, noise, score))
-        if names.ndim != 1 or not names.shape == levels.shape == found.shape:
-            raise DataError(
-                f"columns have shapes {names.shape}, {levels.shape} and {found.shape}; give one row for each run"
-            )
+        names, levels, found = _runs_of_columns(table, score, noise, method)
     if found.dtype.kind not in "biuf" or levels.dtype.kind not in "biuf" or not np.isfinite(levels).all():
         raise DataError(f"{noise} and {score} must be numbers, no level missing")
     if not len(found) or not ((found >= 0) & (found <= 1)).all():
         raise DataError(f"{score} must lie in [0, 1] for at least one run, none missing; give shares, not per cent")
     return names, levels.astype(float), found.astype(float)
+
+
+def _runs_of_array(
+    table: xr.Dataset, score: str, noise: str, method: str
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Methods, levels and scores of the runs in an array (method, noise, ...) that are not missing."""
+    if score not in table:
+        raise DataError(f"the table has no variable {score!r}; it has {[str(x) for x in table.data_vars]}")
+    lost = [dim for dim in (method, noise) if dim not in table[score].dims]
+    if lost:
+        raise DataError(f"{score} has dims {table[score].dims}; it lacks {lost}")
+    values = table[score].transpose(method, noise, ...)
+    labels = [values[dim].values if dim in values.coords else np.arange(values.sizes[dim]) for dim in (method, noise)]
+    scores = values.values.astype(float)
+    grid = np.meshgrid(*(np.arange(size) for size in scores.shape[:2]), indexing="ij")
+    rows, columns = (
+        np.broadcast_to(part.reshape(*part.shape, *[1] * (scores.ndim - 2)), scores.shape).ravel() for part in grid
+    )
+    kept = np.isfinite(scores.ravel())
+    return labels[0][rows][kept], labels[1][columns][kept], scores.ravel()[kept]
+
+
+def _runs_of_columns(
+    table: Mapping[str, ArrayLike], score: str, noise: str, method: str
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Methods, levels and scores of the runs in a table with one row for each."""
+    lost = [name for name in (method, noise, score) if name not in table]
+    if lost:
+        raise DataError(f"the table lacks the columns {lost}; it has {[str(x) for x in table]}")
+    names, levels, found = (np.asarray(table[name]) for name in (method, noise, score))
+    if names.ndim != 1 or not names.shape == levels.shape == found.shape:
+        raise DataError(
+            f"columns have shapes {names.shape}, {levels.shape} and {found.shape}; give one row for each run"
+        )
+    return names, levels, found

@@ -166,19 +166,16 @@ def make_pairs(
     alike = not (similarity or uneven or len(unknown))
     weight = torch.ones(edges.num_pairs)
     if left and not alike:
-        chosen = int(drawn.sum())
-        if not chosen:
-            raise DataError(f"{left:,} pairs are left out and nothing stands for them; choose random > 0, or all_pairs")
-        weight[drawn] = (left + chosen) / chosen
+        weight[drawn] = _weight_of_drawn(int(drawn.sum()), left)
     table = _numbered(num_classes if blocks else 1)
     member = np.where(np.isin(np.arange(num_nodes), unknown), 0, own) if blocks else np.zeros_like(own)
     block_pair, same = table[member[source], member[target]], own[source] == own[target]
     rest = rest_same = None
     if left and alike:
-        every_pair = _census(graph, member, own, table)
-        every_pair[:, 0] -= np.bincount(block_pair, minlength=len(every_pair))
-        every_pair[:, 1] -= np.bincount(block_pair[same], minlength=len(every_pair))
-        rest, rest_same = torch.from_numpy(every_pair).to(weight).unbind(1)
+        others = _census(graph, member, own, table)
+        others[:, 0] -= np.bincount(block_pair, minlength=len(others))
+        others[:, 1] -= np.bincount(block_pair[same], minlength=len(others))
+        rest, rest_same = torch.from_numpy(others).to(weight).unbind(1)
     return PairData(
         edges=edges,
         seen=_counts(data, edges, trials).to(weight),
@@ -196,6 +193,13 @@ def make_pairs(
         rest=rest,
         rest_same=rest_same,
     )
+
+
+def _weight_of_drawn(chosen: int, left: int) -> float:
+    """How many pairs each of those drawn at random stands for, where ``left`` others are no candidates."""
+    if not chosen:
+        raise DataError(f"{left:,} pairs are left out and nothing stands for them; choose random > 0, or all_pairs")
+    return (left + chosen) / chosen
 
 
 def check_room(num_pairs: int, more: int = 0) -> None:
