@@ -151,7 +151,7 @@ def test_random_pairs_fill_a_graph_to_the_last_one():
         ([], np.zeros(20000, dtype=int), {"all_pairs": True}, "leave out all_pairs"),
         ([], [0, 0], {"near": [[0, 2]]}, "neighbour pairs name nodes 2"),
         ([], [0, 0], {"neighbours": 1.5}, "neighbours=1.5; give a whole number of at least 0"),
-        ([], [0, 0], {"random": float("nan")}, "random=nan is out of range"),
+        ([], [0, 0], {"random": float("nan")}, "random=nan; give a number of at least 0"),
     ],
 )
 def test_bad_graphs_are_refused(pairs, graph, options, message):
