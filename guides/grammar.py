@@ -64,14 +64,14 @@ class TreePolicy(nn.Module):
     width
         Size of embeddings, a multiple of ``heads``.
     layers, heads
-        Of the transformer.
+        Size of the transformer.
     tables
         Gives the grammar as it stands: root, rule and emission, as `probmodels.grammar.inside.Tables` describes them;
         None for a policy that does not look at it. A method of the model, of which copies of both keep the right one.
     log_z
         Whether there is a site ``log_Z`` (sentence,), which `TrajectoryBalance` needs.
     seed
-        Of the start.
+        Seed of the start.
     """
 
     def __init__(

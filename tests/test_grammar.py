@@ -420,8 +420,8 @@ def test_dreams_teach_the_policy() -> None:
 
 def test_em_and_exact_marginalisation_raise_the_likelihood() -> None:
     data = sentences(num=30)
-    options: dict[str, Any] = {"num_nonterminals": 3, "num_preterminals": 4, "width": 16, "layers": 1, "heads": 2}
-    exact, em = make_problem(data, exact=True, **options), make_problem(data, **options)
+    sizes: dict[str, Any] = {"num_nonterminals": 3, "num_preterminals": 4}
+    exact, em = make_problem(data, exact=True, **sizes), make_problem(data, **sizes, width=16, layers=1, heads=2)
     start = float(exact_log_likelihood(em).sum())
     summed = fit_svi(exact, num_steps=60, lr=0.02, num_samples=20, compile="eager", progress=False)
     learned = fit_em(em, phases=["joint"], num_rounds=80, lr=0.01, num_samples=20, compile="eager", progress=False)
@@ -558,6 +558,15 @@ def test_data_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ({"loss": "Trace_ELBO"}, "loss='Trace_ELBO'"),
         ({"concentration": 0.0}, "concentration=0.0"),
         ({"exact": True, "learn": False}, "leaves nothing to fit"),
+        ({"exact": True, "width": 32}, "width=32 is not used with exact=True"),
+        ({"exact": True, "look_ahead": False}, "look_ahead=False is not used with exact=True"),
+        ({"learn": False, "num_nonterminals": 3}, "num_nonterminals=3 is not used with learn=False"),
+        ({"learn": False, "concentration": 2.0}, "concentration=2.0 is not used with learn=False"),
+        ({"tables": random_tables(False), "spread": 2.0}, "spread=2.0 is not used with tables"),
+        ({"tables": random_tables(False), "exact": True, "seed": 1}, "seed=1 is not used with exact=True and tables"),
+        ({"loss": "VarGrad", "num_particles": 1}, "num_particles=1 with loss='VarGrad'"),
+        ({"num_nonterminals": 400, "num_preterminals": 400, "parents": True}, "rules; take fewer"),
+        ({"tables": (1, 2, 3)}, "give a Tables or None"),
         ({"tables": random_tables(False)}, r"tables.emission has shape \(2, 3\)"),
     ],
 )

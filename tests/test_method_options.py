@@ -75,6 +75,7 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
         "learn_ends": ("true",),
         "label_dropout": ("zero",),
     },
+    "grammar": {"parents": ("true",), "left_branching": ("negative", "zero"), "epsilon": ("zero",)},
     "lds": {"candidates": ("zero",), "rate": ("zero",)},
     "vib_gsl": {
         "skip": ("zero",),
@@ -86,7 +87,6 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 NOT_YET = {
-    "grammar",
     "score_composition",
 }  # methods whose make_problem is not checked
 

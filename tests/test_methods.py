@@ -21,7 +21,6 @@ from probmodels.methods import names_of_methods
 
 ALL = sorted(names_of_methods())
 NOT_YET = {
-    "grammar",
     "score_composition",
 }  # methods whose make_problem does not take what it keeps
 

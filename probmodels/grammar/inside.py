@@ -44,11 +44,12 @@ class Tables(NamedTuple):
     Attributes
     ----------
     root
-        Of the label of the root (nonterminal,).
+        Weights of the label of the root (nonterminal,).
     rule
-        Of pairs of children (context, nonterminal, symbol, symbol), symbols being nonterminals, then preterminals.
+        Weights of pairs of children (context, nonterminal, symbol, symbol), symbols being nonterminals, then
+        preterminals.
     emission
-        Of words (preterminal, word).
+        Weights of words (preterminal, word).
     """
 
     root: Tensor

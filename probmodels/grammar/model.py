@@ -28,13 +28,15 @@ https://arxiv.org/abs/1906.10225
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyro
 import torch
 import xarray as xr
+from annotated_types import Interval
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -47,7 +49,7 @@ from probmodels.inference.flows.balance import TrajectoryBalance, VarGrad
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
-from probmodels.options import check_choices, check_counts, check_numbers
+from probmodels.options import OneOf, Seed, Width, checked, refuse_unused
 
 __all__ = [
     "ENGINES",
@@ -65,6 +67,8 @@ REFERENCE = "Hu et al. (2023), https://arxiv.org/abs/2302.06576"
 ENGINES = ("em",)
 _UNIT = 12.0  # of log weights, so that one step size suits grammar and policy
 _LOSSES: dict[str, Any] = {"VarGrad": VarGrad, "TrajectoryBalance": TrajectoryBalance}
+_MOST_RULES = 2**27  # numbers of a table of rules
+_Symbols = Annotated[int, Interval(ge=1, le=500)]
 
 
 class Grammar(PyroModule):
@@ -81,7 +85,7 @@ class Grammar(PyroModule):
     exact
         Whether trees are summed out.
     concentration
-        Of Dirichlet priors of rules and emissions.
+        Concentration of Dirichlet priors of rules and emissions.
     left_branching
         Energy of a left child that is no word.
     """
@@ -163,26 +167,27 @@ def _shapes(draws: xr.Dataset) -> xr.Dataset:
     return xr.Dataset({"left_branches": (tree.dims[:-2], count)})
 
 
+@checked(DataError, keep=True)
 def make_problem(
     data: xr.Dataset,
     *,
-    num_nonterminals: int = 5,
-    num_preterminals: int = 5,
+    num_nonterminals: _Symbols = 5,
+    num_preterminals: _Symbols = 5,
     parents: bool = False,
     exact: bool = False,
     learn: bool = True,
     tables: Tables | None = None,
-    concentration: float = 1.0,
-    left_branching: float = 0.0,
-    spread: float = 1.0,
-    loss: str = "TrajectoryBalance",
-    num_particles: int | None = None,
-    epsilon: float = 0.0,
-    width: int = 64,
-    layers: int = 2,
-    heads: int = 4,
+    concentration: Annotated[float, Interval(gt=0, le=1e6)] = 1.0,
+    left_branching: Annotated[float, Interval(ge=-50, le=50)] = 0.0,
+    spread: Annotated[float, Interval(gt=0, le=100)] = 1.0,
+    loss: Annotated[str, OneOf(_LOSSES)] = "TrajectoryBalance",
+    num_particles: Annotated[int, Interval(ge=1, le=10_000)] | None = None,
+    epsilon: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+    width: Width = 64,
+    layers: Annotated[int, Interval(ge=1, le=64)] = 2,
+    heads: Annotated[int, Interval(ge=1, le=64)] = 4,
     look_ahead: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Problem:
     """A grammar of sentences, with a policy that draws their trees.
 
@@ -201,9 +206,9 @@ def make_problem(
         Whether the grammar is fitted; otherwise it is ``tables``, or the one that the data bring, ``true_rule`` and so
         on, and `fit_svi` fits the policy.
     tables
-        The grammar at the start; None for a random one.
+        The grammar at the start, with the symbols that it has; None for a random one.
     concentration
-        Of Dirichlet priors of rules and emissions, whose mode is fitted; 1 for flat ones.
+        Concentration of Dirichlet priors of rules and emissions, whose mode is fitted; 1 for flat ones.
     left_branching
         Energy of a left child that is no word; positive for trees that branch to the right.
     spread
@@ -211,15 +216,15 @@ def make_problem(
     loss
         ``"TrajectoryBalance"`` or ``"VarGrad"``.
     num_particles
-        Trees of each sentence in a step; None for 1, and 4 for ``"VarGrad"``.
+        Trees of each sentence in a step; None for 1, and 4 for ``"VarGrad"``, which needs at least 2.
     epsilon
         Share of uniform actions while the policy is trained; where the grammar learns from the same draws, 0.
     width, layers, heads
-        Size of the policy's transformer.
+        Size of the policy's transformer; the width is a multiple of the number of heads.
     look_ahead
         Whether the policy looks at the grammar: actions start from what they add to the density.
     seed
-        Of the start.
+        Seed of the start.
 
     Returns
     -------
@@ -229,17 +234,25 @@ def make_problem(
     Raises
     ------
     DataError
-        If the data do not fit, or an option is unknown or out of range.
+        If the data do not fit, or an option is out of range or not used.
     """
     check_sentences(data)
-    check_counts(1, num_nonterminals=num_nonterminals, num_preterminals=num_preterminals)
-    check_counts(1, width=width, layers=layers, heads=heads)
-    check_choices(loss=(loss, _LOSSES))
-    check_numbers(0, ends="()", concentration=concentration, spread=spread)
-    if width % heads:
-        raise DataError(f"width={width} is no multiple of heads={heads}; choose one that is")
     if exact and not learn:
         raise DataError("exact=True with learn=False leaves nothing to fit; see exact_log_likelihood")
+    of_policy: dict[str, Any] = {
+        "loss": loss,
+        "num_particles": num_particles,
+        "epsilon": epsilon,
+        "look_ahead": look_ahead,
+    }
+    of_policy |= {"width": width, "layers": layers, "heads": heads}
+    of_start: dict[str, Any] = {"num_nonterminals": num_nonterminals, "num_preterminals": num_preterminals}
+    of_start |= {"parents": parents, "spread": spread}
+    _refuse_unused(exact, learn, tables is not None, of_policy, of_start, concentration, seed)
+    if width % heads:
+        raise DataError(f"width={width} is no multiple of heads={heads}; choose one that is")
+    if loss == "VarGrad" and num_particles == 1:
+        raise DataError("num_particles=1 with loss='VarGrad'; give at least 2, whose spread is the loss")
     num_words, size = data.sizes["vocabulary"], data.sizes["position"]
     if tables is not None:
         _check_tables(tables, num_words)
@@ -281,6 +294,27 @@ def make_problem(
     )
 
 
+def _refuse_unused(
+    exact: bool,
+    learn: bool,
+    given: bool,
+    of_policy: dict[str, Any],
+    of_start: dict[str, Any],
+    concentration: float,
+    seed: int,
+) -> None:
+    """Refuse options of a policy that there is not, and of a start that is not random."""
+    if exact:
+        refuse_unused(make_problem, "exact=True", **of_policy)
+    if given or not learn:
+        start = "tables" if given else "learn=False"
+        refuse_unused(make_problem, start, **of_start)
+        if exact:
+            refuse_unused(make_problem, f"exact=True and {start}", seed=seed)
+    if not learn:
+        refuse_unused(make_problem, "learn=False", concentration=concentration)
+
+
 def _nothing(word: Tensor, length: Tensor) -> None:
     """Guide of a model without latent sites."""
 
@@ -289,6 +323,11 @@ def _random_tables(labels: int, classes: int, words: int, parents: bool, spread:
     generator = torch.Generator().manual_seed(seed)
     symbols = labels + classes
     shape = (labels + 1 if parents else 1, labels, symbols**2)
+    if math.prod(shape) > _MOST_RULES:
+        raise DataError(
+            f"num_nonterminals={labels} and num_preterminals={classes} have {math.prod(shape):,} rules; take fewer, at "
+            f"most {_MOST_RULES:,} rules"
+        )
     root, rule, emission = (
         (spread * torch.randn(*size, generator=generator)).softmax(-1) for size in ((labels,), shape, (classes, words))
     )
@@ -318,6 +357,7 @@ def _check_tables(tables: Tables, num_words: int) -> None:
             raise DataError(f"tables.{name} are no probabilities: they have to be non-negative and sum to 1")
 
 
+@checked(ProblemError)
 def fitted_tables(problem: Problem, result: Result | None = None) -> Tables:
     """The grammar of a problem, at the start or as it was fitted.
 
@@ -335,6 +375,7 @@ def fitted_tables(problem: Problem, result: Result | None = None) -> Tables:
         return Tables(*(table.detach().clone() for table in model.tables()))
 
 
+@checked(ProblemError)
 def exact_log_likelihood(
     problem: Problem, result: Result | None = None, data: xr.Dataset | None = None
 ) -> xr.DataArray:
@@ -343,9 +384,9 @@ def exact_log_likelihood(
     Parameters
     ----------
     problem
-        A grammar, of either kind of rules.
+        Problem of a grammar, with either kind of rules.
     result
-        Of a fit; None for the grammar at the start.
+        Result of a fit; None for the grammar at the start.
     data
         Other sentences, of the same vocabulary; None for those of the problem.
     """
@@ -356,6 +397,7 @@ def exact_log_likelihood(
     return xr.DataArray(_each(problem, result, data, function), dims="sentence")
 
 
+@checked(ProblemError)
 def exact_span_probabilities(
     problem: Problem, result: Result | None = None, data: xr.Dataset | None = None
 ) -> xr.DataArray:
@@ -366,8 +408,9 @@ def exact_span_probabilities(
     return xr.DataArray(_each(problem, result, data, span_probabilities), dims=("sentence", "start", "end"))
 
 
+@checked(ProblemError)
 def draw_posterior_trees(
-    problem: Problem, result: Result | None = None, data: xr.Dataset | None = None, *, seed: int = 0
+    problem: Problem, result: Result | None = None, data: xr.Dataset | None = None, *, seed: Seed = 0
 ) -> xr.DataArray:
     """One exact posterior draw (sentence, split, node) of the tree of each sentence.
 

@@ -16,18 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from annotated_types import Len
 from numpy.typing import NDArray
 
-from probmodels.errors import ResultError
+from probmodels.errors import DataError, ResultError
 from probmodels.grammar.inside import best_trees, span_grid
 from probmodels.inference.result import Result
-from probmodels.outputs import Outputs, write_all
+from probmodels.options import Natural, checked
+from probmodels.outputs import Dpi, Outputs, write_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,13 +112,14 @@ def bracketing(tree: NDArray[Any], words: Sequence[str]) -> str:
     return write(0, len(words))
 
 
+@checked(ResultError)
 def summarise_parses(result: Result) -> xr.Dataset:
     """Spans, trees of least risk and their agreement with given trees.
 
     Parameters
     ----------
     result
-        Of a grammar, with draws of ``tree``.
+        Result of a grammar, with draws of ``tree``.
 
     Returns
     -------
@@ -171,7 +174,8 @@ def summarise_parses(result: Result) -> xr.Dataset:
     return out
 
 
-def plot_parses(summary: xr.Dataset, sentences: Sequence[int] | None = None) -> Figure:
+@checked(DataError)
+def plot_parses(summary: xr.Dataset, sentences: Annotated[Sequence[Natural], Len(1)] | None = None) -> Figure:
     """Trees of least risk with the probabilities of their spans.
 
     Parameters
@@ -180,6 +184,11 @@ def plot_parses(summary: xr.Dataset, sentences: Sequence[int] | None = None) -> 
         What `summarise_parses` returns.
     sentences
         Positions of the sentences; None for some of the longest.
+
+    Raises
+    ------
+    DataError
+        If there is no such sentence.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -187,6 +196,8 @@ def plot_parses(summary: xr.Dataset, sentences: Sequence[int] | None = None) -> 
     lengths = (summary["tree"].values[:, :, 0] >= 0).sum(1) + 1
     if sentences is None:
         sentences = sorted(np.argsort(-lengths, kind="stable")[:_PLOTTED].tolist())
+    if max(sentences) >= len(lengths):
+        raise DataError(f"sentences={list(sentences)}; there are {len(lengths)}, counted from 0")
     figure = Figure(figsize=(8, 2.6 * len(sentences)), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, row in zip(np.ravel(figure.subplots(len(sentences), 1)), sentences, strict=True):
@@ -229,17 +240,18 @@ def _plot_tree(axes: Any, one: xr.Dataset) -> None:
     axes.set_axis_off()
 
 
-def write_outputs(result: Result, folder: str | Path, *, dpi: int = 110) -> Outputs:
+@checked(ResultError)
+def write_outputs(result: Result, folder: str | Path, *, dpi: Dpi = 110) -> Outputs:
     """Write ``summary.txt``, ``trees.csv`` and ``trees.png``.
 
     Parameters
     ----------
     result
-        Of a grammar.
+        Result of a grammar.
     folder
         Where to; made where it is missing.
     dpi
-        Of the figure.
+        Resolution of the figure.
     """
     summary = summarise_parses(result)
     sentences = [str(text).split() for text in summary["sentence_words"].values]
