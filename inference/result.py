@@ -401,8 +401,9 @@ def _read_tree(folder: Path) -> xr.DataTree:
     try:
         if "posterior" not in tree.children:
             raise ResultError(f"it has no group 'posterior', but {list(tree.children)}")
-        if not isinstance(tree.attrs.get("method"), str):
+        if not isinstance(tree.attrs.get("method", ""), str):  # which results made by hand may lack
             raise ResultError("its root attribute 'method' names no method")
+        _check_draws(tree["posterior"].to_dataset())
         spec = read_json(tree.attrs, "spec", {})
         if not isinstance(output := spec.get("output", {}), dict) or not isinstance(output.get("path", ""), str):
             raise ResultError(f"its root attribute 'spec' has output = {output!r}, where a table with a path belongs")
@@ -411,6 +412,16 @@ def _read_tree(folder: Path) -> xr.DataTree:
     except ResultError as error:
         raise ResultError(f"{file} is damaged: {error}; run the inference again") from error
     return tree
+
+
+def _check_draws(posterior: xr.Dataset) -> None:
+    for name, values in posterior.data_vars.items():
+        if not {"chain", "draw"} <= set(values.dims):
+            raise ResultError(f"posterior variable {name!r} has dims {values.dims}, without 'chain' and 'draw'")
+        if values.dtype.kind not in "biuf":
+            raise ResultError(f"posterior variable {name!r} holds no numbers, but {values.dtype}")
+        if not values.sizes["chain"] * values.sizes["draw"]:
+            raise ResultError(f"posterior variable {name!r} has no draws")
 
 
 def _read_state(folder: Path) -> dict[str, Tensor] | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from probmodels._version import __version__
-from probmodels.errors import ProbmodelsError, SpecError
+from probmodels.errors import ProbmodelsError, ResultError, SpecError
 
 if TYPE_CHECKING:
     from probmodels.inference.problem import Problem
@@ -351,8 +351,9 @@ def _write(result: Result, folder: Path) -> bool:
     """Outputs of the method, where it has any; whether the diagnostics passed."""
     from probmodels.methods import get_method
 
+    name = str(_spec_of(result).get("method", result.tree.attrs.get("method")))
     try:
-        method: Any = get_method(str(_spec_of(result).get("method", result.tree.attrs.get("method"))))
+        method: Any = get_method(name)
     except SpecError:  # not registered here, or built by hand: there is nothing that the method adds
         method = None
     if not hasattr(method, "write_outputs"):
@@ -360,7 +361,11 @@ def _write(result: Result, folder: Path) -> bool:
 
         written = write_all(result, folder, table=result.summary().to_string())
     else:
-        written = method.write_outputs(result, folder)
+        try:
+            written = method.write_outputs(result, folder)
+        except KeyError as error:
+            lacking = str(error).strip("\"'").partition(".")[0]
+            raise ResultError(f"the result is none that {name} made, whose outputs need more: {lacking}") from error
     typer.echo(f"\n{written.table}\n\n{written.diagnosis}\n\nReport: {written.report}")
     return bool(written.diagnosis.ok)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 import typer
 import xarray as xr
 
-from probmodels import Result, cli
+from probmodels import METHODS, Result, cli
+from probmodels.datasets import LOADERS
 
 LONG = "x" * 300
 HUGE = "9" * 40
@@ -199,6 +202,99 @@ def test_wrong_values_are_one_line_and_status_two(
 def test_what_the_cases_start_from_works(inside: Callable[..., tuple[int, str]], command: str) -> None:
     arguments = [argument.replace("--out=FOLDER", "--out=.") for argument in WORKING[command]]
     assert inside(command, *arguments) == (0, "")
+
+
+ODD_ATTRIBUTES: list[dict[str, Any]] = [
+    {},
+    *({"method": method} for method in METHODS),
+    {"method": "of_somebody_else"},
+    {"method": 5},
+    {"spec": "{"},
+    {"spec": "[1]"},
+    {"spec": '{"method": ["lds"]}'},
+    {"spec": '{"method": "os.path", "data": {}}'},
+    {"spec": '{"method": "lds", "data": 3}'},
+    {"spec": '{"method": "lds", "data": {"name": "tu", "dataset": "MUTAG", "download": true}}'},
+    {"diagnosed": '["nothing"]'},
+    {"diagnosed": "3"},
+    {"engine": 3.5},
+]
+
+
+@pytest.mark.parametrize("attributes", ODD_ATTRIBUTES, ids=str)
+def test_results_of_any_model_are_shown_or_refused_in_one_line(
+    inside: Callable[..., tuple[int, str]], tmp_path: Path, attributes: dict[str, Any]
+) -> None:
+    rng = np.random.default_rng(0)
+    for name, attrs in (("odd", attributes), ("plain", {})):
+        posterior = xr.Dataset({"mu": (("chain", "draw"), rng.normal(size=(2, 50)))})
+        result = Result(xr.DataTree.from_dict({"/posterior": posterior}))
+        result.tree.attrs.update(attrs)
+        result.save(tmp_path / name)
+    read = {}
+    for command in (["show"], ["diagnose"], ["report"], ["predict", "--out=new.nc"], ["compare", "plain"]):
+        status, said = inside(*command, "odd")
+        assert status in (0, 2)
+        assert len(said.strip().splitlines()) == (1 if status else 0), said
+        read[command[0]] = status
+    assert read["predict"] == read["compare"] == 2  # neither data nor problem
+    if attributes.get("method", "of_somebody_else") == "of_somebody_else" and set(attributes) <= {"method"}:
+        assert read["show"] == read["diagnose"] == read["report"] == 0
+
+
+def test_a_result_file_does_not_say_where_to_write_or_what_to_fetch(
+    inside: Callable[..., tuple[int, str]], places: dict[str, str], tmp_path: Path
+) -> None:
+    there = tmp_path / "there"
+    sampling = {"num_samples": 10, "warmup_steps": 1, "num_chains": 1, "checkpoint": str(there / "steps")}
+    spec = {
+        "method": "bayesian_svd",
+        "data": {"name": "sst", "path": places["FIELD"]},
+        "model": {"rank": 2},
+        "inference": sampling,
+        "output": {"path": str(there), "overwrite": True},
+    }
+    (tmp_path / "sent").mkdir()
+    sent = tmp_path / "sent" / "result.nc"
+    xr.Dataset(attrs={"spec": json.dumps(spec)}).to_netcdf(sent)
+    before = sent.read_bytes()
+    assert inside("run", "sent/result.nc", "--quiet") == (0, "")
+    assert not there.exists()
+    assert sent.read_bytes() == before
+    assert Result.load(tmp_path / "sent-again").posterior.sizes["draw"] == 10
+    status, said = inside("run", "sent", "--quiet")
+    assert status == 2
+    assert "sent-again holds a result already; choose another folder with --out, or pass --overwrite" in said
+    status, said = inside("run", "sent", "--quiet", "--out=sent")
+    assert status == 2
+    assert sent.read_bytes() == before
+    spec["data"]["path"] = "https://127.0.0.1:1/sst.nc"
+    xr.Dataset(attrs={"spec": json.dumps(spec)}).to_netcdf(sent)
+    status, said = inside("run", "sent", "--quiet", "--overwrite")
+    assert status == 2
+    assert "data.path='https://127.0.0.1:1/sst.nc' would be fetched from another machine" in said
+    assert "--allow-fetch" in said
+
+
+def test_a_run_says_what_it_does_from_the_first_moment(inside: Callable[..., tuple[int, str]]) -> None:
+    status, said = inside("run", "SPEC", "--out=run", "--set", "inference.num_chains=2")
+    assert status == 0
+    steps = ["reading the spec", "checking the spec", "loading data: sst", "building the problem: bayesian_svd"]
+    found = [said.find(f"{step} ...") for step in [*steps, "compiling, and running mcmc", "writing to run"]]
+    assert found == sorted(found)
+    assert found[0] == 0
+
+
+def test_what_is_listed_is_read_without_importing_it() -> None:
+    code = (
+        "import sys\nfrom probmodels import cli\n"
+        "for what in ('methods', 'data'):\n    cli.list_known(what)\n"
+        "print([name for name in ('torch', 'pyro', 'xarray', 'numpy', 'matplotlib') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    lines = run.stdout.splitlines()
+    assert lines[-1] == "[]"
+    assert {*METHODS, *LOADERS} <= {line.partition(" ")[0] for line in lines}
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,6 @@ def test_a_file_that_is_damaged_or_no_result_is_said(damaged, damage, message):
         ("versions", "none", "'versions' of the result is no JSON table"),
         ("diagnosed", "mu", "'diagnosed' of the result is no JSON list or null"),
         ("diagnosed", "{}", "'diagnosed' of the result is no JSON list or null"),
-        ("method", None, "'method' names no method"),
         ("method", 3, "'method' names no method"),
         ("probmodels_format", None, r"not written by Result.save"),
         ("probmodels_format", "first", r"not written by Result.save"),
@@ -139,6 +138,26 @@ def test_damaged_attributes_are_said(damaged, attribute, value, message):
             file.setncattr(attribute, value)
     with pytest.raises(ResultError, match=message):
         Result.load(damaged)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("x", [1.0, 2.0]), r"'mu' has dims \('x',\), without 'chain' and 'draw'"),
+        ((("chain", "draw"), [["a", "b"]]), "'mu' holds no numbers"),
+        ((("chain", "draw"), np.ones((2, 0))), "'mu' has no draws"),
+    ],
+)
+def test_a_posterior_of_something_else_than_draws_is_said(tmp_path, values, message):
+    Result(xr.DataTree.from_dict({"/posterior": xr.Dataset({"mu": values})})).save(tmp_path)
+    with pytest.raises(ResultError, match=message):
+        Result.load(tmp_path)
+
+
+def test_a_result_made_by_hand_needs_nothing_but_draws(tmp_path):
+    draws = xr.Dataset({"mu": (("chain", "draw"), np.ones((2, 8)))})
+    loaded = Result.load(Result(xr.DataTree.from_dict({"/posterior": draws})).save(tmp_path))
+    assert loaded.posterior.equals(draws)
 
 
 def test_a_guide_that_is_damaged_or_of_other_shapes_is_said(damaged):
