@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 from PIL import Image
+from small_data import write_celeba
 
 from probmodels.datasets import load
 from probmodels.datasets.causal import as_graph, causal_order, check_concepts, hide_labels, make_concepts
@@ -516,28 +517,6 @@ def test_unusable_folders_are_refused(folder: Path) -> None:
         (folder / "d.png").write_bytes(broken)
         with pytest.raises(DataError, match=r"cannot read the image .*d\.png"):
             load("concept_images", root=folder)
-
-
-def write_celeba(root: Path, *, csv: bool = False, partition: bool = True) -> None:
-    images = root / "img_align_celeba" / ("img_align_celeba" if csv else "")
-    images.mkdir(parents=True)
-    names = [f"{number:06d}.jpg" for number in range(1, 11)]
-    for name in names:
-        Image.new("RGB", (178, 218), "gray").save(images / name)
-    attributes = np.where(np.arange(30).reshape(10, 3) % 4 < 2, 1, -1)
-    attributes[:, 2] = 1
-    table = pd.DataFrame(attributes, index=pd.Index(names, name="image_id"), columns=["Young", "Male", "Always"])
-    parts = pd.DataFrame({"partition": [0] * 6 + [1] * 2 + [2] * 2}, index=table.index)
-    if csv:
-        table.to_csv(root / "list_attr_celeba.csv")
-        parts.to_csv(root / "list_eval_partition.csv")
-        return
-    lines = ["10", "Young Male Always ", *(f"{n} {' '.join(f'{v:2d}' for v in row)}" for n, row in table.iterrows())]
-    (root / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
-    if partition:
-        (root / "list_eval_partition.txt").write_text(
-            "".join(f"{n} {p}\n" for n, p in zip(names, parts["partition"], strict=True))
-        )
 
 
 @pytest.mark.parametrize("csv", [False, True])

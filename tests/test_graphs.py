@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
-from scipy.sparse import csr_matrix
+from small_data import write_planetoid, write_tu
 
 from probmodels.datasets import LOADERS, load
 from probmodels.datasets.graph_data import apportion, degree_features, import_pyg
@@ -180,40 +178,6 @@ def test_degrees_are_those_of_the_noisy_graph(test_data: Callable[[str], Path]) 
 
 
 # ---------------------------------------------------------------------------------------- files of one's own making
-
-
-def write_tu(root: Path, name: str = "TINY", *, archive: bool = False) -> Path:
-    """Twelve triangles and twelve paths of three, in the files of TU Dortmund."""
-    lines, indicator = [], []
-    for place in range(24):
-        ends = [(1, 2), (2, 3), (1, 3)] if place % 2 else [(1, 2), (2, 3)]
-        lines += [f"{a + 3 * place}, {b + 3 * place}" for one, two in ends for a, b in ((one, two), (two, one))]
-        indicator += [str(place + 1)] * 3
-    text = {"A": lines, "graph_indicator": indicator, "graph_labels": [("-1", "1")[place % 2] for place in range(24)]}
-    files = {f"{name}_{part}.txt": "\n".join(content) + "\n" for part, content in text.items()}
-    root.mkdir(parents=True, exist_ok=True)
-    if archive:
-        with zipfile.ZipFile(root / f"{name}.zip", "w") as packed:
-            for file, content in files.items():
-                packed.writestr(f"{name}/{file}", content)
-    else:
-        (root / name / "raw").mkdir(parents=True)
-        for file, content in files.items():
-            (root / name / "raw" / file).write_text(content)
-    return root
-
-
-def write_planetoid(raw: Path, name: str = "cora") -> None:
-    """A ring of 520 nodes with 3 classes, as Planetoid pickles it."""
-    raw.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    x = csr_matrix(rng.integers(0, 2, (520, 4)).astype(np.float32))
-    y = np.eye(3, dtype=np.int32)[np.arange(520) % 3]
-    parts = {"x": x[:6], "y": y[:6], "allx": x[:510], "ally": y[:510], "tx": x[510:], "ty": y[510:]}
-    parts["graph"] = {node: [(node + 1) % 520, (node - 1) % 520] for node in range(520)}
-    for part, value in parts.items():
-        (raw / f"ind.{name}.{part}").write_bytes(pickle.dumps(value))
-    (raw / f"ind.{name}.test.index").write_text("\n".join(str(node) for node in range(510, 520)) + "\n")
 
 
 @pytest.mark.parametrize("archive", [False, True])
