@@ -11,7 +11,7 @@
 #
 # An EOF analysis gives patterns and series and says nothing of how well the data determine them. The Bayesian SVD
 # gives draws from their posterior. This file is a script (`python examples/bayesian_svd.py`) and, through jupytext, a
-# notebook. `PROBMODELS_EXAMPLE_DRAWS` shortens it.
+# notebook. Takes about 40 seconds on one core; `PROBMODELS_EXAMPLE_DRAWS` shortens it.
 
 # %%
 import os

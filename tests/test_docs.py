@@ -22,7 +22,7 @@ def blocks(text: str) -> list[str]:
 PAGES = [
     pytest.param(path, id=path.stem, marks=() if path.stem == "engines" else pytest.mark.slow)
     for path in sorted(DOCS.glob("*.md"))
-    if path.stem != "adding_a_method" and blocks(path.read_text(encoding="utf-8"))  # that one: see test_examples.py
+    if path.stem != "adding_a_method" and blocks(path.read_text(encoding="utf-8"))  # that one: see test_plugins.py
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from probmodels import cli
+from probmodels import METHODS, cli
 from probmodels.spec import load_spec
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +25,18 @@ def test_specs_are_valid_and_name_themselves(path: Path) -> None:
     spec = load_spec(path)
     assert spec["method"] == path.stem
     assert spec["output"]["path"] == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("path", SPECS + SCRIPTS, ids=lambda path: path.name)
+def test_every_example_says_how_long_it_takes_and_is_listed(path: Path) -> None:
+    head = path.read_text(encoding="utf-8")[:1500]
+    assert re.search(r"\bTakes about (\d+ seconds|1 minute|[23] minutes)\b", head)
+    rows = [line for line in (ROOT / "examples" / "README.md").read_text(encoding="utf-8").splitlines() if "|" in line]
+    assert sum(f"[{path.name}]({path.name})" in row for row in rows) == 1
+
+
+def test_every_method_has_an_example() -> None:
+    assert {path.stem for path in SPECS} == set(METHODS)
 
 
 def test_the_spec_of_the_main_job_is_what_the_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
