@@ -278,26 +278,38 @@ def parse_period(period: Any, *, name: str = "period") -> Period:
         period = (period, period)
     if isinstance(period, str):
         text = period.strip()
-        if match := re.fullmatch(r"(\d{4})(?:\s*[-–:/]\s*(\d{4}))?", text):
-            period = (match[1], match[2] or match[1])
-        else:
-            parts = re.split(r"\s*[/:]\s*|\s+to\s+|\.\.", text)
-            if len(parts) != 2 or not any(parts):
-                raise DataError(f"{name}={text!r} is not a period; {how}")
-            period = tuple(part or None for part in parts)
+        period = _ends(text)
+        if period is None:
+            raise DataError(f"{name}={text!r} is not a period; {how}")
     if not isinstance(period, Sequence) or len(period) != 2:
         raise DataError(f"{name}={period!r} is not a period; {how}")
-    edges = []
+    edges: list[int | None] = []
     for end, default_month in zip(period, (1, 12), strict=True):
-        match = None if end is None else re.match(r"(\d{4})(?:-(\d{1,2}))?(?:-\d{1,2}(?:[T ].*)?)?$", str(end).strip())
-        if end is not None and (match is None or not 1 <= int(match[2] or 1) <= 12):
+        edge = None if end is None else _month(str(end).strip(), default_month)
+        if end is not None and edge is None:
             raise DataError(f"{name}: {end!r} is not a year or a month; {how}")
-        edges.append(None if match is None else 12 * int(match[1]) + int(match[2] or default_month) - 1)
+        edges.append(edge)
     first, last = (edge if edge is not None else end for edge, end in zip(edges, _OPEN, strict=True))
     label = "/".join("" if edge is None else year_month(edge) for edge in edges)
     if last < first:
         raise DataError(f"{name}={label} ends before it starts; swap its ends")
     return Period(first, last, label)
+
+
+def _ends(text: str) -> tuple[str | None, str | None] | None:
+    """Start and end of a period in writing, None for an open end; None where it cannot be read."""
+    if match := re.fullmatch(r"(\d{4})(?:\s*[-–:/]\s*(\d{4}))?", text):
+        return match[1], match[2] or match[1]
+    parts = re.split(r"\s*[/:]\s*|\s+to\s+|\.\.", text)
+    return (parts[0] or None, parts[1] or None) if len(parts) == 2 and any(parts) else None
+
+
+def _month(text: str, default_month: int) -> int | None:
+    """Number of a month (`month_number`) in writing, where only a year is given that of ``default_month``."""
+    match = re.match(r"(\d{4})(?:-(\d{1,2}))?(?:-\d{1,2}(?:[T ].*)?)?$", text)
+    if match is None or not 1 <= int(match[2] or 1) <= 12:
+        return None
+    return 12 * int(match[1]) + int(match[2] or default_month) - 1
 
 
 # ------------------------------------------------------------------------------------------------------ seasons
@@ -336,22 +348,7 @@ def parse_season(season: str | Sequence[int]) -> Season:
         If the initials are not of successive months, or of more than one season.
     """
     if isinstance(season, str):
-        text = season.strip().upper()
-        letters = _INITIALS if text in ("ANNUAL", "ANN", "YEAR") else text
-        starts = [s for s in range(12) if (_INITIALS * 2)[s : s + len(letters)] == letters]
-        if not letters or len(letters) > 12 or not starts:
-            raise DataError(
-                f"season={season!r} is not a run of month initials; "
-                "write it as 'NDJFM', 'JJA', 'annual' or [11, 12, 1, 2, 3]"
-            )
-        if len(starts) > 1:
-            names = " or ".join(_MONTHS[s] for s in starts)
-            raise DataError(
-                f"season={season!r} may start in {names}; give the numbers of its months, as in [{starts[0] + 1}]"
-            )
-        return Season(
-            text if text == letters else "annual", tuple((starts[0] + i) % 12 + 1 for i in range(len(letters)))
-        )
+        return _season_by_initials(season)
     found: Any = season
     months: list[int] = list(found) if isinstance(found, Sequence | np.ndarray) else []
     if not all(isinstance(m, int | np.integer) and not isinstance(m, bool) for m in months):
@@ -366,3 +363,21 @@ def parse_season(season: str | Sequence[int]) -> Season:
         if set(run) == set(months) and len(months) < 12:
             return Season("".join(_INITIALS[m - 1] for m in run), tuple(run))
     return Season(",".join(map(str, sorted(months))), tuple(sorted(months)))
+
+
+def _season_by_initials(season: str) -> Season:
+    """Season from the initials of its months, which have to fit one run of months alone."""
+    text = season.strip().upper()
+    letters = _INITIALS if text in ("ANNUAL", "ANN", "YEAR") else text
+    starts = [s for s in range(12) if (_INITIALS * 2)[s : s + len(letters)] == letters]
+    if not letters or len(letters) > 12 or not starts:
+        raise DataError(
+            f"season={season!r} is not a run of month initials; "
+            "write it as 'NDJFM', 'JJA', 'annual' or [11, 12, 1, 2, 3]"
+        )
+    if len(starts) > 1:
+        names = " or ".join(_MONTHS[s] for s in starts)
+        raise DataError(
+            f"season={season!r} may start in {names}; give the numbers of its months, as in [{starts[0] + 1}]"
+        )
+    return Season(text if text == letters else "annual", tuple((starts[0] + i) % 12 + 1 for i in range(len(letters))))

@@ -149,12 +149,7 @@ def check_concepts(data: Any) -> None:
     for variable, dims in {kinds[0]: _DIMS[kinds[0]], "label": ("data", "concept"), "split": ("data",)}.items():
         if data[variable].dims != dims:
             raise DataError(f"{variable} has dims {data[variable].dims}; expected {dims}")
-    values = data[kinds[0]].values
-    wrong = ~((values >= 0) & (values <= 1)) if kinds[0] == "image" else ~np.isfinite(values)
-    if wrong.any():
-        place = tuple(int(i) for i in np.argwhere(wrong)[0])
-        remedy = "in [0, 1]: divide those of 8 bits by 255" if kinds[0] == "image" else "finite: fill or drop the row"
-        raise DataError(f"{kinds[0]}{list(place)} is {values[place]}; values have to be {remedy}")
+    _check_values(kinds[0], data[kinds[0]].values)
     names = _names(data["concept"].values if "concept" in data.coords else None)
     splits = data["split"].values
     unknown = np.setdiff1d(splits, ["train", "test"])
@@ -163,7 +158,22 @@ def check_concepts(data: Any) -> None:
     training = splits == "train"
     if not training.any():
         raise DataError("no row has split 'train'; there is nothing to learn from")
-    labels = data["label"].values
+    _check_labels(data["label"].values, names, training)
+    if "graph" in data:
+        _check_graph(data, names)
+
+
+def _check_values(kind: str, values: NDArray[Any]) -> None:
+    """Check that intensities lie in [0, 1] and that other numbers are finite."""
+    wrong = ~((values >= 0) & (values <= 1)) if kind == "image" else ~np.isfinite(values)
+    if wrong.any():
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        remedy = "in [0, 1]: divide those of 8 bits by 255" if kind == "image" else "finite: fill or drop the row"
+        raise DataError(f"{kind}{list(place)} is {values[place]}; values have to be {remedy}")
+
+
+def _check_labels(labels: NDArray[Any], names: Sequence[str], training: NDArray[np.bool_]) -> None:
+    """Check that labels are finite or nan, and that each concept varies over the rows for training."""
     if np.isinf(labels).any():
         row, column = np.argwhere(np.isinf(labels))[0]
         raise DataError(f"label of {names[column]!r} in row {row} is infinite; mend it, or leave it out as nan")
@@ -176,13 +186,16 @@ def check_concepts(data: Any) -> None:
                 f"concept {name!r} is constant: each of its {len(known)} labels for training is {known[0]:g}; a "
                 "concept that does not vary cannot be learned, so leave it out or add rows where it differs"
             )
-    if "graph" in data:
-        if data["graph"].dims != ("cause", "effect"):
-            raise DataError(f"graph has dims {data['graph'].dims}; expected ('cause', 'effect')")
-        for dim in ("cause", "effect"):
-            if dim not in data.coords or list(data[dim].values) != names:
-                raise DataError(f"coordinate {dim!r} of the graph is not that of the concepts, {', '.join(names)}")
-        as_graph(data["graph"].values, names)
+
+
+def _check_graph(data: xr.Dataset, names: Sequence[str]) -> None:
+    """Check that the graph is one of the concepts and has no cycle."""
+    if data["graph"].dims != ("cause", "effect"):
+        raise DataError(f"graph has dims {data['graph'].dims}; expected ('cause', 'effect')")
+    for dim in ("cause", "effect"):
+        if dim not in data.coords or list(data[dim].values) != list(names):
+            raise DataError(f"coordinate {dim!r} of the graph is not that of the concepts, {', '.join(names)}")
+    as_graph(data["graph"].values, names)
 
 
 @checked(DataError)

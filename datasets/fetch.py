@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -405,35 +406,22 @@ class ResumingDownloader:
 
         note = self._noted(url)
         start = self._arrived() if note else 0
-        headers = {"Accept-Encoding": "identity"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
-            if validator := note.get("etag") or note.get("last_modified"):
-                headers["If-Range"] = validator
-        with requests.get(url, headers=headers, stream=True, timeout=self.timeout) as response:
+        with requests.get(url, headers=_headers(note, start), stream=True, timeout=self.timeout) as response:
             size = note.get("size", "")
             if response.status_code == 416:  # nothing is left to send, or the file has become shorter
                 if size and int(size) == start:
-                    self.validators = {k: v for k, v in note.items() if k in ("etag", "last_modified")}
+                    self.validators = _validators(note)
                     return True
                 self.partial.unlink(missing_ok=True)
                 return False
             response.raise_for_status()
-            part = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-            if response.status_code == 206:
-                if part is None or int(part[1]) != start or (size and part[2] not in (size, "*")):
-                    self.partial.unlink(missing_ok=True)
-                    return False
-            else:
-                start, size = 0, response.headers.get("Content-Length", "")
-                etag = response.headers.get("ETag", "")
-                note = {
-                    "url": url,
-                    "size": size,
-                    "etag": "" if etag.startswith("W/") else etag,  # a weak one does not vouch for bytes
-                    "last_modified": response.headers.get("Last-Modified", ""),
-                }
-            self.validators = {k: v for k, v in note.items() if k in ("etag", "last_modified")}
+            if response.status_code != 206:  # the file from its start
+                start, note = 0, _note_of(url, response.headers)
+                size = note["size"]
+            elif not _continues(response.headers.get("Content-Range", ""), start, size):
+                self.partial.unlink(missing_ok=True)
+                return False
+            self.validators = _validators(note)
             bar.total = int(size) if size else None
             bar.n = start
             bar.refresh()
@@ -443,3 +431,35 @@ class ResumingDownloader:
                     out.write(chunk)
                     bar.update(len(chunk))
         return not size or self._arrived() == int(size)
+
+
+def _headers(note: Mapping[str, str], start: int) -> dict[str, str]:
+    """Headers of a request for what is left of a file after ``start`` bytes, if it is still the same file."""
+    headers = {"Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+        if validator := note.get("etag") or note.get("last_modified"):
+            headers["If-Range"] = validator
+    return headers
+
+
+def _continues(content_range: str, start: int, size: str) -> bool:
+    """Whether an answer of part of a file goes on after ``start`` bytes, with the same size of the whole."""
+    part = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range)
+    return part is not None and int(part[1]) == start and (not size or part[2] in (size, "*"))
+
+
+def _note_of(url: str, headers: Mapping[str, str]) -> dict[str, str]:
+    """What identifies the file of an answer."""
+    etag = headers.get("ETag", "")
+    return {
+        "url": url,
+        "size": headers.get("Content-Length", ""),
+        "etag": "" if etag.startswith("W/") else etag,  # a weak one does not vouch for bytes
+        "last_modified": headers.get("Last-Modified", ""),
+    }
+
+
+def _validators(note: Mapping[str, str]) -> dict[str, str]:
+    """What a server compares to tell whether a file has changed."""
+    return {key: value for key, value in note.items() if key in ("etag", "last_modified")}

@@ -116,25 +116,16 @@ def load_graph(
         raise DataError(f"{where} has no rows: a graph without nodes; give at least one node")
     key = _id_column(id, table.columns)
     column = split if isinstance(split, str) else None
-    _want(table, [label, *(name for name in (key, graph, column) if name is not None), *(features or ())], where)
-    _refuse_twofold(features, {"label": label, "id": key, "graph": graph, "split": column})
+    _check_columns(table, features, {"label": label, "id": key, "graph": graph, "split": column}, where)
     ids = _ids(table[key], f"column {key!r} of {where}") if key else labels_of(table.index.to_numpy())
-    index = None
+    index = graphs = None
     if graph is not None:
         order, index, graphs = _graphs(table[graph], f"column {graph!r} of {where}")
         table, ids = table.iloc[order], ids[order]
     columns = list(features) if features is not None else [c for c in table if c not in (key, label, graph, column)]
-    x = _feature_values(table, columns, where) if columns else None
-    if x is None:
-        refuse_unused(load_graph, "degrees as features", standardise=standardise)
-        mends.append("There are no columns of features: degrees of the nodes are taken.")
-    elif standardise:
-        x = standardised(x)
-    y = _entries(table[label], None)
-    parts = None if column is None else _entries(table[column], "")
-    if index is not None:
-        y = _one_per_graph(y, index, graphs, f"column {label!r} of {where}")
-        parts = None if parts is None else _one_per_graph(parts, index, graphs, f"column {column!r} of {where}")
+    x, names = _chosen_features(table, columns, where, standardise, mends)
+    y = _node_entries(table, label, None, index, graphs, where)
+    parts = None if column is None else _node_entries(table, column, "", index, graphs, where)
     data = make_graph(
         x,
         y,
@@ -142,8 +133,8 @@ def load_graph(
         graph=index,
         split=parts,
         nodes=ids,
-        features=None if x is None else columns,
-        graphs=None if index is None else graphs,
+        features=names,
+        graphs=graphs,
         unlabelled=unlabelled,
         mend=mend,
         mends=mends,
@@ -190,28 +181,14 @@ def from_pyg(
     if not items:
         raise DataError("there are no graphs in the list; give at least one Data")
     mends: list[str] = []
-    for place, item in enumerate(items):
-        if not isinstance(item, pyg.Data):
-            raise DataError(
-                f"graph {place} is a {type(item).__name__}; only PyG's Data, with one kind of node, will do"
-            )
-        if getattr(item, "y", None) is None:
-            raise DataError(f"graph {place} has no labels y; set data.y")
-    if len({item.x is None for item in items}) > 1:
-        raise DataError("some graphs have features x and others none; give all of them features, or none")
+    _check_items(items, pyg.Data)
     sizes = np.array([_num_nodes(item, place, one) for place, item in enumerate(items)])
     parts = [_pyg_pairs(item, int(sizes[place]), place, mend, mends) for place, item in enumerate(items)]
     ends = np.concatenate([part + start for part, start in zip(parts, np.cumsum(sizes) - sizes, strict=True)])
     if items[0].x is None:
         refuse_unused(from_pyg, "degrees as features", standardise=standardise)
     x = None if items[0].x is None else np.concatenate([_array(item.x) for item in items])
-    labels = [_array(item.y) for item in items]
-    if one and len(labels[0]) != sizes[0]:
-        raise DataError(f"y has {len(labels[0])} labels for {sizes[0]} nodes; give one for each")
-    if not one and any(label.size != 1 for label in labels):
-        place = next(place for place, label in enumerate(labels) if label.size != 1)
-        raise DataError(f"graph {place} has {labels[place].size} labels; in a list, every graph has one, for all of it")
-    y = labels[0] if one else np.array([label.item() for label in labels])
+    y = _pyg_labels(items, sizes, one)
     result = make_graph(
         standardised(x) if x is not None and standardise else x,
         y,
@@ -271,6 +248,34 @@ def _id_column(id: str | None, columns: Sequence[str]) -> str | None:
 def _entries(column: pd.Series, missing: Any) -> NDArray[Any]:
     absent = column.isna()
     return np.array([missing if gone else value for value, gone in zip(column, absent, strict=True)], dtype=object)
+
+
+def _check_columns(
+    table: pd.DataFrame, features: Sequence[str] | None, others: Mapping[str, str | None], where: str
+) -> None:
+    """Check that a table has all columns that are named, and that features have no other use."""
+    _want(table, [*(name for name in others.values() if name is not None), *(features or ())], where)
+    _refuse_twofold(features, others)
+
+
+def _node_entries(
+    table: pd.DataFrame, column: str, missing: Any, index: NDArray[Any] | None, graphs: Any, where: str
+) -> NDArray[Any]:
+    """Entries of a column by node, or by graph in a collection of graphs."""
+    entries = _entries(table[column], missing)
+    return entries if index is None else _one_per_graph(entries, index, graphs, f"column {column!r} of {where}")
+
+
+def _chosen_features(
+    table: pd.DataFrame, columns: list[str], where: str, standardise: bool, mends: list[str]
+) -> tuple[NDArray[Any] | None, list[str] | None]:
+    """Features and their names; None, and a sentence that says so, where degrees are taken."""
+    x = _feature_values(table, columns, where) if columns else None
+    if x is None:
+        refuse_unused(load_graph, "degrees as features", standardise=standardise)
+        mends.append("There are no columns of features: degrees of the nodes are taken.")
+        return None, None
+    return standardised(x) if standardise else x, columns
 
 
 def _want(table: pd.DataFrame, names: Sequence[str], where: str) -> None:
@@ -445,6 +450,30 @@ def _num_nodes(item: Any, place: int, one: bool) -> int:
     if one:
         return len(item.y)
     raise DataError(f"graph {place} has no number of nodes: set data.x or data.num_nodes")
+
+
+def _check_items(items: Sequence[Any], kind: type) -> None:
+    """Check that all graphs are PyG's ``Data`` with labels, and all or none of them with features."""
+    for place, item in enumerate(items):
+        if not isinstance(item, kind):
+            raise DataError(
+                f"graph {place} is a {type(item).__name__}; only PyG's Data, with one kind of node, will do"
+            )
+        if getattr(item, "y", None) is None:
+            raise DataError(f"graph {place} has no labels y; set data.y")
+    if len({item.x is None for item in items}) > 1:
+        raise DataError("some graphs have features x and others none; give all of them features, or none")
+
+
+def _pyg_labels(items: Sequence[Any], sizes: NDArray[Any], one: bool) -> NDArray[Any]:
+    """Labels of the nodes of one graph, or of several graphs."""
+    labels = [_array(item.y) for item in items]
+    if one and len(labels[0]) != sizes[0]:
+        raise DataError(f"y has {len(labels[0])} labels for {sizes[0]} nodes; give one for each")
+    if not one and any(label.size != 1 for label in labels):
+        place = next(place for place, label in enumerate(labels) if label.size != 1)
+        raise DataError(f"graph {place} has {labels[place].size} labels; in a list, every graph has one, for all of it")
+    return labels[0] if one else np.array([label.item() for label in labels])
 
 
 def _pyg_pairs(item: Any, num_nodes: int, place: int, mend: bool, mends: list[str]) -> Pairs:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -281,25 +281,10 @@ def _canonical(dataset: xr.Dataset, variable: str | None, *, where: str, mends: 
     """The field of one dataset, lazily, as (time, lat, lon) with decoded dates, longitudes in the order of the file."""
     axes = find_axes(dataset)
     if set(axes) != {"time", "lat", "lon"}:
-        missing = " and ".join(name for name in ("time", "lat", "lon") if name not in axes)
-        flat = any(v.ndim == 2 and _by_attributes(str(k), v) in ("lat", "lon") for k, v in dataset.variables.items())
-        mend = (
-            "its coordinates are two-dimensional: regrid it first, for example with 'cdo remapbil,r360x180'"
-            if flat
-            else "give its coordinates the units 'degrees_north', 'degrees_east' and 'days since ...'"
-        )
-        contents = ", ".join(f"{k} ({', '.join(map(str, v.dims))})" for k, v in dataset.variables.items()) or "nothing"
-        raise DataError(f"{where}: no recognisable field: no {missing} axis among {contents}; {mend}")
+        raise DataError(f"{where}: no recognisable field: {_lacking(dataset, axes)}")
     dim = {key: str(axis.dims[0]) for key, axis in axes.items()}
     name = _choose_variable(dataset, set(dim.values()), variable, where)
-    field = dataset[name]
-    for extra in [d for d in field.dims if d not in dim.values()]:
-        if field.sizes[extra] != 1:
-            raise DataError(
-                f"{where}: '{name}' has a dimension '{extra}' of length {field.sizes[extra]} besides time, latitude "
-                f"and longitude; select one of it first, for example with xarray's .isel({extra}=0)"
-            )
-        field = field.isel({extra: 0}, drop=True)
+    field = _without_extra(dataset[name], name, set(dim.values()), where)
     field = field.transpose(dim["time"], dim["lat"], dim["lon"])
     for key, d in dim.items():
         if field.sizes[d] == 0:
@@ -316,17 +301,11 @@ def _canonical(dataset: xr.Dataset, variable: str | None, *, where: str, mends: 
         raise DataError(f"{where}: latitudes repeat; remove the doubled rows")
     if (repeated := len(lon) - len(arrange_longitudes(lon)[0])) > 0:
         mends.append(f"{where}: {repeated} longitudes repeat around the circle; kept once.")
-    bounds_name = axes["time"].attrs.get("bounds")
-    bounds = (
-        dataset[bounds_name].values
-        if bounds_name in dataset.variables and dataset[bounds_name].dtype.kind in "iuf"
-        else None
-    )
     dates, time_mends = decode_times(
         axes["time"].values,
         axes["time"].attrs,
         where=where,
-        bounds=bounds if bounds is not None and bounds.ndim == 2 and bounds.shape[1] == 2 else None,
+        bounds=_time_bounds(dataset, axes["time"]),
         coverage_start=dataset.attrs.get("time_coverage_start"),
     )
     mends.extend(time_mends)
@@ -339,6 +318,40 @@ def _canonical(dataset: xr.Dataset, variable: str | None, *, where: str, mends: 
     values = field.variable.copy(deep=False)  # a DataArray made anew from it keeps the values on disk
     values.dims = ("time", "lat", "lon")
     return xr.DataArray(values, coords=coords, name=name)
+
+
+def _lacking(dataset: xr.Dataset, axes: Mapping[str, Any]) -> str:
+    """Which axes a dataset lacks, what it has, and what to do."""
+    missing = " and ".join(name for name in ("time", "lat", "lon") if name not in axes)
+    flat = any(v.ndim == 2 and _by_attributes(str(k), v) in ("lat", "lon") for k, v in dataset.variables.items())
+    mend = (
+        "its coordinates are two-dimensional: regrid it first, for example with 'cdo remapbil,r360x180'"
+        if flat
+        else "give its coordinates the units 'degrees_north', 'degrees_east' and 'days since ...'"
+    )
+    contents = ", ".join(f"{k} ({', '.join(map(str, v.dims))})" for k, v in dataset.variables.items()) or "nothing"
+    return f"no {missing} axis among {contents}; {mend}"
+
+
+def _without_extra(field: xr.DataArray, name: str, dims: set[str], where: str) -> xr.DataArray:
+    """The field without dimensions of length 1 besides time, latitude and longitude; others are refused."""
+    for extra in [d for d in field.dims if d not in dims]:
+        if field.sizes[extra] != 1:
+            raise DataError(
+                f"{where}: '{name}' has a dimension '{extra}' of length {field.sizes[extra]} besides time, latitude "
+                f"and longitude; select one of it first, for example with xarray's .isel({extra}=0)"
+            )
+        field = field.isel({extra: 0}, drop=True)
+    return field
+
+
+def _time_bounds(dataset: xr.Dataset, time: xr.DataArray | xr.Variable) -> np.ndarray | None:
+    """Numbers (time, 2) that bound the time steps, where the file has them."""
+    name = time.attrs.get("bounds")
+    if name not in dataset.variables or dataset[name].dtype.kind not in "iuf":
+        return None
+    bounds: np.ndarray = dataset[name].values
+    return bounds if bounds.ndim == 2 and bounds.shape[1] == 2 else None
 
 
 def as_slice(index: np.ndarray) -> np.ndarray | slice:

@@ -203,33 +203,39 @@ def _scene(scene: str | Scene) -> Scene:
 
 def _aligned(scene: Scene, values: Any, held: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, Array]]:
     """Columns (row,) of values, nan where absent, and of interventions, all of one number of rows."""
-    given: dict[str, Any]
-    if isinstance(values, Mapping):
-        given = {scene.concepts[position_of(name, scene.concepts)]: value for name, value in values.items()}
-    else:
-        table = as_array(values, "concepts", numbers=True).astype(np.float64)
-        if table.ndim != 2 or table.shape[1] != len(scene.concepts):
-            raise DataError(f"concepts of shape {table.shape}; give (row, concept) with {', '.join(scene.concepts)}")
-        given = dict(zip(scene.concepts, table.T, strict=True))
+    given = _by_concept(scene, values)
     names = [*(f"concept {name!r}" for name in given), *(f"intervention on {name!r}" for name in held)]
     entries = zip(names, (*given.values(), *held.values()), strict=True)
     columns = [as_array(value, name, numbers=True).astype(np.float64) for name, value in entries]
     columns = [column.reshape(-1) if column.ndim == 0 else column for column in columns]
     rows = max((len(column) for column in columns if column.ndim == 1), default=1)
+    may_lack = [f"concept {effect!r}" for effect in scene.effects]
     for name, column in zip(names, columns, strict=True):
-        if column.ndim != 1 or len(column) not in (1, rows):
-            raise DataError(f"{name} has shape {column.shape} where there are {rows} rows; give a number, or one a row")
-        missing_may_be = name in [f"concept {effect!r}" for effect in scene.effects]
-        if np.isinf(column).any() or (np.isnan(column).any() and not missing_may_be):
-            raise DataError(
-                f"{name} is missing or infinite in row {int((~np.isfinite(column)).argmax())}; give a number"
-            )
+        _check_column(name, column, rows, may_lack=name in may_lack)
     absent = [name for name in scene.concepts if name not in given and name not in scene.effects]
     if absent:
         raise DataError(f"concept {absent[0]!r} is absent; it has no causes to follow from, so give it")
     spread = [np.broadcast_to(column, rows) for column in columns]
     found = {name: np.full(rows, np.nan) for name in scene.concepts}
     return found | dict(zip(given, spread, strict=False)), dict(zip(held, spread[len(given) :], strict=True))
+
+
+def _by_concept(scene: Scene, values: Any) -> dict[str, Any]:
+    """Values by the names of concepts, from a mapping or a table (row, concept)."""
+    if isinstance(values, Mapping):
+        return {scene.concepts[position_of(name, scene.concepts)]: value for name, value in values.items()}
+    table = as_array(values, "concepts", numbers=True).astype(np.float64)
+    if table.ndim != 2 or table.shape[1] != len(scene.concepts):
+        raise DataError(f"concepts of shape {table.shape}; give (row, concept) with {', '.join(scene.concepts)}")
+    return dict(zip(scene.concepts, table.T, strict=True))
+
+
+def _check_column(name: str, column: Array, rows: int, *, may_lack: bool) -> None:
+    """Check that a column has one number for each row or for all, missing only where it follows from others."""
+    if column.ndim != 1 or len(column) not in (1, rows):
+        raise DataError(f"{name} has shape {column.shape} where there are {rows} rows; give a number, or one a row")
+    if np.isinf(column).any() or (np.isnan(column).any() and not may_lack):
+        raise DataError(f"{name} is missing or infinite in row {int((~np.isfinite(column)).argmax())}; give a number")
 
 
 # -------------------------------------------------------------------------------------------------------- pictures

@@ -247,27 +247,7 @@ def _read(
     mends: list[str],
 ) -> xr.DataArray:
     """Only the cells and dates that are needed, in memory."""
-    lat, lon = parts[0]["lat"].values, parts[0]["lon"].values
-    rows = np.arange(len(lat))
-    columns, east = arrange_longitudes(lon)
-    if box is not None:
-        covered = f"{lat[0]:g} to {lat[-1]:g} N, {east[0]:g} to {east[-1]:g} E"
-        rows = select_latitudes(lat, box)
-        columns, east = select_longitudes(lon, box)
-        if not len(rows) or not len(columns):
-            raise DataError(
-                f"region {box.label} ({box.bounds}) holds no cell of the field, which covers {covered}; "
-                "choose a region inside it"
-            )
-        ends = (
-            lat[rows[0]] - box.south,
-            box.north - lat[rows[-1]],
-            east[0] - box.west,
-            box.west + box.width - east[-1],
-        )
-        steps = [np.median(np.diff(axis)) if len(axis) > 1 else 0.0 for axis in (lat, np.unique(lon))]
-        if max(ends[:2]) > steps[0] or (max(ends[2:]) > steps[1] and box.width < 360):
-            mends.append(f"Region {box.label} ({box.bounds}) reaches beyond the field, which covers {covered}.")
+    rows, columns, east = _cells(parts[0]["lat"].values, parts[0]["lon"].values, box, mends)
     runs = np.split(columns, np.flatnonzero(np.diff(columns) != 1) + 1)  # a box over the seam of the file is two runs
     months = [month_number(part["time"].values) for part in parts]
     first, last = min(m.min() for m in months), max(m.max() for m in months)
@@ -288,6 +268,34 @@ def _read(
             strip = part.isel(time=as_slice(np.flatnonzero(keep)), lat=as_slice(rows))
             selected.append(join([load_into_memory(strip.isel(lon=as_slice(run))) for run in runs], "lon"))
     return join(selected).assign_coords(lon=east)
+
+
+def _cells(
+    lat: np.ndarray, lon: np.ndarray, box: Region | None, mends: list[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows and columns of the cells in a region, and longitudes of the columns from west to east."""
+    rows = np.arange(len(lat))
+    columns, east = arrange_longitudes(lon)
+    if box is None:
+        return rows, columns, east
+    covered = f"{lat[0]:g} to {lat[-1]:g} N, {east[0]:g} to {east[-1]:g} E"
+    rows = select_latitudes(lat, box)
+    columns, east = select_longitudes(lon, box)
+    if not len(rows) or not len(columns):
+        raise DataError(
+            f"region {box.label} ({box.bounds}) holds no cell of the field, which covers {covered}; "
+            "choose a region inside it"
+        )
+    ends = (
+        lat[rows[0]] - box.south,
+        box.north - lat[rows[-1]],
+        east[0] - box.west,
+        box.west + box.width - east[-1],
+    )
+    steps = [np.median(np.diff(axis)) if len(axis) > 1 else 0.0 for axis in (lat, np.unique(lon))]
+    if max(ends[:2]) > steps[0] or (max(ends[2:]) > steps[1] and box.width < 360):
+        mends.append(f"Region {box.label} ({box.bounds}) reaches beyond the field, which covers {covered}.")
+    return rows, columns, east
 
 
 def _sha256(path: Path) -> str:

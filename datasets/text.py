@@ -17,7 +17,7 @@ with coordinate ``vocabulary``, the words by code, and attribute ``gold_from``, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,14 +117,8 @@ def make_sentences(
             raise DataError(f"sentence {number} has {length} words; choose sentences of 2 to {size} words")
     counts = Counter(word for sentence in sentences for word in sentence)
     if vocabulary is None:
-        frequent = sorted(word for word, count in counts.items() if count >= min_count)
-        vocabulary = frequent if len(frequent) == len(counts) else [UNKNOWN, *frequent]
-    code = {word: place for place, word in enumerate(vocabulary)}
-    if len(code) != len(vocabulary):
-        raise DataError(f"vocabulary names {len(vocabulary) - len(code)} words twice; name each once")
-    lost = sorted(word for word in counts if word not in code)
-    if lost and UNKNOWN not in code:
-        raise DataError(f"vocabulary lacks {len(lost)} words, such as {lost[0]!r}; add them or {UNKNOWN!r}")
+        vocabulary = _frequent(counts, min_count)
+    code = _codes(vocabulary, counts)
     word = np.zeros((len(sentences), size), dtype=np.int64)
     for row, sentence in enumerate(sentences):
         word[row, : len(sentence)] = [code.get(item, code.get(UNKNOWN, 0)) for item in sentence]
@@ -137,6 +131,23 @@ def make_sentences(
         "vocabulary": np.asarray(vocabulary, dtype=str),
     }
     return xr.Dataset(variables, labels, attrs)
+
+
+def _frequent(counts: Counter[str], min_count: int) -> list[str]:
+    """Words that are counted often enough, and one for all others where there are any."""
+    frequent = sorted(word for word, count in counts.items() if count >= min_count)
+    return frequent if len(frequent) == len(counts) else [UNKNOWN, *frequent]
+
+
+def _codes(vocabulary: Sequence[str], counts: Counter[str]) -> dict[str, int]:
+    """Code of each word of a vocabulary, which has to cover the words that are counted."""
+    code = {word: place for place, word in enumerate(vocabulary)}
+    if len(code) != len(vocabulary):
+        raise DataError(f"vocabulary names {len(vocabulary) - len(code)} words twice; name each once")
+    lost = sorted(word for word in counts if word not in code)
+    if lost and UNKNOWN not in code:
+        raise DataError(f"vocabulary lacks {len(lost)} words, such as {lost[0]!r}; add them or {UNKNOWN!r}")
+    return code
 
 
 def _grid(brackets: Sequence[Sequence[tuple[int, int]]], lengths: NDArray[Any], size: int) -> NDArray[np.bool_]:
@@ -286,17 +297,23 @@ def _parse(rows: Sequence[Sequence[str]], punctuation: bool, where: str) -> tupl
         raise DataError(f"{where}: {error}; columns 1 and 7, the word and its head, have to be numbers") from error
     kept = [int(cells[0]) for cells in rows if punctuation or cells[3] != "PUNCT"]
     place = {number: position for position, number in enumerate(kept)}
+    subtrees = _subtrees(heads, place, where)
+    spans = {(min(found), max(found) + 1) for found in subtrees if found and _contiguous(found)}
+    words = [cells[1].lower() for cells in rows if int(cells[0]) in place]
+    return words, sorted(span for span in spans if span[1] - span[0] > 1)
+
+
+def _subtrees(heads: Mapping[int, int], place: Mapping[int, int], where: str) -> list[set[int]]:
+    """Places of the words that depend on each word, directly or not, and its own."""
     below: dict[int, set[int]] = {number: set() for number in heads}
-    for number in kept:
+    for number, position in place.items():
         head, steps = number, 0
         while head:
             if head not in heads or steps > len(heads):
                 raise DataError(f"{where}: the heads of word {number} lead to no root; repair column 7")
-            below[head].add(place[number])
+            below[head].add(position)
             head, steps = heads[head], steps + 1
-    spans = {(min(found), max(found) + 1) for found in below.values() if found and _contiguous(found)}
-    words = [cells[1].lower() for cells in rows if int(cells[0]) in place]
-    return words, sorted(span for span in spans if span[1] - span[0] > 1)
+    return list(below.values())
 
 
 def _contiguous(places: set[int]) -> bool:
