@@ -301,24 +301,18 @@ class Problem:
         infer, fn, shape = node["infer"], node["fn"], tuple(node["value"].shape)
         frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
         declared = infer.get("event_dims")
+        kind = _kind_of(node)
         num_event = fn.event_dim if declared is None else len(declared)
-        if infer.get("_deterministic"):
-            kind = "deterministic"
-            if declared is None and all(-len(shape) <= f.dim and shape[f.dim] == f.size for f in frames) and frames:
+        if kind == "deterministic":
+            if declared is None and frames and _in_plates(shape, frames):
                 num_event = 0  # pyro.deterministic calls every axis an event axis unless told otherwise
-        else:
-            kind = "observed" if node["is_observed"] else "generated" if is_generated(node) else "latent"
-            if num_event != fn.event_dim:
-                raise ProblemError(
-                    f"{self.name}: site {name!r} names {num_event} event_dims {list(declared or ())} "
-                    f"but its distribution has {fn.event_dim} event axes; name each of them once"
-                )
-        dims = [f"{name}_dim_{axis}" for axis in range(len(shape))]
+        elif num_event != fn.event_dim:
+            raise ProblemError(
+                f"{self.name}: site {name!r} names {num_event} event_dims {list(declared or ())} "
+                f"but its distribution has {fn.event_dim} event axes; name each of them once"
+            )
         num_batch = len(shape) - num_event
-        for frame in frames:
-            axis = num_batch + frame.dim
-            if 0 <= axis < num_batch and shape[axis] == frame.size:
-                dims[axis] = frame.name
+        dims = _plate_dims(name, shape, num_batch, frames)
         if declared is not None and num_event:
             dims[max(num_batch, 0) :] = list(declared)
         if len(dims) != len(shape):
@@ -425,6 +419,28 @@ class Problem:
 def _name_of(program: Any) -> str:
     """Name of a function, class of a module or of another object."""
     return str(getattr(program, "__name__", type(program).__name__))
+
+
+def _plate_dims(name: str, shape: Sequence[int], num_batch: int, frames: Iterable[Any]) -> list[str]:
+    """Dims of a site: names of plates, and names made from that of the site where no plate fits."""
+    dims = [f"{name}_dim_{axis}" for axis in range(len(shape))]
+    for frame in frames:
+        axis = num_batch + frame.dim
+        if 0 <= axis < num_batch and shape[axis] == frame.size:
+            dims[axis] = frame.name
+    return dims
+
+
+def _kind_of(node: Mapping[str, Any]) -> str:
+    """Kind of a sample site."""
+    if node["infer"].get("_deterministic"):
+        return "deterministic"
+    return "observed" if node["is_observed"] else "generated" if is_generated(node) else "latent"
+
+
+def _in_plates(shape: Sequence[int], frames: Iterable[Any]) -> bool:
+    """Whether a shape has an axis of the right size for each plate."""
+    return all(-len(shape) <= frame.dim and shape[frame.dim] == frame.size for frame in frames)
 
 
 def _is_variable(node: Mapping[str, Any]) -> bool:

@@ -72,6 +72,12 @@ class _Description:
             return [self.of(item) for item in value]
         if isinstance(value, nn.Module):
             return {"class": self._class(type(value)), "state": self.of(dict(value.state_dict())), **self._plain(value)}
+        if callable(value):
+            return self._called(value)
+        return self._object(value)
+
+    def _called(self, value: Any) -> Any:
+        """Description of a function, a method, a class, or an object that can be called."""
         if isinstance(value, partial):
             return [self.of(part) for part in (value.func, value.args, value.keywords)]
         if isinstance(value, FunctionType):
@@ -80,8 +86,12 @@ class _Description:
             return [self._function(value.__func__), self.of(value.__self__)]
         if isinstance(value, type):
             return self._class(value)
-        if callable(value) and hasattr(value, "__qualname__"):  # builtin: there is no code to see
+        if hasattr(value, "__qualname__"):  # builtin: there is no code to see
             return f"{value.__module__}.{value.__qualname__}"
+        return self._object(value)
+
+    def _object(self, value: Any) -> Any:
+        """Class and attributes of any other object."""
         if hasattr(value, "__dict__") and not isinstance(value, ModuleType):
             return {"class": self._class(type(value)), **{name: self.of(item) for name, item in vars(value).items()}}
         text = repr(value)

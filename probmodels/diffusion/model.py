@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar
 
@@ -399,25 +399,11 @@ def make_problem(
     DataError
         If data are missing or out of range, noise would not increase, or an option is out of range or not used.
     """
-    if network == "unet":
-        refuse_unused(make_problem, "network='unet'", blocks=blocks, frequencies=frequencies)
-    else:
-        refuse_unused(make_problem, "network='mlp'", depth=depth)
-    if schedule != "learned":
-        refuse_unused(make_problem, f"schedule={schedule!r}, whose ends are given", learn_ends=learn_ends)
-    if not conditional:
-        refuse_unused(make_problem, "conditional=False", label_dropout=label_dropout)
-    if isinstance(data, xr.DataArray):
-        refuse_unused(make_problem, "data without splits", split=split)
-    if explicit and not (num_steps and num_steps <= _MOST_EXPLICIT):
-        raise DataError(
-            f"explicit=True with num_steps={num_steps}; a chain whose levels are all sites has 1 to {_MOST_EXPLICIT} "
-            "steps"
-        )
-    if prediction == "values" and num_values is None:
-        raise DataError("prediction='values' without num_values; give their number, or predict another")
-    if prediction == "values" and energy:
-        raise DataError("energy=True with prediction='values'; log odds are no gradient: predict 'velocity'")
+    _check_unused(dict(locals()))
+    if explicit:
+        _check_explicit(num_steps)
+    if prediction == "values":
+        _check_values(num_values, energy)
     kept, classes = read_data(data, split, num_values, conditional)
     table = kept["observation"]
     shape = tuple(table.shape[1:])
@@ -443,7 +429,6 @@ def make_problem(
     )
     values = torch.as_tensor(table.values, dtype=torch.get_default_dtype())
     extra = ("label_shown",) if model.label_dropout else ()
-    levels = [f"level_{step}" for step in range((num_steps or 0) + 1)] if explicit else ["noise", "noise_0"]
     return Problem(
         name="diffusion",
         model=model,
@@ -453,8 +438,48 @@ def make_problem(
         data=kept.assign_attrs(data.attrs | {"split": split, "classes": json.dumps([str(value) for value in classes])}),
         batch_plates=("data",),
         loss="TraceMeanField_ELBO" if explicit else SampledBound(),
-        transient=tuple(levels) if values.numel() > 10_000 else (),
+        transient=_noise_sites(num_steps if explicit else None) if values.numel() > 10_000 else (),
     )
+
+
+def _check_unused(options: Mapping[str, Any]) -> None:
+    """Refuse options that the network, the schedule and the data in question do not use."""
+
+    def refuse(branch: str, *names: str) -> None:
+        refuse_unused(make_problem, branch, **{name: options[name] for name in names})
+
+    if options["network"] == "unet":
+        refuse("network='unet'", "blocks", "frequencies")
+    else:
+        refuse("network='mlp'", "depth")
+    if options["schedule"] != "learned":
+        refuse(f"schedule={options['schedule']!r}, whose ends are given", "learn_ends")
+    if not options["conditional"]:
+        refuse("conditional=False", "label_dropout")
+    if isinstance(options["data"], xr.DataArray):
+        refuse("data without splits", "split")
+
+
+def _check_explicit(num_steps: int | None) -> None:
+    """Check that there are few enough levels for a site each."""
+    if not (num_steps and num_steps <= _MOST_EXPLICIT):
+        raise DataError(
+            f"explicit=True with num_steps={num_steps}; a chain whose levels are all sites has 1 to {_MOST_EXPLICIT} "
+            "steps"
+        )
+
+
+def _check_values(num_values: int | None, energy: bool) -> None:
+    """Check that log odds of values can be predicted."""
+    if num_values is None:
+        raise DataError("prediction='values' without num_values; give their number, or predict another")
+    if energy:
+        raise DataError("energy=True with prediction='values'; log odds are no gradient: predict 'velocity'")
+
+
+def _noise_sites(num_steps: int | None) -> tuple[str, ...]:
+    """Sites of noise: one for each level where levels are explicit, else two."""
+    return ("noise", "noise_0") if num_steps is None else tuple(f"level_{step}" for step in range(num_steps + 1))
 
 
 def _noise_schedule(name: str, gamma: Sequence[float], learn_ends: bool) -> NoiseSchedule:
