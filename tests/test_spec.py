@@ -325,10 +325,18 @@ def test_examples_are_valid_against_the_schema_of_their_method(path: Path) -> No
     validator = jsonschema.Draft202012Validator(json.loads(json.dumps(schema)))
     written = tomllib.loads(path.read_text(encoding="utf-8"))
     validator.validate(written)
-    for change in ("model.nonsense=1", "inference.seed=one", "output.path=''", "method=other", "data.name=nothing"):
+    for change in ("model.nonsense=1", "inference.seed=-1", "output.path=''", "method=other", "data.name=nothing"):
         changed = read_spec(written)
         change_spec(changed, change)
         assert not validator.is_valid(changed), change
+
+
+def test_the_spec_of_the_page_is_valid() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "specs.md").read_text(encoding="utf-8")
+    text = page.partition("```toml\n")[2].partition("```")[0]
+    written = tomllib.loads(text)
+    jsonschema.Draft202012Validator(spec_schema("noisy_edges")).validate(written)
+    assert load_spec(written)["inference"]["engine"] == "svi"
 
 
 def test_the_schema_knows_guides_and_needs_the_engine_only_where_it_is_not_the_first() -> None:
