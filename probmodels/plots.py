@@ -6,62 +6,79 @@ works without a display and inside other programs; ``figure.savefig(path)`` writ
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from probmodels._axes import BLUE, COLOURS, GREY, RED, SMALL, clean
-from probmodels.errors import DataError
+from probmodels.errors import DataError, ResultError
+from probmodels.inference.diagnostics.report import label
+from probmodels.options import hint
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["bilevel_losses", "image_grid", "loss", "rank", "ranking", "rhat_histogram", "trace"]
+__all__ = [
+    "bilevel_losses",
+    "forest",
+    "image_grid",
+    "loss",
+    "predictive_check",
+    "rank",
+    "ranking",
+    "rhat_histogram",
+    "trace",
+]
+
+_SMALL, _FEW = 12, 4  # entries of a variable of which all are shown by default; of larger ones, so many
 
 
-def _scalars(posterior: xr.Dataset, variables: Sequence[str] | None, most: int) -> list[tuple[str, np.ndarray]]:
-    """Named scalar components (chain, draw) of the chosen variables; small ones by default."""
-    if variables is None:
-        chosen: list[Hashable] = [
-            name
-            for name, x in posterior.data_vars.items()
-            if x.size <= 12 * posterior.sizes["chain"] * posterior.sizes["draw"]
-        ]
-    else:
-        unknown = [name for name in variables if name not in posterior]
-        if unknown:
-            raise KeyError(f"the posterior has no {unknown}; it has {sorted(map(str, posterior.data_vars))}")
-        chosen = list(variables)
+def _scalars(
+    posterior: xr.Dataset, variables: Sequence[str] | None, most: int
+) -> list[tuple[str, str, NDArray[np.float64]]]:
+    """Variable, label and draws (chain, draw) of entries of the chosen variables, ``most`` at most.
+
+    By default those of all variables: of large ones the first few.
+    """
+    drawn = {str(name): x for name, x in posterior.data_vars.items() if {"chain", "draw"} <= set(x.dims)}
+    for name in variables or ():
+        if name not in drawn:
+            raise ResultError(f"the posterior has no {name!r}{hint(name, drawn)}")
     out = []
-    for name in chosen:
-        array = posterior[name].transpose("chain", "draw", ...)
-        labels = [array[d].values if d in array.coords else np.arange(array.sizes[d]) for d in array.dims[2:]]
-        for index in np.ndindex(*array.shape[2:]):
-            label = ", ".join(str(values[i]) for values, i in zip(labels, index, strict=True))
-            out.append((f"{name}[{label}]" if label else str(name), array.values[(..., *index)]))
+    for name in drawn if variables is None else variables:
+        array = drawn[name].transpose("chain", "draw", ...)
+        entries = _FEW if variables is None and array[0, 0].size > _SMALL else most
+        for place in islice(np.ndindex(*array.shape[2:]), entries):
+            out.append((name, label(name, array, place), array.values[(..., *place)].astype(np.float64)))
     return out[:most]
 
 
 def trace(posterior: xr.Dataset, variables: Sequence[str] | None = None, *, most: int = 12) -> Figure:
     """Draws in their order and their distribution, one row per scalar and one colour per chain.
 
-    ``variables`` of the posterior are those with at most twelve components by default; ``most`` limits the rows.
+    ``variables`` of the posterior are all by default, and of those with more than twelve entries the first four;
+    ``most`` limits the rows.
     """
     rows = _scalars(posterior, variables, most)
     figure = Figure(figsize=(10, 1.15 * max(len(rows), 1) + 0.3), layout="constrained")
     axes = figure.subplots(max(len(rows), 1), 2, squeeze=False, width_ratios=[3, 1])
-    for (left, right), (name, values) in zip(axes, rows, strict=False):
-        bins = np.histogram_bin_edges(values, bins=40)
+    for (left, right), (_, name, values) in zip(axes, rows, strict=False):
+        bins = np.histogram_bin_edges(values[np.isfinite(values)], bins=40)
         for chain, draws in enumerate(values):
             color = COLOURS[chain % len(COLOURS)]
             left.plot(draws, color=color, linewidth=0.4, alpha=0.8)
-            right.hist(draws, bins=bins, color=color, histtype="step", density=True, linewidth=0.9)
+            if (finite := draws[np.isfinite(draws)]).size:
+                right.hist(finite, bins=bins, color=color, histtype="step", density=True, linewidth=0.9)
         left.set_ylabel(name, fontsize=SMALL, rotation=0, ha="right", va="center")
         left.margins(x=0)
         right.set_yticks([])
+        right.xaxis.set_major_locator(MaxNLocator(3))
         for ax in (left, right):
             clean(ax)
     for ax in axes[:-1, 0]:
@@ -84,7 +101,7 @@ def rank(
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     for ax in axes[len(rows) :]:
         ax.set_visible(False)
-    for ax, (name, values) in zip(axes, rows, strict=False):
+    for ax, (_, name, values) in zip(axes, rows, strict=False):
         ranks = values.ravel().argsort().argsort().reshape(values.shape) / values.size
         expected = values.shape[1] / num_bins
         sd = np.sqrt(expected * (1 - 1 / num_bins))
@@ -98,6 +115,88 @@ def rank(
         ax.set_xticks([0, 0.5, 1])
         clean(ax)
     return figure
+
+
+def forest(
+    posterior: xr.Dataset, variables: Sequence[str] | None = None, *, most: int = 40, ci_prob: float = 0.94
+) -> Figure:
+    """Medians with central intervals, of half the draws (thick) and of ``ci_prob`` of them; one panel per variable.
+
+    ``variables`` and ``most`` as for `trace`.
+    """
+    panels: dict[str, list[tuple[str, NDArray[np.float64]]]] = {}
+    for variable, name, values in _scalars(posterior, variables, most):
+        panels.setdefault(variable, []).append((name, values[np.isfinite(values)]))
+    heights = [len(rows) for rows in panels.values()] or [1]
+    figure = Figure(figsize=(6.5, 0.24 * sum(heights) + 0.45 * len(heights) + 0.2), layout="constrained")
+    axes = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights).ravel()
+    outer = (1 - ci_prob) / 2
+    for ax, rows in zip(axes, panels.values(), strict=False):
+        for i, (_, values) in enumerate(rows):
+            if values.size:
+                low, first, middle, third, high = np.quantile(values, [outer, 0.25, 0.5, 0.75, 1 - outer])
+                ax.plot([low, high], [i, i], color=BLUE, linewidth=1)
+                ax.plot([first, third], [i, i], color=BLUE, linewidth=3)
+                ax.plot(middle, i, "o", color="white", markeredgecolor=BLUE, markersize=4)
+        ax.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=SMALL)
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.tick_params(axis="x", labelsize=SMALL)
+        clean(ax)
+    return figure
+
+
+def predictive_check(observed: xr.Dataset, predicted: xr.Dataset, *, most: int = 50) -> Figure:
+    """Distribution of the observed values of every site among those of replicated data; one panel per site.
+
+    Titles give the shares of the replicated data whose mean, and whose standard deviation, exceed those observed.
+
+    Parameters
+    ----------
+    observed
+        Group ``observed_data`` of a result.
+    predicted
+        Draws of the same sites, dims (chain, draw, ...): group ``posterior_predictive``.
+    most
+        Data sets that are drawn.
+
+    Raises
+    ------
+    ResultError
+        If they share no site of numbers.
+    """
+    names = [name for name in predicted.data_vars if name in observed and observed[name].dtype.kind in "biuf"]
+    if not names:
+        raise ResultError(f"there are no predictions of {list(observed.data_vars)}; add 'posterior_predictive' first")
+    figure = Figure(figsize=(7, 2.4 * len(names)), layout="constrained")
+    for ax, name in zip(figure.subplots(len(names), 1, squeeze=False).ravel(), names, strict=True):
+        values = predicted[name].transpose("chain", "draw", ...).values
+        replicated = values.reshape(values.shape[0] * values.shape[1], -1).astype(np.float64)
+        data = np.ravel(observed[name].values).astype(np.float64)
+        if replicated.shape[1] == data.size:
+            replicated, data = replicated[:, np.isfinite(data)], data[np.isfinite(data)]
+        keep = np.linspace(0, len(replicated) - 1, min(most, len(replicated))).round().astype(int)
+        shown = replicated[keep]
+        bins = _bins(np.concatenate([shown.ravel(), data[np.isfinite(data)]]))
+        for i, row in enumerate(shown):
+            counts = np.histogram(row[np.isfinite(row)], bins=bins)[0]
+            ax.stairs(counts / max(row.size, 1), bins, color=GREY, alpha=0.3, label=None if i else "replicated")
+        ax.stairs(
+            np.histogram(data, bins=bins)[0] / max(data.size, 1), bins, color=BLUE, linewidth=1.6, label="observed"
+        )
+        shares = [(f(replicated, axis=1) > f(data)).mean() for f in (np.mean, np.std)]
+        ax.set_title(f"{name}: mean {shares[0]:.0%}, sd {shares[1]:.0%} of replicates above", fontsize=9, loc="left")
+        ax.set_yticks([])
+        ax.legend(fontsize=SMALL, frameon=False)
+        clean(ax)
+    return figure
+
+
+def _bins(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Edges of bins; around every whole number where there are few of them and nothing else."""
+    values = values[np.isfinite(values)]
+    if values.size and np.ptp(values) < 40 and (values == np.round(values)).all():
+        return np.arange(values.min() - 0.5, values.max() + 1)
+    return np.histogram_bin_edges(values, bins=40)
 
 
 def rhat_histogram(r_hat: xr.Dataset, *, limit: float = 1.01) -> Figure:

@@ -17,12 +17,21 @@ from synthetic_modes import synthetic_result, toy_field
 from probmodels import plots
 from probmodels.bayesian_svd import figures as mode_figures, maps as _maps
 from probmodels.bayesian_svd.summary import compare_eof, summarise_modes
-from probmodels.errors import DataError
+from probmodels.errors import DataError, ResultError
 
 RANKED = pd.DataFrame(
     {"elpd_diff": [0.0, -3.0, -20.0], "diff_se": [0.0, 2.5, 4.0], "weight": [0.7, 0.3, 0.0]},
     index=["rank 4", "rank 3", "a model of another name"],
 )
+
+
+OBSERVED = xr.Dataset({"y": ("obs", np.linspace(-1.0, 1.0, 40)), "count": ("obs", np.arange(40) % 5)})
+
+
+def replicated(scale: float = 0.6) -> xr.Dataset:
+    rng = np.random.default_rng(0)
+    y, count = scale * rng.normal(size=(2, 60, 40)), rng.poisson(2.0, size=(2, 60, 40))
+    return xr.Dataset({"y": (("chain", "draw", "obs"), y), "count": (("chain", "draw", "obs"), count)})
 
 
 def bilevel_fit() -> xr.Dataset:
@@ -91,6 +100,8 @@ def draw_all(tree, modes, comparison) -> dict[str, Figure]:
         "eof_difference": mode_figures.eof_difference(modes, comparison),
         "trace": plots.trace(posterior),
         "rank": plots.rank(posterior),
+        "forest": plots.forest(posterior),
+        "predictive_check": plots.predictive_check(OBSERVED, replicated()),
         "rhat_map": mode_figures.rhat_map(modes),
         "rhat_histogram": plots.rhat_histogram(r_hat),
         "loss": plots.loss(tree["fit"].to_dataset()),
@@ -237,8 +248,8 @@ def test_chosen_variables_and_their_limit(tree):
     posterior = tree["posterior"].to_dataset()
     figure = plots.trace(posterior, ["sigma", "d"], most=3)
     assert [ax.get_ylabel() for ax in figure.axes[::2]] == ["sigma", "d[0]", "d[1]"]
-    with pytest.raises(KeyError, match="no \\['tau'\\]"):
-        plots.trace(posterior, ["tau"])
+    with pytest.raises(ResultError, match="no 'sigm'; did you mean 'sigma'"):
+        plots.trace(posterior, ["sigm"])
 
 
 def test_ranks_of_equal_chains_stay_within_the_band(tree):
@@ -300,3 +311,43 @@ def test_a_bilevel_program_without_a_judged_round_has_no_best_one():
 def test_losses_of_other_fits_are_refused():
     with pytest.raises(DataError, match=r"lacks \['round', 'inner_loss', 'outer_loss'\]"):
         plots.bilevel_losses(xr.Dataset({"loss": ("step", [1.0])}))
+
+
+def test_large_variables_show_their_first_entries():
+    rng = np.random.default_rng(0)
+    dims = ("chain", "draw", "cell")
+    posterior = xr.Dataset({"x": (dims, rng.normal(size=(2, 50, 100))), "s": (dims[:2], rng.normal(size=(2, 50)))})
+    figure = plots.trace(posterior)
+    assert [ax.get_ylabel() for ax in figure.axes[::2]] == ["x[0]", "x[1]", "x[2]", "x[3]", "s"]
+    assert len(plots.trace(posterior, ["x"], most=7).axes[::2]) == 7
+
+
+def test_draws_that_are_not_finite_are_drawn_as_far_as_they_are():
+    values = np.random.default_rng(0).normal(size=(2, 50))
+    values[0, 3], values[1, 4] = np.nan, np.inf
+    posterior = xr.Dataset({"x": (("chain", "draw"), values), "nothing": (("chain", "draw"), values * np.nan)})
+    posterior["truth"] = posterior["x"] > 0
+    for figure in (plots.trace(posterior), plots.rank(posterior), plots.forest(posterior)):
+        pixels(figure)
+
+
+def test_a_forest_shows_medians_and_intervals():
+    draws = np.linspace(0.0, 1.0, 1001).reshape(1, -1)
+    posterior = xr.Dataset({"a": (("chain", "draw"), draws), "b": (("chain", "draw"), 100 * draws)})
+    figure = plots.forest(posterior, ci_prob=0.9)
+    for ax, scale in zip(figure.axes, (1, 100), strict=True):
+        outer, inner, middle = ax.lines
+        np.testing.assert_allclose(outer.get_xdata(), [0.05 * scale, 0.95 * scale])
+        np.testing.assert_allclose(inner.get_xdata(), [0.25 * scale, 0.75 * scale])
+        np.testing.assert_allclose(middle.get_xdata(), [0.5 * scale])
+
+
+def test_a_predictive_check_says_where_the_data_lie():
+    wide, narrow = (plots.predictive_check(OBSERVED[["y"]], replicated(scale)).axes[0] for scale in (5.0, 0.1))
+    assert "sd 100% of replicates above" in wide.get_title(loc="left")
+    assert "sd 0% of replicates above" in narrow.get_title(loc="left")
+    counts = plots.predictive_check(OBSERVED[["count"]], replicated()).axes[0]
+    edges = counts.patches[-1].get_data().edges
+    np.testing.assert_allclose(np.diff(edges), 1)  # a bin for each number
+    with pytest.raises(ResultError, match="add 'posterior_predictive' first"):
+        plots.predictive_check(OBSERVED, xr.Dataset())

@@ -2,59 +2,32 @@
 
 from __future__ import annotations
 
-import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from io import BytesIO
+from collections.abc import Mapping
 from pathlib import Path
-from string import Template
-from typing import Any
 
 import numpy as np
 import xarray as xr
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from probmodels._page import (
+    Section,
+    bullets,
+    code,
+    diagnostics,
+    facts as facts_table,
+    image,
+    join,
+    paragraphs,
+    provenance,
+    table,
+    verdict,
+    write_page,
+)
 from probmodels.inference.labels import group_of
 
 __all__ = ["write_report"]
-
-_CSS = """
-body { font: 16px/1.55 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2.5rem auto; padding: 0 1.2rem; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .2rem; }
-h2 { font-size: 1.2rem; margin-top: 2.6rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
-.sub { color: #666; margin-top: 0; }
-nav { font-size: .9rem; } nav a { margin-right: .9rem; }
-a { color: #2f5d8a; }
-.verdict { border-left: 4px solid #5b8c5a; background: #f3f7f2; padding: .6rem 1rem; white-space: pre-wrap; }
-.verdict.bad { border-color: #b5452c; background: #faf2ef; }
-figure { margin: 1.2rem 0; } figure img { max-width: 100%; height: auto; }
-figcaption { font-size: .88rem; color: #555; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap; }
-th { border-bottom: 1px solid #999; font-weight: 600; }
-.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; } .facts td:first-child { color: #666; }
-pre { background: #f6f6f6; padding: .7rem 1rem; overflow-x: auto; font-size: .85rem; }
-@media print { nav { display: none; } figure { break-inside: avoid; } }
-"""
-
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>$css</style>
-</head>
-<body>
-<h1>$title</h1>
-<p class="sub">$subtitle</p>
-<nav>$contents</nav>
-$sections
-</body>
-</html>
-""")
 
 _CAPTIONS = {
     "mode_maps": "Left: posterior mean of each pattern. Right: its posterior standard deviation.",
@@ -70,7 +43,6 @@ _CAPTIONS = {
     "rhat_histogram": "Agreement of the chains over all entries.",
     "loss": "Loss of variational inference; it should have levelled off.",
 }
-_MOST_FINDINGS = 6
 _PLACES = {
     "maps": ("mode_maps",),
     "pcs": ("pcs",),
@@ -122,39 +94,30 @@ def write_report(
         The file.
     """
     facts = _Facts(tree)
-    images = {name: _image(figure, name, dpi) for name, figure in figures.items()}
+    images = {name: image(figure, name, _CAPTIONS.get(name, ""), dpi=dpi) for name, figure in figures.items()}
 
-    def shown(place: str) -> str:
-        return "".join(images.get(name, "") for name in _PLACES[place])
+    def shown(place: str) -> Markup:
+        return join(*(images[name] for name in _PLACES[place] if name in images))
 
     sections = [
-        ("verdict", "Verdict", _verdict(diagnosis) + _overview(modes)),
-        ("done", "What was done", _what_was_done(facts, modes)),
-        ("data", "Data", _data(facts)),
-        ("maps", "Patterns", _how_to_read(modes) + shown("maps")),
-        ("pcs", "Principal components", _PCS + shown("pcs")),
-        ("scree", "Variance explained", _SCREE + _mode_table(modes, comparison) + shown("scree")),
-        ("eof", "Compared with deterministic EOFs", _comparison(comparison) + shown("eof")),
-        ("checks", "Does the model fit?", _checks(modes) + shown("checks")),
-        ("sampler", "Did the sampler work?", _sampler(facts, modes) + _diagnostics(diagnosis) + shown("sampler")),
+        Section("verdict", "Verdict", verdict(diagnosis) + _overview(modes)),
+        Section("done", "What was done", _what_was_done(facts, modes)),
+        Section("data", "Data", _data(facts)),
+        Section("maps", "Patterns", _how_to_read(modes) + shown("maps")),
+        Section("pcs", "Principal components", _PCS + shown("pcs")),
+        Section("scree", "Variance explained", _SCREE + _mode_table(modes, comparison) + shown("scree")),
+        Section("eof", "Compared with deterministic EOFs", _comparison(comparison) + shown("eof")),
+        Section("checks", "Does the model fit?", _checks(modes) + shown("checks")),
+        Section("sampler", "Did the sampler work?", _sampler(facts, modes) + diagnostics(diagnosis) + shown("sampler")),
     ]
     placed = {name for names in _PLACES.values() for name in names}
     if rest := [name for name in images if name not in placed]:
-        sections.append(("more", "Further figures", "".join(images[name] for name in rest)))
-    sections.append(("provenance", "Settings, provenance, and how to run it again", _provenance(facts, modes, rerun)))
-
+        sections.append(Section("more", "Further figures", join(*(images[name] for name in rest))))
+    last = _provenance(facts, modes, rerun)
+    sections.append(Section("provenance", "Settings, provenance, and how to run it again", last))
     title = str(modes.attrs.get("title", "Modes of variability"))
-    page = _PAGE.substitute(
-        title=escape(title),
-        css=_CSS,
-        subtitle=escape(f"Bayesian singular value decomposition, {facts.root('created', 'undated')}"),
-        contents=" ".join(f'<a href="#{key}">{escape(head)}</a>' for key, head, _ in sections),
-        sections="\n".join(f'<h2 id="{key}">{escape(head)}</h2>\n{body}' for key, head, body in sections),
-    )
-    path = Path(out_dir) / "report.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    subtitle = f"Bayesian singular value decomposition, {facts.root('created', 'undated')}"
+    return write_page(Path(out_dir) / "report.html", title, subtitle, sections)
 
 
 class _Facts:
@@ -183,71 +146,9 @@ class _Facts:
             return [text]
         return [str(x) for x in found] if isinstance(found, list) else [str(found)]
 
-    def spec(self) -> dict[str, Any]:
-        try:
-            found = json.loads(self.root("spec", "{}"))
-        except json.JSONDecodeError:
-            return {}
-        return found if isinstance(found, dict) else {}
-
-
-def _image(figure: Figure | Path, name: str, dpi: int) -> str:
-    if isinstance(figure, Path):
-        image = figure.read_bytes()
-    else:
-        buffer = BytesIO()
-        figure.savefig(buffer, format="png", dpi=dpi)
-        image = buffer.getvalue()
-    code = base64.b64encode(image).decode("ascii")
-    caption = _CAPTIONS.get(name, name.replace("_", " "))
-    return (
-        f'<figure id="figure-{escape(name)}"><img src="data:image/png;base64,{code}" alt="{escape(caption)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>\n"
-    )
-
-
-def _paragraphs(*texts: str) -> str:
-    return "".join(f"<p>{escape(text)}</p>\n" for text in texts if text)
-
-
-def _list(items: Iterable[str]) -> str:
-    return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>\n"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>\n'
-
-
-def _facts_table(rows: Iterable[tuple[str, str]]) -> str:
-    body = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in rows if v)
-    return f'<table class="facts">{body}</table>\n'
-
 
 def _level(modes: xr.Dataset) -> str:
     return f"{100 * float(modes.attrs.get('interval_level', 0.95)):g} %"
-
-
-def _verdict(diagnosis: object) -> str:
-    if diagnosis is None:
-        text = "The draws were not diagnosed; do not rely on the intervals before they are."
-        return f'<div class="verdict bad">{text}</div>\n'
-    bad = getattr(diagnosis, "ok", True) is False
-    findings = _findings(diagnosis)
-    if findings:
-        head = "The diagnostics failed: do not trust these draws yet." if bad else "The diagnostics passed."
-        more = [f"… and {len(findings) - _MOST_FINDINGS} more, under “Did the sampler work?”"]
-        body = "\n".join([head, *findings[:_MOST_FINDINGS], *(more * (len(findings) > _MOST_FINDINGS))])
-    else:
-        body = str(diagnosis).strip()
-    return f'<div class="verdict{" bad" if bad else ""}">{escape(body)}</div>\n'
-
-
-def _findings(diagnosis: object) -> list[str]:
-    """One line per finding of a diagnosis, harmful ones first; none for a text."""
-    found = sorted(getattr(diagnosis, "findings", ()), key=lambda x: not x.harmful)
-    return [f"{'✗' if x.harmful else '✓'} {x.verdict}" + f" → {x.advice}" * bool(x.advice) for x in found]
 
 
 def _interval(modes: xr.Dataset, name: str, i: int, scale: float = 1.0, digits: int = 1) -> str:
@@ -255,7 +156,7 @@ def _interval(modes: xr.Dataset, name: str, i: int, scale: float = 1.0, digits: 
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _overview(modes: xr.Dataset) -> str:
+def _overview(modes: xr.Dataset) -> Markup:
     count = modes.sizes["mode"]
     total = 100 * float(modes["explained_variance_fraction_mean"].sum())
     first = _interval(modes, "explained_variance_fraction", 0, 100)
@@ -270,7 +171,7 @@ def _overview(modes: xr.Dataset) -> str:
     fit = (
         f"The model does not fit everywhere: {' and '.join(doubts)}; take intervals as lower bounds." if doubts else ""
     )
-    return _paragraphs(text, fit)
+    return paragraphs(text, fit)
 
 
 def _misfit(modes: xr.Dataset) -> tuple[float, float]:
@@ -280,14 +181,14 @@ def _misfit(modes: xr.Dataset) -> tuple[float, float]:
     return outside, float(modes["residual_autocorrelation"].median())
 
 
-def _what_was_done(facts: _Facts, modes: xr.Dataset) -> str:
+def _what_was_done(facts: _Facts, modes: xr.Dataset) -> Markup:
     effects = (
         ", ".join(str(x) for x in facts.constant["effect"].values) if "effect" in facts.constant.coords else "none"
     )
     data = facts.constant.get("data")
     size = f"{data.sizes['cell']} cells and {data.sizes['time']} times" if data is not None else "the data"
     unit = "matched by variational inference" if "svi" in facts.root("engine") else "drawn by Markov chain Monte Carlo"
-    return _paragraphs(
+    return paragraphs(
         f"The field, {size}, was written as fixed effects of time at each cell ({effects}) plus {modes.sizes['mode']} "
         "modes plus independent noise: Z = effects + U diag(d) V' + noise. A mode is a pattern (a column of U), a "
         "time series (a column of V) and a size d. Patterns are orthogonal to each other, and so are the series, as "
@@ -299,7 +200,7 @@ def _what_was_done(facts: _Facts, modes: xr.Dataset) -> str:
     )
 
 
-def _data(facts: _Facts) -> str:
+def _data(facts: _Facts) -> Markup:
     rows: list[tuple[str, str]] = [(name.replace("_", " "), facts.any(name)) for name in ("title", "long_name")]
     rows += [("units", facts.any("units")), ("region", facts.any("region"))]
     if "time" in facts.constant.coords and facts.constant.sizes["time"]:
@@ -321,14 +222,14 @@ def _data(facts: _Facts) -> str:
     rows.append(("sha256", facts.any("data_sha256") or facts.any("sha256")))
     mends = facts.sentences("mends")
     said = (
-        _paragraphs("What had to be mended in the data:") + _list(mends)
+        paragraphs("What had to be mended in the data:") + bullets(mends)
         if mends
-        else _paragraphs("Nothing in the data had to be mended.")
+        else paragraphs("Nothing in the data had to be mended.")
     )
-    return _facts_table(rows) + said
+    return facts_table(rows) + said
 
 
-def _how_to_read(modes: xr.Dataset) -> str:
+def _how_to_read(modes: xr.Dataset) -> Markup:
     units = str(modes["mode_mean"].attrs.get("units", "")).replace("degC", "°C")
     units = "" if units == "1" else f" ({units})"
     text = [
@@ -346,32 +247,32 @@ def _how_to_read(modes: xr.Dataset) -> str:
         "is about the modes of these years, given the noise, and is usually the smaller. A mode that passes here and "
         "fails North's rule is well measured, but may be a feature of the period.",
     ]
-    out = _paragraphs(*text)
+    out = paragraphs(*text)
     if "rotation_share" in modes and modes.sizes["mode"] > 1:
         share = modes["rotation_share"].values - np.diag(np.diag(modes["rotation_share"].values))
         pairs = [(i, int(row.argmax()), 100 * row.max()) for i, row in enumerate(share) if row.max() > 0.25]
         if pairs:
-            out += _list(
+            out += bullets(
                 f"Mode {i + 1}: {x:.0f} % of its posterior variance is rotation towards mode {j + 1}."
                 for i, j, x in pairs
             )
         else:
-            out += _paragraphs("Here no mode has more than a quarter of its posterior variance along another one.")
+            out += paragraphs("Here no mode has more than a quarter of its posterior variance along another one.")
     return out
 
 
-_PCS = _paragraphs(
+_PCS = paragraphs(
     "Time series of the modes, with mean zero and standard deviation one. The band holds, at each time separately, "
     "the stated probability. Multiply the series by the map of its mode to get the field that the mode contributes."
 )
-_SCREE = _paragraphs(
+_SCREE = paragraphs(
     "Each fraction is relative to the area-weighted variance of the anomalies, that is of the data after the fixed "
     "effects were taken out. The posterior's interval is about these data; North's bar is about another sample of "
     "years."
 )
 
 
-def _mode_table(modes: xr.Dataset, comparison: xr.Dataset | None) -> str:
+def _mode_table(modes: xr.Dataset, comparison: xr.Dataset | None) -> Markup:
     level = _level(modes)
     header = ["mode", f"variance, % [{level}]", f"d [{level}]"]
     scales = [x for x in ("length_scale_space", "length_scale_time") if f"{x}_mean" in modes]
@@ -395,20 +296,20 @@ def _mode_table(modes: xr.Dataset, comparison: xr.Dataset | None) -> str:
             row += [f"{float(comparison[x][i]):.3f}" for x in ("pattern_correlation", "pc_correlation")]
             row += [f"overlaps {near}" if near else "apart"]
         rows.append(row)
-    return _table(header, rows)
+    return table(header, rows)
 
 
-def _comparison(comparison: xr.Dataset | None) -> str:
+def _comparison(comparison: xr.Dataset | None) -> Markup:
     if comparison is None:
-        return _paragraphs("No comparison was made.")
+        return paragraphs("No comparison was made.")
     check = comparison.attrs.get("eofs_check")
     text = "The EOFs are the singular value decomposition of the same weighted anomalies."
     if check is not None:
         text += f" The package eofs gives the same to {float(check):.0e} of the largest value."
-    return _paragraphs(text) + _list(json.loads(comparison.attrs.get("sentences", "[]")))
+    return paragraphs(text) + bullets(json.loads(comparison.attrs.get("sentences", "[]")))
 
 
-def _checks(modes: xr.Dataset) -> str:
+def _checks(modes: xr.Dataset) -> Markup:
     outside, lag = _misfit(modes)
     text = (
         "If the model were right, data drawn from it would vary at each cell about as much as those observed. The map "
@@ -427,58 +328,32 @@ def _checks(modes: xr.Dataset) -> str:
             " The noise is red, so that the series hold less independent information than the model believes, and the "
             "intervals are too narrow. More modes, or seasonal means in place of months, would help."
         )
-    return _paragraphs(
+    return paragraphs(
         text, second, "All intervals are conditional on the number of modes: what further modes hold counts as noise."
     )
 
 
-def _sampler(facts: _Facts, modes: xr.Dataset) -> str:
+def _sampler(facts: _Facts, modes: xr.Dataset) -> Markup:
     if "mode_r_hat" not in modes:
-        return _paragraphs("There is one chain, so that agreement between chains cannot be judged.")
+        return paragraphs("There is one chain, so that agreement between chains cannot be judged.")
     r_hat = modes["mode_r_hat"].values
     good = 100 * float(np.mean(r_hat[np.isfinite(r_hat)] <= 1.01))
     worst = float(np.nanmax(r_hat))
-    return _paragraphs(
+    return paragraphs(
         f"{facts.num_chains} chains started apart. R-hat compares the spread between them with that within; at "
         f"{good:.1f} % of the entries of the maps it is at most 1.01, the largest is {worst:.3f}."
     )
 
 
-def _diagnostics(diagnosis: object) -> str:
-    """Findings that the verdict had no room for, and the table of a diagnosis, one row per variable."""
-    findings, table = _findings(diagnosis), getattr(diagnosis, "table", None)
-    listed = _list(findings) if len(findings) > _MOST_FINDINGS else ""
-    if table is None or not len(table):
-        return listed
-
-    def shown(column: str, value: Any) -> str:
-        if not isinstance(value, int | float | np.number):
-            return str(value)
-        if column.startswith("ess") or column == "entries":
-            return f"{value:.0f}"
-        return f"{100 * value:.1f} %" if column.endswith("share") else f"{value:.3f}"
-
-    rows = [[str(name), *(shown(str(k), v) for k, v in row.items())] for name, row in table.iterrows()]
-    return listed + _table(["variable", *(str(x).replace("_", " ") for x in table.columns)], rows)
-
-
-def _provenance(facts: _Facts, modes: xr.Dataset, rerun: str | None) -> str:
-    rows = [(name, facts.root(name)) for name in ("method", "engine", "seed", "created")]
-    try:
-        rows += [(f"version of {k}", str(v)) for k, v in json.loads(facts.root("versions", "{}")).items()]
-    except (json.JSONDecodeError, AttributeError):
-        rows.append(("versions", facts.root("versions")))
-    rows += [(name.replace("_", " "), str(modes.attrs.get(name, ""))) for name in ("spec_sha256", "data_sha256")]
-    spec = json.dumps(facts.spec(), indent=2, ensure_ascii=False)
-    return (
-        _facts_table(rows)
-        + _paragraphs("The settings, as stored in result.nc:")
-        + f"<pre>{escape(spec)}</pre>\n"
-        + _paragraphs("The same run again gives the same draws with the same versions:")
-        + f"<pre>{escape(rerun or 'probmodels run result.nc')}</pre>\n"
-        + _paragraphs(
+def _provenance(facts: _Facts, modes: xr.Dataset, rerun: str | None) -> Markup:
+    sums = [(name.replace("_", " "), str(modes.attrs.get(name, ""))) for name in ("spec_sha256", "data_sha256")]
+    return join(
+        provenance(facts.attrs, sums),
+        paragraphs("The same run again gives the same draws with the same versions:"),
+        code(rerun or "probmodels run result.nc"),
+        paragraphs(
             "Files beside this one: result.nc holds the draws and these settings, modes.nc the maps and series shown "
             "here, by the CF conventions, for any tool that reads NetCDF.",
             f"References: {modes.attrs.get('references', '')}",
-        )
+        ),
     )
