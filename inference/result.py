@@ -23,7 +23,7 @@ from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.checkpoint import check_room
 from probmodels.inference.runtime.ops import clean_attrs, versions, write_atomically
 from probmodels.methods import get_method
-from probmodels.options import Count, Fraction, OneOf, Seed, checked, hint, options_of
+from probmodels.options import Count, Fraction, Natural, OneOf, Seed, checked, hint, options_of
 
 __all__ = ["Result", "build_tree", "check_target"]
 
@@ -82,8 +82,19 @@ class Result:
         table, note = self.head(_SHOWN)
         return _html.block(self._title, _html.frame(table), _html.text(note), self.tree._repr_html_())
 
-    def head(self, most: int | None = None) -> tuple[pd.DataFrame, str]:
-        """Summary of scalars and of the first entries of arrays, for ``most`` variables, and what it leaves out."""
+    def head(self, most: Natural | None = None) -> tuple[pd.DataFrame, str]:
+        """Summary of scalars and of the first entries of arrays, for a screen.
+
+        Parameters
+        ----------
+        most
+            Number of variables; None for all.
+
+        Returns
+        -------
+        tuple
+            A table as from `summary`, and a sentence on what it leaves out, which may be empty.
+        """
         drawn = {
             name: values for name, values in self.group("posterior").items() if {"chain", "draw"} <= {*values.dims}
         }

@@ -12,6 +12,7 @@ from .inference.result import Result as Result
 from .inference.variational.em import fit_em as fit_em
 from .inference.variational.svi import fit_svi as fit_svi
 from .methods import METHODS as METHODS, get_method as get_method
+from .report import write_report as write_report
 from .spec import load_spec as load_spec, run_spec as run_spec
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "run_spec",
     "sbc",
     "with_guide",
+    "write_report",
 ]
