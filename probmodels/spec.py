@@ -296,10 +296,10 @@ def run_spec(source: str | Path | Mapping[str, Any]) -> Result:
 
 def loaders_of(method: ModuleType) -> dict[str, Callable[..., Any]]:
     """What may load the data of a method, by name: its own loaders where it has any, or else all data sets."""
-    from probmodels.datasets import LOADERS, get_loader
+    from probmodels.datasets import get_loader, list_loaders
 
     own: dict[str, Callable[..., Any]] | None = getattr(method, "LOADERS", None)
-    return {name: get_loader(name) for name in LOADERS} if own is None else own
+    return {name: get_loader(name) for name in list_loaders()} if own is None else own
 
 
 def engine_of(name: str) -> Callable[..., Any]:

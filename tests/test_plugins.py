@@ -76,6 +76,8 @@ def test_a_method_touches_six_files() -> None:
 def test_the_method_of_the_page_runs_as_the_page_says(written: Path, installed: dict[str, str]) -> None:
     said = run("probmodels.cli", "list", cwd=written, env=installed)
     assert re.search(r"^ppca +Probabilistic principal component analysis\.\n +Tipping and Bishop \(1999\)", said, re.M)
+    said = run("probmodels.cli", "list", "data", cwd=written, env=installed)
+    assert re.search(r"^ppca_rows +Rows of three features, made of two components\.$", said, re.MULTILINE)
     changed = ["--set", "inference.num_steps=500", "--quiet"]
     assert "Report: " in run("probmodels.cli", "run", "ppca.toml", *changed, cwd=written, env=installed)
     result = Result.load(written / "runs" / "ppca")
@@ -83,7 +85,9 @@ def test_the_method_of_the_page_runs_as_the_page_says(written: Path, installed: 
     assert "row 400, component 2" in run("probmodels.cli", "show", "runs/ppca", cwd=written, env=installed)
     run("probmodels.cli", "predict", "runs/ppca", "--out", "new.nc", "--num-samples", "3", cwd=written, env=installed)
     schema = json.loads(run("probmodels.cli", "schema", "ppca", cwd=written, env=installed))
-    jsonschema.Draft202012Validator(schema).validate(tomllib.loads(FILES["ppca.toml"]))
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.validate(tomllib.loads(FILES["ppca.toml"]))
+    assert not validator.is_valid(tomllib.loads(FILES["ppca.toml"].replace("ppca_rows", "ppca_row")))
 
 
 def test_the_tests_of_the_page_pass(written: Path, installed: dict[str, str]) -> None:
