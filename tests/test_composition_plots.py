@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import xarray as xr
 from PIL import Image
 
 from probmodels import run_mcmc, run_spec
-from probmodels.errors import DataError, ProblemError, SpecError
+from probmodels.errors import DataError, ProblemError, ResultError
 from probmodels.guides.schedules import LinearSchedule
 from probmodels.inference.result import Result
 from probmodels.score_composition import make_problem, tiny, walk, write_outputs
@@ -69,7 +70,7 @@ def test_walks_keep_the_axes_of_images() -> None:
 
 
 def test_walks_refuse_what_they_cannot_do() -> None:
-    with pytest.raises(DataError, match="per_level=0"):
+    with pytest.raises(ProblemError, match="per_level=0"):
         walk(tiny(), per_level=0)
     with pytest.raises(ProblemError, match="sampler='nuts'"):
         walk(tiny(), sampler="nuts")
@@ -172,10 +173,10 @@ def test_runs_of_a_spec_write_all_figures(tmp_path: Path) -> None:
 
 def test_a_spec_whose_fields_are_gone_says_so_after_the_rest(tmp_path: Path) -> None:
     result = run_spec(SPEC)
-    text = result.tree.attrs["spec"].replace('"kind": "uniform_box"', '"kind": "diffusion", "path": "gone"')
-    text = text.replace('"high": [1.0, 0.2], ', "").replace(', "low": [-1.0, -0.2]', "")
-    result.tree.attrs["spec"] = text
-    with pytest.raises(SpecError, match=r"\[data.fields.box\] no result.nc in gone"):
+    kept = json.loads(result.tree["constant_data"]["fields"].item())
+    kept["fields"]["box"] = {"kind": "diffusion", "path": "gone"}
+    result.tree["constant_data"] = xr.DataTree(xr.Dataset({"fields": ((), json.dumps(kept))}))
+    with pytest.raises(ResultError, match=r"\[data.fields.box\] no result.nc in gone"):
         write_outputs(result, tmp_path)
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {"levels.png", "samples.png"}
 

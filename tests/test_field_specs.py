@@ -115,6 +115,8 @@ def test_fitted_models_are_combined_with_closed_forms(tmp_path: Path) -> None:
         load_fields(tables, "both", gamma=(-8.0, 8.0))
     with pytest.raises(SpecError, match="leave it out with schedule='fit'"):
         load_fields(tables, "both", schedule="fit", gamma=ENDS)
+    with pytest.raises(SpecError, match=r"gamma=.* is not used with target='fit', of no closed form"):
+        load_fields(tables, "fit", gamma=ENDS)
     with pytest.raises(SpecError, match=r"\[data.fields.fit\] .*the model knows no labels"):
         load_fields(tables | {"fit": {"kind": "diffusion", "path": str(tmp_path), "label": 3}}, "fit")
 
@@ -190,16 +192,16 @@ def test_keys_that_are_missing_are_named() -> None:
     ("changes", "message"),
     [
         ({"fields": {}}, r"\[data\] fields must be tables"),
-        ({"fields": ["ring"]}, r"\[data\] fields must be tables"),
+        ({"fields": ["ring"]}, r"fields=\['ring'\]; give a table"),
         ({"fields": {"ring": "normal"}}, r"\[data.fields.ring\] must be a table with a kind, not 'normal'"),
         ({"target": "rong"}, r"\[data\] target: there is no field 'rong'; did you mean 'ring'"),
-        ({"target": 3}, r"\[data\] target: there is no field 3; known: ring, wide, box"),
+        ({"target": 3}, "target=3; give a text"),
         ({"schedule": "learned"}, r"\[data\] schedule='learned'; choose one of \('linear', 'cosine'\)"),
         ({"schedule": "box"}, r"\[data\] schedule='box'; .*or name a field of kind 'diffusion'"),
-        ({"schedule": ["linear"]}, r"\[data\] schedule=\['linear'\]; choose one of"),
+        ({"schedule": ["linear"]}, r"schedule=\['linear'\]; give a text"),
         ({"gamma": [4.0, -6.0]}, r"\[data\] gamma from 4.0 to -6.0; .*noise must increase"),
-        ({"gamma": [1.0]}, r"\[data\] gamma=\[1.0\]; give its values at the first and the last level"),
-        ({"gamma": "wide"}, r"\[data\] gamma='wide'; give numbers"),
+        ({"gamma": [1.0]}, r"gamma=\[1.0\]; give a list of 2"),
+        ({"gamma": "wide"}, "gamma='wide'; give a list of 2"),
     ],
 )
 def test_wrong_options_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -218,6 +220,9 @@ def test_wrong_options_are_refused(changes: dict[str, Any], message: str) -> Non
         ({"kind": "tempered", "field": "rings", "power": 2}, r"new\] field: there is no field 'rings'; did you mean"),
         ({"kind": "tempered", "field": "ring", "power": "2"}, r"\[data.fields.new\] power='2'; give a number"),
         ({"kind": "tempered", "field": "ring", "power": True}, r"power=True; give a number"),
+        ({"kind": "tempered", "field": "ring", "power": float("nan")}, r"power=nan; give a number"),
+        ({"kind": "tempered", "field": "ring", "power": 10**400}, r"power=10+; give a number"),
+        ({"kind": "uniform_box", "low": [0.0], "high": [float("inf")]}, r"high=\[inf\]; give numbers"),
         ({"kind": "tempered", "field": "ring", "power": 0}, r"\[data.fields.new\] weight 0 is 0.0"),
         ({"kind": "tempered", "field": "new", "power": 2}, r"new\] field: 'new' is made of itself: new -> new"),
         ({"kind": "product", "fields": "ring"}, r"\[data.fields.new\] fields='ring'; give a list of names"),

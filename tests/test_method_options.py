@@ -76,6 +76,7 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
         "label_dropout": ("zero",),
     },
     "grammar": {"parents": ("true",), "left_branching": ("negative", "zero"), "epsilon": ("zero",)},
+    "score_composition": {},
     "lds": {"candidates": ("zero",), "rate": ("zero",)},
     "vib_gsl": {
         "skip": ("zero",),
@@ -86,15 +87,9 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
     "hierarchical_mixture": {"learn_sigma": ("true",), "learn_weights": ("true",), "log_z": ("true",)},
 }
 
-NOT_YET = {
-    "score_composition",
-}  # methods whose make_problem is not checked
-
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_options_are_refused_as_data_errors_or_used(name: str) -> None:
-    if name in NOT_YET:
-        pytest.skip("not yet checked")
     method = get_method(name)
     problem = method.tiny()
     wrong = []
@@ -116,8 +111,6 @@ def test_options_are_refused_as_data_errors_or_used(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_every_option_says_what_it_takes_and_is_described(name: str) -> None:
-    if name in NOT_YET:
-        pytest.skip("not yet checked")
     options = options_of(get_method(name).make_problem, skip=1)
     assert options
     assert not [option.name for option in options.values() if not option.doc]

@@ -20,9 +20,6 @@ from probmodels.inference.runtime.ops import isolated
 from probmodels.methods import names_of_methods
 
 ALL = sorted(names_of_methods())
-NOT_YET = {
-    "score_composition",
-}  # methods whose make_problem does not take what it keeps
 
 
 @pytest.fixture(params=ALL, scope="module")
@@ -100,9 +97,7 @@ def test_seeds_reproduce_and_differ(problem: Problem, result: Result) -> None:
         assert not again(problem, seed=1).posterior.equals(result.posterior)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.xfail(strict=True)) if name in NOT_YET else name for name in ALL]
-)
+@pytest.mark.parametrize("name", ALL)
 def test_a_problem_can_be_made_again_from_its_own_data_and_options(name: str, tmp_path: Path) -> None:
     problem = get_method(name).tiny()
     tree = build_tree(replace(problem, align=None, invariants=None), xr.Dataset(), engine="svi", seed=0, settings={})

@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from probmodels import run_mcmc
-from probmodels.errors import ProblemError, ResultError
+from probmodels.errors import DataError, ProblemError, ResultError
 from probmodels.guides.schedules import LinearSchedule
-from probmodels.score_composition import Composed, levels_of, make_move, make_problem
+from probmodels.score_composition import Composed, levels_of, make_move, make_problem, tiny
 from probmodels.scores.closed import GaussianMixture, UniformBox
 from probmodels.scores.fields import (
     Conditioned,
@@ -102,8 +103,8 @@ def test_the_exact_rule_and_powers():
 def test_uncorrected_chains_are_wrong_where_steps_are_long():
     """What the test mends: at long steps leapfrog chains without it are wider than the product."""
     _, covariance = product_of_normals()
-    size = {"step_size": 1.1, "rule": "curve-simpson", "per_level": 8, "draws": 16, "chains": 1000}
-    corrected = drawn(run(SCORES, **size)).reshape(-1, 2).T.cov()
+    size = {"step_size": 1.1, "per_level": 8, "draws": 16, "chains": 1000}
+    corrected = drawn(run(SCORES, rule="curve-simpson", **size)).reshape(-1, 2).T.cov()
     uncorrected = drawn(run(SCORES, sampler="uhmc", **size)).reshape(-1, 2).T.cov()
     assert float(torch.linalg.det(uncorrected) / torch.linalg.det(covariance)) > 1.1
     assert float(torch.linalg.det(corrected) / torch.linalg.det(covariance)) == pytest.approx(1.0, abs=0.1)
@@ -261,14 +262,26 @@ def test_options_out_of_range_are_refused():
         ({"width": math.inf}, "width=inf"),
         ({"dims": ("a", "b")}, "name every axis"),
     ):
-        with pytest.raises(ProblemError, match=text):
+        with pytest.raises(DataError, match=text):
             make_problem(SCORES, **options)
-    with pytest.raises(ProblemError, match="name every axis"):
+    with pytest.raises(DataError, match="name every axis"):
         make_problem(FunctionField(SCHEDULE, (1, 1, 1, 2), lambda z, t: -z))
-    with pytest.raises(ProblemError, match="field is function"):
+    with pytest.raises(DataError, match="give a Field or a Dataset"):
         make_problem(lambda z, t: -z)
+    with pytest.raises(DataError, match="the data hold no tables of fields"):
+        make_problem(xr.Dataset())
     with pytest.raises(ProblemError, match="sampler='sgld'; choose one of"):
         run(SCORES, sampler="sgld")
+    for options, text in (
+        ({"sampler": "uhmc", "rule": "curve-simpson"}, "rule='curve-simpson' is not used with sampler='uhmc', which"),
+        (
+            {"sampler": "mala", "num_leapfrog": 5},
+            "num_leapfrog=5 is not used with sampler='mala', which",
+        ),
+        ({"target_accept": 0.7}, "target_accept=0.7 is not used with adapt=False"),
+    ):
+        with pytest.raises(ProblemError, match=text):
+            run(SCORES, **options)
     with pytest.raises(ProblemError, match="rule"):
         run(SCORES, rule="exact")
     with pytest.raises(ProblemError, match="cannot visit 12 targets"):
@@ -282,11 +295,11 @@ def test_unknown_options_of_the_kernel_are_refused():
 
 
 def test_scores_are_looked_at_before_work_starts():
-    with pytest.raises(ProblemError, match=r"score_composition: at t=1.0: `score` is not finite for 4 of 4 chains"):
+    with pytest.raises(DataError, match=r"score_composition: at t=1.0: `score` is not finite for 4 of 4 chains"):
         make_problem(FunctionField(SCHEDULE, (2,), lambda z, t: z * math.nan))
-    with pytest.raises(ProblemError, match=r"the score at t=1 is \(4, 1\) for points \(4, 2\)"):
+    with pytest.raises(DataError, match=r"the score at t=1 is \(4, 1\) for points \(4, 2\)"):
         make_problem(FunctionField(SCHEDULE, (2,), lambda z, t: z[:, :1]))
-    with pytest.raises(ProblemError, match=r"at t=0.0: `score` is not finite"):
+    with pytest.raises(DataError, match=r"at t=0.0: `score` is not finite"):
         make_problem(FunctionField(SCHEDULE, (2,), lambda z, t: -z / t if t else z / 0))
 
 
@@ -294,3 +307,13 @@ def test_scores_that_fail_on_the_way_are_named_with_their_level():
     field = FunctionField(SCHEDULE, (2,), lambda z, t: z * math.nan if 0.3 < t < 0.7 else -z)
     with pytest.raises(Exception, match=r"target 1 \(t=0.5\): `score` is not finite"):
         run(field, levels=3, chains=3, draws=1)
+
+
+def test_results_of_written_fields_give_their_problem_back_and_others_say_why_not():
+    call = {"num_samples": 1, "warmup_steps": 6, "num_chains": 2, "progress": False}
+    problem = tiny()
+    again = run_mcmc(problem, **call).rebuild()
+    z = torch.randn(5, 2, dtype=torch.float64)
+    torch.testing.assert_close(again.model.field.score(z, 0.3), problem.model.field.score(z, 0.3))
+    with pytest.raises(ResultError, match="the field was made in Python, and no file holds it"):
+        run(SCORES, levels=3, per_level=2, chains=3, draws=1, thin=1).rebuild()

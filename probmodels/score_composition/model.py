@@ -24,29 +24,27 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 import xarray as xr
+from annotated_types import Interval
 from torch import Tensor
 
-from probmodels.errors import ProblemError, ResultError, SpecError
-from probmodels.guides.schedules import LinearSchedule
+from probmodels.errors import DataError, ProblemError, ResultError, SpecError
 from probmodels.inference.mcmc.line_integrals import evaluate_start
-from probmodels.inference.mcmc.score_kernels import ScoreKernel, Transition
+from probmodels.inference.mcmc.score_kernels import Damping, Points, RuleName, ScoreKernel, Transition
 from probmodels.inference.problem import Problem
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
-from probmodels.options import check_counts
-from probmodels.outputs import Outputs, write_all
+from probmodels.options import Count, Fraction, OneOf, Positive, Seed, checked, refuse_unused
+from probmodels.outputs import Dpi, Outputs, write_all
 from probmodels.score_composition.specs import load_fields
-from probmodels.scores.closed import GaussianMixture, UniformBox
-from probmodels.scores.fields import Field, Product
+from probmodels.scores.fields import Field
 from probmodels.scores.samplers import reverse_step
-from probmodels.spec import build_problem
 
 __all__ = [
     "ENGINES",
@@ -73,6 +71,9 @@ SAMPLERS = {
     "hmc": ("hamiltonian", True),
 }
 
+Sampler = Annotated[str, OneOf(SAMPLERS)]
+_DIMS = {1: ("feature",), 2: ("row", "column"), 3: ("channel", "row", "column")}
+
 
 class Composed:
     """The model: a point whose density, where it is known, is that of a field at level 0.
@@ -80,9 +81,9 @@ class Composed:
     Parameters
     ----------
     field
-        Composed, or any other.
+        A field, composed or not.
     times
-        Of the levels, falling to 0.
+        Times of the levels, falling to 0.
     width
         Smallest scale of the target at level 0, to which step sizes are proportional.
     dims
@@ -115,7 +116,7 @@ class AnnealedKernel(ScoreKernel):
     problem
         As `make_problem` makes it.
     num_chains
-        Chains.
+        Number of chains.
     sampler
         ``"ula"``, ``"mala"``, ``"uhmc"`` or ``"hmc"``: Langevin or Hamiltonian steps, without or with the test.
     step_size
@@ -125,34 +126,50 @@ class AnnealedKernel(ScoreKernel):
     denoise
         Whether draws are freed of the noise of level 0.
     adapt, target_accept
-        Whether step sizes are tuned on each level, and to what; see `ScoreKernel`.
-    rule, num_points, num_leapfrog, damping, check_points
+        Whether step sizes are tuned on each level, where there is a test, and to what; see `ScoreKernel`.
+    rule, num_points
+        How the test computes line integrals, see `Transition`.
+    num_leapfrog, damping
+        Leapfrog steps of a Hamiltonian step, and the share of the momentum that is kept; see `Transition`.
+    check_points
         See `Transition`.
+
+    Raises
+    ------
+    ProblemError
+        If the problem is another, or an option is out of range or not used with the sampler.
     """
 
+    @checked(ProblemError)
     def __init__(
         self,
         problem: Problem,
         *,
-        num_chains: int,
-        sampler: str = "hmc",
-        step_size: float = 0.8,
+        num_chains: Count,
+        sampler: Sampler = "hmc",
+        step_size: Positive = 0.8,
         predictor: bool = False,
         denoise: bool = True,
         adapt: bool = False,
-        target_accept: float | None = None,
-        rule: str | None = None,
-        num_points: int = 5,
-        num_leapfrog: int = 3,
-        damping: float = 0.5,
-        check_points: int | None = None,
+        target_accept: Fraction | None = None,
+        rule: RuleName | None = None,
+        num_points: Points = 5,
+        num_leapfrog: Count = 3,
+        damping: Damping = 0.5,
+        check_points: Points | None = None,
     ) -> None:
         model = problem.model
         if not isinstance(model, Composed):
             raise ProblemError(f"{problem.name}: AnnealedKernel takes problems of score_composition.make_problem")
-        if sampler not in SAMPLERS:
-            raise ProblemError(f"{problem.name}: sampler={sampler!r}; choose one of {tuple(SAMPLERS)}")
         proposal, corrected = SAMPLERS[sampler]
+        of_test = {"rule": rule, "num_points": num_points, "adapt": adapt, "target_accept": target_accept}
+        if not corrected:
+            refuse_unused(AnnealedKernel.__init__, f"sampler={sampler!r}, which has no test", **of_test)
+        elif not adapt:
+            refuse_unused(AnnealedKernel.__init__, "adapt=False", target_accept=target_accept)
+        if proposal == "langevin":
+            of_path: dict[str, Any] = {"num_leapfrog": num_leapfrog, "damping": damping}
+            refuse_unused(AnnealedKernel.__init__, f"sampler={sampler!r}, which takes one step", **of_path)
         field, times = model.field, model.times
 
         def between(level: int, x: Tensor) -> Tensor:
@@ -191,11 +208,12 @@ def _denoise(field: Field, t: float, x: Tensor) -> Tensor:
     return field.denoise(x, t)
 
 
+@checked(DataError, keep=True)
 def make_problem(
-    field: Field,
+    field: Field | xr.Dataset,
     *,
-    num_levels: int = 100,
-    width: float = 0.1,
+    num_levels: Annotated[int, Interval(ge=2, le=100_000)] = 100,
+    width: Annotated[float, Interval(gt=0, le=1e6)] = 0.1,
     dims: Sequence[str] | None = None,
 ) -> Problem:
     """Draws from a field of scores, by `run_mcmc` with ``warmup_steps`` some ten times ``num_levels``.
@@ -203,9 +221,10 @@ def make_problem(
     Parameters
     ----------
     field
-        Of `probmodels.scores.fields`, composed or not.
+        A field of `probmodels.scores.fields`, composed or not; or the data of a problem of one that `load_fields` made,
+        which hold the tables that it was made from.
     num_levels
-        Of noise, at equal distances in time.
+        Levels of noise, at equal distances in time.
     width
         Smallest scale of the target at level 0, to which step sizes are proportional.
     dims
@@ -220,35 +239,47 @@ def make_problem(
 
     Raises
     ------
-    ProblemError
-        If the field is none, scores at the first level are not finite, or an option is out of range.
+    DataError
+        If the field cannot be made again, its noise does not increase, scores at the first or last level are not
+        finite, or an option is out of range.
     """
-    if not isinstance(field, Field):
-        raise ProblemError(f"field is {type(field).__name__}; give a Field, such as FunctionField of a function")
-    if isinstance(num_levels, bool) or not isinstance(num_levels, int) or num_levels < 2:
-        raise ProblemError(f"num_levels={num_levels!r}; it must be a whole number of at least 2")
-    if not 0 < width < math.inf:
-        raise ProblemError(f"width={width}; it must be positive")
-    known = {1: ("feature",), 2: ("row", "column"), 3: ("channel", "row", "column")}
-    dims = known.get(len(field.shape)) if dims is None else tuple(dims)
-    if dims is None or len(dims) != len(field.shape):
-        raise ProblemError(f"dims={dims} for data of shape {field.shape}; name every axis")
-    field.schedule.check()
-    times = field.schedule.levels(num_levels - 1).tolist()
+    made = _made_again(field) if isinstance(field, xr.Dataset) else field
+    named = _DIMS.get(len(made.shape)) if dims is None else tuple(dims)
+    if named is None or len(set(named)) != len(made.shape):
+        raise DataError(f"dims={named} for data of shape {made.shape}; name every axis, each differently")
     generator = torch.Generator().manual_seed(0)
-    for t in (times[0], times[-1]):
-        try:
-            evaluate_start(partial(_evaluate, field, t), torch.randn(4, *field.shape, generator=generator))
-        except ProblemError as error:
-            raise ProblemError(f"score_composition: at t={t}: {error}") from error
+    try:
+        made.schedule.check()
+        times = made.schedule.levels(num_levels - 1).tolist()
+        for t in (times[0], times[-1]):
+            try:
+                evaluate_start(partial(_evaluate, made, t), torch.randn(4, *made.shape, generator=generator))
+            except ProblemError as error:
+                raise DataError(f"score_composition: at t={t}: {error}") from error
+    except ProblemError as error:
+        raise DataError(str(error)) from error
     return Problem(
         name="score_composition",
-        model=Composed(field, times, width, dims),
-        coords={dim: list(range(size)) for dim, size in zip(dims, field.shape, strict=True)},
+        model=Composed(made, times, width, named),
+        coords={dim: list(range(size)) for dim, size in zip(named, made.shape, strict=True)},
+        data=None if made.tables is None else xr.Dataset({"fields": ((), json.dumps(made.tables))}),
         kernel=AnnealedKernel,
     )
 
 
+def _made_again(data: xr.Dataset) -> Field:
+    """The field whose tables data hold."""
+    if "fields" not in data:
+        raise DataError(
+            "the data hold no tables of fields: the field was made in Python, and no file holds it; give the field"
+        )
+    try:
+        return load_fields(**json.loads(str(data["fields"].item())))
+    except (SpecError, TypeError, ValueError) as error:
+        raise DataError(f"the field cannot be made again: {error}") from error
+
+
+@checked(ResultError)
 def levels_of(result: Result) -> xr.Dataset:
     """What happened on each level of a run.
 
@@ -272,7 +303,10 @@ def levels_of(result: Result) -> xr.Dataset:
     return xr.Dataset(arrays, {"level": np.arange(len(times)), "time": ("level", times)})
 
 
-def walk(problem: Problem, *, num_chains: int = 200, per_level: int = 5, seed: int = 0, **options: Any) -> xr.DataArray:
+@checked(ProblemError)
+def walk(
+    problem: Problem, *, num_chains: Count = 200, per_level: Count = 5, seed: Seed = 0, **options: Any
+) -> xr.DataArray:
     """Positions of chains on their way from noise to level 0, for pictures; draws are those of `run_mcmc`.
 
     Parameters
@@ -280,13 +314,13 @@ def walk(problem: Problem, *, num_chains: int = 200, per_level: int = 5, seed: i
     problem
         As `make_problem` makes it.
     num_chains
-        Chains.
+        Number of chains.
     per_level
         Steps on each level.
     seed
-        Of the chains.
+        Seed of the chains.
     options
-        Of `AnnealedKernel`.
+        Options of `AnnealedKernel`.
 
     Returns
     -------
@@ -299,7 +333,6 @@ def walk(problem: Problem, *, num_chains: int = 200, per_level: int = 5, seed: i
     ProblemError
         If the problem is another, or an option is out of range.
     """
-    check_counts(1, num_chains=num_chains, per_level=per_level)
     kernel = AnnealedKernel(problem, num_chains=num_chains, **options)
     model: Any = problem.model
     with isolated(seed):
@@ -315,7 +348,8 @@ def walk(problem: Problem, *, num_chains: int = 200, per_level: int = 5, seed: i
     return xr.DataArray(positions.cpu().numpy(), coords, ("level", "chain", *model.dims), name="x")
 
 
-def write_outputs(result: Result, folder: str | Path, *, problem: Problem | None = None, dpi: int = 110) -> Outputs:
+@checked(ResultError)
+def write_outputs(result: Result, folder: str | Path, *, problem: Problem | None = None, dpi: Dpi = 110) -> Outputs:
     """Write ``levels.csv``, ``summary.txt`` and ``figures``.
 
     The figures: ``levels.png``, acceptance and step sizes along the levels; ``samples.png``, the draws, of points in
@@ -325,21 +359,19 @@ def write_outputs(result: Result, folder: str | Path, *, problem: Problem | None
     Parameters
     ----------
     result
-        Of `run_mcmc` with the method's own kernel.
+        Result of `run_mcmc` with the method's own kernel.
     folder
         Where to; made where it is missing, files of the same names are replaced.
     problem
-        What was drawn from; made anew for results of a spec.
+        What was drawn from; made again from the result where its fields are in tables, as those of a spec are.
     dpi
         Resolution of the figures.
 
     Raises
     ------
     ResultError
-        If the result is not one of `AnnealedKernel`.
-    SpecError
-        If the fields of the spec cannot be made any more, such as those of runs that are gone; all but the last two
-        figures are written then.
+        If the result is not one of `AnnealedKernel`, or its fields cannot be made any more, such as those of runs that
+        are gone; all but the last two figures are written then.
     """
     from probmodels.score_composition import figures as composition_plots
 
@@ -359,12 +391,12 @@ def write_outputs(result: Result, folder: str | Path, *, problem: Problem | None
     if (shown := composition_plots.samples(draws)) is not None:
         figures["samples"] = shown
     animation: Callable[[Path], object] | None = None
-    lost: SpecError | None = None
+    lost: ResultError | None = None
     spec = json.loads(result.tree.attrs.get("spec", "{}"))
-    if problem is None and draws.shape[2:] == (2,) and spec.get("data", {}).get("name") in LOADERS:
+    if problem is None and draws.shape[2:] == (2,) and "fields" in result.group("constant_data"):
         try:
-            problem = build_problem(spec)
-        except SpecError as error:
+            problem = result.rebuild()
+        except ResultError as error:
             lost = error
     if problem is not None and draws.shape[2:] == (2,):
         model: Any = problem.model
@@ -386,13 +418,14 @@ def write_outputs(result: Result, folder: str | Path, *, problem: Problem | None
     return written
 
 
+@checked(ProblemError)
 def make_move(
     field: Field,
     *,
-    num_steps: int = 2,
-    sampler: str = "hmc",
-    step_size: float = 0.8,
-    width: float = 0.1,
+    num_steps: Count = 2,
+    sampler: Sampler = "hmc",
+    step_size: Positive = 0.8,
+    width: Positive = 0.1,
     **options: Any,
 ) -> Callable[[Tensor, float, int], tuple[Tensor, int]]:
     """Moves for `probmodels.scores.samplers.weighted`, which leave the density of a level invariant.
@@ -400,16 +433,19 @@ def make_move(
     Parameters
     ----------
     field
-        Of scores.
+        A field of scores.
     num_steps
-        Per level.
+        Moves on each level.
     sampler, step_size, width
-        As of `AnnealedKernel` and `make_problem`.
+        As those of `AnnealedKernel` and `make_problem`.
     options
-        Of `Transition`.
+        Options of `Transition`.
+
+    Raises
+    ------
+    ProblemError
+        If an option is out of range.
     """
-    if sampler not in SAMPLERS:
-        raise ProblemError(f"sampler={sampler!r}; choose one of {tuple(SAMPLERS)}")
     proposal, corrected = SAMPLERS[sampler]
     transition = Transition(proposal, corrected=corrected, **options)
     scale = Composed(field, (0.0,), width, ()).scale
@@ -428,6 +464,9 @@ def make_move(
 
 def tiny() -> Problem:
     """A ring of normals times a box, at six levels, for the conformance tests."""
-    schedule = LinearSchedule(-5.0, 4.0)
-    ring = GaussianMixture(schedule, torch.tensor([[0.0, 0.5], [0.0, -0.5], [0.5, 0.0]]), 0.04)
-    return make_problem(Product([ring, UniformBox(schedule, [-0.2, -1.0], [0.2, 1.0])]), num_levels=6)
+    tables = {
+        "ring": {"kind": "gaussian_mixture", "means": [[0.0, 0.5], [0.0, -0.5], [0.5, 0.0]], "covariances": 0.04},
+        "bar": {"kind": "uniform_box", "low": [-0.2, -1.0], "high": [0.2, 1.0]},
+        "both": {"kind": "product", "fields": ["ring", "bar"]},
+    }
+    return make_problem(load_fields(tables, "both", gamma=(-5.0, 4.0)), num_levels=6)

@@ -26,7 +26,8 @@ by name, numbers and arrays as they are, or arrays as the path of a ``.npy`` fil
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,14 @@ from probmodels.diffusion.fitted import make_field
 from probmodels.errors import DataError, ProblemError, ResultError, SpecError
 from probmodels.guides.schedules import SCHEDULES, NoiseSchedule
 from probmodels.inference.result import Result
+from probmodels.options import checked, hint, refuse_unused
 from probmodels.scores.closed import GaussianMixture, UniformBox
 from probmodels.scores.fields import Field, Mixture, Product, guided, linear_observation, negated, tempered
-from probmodels.spec import check_keys, hint
+from probmodels.spec import check_keys
 
 __all__ = ["KINDS", "fitted_field", "load_fields"]
 
+_LARGE = 1e300
 _GIVEN = ("linear", "cosine")  # schedules with nothing to learn
 # How the parameters of KINDS are read; all others are arrays.
 _FIELD = ("conditional", "field", "other", "unconditional")
@@ -69,11 +72,12 @@ KINDS: dict[str, Callable[..., Field]] = {
 }
 
 
+@checked(SpecError)
 def load_fields(
-    fields: Mapping[str, Mapping[str, Any]],
+    fields: Mapping[str, Any],
     target: str,
     schedule: str = "linear",
-    gamma: Sequence[float] | None = None,
+    gamma: tuple[float, float] | None = None,
 ) -> Field:
     """The field that tables describe.
 
@@ -84,8 +88,8 @@ def load_fields(
     target
         Name of the field to draw from; those that it is not made of are checked for their keys only.
     schedule
-        Of closed forms: ``"linear"``, ``"cosine"``, or the name of a field of kind ``"diffusion"``, whose schedule
-        they take. Only fields of one schedule can be combined.
+        Schedule of closed forms: ``"linear"``, ``"cosine"``, or the name of a field of kind ``"diffusion"``, whose
+        schedule they take. Only fields of one schedule can be combined.
     gamma
         Minus the log signal-to-noise ratio of the first and the last level, -13.3 and 5 for None.
 
@@ -95,7 +99,20 @@ def load_fields(
         If a name, a kind or a key is unknown, a key is missing, a value is not what it should be, or fields refer to
         themselves; the message has the table.
     """
-    return _Reader(fields, schedule, gamma).build(target, "[data] target", ())
+    reader = _Reader(fields, schedule, gamma)
+    found = reader.build(target, "[data] target", ())
+    if not reader.closed_forms:
+        refuse_unused(load_fields, f"target={target!r}, of no closed form", schedule=schedule, gamma=gamma)
+    kept = {"fields": fields, "target": target, "schedule": schedule, "gamma": gamma}
+    found.tables = json.loads(json.dumps(kept, default=_as_lists))
+    return found
+
+
+def _as_lists(value: Any) -> Any:
+    """Arrays and other sequences or tables as JSON has them."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value.tolist() if hasattr(value, "tolist") else list(value)
 
 
 class _Reader:
@@ -104,17 +121,22 @@ class _Reader:
     Parameters
     ----------
     fields, schedule, gamma
-        Of `load_fields`.
+        As those of `load_fields`.
     """
 
-    def __init__(self, fields: Any, schedule: str, gamma: Any) -> None:
-        if not isinstance(fields, Mapping) or not fields:
+    def __init__(self, fields: Mapping[str, Any], schedule: str, gamma: tuple[float, float] | None) -> None:
+        if not fields:
             raise SpecError("[data] fields must be tables of fields, such as [data.fields.ring]")
         self.tables, self.built = fields, dict[str, Field]()
         for name, table in fields.items():
             _check_table(_place(name), table)
         self._chosen, self._gamma = schedule, gamma
         self._schedule: NoiseSchedule | None = None
+
+    @property
+    def closed_forms(self) -> bool:
+        """Whether any field that was built has the schedule of closed forms."""
+        return self._schedule is not None
 
     def build(self, name: Any, where: str, users: tuple[str, ...]) -> Field:
         """The field of a name, asked for at a place and on behalf of fields that are being built."""
@@ -146,7 +168,7 @@ class _Reader:
         if key in _NUMBER:
             return _number(place, value)
         if key in _PLAIN:
-            if not isinstance(value, str) and not (key == "label" and isinstance(value, int)):
+            if not isinstance(value, str) and not (key == "label" and type(value) is int):
                 raise SpecError(f"{place}={value!r}; give a text")
             return value
         return _array(place, value)
@@ -154,14 +176,11 @@ class _Reader:
     def _closed_form_schedule(self) -> NoiseSchedule:
         if self._schedule is None:
             if self._chosen in _GIVEN:
-                ends = [] if self._gamma is None else _array("[data] gamma", self._gamma).flatten().tolist()
-                if len(ends) not in (0, 2):
-                    raise SpecError(f"[data] gamma={self._gamma}; give its values at the first and the last level")
                 try:
-                    self._schedule = SCHEDULES[self._chosen](*ends)
+                    self._schedule = SCHEDULES[self._chosen](*(self._gamma or ()))
                 except ProblemError as error:
                     raise SpecError(f"[data] {error}") from error
-            elif not isinstance(self._chosen, str) or self.tables.get(self._chosen, {}).get("kind") != "diffusion":
+            elif self.tables.get(self._chosen, {}).get("kind") != "diffusion":
                 raise SpecError(
                     f"[data] schedule={self._chosen!r}; choose one of {_GIVEN}, or name a field of kind 'diffusion'"
                 )
@@ -177,7 +196,7 @@ def _place(name: str) -> str:
 
 
 def _check_table(where: str, table: Any) -> None:
-    """See that the kind is known, and its keys are there."""
+    """Check that the kind is known, and its keys are there."""
     if not isinstance(table, Mapping):
         raise SpecError(f"{where} must be a table with a kind, not {table!r}")
     if "kind" not in table:
@@ -193,7 +212,7 @@ def _check_table(where: str, table: Any) -> None:
 
 
 def _number(place: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGE:
         raise SpecError(f"{place}={value!r}; give a number")
     return float(value)
 
@@ -209,7 +228,7 @@ def _array(place: str, value: Any) -> Tensor:
             raise SpecError(f"{place}: cannot read {value!r}: {error}") from error
     try:
         found = np.asarray(value)
-        if found.dtype.kind not in "iuf":
+        if found.dtype.kind not in "iuf" or not np.isfinite(found).all():
             raise TypeError
     except (TypeError, ValueError):
         raise SpecError(f"{place}={value!r}; give numbers, in lists of equal lengths") from None

@@ -25,7 +25,7 @@ Ho, J. and Salimans, T. (2022). Classifier-free diffusion guidance. https://arxi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,6 +64,7 @@ class Field:
     """
 
     has_density = False
+    tables: Mapping[str, Any] | None = None  # those that it was made from, with their options, by load_fields
 
     def __init__(self, schedule: NoiseSchedule, shape: Sequence[int]) -> None:
         self.schedule, self.shape = schedule, tuple(int(size) for size in shape)
