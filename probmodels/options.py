@@ -445,9 +445,10 @@ def _strict(annotation: Any) -> Any:
     if _is_function(annotation):
         return Callable[..., Any]
     arrays = get_args(ArrayLike) or (ArrayLike,)  # no union but a name of its own since NumPy 2.5
-    if annotation is ArrayLike or _name(annotation) == "NDArray" or all(part in args for part in arrays):
+    union = origin in (Union, types.UnionType)
+    if annotation is ArrayLike or _name(annotation) == "NDArray" or (union and all(part in args for part in arrays)):
         return Any
-    if origin in (Union, types.UnionType):
+    if union:
         return Union[tuple(_strict(arg) for arg in args)]  # noqa: UP007 -- of a number known at run time only
     return _of_class(annotation, origin, args)
 
