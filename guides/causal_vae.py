@@ -204,7 +204,7 @@ class AbductionGuide(PyroModule):
     def forward(self, observation: Tensor, *labels: Tensor) -> None:
         """Sites ``noise_<name>`` (data,) and ``style`` (data, style)."""
         mechanisms, size = self.mechanisms, self.mechanisms.size
-        axes: Any = {"event_dims": ["style"]}
+        axes: Any = {"event_dims": ["style_axis"]}
         with pyro.plate("data", len(observation)) as rows:
             mean, sd = self.propose(observation, rows)
             away: dict[int, Tensor] = {}

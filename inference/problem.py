@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyro
 import torch
 import xarray as xr
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from probmodels.errors import ProblemError
-from probmodels.inference.runtime.ops import is_generated, isolated
+from probmodels.inference.runtime.netcdf import fault_of_labels, fault_of_name
+from probmodels.inference.runtime.ops import is_enumerable, is_generated, isolated
 from probmodels.inference.runtime.tensors import with_tensors
 from probmodels.options import hint
 
@@ -262,11 +264,13 @@ class Problem:
         Raises
         ------
         ProblemError
-            If guide and model do not fit, labels do not fit the shapes, a parameter of the guide carries the name
-            of one of the model, or the log density is not finite.
+            If guide and model do not fit, labels do not fit the shapes, a result could not be saved with the names and
+            labels of the problem, a parameter of the guide carries the name of one of the model, or the log density is
+            not finite.
         """
-        plates = self._check_names()
-        self._check_labels(plates)
+        self._check_names()
+        self._check_labels()
+        self._check_files()
         if guide and self.guide is not None:
             self._check_guide()
         else:
@@ -322,9 +326,26 @@ class Problem:
                 f"{self.name}: site {name!r} has dims {dims}; each name may stand once, and never 'chain' or 'draw'"
             )
         discrete = kind == "latent" and bool(getattr(fn.support, "is_discrete", False))
-        return Site(name, kind, tuple(dims), shape, discrete, discrete and bool(infer.get("enumerate")))
+        enumerated = discrete and bool(infer.get("enumerate"))
+        if enumerated:
+            self._check_enumerated(name, fn, {frame.dim for frame in frames})
+        return Site(name, kind, tuple(dims), shape, discrete, enumerated)
 
-    def _check_names(self) -> set[str]:
+    def _check_enumerated(self, name: str, fn: Any, plates: set[int]) -> None:
+        if not is_enumerable(fn):
+            raise ProblemError(
+                f"{self.name}: site {name!r} is marked infer={{'enumerate': ...}}, and its {type(fn).__name__} does "
+                "not list its values; let each element be a Categorical, OneHotCategorical or Bernoulli in a plate"
+            )
+        for axis, size in enumerate(fn.batch_shape):
+            if size > 1 and axis - len(fn.batch_shape) not in plates:
+                raise ProblemError(
+                    f"{self.name}: enumerated site {name!r} has batch shape {tuple(fn.batch_shape)}, of which axis "
+                    f"{axis} stands in no plate; put the site in pyro.plate(..., dim={axis - len(fn.batch_shape)}), so "
+                    "that its elements are summed out one by one"
+                )
+
+    def _check_names(self) -> None:
         plates = {dim for site in self.sites.values() for dim in site.dims}
         for what, given, known in (
             ("batch_plates", self.batch_plates, plates),
@@ -334,9 +355,60 @@ class Problem:
             for name in given:
                 if name not in known:
                     raise ProblemError(f"{self.name}: {what} names {name!r}, which the model lacks{hint(name, known)}")
-        return plates
 
-    def _check_labels(self, plates: Iterable[str]) -> None:
+    def _check_files(self) -> None:
+        """Refuse what no result could be saved with, while nothing has been computed yet."""
+        data = xr.Dataset() if self.data is None else self.data
+        for what, names in (
+            ("site", list(self.sites)),
+            ("dim", [dim for site in self.sites.values() for dim in site.dims]),
+            ("dim of coords", list(self.coords)),
+            ("dim of data", list(data.sizes)),
+            ("variable of data", list(data.variables)),
+        ):
+            for name in names:
+                if why := fault_of_name(name):
+                    raise ProblemError(f"{self.name}: {what} {name!r} cannot be saved: {why}; rename it")
+        named: dict[str, Any] = {dim: f"coords[{dim!r}]" for dim in self.coords}
+        for where, labels in (
+            *((where, self.coords[dim]) for dim, where in named.items()),
+            *((f"data[{name!r}]", values.values.ravel()) for name, values in data.variables.items()),
+        ):
+            if why := fault_of_labels(labels):
+                raise ProblemError(f"{self.name}: {where} cannot be saved: {why}")
+        self._check_dims()
+
+    def _check_dims(self) -> None:
+        """Refuse dims that no dataset could have together."""
+        sizes: dict[str, tuple[int, str]] = {}
+        for site in self.sites.values():
+            for dim, size in zip(site.dims, site.shape, strict=True):
+                first, other = sizes.setdefault(dim, (size, site.name))
+                if first != size:
+                    raise ProblemError(
+                        f"{self.name}: dim {dim!r} has size {first} in site {other!r} and {size} in site "
+                        f"{site.name!r}; give them different names, by plates or infer={{'event_dims': [...]}}"
+                    )
+        for name in self.sites:
+            if name in sizes or name in ("chain", "draw"):
+                raise ProblemError(
+                    f"{self.name}: site {name!r} has the name of a dim, so that results would take its draws for "
+                    "labels; rename the one or the other"
+                )
+        seen = [name for name in self.names("observed") if self.data is not None and name in self.data]
+        if self.data is None or not seen or len(seen) == len(self.names("observed")):
+            return
+        for dim, size in self.data[seen].sizes.items():  # which will lie beside the sites that data lack
+            labels = self.data[seen].indexes.get(dim)
+            if sizes.get(str(dim), (size, ""))[0] != size or (
+                labels is not None and dim in self.coords and not labels.equals(pd.Index(self.coords[str(dim)]))
+            ):
+                raise ProblemError(
+                    f"{self.name}: data give dim {dim!r} of {seen} another size or other labels than coords and model "
+                    "do; give both the same"
+                )
+
+    def _check_labels(self) -> None:
         for site in self.sites.values():
             for dim, size in zip(site.dims, site.shape, strict=True):
                 if dim in self.coords and len(self.coords[dim]) != size:

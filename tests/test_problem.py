@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -15,7 +17,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 
 from probmodels.errors import ProblemError
-from probmodels.inference import Problem
+from probmodels.inference import Problem, Result, fit_svi, run_mcmc
 
 
 def test_dims_come_from_plates_and_event_dims():
@@ -197,3 +199,118 @@ def test_a_problem_whose_model_fails_says_so_when_shown() -> None:
 
     assert "model: cannot be run: 'rate'" in repr(Problem("broken", broken))
     assert "cannot be run" in Problem("broken", broken)._repr_html_()
+
+
+def never(problem, **options):
+    raise AssertionError("a kernel was made")
+
+
+def named_model(y, *, site="mu", dim="obs", size=None, axis="obs"):
+    mu = pyro.sample(site, dist.Normal(y.new_zeros(()), 2.0))
+    with pyro.plate(dim, len(y)):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+    if size is not None:
+        pyro.sample("w", dist.Normal(y.new_zeros(size), 1.0).to_event(1), infer={"event_dims": [axis]})
+
+
+def loose_model(y):
+    z = pyro.sample("z", dist.Categorical(y.new_ones(len(y), 2)), infer={"enumerate": "parallel"})
+    pyro.sample("y", dist.Normal(z.to(y), 1.0), obs=y)
+
+
+def listless_model(y):
+    pyro.sample("z", dist.Poisson(y.new_ones(())), infer={"enumerate": "parallel"})
+    pyro.sample("y", dist.Normal(y.new_zeros(len(y)), 1.0).to_event(1), obs=y)
+
+
+UNSAVABLE = {
+    "slash": ({"kwargs": {"site": "a/b"}}, "site 'a/b' cannot be saved: files nest groups by '/'; rename it"),
+    "empty": ({"kwargs": {"site": ""}}, "site '' cannot be saved: a name is a text that is not empty"),
+    "space": ({"kwargs": {"site": "mu "}}, "does not begin or end with a space"),
+    "first": ({"kwargs": {"site": "(mu)"}}, "the first character must be a letter"),
+    "control": ({"kwargs": {"site": "m\nu"}}, "no control characters"),
+    "accent": ({"kwargs": {"site": "e\u0301"}}, "normalise it"),
+    "long": ({"kwargs": {"site": "m" * 241}}, "it takes 241 bytes, and 240 are the most"),
+    "wide": ({"kwargs": {"site": "é" * 130}}, "it takes 260 bytes"),
+    "dim": ({"kwargs": {"dim": "a/b"}}, "dim 'a/b' cannot be saved"),
+    "own dim": ({"kwargs": {"size": 3, "axis": "w"}}, "site 'w' has the name of a dim"),
+    "chain": ({"kwargs": {"site": "chain"}}, "site 'chain' has the name of a dim"),
+    "two sizes": ({"kwargs": {"size": 3}}, "dim 'obs' has size 6 in site 'y' and 3 in site 'w'"),
+    "labels": (
+        {"coords": {"obs": [None] * 6}},
+        r"coords\['obs'\] cannot be saved: .* type NoneType",
+    ),
+    "pairs": ({"coords": {"obs": [(1, 2)] * 6}}, r"labels are a list of single values, .* shape \(6, 2\)"),
+    "ragged": ({"coords": {"obs": [[1], [1, 2], [], [], [], []]}}, "each label must be one value"),
+    "complex": ({"coords": {"obs": np.zeros(6, complex)}}, "no values of type complex128"),
+    "half": ({"coords": {"obs": np.zeros(6, np.float16)}}, "no float16"),
+    "zones": ({"coords": {"obs": list(pd.date_range("2020", periods=6, tz="UTC"))}}, "no time zones"),
+    "surrogate": ({"coords": {"obs": ["a", "b", "c", "d", "e", "\ud800"]}}, "holds characters that files cannot"),
+    "data": ({"data": xr.Dataset({"a/b": ("obs", np.zeros(6))})}, "variable of data 'a/b' cannot be saved"),
+    "values": ({"data": xr.Dataset({"a": ("obs", [{}] * 6)})}, r"data\['a'\] cannot be saved: .* type dict"),
+    "plates": ({"model": loose_model}, r"'z' has batch shape \(6,\), of which axis 0 stands in no plate; .*dim=-1"),
+    "values of z": ({"model": listless_model}, "its Poisson does not list its values"),
+}
+
+
+@pytest.mark.parametrize("name", UNSAVABLE)
+def test_what_could_not_be_saved_or_enumerated_is_refused_before_a_step(name, monkeypatch):
+    changes, message = UNSAVABLE[name]
+    problem = mean_problem(**{"model": named_model, "coords": {}, "kernel": never, **changes})
+    with pytest.raises(ProblemError, match=f"mean: .*{message}"):
+        run_mcmc(problem, num_chains=1, chain_method="sequential", progress=False)
+    monkeypatch.setattr(
+        "probmodels.inference.variational.training.Trainer.run", lambda trainer: pytest.fail("a step was made")
+    )
+    with pytest.raises(ProblemError, match=f"mean: .*{message}"):
+        fit_svi(problem, num_steps=1, progress=False)
+
+
+def test_a_seed_that_files_cannot_hold_is_refused_before_a_step():
+    with pytest.raises(ProblemError, match=r"seed=9223372036854775808; .*less than 2\*\*63"):
+        run_mcmc(mean_problem(kernel=never), seed=2**63, progress=False)
+
+
+def test_data_beside_which_an_observed_site_cannot_lie_are_refused():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(y.new_zeros(()), 2.0))
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+            pyro.sample("second", dist.Normal(mu, 1.0), obs=y)
+
+    seen = xr.Dataset({"y": ("obs", data().numpy())}, {"obs": range(6)})
+    problem = mean_problem(model=model, data=seen, kernel=never)
+    with pytest.raises(ProblemError, match=r"data give dim 'obs' of \['y'\] another size or other labels"):
+        run_mcmc(problem, num_chains=1, chain_method="sequential", progress=False)
+    replace(problem, data=seen.assign_coords(obs=list("abcdef"))).validate(guide=False)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        list("abcdef"),
+        range(6),
+        np.linspace(0, 1, 6, dtype=np.float32),
+        [True, False] * 3,
+        np.array(["é", "日本", "a b", "", "x" * 300, "😀"], dtype=object),
+        pd.date_range("2020", periods=6),
+        [datetime(2020, 1, day) for day in range(1, 7)],
+        np.arange(6).astype("timedelta64[s]"),
+        pd.Categorical(list("aabbcc")),
+        ["a", 1, 2.5, "b", "c", "d"],
+    ],
+)
+def test_labels_that_pass_come_back_from_a_file(labels, tmp_path):
+    problem = mean_problem(coords={"obs": labels})
+    result = run_mcmc(problem, num_samples=4, num_chains=1, chain_method="sequential", warmup_steps=1, progress=False)
+    result.save(tmp_path)
+    assert Result.load(tmp_path).posterior["obs"].equals(result.posterior["obs"])
+
+
+@pytest.mark.parametrize("name", ["m" * 240, "é" * 120, "_mu", "1", "μ", "a.b[0] (c)", "日本"])
+def test_names_that_pass_come_back_from_a_file(name, tmp_path):
+    problem = Problem("names", named_model, args=(data(),), kwargs={"site": name, "dim": f"{name[:100]}_row"})
+    options = {"kernel": "nuts", "kernel_options": {"compiler": "eager"}, "chain_method": "sequential"}
+    result = run_mcmc(problem, num_samples=4, num_chains=2, warmup_steps=1, progress=False, **options)
+    result.save(tmp_path)
+    assert Result.load(tmp_path).posterior.equals(result.posterior)

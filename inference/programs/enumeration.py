@@ -17,7 +17,7 @@ from torch import Tensor
 
 from probmodels.errors import ProblemError
 from probmodels.inference.problem import Problem
-from probmodels.inference.runtime.ops import is_generated, isolated
+from probmodels.inference.runtime.ops import is_enumerable, is_generated, isolated
 
 __all__ = ["Enumeration"]
 
@@ -42,7 +42,7 @@ class Enumeration:
         with isolated(seed=0), torch.no_grad():
             nodes: Any = poutine.trace(self._program).get_trace(*problem.args, **problem.kwargs).nodes
         found = [name for name, site in problem.sites.items() if site.discrete]
-        self.names = [name for name in found if _is_enumerable(nodes[name]["fn"])]
+        self.names = [name for name in found if is_enumerable(nodes[name]["fn"])]
         frames = [frame for node in nodes.values() if node["type"] == "sample" for frame in _plates(node)]
         self._first_dim = -1 - max((-frame.dim for frame in frames), default=0)
 
@@ -184,16 +184,6 @@ class Enumeration:
                 f"{self.problem.name}: the discrete sites {self.names} cannot be enumerated: {first}; write the model "
                 "so that it broadcasts over dims left of its plates, as for Pyro's parallel enumeration"
             ) from error
-
-
-def _is_enumerable(fn: Any) -> bool:
-    if not getattr(fn, "has_enumerate_support", False):
-        return False
-    try:
-        fn.enumerate_support(expand=False)
-    except NotImplementedError:
-        return False
-    return True
 
 
 def _plates(node: Any) -> list[Any]:

@@ -29,6 +29,7 @@ __all__ = [
     "Interrupts",
     "chain_seed",
     "clean_attrs",
+    "is_enumerable",
     "is_generated",
     "isolated",
     "named_deterministic",
@@ -139,6 +140,17 @@ def part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def is_generated(msg: Mapping[str, Any]) -> bool:
     """Whether a message or trace node is a sample site marked ``infer={"generated": True}``."""
     return msg["type"] == "sample" and bool((msg.get("infer") or {}).get("generated"))
+
+
+def is_enumerable(fn: Any) -> bool:
+    """Whether a distribution lists the values of its support."""
+    if not getattr(fn, "has_enumerate_support", False):
+        return False
+    try:
+        fn.enumerate_support(expand=False)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def named_deterministic(name: str, value: Tensor, event_dims: Sequence[str] = ()) -> Tensor:

@@ -170,7 +170,7 @@ class CausalVAE(PyroModule):
             if self.num_style:
                 unit = dist.Normal(z.new_zeros(self.num_style), 1.0).to_event(1)
                 with poutine.scale(scale=self.beta):
-                    style = pyro.sample("style", unit, infer=_axes("style"))
+                    style = pyro.sample("style", unit, infer=_axes("style_axis"))
                 latent = torch.cat([z, style.expand(*z.shape[:-1], self.num_style)], -1)
             else:
                 latent = z
