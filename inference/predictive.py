@@ -24,6 +24,7 @@ from probmodels.inference.programs.draws import map_draws
 from probmodels.inference.programs.enumeration import Enumeration
 from probmodels.inference.runtime.memory import check_memory
 from probmodels.inference.runtime.ops import Unobserve, is_generated, isolated
+from probmodels.inference.runtime.tensors import device_of
 from probmodels.options import Count, Seed, checked
 
 __all__ = [
@@ -185,7 +186,9 @@ def log_likelihood(problem: Problem, posterior: xr.Dataset, *, progress: bool = 
         trace.compute_log_prob(site_filter=lambda name, site: name in observed)
         return {name: trace.nodes[name]["log_prob"] for name in observed}
 
-    values = map_draws(evaluate, given, _shape(given), label="log likelihood", random=False, progress=progress)
+    values = map_draws(
+        evaluate, given, _shape(given), label="log likelihood", random=False, device=_device(problem), progress=progress
+    )
     dims = {name: list(sites[name].dims[: value.ndim - 2]) for name, value in values.items()}
     return to_dataset(values, dims, problem.coords)
 
@@ -233,6 +236,7 @@ def infer_discrete(
         seed=seed,
         stream=_DISCRETE,
         random=temperature == 1,
+        device=_device(problem),
         progress=progress,
     )
     return to_dataset(found, problem.dims(), problem.coords)
@@ -266,7 +270,15 @@ def discrete_marginals(problem: Problem, posterior: xr.Dataset, *, progress: boo
     """
     enumeration, given = _discrete_given(problem, posterior)
     label = "marginal probabilities"
-    values = map_draws(enumeration.marginals, given, _shape(given), label=label, random=False, progress=progress)
+    values = map_draws(
+        enumeration.marginals,
+        given,
+        _shape(given),
+        label=label,
+        random=False,
+        device=_device(problem),
+        progress=progress,
+    )
     dims = {name: [*problem.sites[name].dims[: value.ndim - 3], f"{name}_value"] for name, value in values.items()}
     return to_dataset(values, dims, problem.coords)
 
@@ -409,5 +421,10 @@ def _simulate(
         stream=stream,
         random=bool(lost) or any(problem.sites[name].kind != "deterministic" for name in names),
         moments=problem.transient if stream == _COMPLETE else (),
+        device=_device(problem),
         progress=progress,
     )
+
+
+def _device(problem: Problem) -> torch.device | None:
+    return device_of(problem.args, problem.kwargs, problem.model)

@@ -398,11 +398,11 @@ class Problem:
         seen = [name for name in self.names("observed") if self.data is not None and name in self.data]
         if self.data is None or not seen or len(seen) == len(self.names("observed")):
             return
-        for dim, size in self.data[seen].sizes.items():  # which will lie beside the sites that data lack
-            labels = self.data[seen].indexes.get(dim)
-            if sizes.get(str(dim), (size, ""))[0] != size or (
-                labels is not None and dim in self.coords and not labels.equals(pd.Index(self.coords[str(dim)]))
-            ):
+        beside = self.data[seen]  # the sites that data lack
+        for key, size in beside.sizes.items():
+            dim, labels = str(key), beside.indexes.get(key)
+            differ = labels is not None and dim in self.coords and not labels.equals(pd.Index(self.coords[dim]))
+            if differ or sizes.get(dim, (size, ""))[0] != size:
                 raise ProblemError(
                     f"{self.name}: data give dim {dim!r} of {seen} another size or other labels than coords and model "
                     "do; give both the same"

@@ -23,7 +23,9 @@ def quick(problem: Problem, *, seed: int) -> Result:
     """The exact posterior of the mean, by a generator of its own."""
     mean, sd = exact(problem.args[0])
     draws = mean + sd * np.random.default_rng(seed).normal(size=(2, 20))
-    return Result(xr.DataTree.from_dict({"/posterior": xr.Dataset({"mu": (("chain", "draw"), draws)})}))
+    tree = xr.DataTree.from_dict({"/posterior": xr.Dataset({"mu": (("chain", "draw"), draws)})})
+    tree.attrs["method"] = problem.name
+    return Result(tree)
 
 
 def quick_or_dead(problem: Problem, *, seed: int, marker: Path, log: Path | None = None) -> Result:

@@ -317,9 +317,11 @@ def test_callbacks_learn_where_the_chains_stand_and_the_bar_says_what_is_worth_k
     monkeypatch.setattr("probmodels.inference.mcmc.chains._REPORT_SECONDS", 0.0)
     seen = []
     quick(Problem("normal", correlated_model), num_samples=20, warmup_steps=30, callbacks=[seen.append])
-    assert [step.iteration for step in seen] == [*range(51), 50]
+    assert [step.phase for step in seen[:2]] == ["capturing the graph", "finding starting points"]
+    assert [step.iteration for step in seen] == [0, 0, *range(51), 50]
     assert {step.total for step in seen} == {50}
-    assert "warm-up 10/50" in seen[10].text
-    assert "divergences 0" in seen[45].text
+    assert [step.phase for step in seen[2:]] == ["warm-up"] * 30 + ["sampling"] * 22
+    assert seen[12].text.startswith("10/50 ")
+    assert "divergences 0" in seen[47].text
     shown = float(seen[-2].text.split("least ess ~")[1])
     assert 16 <= shown <= 16 * 20

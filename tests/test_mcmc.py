@@ -348,3 +348,66 @@ def test_alignment_and_invariants_are_applied():
     np.testing.assert_array_equal(result.tree["invariants"]["mu"], plain.posterior["mu"] ** 2)
     assert "mu (invariant)" in result.diagnose().table.index
     assert short(replace(problem, diagnosed=("mu",))).diagnose().table.index[0] == "mu"
+
+
+class Compiled(ExactKernel):
+    """A kernel with work to do before all chains."""
+
+    @classmethod
+    def prepare(cls, problem):
+        cls.prepared = problem.name
+
+
+@pytest.mark.parametrize(
+    ("options", "phases"),
+    [
+        ({"kernel": "nuts"}, ["checking the problem", "capturing the graph", "finding starting points"]),
+        ({"kernel": Compiled}, ["checking the problem", "compiling the sweep"]),
+        ({"kernel": partial(Compiled, fail_at=None)}, ["checking the problem", "compiling the sweep"]),
+        ({"chain_method": "process"}, ["checking the problem", "starting processes"]),
+    ],
+)
+def test_the_bar_says_what_is_done_before_the_first_sweep(monkeypatch, options, phases):
+    said = []
+    monkeypatch.setattr("probmodels.inference.mcmc.chains._REPORT_SECONDS", 0.0)
+    monkeypatch.setattr(
+        "probmodels.inference.mcmc.chains.tqdm.set_description", lambda bar, text, *rest: said.append(text)
+    )
+    short(mean_problem(), **{"num_chains": 1, "num_samples": 4, "progress": True, **options})
+    assert said == [f"mean, {doing}" for doing in (*phases, "warm-up", "sampling", "completing the draws")] + ["mean"]
+
+
+def test_the_bar_is_there_before_the_problem_is_run(capsys):
+    def slow(y):
+        assert "mean, checking the problem" in capsys.readouterr().err
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        short(mean_problem(model=slow), progress=True)
+
+
+def test_a_problem_is_computed_where_it_is_told_and_is_left_where_it_was():
+    plain, here = short(mean_problem()), short(mean_problem(), device="cpu")
+    assert here.posterior.identical(plain.posterior)
+    for device in ("meta", "nowhere", torch.device("cuda", 99)):
+        with pytest.raises(ProblemError, match="mean: cannot compute on device="):
+            short(mean_problem(kernel=None), device=device)
+
+
+class OnCPU(ExactKernel):
+    on_cpu = True
+
+
+def test_kernels_that_compute_on_the_cpu_refuse_problems_elsewhere(monkeypatch):
+    monkeypatch.setattr("probmodels.inference.mcmc.run.find_device", lambda name, device: torch.device(device))
+    monkeypatch.setattr(Problem, "validate", lambda problem, **options: problem)
+    with pytest.raises(ProblemError, match="OnCPU computes on the CPU, and the problem lies on meta"):
+        short(mean_problem(kernel=OnCPU), device="meta")
+
+
+def test_a_checkpoint_belongs_to_a_kind_of_device(tmp_path):
+    short(mean_problem(), checkpoint=tmp_path)
+    run = tmp_path / "run.json"
+    run.write_text(run.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    with pytest.raises(CheckpointError, match=r"device \(checkpoint: \"cuda\", this run: \"cpu\"\)"):
+        short(mean_problem(), checkpoint=tmp_path)

@@ -247,7 +247,7 @@ def test_chunks_keep_to_their_memory(monkeypatch):
     def evaluate(x: Tensor) -> tuple[Tensor]:
         return ((x * wide).square().sum(),)
 
-    _, size = draws._batched(lambda flag, x: evaluate(x), [torch.tensor(1.0)], [torch.tensor(2.0)])
+    _, size = draws._batched(lambda flag, x: evaluate(x), torch.tensor(False), [torch.tensor(1.0)], [torch.tensor(2.0)])
     assert 1 <= size <= 5  # two arrays of 4 kB in each draw
     level = normal((2, 101), dtype=np.float32)
     found = draws.map_draws(

@@ -99,8 +99,8 @@ class Metric:
         steps, chains, size = rows.shape
         if kind == "auto":
             kind = "dense" if size <= _DENSE_LIMIT else "low_rank"
-        flat = rows.reshape(-1, size).double()
-        present = Metric(*(None if value is None else value.double() for value in self._tensors()))  # type: ignore[arg-type]
+        flat = rows.reshape(-1, size).cpu().double()  # where all of linear algebra is to be had, in double precision
+        present = Metric(*(None if value is None else value.cpu().double() for value in self._tensors()))  # type: ignore[arg-type]
         wide = present.inverse(flat) if kind == "dense" else flat
         wide = wide - wide.mean(0)
         variance = wide.square().mean(0)
@@ -217,11 +217,13 @@ class ChEESKernel(Kernel):
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Capture the potential, find finite starts and a first step size."""
+        self.say("capturing the graph")
         self._evaluate: Callable[[Tensor], tuple[Tensor, Tensor]] = self.potential.batched(
             self.num_chains, compiler=self._compiler
         )
         self._warmup = warmup_steps
         self._ends = sorted({round(warmup_steps * share) for share in _WINDOWS} - {0})
+        self.say("finding starting points")
         with torch.no_grad():
             z = self._find_starts()
             self._metric = Metric(torch.ones_like(z[0]))

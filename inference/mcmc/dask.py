@@ -21,7 +21,7 @@ from typing import Any
 
 from probmodels.errors import ChainError, CheckpointError, ProblemError
 from probmodels.inference.distributed.pools import DaskPool, Failure, Pool
-from probmodels.inference.mcmc.chains import ChainPlan, KernelFactory, Watch, run_chain
+from probmodels.inference.mcmc.chains import SAMPLING, WARMUP, ChainPlan, KernelFactory, Watch, phase_at, run_chain
 from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.checkpoint import ChainStore
 from probmodels.inference.runtime.ops import write_atomically
@@ -74,13 +74,13 @@ def run_on_dask(
                 if outcome.files:
                     _write_store(Path(plan.folder), outcome.files)
                     shown[plan.chain] = json.loads(outcome.files[_STATE])["step"]
-                    watch.update(plan.chain, shown[plan.chain], "")
+                    watch.update(plan.chain, phase_at(shown[plan.chain], plan), shown[plan.chain], "")
                 if not outcome.complete and not told:
                     _next_leg(pool, plan, watch)
-            for chain, iteration, text in pool.messages():
+            for chain, phase, iteration, text in pool.messages():
                 if iteration >= shown[chain]:  # not from a leg that is over, or run again after a death
                     shown[chain] = iteration
-                    watch.update(chain, iteration, text)
+                    watch.update(chain, phase, iteration, text)
             if failure is not None:
                 deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
             if (watch.stopping or failure is not None) and not told:
@@ -121,16 +121,17 @@ def _leg(
         for file, content in files.items():
             (folder / file).write_bytes(content)
 
-        def report(iteration: int, text: str) -> bool:
+        def report(phase: str, iteration: int, text: str) -> bool:
             nonlocal end, told, stopping
             now = time.monotonic()
-            end = now + max(seconds, _LEG_SETUPS * (now - began)) if end is None else end
+            if end is None and phase in (WARMUP, SAMPLING):
+                end = now + max(seconds, _LEG_SETUPS * (now - began))
             if now - told >= _REPORT_SECONDS:
                 told = now
-                worker.log_event(run, (plan.chain, iteration, text))
+                worker.log_event(run, (plan.chain, phase, iteration, text))
                 stopping = flag.is_set()
             full = sum(file.stat().st_size for file in folder.glob("draws-*")) > _LEG_BYTES
-            return stopping or full or now >= end
+            return stopping or full or (end is not None and now >= end)
 
         local = replace(plan, folder=name, checkpoint_every=float("inf"))
         complete = run_chain(problem, factory, local, report)
@@ -146,7 +147,8 @@ def _next_leg(pool: Pool, plan: ChainPlan, watch: Watch) -> None:
     files: dict[str, bytes] = {}
     if saved is not None:
         complete = store.num_draws >= plan.num_samples
-        watch.update(plan.chain, plan.num_sweeps if complete else saved[1], "")
+        iteration = plan.num_sweeps if complete else saved[1]
+        watch.update(plan.chain, phase_at(iteration, plan), iteration, "")
         if complete:
             return
         record = json.loads((folder / _STATE).read_bytes())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, cast
 
@@ -44,16 +44,27 @@ class Kernel(MCMCKernel):
     init
         Set before ``setup``: one of ``inits``, values of the latent sites (a leading axis for chains where
         ``vectorized``), or None for the default.
+    on_cpu
+        Whether the kernel computes outside of torch, so that the problem has to lie on the CPU.
+    tell
+        Set before ``setup``: takes what `say` says; None for nobody.
     """
 
     dims: Mapping[str, Sequence[str]] = MappingProxyType({})
     vectorized = False
     inits: Sequence[str] = ()
     init: str | Params | None = None
+    on_cpu = False
+    tell: Callable[[str], object] | None = None
 
     @classmethod
     def prepare(cls, problem: Problem) -> None:
         """Work that all chains share, done once in the calling process before any chain starts: compilation."""
+
+    def say(self, doing: str) -> None:
+        """Show in the progress bar what ``setup`` is doing, such as ``"capturing the graph"``."""
+        if self.tell is not None:
+            self.tell(doing)
 
     def seed(self, seed: int) -> None:
         """Seed the kernel before ``setup``; the default seeds the global generators."""
@@ -154,7 +165,9 @@ class NUTSKernel(Kernel):
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Capture the potential, find a start of finite density and a first step size."""
+        self.say("capturing the graph")
         self._evaluate = self._potential.fastest(self._compiler)
+        self.say("finding starting points")
         self._nuts.initial_params = {"z": self._find_start()}
         self._nuts.setup(warmup_steps)
 

@@ -88,14 +88,14 @@ class _Descent:
         self.evaluate, self.z = evaluate, starts
         self.potential, self.gradient = evaluate(starts)
         count, size = starts.shape
-        self.identity = torch.eye(size, dtype=starts.dtype).expand(count, size, size)
+        self.identity = torch.eye(size, dtype=starts.dtype, device=starts.device).expand(count, size, size)
         # The first step moves by about one unit of unconstrained space.
         norm = self.gradient.norm(dim=1).clamp(min=1e-6)
         self.inverse = self.identity * (1 / norm)[:, None, None]
-        self.moving = torch.ones(count, dtype=torch.bool)
-        self.failed = torch.zeros(count, dtype=torch.bool)
-        self.noise = torch.randn((_TRIALS, count, size), dtype=starts.dtype)
-        self.best = torch.full((count,), -math.inf, dtype=starts.dtype)
+        self.moving = torch.ones(count, dtype=torch.bool, device=starts.device)
+        self.failed = torch.zeros_like(self.moving)
+        self.noise = torch.randn((_TRIALS, count, size), dtype=starts.dtype, device=starts.device)
+        self.best = torch.full_like(self.potential, -math.inf)
         self.mean, self.factor = starts.clone(), torch.zeros_like(self.inverse)
 
     def run(self, num_draws: int, max_steps: int) -> Paths:
@@ -120,8 +120,8 @@ class _Descent:
         if bool(hopeless.any()) and not bool(hopeless.all()):
             # Draws of their own, since copies of others' would pass for more than is known of the density.
             good = torch.nonzero(~hopeless)[:, 0]
-            origin = torch.arange(len(hopeless))
-            origin[hopeless] = good[torch.arange(int(hopeless.sum())) % len(good)]
+            origin = torch.arange(len(hopeless), device=hopeless.device)
+            origin[hopeless] = good[torch.arange(int(hopeless.sum()), device=good.device) % len(good)]
             mean, factor, instead = mean[origin], factor[origin], instead[origin]
         draws, weights = [], []
         for _ in range(num_draws):
@@ -136,7 +136,7 @@ class _Descent:
         largest = log_weight.max(0).values
         probs = torch.where(torch.isfinite(largest), log_weight, 0.0).softmax(0)
         chosen = torch.multinomial(probs.T, 1)[:, 0]
-        starts = stacked[chosen, torch.arange(len(chosen))]
+        starts = stacked[chosen, torch.arange(len(chosen), device=chosen.device)]
         far = log_weight < largest - _FAR - self.z.shape[1]
         return torch.where(far[:, :, None], starts, stacked), starts
 

@@ -36,7 +36,8 @@ from probmodels.inference.programs.potential import Potential
 from probmodels.inference.result import Result, build_tree
 from probmodels.inference.runtime.checkpoint import ChainStore, check_room, open_checkpoint, read_draws
 from probmodels.inference.runtime.fingerprints import fingerprint
-from probmodels.inference.runtime.ops import isolated
+from probmodels.inference.runtime.ops import isolated, part
+from probmodels.inference.runtime.tensors import device_of, find_device, with_tensors
 from probmodels.options import (
     Count,
     Natural,
@@ -80,6 +81,7 @@ def run_mcmc(
     num_workers: Count | None = None,
     client: Any = None,
     seed: Seed = 0,
+    device: str | torch.device | None = None,
     progress: bool = True,
     callbacks: Sequence[Callable[[Progress], object]] = (),
     checkpoint: str | Path | None = None,
@@ -120,10 +122,14 @@ def run_mcmc(
     seed
         Non-negative; the same seed gives the same draws, whatever ``num_workers`` and, except for ``"vectorized"``,
         ``chain_method``.
+    device
+        Where the chains compute, such as ``"cuda"``; None for where the problem lies. The problem is moved there, and
+        draws come back to the CPU.
     progress
-        Whether to show a progress bar.
+        Whether to show a progress bar, which says what is done from the first second on.
     callbacks
-        Called in this process with a `Progress`, a few times a second and at the end of every chain.
+        Called in this process with a `Progress`: when a chain begins to do something else, a few times a second, and at
+        the end of every chain.
     checkpoint
         Folder for draws and states. If it holds an unfinished run of the same call, that run is continued to the same
         draws as if it had never stopped; ``num_samples`` may be larger than before and, except for ``"vectorized"``,
@@ -152,10 +158,11 @@ def run_mcmc(
     TimeoutError
         After ``timeout``, in the same way.
     """
-    factory, method = _choose(problem, kernel, kernel_options, chain_method)
-    vectorized = method == "vectorized"
-    asked = {"num_samples": num_samples, "warmup_steps": warmup_steps, "num_chains": num_chains}
-    sizes = {name: _DEFAULTS[vectorized][name] if value is None else value for name, value in asked.items()}
+    there = find_device(problem.name, device)
+    moved = problem if there is None else problem.to(there)
+    if there is not None:
+        kernel = with_tensors(kernel, lambda tensor: tensor.to(there))
+    factory, method = _choose(moved, kernel, kernel_options, chain_method)
     may_fall_back = kernel is None and chain_method is None
     if method != "process" and not may_fall_back:
         refuse_unused(run_mcmc, f"chain_method={method!r}", num_workers=num_workers)
@@ -163,20 +170,19 @@ def run_mcmc(
         refuse_unused(run_mcmc, f"chain_method={method!r}", client=client)
     if checkpoint is None:
         refuse_unused(run_mcmc, "checkpoint=None", checkpoint_every=checkpoint_every)
-    problem.validate(guide=False)
-    kept = [name for name in problem.transient if problem.sites[name].kind == "latent"]
-    if kept:
-        raise ProblemError(
-            f"{problem.name}: transient={kept}; chains have to keep draws of latent sites, leave them out"
-        )
-    starts = _starts(problem, factory, init, sizes["num_chains"], seed)
-    if isinstance(factory, type) and issubclass(factory, Kernel):
-        factory.prepare(problem)
-    run = _Run(problem, factory, method, **sizes, thin=thin, seed=seed, init=starts, client=client)
-    options: dict[str, Any] = {"num_workers": num_workers, "progress": progress, "checkpoint": checkpoint}
-    options |= {"checkpoint_every": checkpoint_every, "timeout": timeout, "callbacks": callbacks}
+    asked: dict[str, Any] = {"num_samples": num_samples, "warmup_steps": warmup_steps, "num_chains": num_chains}
+    defaults = _DEFAULTS[method == "vectorized"]
+    sizes = {name: defaults[name] if value is None else value for name, value in asked.items()}
+    keeping: dict[str, Any] = {"checkpoint": checkpoint, "checkpoint_every": checkpoint_every, "timeout": timeout}
+    watching: dict[str, Any] = {"progress": progress, "callbacks": callbacks}
     try:
-        return run.result(**options)
+        with Watch(problem.name, checkpoint=checkpoint, **watching) as watch:
+            watch.say("checking the problem")
+            _check(moved, factory)
+            starts = _starts(moved, factory, init, sizes["num_chains"], seed)
+            _prepare(moved, factory, watch)
+            run = _Run(problem, moved, factory, method, **sizes, thin=thin, seed=seed, init=starts)
+            return run.result(watch, **keeping, num_workers=num_workers, client=client)
     except CaptureError as error:
         if not may_fall_back:
             raise ProblemError(
@@ -185,20 +191,33 @@ def run_mcmc(
             ) from error
         reason = str(error)
     _log.warning("%s: NUTS instead of vectorised HMC: %s", problem.name, reason)
-    spawn = _may_spawn() and picklable(problem)
-    options |= {**asked, "chain_method": "process" if spawn else "sequential"}
+    spawn = _may_spawn() and picklable(moved)
     known = inspect.signature(NUTSKernel).parameters
-    options["kernel_options"] = {name: value for name, value in (kernel_options or {}).items() if name in known}
-    result = run_mcmc(problem, kernel="nuts", init=init, thin=thin, seed=seed, **options)
+    options: dict[str, Any] = {name: value for name, value in (kernel_options or {}).items() if name in known}
+    result = run_mcmc(
+        problem,
+        kernel="nuts",
+        kernel_options=options,
+        chain_method="process" if spawn else "sequential",
+        num_workers=num_workers if spawn else None,
+        init=init,
+        thin=thin,
+        seed=seed,
+        device=device,
+        **asked,
+        **keeping,
+        **watching,
+    )
     result.tree.attrs["fallback"] = reason
     return result
 
 
 @dataclass
 class _Run:
-    """One call of `run_mcmc` with every choice made."""
+    """One call of `run_mcmc` with every choice made; ``moved`` is the problem on the device of the chains."""
 
     problem: Problem
+    moved: Problem
     factory: KernelFactory
     method: str
     num_samples: int
@@ -207,73 +226,85 @@ class _Run:
     thin: int
     seed: int
     init: str | list[dict[str, torch.Tensor]] | None
-    client: Any
+
+    def __post_init__(self) -> None:
+        if self.method == "vectorized":
+            self.factory = partial(self.factory, num_chains=self.num_chains)  # type: ignore[call-arg]
 
     def result(
         self,
+        watch: Watch,
         *,
         num_workers: int | None,
-        progress: bool,
+        client: Any,
         checkpoint: str | Path | None,
         checkpoint_every: float,
         timeout: float | None,
-        callbacks: Sequence[Callable[[Progress], object]],
     ) -> Result:
         """Run the chains and put their draws together."""
-        problem, vectorized = self.problem, self.method == "vectorized"
-        factory = partial(self.factory, num_chains=self.num_chains) if vectorized else self.factory  # type: ignore[call-arg]
         started = time.monotonic()
         with contextlib.ExitStack() as stack:
             if checkpoint is None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="probmodels-")))
             else:
-                folder = stack.enter_context(open_checkpoint(checkpoint, self._identity(factory)))
+                folder = stack.enter_context(open_checkpoint(checkpoint, self._identity()))
             every = checkpoint_every if checkpoint is not None else float("inf")
-            plans = [self._plan(chain, folder, every) for chain in range(1 if vectorized else self.num_chains)]
+            count = 1 if self.method == "vectorized" else self.num_chains
+            plans = [self._plan(chain, folder, every) for chain in range(count)]
             check_room(folder, self._draw_bytes())
             for plan in plans:
                 ChainStore(Path(plan.folder)).verify()
-            # Only what a kernel may need travels to the workers.
-            small = replace(problem, guide=None, align=None, invariants=None)
-            watching: dict[str, Any] = {"progress": progress, "timeout": timeout, "callbacks": callbacks}
-            with Watch(plans, checkpoint=checkpoint, **watching) as watch:
-                if self.method == "process":
-                    from probmodels.inference.mcmc.workers import run_in_processes
-
-                    run_in_processes(small, factory, plans, watch, num_workers)
-                elif self.method == "dask":
-                    from probmodels.inference.mcmc.dask import run_on_dask
-
-                    run_on_dask(small, factory, plans, watch, self.client)
-                else:
-                    run_in_turn(small, factory, plans, watch)
+            with watch.running(plans, timeout):
+                self._run(plans, watch, num_workers, client)
+            watch.say("completing the draws")
             stores = [ChainStore(Path(plan.folder)) for plan in plans]
             found = read_draws(stores, self.num_samples)
             attrs = stores[0].attrs()
+        tree = self._tree(found, attrs)
+        tree.attrs["sampling_seconds"] = round(time.monotonic() - started, 3)
+        return Result(tree)
+
+    @property
+    def _small(self) -> Problem:
+        """Only what a kernel may need, which travels to the workers."""
+        return replace(self.moved, guide=None, align=None, invariants=None)
+
+    def _run(self, plans: list[ChainPlan], watch: Watch, num_workers: int | None, client: Any) -> None:
+        """Have all chains write their draws and states to their folders."""
+        if self.method == "process":
+            from probmodels.inference.mcmc.workers import run_in_processes
+
+            watch.say("starting processes")
+            run_in_processes(self._small, self.factory, plans, watch, num_workers)
+        elif self.method == "dask":
+            from probmodels.inference.mcmc.dask import run_on_dask
+
+            watch.say("sending the problem to the cluster")
+            run_on_dask(self._small, self.factory, plans, watch, client)
+        else:
+            run_in_turn(self._small, self.factory, plans, watch)
+
+    def _tree(self, found: dict[str, torch.Tensor], attrs: Mapping[str, Any]) -> xr.DataTree:
+        """Tree of what the chains wrote, which is emptied on the way."""
+        problem = self.problem
         draws = {name: self._by_chain(found.pop(name)) for name in list(found)}
-        sites = {name.removeprefix("draw/"): value for name, value in draws.items() if name.startswith("draw/")}
-        stats = {name.removeprefix("stat/"): value for name, value in draws.items() if name.startswith("stat/")}
+        sites, stats = part(draws, "draw/"), part(draws, "stat/")
         del draws
-        if vectorized:
+        if self.method == "vectorized":
             with isolated(self.seed):
-                exported = Potential(small).export_many(torch.as_tensor(sites.pop("z")))
+                exported = Potential(self._small).export_many(torch.as_tensor(sites.pop("z")))
             sites = {name: value.numpy() for name, value in exported.items()}
-        dims = {**dict(factory_dims(factory)), **problem.dims()}
+        dims = {**dict(factory_dims(self.factory)), **problem.dims()}
         values = complete(problem, sites, seed=self.seed)
         groups = take_marginals(problem, values)
         posterior = to_dataset(values, dims, problem.coords)
         if stats:
             groups["sample_stats"] = _stats(stats).assign_attrs(attrs)
-        settings: dict[str, Any] = {
-            "num_samples": self.num_samples,
-            "warmup_steps": self.warmup_steps,
-            "num_chains": self.num_chains,
-        }
-        settings |= {"thin": self.thin, "seed": self.seed, "chain_method": self.method}
+        names = ("num_samples", "warmup_steps", "num_chains", "thin", "seed")
+        settings = {name: getattr(self, name) for name in names} | {"chain_method": self.method}
         tree = build_tree(problem, posterior, engine="mcmc", seed=self.seed, settings=settings, groups=groups)
-        tree.attrs["kernel"] = kernel_name(factory)
-        tree.attrs["sampling_seconds"] = round(time.monotonic() - started, 3)
-        return Result(tree)
+        tree.attrs["kernel"] = kernel_name(self.factory)
+        return tree
 
     def _plan(self, chain: int, folder: Path, checkpoint_every: float) -> ChainPlan:
         return ChainPlan(
@@ -312,7 +343,7 @@ class _Run:
             return np.broadcast_to(array, (self.num_chains, len(array)))
         return array.swapaxes(0, 1)
 
-    def _identity(self, factory: Any) -> dict[str, Any]:
+    def _identity(self) -> dict[str, Any]:
         """All that decides the draws."""
         problem = self.problem
         return {
@@ -322,7 +353,8 @@ class _Run:
             "args": fingerprint(problem.args),
             "kwargs": fingerprint(problem.kwargs),
             "reparam": {name: type(reparam).__name__ for name, reparam in problem.reparam.items()},
-            "kernel": fingerprint(factory),
+            "kernel": fingerprint(self.factory),
+            "device": (device_of(self.moved.args, self.moved.kwargs, self.moved.model) or torch.device("cpu")).type,
             "init": fingerprint(self.init),
             "warmup_steps": self.warmup_steps,
             "thin": self.thin,
@@ -367,6 +399,30 @@ def _choose(
         how = "moves all chains at once" if vectorized else "moves one chain at a time"
         raise ProblemError(f"{problem.name}: {kernel_name(factory)} {how}; leave out chain_method={chain_method!r}")
     return factory, method
+
+
+def _check(problem: Problem, factory: Any) -> None:
+    """Refuse a problem that is broken, whose draws cannot be kept, or that the kernel cannot compute where it lies."""
+    problem.validate(guide=False)
+    kept = [name for name in problem.transient if problem.sites[name].kind == "latent"]
+    if kept:
+        raise ProblemError(
+            f"{problem.name}: transient={kept}; chains have to keep draws of latent sites, leave them out"
+        )
+    where = device_of(problem.args, problem.kwargs, problem.model)
+    if getattr(bare(factory), "on_cpu", False) and where is not None and where.type != "cpu":
+        raise ProblemError(
+            f"{problem.name}: {kernel_name(factory)} computes on the CPU, and the problem lies on {where}; pass "
+            "device='cpu', or another kernel"
+        )
+
+
+def _prepare(problem: Problem, factory: Any, watch: Watch) -> None:
+    """Let the kernel do once what all chains share."""
+    maker: Any = bare(factory)
+    if isinstance(maker, type) and issubclass(maker, Kernel) and maker.prepare.__func__ is not Kernel.prepare.__func__:  # type: ignore[attr-defined]
+        watch.say("compiling the sweep")
+        maker.prepare(problem)
 
 
 def _check_kernel_options(problem: Problem, factory: Any, options: Mapping[str, Any]) -> None:

@@ -294,14 +294,17 @@ class ScoreKernel(Kernel):
             )
         share = warmup_steps // count
         self._warmup, self._entries = warmup_steps, {index * share: index for index in range(1, count)}
+        self.say("finding starting points")
         start = self._start(self.num_chains) if callable(self._start) else self._start
-        size = Potential(self._problem).size
+        potential = Potential(self._problem)
+        size = potential.size
         if len(start) != self.num_chains or start[0].numel() != size:
             raise ProblemError(
                 f"{name}: starts have shape {tuple(start.shape)}; with {self.num_chains} chains of {size} unknowns it "
                 f"must be ({self.num_chains}, ...) with {size} entries a chain"
             )
-        self._x, self._v = start.detach().clone(), torch.randn_like(start)
+        self._x = start.detach().clone().to(potential.like.device)
+        self._v = torch.randn_like(self._x)
         self._enter(0)
 
     @property
@@ -410,7 +413,9 @@ class ScoreKernel(Kernel):
         label = f"{level}" if self._names[level] == str(level) else f"{level} ({self._names[level]})"
         # Uncorrected chains that went astray on the way are counted as diverging, and stop no others.
         alive = (
-            None if self._transition.corrected or not self._count else torch.zeros(self.num_chains, dtype=torch.bool)
+            None
+            if self._transition.corrected or not self._count
+            else torch.zeros(self.num_chains, dtype=torch.bool, device=self._x.device)
         )
         try:
             self._evaluation = evaluate_start(self._targets[level], self._x, alive=alive)

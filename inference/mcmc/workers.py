@@ -229,10 +229,10 @@ def _work(pipe: Connection) -> None:
     signal.signal(signal.SIGTERM, on_terminate)
     torch.set_num_threads(1)
 
-    def report(iteration: int, text: str) -> bool:
+    def report(phase: str, iteration: int, text: str) -> bool:
         nonlocal stop
         try:
-            pipe.send(("progress", iteration, text))
+            pipe.send(("progress", phase, iteration, text))
             while pipe.poll():
                 stop = pipe.recv() == "stop" or stop
         except (EOFError, OSError):  # the parent is gone: save and end

@@ -40,6 +40,7 @@ def map_draws(
     stream: int = 0,
     random: bool = True,
     moments: Collection[str] = (),
+    device: torch.device | None = None,
     progress: bool = False,
 ) -> dict[str, np.ndarray]:
     """Evaluate a function at every draw.
@@ -65,6 +66,8 @@ def map_draws(
         Whether the function draws random numbers.
     moments
         Names whose values are not kept, but their mean and sd over all draws.
+    device
+        Where the function computes; None for the CPU.
     progress
         Whether to show a progress bar.
 
@@ -82,7 +85,7 @@ def map_draws(
     names = list(given)
 
     def at(chain: int, draws: Any) -> list[Tensor]:
-        return [torch.from_numpy(np.array(given[name][chain, draws])) for name in names]
+        return [torch.from_numpy(np.array(given[name][chain, draws])).to(device=device) for name in names]
 
     def plain(flag: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
         return tuple(function(dict(zip(names, values, strict=True))).values())
@@ -126,7 +129,8 @@ def map_draws(
         try:
             if num_draws < _FEW_PER_CHAIN if random else num_chains * num_draws < _FEW:
                 raise CaptureError("a graph would not pay for so few draws")
-            graph, size = _batched(plain, at(0, 0), at(num_chains - 1, num_draws - 1))
+            flag = torch.zeros((), dtype=torch.bool, device=device)
+            graph, size = _batched(plain, flag, at(0, 0), at(num_chains - 1, num_draws - 1))
         except CaptureError as error:
             _log.info("%s: draw by draw, %s", label, error)
             for chain in range(num_chains):
@@ -135,7 +139,7 @@ def map_draws(
                     keep(chain, draw, function(dict(zip(names, at(chain, draw), strict=True))))
                     bar.update()
             return out | _moments(origin, sums, num_chains * num_draws)
-        flags = torch.zeros(size, dtype=torch.bool)
+        flags = flag.expand(size).clone()
         for chain in range(num_chains):
             for chunk, start in enumerate(range(0, num_draws, size)):
                 stop = min(start + size, num_draws)
@@ -156,9 +160,10 @@ def _moments(origin: Mapping[str, np.ndarray], sums: Mapping[str, np.ndarray], c
     return found
 
 
-def _batched(function: Callable[..., Any], first: list[Tensor], last: list[Tensor]) -> tuple[GraphModule, int]:
+def _batched(
+    function: Callable[..., Any], flag: Tensor, first: list[Tensor], last: list[Tensor]
+) -> tuple[GraphModule, int]:
     """Graph for a chunk of draws, checked against the function at two of them, and the size of the chunk."""
-    flag = torch.zeros((), dtype=torch.bool)
     graph = capture(function, flag, *first, checks=[(flag, *last)])
     varying, noisy = _reach(graph)
     size = int(np.clip(_CHUNK_BYTES // max(_bytes(graph, varying, flag, *first), 1), 1, _CHUNK_DRAWS))

@@ -157,8 +157,11 @@ def subsampled(indices: Mapping[str, Tensor]) -> Iterator[None]:
 
 def whole(problem: Problem) -> Callable[[], contextlib.AbstractContextManager[None]]:
     """Makes blocks in which a problem's batch plates hold all their rows, even where it says ``subsample_size``."""
-    sizes = plate_sizes(problem) if problem.batch_plates else {}
-    return partial(subsampled, {name: torch.arange(sizes[name]) for name in problem.batch_plates if name in sizes})
+    if not problem.batch_plates:
+        return partial(subsampled, {})
+    sizes, device = plate_sizes(problem), device_of(problem.args, problem.kwargs, problem.model)
+    rows = {name: torch.arange(sizes[name], device=device) for name in problem.batch_plates if name in sizes}
+    return partial(subsampled, rows)
 
 
 def plate_sizes(problem: Problem) -> dict[str, int]:

@@ -241,16 +241,16 @@ class Potential:
         return {name: nodes[name]["value"] for name in wanted if name in nodes and name not in self._discrete}
 
     def export_many(self, z: Tensor) -> dict[str, Tensor]:
-        """Continuous latent sites of the model at ``z`` (..., size), in chunks of bounded memory."""
+        """Continuous latent sites of the model at ``z`` (..., size), on the CPU, in chunks of bounded memory."""
         shape = z.shape[:-1]
         pieces = z.flatten(0, -3) if z.ndim > 2 else [z.reshape(-1, self.size)]  # by chain, so that nothing is copied
         step = 1 if self.problem.reparam else max(1, _EXPORT_BYTES // (8 * self.size))
         out: dict[str, Tensor] = {}
         done = 0
         for rows in (part for piece in pieces for part in piece.split(step)):
-            for name, value in self._original(rows).items():
+            for name, value in self._original(rows.to(self._like.device)).items():
                 if name not in out:
-                    out[name] = value.new_empty(shape.numel(), *value.shape[1:])
+                    out[name] = torch.empty(shape.numel(), *value.shape[1:], dtype=value.dtype)
                 out[name][done : done + len(rows)] = value
             done += len(rows)
         return {name: value.reshape(*shape, *value.shape[1:]) for name, value in out.items()}
@@ -298,6 +298,7 @@ class Potential:
 
     def from_draw(self, draw: Mapping[str, Tensor]) -> Tensor:
         """Flat vector (size,) of values of the original model's sites, those of reparametrised ones derived."""
+        draw = {name: value.to(self._like.device) for name, value in draw.items()}
         if self.problem.reparam:
             draw = self._reparametrised(draw)
         lost = [name for name in self.slots if name not in draw]

@@ -26,6 +26,7 @@ from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.traces import by_datum, shared_plates
 from probmodels.inference.runtime.fingerprints import fingerprint
 from probmodels.inference.runtime.ops import Unobserve, is_generated, isolated
+from probmodels.inference.runtime.tensors import device_of
 
 __all__ = ["Programs", "cast", "fitted", "opened", "sample_guide", "with_parameters"]
 
@@ -312,7 +313,8 @@ def sample_guide(
 
     seed = int(torch.randint(2**31, ()))
     label = f"{problem.name}: draws of the guide"
-    draws = map_draws(draw, {}, (1, num_samples), label=label, seed=seed, moments=problem.transient)
+    device = device_of(problem.args, problem.kwargs, problem.model)
+    draws = map_draws(draw, {}, (1, num_samples), label=label, seed=seed, moments=problem.transient, device=device)
     what = "bound" if getattr(problem.loss, "estimates_bound", False) else "log_weight"
     weights = {what: draws.pop(_WEIGHT).astype(np.float64)}
     if _BY_ROW in draws:

@@ -197,7 +197,9 @@ class ChainStore:
     def append(self, draw: Mapping[str, Tensor], stats: Mapping[str, Any]) -> None:
         """Keep one draw in memory until the next commit."""
         row = {f"draw/{name}": value.detach().cpu().clone() for name, value in draw.items()}
-        row |= {f"stat/{name}": torch.as_tensor(value, dtype=torch.float64).clone() for name, value in stats.items()}
+        for name, value in stats.items():
+            known = value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+            row[f"stat/{name}"] = known.to(torch.float64, copy=True)
         self._pending.append(row)
         self.pending_bytes += sum(value.nbytes for value in row.values())
 

@@ -40,7 +40,7 @@ def fault_of_labels(labels: Any) -> str:
         return "each label must be one value"
     if array.ndim != 1:
         return f"labels are a list of single values, and these make an array of shape {array.shape}"
-    kind = array.dtype.kind
+    kind: str = array.dtype.kind
     if kind == "O":
         kind, why = _object_kind(array)
         if why:

@@ -52,7 +52,7 @@ def isolated(seed: int | None = None) -> Iterator[None]:
     seed
         Seeds torch, numpy and random inside the block; None leaves them as they are.
     """
-    state = get_rng_state()
+    state, accelerator = get_rng_state(), _accelerator_rng()
     with pyro.get_param_store().scope():
         try:
             if seed is not None:
@@ -60,6 +60,8 @@ def isolated(seed: int | None = None) -> Iterator[None]:
             yield
         finally:
             set_rng_state(state)
+            if accelerator is not None:
+                torch.get_device_module().set_rng_state(accelerator)
 
 
 class Interrupts:
@@ -106,13 +108,23 @@ def chain_seed(seed: int, *key: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
 
 
+def _accelerator_rng() -> Tensor | None:
+    """State of the generator of the accelerator, where there is one that this process uses."""
+    if not torch.accelerator.is_available():
+        return None
+    module: Any = torch.get_device_module()
+    used = getattr(module, "is_initialized", lambda: True)()
+    return module.get_rng_state() if used else None
+
+
 def rng_tensors() -> dict[str, Tensor]:
-    """State of torch's, numpy's and Python's global generators as tensors."""
+    """State of the global generators of torch, on the CPU and on an accelerator in use, of numpy and of Python."""
     numpy_state = np.random.get_state(legacy=False)  # noqa: NPY002 -- the global generator that pyro and kernels may use
     assert isinstance(numpy_state, dict)
     tail = [numpy_state["state"]["pos"], numpy_state["has_gauss"]]
     version_, words, gauss = random.getstate()
-    return {
+    accelerator = _accelerator_rng()
+    return ({} if accelerator is None else {"accelerator": accelerator}) | {
         "torch": torch.get_rng_state(),
         "numpy": torch.tensor([*numpy_state["state"]["key"].tolist(), *tail], dtype=torch.int64),
         "numpy_gauss": torch.tensor(numpy_state["gauss"], dtype=torch.float64),
@@ -122,8 +134,11 @@ def rng_tensors() -> dict[str, Tensor]:
 
 
 def restore_rng(state: Mapping[str, Tensor]) -> None:
-    """Set the three global generators to what `rng_tensors` returned."""
+    """Set the global generators to what `rng_tensors` returned."""
     torch.set_rng_state(state["torch"])
+    if "accelerator" in state and torch.accelerator.is_available():
+        module: Any = torch.get_device_module()
+        module.set_rng_state(state["accelerator"])
     *key, pos, has_gauss = state["numpy"].tolist()
     legacy = ("MT19937", np.array(key, dtype=np.uint32), pos, has_gauss, state["numpy_gauss"].item())
     np.random.set_state(legacy)  # noqa: NPY002 -- see rng_tensors

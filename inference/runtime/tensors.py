@@ -1,4 +1,4 @@
-"""All tensors that an object reaches: found, and replaced in a copy of the object."""
+"""All tensors that an object reaches: found, and replaced in a copy of the object; and the devices that they lie on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from probmodels.errors import ProblemError
 
-__all__ = ["device_of", "tensors_of", "with_tensors"]
+__all__ = ["device_of", "find_device", "tensors_of", "with_tensors"]
 
 T = TypeVar("T")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, ModuleType)
@@ -57,6 +57,25 @@ def with_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:
         If an object that reaches a tensor is of a class that Python cannot copy.
     """
     return _Copies(_Reach([value]), change).of(value)
+
+
+def find_device(name: str, device: str | torch.device | None) -> torch.device | None:
+    """Where to compute; None for where the problem lies.
+
+    Raises
+    ------
+    ProblemError
+        If there is no such device.
+    """
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).item()  # an error of a device that is not there, or holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0]
+        raise ProblemError(f"{name}: cannot compute on device={str(device)!r}: {first}; choose 'cpu'") from error
+    return found
 
 
 class _Reach:

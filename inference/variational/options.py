@@ -23,7 +23,6 @@ __all__ = [
     "Schedule",
     "Step",
     "StepOptions",
-    "find_device",
     "find_dtype",
     "make_schedule",
 ]
@@ -139,25 +138,6 @@ def find_dtype(name: str, dtype: torch.dtype | str | None) -> torch.dtype | None
     found = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if found not in (None, torch.float32, torch.float64):
         raise ProblemError(f"{name}: dtype={dtype!r}; choose 'float32' or 'float64'")
-    return found
-
-
-def find_device(name: str, device: str | torch.device | None) -> torch.device | None:
-    """Where to compute; None for where the problem lies.
-
-    Raises
-    ------
-    ProblemError
-        If there is no such device.
-    """
-    if device is None:
-        return None
-    try:
-        found = torch.device(device)
-        torch.zeros(1, device=found).item()  # an error of a device that is not there, or holds no numbers
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0]
-        raise ProblemError(f"{name}: cannot compute on device={str(device)!r}: {first}; choose 'cpu'") from error
     return found
 
 

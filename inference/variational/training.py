@@ -33,12 +33,13 @@ from probmodels.inference.runtime.ops import (
     rng_tensors,
     single_thread,
 )
+from probmodels.inference.runtime.tensors import find_device
 from probmodels.inference.variational.constraints import followers
 from probmodels.inference.variational.data_parallel import Ranks, join, shared_sizes
 from probmodels.inference.variational.gradient import Gradient, Stage
 from probmodels.inference.variational.loop import Bar, Loop, Setting, quiet
 from probmodels.inference.variational.optimiser import Adam
-from probmodels.inference.variational.options import FitOptions, Step, find_device, find_dtype
+from probmodels.inference.variational.options import FitOptions, Step, find_dtype
 from probmodels.options import filled
 
 __all__ = ["Trainer", "fit"]
