@@ -294,7 +294,7 @@ def test_ranks_part_the_rows_of_one_plate(monkeypatch):
         ({"run": len}, r"run cannot be called as run\(problem, seed=0\)"),
         ({"run": fit_svi, "seed": -1}, "seed=-1; give a whole number of at least 0"),
         ({"run": fit_svi, "num_workers": 0}, "num_workers=0; give a whole number of at least 1"),
-        ({"run": fit_svi, "problems": [mean_problem(), "mean"]}, "problems=.*; give a list, each item a Problem"),
+        ({"run": fit_svi, "problems": [mean_problem(), "mean"]}, r"(?s)problems=.*; give a list, each item a Problem"),
         ({"run": fit_svi, "client": 3, "num_workers": 2}, "num_workers=2 is not used with client"),
     ],
 )
