@@ -176,7 +176,7 @@ def predictive_check(observed: xr.Dataset, predicted: xr.Dataset, *, most: int =
             replicated, data = replicated[:, np.isfinite(data)], data[np.isfinite(data)]
         keep = np.linspace(0, len(replicated) - 1, min(most, len(replicated))).round().astype(int)
         shown = replicated[keep]
-        bins = _bins(np.concatenate([shown.ravel(), data[np.isfinite(data)]]))
+        bins = _bins(np.concatenate([shown.ravel(), data]), int(np.clip(2 * np.sqrt(data.size), 8, 40)))
         for i, row in enumerate(shown):
             counts = np.histogram(row[np.isfinite(row)], bins=bins)[0]
             ax.stairs(counts / max(row.size, 1), bins, color=GREY, alpha=0.3, label=None if i else "replicated")
@@ -191,12 +191,12 @@ def predictive_check(observed: xr.Dataset, predicted: xr.Dataset, *, most: int =
     return figure
 
 
-def _bins(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _bins(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     """Edges of bins; around every whole number where there are few of them and nothing else."""
     values = values[np.isfinite(values)]
     if values.size and np.ptp(values) < 40 and (values == np.round(values)).all():
         return np.arange(values.min() - 0.5, values.max() + 1)
-    return np.histogram_bin_edges(values, bins=40)
+    return np.histogram_bin_edges(values, bins=count)
 
 
 def rhat_histogram(r_hat: xr.Dataset, *, limit: float = 1.01) -> Figure:

@@ -31,6 +31,7 @@ def test_blocks_keep_their_lines_and_skips_are_left_out() -> None:
     assert blocks(text) == ["\n\nx = 1\n", "\n" * 11 + "y = x\n"]
 
 
+@pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")  # arviz 0.23 with matplotlib 3.11
 @pytest.mark.parametrize("path", PAGES)
 def test_the_code_of_a_page_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # checkpoints of the pages
