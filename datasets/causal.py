@@ -308,7 +308,7 @@ def split_rows(num_rows: int, num_train: int, rng: np.random.Generator) -> NDArr
 
 
 def _names(names: Sequence[str] | NDArray[Any] | None) -> list[str]:
-    if names is None or not len(names):
+    if not isinstance(names, Sequence | np.ndarray) or isinstance(names, str) or not len(names):
         raise DataError("the concepts have no names; give them as coordinate 'concept', or as names")
     found = [str(name) for name in names]
     again = sorted({name for name in found if found.count(name) > 1})

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from probmodels.datasets.checks import as_array
 from probmodels.datasets.pairs import Pairs, check_pairs, some
 from probmodels.errors import DataError
-from probmodels.options import Natural, Seed, checked
+from probmodels.options import Natural, Seed, checked, refuse_unused
 
 __all__ = ["SPLITS", "Folds", "check_graph", "degree_features", "make_graph", "split_graphs", "split_nodes"]
 
@@ -65,7 +65,8 @@ def make_graph(
     true_edges
         Edges (true_edge, 2), where they are known.
     nodes, features, graphs
-        Labels of nodes, features and graphs; numbered from 0 where None.
+        Labels of nodes, features and graphs; numbered from 0 where None. Those of features are not used with degrees,
+        those of graphs not with one graph.
     unlabelled
         Whether labels may be missing; such nodes get ``y = -1``.
     mend
@@ -86,6 +87,10 @@ def make_graph(
         If anything does not fit: no nodes, unknown nodes, self-loops, repeated edges, lengths that differ, missing
         values, a class without a node to train on.
     """
+    if x is None:
+        refuse_unused(make_graph, "degrees as features", features=features)
+    if graph is None:
+        refuse_unused(make_graph, "one graph", graphs=graphs)
     said = list(mends)
     y_position, classes = _classes(y, unlabelled, "graph" if graph is not None else "node")
     index = None if graph is None else _graph_index(graph, len(y_position))
@@ -326,9 +331,10 @@ def labels_of(values: ArrayLike) -> NDArray[Any]:
 
 
 def _labels(values: ArrayLike, length: int, what: str) -> NDArray[Any]:
-    labels = labels_of(as_array(values, what))
-    if labels.shape != (length,):
-        raise DataError(f"{what}: {len(labels)} labels for {length} of them; give one for each")
+    found = as_array(values, what)
+    if found.shape != (length,):
+        raise DataError(f"{what}: labels of shape {found.shape} for {length} of them; give one for each")
+    labels = labels_of(found)
     known, count = np.unique(labels, return_counts=True)
     if len(known) < length:
         raise DataError(f"{what} are labelled {some(known[count > 1])} more than once; give each a label of its own")

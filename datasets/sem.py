@@ -369,6 +369,7 @@ def simulate_sem(
     return data
 
 
+@checked(DataError)
 def sem_of(data: xr.Dataset) -> Sem:
     """The model that data of `simulate_sem` are from.
 
@@ -379,7 +380,11 @@ def sem_of(data: xr.Dataset) -> Sem:
     """
     if "sem" not in data.attrs:
         raise DataError("data have no attribute 'sem'; only those of simulate_sem name the model that they are from")
-    return draw_sem(**json.loads(data.attrs["sem"]))
+    try:
+        options = dict(json.loads(data.attrs["sem"]))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"attribute 'sem' of the data cannot be read ({error}); simulate them anew") from error
+    return draw_sem(**options)
 
 
 def _check_graph(graph: str | Edges, degree: float, num_nodes: int) -> None:

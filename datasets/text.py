@@ -174,6 +174,8 @@ def check_sentences(data: xr.Dataset) -> None:
     DataError
         If a variable is missing, of other dims, or out of range.
     """
+    if not isinstance(data, xr.Dataset):
+        raise DataError(f"data are a {type(data).__name__}; give a Dataset, as make_sentences does")
     wanted = {"word": ("sentence", "position"), "length": ("sentence",)}
     for name, dims in wanted.items():
         if name not in data or data[name].dims != dims:

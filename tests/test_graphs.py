@@ -784,7 +784,7 @@ def test_bad_options_are_refused(make: Callable[[], Any], match: str) -> None:
         ((X[:, :0], Y), {}, "there are no features"),
         ((X.astype(str), Y), {}, "encode them as numbers"),
         ((X, Y), {"features": ["one"]}, "1 names for 2 features"),
-        ((X, Y), {"nodes": [1, 2]}, "2 labels for 5 of them"),
+        ((X, Y), {"nodes": [1, 2]}, r"nodes: labels of shape \(2,\) for 5 of them"),
         ((X, [None] * 5), {"unlabelled": True}, "no node has a label"),
         ((X, Y), {"split": ["train"] * 4}, r"split has shape \(4,\) for 5 labels"),
         ((X, Y), {"split": ["train", "train", "valid", "", ""]}, "split has entries 'valid'; choose among train"),

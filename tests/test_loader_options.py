@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,27 @@ from PIL import Image
 from small_data import write_celeba, write_planetoid, write_tu
 
 from probmodels.datasets import LOADERS, get_loader, list_loaders, load
+from probmodels.datasets.calendars import parse_period, parse_season
+from probmodels.datasets.causal import as_graph, check_concepts, hide_labels, make_concepts
+from probmodels.datasets.cells import from_cells, to_matrix
+from probmodels.datasets.earnings import sample_earnings, simulate_earnings
+from probmodels.datasets.fetch import cached_path, fetch
+from probmodels.datasets.graphs import (
+    check_graph,
+    corrupt,
+    from_pyg,
+    load_tabular_graph,
+    make_graph,
+    split_graphs,
+    split_nodes,
+)
+from probmodels.datasets.gridded import open_field
+from probmodels.datasets.images import check_images, make_images, read_idx
+from probmodels.datasets.petals import petal_offsets
+from probmodels.datasets.regions import parse_region
+from probmodels.datasets.scenes import counterfactual, render
+from probmodels.datasets.sem import average_effects, draw_sem, sample_sem, sem_of, simulate_sem
+from probmodels.datasets.text import check_sentences, make_sentences, simulate_sentences
 from probmodels.errors import DataError
 from probmodels.options import options_of, options_schema
 
@@ -240,6 +262,71 @@ def test_sizes_beyond_memory_are_refused_before_anything_is_made(
 ) -> None:
     with pytest.raises(DataError, match=r"do not fit in memory|of at most"):
         load(name, **(small(name, files) | options))
+
+
+NODES = make_graph(np.arange(80.0).reshape(40, 2), [0, 1] * 20, [(node, node + 1) for node in range(39)])
+GRAPHS = make_graph(None, [0, 1] * 6, graph=np.repeat(range(12), 2))
+TABLE = simulate_earnings(20)
+FIELD = xr.DataArray(
+    np.random.default_rng(0).normal(size=(12, 2, 3)),
+    {"time": pd.date_range("2000-01-01", periods=12, freq="MS"), "lat": [0.0, 1.0], "lon": [10.0, 11.0, 12.0]},
+    ("time", "lat", "lon"),
+)
+ANGLES = {"angle": [1.0, 2.0], "light": [80.0, 90.0]}
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        (as_graph, {"graph": [["a", "b"]], "names": ["a", "b"]}),
+        (average_effects, {"sem": draw_sem(3, mechanism="additive"), "num_rows": 50}),
+        (cached_path, {"name": "ersstv5"}),
+        (check_concepts, {"data": TABLE}),
+        (check_graph, {"data": NODES}),
+        (check_images, {"data": make_images(np.zeros((4, 2, 2)))}),
+        (check_sentences, {"data": simulate_sentences(4)}),
+        (corrupt, {"data": NODES, "deleted": 0.2}),
+        (corrupt, {"data": split_graphs(GRAPHS, folds=3), "deleted": 0.2, "splits": ["test"]}),
+        (counterfactual, {"scene": "pendulum", "concepts": ANGLES, "do": {"light": 70.0}, "size": 8}),
+        (draw_sem, {}),
+        (fetch, {"name": "ersstv5", "offline": True}),
+        (from_cells, {"cells": to_matrix(FIELD), "template": to_matrix(FIELD)}),
+        (from_pyg, {"data": []}),
+        (hide_labels, {"data": TABLE, "share": 0.2}),
+        (load_tabular_graph, {}),
+        (make_concepts, {"values": np.zeros((4, 2)), "labels": np.eye(4)[:, :2], "names": ["a", "b"]}),
+        (make_graph, {"x": np.eye(4), "y": [0, 1, 0, 1], "edges": [[0, 1]], "nodes": list("abcd")}),
+        (make_graph, {"x": None, "y": [0, 1], "graph": [0, 0, 1, 1], "graphs": ["a", "b"], "split": ["train"] * 2}),
+        (make_images, {"images": np.zeros((4, 2, 2)), "labels": range(4), "split": ["train"] * 4}),
+        (make_sentences, {"sentences": [["a", "b"], ["b", "a"]], "brackets": [[(0, 2)], []]}),
+        (open_field, {"path_or_paths": FIELD}),
+        (parse_period, {"period": 1999}),
+        (parse_region, {"region": "global"}),
+        (parse_season, {"season": "DJF"}),
+        (petal_offsets, {"num_petals": 3}),
+        (read_idx, {"path": "absent"}),
+        (render, {"scene": "flow", "concepts": [[0.5, 2.5, 3.0, 3.0]], "size": 8}),
+        (sample_earnings, {"num_rows": 5, "interventions": {"age": 40.0}}),
+        (sample_sem, {"sem": draw_sem(3), "num_rows": 4, "interventions": {"v1": 1.0}}),
+        (sem_of, {"data": simulate_sem(3, 10)}),
+        (split_graphs, {"data": GRAPHS, "folds": 3}),
+        (split_nodes, {"data": NODES, "train": 10, "validation": 10}),
+        (to_matrix, {"field": FIELD}),
+    ],
+    ids=lambda given: getattr(given, "__name__", ""),
+)
+def test_other_functions_raise_nothing_but_data_errors(
+    function: Callable[..., Any], options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROBMODELS_CACHE", str(tmp_path))
+    refused = 0
+    for option in options_of(function):
+        for value in WRONG.values():
+            try:
+                function(**(options | {option: value}))
+            except DataError:
+                refused += 1
+    assert refused >= 10 * sum(option in options for option in options_of(function))
 
 
 @pytest.mark.parametrize(
