@@ -13,7 +13,7 @@ import xarray as xr
 from annotated_types import Interval
 from numpy.typing import NDArray
 
-from probmodels.datasets.checks import check_memory
+from probmodels.datasets.checks import check_size
 from probmodels.errors import DataError
 from probmodels.options import NonNegative, Positive, Seed, check_numbers, checked
 
@@ -103,7 +103,7 @@ def simulate_discrete_network(
     DataError
         If an option is out of range.
     """
-    check_memory(num_samples=num_samples, num_states=num_states)
+    check_size(num_samples=num_samples, num_states=num_states)
     generator = np.random.default_rng(seed)
     graph, order = _graph(generator, num_variables, num_samples, degree)
     x = np.zeros((num_samples, num_variables), dtype=np.int64)
@@ -119,7 +119,7 @@ def _graph(
     generator: np.random.Generator, num_variables: int, num_samples: int, degree: float
 ) -> tuple[NDArray[np.int64], list[Any]]:
     """Adjacency (parent, child), and nodes in an order in which parents come first."""
-    check_memory(num_variables=num_variables, num_samples=num_samples)
+    check_size(num_variables=num_variables, num_samples=num_samples)
     check_numbers(0, num_variables - 1, degree=degree)
     order = generator.permutation(num_variables)
     edges = np.triu(generator.random((num_variables, num_variables)) < degree / (num_variables - 1), 1)

@@ -2,7 +2,7 @@
 
 A time axis is decoded with the calendar that it declares, unless its values form a clean monthly sequence in
 another calendar only (ERDDAP serves ERSST with ``calendar = 360_day`` over true epoch seconds); then that calendar
-is used and the mend is said. Whatever the calendar, dates come out as ``datetime64[ns]``.
+is used, and this is reported. Whatever the calendar, dates come out as ``datetime64[ns]``.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def decode_times(
     Returns
     -------
     tuple
-        Dates (datetime64[ns], shape (T,)) and the mends that were made, one sentence each.
+        Dates (datetime64[ns], shape (T,)) and a sentence on each repair.
 
     Raises
     ------

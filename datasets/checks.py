@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from probmodels.errors import DataError
 
-__all__ = ["AnyPath", "Share", "as_array", "check_memory", "existing_file", "existing_folder"]
+__all__ = ["AnyPath", "Share", "as_array", "check_size", "existing_file", "existing_folder"]
 
 AnyPath = str | os.PathLike[str]
 Share = Annotated[float, Interval(ge=0, lt=1)]  # of rows that are held back: some have to be left
@@ -29,7 +29,7 @@ def as_array(values: Any, name: str, *, numbers: bool = False) -> NDArray[Any]:
     values
         Array, or nested sequences.
     name
-        What it is, for messages.
+        Name of the values, for messages.
     numbers
         Whether its entries have to be numbers.
 
@@ -97,7 +97,7 @@ def existing_folder(path: AnyPath, name: str = "root") -> Path:
     return Path(text)
 
 
-def check_memory(**sizes: int) -> None:
+def check_size(**sizes: int) -> None:
     """Check that an array of these sizes has at most 2**31 numbers, before it is made.
 
     Parameters

@@ -1,7 +1,7 @@
 """Steps from a raw field to what is analysed: units, plausible values, months, anomalies, seasons, the period.
 
-Every step takes a field in memory with dims (time, lat, lon) and appends to ``mends`` a sentence for whatever it
-changed that the caller did not ask for.
+Every step takes a field in memory with dims (time, lat, lon), and appends to ``mends`` a sentence on each change that
+the caller did not ask for.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def season_means(field: xr.DataArray, season: Season, span: Period | None, step:
 
 
 def within_period(field: xr.DataArray, span: Period | None, mends: list[str]) -> xr.DataArray:
-    """The period of the analysis; says where the data fall short of it or have holes."""
+    """The period of the analysis; data that fall short of it or have holes are reported."""
     months = month_number(field["time"].values)
     if span is not None:
         inside = span.covers(months)

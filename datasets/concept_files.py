@@ -20,7 +20,7 @@ from annotated_types import Interval, Len
 from numpy.typing import NDArray
 
 from probmodels.datasets.causal import Edges, as_graph, make_concepts, position_of, split_rows
-from probmodels.datasets.checks import AnyPath, Share, check_memory, existing_file, existing_folder
+from probmodels.datasets.checks import AnyPath, Share, check_size, existing_file, existing_folder
 from probmodels.errors import DataError
 from probmodels.options import Count, Natural, Seed, checked, refuse_unused
 
@@ -357,7 +357,7 @@ def _read_images(paths: Sequence[Path], size: int, colour: bool, crop: bool) -> 
     from PIL import Image
 
     channels = 3 if colour else 1
-    check_memory(images=len(paths), channels=channels, size=size, width=size)
+    check_size(images=len(paths), channels=channels, size=size, width=size)
     images = np.empty((len(paths), channels, size, size), dtype=np.float32)
     for place, path in enumerate(paths):
         try:

@@ -109,7 +109,7 @@ def fetch(
     update
         Download again, as the files grow every month; the old file stays until the new one is complete.
     offline
-        Use the cache only; nothing can be updated then, and what is said on transfers is not used.
+        Use the cache only; it cannot be updated then, and options of transfers are not used.
     progress
         Whether to show a progress bar.
     retries, wait, timeout
@@ -124,8 +124,8 @@ def fetch(
     Raises
     ------
     DataError
-        If the name is unknown, the file cannot be had (the message says where to put it by hand), or a checksum is
-        not as it should be; or if an option is out of range or not used.
+        If the name is unknown, the file cannot be downloaded (the message says where to put it by hand), a checksum
+        does not agree, or an option is out of range or not used.
     """
     source = _find(name)
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
@@ -321,9 +321,9 @@ def _verify(path: Path) -> dict[str, str]:
 class ResumingDownloader:
     """A downloader for pooch that goes on where a broken transfer stopped.
 
-    What has arrived stays in ``partial``, and what identifies the served file (ETag, date, size) beside it, also
-    when the process ends. The next try asks for the rest on condition that the file is still the same; a server that
-    knows no ranges, or has another file by now, sends it whole.
+    The bytes received so far stay in ``partial``, with the identity of the served file (ETag, date, size) beside it,
+    even when the process ends. The next try asks for the rest on condition that the file is still the same; a server
+    that does not support ranges, or has another file by now, sends the whole file.
 
     Parameters
     ----------

@@ -70,9 +70,9 @@ def make_graph(
     unlabelled
         Whether labels may be missing; such nodes get ``y = -1``.
     mend
-        Whether to drop self-loops and edges listed again, and say so in ``mends``, in place of an error.
+        Whether to drop self-loops and edges listed again, and report it in ``mends``, in place of an error.
     mends
-        Sentences on what was mended before.
+        Sentences on earlier repairs.
     name, source, **attrs
         Attributes of the data set.
 
@@ -314,7 +314,7 @@ def apportion(count: int, weights: NDArray[np.int64], limits: NDArray[np.int64])
 
 
 def import_pyg(module: str) -> ModuleType:
-    """A module of PyG; its import compiles something that torch calls deprecated, and says so to everyone."""
+    """A module of PyG, imported without the warning of torch about what PyG compiles."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit", category=DeprecationWarning)
         return import_module(f"torch_geometric.{module}")

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from annotated_types import Interval, Len
 
-from probmodels.datasets.checks import check_memory
+from probmodels.datasets.checks import check_size
 from probmodels.datasets.graph_data import Folds, make_graph, split_graphs
 from probmodels.datasets.graph_noise import Added, corrupt
 from probmodels.errors import DataError
@@ -76,7 +76,7 @@ def simulate_motifs(
         raise DataError(f"motifs={list(motifs)}; name each motif once")
     if sizes[0] > sizes[1]:
         raise DataError(f"sizes={list(sizes)}; give the fewest nodes of a tree first, then the most")
-    check_memory(num_graphs=num_graphs, nodes=sizes[1] + _MOTIF_NODES)
+    check_size(num_graphs=num_graphs, nodes=sizes[1] + _MOTIF_NODES)
     if num_graphs < folds * len(motifs):
         raise DataError(f"num_graphs={num_graphs} are too few for {folds} folds of {len(motifs)} classes; take more")
     rng = np.random.default_rng(seed)

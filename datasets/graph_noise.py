@@ -11,7 +11,7 @@ import xarray as xr
 from annotated_types import Interval, Len
 from numpy.typing import NDArray
 
-from probmodels.datasets.checks import check_memory
+from probmodels.datasets.checks import check_size
 from probmodels.datasets.graph_data import SPLITS, apportion, degree_features, import_pyg, make_graph, split_nodes
 from probmodels.datasets.pairs import Pairs, free_pairs, pairs_of_numbers, some
 from probmodels.errors import DataError
@@ -94,7 +94,7 @@ def simulate_csbm(
     stop: Natural | None = None,
     seed: Seed = 0,
 ) -> xr.Dataset:
-    """A contextual stochastic block model seen through a channel that loses edges and makes up others.
+    """A contextual stochastic block model observed through a channel that deletes true edges and adds false ones.
 
     For classes of equal size, orthonormal directions ``m_c``, and pairs of nodes u, v::
 
@@ -148,8 +148,8 @@ def simulate_csbm(
         raise DataError("within and between go together: give both, or mean_degree and homophily")
     if within is not None:
         refuse_unused(simulate_csbm, "within and between", mean_degree=mean_degree, homophily=homophily)
-    check_memory(num_nodes=num_nodes, num_features=num_features)
-    check_memory(num_features=num_features, classes=classes)
+    check_size(num_nodes=num_nodes, num_features=num_features)
+    check_size(num_features=num_features, classes=classes)
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(num_nodes) % classes)
     sizes = np.bincount(y, minlength=classes)
@@ -164,7 +164,7 @@ def simulate_csbm(
                 f"mean_degree={mean_degree:g} and homophily={homophily:g} give {name}={value:.3g}, which is no "
                 f"probability; choose a mean_degree that {num_nodes} nodes of {classes} classes can have"
             )
-    check_memory(expected_edges=round(within * same + between * (all_pairs - same)), ends=2)
+    check_size(expected_edges=round(within * same + between * (all_pairs - same)), ends=2)
     truth = _block_edges(y, sizes, within, between, rng)
     num_absent = all_pairs - len(truth)
     addition_rate = added * len(truth) / max(num_absent, 1)
@@ -242,7 +242,7 @@ def load_explainer(
         raise DataError(f"num_edges={num_edges} for {num_nodes} nodes: choose 1 to {num_nodes - 1}")
     if num_motifs > num_nodes:
         raise DataError(f"num_motifs={num_motifs}: choose 1 to {num_nodes}, one for each node of the base")
-    check_memory(num_nodes=num_nodes, num_edges=num_edges)
+    check_size(num_nodes=num_nodes, num_edges=num_edges)
     pyg = import_pyg("datasets")
     state = np.random.get_state()  # noqa: NPY002 - PyG draws from the global generators of NumPy and torch
     try:

@@ -87,7 +87,7 @@ def load_graph(
     unlabelled
         Whether labels may be missing; such nodes are predicted, not learned from.
     mend
-        Whether to drop self-loops, edges listed again and edges of weight 0, and say so in ``attrs["mends"]``.
+        Whether to drop self-loops, edges listed again and edges of weight 0, and report it in ``attrs["mends"]``.
 
     Returns
     -------
@@ -208,7 +208,7 @@ def from_pyg(
 
 
 def _table(source: Any, what: str, ids: Callable[[Sequence[str]], Sequence[str]]) -> tuple[pd.DataFrame, str]:
-    """A data frame and what to call it; ``ids`` says which of its columns hold ids, kept as a file writes them."""
+    """A data frame and what to call it; ``ids`` gives its columns of ids, which are kept as the file writes them."""
     import pandas as pd
 
     if isinstance(source, pd.DataFrame):

@@ -12,7 +12,7 @@ and, for collections, ``graph``:
   labels are missing, ``y`` is -1 and ``split`` "";
 - ``true_source``, ``true_target`` (true_edge) where true edges are known; ``source`` and ``target`` are what is seen;
 - coords ``node``, ``feature``, ``graph`` and ``class`` with labels;
-- attrs ``name``, ``source``, and as JSON ``mends`` (sentences on what was mended) and, where they were made here,
+- attrs ``name``, ``source``, and as JSON ``mends`` (sentences on what was repaired) and, where they were made here,
   ``split`` and ``noise`` with their seeds; ``features`` is "degree" where features are degrees of the seen edges.
 
 Files are read by PyG's own `Planetoid` and `TUDataset`, in a folder of their own for the time of reading, so that

@@ -79,7 +79,7 @@ def open_field(path_or_paths: Source, *, variable: str | None = None) -> xr.Data
     Returns
     -------
     xr.DataArray
-        Dims (time, lat, lon), values and units as in the file; ``attrs["mends"]`` is a JSON list of what was mended.
+        Dims (time, lat, lon), values and units as in the file; ``attrs["mends"]`` is a JSON list of repairs.
         Values stay on disk where dask is installed; without it they are read to have their fill values masked.
 
     Raises
@@ -403,7 +403,7 @@ def fill_values(field: xr.DataArray) -> list[float]:
 
 
 def mask_fill_values(field: xr.DataArray, fill: Sequence[float], *, mends: list[str]) -> xr.DataArray:
-    """Mask the values ``fill`` and those beyond 1e15; said in ``mends`` where any is listed or, in memory, found."""
+    """Mask the values ``fill`` and those beyond 1e15; reported in ``mends`` if any is listed or, in memory, found."""
     if field.dtype.kind != "f":
         field = field.astype(np.float64)
     huge = np.isfinite(field) & (np.abs(field) >= _HUGE)

@@ -53,7 +53,7 @@ def load_images(
     threshold
         Intensity, in (0, 1], from which on a pixel is 1, else 0; None or 0 for the intensities themselves.
     num_train, num_test
-        How many images of each, chosen at random; None for all, which for the digits is 1500 and the others.
+        How many images of each, chosen at random; None for all, which is 1500 and 297 of the digits.
     seed
         Seed of the choice.
 

@@ -35,11 +35,11 @@ def check_pairs(
     index
         Graph of every node (node,), or None for one graph.
     mend
-        Whether to drop self-loops and take repeated edges once, in place of an error.
+        Whether to drop self-loops and keep repeated edges once, in place of an error.
     mends
-        Where sentences on what was mended go.
+        List to which sentences on repairs are added.
     what
-        What to call an edge.
+        Name of an edge, for messages.
 
     Raises
     ------

@@ -40,7 +40,7 @@ from annotated_types import Interval
 from numpy.typing import NDArray
 
 from probmodels.datasets.causal import as_graph, causal_order, make_concepts, position_of, split_rows
-from probmodels.datasets.checks import as_array, check_memory
+from probmodels.datasets.checks import as_array, check_size
 from probmodels.errors import DataError
 from probmodels.options import NonNegative, Seed, check_choices, checked
 
@@ -255,7 +255,7 @@ def render(scene: str | Scene, concepts: Any, size: _Pixels = 32, *, jitter: Any
     size
         Pixels along a side, at least 8.
     jitter
-        What is added to the gravity of a jet of water (row,), in the picture only; None for nothing.
+        Additions to the gravity of the jets of water (row,), in the pictures only; None for none.
 
     Returns
     -------
@@ -274,7 +274,7 @@ def render(scene: str | Scene, concepts: Any, size: _Pixels = 32, *, jitter: Any
     jitters = np.zeros(len(table)) if jitter is None else as_array(jitter, "jitter", numbers=True)
     if jitters.shape != (len(table),) or not (jitters > -_GRAVITY).all():
         raise DataError(f"jitter of shape {jitters.shape}; give one above {-_GRAVITY} for each of {len(table)} rows")
-    check_memory(rows=len(table), channels=3, size=size, width=size)
+    check_size(rows=len(table), channels=3, size=size, width=size)
     images = np.empty((len(table), 3, size, size), dtype=np.float32)
     step = max(1, _PIXELS // size**2)
     for start in range(0, len(table), step):
@@ -404,7 +404,7 @@ def simulate_pendulum(
     num_train: _Rows | None = None,
     seed: Seed = 0,
 ) -> xr.Dataset:
-    """Pictures of a pendulum, the sun, and the shadow that the one casts in the light of the other.
+    """Pictures of a pendulum, the sun, and the shadow of the pendulum on the ground.
 
     Parameters
     ----------
@@ -431,7 +431,7 @@ def simulate_pendulum(
     DataError
         If an option is out of range.
     """
-    check_memory(num=num or 1, channels=3, size=size, width=size)
+    check_size(num=num or 1, channels=3, size=size, width=size)
     rng = np.random.default_rng(seed)
     scene = SCENES["pendulum"]
     light = np.array([gon for gon in range(60, 148) if gon != 100])
@@ -460,8 +460,8 @@ def simulate_flow(
         Number of pictures, with ball, level and hole drawn uniformly from their ranges; None for the published grid of
         8100.
     noise
-        What disturbs the jet in the picture, not its label: 0.98 becomes ``0.98 + noise * max(|n|, 1)`` with standard
-        normal n.
+        Size of the disturbance of the jet in the picture, not of its label: the gravity of 0.98 becomes
+        ``0.98 + noise * max(|n|, 1)`` with standard normal n.
     num_train
         Number of pictures for training, chosen at random; None for four fifths, 6480 of 8100 as published.
     seed
@@ -477,7 +477,7 @@ def simulate_flow(
     DataError
         If an option is out of range.
     """
-    check_memory(num=num or 1, channels=3, size=size, width=size)
+    check_size(num=num or 1, channels=3, size=size, width=size)
     rng = np.random.default_rng(seed)
     scene = SCENES["flow"]
     grid = {"ball": np.arange(5, 35) / 30, "level": np.arange(10, 40) / 10, "hole": np.arange(6, 15) / 3}

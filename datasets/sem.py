@@ -36,7 +36,7 @@ from annotated_types import Interval
 from numpy.typing import NDArray
 
 from probmodels.datasets.causal import Edges, as_graph, causal_order, make_concepts, position_of
-from probmodels.datasets.checks import Share, as_array, check_memory
+from probmodels.datasets.checks import Share, as_array, check_size
 from probmodels.errors import DataError
 from probmodels.options import NonNegative, OneOf, Seed, check_choices, check_numbers, checked, refuse_unused
 
@@ -251,7 +251,7 @@ def sample_sem(
     DataError
         If an option is out of range, or an intervention is on an unknown variable or not finite.
     """
-    check_memory(num_rows=num_rows, num_nodes=len(sem.names))
+    check_size(num_rows=num_rows, num_nodes=len(sem.names))
     return sem.solve(sem.draw_noise(num_rows, np.random.default_rng(seed)), interventions)
 
 
@@ -292,7 +292,7 @@ def average_effects(
         total = _paths(sem.weight) - np.eye(num_nodes)
         effect = (high - low) * total * sem.scale[:, None] / sem.scale
     else:
-        check_memory(num_rows=num_rows, num_nodes=num_nodes)
+        check_size(num_rows=num_rows, num_nodes=num_nodes)
         noise = sem.draw_noise(num_rows, np.random.default_rng(seed))
         for node, name in enumerate(sem.names):
             if sem.graph[node].any():
@@ -352,7 +352,7 @@ def simulate_sem(
         "standardise": standardise,
         "seed": seed,
     }
-    check_memory(num_rows=num_rows, num_nodes=num_nodes)
+    check_size(num_rows=num_rows, num_nodes=num_nodes)
     sem = draw_sem(**options)
     x = sample_sem(sem, num_rows, seed=seed)
     data = make_concepts(

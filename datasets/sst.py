@@ -1,7 +1,7 @@
 """Sea surface temperature, and any gridded field like it, ready for a decomposition into modes.
 
 `load_sst` reads, selects, masks and removes a climatology; `to_matrix` lays the ocean cells out as rows and
-`from_cells` puts results back onto the map. Whatever had to be mended in the data is said in ``attrs["mends"]``.
+`from_cells` puts results back onto the map. Repairs of the data are reported in ``attrs["mends"]``.
 
 The canonical field
 -------------------
@@ -120,7 +120,7 @@ def load_sst(
         seasons, and months of the year before its start are read where the first season needs them.
     season
         ``"NDJFM"``, ``"JJA"``, ``"annual"`` or a list of months: means over that season, dated by the year of its
-        January where it runs over the year's end. A season lacking a month is dropped, and said; a cell lacking one
+        January where it runs over the year's end. A season lacking a month is dropped and reported; a cell lacking one
         is missing in that season.
     base_period
         Period whose mean seasonal cycle is removed; None for the period of the analysis. A field that holds anomalies
@@ -194,7 +194,7 @@ def load_sst(
 
 
 def _labelled(field: xr.DataArray, ocean: np.ndarray, attrs: Mapping[str, str], *, said: bool) -> xr.DataArray:
-    """The canonical field; ``said``: whether its long name says that it holds anomalies."""
+    """The canonical field; ``said``: whether its long name has to name anomalies."""
     long_name = str(field.attrs.get("long_name", field.name))
     if said and "anom" not in long_name.lower():
         long_name += " anomaly"

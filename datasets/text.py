@@ -11,7 +11,7 @@ variable       dims                        meaning
                                            came with the sentence; of two words or more
 =============  ==========================  ============================================================================
 
-with coordinate ``vocabulary``, the words by code, and attribute ``gold_from``, which says where ``gold`` comes from.
+with coordinate ``vocabulary``, the words by code, and attribute ``gold_from``, the source of ``gold``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import xarray as xr
 from annotated_types import Interval, Len
 from numpy.typing import NDArray
 
-from probmodels.datasets.checks import AnyPath, check_memory, existing_file
+from probmodels.datasets.checks import AnyPath, check_size, existing_file
 from probmodels.errors import DataError
 from probmodels.options import Count, OneOf, Seed, checked, refuse_unused
 
@@ -151,7 +151,7 @@ def _codes(vocabulary: Sequence[str], counts: Counter[str]) -> dict[str, int]:
 
 
 def _grid(brackets: Sequence[Sequence[tuple[int, int]]], lengths: NDArray[Any], size: int) -> NDArray[np.bool_]:
-    check_memory(sentences=len(lengths), max_length=size, ends=size + 1)
+    check_size(sentences=len(lengths), max_length=size, ends=size + 1)
     grid = np.zeros((len(lengths), size, size + 1), dtype=bool)
     if len(brackets) != len(lengths):
         raise DataError(f"there are brackets of {len(brackets)} sentences, but {len(lengths)} sentences")
@@ -356,7 +356,7 @@ def simulate_sentences(
     DataError
         If the grammar is unknown or a number is out of range.
     """
-    check_memory(num_sentences=num_sentences, max_length=max_length, ends=max_length + 1)
+    check_size(num_sentences=num_sentences, max_length=max_length, ends=max_length + 1)
     rng = np.random.default_rng(seed)
     rules = _RULES[grammar]
     sentences: list[list[str]] = []
