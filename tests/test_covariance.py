@@ -367,6 +367,13 @@ def with_nan():
         (np.zeros((3, 3)), {}, "no two points are apart"),
         (euclidean_distance([0.0, 1.0, 1.0]), {"nugget": 0.0}, "points 1 and 2 coincide"),
         (SQUARE, {"length_scales": [1e4], "nugget": 0.0}, "not positive definite"),
+        (SQUARE, {"length_scales": [1e10], "tail": 1e-6, "complement": np.ones((5, 1))}, "constant over these points"),
+        (SQUARE, {"length_scales": [1e30], "tail": 1e-6, "complement": np.ones((5, 1))}, "constant over these points"),
+        (
+            SQUARE,
+            {"kernels": "periodic", "period": 1e9, "tail": 1e-6, "complement": np.ones((5, 1))},
+            "constant over these points",
+        ),
         (SQUARE, {"weights": np.ones(4)}, "5 positive numbers"),
         (SQUARE, {"weights": np.array([1, 1, 0, 1, 1])}, "5 positive numbers"),
         (SQUARE, {"complement": np.ones((4, 1))}, r"expected \(5, q\)"),

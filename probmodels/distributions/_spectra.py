@@ -134,9 +134,22 @@ class Restriction:
             half += columns[rows].T @ (block @ columns[rows.start :])
         full = half + half.T
         rank = basis.shape[1]
-        total = len(columns) if self.root is None else float((self.root**2).sum())
-        inside = float(np.trace(full[:rank, :rank]))
-        return full[:rank, :rank], max(0.0, 1 - inside / (total - float(np.trace(full[rank:, rank:]))))
+        left = self.total - float(np.trace(full[rank:, rank:]))
+        self.check(kernel, scale, left)
+        return full[:rank, :rank], max(0.0, 1 - float(np.trace(full[:rank, :rank])) / left)
+
+    @property
+    def total(self) -> float:
+        """Variance of a candidate over all points, nugget apart."""
+        return float(len(self.distance)) if self.root is None else float((self.root**2).sum())
+
+    def check(self, kernel: str, scale: float, variance: float) -> None:
+        """Check that a candidate has variance left in the complement."""
+        if not variance > 1e-14 * self.total:
+            raise CovarianceError(
+                f"kernel {kernel!r} with length-scale {scale:.6g} is constant over these points to working precision; "
+                "shorten the length-scale, or the period"
+            )
 
     def projected_noise(self, basis: Array) -> Array:
         """What the nugget adds to a candidate on a basis (n, r), shape (r, r)."""
@@ -223,6 +236,7 @@ def common_basis(restriction: Restriction, candidates: list[tuple[str, float]], 
     mean: Array | None = None
     for kernel, scale in roughest.items():
         matrix = restriction.whole(kernel, scale)
+        restriction.check(kernel, scale, float(np.trace(matrix)))
         matrix /= np.trace(matrix)
         mean = matrix if mean is None else mean + matrix
     assert mean is not None  # there is at least one kernel

@@ -516,4 +516,10 @@ def _truncated(
         first, values, vectors, lost = decompose(restriction, candidates, basis)
         if lost <= tail or rank == cap:
             return basis @ first, values, vectors, lost
+        if target < 1e-3 * min(tail, np.finfo(float).eps):
+            names = ", ".join(dict.fromkeys(name for name, _ in candidates))
+            raise CovarianceError(
+                f"a kernel of {names} is so nearly constant over these points that rounding hides what a basis leaves "
+                f"out; shorten length-scales or period, or raise tail={tail:g}"
+            )
         target /= 10  # a smoother candidate loses more than the roughest: rare, but the bound is promised for all
