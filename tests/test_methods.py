@@ -14,10 +14,11 @@ import torch
 import xarray as xr
 from pyro import poutine
 
-from probmodels import Problem, Result, fit_bilevel, fit_em, fit_svi, get_method, run_mcmc
+from probmodels import Problem, Result, fit_bilevel, fit_em, fit_svi, get_method, run_mcmc, write_report
 from probmodels.inference.result import build_tree
 from probmodels.inference.runtime.ops import isolated
 from probmodels.methods import names_of_methods
+from probmodels.report import show
 
 ALL = sorted(names_of_methods())
 
@@ -192,3 +193,16 @@ def test_a_tensor_that_no_move_can_reach_is_found_by_the_test_of_moves() -> None
     hidden = replace(get_method("score_composition").tiny(), kwargs={"hidden": iter([torch.zeros(3)])})
     (left,) = (tensor for tensor in reachable(*parts(hidden.to("meta"))) if tensor.device.type != "meta")
     assert left.shape == (3,)
+
+
+def test_a_result_has_a_page_and_groups_for_arviz(result: Result, tmp_path: Path) -> None:
+    written = write_report(result, tmp_path, dpi=30)
+    page = written.report.read_text(encoding="utf-8")
+    assert page.index('class="verdict') < page.index("<figure")
+    assert "https://" not in page.partition("<figure")[0]
+    assert show(result).startswith(f"Result of {result.tree.attrs['method']}")
+    data = result.to_arviz()
+    assert set(data.posterior.data_vars) == set(result)
+    assert set(result.add("posterior_predictive").group("posterior_predictive")) == set(
+        result.rebuild().names("observed")
+    )

@@ -178,7 +178,7 @@ class Enumeration:
     def _refusing(self) -> Iterator[None]:
         try:
             yield
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, IndexError) as error:
             first = str(error).partition("\n")[0]
             raise ProblemError(
                 f"{self.problem.name}: the discrete sites {self.names} cannot be enumerated: {first}; write the model "
