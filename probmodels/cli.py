@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from probmodels._version import __version__
-from probmodels.errors import ProbmodelsError, ResultError, SpecError
+from probmodels.errors import ProbmodelsError, ResultError
 
 if TYPE_CHECKING:
     from probmodels.inference.problem import Problem
@@ -194,16 +194,9 @@ def schema(
 @app.command()
 def show(folder: Folder) -> None:
     """Show what a result holds and its summary."""
-    result = _load(folder)
-    for key in ("method", "engine", "seed", "created", "sampling_seconds", "spec"):
-        if key in result.tree.attrs:
-            typer.echo(f"{key:18s}{result.tree.attrs[key]}")
-    for name, group in result.tree.children.items():
-        sizes = ", ".join(f"{dim} {size}" for dim, size in group.sizes.items())
-        typer.echo(f"{name:18s}{', '.join(map(str, group.data_vars))} ({sizes})")
-    table = (folder if folder.is_dir() else folder.parent) / "summary.txt"
-    if table.exists():
-        typer.echo("\n" + table.read_text(encoding="utf-8").rstrip())
+    from probmodels import report as reports
+
+    typer.echo(reports.show(_load(folder)))
 
 
 @app.command()
@@ -348,35 +341,16 @@ def _check_device(name: str) -> None:
 
 
 def _write(result: Result, folder: Path) -> bool:
-    """Outputs of the method, where it has any; whether the diagnostics passed."""
-    from probmodels.methods import get_method
+    """Tables, figures and a page on any result, with those of its method; whether the diagnostics passed."""
+    from probmodels.report import write_report
 
-    name = str(_spec_of(result).get("method", result.tree.attrs.get("method")))
     try:
-        method: Any = get_method(name)
-    except SpecError:  # not registered here, or built by hand: there is nothing that the method adds
-        method = None
-    if not hasattr(method, "write_outputs"):
-        from probmodels.outputs import write_all
-
-        written = write_all(result, folder, table=result.summary().to_string())
-    else:
-        try:
-            written = method.write_outputs(result, folder)
-        except KeyError as error:
-            lacking = str(error).strip("\"'").partition(".")[0]
-            raise ResultError(f"the result is none that {name} made, whose outputs need more: {lacking}") from error
+        written = write_report(result, folder)
+    except KeyError as error:
+        name, lacking = result.tree.attrs.get("method"), str(error).strip("\"'").partition(".")[0]
+        raise ResultError(f"the result is none that {name} made, whose outputs need more: {lacking}") from error
     typer.echo(f"\n{written.table}\n\n{written.diagnosis}\n\nReport: {written.report}")
     return bool(written.diagnosis.ok)
-
-
-def _spec_of(result: Result) -> dict[str, Any]:
-    """What a result says of the spec that it was made from; empty where that cannot be read."""
-    try:
-        spec = json.loads(result.tree.attrs.get("spec", "{}"))
-    except (TypeError, ValueError, RecursionError):
-        return {}
-    return spec if isinstance(spec, dict) else {}
 
 
 def _say_mends(problem: Any) -> None:
@@ -395,9 +369,10 @@ def _fetch(names: list[str], *, quiet: bool) -> None:
 
 def _problem(result: Result, folder: Path, allow_fetch: bool) -> Problem:
     """The problem of a result: from the spec in its file, or else from the data and options that it keeps."""
+    from probmodels.inference.labels import read_json
     from probmodels.spec import build_problem, spec_of_result
 
-    if "data" not in _spec_of(result):
+    if "data" not in read_json(result.tree.attrs, "spec", {}):
         return result.rebuild()
     return build_problem(spec_of_result(folder, allow_fetch=allow_fetch))
 

@@ -198,7 +198,7 @@ def test_wrong_values_are_one_line_and_status_two(
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("command", [command for command in WORKING if command != "predict"])
+@pytest.mark.parametrize("command", [name for name in WORKING if name not in ("run", "predict")])
 def test_what_the_cases_start_from_works(inside: Callable[..., tuple[int, str]], command: str) -> None:
     arguments = [argument.replace("--out=FOLDER", "--out=.") for argument in WORKING[command]]
     assert inside(command, *arguments) == (0, "")
@@ -277,7 +277,7 @@ def test_a_result_file_does_not_say_where_to_write_or_what_to_fetch(
 
 
 def test_a_run_says_what_it_does_from_the_first_moment(inside: Callable[..., tuple[int, str]]) -> None:
-    status, said = inside("run", "SPEC", "--out=run", "--set", "inference.num_chains=2")
+    status, said = inside("run", "SPEC", "--out=run", "--set", "inference.thin=2")
     assert status == 0
     steps = ["reading the spec", "checking the spec", "loading data: sst", "building the problem: bayesian_svd"]
     found = [said.find(f"{step} ...") for step in [*steps, "compiling, and running mcmc", "writing to run"]]
