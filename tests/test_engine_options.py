@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,28 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
+from inference_models import ExactKernel
 from torch import Tensor
 
 from probmodels.errors import CheckpointError, FitError, ProblemError
-from probmodels.inference import Outer, Problem, Result, fit_bilevel, fit_em, fit_svi
+from probmodels.inference import (
+    NUTSKernel,
+    Outer,
+    Problem,
+    Result,
+    discrete_marginals,
+    fit_bilevel,
+    fit_em,
+    fit_svi,
+    infer_discrete,
+    log_likelihood,
+    map_problems,
+    posterior_predictive,
+    prior_predictive,
+    run_mcmc,
+)
+from probmodels.inference.mcmc.chees import ChEESKernel
 from probmodels.options import options_of
 
 VALUES: dict[str, Any] = {
@@ -138,6 +156,31 @@ ENGINES = {
         },
     ),
 }
+ENGINES["mcmc"] = Engine(
+    run_mcmc,
+    plain,
+    {
+        "kernel": ExactKernel,
+        "chain_method": "sequential",
+        "num_samples": 4,
+        "warmup_steps": 2,
+        "num_chains": 2,
+        "progress": False,
+    },
+    {
+        **{name: kinds for name, kinds in RUN.items() if name != "dtype"},
+        "kernel": {"none"},
+        "kernel_options": {"none"},
+        "num_samples": {"none"},
+        "warmup_steps": {"zero", "none"},
+        "num_chains": {"none"},
+        "chain_method": {"none"},
+        "init": {"none"},
+        "num_workers": {"none"},
+        "client": {"none"},
+        "timeout": {"none"},
+    },
+)
 CASES = [(name, option) for name, engine in ENGINES.items() for option in options_of(engine.function, skip=1)]
 
 
@@ -171,3 +214,71 @@ def test_wrong_names_are_refused_with_the_closest(name: str) -> None:
 def test_what_is_no_problem_is_refused(name: str, value: Any) -> None:
     with pytest.raises(ProblemError, match=r"problem=.*; give a Problem"):
         ENGINES[name].function(value)
+
+
+KERNELS: dict[str, dict[str, set[str]]] = {"nuts": {"full_mass": {"true"}}, "chees": {}}
+KERNEL_CASES = [
+    (kernel, option)
+    for kernel, maker in (("nuts", NUTSKernel), ("chees", ChEESKernel))
+    for option in options_of(maker, skip=1)
+    if option != "num_chains"
+]
+
+
+@pytest.mark.parametrize(("kernel", "option"), KERNEL_CASES)
+def test_every_value_of_an_option_of_a_kernel_is_refused_before_the_model_runs_or_works(
+    kernel: str, option: str
+) -> None:
+    settings: dict[str, Any] = {"kernel": kernel, "num_samples": 4, "warmup_steps": 2, "num_chains": 1}
+    settings |= {"chain_method": "sequential"} if kernel == "nuts" else {}
+    for kind, value in VALUES.items():
+        given = {"kernel_options": {option: value}, "progress": False}
+        if kind in KERNELS[kernel].get(option, ()):
+            result = run_mcmc(plain(), **settings, **given)
+            assert bool(torch.isfinite(torch.as_tensor(result.posterior["mu"].values)).all()), (option, kind)
+            continue
+        with pytest.raises(ProblemError, match=f"tiny: kernel_options: {option}="):
+            run_mcmc(replace(plain(), model=never), **settings, **given)
+
+
+def never(y: Tensor) -> None:
+    pytest.fail("the model ran")
+
+
+DRAWS = xr.Dataset({"mu": (("chain", "draw"), [[0.1, 0.2, 0.3, 0.4]])})
+FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, set[str]]]] = {
+    "prior": (prior_predictive, (), {"seed": {"zero"}, "progress": {"true"}}),
+    "posterior": (posterior_predictive, (DRAWS,), {"seed": {"zero"}, "progress": {"true"}}),
+    "likelihood": (log_likelihood, (DRAWS,), {"progress": {"true"}}),
+    "discrete": (infer_discrete, (DRAWS,), {}),
+    "marginals": (discrete_marginals, (DRAWS,), {}),
+    "map": (
+        map_problems,
+        (fit_svi,),
+        {
+            "problems": {"empty list"},
+            "client": {"none"},
+            "num_workers": {"none"},
+            "seed": {"zero"},
+            "checkpoint": {"text", "none"},
+            "progress": {"true"},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_argument_of_what_follows_from_problems_is_refused_or_works(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    function, rest, accepted = FUNCTIONS[name]
+    options = list(options_of(function))
+    positional = dict(zip(options, (plain() if name != "map" else [], *rest), strict=False))
+    for option in options:
+        for kind, value in VALUES.items():
+            if kind in accepted.get(option, ()):
+                assert function(**positional | {option: value}) is not None
+                continue
+            with pytest.raises((ProblemError, CheckpointError)):
+                pytest.fail(f"{option}={value!r} gave {function(**positional | {option: value})}")

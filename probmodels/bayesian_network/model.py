@@ -98,7 +98,7 @@ class BayesianNetwork(PyroModule):
 
     def log_likelihood(self, graph: Tensor) -> Tensor:
         """Log marginal likelihood (...) of graphs (..., parent, child)."""
-        sets = (graph.mT.to(self.place.dtype) @ self.place).long()
+        sets = (graph.mT.to(self.place) @ self.place).long()
         found: Tensor = self.scores[sets + self.first].sum(-1) + self.empty.to(self.scores)
         return found
 

@@ -116,6 +116,7 @@ class PublishedGibbs(Kernel):
     ['U', 'V', 'd', 'length_scale_space', 'length_scale_time', 'sigma']
     """
 
+    on_cpu = True
     coherent = False
     caveats = (
         "Published full conditionals, for comparison only: they form no joint density when kernels differ by column; "

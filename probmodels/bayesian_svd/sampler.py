@@ -77,6 +77,8 @@ class BlockGibbs(Kernel):
         Spread of the random starts about the plain SVD, in units of its sampling error.
     """
 
+    on_cpu = True
+
     @checked(ProblemError)
     def __init__(
         self, problem: Problem, *, num_steps: Count = 6, num_passes: Natural = 10, jitter: NonNegative = 1.0

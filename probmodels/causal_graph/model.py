@@ -112,7 +112,7 @@ class CausalGraph(BayesianNetwork):
 
     def log_likelihood(self, graph: Tensor) -> Tensor:
         """Log marginal likelihood (...) of graphs (..., parent, child)."""
-        sets = (graph.mT.to(self.place.dtype) @ self.place).long()
+        sets = (graph.mT.to(self.place) @ self.place).long()
         each = self.every[:, sets + self.first].sum(-1)  # (setting, ...)
         offset = self.offset.reshape(-1, *[1] * (each.dim() - 1))
         return (each + offset).logsumexp(0) - math.log(len(self.offset))
@@ -131,6 +131,8 @@ class ExactGraphs(Kernel):
     ProblemError
         If the problem has no posterior over graphs.
     """
+
+    on_cpu = True
 
     def __init__(self, problem: Problem) -> None:
         super().__init__()

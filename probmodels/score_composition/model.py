@@ -40,6 +40,7 @@ from probmodels.inference.mcmc.score_kernels import Damping, Points, RuleName, S
 from probmodels.inference.problem import Problem
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
+from probmodels.inference.runtime.tensors import device_of
 from probmodels.options import Count, Fraction, OneOf, Positive, Seed, checked, refuse_unused
 from probmodels.outputs import Dpi, Outputs, write_all
 from probmodels.score_composition.specs import load_fields
@@ -96,7 +97,8 @@ class Composed:
     def __call__(self) -> None:
         """Site ``x`` (*shape)."""
         # The normal names and shapes the site; its density does not count.
-        free = dist.Normal(torch.zeros(self.field.shape), 1.0).to_event(len(self.field.shape)).mask(False)
+        zeros = torch.zeros(self.field.shape, device=device_of(self.field))
+        free = dist.Normal(zeros, 1.0).to_event(len(self.field.shape)).mask(False)
         axes: Any = {"event_dims": list(self.dims)}
         x = pyro.sample("x", free, infer=axes)
         if self.field.has_density:
