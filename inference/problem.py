@@ -223,7 +223,7 @@ class Problem:
         Parameters
         ----------
         memo
-            Of earlier copies, as `copy.deepcopy` takes it, with which these shall share what the originals do.
+            Memo of earlier copies, as `copy.deepcopy` takes it, with which these shall share what the originals do.
 
         Raises
         ------

@@ -91,7 +91,7 @@ def map_problems(
     num_workers
         Processes, where there is no client; None for one per CPU.
     seed
-        Of all problems; each has a seed of its own by its place, so that results are the same wherever they run.
+        Seed of the map; each problem has one of its own by its place, so that results are the same wherever they run.
     checkpoint
         Folder for results, written as they come. A repeated call does what is missing; more problems may be appended.
     progress

@@ -26,7 +26,7 @@ def parameters_without_gradient(
     program
         Model or guide: a function or a module. It is left as it is.
     args
-        Of the program.
+        Arguments of the program.
     site
         Sample or deterministic site of the program.
     module

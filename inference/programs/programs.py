@@ -100,7 +100,7 @@ class Programs:
         return [name for name in self.params() if moves == "both" or name in names[moves]]
 
     def check_stable(self) -> None:
-        """See that a second run has the sites of the first.
+        """Check that a second run has the sites of the first.
 
         Raises
         ------

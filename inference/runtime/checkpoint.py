@@ -73,7 +73,7 @@ def open_checkpoint(folder: str | Path, identity: Mapping[str, Any]) -> Iterator
 
 
 def _claim(path: Path, identity: Mapping[str, Any]) -> None:
-    """See that a folder is free or holds the same run."""
+    """Check that a folder is free or holds the same run."""
     for left in (*path.glob(f"{_PROBE}*"), *path.glob(f".{_RUN}.*.tmp")):  # by a process killed before its first step
         left.unlink(missing_ok=True)
     found = _read_json(path / _RUN)
@@ -220,7 +220,7 @@ class ChainStore:
         return {} if found is None else dict(found.get("attrs", {}))
 
     def verify(self) -> None:
-        """See that all that was committed is there and whole, so that no run builds on what cannot be read in the end.
+        """Check that all that was committed is there and whole, so that no run builds on what cannot be read in the end.
 
         Raises
         ------

@@ -33,7 +33,7 @@ def fingerprint(value: Any) -> Any:
     Returns
     -------
     object
-        Of dicts, lists, strings, numbers and None.
+        Made of dicts, lists, strings, numbers and None.
     """
     return _Description().of(value)
 

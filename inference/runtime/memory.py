@@ -29,12 +29,12 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def check_memory(name: str, needed: int, device: torch.device, what: str, remedy: str) -> None:
-    """See that something fits into memory; below 256 MiB nobody asks.
+    """Check that something fits into memory; below 256 MiB nobody asks.
 
     Parameters
     ----------
     name
-        Of the method.
+        Name of the method.
     needed
         Bytes.
     device

@@ -176,9 +176,9 @@ def named_deterministic(name: str, value: Tensor, event_dims: Sequence[str] = ()
     Parameters
     ----------
     name
-        Of the site.
+        Name of the site.
     value
-        Of shape (*plates, *event_dims).
+        Value, (*plates, *event_dims).
     event_dims
         Name of every event axis.
     """
