@@ -220,7 +220,7 @@ class ChainStore:
         return {} if found is None else dict(found.get("attrs", {}))
 
     def verify(self) -> None:
-        """Check that all that was committed is there and whole, so that no run builds on what cannot be read in the end.
+        """Check that all that was committed is there and whole, so that no run builds on what cannot be read later.
 
         Raises
         ------
