@@ -1,6 +1,6 @@
 """Measures of how far a weighted graph is from being acyclic, and what to do with graphs that are.
 
-Of weights W >= 0 [cause, effect], usually squares, each measure is 0 if and only if no cycle has positive weight. They
+Each measure of weights W >= 0 [cause, effect], usually squares, is 0 if and only if no cycle has positive weight. They
 are sums over closed walks, of which one of length k counts::
 
     trace_exponential   tr e^W - n                      1 / k!

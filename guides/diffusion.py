@@ -73,7 +73,7 @@ def convert(value: Tensor, given: str, wanted: str, z: Tensor, alpha: Tensor, si
     value
         Prediction (..., *shape).
     given, wanted
-        Of `PREDICTIONS`.
+        Two of `PREDICTIONS`.
     z
         Points (..., *shape).
     alpha, sigma
@@ -122,9 +122,9 @@ class NoisingGuide(PyroModule):
     Parameters
     ----------
     schedule
-        Of the noise, which the model shares.
+        Noise schedule, which the model shares.
     shape
-        Of a datum.
+        Shape of a datum.
     encode
         From observed values to data on the scale of the noise.
     num_steps

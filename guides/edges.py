@@ -7,17 +7,18 @@ square.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
+from annotated_types import Interval
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from probmodels.datasets.pairs import Pairs, check_pairs, count_pairs, free_pairs, pairs_of_numbers
 from probmodels.errors import DataError
-from probmodels.options import check_counts, check_numbers
+from probmodels.options import Count, Natural, Seed, checked
 
 __all__ = [
     "NEIGHBOUR",
@@ -139,17 +140,18 @@ def transient_sites(edges: EdgeSet) -> tuple[str, ...]:
     return ("edge", "edge_probability") if edges.num_pairs > _KEPT_PAIRS else ()
 
 
+@checked(DataError)
 def make_edges(
     pairs: ArrayLike,
     graph: ArrayLike,
     *,
     features: ArrayLike | None = None,
-    neighbours: int = 0,
+    neighbours: Natural = 0,
     metric: str = "cosine",
     near: ArrayLike | None = None,
-    random: float = 0.0,
+    random: Annotated[float, Interval(ge=0, le=1e6)] = 0.0,
     all_pairs: bool = False,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> EdgeSet:
     """Candidates: the observed pairs, nearest neighbours in feature space, and random pairs.
 
@@ -172,7 +174,7 @@ def make_edges(
     all_pairs
         Take every pair within a graph instead, which suits graphs of up to some hundred nodes.
     seed
-        Of the random pairs.
+        Seed of the random pairs.
 
     Returns
     -------
@@ -191,8 +193,6 @@ def make_edges(
     if nodes[0] != 0 or (np.diff(nodes) < 0).any() or (np.diff(nodes) > 1).any():
         raise DataError("graph must number the graph of every node in ascending order from 0, none without nodes")
     observed = check_pairs(pairs, np.arange(len(nodes)), nodes)
-    check_counts(0, neighbours=neighbours)
-    check_numbers(0, random=random)
     parts, origins = [observed], [OBSERVED]
     if all_pairs:
         parts.append(_all_pairs(nodes))
@@ -220,8 +220,9 @@ def make_edges(
     )
 
 
+@checked(DataError)
 def nearest_neighbours(
-    features: ArrayLike, graph: NDArray[np.int64], neighbours: int, *, metric: str = "cosine"
+    features: ArrayLike, graph: NDArray[np.int64], neighbours: Count, *, metric: str = "cosine"
 ) -> tuple[Pairs, NDArray[np.int64]]:
     """Pairs (pair, 2) of nodes of which at least one is among the nearest of the other, within their graph; ranks.
 

@@ -19,7 +19,7 @@ Three networks give the logits:
 
 ===============  ====================================================================================================
 ``mlp``          per element one hidden layer and a linear map of all that came before, masked so that all elements of
-                 a site are scored at once; parameters grow with the square of the number of elements
+                 a site get their logits at once; parameters grow with the square of the number of elements
 ``gru``          a recurrent state shared by all elements, each with a place of its own; parameters grow linearly
 ``independent``  ``mlp`` of the data alone: elements that no data couple are drawn independently of each other, to
                  compare with
@@ -427,7 +427,7 @@ def _distribution(
     layout = variable.layout
     if layout.size > 1 or variable.kind == "table":
         return Autoregressive(network, state, place, layout, table, batch, (*layout.inner, *table.shape[1:]))
-    logits = network.score(state, place, None).squeeze(-2)
+    logits = network.logits(state, place, None).squeeze(-2)
     lead = len(batch) + 1 - logits.dim()
     logits = logits.reshape((1,) * lead + logits.shape) if lead > 0 else logits
     if variable.kind == "categorical":

@@ -213,7 +213,7 @@ class _Forest:
         Parameters
         ----------
         rows
-            Of the forests that are asked for.
+            Rows of the forests that are asked for.
         last
             Whether these have two roots, of which the root of the sentence is made.
         """
@@ -237,9 +237,9 @@ class _Forest:
         pair
             Places (row, 2).
         label
-            Of the new roots (row,).
+            Labels of the new roots (row,).
         source
-            Of every root, the place of it before (row, root).
+            Place of every root before (row, root).
         new
             Whether a root is the new one (row, root).
         """

@@ -34,7 +34,7 @@ def propagate(values: Tensor, edges: EdgeSet, weight: Tensor, links: Links | Non
     Parameters
     ----------
     values
-        Of every node (..., node, feature).
+        Values of every node (..., node, feature).
     edges
         Candidate pairs.
     weight
@@ -79,9 +79,9 @@ class LevelEmbedding(nn.Module):
     Parameters
     ----------
     width
-        Of the vector.
+        Length of the vector.
     num_classes
-        Of labels (row, class), indicators that are all zero where the class is not known; 0 for none.
+        Number of classes of labels (row, class), indicators that are all zero where the class is not known; 0 for none.
     """
 
     frequencies: Tensor
@@ -110,11 +110,11 @@ class ResidualMLP(nn.Module):
     Parameters
     ----------
     shape
-        Of a point, which is flattened.
+        Shape of a point, which is flattened.
     hidden, blocks
         Width and number of blocks.
     num_classes
-        See `LevelEmbedding`.
+        Number of classes, as in `LevelEmbedding`.
     frequencies
         Fourier features ``sin`` and ``cos`` of ``2^k pi x`` that are inputs beside every x, k = 0, 1, ...: fine detail
         that a smooth network is slow to learn.
@@ -178,9 +178,9 @@ class UNet(nn.Module):
     depth
         How often the resolution is halved.
     num_classes
-        See `LevelEmbedding`.
+        Number of classes, as in `LevelEmbedding`.
     dropout, num_outputs
-        See `ResidualMLP`.
+        As in `ResidualMLP`.
     """
 
     def __init__(
@@ -268,7 +268,7 @@ def make_reader(shape: Sequence[int], num_outputs: int, *, network: str = "mlp",
     Parameters
     ----------
     shape
-        Of a datum; (channel, row, column) for convolutions.
+        Shape of a datum; (channel, row, column) for convolutions.
     num_outputs
         Numbers.
     network

@@ -158,7 +158,7 @@ def join(parts: Sequence[Tensor]) -> Tensor:
 class Network(nn.Module):
     """Logits of the elements of a group's sites, one site after the other.
 
-    A state (*rows, width) holds what was drawn so far; `score` gives the logits (*rows, element, value) of a site's
+    A state (*rows, width) holds what was drawn so far; `logits` gives the logits (*rows, element, value) of a site's
     elements each given those before it, `draw` draws them, and `push` makes the state that follows.
     """
 
@@ -175,7 +175,7 @@ class Network(nn.Module):
     def begin(self, inputs: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def score(self, state: Tensor, site: int, hot: Tensor | None) -> Tensor:
+    def logits(self, state: Tensor, site: int, hot: Tensor | None) -> Tensor:
         raise NotImplementedError
 
     def draw(self, state: Tensor, site: int, choose: Callable[[Tensor], Tensor]) -> Tensor:
@@ -210,7 +210,7 @@ class _Masked(Network):
     def push(self, state: Tensor, site: int, hot: Tensor) -> Tensor:
         return join([state, self._padded(hot).flatten(-2)])
 
-    def score(self, state: Tensor, site: int, hot: Tensor | None) -> Tensor:
+    def logits(self, state: Tensor, site: int, hot: Tensor | None) -> Tensor:
         start, stop = self.ends[site : site + 2]
         layer = self._layer(state, start, stop)
         if stop - start > 1:
@@ -264,12 +264,12 @@ class _Independent(_Masked):
     def push(self, state: Tensor, site: int, hot: Tensor) -> Tensor:
         return state
 
-    def score(self, state: Tensor, site: int, hot: Tensor | None) -> Tensor:
+    def logits(self, state: Tensor, site: int, hot: Tensor | None) -> Tensor:
         start, stop = self.ends[site : site + 2]
         return self._head(self._layer(state, start, stop), start, stop)[..., : self.counts[site]]
 
     def draw(self, state: Tensor, site: int, choose: Callable[[Tensor], Tensor]) -> Tensor:
-        return choose(self.score(state, site, None))
+        return choose(self.logits(state, site, None))
 
 
 class _Recurrent(Network):
@@ -293,7 +293,7 @@ class _Recurrent(Network):
         seen = self.read(inputs).tanh()
         return torch.cat([torch.zeros_like(seen), seen], -1)
 
-    def score(self, state: Tensor, site: int, hot: Tensor | None) -> Tensor:
+    def logits(self, state: Tensor, site: int, hot: Tensor | None) -> Tensor:
         start, stop = self.ends[site : site + 2]
         passed, seen = state.chunk(2, -1)
         before = passed.unsqueeze(-2)
@@ -362,7 +362,7 @@ class Autoregressive(dist.TorchDistribution):
     table
         Values (value, *leaf) of an element.
     batch_shape, event_shape
-        Of the site.
+        Shapes of the site.
     temperature, epsilon
         Draws come from ``(1 - epsilon) softmax(logits / temperature) + epsilon uniform``, element by element;
         densities never do.
@@ -445,7 +445,7 @@ class Autoregressive(dist.TorchDistribution):
         found = found.expand(*shape, *found.shape[found.dim() - num_inner - 1 :]).to(state.dtype)
         hot = layout.flat(found)
         state = state.expand(*hot.shape[:-2], state.shape[-1])
-        logits = network.score(state, site, hot).log_softmax(-1)
+        logits = network.logits(state, site, hot).log_softmax(-1)
         density = layout.full((logits * hot).sum(-1, keepdim=True), shape).squeeze(-1)
         return density.flatten(len(shape)).sum(-1) if num_inner else density
 

@@ -16,17 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from probmodels.errors import ProblemError
+from probmodels.options import NonFinite, Width, checked
 
 __all__ = ["SCHEDULES", "CosineSchedule", "LearnedSchedule", "LinearSchedule", "NoiseSchedule", "TableSchedule"]
 
 _ENDS = (-13.3, 5.0)  # of Kingma et al. (2021), for images of 256 levels
+_End = Annotated[float, NonFinite()]  # whose order is checked, and that they are finite
 
 
 class NoiseSchedule(nn.Module):
@@ -100,7 +103,8 @@ class LinearSchedule(NoiseSchedule):
         If it would not increase.
     """
 
-    def __init__(self, start: float = _ENDS[0], end: float = _ENDS[1]) -> None:
+    @checked(ProblemError)
+    def __init__(self, start: _End = _ENDS[0], end: _End = _ENDS[1]) -> None:
         super().__init__()
         _ordered(start, end)
         self.start, self.end = float(start), float(end)
@@ -127,11 +131,15 @@ class CosineSchedule(NoiseSchedule):
     Nichol and Dhariwal (2021), equation 17.
     """
 
-    def __init__(self, start: float = _ENDS[0], end: float = _ENDS[1], offset: float = 0.008) -> None:
+    @checked(ProblemError)
+    def __init__(
+        self,
+        start: _End = _ENDS[0],
+        end: _End = _ENDS[1],
+        offset: Annotated[float, Interval(ge=0, lt=1)] = 0.008,
+    ) -> None:
         super().__init__()
         _ordered(start, end)
-        if not 0 <= offset < 1:
-            raise ProblemError(f"offset={offset}; it must lie in [0, 1)")
         self.start, self.end, self.offset = float(start), float(end), float(offset)
         self._first = math.cos(math.pi / 2 * offset / (1 + offset))
         self._from, self._to = (self._angle(value) for value in (self.start, self.end))
@@ -218,8 +226,9 @@ class LearnedSchedule(NoiseSchedule):
     Kingma et al. (2021), appendix H.
     """
 
+    @checked(ProblemError)
     def __init__(
-        self, start: float = _ENDS[0], end: float = _ENDS[1], *, hidden: int = 64, learn_ends: bool = False
+        self, start: _End = _ENDS[0], end: _End = _ENDS[1], *, hidden: Width = 64, learn_ends: bool = False
     ) -> None:
         super().__init__()
         _ordered(start, end)

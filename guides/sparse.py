@@ -35,7 +35,7 @@ class Pattern(NamedTuple):
     start, column
         First entry of every row (row + 1,), and column of every entry (entry,), ordered by row and column.
     order
-        Of every entry its place by column and row (entry,).
+        Place of every entry by column and row (entry,).
     start_t, column_t, order_t
         The same of the transposed pattern.
     """
@@ -140,12 +140,12 @@ def product(pattern: Pattern, values: Tensor, dense: Tensor) -> Tensor:
     pattern, values
         Pattern and entries (..., entry) of the sparse matrix (row, column).
     dense
-        Of shape (..., column, feature).
+        Matrices (..., column, feature).
 
     Returns
     -------
     Tensor
-        Of shape (..., row, feature), batch axes broadcast.
+        Products (..., row, feature), batch axes broadcast.
     """
     result: Tensor = torch.ops.probmodels.sparse_product(*pattern, values, dense)
     return result

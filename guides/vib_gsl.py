@@ -59,7 +59,7 @@ __all__ = [
 
 POOLINGS = ("mean", "sum")
 HEADS = 4  # of a layer of attention
-_MAX_SCORE = 30.0  # of attention over that of the self-loop, whose exponential stays finite
+_MAX_LOGIT = 30.0  # of attention over that of the self-loop, whose exponential stays finite
 _MASK_ROWS = 512  # kept of the features to draw noise from
 _MIN_SPREAD = 1e-3  # of a column that is to be standardised: one that hardly varies stays small
 _MIN_SCALE = 1e-3  # of the embedding, so that its divergence stays finite
@@ -203,8 +203,8 @@ class GAT(nn.Module):
         own = F.leaky_relu(sent + received, 0.2)  # of the self-loop, whose share is 1
         total, norm = h, torch.ones_like(own)
         for source, target in ((edges.source, edges.target), (edges.target, edges.source)):
-            score = F.leaky_relu(_rows(sent, source) + _rows(received, target), 0.2) - _rows(own, target)
-            share = weight.unsqueeze(-1) * score.clamp(max=_MAX_SCORE).exp()
+            logit = F.leaky_relu(_rows(sent, source) + _rows(received, target), 0.2) - _rows(own, target)
+            share = weight.unsqueeze(-1) * logit.clamp(max=_MAX_LOGIT).exp()
             total = total.index_add(0, target, share.unsqueeze(-1) * _rows(h, source))
             norm = norm.index_add(0, target, share)
         return (total / norm.unsqueeze(-1)).flatten(1) + self.bias
@@ -273,7 +273,7 @@ class VIBGSLGuide(PyroModule):
     mask
         Replaces part of the features by noise; None for none.
     temperature
-        Of the concrete variables, positive.
+        Temperature of the concrete variables, positive.
     skip
         Weight of the observed edges, in [0, 1]; drawn edges have the rest.
     beta
@@ -376,7 +376,7 @@ def pair_sites(edges: EdgeSet, labelled: Tensor, weight: float) -> Iterator[None
     labelled
         Whether a graph takes part in the loss (graph,).
     weight
-        Of each pair; 0 masks the site, so that it is drawn and not penalised.
+        Weight of each pair; 0 masks the site, so that it is drawn and not penalised.
     """
     with contextlib.ExitStack() as stack:
         if edges.num_pairs:  # a step may hold graphs of one node alone, and no plate is empty
@@ -398,13 +398,13 @@ def step_bytes(encoder: Encoder, network: EdgeNetwork, shape: tuple[int, ...], n
     encoder, network
         Whose widths count.
     shape
-        Of the features (node, feature).
+        Shape of the features (node, feature).
     num_pairs
         Candidate pairs of the step.
     """
     depth = len(encoder.layers)
     width, heads = encoder.out.in_features // depth, getattr(encoder.layers[0], "heads", 0)
-    layer = 4 * width + 8 * heads  # gathered and weighted rows in both directions, scores of attention
+    layer = 4 * width + 8 * heads  # gathered and weighted rows in both directions, logits of attention
     kept = depth if torch.is_grad_enabled() else 1
     by_pair = 8 + 3 * network.width + kept * layer
     by_node = shape[1] + 2 * network.width + kept * 8 * width

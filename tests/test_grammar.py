@@ -33,14 +33,14 @@ from probmodels.grammar.inside import (
     draw_words,
     leaf_weights,
     log_likelihood,
-    score,
     span_grid,
     span_probabilities,
     split_states,
+    tree_log_weight,
 )
 from probmodels.grammar.outputs import (
     bracketing,
-    bracketing_scores,
+    bracketing_metrics,
     branching_trees,
     least_risk_trees,
     summarise_parses,
@@ -124,7 +124,7 @@ def a_sentence(length: int) -> tuple[Tensor, Tensor]:
 def test_inside_is_the_sum_over_all_trees(parents: bool, length: int) -> None:
     tables, (word, n) = random_tables(parents), a_sentence(length)
     trees, leaf = all_trees(length), leaf_weights(tables, word, word)
-    logs = score(tables, trees, leaf, n)
+    logs = tree_log_weight(tables, trees, leaf, n)
     for row in range(0, len(trees), max(1, len(trees) // 20)):
         assert float(logs[row]) == pytest.approx(by_hand(tables, trees[row], word, length), abs=1e-4)
     exact = log_likelihood(tables, leaf[None], n[None])
@@ -162,7 +162,7 @@ def test_draws_of_trees_are_exact(parents: bool) -> None:
     trees = all_trees(4)
     for given in (word, None):
         leaf = leaf_weights(tables, given, word)
-        chance = score(tables, trees, leaf, n).softmax(0)
+        chance = tree_log_weight(tables, trees, leaf, n).softmax(0)
         distance, noise = total_variation(draw_trees(tables, leaf[None], n.expand(4000)), trees, chance)
         assert distance < 1.3 * noise  # a sum over 40 trees, of relative spread about 1 / 10
 
@@ -175,8 +175,8 @@ def test_words_given_a_tree_are_a_distribution_and_drawn_from_it(parents: bool) 
     words = torch.cat([words, torch.zeros(len(words), 1, dtype=torch.long)], 1)
     tree = all_trees(4)[17]
     many = tree.expand(len(words), -1, -1)
-    logs = score(tables, many, leaf_weights(tables, words, words), n)
-    alone = score(tables, tree, leaf_weights(tables, None, words[0]), n)
+    logs = tree_log_weight(tables, many, leaf_weights(tables, words, words), n)
+    alone = tree_log_weight(tables, tree, leaf_weights(tables, None, words[0]), n)
     chance = (logs - alone).exp()
     assert float(chance.sum()) == pytest.approx(1, abs=1e-5)
     distance, noise = total_variation(draw_words(tables, tree.expand(4000, -1, -1), n.expand(4000)), words, chance)
@@ -233,7 +233,7 @@ def test_the_shape_prior_is_in_the_exact_likelihood() -> None:
     tables, data = random_tables(False), short([[0, 2, 1, 1, 0]])
     problem = make_problem(data, tables=tables, left_branching=0.7)
     trees = all_trees(5)
-    logs = score(tables, trees, leaf_weights(tables, *problem.args[:1], problem.args[0])[0], torch.tensor(5))
+    logs = tree_log_weight(tables, trees, leaf_weights(tables, *problem.args[:1], problem.args[0])[0], torch.tensor(5))
     branches = ((trees[..., 0] >= 0) & (trees[..., 1] < torch.arange(4))).sum(-1)
     wanted = (logs - 0.7 * branches).logsumexp(0)
     assert float(exact_log_likelihood(problem)[0]) == pytest.approx(float(wanted), abs=1e-4)
@@ -339,7 +339,7 @@ def test_gains_of_all_steps_are_the_log_density_of_the_tree(parents: bool) -> No
         source = torch.arange(left - 1) + (torch.arange(left - 1) > at.unsqueeze(-1))
         forest.join(torch.stack([at, at + 1], 1), label, source, torch.arange(left - 1) == at.unsqueeze(-1))
     leaf = leaf_weights(tables, word, word)
-    exact = score(tables, trees, leaf, length)
+    exact = tree_log_weight(tables, trees, leaf, length)
     assert total.numpy() == pytest.approx((exact - leaf.sum(-1).log().sum()).numpy(), abs=1e-4)
 
 
@@ -349,7 +349,7 @@ def test_a_policy_that_looks_at_the_grammar_is_exact_for_two_words_untrained(par
     policy = TreePolicy(WORDS, LABELS, SIZE, width=8, heads=2, layers=1, tables=lambda: tables)
     actions = torch.tensor([[label, 0, 0, 0] for label in range(LABELS)])
     trace = run(policy, word, length, actions)
-    chance = score(tables, trace.nodes["tree"]["value"], leaf_weights(tables, word, word), length).softmax(0)
+    chance = tree_log_weight(tables, trace.nodes["tree"]["value"], leaf_weights(tables, word, word), length).softmax(0)
     assert trace.nodes["merge_0"]["log_prob"].exp().numpy() == pytest.approx(chance.numpy(), abs=1e-5)
 
 
@@ -376,7 +376,7 @@ def distance_to_posterior(problem: Any, result: Any, copies: int) -> tuple[float
     draws = torch.as_tensor(result.posterior["tree"].values[0])
     for row in range(0, len(word), copies):  # equal sentences stand together
         trees = all_trees(int(length[row]), word.shape[1], tables.num_nonterminals)
-        chance = score(tables, trees, leaf_weights(tables, word[row], word[row]), length[row]).softmax(0)
+        chance = tree_log_weight(tables, trees, leaf_weights(tables, word[row], word[row]), length[row]).softmax(0)
         found.append(total_variation(draws[:, row : row + copies].flatten(0, 1), trees, chance))
     return tuple(np.mean(found, axis=0))  # type: ignore[return-value]
 
@@ -457,10 +457,10 @@ def test_scores_of_brackets() -> None:
     assert bracketing(left[0], list("abcd")) == "(((a b) c) d)"
     assert bracketing(left[1], list("abc")) == "((a b) c)"
     gold = span_grid(torch.as_tensor(right)).numpy()
-    assert bracketing_scores(right, gold, length)["f1"] == 1
-    assert bracketing_scores(left, gold, length)["f1"] == 0
+    assert bracketing_metrics(right, gold, length)["f1"] == 1
+    assert bracketing_metrics(left, gold, length)["f1"] == 0
     gold[0, 1, 4] = False  # of three spans of right branching two are given
-    found = bracketing_scores(right, gold, length)
+    found = bracketing_metrics(right, gold, length)
     assert found["precision"] == pytest.approx(2 / 3)
     assert found["recall"] == 1
 

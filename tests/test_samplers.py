@@ -77,13 +77,18 @@ def summary(weights, means, variances):
 
 @pytest.mark.parametrize(
     "options",
-    [{"method": "ancestral"}, {"method": "ddim"}, {"method": "ddim", "eta": 0.7}, {"method": "flow"}],
+    [
+        {"num_steps": 200},
+        {"method": "ddim", "num_steps": 200},
+        {"method": "ddim", "num_steps": 200, "eta": 0.7},
+        {"method": "flow"},
+    ],
     ids=["ancestral", "ddim", "ddim 0.7", "flow"],
 )
 def test_draws_have_the_moments_of_the_mixture(options):
     """Within 4 standard errors and one per cent of the spread, for the steps' own error."""
     count = 8000
-    x = sample(MIXTURE, count, num_steps=200, batch_size=count, progress=False, dtype=torch.float64, **options)
+    x = sample(MIXTURE, count, batch_size=count, progress=False, dtype=torch.float64, **options)
     # Draws are posterior means of data: less spread than the data by the mean posterior variance.
     reference = MIXTURE.denoise(MIXTURE.sample(200_000, generator=torch.Generator().manual_seed(0)), 0.0)
     mean, spread = reference.mean(0), reference.T.cov()
@@ -238,6 +243,13 @@ def test_options_out_of_range_are_refused():
         sample(MIXTURE, 10, method="euler")
     with pytest.raises(ProblemError, match="eta=2"):
         sample(MIXTURE, 10, method="ddim", eta=2)
+    for options, message in (
+        ({"eta": 0.5}, "eta=0.5 is not used with method='ancestral'"),
+        ({"method": "flow", "num_steps": 5}, "num_steps=5 is not used with method='flow'"),
+        ({"method": "ddim", "tolerance": 1e-3}, "tolerance=0.001 is not used with method='ddim'"),
+    ):
+        with pytest.raises(ProblemError, match=message):
+            sample(MIXTURE, 10, progress=False, **options)
     with pytest.raises(ProblemError, match="times go down"):
         reverse_step(MIXTURE, torch.zeros(1, 2), 0.4, 0.5)
     with pytest.raises(ProblemError, match="num_probes=0"):
@@ -250,7 +262,7 @@ def test_weights_that_the_field_does_not_know_are_refused():
         weighted(Product([scores, scores]), 10, weights="energy")
     with pytest.raises(ProblemError, match="is for a Product of fields; this is a ScoreOnly"):
         weighted(scores, 10)
-    with pytest.raises(ProblemError, match="choose 'energy' or 'feynman_kac'"):
+    with pytest.raises(ProblemError, match="choose one of energy, feynman_kac"):
         weighted(MIXTURE, 10, weights="none")
     with pytest.raises(ProblemError, match="noise has no such density"):
         weighted(Product([scores, scores], [1.0, -1.0]), 10)
@@ -260,9 +272,9 @@ def test_weights_that_the_field_does_not_know_are_refused():
 
 def test_scores_that_are_not_finite_are_named_with_their_time():
     field = FunctionField(SCHEDULE, (2,), lambda z, t: -z if t > 0.5 else z * math.nan)
-    for method in ("ancestral", "ddim", "flow"):
+    for method, options in (("ancestral", {"num_steps": 10}), ("ddim", {"num_steps": 10}), ("flow", {})):
         with pytest.raises(ProblemError, match=r"sample \[0, 0\] is nan at t=0\.\d+"):
-            sample(field, 5, method=method, num_steps=10, progress=False)
+            sample(field, 5, method=method, progress=False, **options)
     with pytest.raises(ProblemError, match=r"at t=0\.4"):
         weighted(Product([field, field]), 5, num_steps=10, progress=False)
 

@@ -332,9 +332,13 @@ def test_compositions_that_make_no_sense_are_refused():
     refused(r"field 1 is of data \(3,\) and field 0 of \(2,\)", Product, [MIXTURE, wide])
     refused("there is no field", Product, [])
     refused("3 weights for 2 fields", Product, [MIXTURE, BOX], [1, 2, 3])
-    for weight in (0.0, math.nan, math.inf):
-        refused("weight 1 is", Product, [MIXTURE, BOX], [1.0, weight])
-        refused("of a likelihood", Conditioned, MIXTURE, log_label, weight)
+    refused("weight 1 is 0", Product, [MIXTURE, BOX], [1.0, 0.0])
+    refused("weight=0 of a likelihood", Conditioned, MIXTURE, log_label, 0.0)
+    for weight in (math.nan, math.inf):
+        refused("weights must be finite numbers", Product, [MIXTURE, BOX], [1.0, weight])
+        refused("weight=", Conditioned, MIXTURE, log_label, weight)
+    refused("fields=", Product, [MIXTURE, "box"])
+    refused("weights must be finite numbers", Product, [MIXTURE, BOX], ["one", "two"])
     refused("they must be positive", Mixture, [MIXTURE, BOX], [1.0, -1.0])
     refused("field 1 of the mixture, a ScoreOnly, has no log density", Mixture, [MIXTURE, ScoreOnly(BOX)])
     refused("weight 0 is 0", tempered, MIXTURE, 0.0)
@@ -378,9 +382,9 @@ def test_observations_that_do_not_fit_are_refused():
     refused("for data of 2 numbers", linear_observation, MIXTURE, torch.ones(1, 3), observed, 0.1)
     refused("for data of 2 numbers", linear_observation, MIXTURE, matrix, torch.ones(2), 0.1)
     for sd in (0.0, -1.0, math.nan, math.inf):
-        refused("it must be positive", linear_observation, MIXTURE, matrix, observed, sd)
-    refused("leave rows of missing", linear_observation, MIXTURE, matrix, torch.tensor([math.nan]), 0.1)
-    refused("choose 'noised' or 'denoised'", linear_observation, MIXTURE, matrix, observed, 0.1, bridge="none")
+        refused("sd=", linear_observation, MIXTURE, matrix, observed, sd)
+    refused("leave out what is missing", linear_observation, MIXTURE, matrix, torch.tensor([math.nan]), 0.1)
+    refused("choose one of noised, denoised", linear_observation, MIXTURE, matrix, observed, 0.1, bridge="none")
 
 
 def test_a_new_field_gives_a_score_or_an_evaluation():

@@ -63,7 +63,7 @@ class NoisyClassifier(PyroModule):
         self._diffusion = (copy.deepcopy(diffusion).requires_grad_(False),)
 
     def log_odds(self, z: Tensor, gamma: Tensor) -> Tensor:
-        """Of classes (row, class), for points (row, *shape) at levels gamma (row,)."""
+        """Log odds of classes (row, class), for points (row, *shape) at levels gamma (row,)."""
         low, width = self._diffusion[0].range
         return self.network(z, (gamma - low) / width).flatten(1, -2).mean(1)
 

@@ -62,7 +62,7 @@ def generate(
         Weight of the class, where there is one: ``p(x | label)^w p(x)^(1 - w)`` level by level, which for weights
         other than one is not the noised form of any density (see `probmodels.score_composition`).
     method, num_steps, seed, progress
-        See `probmodels.scores.samplers.sample`.
+        Sampler and its options, see `probmodels.scores.samplers.sample`.
 
     Returns
     -------

@@ -7,10 +7,11 @@ matplotlib's settings.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
+from annotated_types import Interval
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize, PowerNorm
@@ -24,6 +25,7 @@ from probmodels.edges.summary import edge_marginals
 from probmodels.errors import DataError
 from probmodels.inference.metrics.graphs import calibration_table
 from probmodels.inference.result import Result
+from probmodels.options import Count, Fraction, Natural, checked
 
 __all__ = [
     "accuracy_against_noise",
@@ -41,13 +43,14 @@ _NARROW = 0.06  # share of the nodes below which the name of a class has no room
 _MOST_CLASSES = 12  # whose names fit beside an image
 
 
+@checked(DataError)
 def reliability(
     probability: ArrayLike,
     truth: ArrayLike,
     *,
-    bins: int | Sequence[float] = 10,
+    bins: Count | Sequence[float] = 10,
     observed: ArrayLike | None = None,
-    level: float = 0.95,
+    level: Fraction = 0.95,
 ) -> Figure:
     """How often edges of a stated probability are true, with bands, the number of pairs in every bin, and the error.
 
@@ -119,7 +122,13 @@ def reliability(
     return figure
 
 
-def adjacency(graph_of: Result | xr.Dataset, *, graph: Any = None, cells: int = 400) -> Figure:
+@checked(DataError)
+def adjacency(
+    graph_of: Result | xr.Dataset,
+    *,
+    graph: Natural | None = None,
+    cells: Annotated[int, Interval(ge=2, le=20_000)] = 400,
+) -> Figure:
     """Observed edges above the diagonal, learned probabilities below it, nodes by class and then by degree.
 
     Graphs of more nodes than ``cells`` are binned: every cell then shows edges, or probabilities times the number of
@@ -142,8 +151,6 @@ def adjacency(graph_of: Result | xr.Dataset, *, graph: Any = None, cells: int = 
     ResultError
         If the result is not one of a method on graphs.
     """
-    if isinstance(cells, bool) or not isinstance(cells, int | np.integer) or cells < 2:
-        raise DataError(f"cells={cells!r}; give a whole number of at least 2")
     data = graph_of if isinstance(graph_of, xr.Dataset) else edge_marginals(graph_of)
     lost = [x for x in ("source_node", "target_node", "observed", "probability", "degree_observed") if x not in data]
     if lost:
@@ -184,10 +191,11 @@ def adjacency(graph_of: Result | xr.Dataset, *, graph: Any = None, cells: int = 
     return figure
 
 
+@checked(DataError)
 def accuracy_against_noise(
     table: xr.Dataset | Mapping[str, ArrayLike],
     *,
-    score: str = "accuracy",
+    metric: str = "accuracy",
     noise: str = "noise",
     method: str = "method",
 ) -> Figure:
@@ -198,24 +206,24 @@ def accuracy_against_noise(
     Parameters
     ----------
     table
-        A data set with the variable ``score`` over dims ``method``, ``noise`` and those of replicates, nan where one is
-        absent; or columns of equal length by these names, as of a data frame, one row for each run.
-    score, noise, method
+        A data set with the variable ``metric`` over dims ``method``, ``noise`` and those of replicates, nan where one
+        is absent; or columns of equal length by these names, as of a data frame, one row for each run.
+    metric, noise, method
         Names of the variable and of the two dims, or of the three columns.
 
     Raises
     ------
     DataError
-        If a variable, dim or column is absent, columns differ in length, or scores lie outside [0, 1].
+        If a variable, dim or column is absent, columns differ in length, or values lie outside [0, 1].
     """
-    names, levels, scores = _long_form(table, score, noise, method)
+    names, levels, found = _long_form(table, metric, noise, method)
     figure = Figure(figsize=(6.2, 4.0), layout="constrained")
     ax = figure.subplots()
     tops = []
     for place, name in enumerate(dict.fromkeys(names.tolist())):
         own = names == name
         x = np.unique(levels[own])
-        moments = np.array([_interval(scores[own & (levels == value)]) for value in x])
+        moments = np.array([_interval(found[own & (levels == value)]) for value in x])
         color = COLOURS[place % len(COLOURS)]
         mean, half = moments.T
         marker = _MARKERS[place % len(_MARKERS)]
@@ -226,13 +234,14 @@ def accuracy_against_noise(
     pad = 0.05 * (max(tops) - min(tops)) or 0.02
     ax.set_ylim(max(min(tops) - pad, 0), min(max(tops) + pad, 1.005))
     ax.set_xlabel(noise.replace("_", " "))
-    ax.set_ylabel(score.replace("_", " "))
+    ax.set_ylabel(metric.replace("_", " "))
     ax.set_title(f"means, {100 * _LEVEL:g} % intervals of the means", fontsize=10, loc="left")
     ax.legend(fontsize=SMALL, frameon=False)
     clean(ax)
     return figure
 
 
+@checked(DataError)
 def information_curve(
     beta: ArrayLike, rate: ArrayLike, accuracy: ArrayLike, *, log_loss: ArrayLike | None = None
 ) -> Figure:
@@ -374,48 +383,48 @@ def _replicates(name: str, values: ArrayLike, number: int) -> Floats:
 
 
 def _long_form(
-    table: xr.Dataset | Mapping[str, ArrayLike], score: str, noise: str, method: str
+    table: xr.Dataset | Mapping[str, ArrayLike], metric: str, noise: str, method: str
 ) -> tuple[NDArray[Any], Floats, Floats]:
-    """Methods, levels and scores of every run."""
+    """Methods, levels and values of every run."""
     if isinstance(table, xr.Dataset):
-        names, levels, found = _runs_of_array(table, score, noise, method)
+        names, levels, found = _runs_of_array(table, metric, noise, method)
     else:
-        names, levels, found = _runs_of_columns(table, score, noise, method)
+        names, levels, found = _runs_of_columns(table, metric, noise, method)
     if found.dtype.kind not in "biuf" or levels.dtype.kind not in "biuf" or not np.isfinite(levels).all():
-        raise DataError(f"{noise} and {score} must be numbers, no level missing")
+        raise DataError(f"{noise} and {metric} must be numbers, no level missing")
     if not len(found) or not ((found >= 0) & (found <= 1)).all():
-        raise DataError(f"{score} must lie in [0, 1] for at least one run, none missing; give shares, not per cent")
+        raise DataError(f"{metric} must lie in [0, 1] for at least one run, none missing; give shares, not per cent")
     return names, levels.astype(float), found.astype(float)
 
 
 def _runs_of_array(
-    table: xr.Dataset, score: str, noise: str, method: str
+    table: xr.Dataset, metric: str, noise: str, method: str
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Methods, levels and scores of the runs in an array (method, noise, ...) that are not missing."""
-    if score not in table:
-        raise DataError(f"the table has no variable {score!r}; it has {[str(x) for x in table.data_vars]}")
-    lost = [dim for dim in (method, noise) if dim not in table[score].dims]
+    """Methods, levels and values of the runs in an array (method, noise, ...) that are not missing."""
+    if metric not in table:
+        raise DataError(f"the table has no variable {metric!r}; it has {[str(x) for x in table.data_vars]}")
+    lost = [dim for dim in (method, noise) if dim not in table[metric].dims]
     if lost:
-        raise DataError(f"{score} has dims {table[score].dims}; it lacks {lost}")
-    values = table[score].transpose(method, noise, ...)
+        raise DataError(f"{metric} has dims {table[metric].dims}; it lacks {lost}")
+    values = table[metric].transpose(method, noise, ...)
     labels = [values[dim].values if dim in values.coords else np.arange(values.sizes[dim]) for dim in (method, noise)]
-    scores = values.values.astype(float)
-    grid = np.meshgrid(*(np.arange(size) for size in scores.shape[:2]), indexing="ij")
+    numbers = values.values.astype(float)
+    grid = np.meshgrid(*(np.arange(size) for size in numbers.shape[:2]), indexing="ij")
     rows, columns = (
-        np.broadcast_to(part.reshape(*part.shape, *[1] * (scores.ndim - 2)), scores.shape).ravel() for part in grid
+        np.broadcast_to(part.reshape(*part.shape, *[1] * (numbers.ndim - 2)), numbers.shape).ravel() for part in grid
     )
-    kept = np.isfinite(scores.ravel())
-    return labels[0][rows][kept], labels[1][columns][kept], scores.ravel()[kept]
+    kept = np.isfinite(numbers.ravel())
+    return labels[0][rows][kept], labels[1][columns][kept], numbers.ravel()[kept]
 
 
 def _runs_of_columns(
-    table: Mapping[str, ArrayLike], score: str, noise: str, method: str
+    table: Mapping[str, ArrayLike], metric: str, noise: str, method: str
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Methods, levels and scores of the runs in a table with one row for each."""
-    lost = [name for name in (method, noise, score) if name not in table]
+    """Methods, levels and values of the runs in a table with one row for each."""
+    lost = [name for name in (method, noise, metric) if name not in table]
     if lost:
         raise DataError(f"the table lacks the columns {lost}; it has {[str(x) for x in table]}")
-    names, levels, found = (np.asarray(table[name]) for name in (method, noise, score))
+    names, levels, found = (np.asarray(table[name]) for name in (method, noise, metric))
     if names.ndim != 1 or not names.shape == levels.shape == found.shape:
         raise DataError(
             f"columns have shapes {names.shape}, {levels.shape} and {found.shape}; give one row for each run"

@@ -12,9 +12,11 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from probmodels.edges.summary import summarise_edges
+from probmodels.edges.summary import Top, summarise_edges
+from probmodels.errors import DataError, ResultError
 from probmodels.inference.result import Result
-from probmodels.outputs import Outputs, loss_figure, write_all
+from probmodels.options import Fraction, checked
+from probmodels.outputs import Dpi, Outputs, loss_figure, write_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +28,8 @@ _SHOWN = 10  # pairs of each kind in the table that goes to the terminal
 _TIE = 1e-6  # difference of probabilities that are the same
 
 
-def edge_table(result: Result | xr.Dataset, *, top: int = _SHOWN, prob: float = 0.9) -> str:
+@checked(DataError)
+def edge_table(result: Result | xr.Dataset, *, top: Top = _SHOWN, prob: Fraction = 0.9) -> str:
     """Numbers of the graph, new pairs and doubtful ones, for the terminal.
 
     Parameters
@@ -72,16 +75,17 @@ def edge_table(result: Result | xr.Dataset, *, top: int = _SHOWN, prob: float = 
     return "\n".join([*lines, "", *(textwrap.fill(note, _WIDTH) for note in notes)])
 
 
-def write_edges(result: Result, folder: str | Path, *, top: int = 20, prob: float = 0.9, dpi: int = 110) -> Outputs:
+@checked(ResultError)
+def write_edges(result: Result, folder: str | Path, *, top: Top = 20, prob: Fraction = 0.9, dpi: Dpi = 110) -> Outputs:
     """Write ``edges.csv``, ``nodes.csv``, ``summary.txt`` and ``figures/*.png``.
 
     The figures: ``adjacency``, in collections of the first graph; ``reliability`` where true edges are known; ``loss``,
-    of bilevel programs the two losses by step and the scores of the rounds.
+    of bilevel programs the two losses by step and the metrics of the rounds.
 
     Parameters
     ----------
     result
-        Of a method on graphs.
+        Result of a method on graphs.
     folder
         Where to; made where it is missing, files of the same names are replaced.
     top, prob

@@ -15,19 +15,20 @@ Intervals are equal-tailed. A draw counts as one, whatever its chain.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+from annotated_types import Interval
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.stats import norm
 
-from probmodels.errors import ResultError
+from probmodels.errors import DataError, ResultError
 from probmodels.inference.diagnostics.convergence import convergence
 from probmodels.inference.result import Result
-from probmodels.options import check_counts, check_numbers
+from probmodels.options import Fraction, checked
 
 __all__ = ["edge_marginals", "summarise_edges"]
 
@@ -42,16 +43,19 @@ _MEANING = {
     "lds": "The probability of a pair is a parameter, chosen so that a classifier on random graphs does well on labels "
     "held out. It is no belief about a true edge, and its sd is not its uncertainty.",
 }
+Top = Annotated[int, Interval(ge=1, le=1_000_000)]  # pairs that are listed
+
 _OTHER_MEANING = "What the probability of a pair means is for the method to say."
 
 
+@checked(ResultError)
 def edge_marginals(result: Result) -> xr.Dataset:
     """Probability of every candidate pair, and what the data say of pairs and nodes.
 
     Parameters
     ----------
     result
-        Of a method on graphs, with draws of ``edge_probability`` and ``edge`` (pair,), or their moments in group
+        Result of a method on graphs, with draws of ``edge_probability`` and ``edge`` (pair,), or their moments in group
         ``marginals``.
 
     Returns
@@ -99,13 +103,14 @@ def edge_marginals(result: Result) -> xr.Dataset:
     return out
 
 
-def summarise_edges(result: Result, *, top: int = 20, prob: float = 0.9) -> xr.Dataset:
+@checked(DataError)
+def summarise_edges(result: Result, *, top: Top = 20, prob: Fraction = 0.9) -> xr.Dataset:
     """Marginals of pairs, degrees of nodes, numbers of the whole graph, and the pairs most worth a look.
 
     Parameters
     ----------
     result
-        Of a method on graphs.
+        Result of a method on graphs.
     top
         How many new and how many doubtful pairs to list.
     prob
@@ -129,8 +134,6 @@ def summarise_edges(result: Result, *, top: int = 20, prob: float = 0.9) -> xr.D
     DataError
         If an option is out of range.
     """
-    check_counts(1, top=top)
-    check_numbers(0, 1, ends="()", prob=prob)
     out = edge_marginals(result)
     out.attrs["interval_level"] = prob
     bounds = np.array([(1 - prob) / 2, (1 + prob) / 2])

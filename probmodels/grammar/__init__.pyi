@@ -11,7 +11,7 @@ from .model import (
 )
 from .outputs import (
     bracketing as bracketing,
-    bracketing_scores as bracketing_scores,
+    bracketing_metrics as bracketing_metrics,
     branching_trees as branching_trees,
     least_risk_trees as least_risk_trees,
     plot_parses as plot_parses,
@@ -24,7 +24,7 @@ __all__ = [
     "REFERENCE",
     "Grammar",
     "bracketing",
-    "bracketing_scores",
+    "bracketing_metrics",
     "branching_trees",
     "draw_posterior_trees",
     "exact_log_likelihood",

@@ -1,4 +1,4 @@
-"""Sums over the trees of a sentence by the inside algorithm: likelihood, exact draws, spans; scores of given trees.
+"""Sums over the trees of a sentence by the inside algorithm: likelihood, exact draws, spans; weights of given trees.
 
 A tree of n words has one inner node between each two neighbouring words: the one whose left child ends there. Trees are
 therefore integers (..., N - 1, 3) for sentences of at most N words: row k holds label, start and end of the node that
@@ -31,10 +31,10 @@ __all__ = [
     "inside",
     "leaf_weights",
     "log_likelihood",
-    "score",
     "span_grid",
     "span_probabilities",
     "split_states",
+    "tree_log_weight",
 ]
 
 
@@ -292,7 +292,7 @@ def _children(nodes: _Nodes, leaf: Tensor, labels: int) -> tuple[Tensor, Tensor]
     return vectors[0], vectors[1]
 
 
-def score(tables: Tables, tree: Tensor, leaf: Tensor, length: Tensor) -> Tensor:
+def tree_log_weight(tables: Tables, tree: Tensor, leaf: Tensor, length: Tensor) -> Tensor:
     """Log probability (...) of trees with their leaves, summed over the preterminals.
 
     Parameters

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bracketing",
-    "bracketing_scores",
+    "bracketing_metrics",
     "branching_trees",
     "least_risk_trees",
     "plot_parses",
@@ -48,7 +48,7 @@ _SHOWN = 12  # sentences in the table that goes to the terminal
 _PLOTTED = 6
 
 
-def bracketing_scores(trees: NDArray[Any], gold: NDArray[Any], length: NDArray[Any]) -> dict[str, float]:
+def bracketing_metrics(trees: NDArray[Any], gold: NDArray[Any], length: NDArray[Any]) -> dict[str, float]:
     """Unlabelled ``precision``, ``recall`` and ``f1`` of trees, over all their spans but whole sentences.
 
     Parameters
@@ -167,7 +167,7 @@ def summarise_parses(result: Result) -> xr.Dataset:
             "right_branching": branching_trees(length, size),
             "left_branching": branching_trees(length, size, right=False),
         }
-        out.attrs |= {f"f1_{name}": bracketing_scores(trees, gold, length)["f1"] for name, trees in compared.items()}
+        out.attrs |= {f"f1_{name}": bracketing_metrics(trees, gold, length)["f1"] for name, trees in compared.items()}
         out.attrs["gold_from"] = str(
             constant.attrs.get("gold_from", result.tree["constant_data"].attrs.get("gold_from", ""))
         )
@@ -262,9 +262,9 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: Dpi = 110) -> Outp
             "expected_accuracy": summary["expected_accuracy"].values,
         }
     )
-    scores = {name: value for name, value in summary.attrs.items() if name.startswith("f1_")}
+    metrics = {name: value for name, value in summary.attrs.items() if name.startswith("f1_")}
     lines = [f"{len(frame)} sentences, {sum(map(len, sentences))} words"]
-    for name, value in scores.items():
+    for name, value in metrics.items():
         lines.append(f"unlabelled F1, {name.removeprefix('f1_').replace('_', ' ')}: {value:.3f}")
     if summary.attrs.get("gold_from"):
         lines.append(f"given trees: {summary.attrs['gold_from']}")

@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from probmodels.grammar.inside import Tables, draw_trees, draw_words, leaf_weights, log_likelihood, score
+from probmodels.grammar.inside import Tables, draw_trees, draw_words, leaf_weights, log_likelihood, tree_log_weight
 
 __all__ = ["Trees", "Words"]
 
@@ -79,7 +79,7 @@ class Trees(_OfSentences):
         """Log probability of trees, of the grammar as a whole; given words, of the tree among those of the sentence."""
         like = self.length.new_zeros(*value.shape[:-2], self.size)
         word = None if self.word is None else self.word.expand(like.shape)
-        found = score(self.tables, value, leaf_weights(self.tables, word, like), self.length)
+        found = tree_log_weight(self.tables, value, leaf_weights(self.tables, word, like), self.length)
         if self.word is None:
             return found
         leaf = leaf_weights(self.tables, self.word, self.word).reshape(-1, self.size, len(self.tables.emission))
@@ -115,8 +115,8 @@ class Words(_OfSentences):
             length = self.length.expand(value.shape[:-1]).reshape(rows)
             return log_likelihood(self.tables, leaf.reshape(rows, *leaf.shape[-2:]), length).reshape(value.shape[:-1])
         tree = self.tree.expand(*value.shape[:-1], self.size - 1, 3)
-        alone = score(self.tables, tree, leaf_weights(self.tables, None, value), self.length)
-        return (score(self.tables, tree, leaf, self.length) - alone).where(alone > -torch.inf, 0.0)
+        alone = tree_log_weight(self.tables, tree, leaf_weights(self.tables, None, value), self.length)
+        return (tree_log_weight(self.tables, tree, leaf, self.length) - alone).where(alone > -torch.inf, 0.0)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  (as torch has it)
         """Draw trees where there are none, then words."""

@@ -6,11 +6,12 @@ Figures follow `probmodels.plots`: each is new, and none needs a display.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import xarray as xr
+from annotated_types import Interval
 from matplotlib import colormaps
 from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
@@ -22,7 +23,8 @@ from numpy.typing import NDArray
 from probmodels import plots
 from probmodels._axes import BLUE, RED, SMALL, clean
 from probmodels.errors import DataError
-from probmodels.options import check_counts
+from probmodels.options import checked
+from probmodels.outputs import Dpi
 from probmodels.scores.fields import Field
 
 __all__ = ["animate", "density", "levels", "samples"]
@@ -62,13 +64,14 @@ def samples(draws: xr.DataArray) -> Figure | None:
     return None
 
 
-def density(field: Field, walked: xr.DataArray, *, num_panels: int = 4) -> Figure:
+@checked(DataError)
+def density(field: Field, walked: xr.DataArray, *, num_panels: Annotated[int, Interval(ge=2, le=100)] = 4) -> Figure:
     """Chains over the log density of their level, at some levels; over arrows of the score where it is not known.
 
     Parameters
     ----------
     field
-        Of points in the plane.
+        A field of points in the plane.
     walked
         Positions (level, chain, 2) with ``time``, of `probmodels.score_composition.walk`.
     num_panels
@@ -80,7 +83,6 @@ def density(field: Field, walked: xr.DataArray, *, num_panels: int = 4) -> Figur
         If the positions are not of points in the plane.
     """
     _check_planar(walked)
-    check_counts(2, num_panels=num_panels)
     shown = _shown(len(walked), num_panels)
     figure = Figure(figsize=(2.8 * len(shown), 3.1), layout="constrained")
     frames = _frames(walked.values[shown], smooth=1)
@@ -91,14 +93,15 @@ def density(field: Field, walked: xr.DataArray, *, num_panels: int = 4) -> Figur
     return figure
 
 
+@checked(DataError)
 def animate(
     walked: xr.DataArray,
     path: str | Path,
     *,
     field: Field | None = None,
-    num_frames: int = 48,
-    fps: int = 10,
-    dpi: int = 80,
+    num_frames: Annotated[int, Interval(ge=2)] = 48,
+    fps: Annotated[int, Interval(ge=1, le=100)] = 10,
+    dpi: Dpi = 80,
 ) -> Path:
     """Write an animation, a GIF, of chains on their way from noise to data; the last frame stays for a second.
 
@@ -107,7 +110,7 @@ def animate(
     walked
         Positions (level, chain, 2) with ``time``, of `probmodels.score_composition.walk`.
     path
-        Of the file, which is replaced.
+        Path of the file, which is replaced.
     field
         Draws the log density of every level, or arrows of its score, below the chains.
     num_frames
@@ -118,7 +121,7 @@ def animate(
     Returns
     -------
     Path
-        Of the file.
+        Path of the file.
 
     Raises
     ------
@@ -126,8 +129,6 @@ def animate(
         If the positions are not of points in the plane, or the name does not end in ``.gif``.
     """
     _check_planar(walked)
-    check_counts(2, num_frames=num_frames)
-    check_counts(1, fps=fps, dpi=dpi)
     path = Path(path)
     if path.suffix != ".gif":
         raise DataError(f"path={str(path)!r}; animations are written as .gif")

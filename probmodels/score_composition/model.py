@@ -134,7 +134,7 @@ class AnnealedKernel(ScoreKernel):
     num_leapfrog, damping
         Leapfrog steps of a Hamiltonian step, and the share of the momentum that is kept; see `Transition`.
     check_points
-        See `Transition`.
+        Points of a finer rule that every line integral is compared with, see `Transition`.
 
     Raises
     ------

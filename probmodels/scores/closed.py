@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from probmodels.errors import ProblemError
 from probmodels.guides.schedules import NoiseSchedule
 from probmodels.inference.mcmc.line_integrals import Evaluation
-from probmodels.scores.fields import Field
+from probmodels.options import Count, Positive, checked
+from probmodels.scores.fields import Field, as_numbers
 
 __all__ = ["GaussianMixture", "UniformBox"]
 
@@ -22,13 +23,13 @@ class GaussianMixture(Field):
     Parameters
     ----------
     schedule
-        Of the noise.
+        Noise schedule.
     means
-        (component, size).
+        Means (component, size).
     covariances
-        (component, size, size), or variances (component, size), or one number.
+        Covariances (component, size, size), or variances (component, size), or one number.
     weights
-        (component,), not negative, of any sum; None for equal ones.
+        Weights (component,), not negative, of any sum; None for equal ones.
 
     Raises
     ------
@@ -38,25 +39,26 @@ class GaussianMixture(Field):
 
     has_density = True
 
+    @checked(ProblemError)
     def __init__(
         self,
         schedule: NoiseSchedule,
-        means: Tensor,
-        covariances: Tensor | float,
-        weights: Tensor | Sequence[float] | None = None,
+        means: ArrayLike | Tensor,
+        covariances: ArrayLike | Tensor,
+        weights: ArrayLike | Tensor | None = None,
     ) -> None:
-        means = torch.as_tensor(means, dtype=torch.float64)
-        if means.ndim != 2:
+        means = as_numbers("means", means).double()
+        if means.ndim != 2 or 0 in means.shape:
             raise ProblemError(f"means of shape {tuple(means.shape)}; give (component, size)")
         count, size = means.shape
         super().__init__(schedule, (size,))
-        covariances = torch.as_tensor(covariances, dtype=torch.float64)
+        covariances = as_numbers("covariances", covariances).double()
         fits = all(n in (1, m) for n, m in zip(covariances.shape[::-1], (size, count), strict=False))
         if covariances.ndim < 3 and fits:
             covariances = torch.diag_embed(covariances.expand(count, size))
         if covariances.shape != (count, size, size):
             raise ProblemError(f"covariances of shape {tuple(covariances.shape)} for {count} means of size {size}")
-        weights = torch.ones(count) if weights is None else torch.as_tensor(weights)
+        weights = torch.ones(count) if weights is None else as_numbers("weights", weights)
         if weights.shape != (count,) or not (weights >= 0).all() or not weights.sum() > 0:
             raise ProblemError(f"weights={weights.tolist()}; give {count} that are not negative, some positive")
         self.means, self.covariances = means, covariances
@@ -80,7 +82,8 @@ class GaussianMixture(Field):
         share = log_density.softmax(-1)
         return Evaluation((share.unsqueeze(-1) * scores).sum(1), None, log_density.logsumexp(-1))
 
-    def sample(self, num_samples: int, t: float = 0.0, *, generator: torch.Generator | None = None) -> Tensor:
+    @checked(ProblemError)
+    def sample(self, num_samples: Count, t: float = 0.0, *, generator: torch.Generator | None = None) -> Tensor:
         """Exact draws (sample, size) of the density at a time, in double precision."""
         chosen = torch.multinomial(self.weights, num_samples, replacement=True, generator=generator)
         alpha, sigma = self.scales(t, self.means)
@@ -88,19 +91,20 @@ class GaussianMixture(Field):
         scale = (alpha**2 * self._variances[chosen] + sigma**2).sqrt()
         return alpha * self.means[chosen] + torch.einsum("nde,ne->nd", self._axes[chosen], scale * noise)
 
-    def given(self, matrix: Tensor, observed: Tensor, sd: float) -> GaussianMixture:
+    @checked(ProblemError)
+    def given(self, matrix: ArrayLike | Tensor, observed: ArrayLike | Tensor, sd: Positive) -> GaussianMixture:
         """Exact posterior of a datum given ``observed ~ Normal(matrix x, sd)``, a mixture too.
 
         Parameters
         ----------
         matrix
-            (observation, size).
+            What is observed of a datum (observation, size).
         observed
-            (observation,).
+            Observations (observation,).
         sd
-            Of the noise.
+            Standard deviation of their noise.
         """
-        matrix, observed = torch.as_tensor(matrix).double(), torch.as_tensor(observed).double()
+        matrix, observed = as_numbers("matrix", matrix).double(), as_numbers("observed", observed).double()
         crossed = self.covariances @ matrix.mT
         spread = matrix @ crossed + sd**2 * torch.eye(len(matrix), dtype=torch.float64)
         gain = torch.linalg.solve(spread, crossed.mT).mT
@@ -117,8 +121,9 @@ class UniformBox(Field):
 
     has_density = True
 
-    def __init__(self, schedule: NoiseSchedule, low: Tensor | Sequence[float], high: Tensor | Sequence[float]) -> None:
-        self.low, self.high = (torch.as_tensor(side, dtype=torch.float64) for side in (low, high))
+    @checked(ProblemError)
+    def __init__(self, schedule: NoiseSchedule, low: ArrayLike | Tensor, high: ArrayLike | Tensor) -> None:
+        self.low, self.high = as_numbers("low", low).double(), as_numbers("high", high).double()
         if self.low.ndim != 1 or self.low.shape != self.high.shape or not (self.low < self.high).all():
             raise ProblemError("low and high are to be vectors of one size, low below high")
         super().__init__(schedule, self.low.shape)
@@ -143,7 +148,8 @@ class UniformBox(Field):
         log_density = (log_near + torch.log1p(-share) - (high - low).log()).sum(-1)
         return Evaluation(side * (hazards[0] - share * hazards[1]) / (1 - share) / sigma, None, log_density)
 
-    def sample(self, num_samples: int, t: float = 0.0, *, generator: torch.Generator | None = None) -> Tensor:
+    @checked(ProblemError)
+    def sample(self, num_samples: Count, t: float = 0.0, *, generator: torch.Generator | None = None) -> Tensor:
         """Exact draws (sample, size) of the density at a time, in double precision."""
         alpha, sigma = self.scales(t, self.low)
         rows = (num_samples, *self.shape)

@@ -26,14 +26,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from probmodels.errors import ProblemError
 from probmodels.guides.schedules import NoiseSchedule, TableSchedule
 from probmodels.inference.mcmc.line_integrals import Evaluation
+from probmodels.options import Count, Positive, checked
 
 __all__ = [
     "Conditioned",
@@ -43,6 +46,7 @@ __all__ = [
     "Mixture",
     "Product",
     "ScoreOnly",
+    "as_numbers",
     "from_diffusers",
     "guided",
     "linear_observation",
@@ -58,9 +62,9 @@ class Field:
     Parameters
     ----------
     schedule
-        Of the noise.
+        Noise schedule.
     shape
-        Of a datum.
+        Shape of a datum.
     """
 
     has_density = False
@@ -135,10 +139,11 @@ class FunctionField(Field):
         To log densities (sample,); None where they are not known.
     """
 
+    @checked(ProblemError)
     def __init__(
         self,
         schedule: NoiseSchedule,
-        shape: Sequence[int],
+        shape: Sequence[Count],
         score: Callable[[Tensor, float], Tensor] | None = None,
         *,
         noise: Callable[[Tensor, float], Tensor] | None = None,
@@ -184,8 +189,9 @@ class EnergyField(Field):
 
     has_density = True
 
+    @checked(ProblemError)
     def __init__(
-        self, schedule: NoiseSchedule, shape: Sequence[int], energy: Callable[[Tensor, float], Tensor]
+        self, schedule: NoiseSchedule, shape: Sequence[Count], energy: Callable[[Tensor, float], Tensor]
     ) -> None:
         super().__init__(schedule, shape)
         self._energy = energy
@@ -219,7 +225,7 @@ def from_diffusers(network: Any, scheduler: Any, shape: Sequence[int], **given: 
     scheduler
         Has ``alphas_cumprod`` and ``config.prediction_type == "epsilon"``.
     shape
-        Of a datum, as (channel, row, column).
+        Shape of a datum, as (channel, row, column).
     given
         Passed on, such as ``encoder_hidden_states``.
 
@@ -256,7 +262,8 @@ class Product(Field):
         If fields have different shapes or schedules, or a weight is zero or not finite.
     """
 
-    def __init__(self, fields: Sequence[Field], weights: Sequence[float] | None = None) -> None:
+    @checked(ProblemError)
+    def __init__(self, fields: Sequence[Field], weights: ArrayLike | Tensor | None = None) -> None:
         self.fields, self.weights = _checked_fields(fields, weights)
         super().__init__(self.fields[0].schedule, self.fields[0].shape)
 
@@ -288,7 +295,8 @@ class Mixture(Field):
 
     has_density = True
 
-    def __init__(self, fields: Sequence[Field], weights: Sequence[float] | None = None) -> None:
+    @checked(ProblemError)
+    def __init__(self, fields: Sequence[Field], weights: ArrayLike | Tensor | None = None) -> None:
         self.fields, self.weights = _checked_fields(fields, weights)
         if min(self.weights) < 0:
             raise ProblemError(f"weights={list(self.weights)} of a mixture; they must be positive")
@@ -330,9 +338,10 @@ class Conditioned(Field):
         Power of the likelihood.
     """
 
+    @checked(ProblemError)
     def __init__(self, field: Field, log_likelihood: Callable[[Tensor, float], Tensor], weight: float = 1.0) -> None:
-        if weight == 0 or not math.isfinite(weight):
-            raise ProblemError(f"weight={weight} of a likelihood; it must be finite and not zero")
+        if weight == 0:
+            raise ProblemError("weight=0 of a likelihood; leave the likelihood out, or give another number")
         super().__init__(field.schedule, field.shape)
         self.field, self.log_likelihood, self.weight = field, log_likelihood, weight
 
@@ -351,16 +360,19 @@ class Conditioned(Field):
         return Evaluation(prior.score + gradient, prior.line, known)
 
 
+@checked(ProblemError)
 def negated(field: Field, other: Field, strength: float = 1.0) -> Product:
     """What is like one field and unlike another: ``p^(1 + strength) / other^strength``."""
     return Product([field, other], [1 + strength, -strength])
 
 
+@checked(ProblemError)
 def tempered(field: Field, power: float) -> Product:
     """``p^power``: peaks sharper above one, flatter below."""
     return Product([field], [power])
 
 
+@checked(ProblemError)
 def guided(conditional: Field, unconditional: Field, weight: float) -> Field:
     """``p(z | label)^weight p(z)^(1 - weight)``, guidance without a classifier; a weight of one is no guidance."""
     if weight == 1.0:
@@ -368,8 +380,14 @@ def guided(conditional: Field, unconditional: Field, weight: float) -> Field:
     return Product([conditional, unconditional], [weight, 1 - weight])
 
 
+@checked(ProblemError)
 def linear_observation(
-    field: Field, matrix: Tensor, observed: Tensor, sd: float, *, bridge: str = "noised"
+    field: Field,
+    matrix: ArrayLike | Tensor,
+    observed: ArrayLike | Tensor,
+    sd: Positive,
+    *,
+    bridge: Literal["noised", "denoised"] = "noised",
 ) -> Conditioned:
     """A field given ``observed ~ Normal(matrix x, sd)``: gaps to fill, sums, blurs.
 
@@ -387,11 +405,11 @@ def linear_observation(
     field
         Prior of data of any shape, flattened below.
     matrix
-        (observation, size).
+        What is observed of the data (observation, size).
     observed
-        (observation,).
+        Observations (observation,).
     sd
-        Of the noise, positive.
+        Standard deviation of their noise.
     bridge
         Which of the two.
 
@@ -406,18 +424,12 @@ def linear_observation(
     ICLR. https://openreview.net/forum?id=9_gsMA8MRKQ
     """
     size = math.prod(field.shape)
-    matrix, observed = torch.as_tensor(matrix), torch.as_tensor(observed)
+    matrix, observed = as_numbers("matrix", matrix), as_numbers("observed", observed)
     if matrix.ndim != 2 or matrix.shape[1] != size or observed.shape != matrix.shape[:1]:
         raise ProblemError(
             f"matrix {tuple(matrix.shape)} and observed {tuple(observed.shape)} for data of {size} numbers; give "
             "(observation, size) and (observation,)"
         )
-    if not sd > 0 or not math.isfinite(sd):
-        raise ProblemError(f"sd={sd} of the observations; it must be positive")
-    if not (torch.isfinite(matrix).all() and torch.isfinite(observed).all()):
-        raise ProblemError("matrix and observed must be finite; leave rows of missing observations out")
-    if bridge not in ("noised", "denoised"):
-        raise ProblemError(f"bridge={bridge!r}; choose 'noised' or 'denoised'")
     rows = matrix.double() @ matrix.double().mT
     variances, axes = torch.linalg.eigh(rows)
     variances = variances.clamp(min=0.0)
@@ -436,21 +448,37 @@ def linear_observation(
     return Conditioned(field, log_likelihood)
 
 
+def as_numbers(name: str, value: ArrayLike | Tensor) -> Tensor:
+    """An argument as a tensor of numbers, which stay of their type.
+
+    Raises
+    ------
+    ProblemError
+        If it holds something else, or a number is not finite.
+    """
+    try:
+        found = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        good = found.dtype != torch.bool and bool(torch.isfinite(found).all())
+    except (TypeError, ValueError, RuntimeError):
+        good = False
+    if not good:
+        raise ProblemError(f"{name} must be finite numbers, in lists of equal lengths; leave out what is missing")
+    return found
+
+
 def _checked_fields(
-    fields: Sequence[Field], weights: Sequence[float] | None
+    fields: Sequence[Field], weights: ArrayLike | Tensor | None
 ) -> tuple[tuple[Field, ...], tuple[float, ...]]:
     """Fields that go together, and a weight for each."""
     fields = tuple(fields)
     if not fields:
         raise ProblemError("there is no field to compose; give at least one")
-    chosen = (1.0,) * len(fields) if weights is None else tuple(float(weight) for weight in weights)
+    chosen = (1.0,) * len(fields) if weights is None else tuple(as_numbers("weights", weights).flatten().tolist())
     if len(chosen) != len(fields):
         raise ProblemError(f"{len(chosen)} weights for {len(fields)} fields")
     for place, weight in enumerate(chosen):
-        if weight == 0 or not math.isfinite(weight):
-            raise ProblemError(
-                f"weight {place} is {weight}; leave the field out, or give a finite number that is not 0"
-            )
+        if weight == 0:
+            raise ProblemError(f"weight {place} is {weight}; leave the field out, or give a number that is not 0")
     first = fields[0]
     times = torch.linspace(0.0, 1.0, 33, dtype=torch.float64)
     with torch.no_grad():

@@ -27,10 +27,12 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 import xarray as xr
+from annotated_types import Interval, Len
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,7 +40,7 @@ from probmodels.errors import DataError, ProblemError
 from probmodels.inference.mcmc.line_integrals import Evaluation, evaluate_start
 from probmodels.inference.mcmc.score_kernels import Transition
 from probmodels.inference.runtime.ops import isolated
-from probmodels.options import check_counts
+from probmodels.options import Count, OneOf, Positive, Probability, Seed, checked, refuse_unused
 from probmodels.scores.fields import Field
 from probmodels.scores.samplers import check_finite, reverse_step
 
@@ -85,7 +87,8 @@ class Modes:
         return xr.DataArray(found, coords | {"mode": self.patterns["mode"]}, (rows, "mode"))
 
 
-def leading_modes(fields: xr.DataArray, num_modes: int, *, noise: float | None = None) -> Modes:
+@checked(DataError)
+def leading_modes(fields: xr.DataArray, num_modes: Count, *, noise: Positive | None = None) -> Modes:
     """Modes of most variance of complete fields.
 
     Parameters
@@ -103,7 +106,6 @@ def leading_modes(fields: xr.DataArray, num_modes: int, *, noise: float | None =
     DataError
         If some but not all values of a cell are missing, or fields cannot carry so many modes.
     """
-    check_counts(1, num_modes=num_modes)
     _check_rows(fields)
     seen = fields.notnull().any(str(fields.dims[0]))
     table = _table(fields, seen.values)
@@ -115,8 +117,8 @@ def leading_modes(fields: xr.DataArray, num_modes: int, *, noise: float | None =
     _, size, axes = np.linalg.svd((table - mean) / math.sqrt(len(table)), full_matrices=False)
     if noise is None:
         noise = math.sqrt((size[num_modes:] ** 2).sum() / table.shape[1])
-    if not noise > 0 or not math.isfinite(noise) or not size[num_modes - 1] > 0:
-        raise DataError(f"noise={noise} beside {num_modes} modes; it must be positive, and the modes have variance")
+    if not noise > 0 or not size[num_modes - 1] > 0:
+        raise DataError(f"{num_modes} modes with noise={noise} beside them; fields have fewer that vary: take fewer")
     patterns = _as_fields(size[:num_modes, None] * axes[:num_modes], seen, "mode", np.arange(1, num_modes + 1))
     return Modes(_as_fields(mean[None], seen, "row", [0])[0].drop_vars("row"), patterns, noise)
 
@@ -127,12 +129,12 @@ class ObservedCells(Field):
     Parameters
     ----------
     prior
-        Of data of any shape, flattened below.
+        A field of data of any shape, flattened below.
     curvature, target
         ``A'A`` (field, size, size) and ``A'y`` (field, size), in units of the noise of observations; the former
         (field, size) where it is diagonal.
     num_draws
-        Of each field.
+        Draws of each field.
     """
 
     def __init__(self, prior: Field, curvature: Tensor, target: Tensor, num_draws: int) -> None:
@@ -182,20 +184,21 @@ class ObservedCells(Field):
         return self.back(mean + torch.randn_like(mean) / total.sqrt())
 
 
+@checked(ProblemError)
 def fill_gaps(
     prior: Field,
     fields: xr.DataArray,
     *,
-    sd: float,
+    sd: Positive,
     modes: Modes | None = None,
     cells: xr.DataArray | None = None,
-    num_draws: int = 100,
-    method: str = "hmc",
-    num_levels: int = 30,
-    num_steps: int = 5,
-    step_size: float = 0.5,
-    probs: Sequence[float] = (0.05, 0.25, 0.5, 0.75, 0.95),
-    seed: int = 0,
+    num_draws: Count = 100,
+    method: Annotated[str, OneOf(METHODS)] = "hmc",
+    num_levels: Annotated[int, Interval(ge=2, le=100_000)] = 30,
+    num_steps: Count = 5,
+    step_size: Positive = 0.5,
+    probs: Annotated[Sequence[Probability], Len(1)] = (0.05, 0.25, 0.5, 0.75, 0.95),
+    seed: Seed = 0,
     progress: bool = True,
 ) -> xr.Dataset:
     """Complete fields given the cells that were observed.
@@ -208,23 +211,26 @@ def fill_gaps(
     fields
         Axis of rows first, such as (time, lat, lon), NaN in gaps; every row has gaps of its own.
     sd
-        Of the error of an observed cell, in units of the fields.
+        Standard deviation of the error of an observed cell, in units of the fields.
     modes
-        Of which the prior has the coordinates; None where it has the cells.
+        Modes whose coordinates the prior is of; None where it is of the cells.
     cells
         Cells of the prior, true in a map (lat, lon) without land; all where None. ``modes`` know theirs.
     num_draws
-        Of each field, every one a chain of its own.
+        Draws of each field, every one a chain of its own.
     method
         ``"hmc"``: chains that leave the density of every level invariant; ``"reverse"``: guided steps of the reverse
         process, one a level, which are exact for a white and normal prior and many levels only.
-    num_levels, num_steps
-        Of noise, and of Hamiltonian steps on each.
+    num_levels
+        Number of levels of noise.
+    num_steps
+        Hamiltonian steps on each level, of ``"hmc"``.
     step_size
-        Longest leapfrog step, in sds of a level; shortened by acceptance on all levels but the last. Three of 0.5 turn
-        a normal density by a quarter, which forgets where it was; three of 1 by a half, which only changes the sign.
+        Longest leapfrog step of ``"hmc"``, in sds of a level; shortened by acceptance on all levels but the last. Three
+        of 0.5 turn a normal density by a quarter, which forgets where it was; three of 1 by a half, which only changes
+        the sign.
     probs
-        Of the quantiles.
+        Probabilities of the quantiles.
     seed, progress
         The same seed gives the same draws; whether to show a progress bar.
 
@@ -241,17 +247,10 @@ def fill_gaps(
         If fields are no rows of cells, a value is infinite, a row has no observed cell, or observed cells are not
         those of the prior.
     ProblemError
-        If an option is out of range, sizes do not fit, or a score is not finite.
+        If an option is out of range or not used, sizes do not fit, or a score is not finite.
     """
-    check_counts(1, num_draws=num_draws, num_steps=num_steps)
-    check_counts(2, num_levels=num_levels)
-    for name, value in (("sd", sd), ("step_size", step_size)):
-        if not 0 < value < math.inf:
-            raise ProblemError(f"{name}={value}; it must be positive")
-    if method not in METHODS:
-        raise ProblemError(f"method={method!r}; choose one of {METHODS}")
-    if not all(0 <= prob <= 1 for prob in probs):
-        raise ProblemError(f"probs={list(probs)}; they must lie in [0, 1]")
+    if method == "reverse":
+        refuse_unused(fill_gaps, "method='reverse'", num_steps=num_steps, step_size=step_size)
     if modes is not None and cells is not None:
         raise ProblemError("give either modes, which know their cells, or cells")
     _check_rows(fields)
@@ -338,9 +337,10 @@ def _reverse(gaps: ObservedCells, times: Sequence[float], progress: bool) -> Ten
 
 
 def _check_rows(fields: xr.DataArray) -> None:
-    if not isinstance(fields, xr.DataArray) or fields.ndim < 2 or 0 in fields.shape:
-        found = fields.shape if isinstance(fields, xr.DataArray) else type(fields).__name__
-        raise DataError(f"fields are {found}; give an array whose first axis counts fields, such as (time, lat, lon)")
+    if fields.ndim < 2 or 0 in fields.shape:
+        raise DataError(
+            f"fields are {fields.shape}; give an array whose first axis counts fields, such as (time, lat, lon)"
+        )
 
 
 def _cells(ocean: xr.DataArray, fields: xr.DataArray) -> np.ndarray:

@@ -26,20 +26,23 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 from tqdm import tqdm
 
 from probmodels.errors import ProblemError
 from probmodels.guides.diffusion import transition
 from probmodels.inference.runtime.ops import isolated
+from probmodels.options import Count, NonNegative, OneOf, Probability, Seed, checked, refuse_unused
 from probmodels.scores.fields import Field, Product
 
 __all__ = ["METHODS", "Weighted", "flow_log_density", "posterior_draws", "reverse_step", "sample", "weighted"]
 
 METHODS = ("ancestral", "ddim", "flow")
+_Tolerance = Annotated[float, Interval(ge=1e-12, lt=1)]
 _PURE_NOISE = 6.0  # gamma from which on a density of unit scale is taken for that of the noise
 _EXACT_DIVERGENCE = 64  # numbers of a datum up to which a divergence is summed, not estimated
 
@@ -50,9 +53,9 @@ def reverse_step(field: Field, z: Tensor, t: float, s: float, *, eta: float = 1.
     Parameters
     ----------
     field
-        Of scores.
+        A field of scores.
     z
-        (sample, *shape).
+        Points (sample, *shape).
     t, s
         Times, s < t.
     eta
@@ -74,16 +77,17 @@ def reverse_step(field: Field, z: Tensor, t: float, s: float, *, eta: float = 1.
     return alpha_s * clean - kept * sigma * score + sd * torch.randn_like(z)
 
 
+@checked(ProblemError)
 def sample(
     field: Field,
-    num_samples: int,
+    num_samples: Count,
     *,
-    method: str = "ancestral",
-    num_steps: int = 100,
-    eta: float = 0.0,
-    tolerance: float = 1e-4,
-    batch_size: int = 1000,
-    seed: int = 0,
+    method: Annotated[str, OneOf(METHODS)] = "ancestral",
+    num_steps: Count = 100,
+    eta: Probability = 0.0,
+    tolerance: _Tolerance = 1e-4,
+    batch_size: Count = 1000,
+    seed: Seed = 0,
     progress: bool = True,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
@@ -92,17 +96,17 @@ def sample(
     Parameters
     ----------
     field
-        Of scores.
+        A field of scores.
     num_samples
         How many.
     method
         ``"ancestral"``, ``"ddim"`` or ``"flow"``.
     num_steps
-        Between levels at equal distances in time; ``"flow"`` chooses its own.
+        Steps between levels at equal distances in time; ``"flow"`` chooses its own.
     eta
         Share of noise of ``"ddim"``.
     tolerance
-        Of ``"flow"``, absolute and relative.
+        Absolute and relative tolerance of ``"flow"``.
     batch_size
         Data drawn at a time.
     seed
@@ -110,7 +114,7 @@ def sample(
     progress
         Whether to show a progress bar.
     dtype
-        Of the data; None for torch's default.
+        Type of the data; None for torch's default.
 
     Returns
     -------
@@ -120,13 +124,11 @@ def sample(
     Raises
     ------
     ProblemError
-        If an option is out of range, or a score is not finite; the message has the time.
+        If an option is out of range or not used by the method, or a score is not finite; the message has the time.
     """
-    _check_counts(num_samples=num_samples, num_steps=num_steps, batch_size=batch_size)
-    if method not in METHODS:
-        raise ProblemError(f"method={method!r}; choose one of {METHODS}")
-    if not 0 <= eta <= 1:
-        raise ProblemError(f"eta={eta}; it must lie in [0, 1]")
+    own = {"ancestral": ("num_steps",), "ddim": ("num_steps", "eta"), "flow": ("tolerance",)}[method]
+    given = {"num_steps": num_steps, "eta": eta, "tolerance": tolerance}
+    refuse_unused(sample, f"method={method!r}", **{name: value for name, value in given.items() if name not in own})
     times = field.schedule.levels(num_steps).tolist()
     found = []
     with isolated(seed), torch.no_grad():
@@ -148,15 +150,16 @@ def sample(
     return torch.cat(found)
 
 
+@checked(ProblemError)
 def posterior_draws(
     field: Field,
     z: Tensor,
-    t: float,
-    num_draws: int,
+    t: Probability,
+    num_draws: Count,
     *,
-    until: float | None = None,
-    num_steps: int = 100,
-    seed: int = 0,
+    until: Probability | None = None,
+    num_steps: Count = 100,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> Tensor:
     """Draws of the data given their noised form: the generative model from that level down.
@@ -164,26 +167,25 @@ def posterior_draws(
     Parameters
     ----------
     field
-        Of scores.
+        A field of scores.
     z
         Noised data (datum, *shape).
     t
         Their time.
     num_draws
-        Of each datum.
+        Draws of each datum.
     until
         Time of the level to draw, noise and all; None for the data.
     num_steps
-        At equal distances.
+        Steps at equal distances in time.
     seed, progress
-        As of `sample`.
+        As those of `sample`.
 
     Returns
     -------
     Tensor
         (draw, datum, *shape), whose mean approaches `Field.denoise`.
     """
-    _check_counts(num_draws=num_draws, num_steps=num_steps)
     end = 0.0 if until is None else until
     _check_order(t, end)
     times = torch.linspace(t, end, num_steps + 1, dtype=torch.float64).tolist()
@@ -196,24 +198,25 @@ def posterior_draws(
         return found.unflatten(0, (num_draws, len(z)))
 
 
+@checked(ProblemError)
 def flow_log_density(
-    field: Field, z: Tensor, *, tolerance: float = 1e-5, num_probes: int | None = None, seed: int = 0
+    field: Field, z: Tensor, *, tolerance: _Tolerance = 1e-5, num_probes: Count | None = None, seed: Seed = 0
 ) -> Tensor:
     """Log density (sample,) of level 0 at points, by the change of volume along the flow to the noise.
 
     Parameters
     ----------
     field
-        Of scores that can be differentiated.
+        A field of scores that can be differentiated.
     z
-        (sample, *shape), on the scale of level 0.
+        Points (sample, *shape), on the scale of level 0.
     tolerance
-        Of the solver, absolute and relative.
+        Absolute and relative tolerance of the solver.
     num_probes
         Random directions by which the divergence is estimated, without bias (Grathwohl et al. 2019); None for its exact
         sum where a datum has up to 64 numbers, else 1.
     seed
-        Of the directions.
+        Seed of the directions.
     """
     size = math.prod(field.shape)
     if num_probes is None and size > _EXACT_DIVERGENCE:
@@ -222,7 +225,6 @@ def flow_log_density(
         if num_probes is None:
             probes = torch.eye(size, dtype=z.dtype, device=z.device).reshape(size, 1, *field.shape).expand(-1, *z.shape)
         else:
-            _check_counts(num_probes=num_probes)
             probes = torch.randint(2, (num_probes, *z.shape), device=z.device).to(z) * 2 - 1
         weight = 1.0 if num_probes is None else 1.0 / num_probes
         last, change = _solved(field, z, 0.0, 1.0, tolerance, lambda: probes, weight)
@@ -299,16 +301,17 @@ class Weighted:
     evaluations: int
 
 
+@checked(ProblemError)
 def weighted(
     field: Field,
-    num_samples: int,
+    num_samples: Count,
     *,
-    num_steps: int = 100,
-    weights: str | None = None,
+    num_steps: Count = 100,
+    weights: Literal["energy", "feynman_kac"] | None = None,
     move: Callable[[Tensor, float, int], tuple[Tensor, int]] | None = None,
-    threshold: float = 0.5,
+    threshold: NonNegative = 0.5,
     denoise: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
     progress: bool = True,
     dtype: torch.dtype | None = None,
 ) -> Weighted:
@@ -317,11 +320,11 @@ def weighted(
     Parameters
     ----------
     field
-        Composed.
+        A composed field.
     num_samples
         How many, all at once.
     num_steps
-        Between levels.
+        Steps between levels.
     weights
         ``"energy"``: samples stay where they are from level to level and are weighed by the ratio of its densities,
         which are known; ``move`` brings them on. ``"feynman_kac"``: samples take reverse steps, and weights make up for
@@ -331,7 +334,7 @@ def weighted(
         From samples, a time and the number of the level to samples after moves that leave the density of that level
         invariant, and how many scores each took; `probmodels.score_composition.make_move` makes one.
     threshold
-        Share of effective samples below which they are resampled.
+        Share of effective samples below which they are resampled; above 1 they are after every step.
     denoise
         Whether the noise of level 0 is taken off.
     seed
@@ -339,7 +342,7 @@ def weighted(
     progress
         Whether to show a progress bar.
     dtype
-        Of the samples; None for torch's default.
+        Type of the samples; None for torch's default.
 
     Raises
     ------
@@ -352,11 +355,8 @@ def weighted(
     the noisy end down, at the rate ``sigma^2 (|sum_i w_i s_i|^2 - sum_i w_i |s_i|^2) / 2``, up to what all samples
     share: in the equation of the densities all terms with second derivatives cancel.
     """
-    _check_counts(num_samples=num_samples, num_steps=num_steps)
     if weights is None:
         weights = "energy" if field.has_density else "feynman_kac"
-    if weights not in ("energy", "feynman_kac"):
-        raise ProblemError(f"weights={weights!r}; choose 'energy' or 'feynman_kac'")
     if weights == "energy" and not field.has_density:
         raise ProblemError("weights='energy' needs log densities, which the field does not know; take 'feynman_kac'")
     if weights == "feynman_kac" and not isinstance(field, Product):
@@ -435,7 +435,7 @@ def _pairs(times: list[float], progress: bool) -> Iterator[tuple[float, float]]:
 
 
 def check_finite(z: Tensor, t: float) -> None:
-    """See that points are finite.
+    """Check that points are finite.
 
     Raises
     ------
@@ -453,9 +453,3 @@ def check_finite(z: Tensor, t: float) -> None:
 def _check_order(t: float, s: float) -> None:
     if not 0.0 <= s < t <= 1.0:
         raise ProblemError(f"a reverse step from t={t} to s={s}; times go down, within [0, 1]")
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ProblemError(f"{name}={value!r}; it must be a whole number of at least 1")
