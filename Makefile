@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 OUT ?= runs/sst
 BIN := $(VENV)/bin
 
-.PHONY: setup sst test test-all lint types dist-check clean
+.PHONY: setup sst test test-all lint types docs dist-check clean
 
 setup: $(VENV)/.installed
 
@@ -33,6 +33,9 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/mkdocs build --strict
 
 # Builds sdist and wheel and checks them in a new environment; PYTHON chooses the version of Python.
 dist-check:

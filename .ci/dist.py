@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = "import sys, setuptools.build_meta as backend; print(backend.build_sdist(sys.argv[1]))"
-NOT_SHIPPED = (".git", ".pre-commit", ".readthedocs", "mkdocs.yml")  # what serves the repository alone
+NOT_SHIPPED = (".git", ".pre-commit", ".readthedocs")  # what serves the repository alone
 IMPORT = """
 import importlib, pkgutil, sys
 import probmodels

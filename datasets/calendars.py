@@ -350,7 +350,7 @@ def parse_season(season: str | Sequence[int]) -> Season:
     if isinstance(season, str):
         return _season_by_initials(season)
     found: Any = season
-    months: list[int] = list(found) if isinstance(found, Sequence | np.ndarray) else []
+    months: list[Any] = list(found) if isinstance(found, Sequence | np.ndarray) else []
     if not all(isinstance(m, int | np.integer) and not isinstance(m, bool) for m in months):
         months = []
     if not months or len(set(months)) != len(months) or not all(1 <= m <= 12 for m in months):

@@ -107,7 +107,7 @@ def open_parts(source: Source, *, variable: str | None, mends: list[str]) -> tup
     The caller closes them (`xr.DataArray.close`) once read; ``mends`` is appended to.
     """
     if isinstance(source, xr.DataArray):
-        name = source.name or variable or "field"
+        name = ("" if source.name is None else str(source.name)) or variable or "field"
         try:
             source = source.to_dataset(name=name)
         except ValueError as error:

@@ -15,6 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to, constraints
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 import probmodels.inference.programs.bijections  # noqa: F401 -- maps to positive definite matrices
 from probmodels.errors import ProblemError
@@ -231,7 +232,7 @@ def _find_start(
         z = torch.cat([value.reshape(-1).to(potential.like) for value in start.values()])
         try:
             value, gradient = potential.evaluate(z)
-        except (ValueError, torch.linalg.LinAlgError):  # arguments that a distribution cannot have
+        except (ValueError, LinAlgError):  # arguments that a distribution cannot have
             continue
         if torch.isfinite(value) and torch.isfinite(gradient).all():
             return start

@@ -443,7 +443,7 @@ def _fail(kind: str, message: str) -> NoReturn:
 def _version(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
     if version:
         typer.echo(__version__)
-        raise typer.Exit()
+        raise typer.Exit
 
 
 if __name__ == "__main__":

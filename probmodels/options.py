@@ -578,8 +578,8 @@ def _plain(end: Any) -> str:
 def _json(annotation: Any) -> dict[str, Any] | None:
     """JSON Schema of an annotation; None where JSON cannot express any of it."""
     from pydantic import PydanticUserError
-    from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, PydanticOmit
-    from pydantic_core import core_schema
+    from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+    from pydantic_core import PydanticOmit, core_schema
 
     class Expressible(GenerateJsonSchema):
         """Leaves out what has no JSON form."""

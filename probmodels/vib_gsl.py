@@ -498,7 +498,7 @@ def _warn_without_gradient(guide: VIBGSLGuide, args: tuple[Any, ...], skip: floa
         warnings.warn(text, stacklevel=4)  # at the call of make_problem, behind the check of its options
 
 
-def _check_collection(data: xr.Dataset) -> None:
+def _check_collection(data: Any) -> None:
     if isinstance(data, xr.Dataset) and "graph_index" not in data:
         raise DataError("vib_gsl classifies graphs, but these data hold one graph; take lds or noisy_edges")
     check_graph(data)

@@ -290,7 +290,7 @@ def test_max_rank_binds_and_is_reported(line):
 def test_randomised_route_agrees_with_the_dense_one(rng, monkeypatch):
     d = euclidean_distance(rng.uniform(0, 10, (900, 2)))
     weights, complement = rng.uniform(0.5, 1.0, 900), rng.normal(size=(900, 2))
-    options = dict(length_scales=[4.0, 8.0], weights=weights, complement=complement, tail=1e-5)
+    options = {"length_scales": [4.0, 8.0], "weights": weights, "complement": complement, "tail": 1e-5}
     exact = eigen_grid(d, **options)
     monkeypatch.setattr(_spectra, "_DENSE_LIMIT", 600)
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 - that it is untouched

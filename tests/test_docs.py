@@ -10,12 +10,12 @@ import pytest
 from probmodels import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"
-_BLOCK = re.compile(r"^```python(?P<mark>[^\n]*)\n(?P<code>.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+_BLOCK = re.compile(r"^(?P<mark><!-- not run -->\n)?```python\n(?P<code>.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 
 
 def blocks(text: str) -> list[str]:
-    """Code of the python blocks of a page, each on the lines where the page has it; ``python skip`` left out."""
-    found = [match for match in _BLOCK.finditer(text) if match["mark"].strip() != "skip"]
+    """Code of the python blocks of a page, each on the lines where the page has it; those not run left out."""
+    found = [match for match in _BLOCK.finditer(text) if not match["mark"]]
     return ["\n" * text.count("\n", 0, match.start("code")) + match["code"] for match in found]
 
 
@@ -26,9 +26,9 @@ PAGES = [
 ]
 
 
-def test_blocks_keep_their_lines_and_skips_are_left_out() -> None:
-    text = "# A\n```python\nx = 1\n```\n```sh\nls\n```\n```python skip\nx = 3\n```\n```python\ny = x\n```\n"
-    assert blocks(text) == ["\n\nx = 1\n", "\n" * 11 + "y = x\n"]
+def test_blocks_keep_their_lines_and_those_that_are_not_run_are_left_out() -> None:
+    text = "# A\n```python\nx = 1\n```\n```\nls\n```\n<!-- not run -->\n```python\nx = 3\n```\n```python\ny = x\n```\n"
+    assert blocks(text) == ["\n\nx = 1\n", "\n" * 12 + "y = x\n"]
 
 
 @pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")  # arviz 0.23 with matplotlib 3.11

@@ -282,7 +282,7 @@ def change_a_number(folder: Path) -> None:
     ("damage", "message"),
     [
         (lambda f: flip(sorted(f.glob("draws-*"))[1], -3), r"draws-\d+\.safetensors is damaged: its checksum"),
-        (lambda f: sorted(f.glob("draws-*"))[0].unlink(), r"draws-0+\.safetensors is damaged: the file is missing"),
+        (lambda f: min(f.glob("draws-*")).unlink(), r"draws-0+\.safetensors is damaged: the file is missing"),
         (lambda f: flip(next(f.glob("state-*")), 100), r"state-0+40.* is damaged: its checksum"),
         (lambda f: os.truncate(f / "state.json", 200), r"state\.json is damaged: .*delete the folder"),
         (change_a_number, r"state\.json is damaged: its checksum"),

@@ -146,9 +146,10 @@ def test_groups_of_pyproject_are_the_extras_of_setup() -> None:
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     extras = setup["options.extras_require"]
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
-    assert extras["test"].split() == groups["test"]
-    assert extras["dev"].split() == ["probmodels[test]", *(name for name in groups["dev"] if isinstance(name, str))]
-    assert {"include-group": "test"} in groups["dev"]
+    for name in ("test", "docs"):
+        assert extras[name].split() == groups[name]
+        assert {"include-group": name} in groups["dev"]
+    assert extras["dev"].split() == ["probmodels[test,docs]", *(n for n in groups["dev"] if isinstance(n, str))]
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -75,7 +75,9 @@ def test_a_method_touches_six_files() -> None:
 
 def test_the_method_of_the_page_runs_as_the_page_says(written: Path, installed: dict[str, str]) -> None:
     said = run("probmodels.cli", "list", cwd=written, env=installed)
-    assert re.search(r"^ppca +Probabilistic principal component analysis\.\n +Tipping and Bishop \(1999\)", said, re.M)
+    assert re.search(
+        r"^ppca +Probabilistic principal component analysis\.\n +Tipping and Bishop \(1999\)", said, re.MULTILINE
+    )
     said = run("probmodels.cli", "list", "data", cwd=written, env=installed)
     assert re.search(r"^ppca_rows +Rows of three features, made of two components\.$", said, re.MULTILINE)
     changed = ["--set", "inference.num_steps=500", "--quiet"]

@@ -13,7 +13,7 @@ optimization and meta-learning. https://arxiv.org/abs/1806.04910
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Annotated, Literal, Unpack
+from typing import Annotated, Any, Literal, Unpack
 
 from annotated_types import Interval
 
@@ -22,7 +22,7 @@ from probmodels.inference.bilevel.hypergradients import HYPERGRADIENTS
 from probmodels.inference.bilevel.rounds import STOP_BY, Plan, Rounds
 from probmodels.inference.problem import Outer, Problem
 from probmodels.inference.result import Result
-from probmodels.inference.variational.options import FitOptions, RunOptions
+from probmodels.inference.variational.options import RunOptions
 from probmodels.inference.variational.training import fit
 from probmodels.options import Count, NonNegative, Positive, checked, refuse_unused
 
@@ -155,7 +155,7 @@ def fit_bilevel(
         raise ProblemError(
             f"{name}: fit_bilevel needs an outer problem; give outer=Outer(problem, hyper) or use fit_svi"
         )
-    chosen: FitOptions = {**options, "num_samples": num_samples, "patience": patience, "keep": keep}
+    chosen: Any = {**options, "num_samples": num_samples, "patience": patience, "keep": keep}
     settings = vars(plan)
     return fit(
         problem, "bilevel", lambda setting: Rounds(setting, plan), chosen | {"distributed": False}, settings, settings

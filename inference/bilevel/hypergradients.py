@@ -222,7 +222,9 @@ def _implicit(
     Parameters in which the inner loss is constant or linear have no solution to follow, and count as constants.
     """
     value = losses.inner(inner | hyper)
-    found = torch.autograd.grad(value, list(inner.values()), create_graph=True, allow_unused=True)
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(
+        value, list(inner.values()), create_graph=True, allow_unused=True
+    )
     slopes = {n: slope for n, slope in zip(inner, found, strict=True) if slope is not None and slope.requires_grad}
     curved = {name: inner[name] for name in slopes}
     outer = losses.outer(inner | hyper)

@@ -349,5 +349,5 @@ _SCALARS = (
 def _touched(loss: Tensor, values: Values) -> set[str]:
     if not loss.requires_grad:
         return set()
-    found = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, list(values.values()), allow_unused=True)
     return {name for name, value in zip(values, found, strict=True) if value is not None}

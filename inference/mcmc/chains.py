@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyro
 import torch
@@ -181,7 +181,7 @@ class Watch:
         self._totals: dict[int, int] = {}
         self._deadline, self._interrupts, self._doing = float("inf"), Interrupts(), ""
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         self._bar = tqdm(disable=not self._progress, unit="sweep", desc=self._label, dynamic_ncols=True)
         return self
 

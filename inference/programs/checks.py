@@ -49,7 +49,8 @@ def parameters_without_gradient(
             if not value.requires_grad or not dead:
                 break
             # A random direction, since a plain sum of normalised values may be constant.
-            found = torch.autograd.grad((value * torch.randn_like(value)).sum(), [*dead.values()], allow_unused=True)
+            loss = (value * torch.randn_like(value)).sum()
+            found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, [*dead.values()], allow_unused=True)
             pairs = zip(list(dead.items()), found, strict=True)
             dead = {name: value for (name, value), grad in pairs if grad is None or not grad.any()}
     return list(dead)

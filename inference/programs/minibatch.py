@@ -61,14 +61,16 @@ class Minibatches:
                 f"{name}: batch_size={batch_size} needs to know which plate holds the data; give the problem "
                 f"batch_plates=(...) from {sorted(plates)}"
             )
-        wanted = batch_size if isinstance(batch_size, Mapping) else dict.fromkeys(problem.batch_plates, batch_size)
+        wanted: Mapping[str, Any] = (
+            batch_size if isinstance(batch_size, Mapping) else dict.fromkeys(problem.batch_plates, batch_size)
+        )
         for plate, size in wanted.items():
             if plate not in problem.batch_plates:
                 near = hint(plate, problem.batch_plates)
                 raise ProblemError(f"{name}: batch_size names {plate!r}, which is none of its batch_plates{near}")
             if plate not in plates:
                 raise ProblemError(f"{name}: batch plate {plate!r} is no plate of the model; it has {sorted(plates)}")
-            if isinstance(size, bool) or not isinstance(size, Integral) or not 1 <= size <= plates[plate]:
+            if isinstance(size, bool) or not isinstance(size, Integral) or not 1 <= int(size) <= plates[plate]:
                 raise ProblemError(
                     f"{name}: batch_size={size!r} for plate {plate!r}; choose an integer from 1 to {plates[plate]}"
                 )

@@ -22,6 +22,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 import probmodels.inference.programs.bijections  # noqa: F401 -- registers maps that torch lacks
 from probmodels.errors import CaptureError, ProblemError
@@ -152,7 +153,7 @@ class Potential:
             try:
                 potential = -self._log_density(parts)
                 gradients = torch.autograd.grad(potential, parts, materialize_grads=True)
-            except torch.linalg.LinAlgError:  # a matrix that is only just positive definite: outside the support
+            except LinAlgError:  # a matrix that is only just positive definite: outside the support
                 return z.new_tensor(math.inf), torch.full_like(z, math.nan)
         return potential.detach(), torch.cat([gradient.reshape(-1) for gradient in gradients])
 
@@ -428,7 +429,7 @@ class Potential:
                     run = self._trace(values)
                     wanted = [values[name] for name in names]
                     gradients = torch.autograd.grad(self._joint(run), wanted, materialize_grads=True)
-                except torch.linalg.LinAlgError:
+                except LinAlgError:
                     return {}
             for name, gradient in zip(names, gradients, strict=True):
                 node = run.nodes[name]

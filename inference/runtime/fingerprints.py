@@ -99,7 +99,7 @@ class _Description:
 
     def _plain(self, module: nn.Module) -> dict[str, Any]:
         """Options that a module and its parts keep beside their state, such as rates and sizes."""
-        kinds = bool | int | float | str | tuple | list | dict | None
+        kinds = (bool, int, float, str, tuple, list, dict, type(None))
         return {
             f"{prefix}.{name}": self.of(item)
             for prefix, part in module.named_modules()

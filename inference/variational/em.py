@@ -201,7 +201,8 @@ def fit_em(
     given = [reward_power, *(phase.until for phase in chosen), *(c for phase in chosen for c in phase.plus.values())]
     rises = any(isinstance(course, Mapping) for course in given)  # over a share of all rounds
     fixed |= {"reward_power": fingerprint(reward_power), "rounds": num_rounds if rises else None}
-    return fit(problem, "em", make, {**options, "distributed": False}, settings, fixed)
+    complete: Any = {**options, "distributed": False}
+    return fit(problem, "em", make, complete, settings, fixed)
 
 
 def _phase(name: str, given: str | Objective | ELBO | Phase | Mapping[str, Any]) -> Phase:

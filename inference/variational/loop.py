@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyro
@@ -42,7 +42,7 @@ class Bar:
     def __init__(self, label: str, shown: bool) -> None:
         self._label, self._shown, self._shown_at = label, shown, 0.0
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         self._bar = tqdm(disable=not self._shown, desc=self._label, unit="step")
         return self
 
@@ -232,7 +232,7 @@ class Loop(ABC):
             while not self.stalled and (step := self.advance()) is not None:
                 if bar.due:
                     bar.show(self.number, self.progress)
-                ended = any([callback(step) for callback in options["callbacks"]])
+                ended = any([callback(step) for callback in options["callbacks"]])  # noqa: C419 -- each is called
                 due = self.folder is not None and time.monotonic() - saved_at >= options["checkpoint_every"]
                 ended, interrupted, due = self.ranks.agree(ended, interrupts.count > 0, due)
                 if ended or self.stalled:

@@ -316,7 +316,7 @@ def make_problem(
         data=kept,
         batch_plates=("data",),
         loss="TraceMeanField_ELBO" if entropy == "exact" else "Trace_ELBO",
-        transient=tuple([*sites, *names]) if len(table) > 1000 else (),
+        transient=(*sites, *names) if len(table) > 1000 else (),
     )
 
 
