@@ -22,7 +22,7 @@ from probmodels.inference.labels import group_of, read_json, to_dataset
 from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.checkpoint import check_room
 from probmodels.inference.runtime.ops import clean_attrs, versions, write_atomically
-from probmodels.methods import get_method
+from probmodels.methods import get_method, refuse_code
 from probmodels.options import Count, Fraction, Natural, OneOf, Seed, checked, hint, options_of
 
 __all__ = ["Result", "build_tree", "check_target"]
@@ -164,6 +164,7 @@ class Result:
         written = read_json(attrs, "spec", {}).get("method")
         name = written if isinstance(written, str) and "." in written else str(attrs.get("method"))  # a dotted path
         try:
+            refuse_code(name)
             make_problem = get_method(name).make_problem
         except SpecError as error:
             raise ResultError(

@@ -28,6 +28,7 @@ __all__ = [
     "get_method",
     "list_methods",
     "names_of_methods",
+    "refuse_code",
     "summary_of",
 ]
 
@@ -129,6 +130,25 @@ def get_method(name: str) -> ModuleType:
         raise SpecError(f"method {name!r}: cannot import {module}: {type(error).__name__}: {error}") from error
     _check_values(name, {key: getattr(method, key, None) for key in _CONTRACT})
     return method
+
+
+def refuse_code(*names: Any) -> None:
+    """Refuse places of code that a result file names, such as ``package.module:function``, unless imported already.
+
+    A file may come from anywhere: what it names must not be imported, and so run, because it was opened.
+
+    Raises
+    ------
+    SpecError
+        For the first module that this process has not imported.
+    """
+    for name in names:
+        module = str(name).partition(":")[0]
+        if "." in module and module not in sys.modules:
+            raise SpecError(
+                f"the result file names the code {str(name)!r}, which is not run because a file says so; import "
+                f"{module} first, run a TOML spec that names it, or declare it as an entry point"
+            )
 
 
 def _check_source(name: str, module: str) -> None:

@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Len
 
 from probmodels.errors import DataError, ProblemError, ResultError, SpecError
-from probmodels.methods import ENGINES, METHODS, get_method
+from probmodels.methods import ENGINES, METHODS, get_method, refuse_code
 from probmodels.options import check_options, hint, options_of
 
 if TYPE_CHECKING:
@@ -202,7 +202,8 @@ def spec_of_result(path: str | Path, *, allow_fetch: bool = False) -> dict[str, 
         If the file cannot be read, or what it holds is no spec.
     SpecError
         If the file holds no spec of its data, which is so for problems that were built by hand; the spec is not valid;
-        or it would fetch data and ``allow_fetch`` is False.
+        it names code of another package that is neither imported nor declared as an entry point; or it would fetch
+        data and ``allow_fetch`` is False.
     """
     import xarray as xr
 
@@ -225,6 +226,7 @@ def spec_of_result(path: str | Path, *, allow_fetch: bool = False) -> dict[str, 
         spec = read_spec(spec)
         spec["output"] = {}
         spec["inference"].pop("checkpoint", None)
+        refuse_code(spec.get("method", ""), spec["data"].get("name", ""))
         if not allow_fetch:
             _refuse_network(spec)
         return load_spec(spec)

@@ -11,12 +11,14 @@ import tomllib
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
+import xarray as xr
 
 from probmodels import Result, get_method
-from probmodels.errors import SpecError
-from probmodels.methods import list_methods
-from probmodels.spec import load_spec
+from probmodels.errors import ResultError, SpecError
+from probmodels.methods import list_methods, refuse_code
+from probmodels.spec import load_spec, spec_of_result
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
@@ -164,3 +166,53 @@ def test_a_declared_method_that_is_gone_is_listed_as_such(tmp_path: Path, monkey
         get_method("gone")
     with pytest.raises(SpecError, match="did you mean 'gone'"):
         get_method("gonne")
+
+
+PLANTED = '''"""A method that leaves a trace when it is imported."""
+from pathlib import Path
+
+Path(__file__).with_name("ran").touch()
+REFERENCE = "https://example.org"
+ENGINES = ("svi",)
+
+
+def make_problem(data):
+    """A problem."""
+
+
+def tiny():
+    """A problem."""
+'''
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"method": "planted_method.model", "data": {"name": "sst"}},
+        {"method": "bayesian_svd", "data": {"name": "planted_loader.model:make_problem"}},
+    ],
+    ids=["method", "loader"],
+)
+def test_code_that_a_result_file_names_is_not_imported(
+    spec: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (name,) = re.findall(r"planted_\w+", json.dumps(spec))
+    package = tmp_path / name
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "model.py").write_text(PLANTED, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    draws = xr.Dataset({"z": (("chain", "draw"), np.zeros((1, 4)))})
+    tree = xr.DataTree.from_dict({"/posterior": draws})
+    tree.attrs = {"method": str(spec["method"]), "spec": json.dumps(spec), "options": "{}"}
+    Result(tree).save(tmp_path / "run")
+    loaded = Result.load(tmp_path / "run")
+    with pytest.raises(SpecError, match=rf"names the code '{name}\.model.*import {name}\.model first"):
+        spec_of_result(tmp_path / "run")
+    if name == "planted_method":
+        with pytest.raises(ResultError, match=r"names the code 'planted_method\.model'"):
+            loaded.rebuild()
+    assert not (package / "ran").exists()
+    get_method(f"{name}.model")  # the same code is run where the caller asks for it, so that the trace could be seen
+    assert (package / "ran").exists()
+    refuse_code(f"{name}.model")

@@ -297,7 +297,7 @@ def test_a_result_does_not_fetch_on_its_own_word(tmp_path: Path, data: dict) -> 
         ({**SENT, "data": 3}, SpecError, "'data' must be a table"),
         ({**SENT, "inference": []}, SpecError, "'inference' must be a table"),
         ({**SENT, "method": "antigravity"}, SpecError, "unknown method"),
-        ({**SENT, "method": "probmodels.cli"}, SpecError, "probmodels.cli is no method"),
+        ({**SENT, "method": "probmodels.errors"}, SpecError, "probmodels.errors is no method"),
     ],
     ids=lambda item: str(item)[:40],
 )
