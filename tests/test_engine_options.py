@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 import xarray as xr
 from inference_models import ExactKernel
 from torch import Tensor
+from wrong_values import WRONG
 
 from probmodels.errors import CheckpointError, FitError, ProblemError
 from probmodels.inference import (
@@ -36,21 +36,6 @@ from probmodels.inference import (
 from probmodels.inference.mcmc.chees import ChEESKernel
 from probmodels.options import options_of
 
-VALUES: dict[str, Any] = {
-    "object": object(),
-    "nan": math.nan,
-    "inf": math.inf,
-    "negative": -1,
-    "zero": 0,
-    "true": True,
-    "list": [1],
-    "text": "text",
-    "empty text": "",
-    "empty list": [],
-    "huge": 10**30,
-    "nested": {"a": {"b": [1]}},
-    "none": None,
-}
 """By name; one wrong value of each kind, and some that are right for some options."""
 
 
@@ -67,7 +52,7 @@ class Engine:
     settings
         Options of a fast run.
     accepted
-        By option the names of the `VALUES` that it takes.
+        By option the names of the `WRONG` that it takes.
     """
 
     function: Callable[..., Result]
@@ -190,7 +175,7 @@ def test_every_value_is_refused_or_works(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     engine = ENGINES[name]
-    for kind, value in VALUES.items():
+    for kind, value in WRONG.items():
         settings = {**engine.settings, option: value}
         if option == "checkpoint_every":  # which is refused where there is no checkpoint
             settings["checkpoint"] = tmp_path / kind
@@ -231,7 +216,7 @@ def test_every_value_of_an_option_of_a_kernel_is_refused_before_the_model_runs_o
 ) -> None:
     settings: dict[str, Any] = {"kernel": kernel, "num_samples": 4, "warmup_steps": 2, "num_chains": 1}
     settings |= {"chain_method": "sequential"} if kernel == "nuts" else {}
-    for kind, value in VALUES.items():
+    for kind, value in WRONG.items():
         given = {"kernel_options": {option: value}, "progress": False}
         if kind in KERNELS[kernel].get(option, ()):
             result = run_mcmc(plain(), **settings, **given)
@@ -276,7 +261,7 @@ def test_every_argument_of_what_follows_from_problems_is_refused_or_works(
     options = list(options_of(function))
     positional = dict(zip(options, (plain() if name != "map" else [], *rest), strict=False))
     for option in options:
-        for kind, value in VALUES.items():
+        for kind, value in WRONG.items():
             if kind in accepted.get(option, ()):
                 assert function(**positional | {option: value}) is not None
                 continue

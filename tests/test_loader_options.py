@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 import xarray as xr
 from PIL import Image
 from small_data import write_celeba, write_planetoid, write_tu
+from wrong_values import WRONG
 
 from probmodels.datasets import LOADERS, get_loader, list_loaders, load
 from probmodels.datasets.calendars import parse_period, parse_season
@@ -41,22 +41,6 @@ from probmodels.datasets.sem import average_effects, draw_sem, sample_sem, sem_o
 from probmodels.datasets.text import check_sentences, make_sentences, simulate_sentences
 from probmodels.errors import DataError
 from probmodels.options import options_of, options_schema
-
-WRONG: dict[str, Any] = {
-    "object": object(),
-    "nan": math.nan,
-    "infinity": math.inf,
-    "negative": -1,
-    "zero": 0,
-    "true": True,
-    "list": [1],
-    "text": "text",
-    "empty text": "",
-    "empty list": [],
-    "huge": 10**30,
-    "nested": {"a": {"b": [1]}},
-    "none": None,
-}
 
 # Options with which a loader is quick; paths are below the folder that `files` fills.
 SMALL: dict[str, dict[str, Any]] = {

@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import pytest
+from wrong_values import WRONG
 
 from probmodels import METHODS, get_method
 from probmodels.errors import DataError
 from probmodels.options import options_of
-
-WRONG: dict[str, Any] = {
-    "object": object(),
-    "nan": math.nan,
-    "infinity": math.inf,
-    "negative": -1,
-    "zero": 0,
-    "true": True,
-    "list": [1],
-    "text": "text",
-    "empty text": "",
-    "empty list": [],
-    "huge": 10**30,
-    "nested": {"a": {"b": [1]}},
-    "none": None,
-}
 
 # Values that an option does take. What is the default of an option is taken as well and not listed.
 _KNOWLEDGE = {
