@@ -137,7 +137,7 @@ def block_gibbs(
     num_length_scales
         Values of the length-scale on the grid.
     **options
-        Of `BlockGibbs`.
+        Options of `BlockGibbs`.
     """
     from probmodels.bayesian_svd import make_problem
     from probmodels.bayesian_svd.sampler import BlockGibbs

@@ -74,9 +74,9 @@ class GaussianVAE(PyroModule):
     Parameters
     ----------
     num_latents
-        Of an image.
+        Number of latents of an image.
     num_values
-        Of pixels.
+        Number of values of pixels.
     hidden
         Channels of the convolutions at a quarter of 8 x 8.
     dropout

@@ -84,7 +84,7 @@ def run_peer(
     model
         A name in `SITES`.
     chains, warmup, draws, seed
-        Of the run; ``warmup`` and ``draws`` per chain.
+        Sizes and seed of the run; ``warmup`` and ``draws`` per chain.
     python
         Interpreter of an environment that has the peer; None for ``PROBMODELS_PEERS_PYTHON``, else the present one.
     timeout
@@ -224,7 +224,7 @@ class Task:
     Attributes
     ----------
     model, chains, warmup, draws, seed, options
-        See `run_peer`.
+        As in `run_peer`.
     data
         Arguments of the model, arrays by name; empty for peers that read `reference` themselves.
     clock

@@ -149,7 +149,7 @@ def prior_predictive(
 def log_likelihood(problem: Problem, posterior: xr.Dataset, *, progress: bool = False) -> xr.Dataset:
     """Pointwise log likelihood of the observed sites.
 
-    Discrete latent sites are summed out, as over the component of each point of a mixture, whether the posterior
+    Discrete latent sites are enumerated, as over the component of each point of a mixture, whether the posterior
     holds draws of them or not; those of infinite support are taken from the posterior.
 
     Parameters

@@ -342,7 +342,7 @@ class Problem:
                 raise ProblemError(
                     f"{self.name}: enumerated site {name!r} has batch shape {tuple(fn.batch_shape)}, of which axis "
                     f"{axis} stands in no plate; put the site in pyro.plate(..., dim={axis - len(fn.batch_shape)}), so "
-                    "that its elements are summed out one by one"
+                    "that its elements are enumerated one by one"
                 )
 
     def _check_names(self) -> None:

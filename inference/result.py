@@ -448,7 +448,7 @@ def _read_state(folder: Path) -> dict[str, Tensor] | None:
 
 
 def check_target(folder: str | Path, *, overwrite: bool = False) -> Path:
-    """See that a result can be saved, which is better known before a run than after it.
+    """Check that a result can be saved, which is better known before a run than after it.
 
     Parameters
     ----------

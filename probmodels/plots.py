@@ -329,7 +329,7 @@ def image_grid(images: np.ndarray, title: str, labels: Sequence[Sequence[str]] |
     title
         Above all.
     labels
-        Of every image; None for none.
+        Labels of every image; None for none.
     """
     height, width = images.shape[:2]
     figure = Figure(figsize=(0.6 * width + 0.2, (0.6 if labels is None else 0.75) * height + 0.5), layout="constrained")

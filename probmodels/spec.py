@@ -118,7 +118,7 @@ def change_spec(spec: dict[str, Any], change: str) -> None:
     Parameters
     ----------
     spec
-        Of `read_spec`; changed in place.
+        Result of `read_spec`; changed in place.
     change
         Such as ``"model.rank=6"``: the keys that lead to the value, and the value as TOML has it. What is no TOML is
         taken as a text, so that ``model.kernel_space=matern52`` needs no quotes.

@@ -171,7 +171,7 @@ def regression(dtype: torch.dtype) -> Case:
     return _case(problem, {"beta": stats.t(2 * shape, mean, scale), "variance": stats.invgamma(shape, scale=rate)})
 
 
-# -- discrete sites summed out -----------------------------------------------------------------------------------------
+# -- discrete sites marginalised ---------------------------------------------------------------------------------------
 
 _MIXED = np.array([-1.2, -0.7, 0.4, 1.9, 2.4, 2.2, 1.1, 3.0])
 
@@ -185,7 +185,7 @@ def mixture_model(y: Tensor) -> None:
 
 
 def mixture(dtype: torch.dtype) -> Case:
-    """Two normals at minus and plus ``shift``, whose assignments are summed out; moments by quadrature."""
+    """Two normals at minus and plus ``shift``, whose assignments are marginalised; moments by quadrature."""
     weight, shift = np.linspace(0, 1, 1501)[1:-1], np.linspace(0, 12, 3001)[1:]
     w, s = weight[:, None], shift[None]
     log = stats.beta.logpdf(w, 2, 2) + stats.lognorm.logpdf(s, 0.5, scale=np.exp(0.5))

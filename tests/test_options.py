@@ -127,7 +127,7 @@ def sample(
     data
         Data.
     rank, kernel
-        Of the model.
+        Options of the model.
     """
     return {"rank": rank, **options}
 
@@ -230,7 +230,7 @@ def test_the_schema_has_ranges_choices_docs_and_leaves_out_what_json_cannot_say(
     schema = options_schema(sample, skip=1)
     properties = schema["properties"]
     assert schema["additionalProperties"] is False
-    assert properties["rank"] == {"type": "integer", "minimum": 1, "default": 4, "description": "Of the model."}
+    assert properties["rank"] == {"type": "integer", "minimum": 1, "default": 4, "description": "Options of the model."}
     assert properties["kernel"]["enum"] == ["matern", "identity"]
     assert properties["lr"]["exclusiveMinimum"] == 0
     assert properties["loss"] == {"anyOf": [{"type": "string"}, {"type": "null"}]}

@@ -253,7 +253,7 @@ def test_models_that_have_no_flat_density_are_refused():
         pyro.sample("k", dist.Poisson(3.0))
         pyro.sample("x", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(ProblemError, match=r"'k' cannot be summed out.*Poisson"):
+    with pytest.raises(ProblemError, match=r"'k' cannot be enumerated.*Poisson"):
         Potential(Problem("counting", counting))
 
 

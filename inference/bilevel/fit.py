@@ -89,7 +89,7 @@ def fit_bilevel(
         The same for hyperparameters; step k has size ``hyper_lr / (1 + hyper_decay k)``. With ``"sgd"`` and a
         constraint in ``outer`` this is projected gradient descent.
     solver_steps, damping
-        Of ``"cg"`` and ``"neumann"``; damping is added to the Hessian.
+        For ``"cg"`` and ``"neumann"``; damping is added to the Hessian.
     restart
         Whether every round begins with inner parameters made afresh; otherwise they go on. Afresh: initialisers of
         `pyro.param` and automatic guides run again, with a seed of the round's own; what modules and tensors of the

@@ -148,7 +148,7 @@ def hypergradient(
     steps
         How many; 0 for none, which only the methods other than ``"unrolled"`` can use.
     solver_steps, damping
-        Of ``"cg"`` and ``"neumann"``: steps of the solver, and what is added to the Hessian.
+        For ``"cg"`` and ``"neumann"``: steps of the solver, and what is added to the Hessian.
     """
     inner = {name: value.detach().requires_grad_() for name, value in inner.items()}
     hyper = {name: value.detach().requires_grad_() for name, value in hyper.items()}

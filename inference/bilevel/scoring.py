@@ -26,7 +26,7 @@ def score_guide(programs: Programs, num_draws: int, seed: int) -> dict[str, floa
     num_draws
         Draws of the guide.
     seed
-        Of the draws; the state of the global generator stays as it is.
+        Seed of the draws; the state of the global generator stays as it is.
 
     Returns
     -------

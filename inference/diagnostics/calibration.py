@@ -156,7 +156,7 @@ def sbc(
         Evenly spaced draws that the truth is ranked among: few enough to be nearly independent of each other, or
         autocorrelation alone lets the test fail.
     seed
-        Of all replicates; replicate r is the same whatever ``num_replicates`` and ``map``.
+        Seed of all replicates; replicate r is the same whatever ``num_replicates`` and ``map``.
     alpha
         Chance that a calibrated method fails.
     probs

@@ -142,7 +142,7 @@ class Comparison:
     findings
         In plain words.
     method
-        Of the weights.
+        How to get the weights.
     """
 
     table: pd.DataFrame
@@ -271,7 +271,7 @@ def kfold(
         Dim of the observed sites that the indices count; the log likelihood is summed over all others. None where
         there is one observed site with one dim.
     seed
-        Of the folds and of each refit.
+        Seed of the folds and of each refit.
     map
         Applies a function to the numbers of the folds; as in `probmodels.inference.diagnostics.calibration.sbc`.
 

@@ -44,7 +44,7 @@ def enumerate_posterior(problem: Problem, result: Result | None = None, *, limit
     problem
         What was inferred.
     result
-        Of an engine that fitted parameters of the model; None for the parameters that it starts with.
+        Result of an engine that fitted parameters of the model; None for the parameters that it starts with.
     limit
         Most configurations to list.
 
@@ -75,7 +75,7 @@ def check_exact(problem: Problem, result: Result, *, limit: Limit = _LIMIT) -> x
     problem
         What was inferred, or the same with other data.
     result
-        Of `fit_svi` or `fit_em`.
+        Result of `fit_svi` or `fit_em`.
     limit
         Most configurations to list.
 
@@ -125,11 +125,11 @@ def check_weights(
     problem
         What was inferred, or the same with other data.
     result
-        Of `fit_svi` or `fit_em`.
+        Result of `fit_svi` or `fit_em`.
     num_draws
         Draws of the guide; fewer than 100 tell nothing about their tail.
     seed
-        Of the draws.
+        Seed of the draws.
 
     Returns
     -------
@@ -190,7 +190,7 @@ class _Table:
     values
         By site (configuration, *shape), with axes of size 1 for the rows of these plates.
     data_dims, data_coords
-        Of these plates.
+        Names and labels of these plates.
     """
 
     def __init__(self, problem: Problem, limit: int) -> None:

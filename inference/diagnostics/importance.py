@@ -35,12 +35,12 @@ def importance_resample(result: _Held, num_samples: Count | None = None, *, seed
     Parameters
     ----------
     result
-        Of `fit_svi` or another engine that keeps ``log_weight`` in ``sample_stats``.
+        Result of `fit_svi` or another engine that keeps ``log_weight`` in ``sample_stats``.
     num_samples
         Draws to keep, each at most once: the fewer of many, the closer they follow the weights. None for as many as
         the weights are worth, at most a quarter.
     seed
-        Of the choice.
+        Seed of the choice.
 
     Returns
     -------

@@ -133,7 +133,7 @@ class ProcessPool(Pool):
     Parameters
     ----------
     function
-        See `Pool`.
+        As in `Pool`.
     num_workers
         Most processes at a time; None for one per usable CPU.
     """
@@ -231,7 +231,7 @@ class DaskPool(Pool):
     Parameters
     ----------
     function
-        See `Pool`; workers find it by name.
+        As in `Pool`; workers find it by name.
     client
         A ``distributed.Client``.
     topic

@@ -146,7 +146,7 @@ def refined(model: Any, guide: Any, draw: Any, num_moves: int, args: Any, kwargs
     draw
         Trace of the guide with its log densities.
     num_moves
-        Of every datum.
+        Number of moves of every datum.
 
     Returns
     -------

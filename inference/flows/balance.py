@@ -253,7 +253,7 @@ class Balance(ELBO):
         for site in sample_sites(runs[0].trace):
             if not (site["is_observed"] or is_generated(site) or site["name"] in runs[0].draw.nodes):
                 raise ProblemError(
-                    f"{kind}: the guide does not sample {site['name']!r}, and no site is summed out here; sample it in "
+                    f"{kind}: the guide does not sample {site['name']!r}, and no site is enumerated here; sample it in "
                     "the guide, or take TraceEnum_ELBO"
                 )
         for run in runs:
@@ -501,7 +501,7 @@ class DetailedBalance(SubTrajectoryBalance):
     num_particles
         Draws of each step.
     forward_looking
-        See `SubTrajectoryBalance`.
+        As in `SubTrajectoryBalance`.
     **options
         ``temperature``, ``epsilon``, ``reward_power``, ``floor`` and ``joint``; see `BalanceOptions`.
 

@@ -28,8 +28,9 @@ __all__ = ["Explore", "Recall", "by_event", "count_steps", "cut", "drawn", "retr
 class Explore(Messenger):
     """Draw sites without gradients, and discrete ones of finite support from a flatter distribution.
 
-    Of site distribution p the draws follow (1 - epsilon) p^(1/temperature) / c + epsilon / m, where c normalises and m
-    counts the values of positive probability. Traces keep p itself, so that log densities are those of the program.
+    With p the distribution of the site, draws follow (1 - epsilon) p^(1/temperature) / c + epsilon / m, where c
+    normalises and m counts the values of positive probability. Traces keep p itself, so that log densities are those
+    of the program.
     A distribution that draws element by element has a method ``explored`` that flattens each of them.
     Continuous sites, unbounded supports, and values that are given by other handlers are left as they are.
 

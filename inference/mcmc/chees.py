@@ -160,7 +160,7 @@ class ChEESKernel(Kernel):
     Parameters
     ----------
     problem
-        What to infer; discrete sites are summed out.
+        What to infer; discrete sites are enumerated.
     num_chains
         Chains; 16 or more make adaptation reliable, and for small models cost no more than one.
     target_accept_prob

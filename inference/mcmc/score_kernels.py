@@ -196,7 +196,7 @@ class ScoreKernel(Kernel):
     targets
         Functions of positions (chain, *event) to an `Evaluation`, the one to sample last.
     proposal, corrected, rule, num_points, num_leapfrog, damping, check_points
-        See `Transition`.
+        As in `Transition`.
     step_size
         Leapfrog step, a length in units of ``x`` (for Langevin proposals ``h = step_size**2 / 2``): one for each
         target, or one for all. Good values are near the smallest sd of the target, less in many dimensions.

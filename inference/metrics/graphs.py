@@ -216,7 +216,7 @@ def calibration_table(
     Parameters
     ----------
     probability
-        Of every pair (pair,), in [0, 1].
+        Probability of every pair (pair,), in [0, 1].
     truth
         Whether the pair is an edge (pair,), as 0 and 1 or False and True.
     bins

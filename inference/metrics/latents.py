@@ -44,7 +44,7 @@ def r_squared(latents: Table, concepts: Table, *, test: float | ArrayLike = 0.5,
     test
         Share of rows to hold out, drawn at random, or which ones (data,), as False and True.
     seed
-        Of the draw of rows.
+        Seed of the draw of rows.
 
     Returns
     -------
@@ -225,7 +225,7 @@ def _explained(truth: Floats, predicted: Floats) -> float:
 
 
 def _correlations(latents: Floats, concept: Floats, ranks: bool) -> Floats:
-    """Of every latent with a concept (latent,)."""
+    """The value for every latent with a concept (latent,)."""
     if ranks:
         latents, concept = rankdata(latents, axis=0), rankdata(concept)
     a, b = latents - latents.mean(axis=0), concept - concept.mean()

@@ -129,7 +129,7 @@ def sliced_wasserstein(x: Samples, y: Samples, num_projections: int = 200, seed:
     num_projections
         Directions, uniform on the sphere.
     seed
-        Of the directions.
+        Seed of the directions.
 
     Returns
     -------
@@ -195,7 +195,7 @@ def classifier_two_sample(x: Samples, y: Samples, seed: int = 0, *, classifier: 
         Two sets (sample, \*event) of at least 20. Of the larger one, as many are drawn as the smaller one has, so that
         guessing has accuracy 1/2.
     seed
-        Of the halves and of the default classifier.
+        Seed of the halves and of the default classifier.
     classifier
         Any of scikit-learn's. None for a network of two hidden layers on standardised events.
 
@@ -261,7 +261,7 @@ def permutation_pvalues(
     bandwidth
         As for ``mmd``.
     seed
-        Of the relabellings.
+        Seed of the relabellings.
 
     Returns
     -------
@@ -313,19 +313,20 @@ def compare_samples(
     reference
         Samples of the exact distribution.
     metrics
-        Of ``"energy_distance"``, ``"mmd"``, ``"sliced_wasserstein"``, ``"wasserstein"`` and
+        Some of ``"energy_distance"``, ``"mmd"``, ``"sliced_wasserstein"``, ``"wasserstein"`` and
         ``"classifier_two_sample"``.
     floor
         A second, independent set of the exact distribution, best as large as ``x``: what perfect samples would score.
     bandwidth
-        Of ``mmd``; None for the median distance within the reference, so that values for several ``x`` compare.
+        Bandwidth of ``mmd``; None for the median distance within the reference, so that values for several ``x``
+        compare.
         The p-values then take the median over both sets, as relabellings must not move it.
     num_projections
-        Of ``sliced_wasserstein``.
+        Number of projections of ``sliced_wasserstein``.
     num_permutations
         Relabellings for p-values of ``energy_distance`` and ``mmd``; None for no p-values.
     seed
-        Of directions, classifiers and relabellings, the same for both sets.
+        Seed of directions, classifiers and relabellings, the same for both sets.
 
     Returns
     -------
@@ -457,7 +458,7 @@ def _squared_quantile(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _check_sizes(metric: str, x: Tensor, y: Tensor) -> None:
-    """See that a metric can be computed of sets of these sizes."""
+    """Check that a metric can be computed of sets of these sizes."""
     sizes = len(x), len(y)
     if metric == "classifier_two_sample" and min(sizes) < _LEAST_CLASSIFIED:
         raise DiagnosticsError(f"sets have {sizes} samples; a classifier needs {_LEAST_CLASSIFIED} of each or more")

@@ -98,7 +98,7 @@ class Enumeration:
         return out
 
     def log_prob(self, values: Mapping[str, Tensor], observed: Sequence[str]) -> dict[str, Tensor]:
-        """Log density of every element of observed sites given the other sites, discrete ones summed out.
+        """Log density of every element of observed sites given the other sites, discrete ones enumerated.
 
         Raises
         ------
@@ -109,7 +109,7 @@ class Enumeration:
         return {name: self._summed(trace, name) for name in observed}
 
     def joint(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Log density of the other sites and the data (scalar), discrete sites summed out."""
+        """Log density of the other sites and the data (scalar), discrete sites enumerated."""
         trace = self._trace(values)
         terms: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
         for node in _factors(trace).values():
@@ -167,7 +167,7 @@ class Enumeration:
                 raise ProblemError(
                     f"{self.problem.name}: the log likelihood of {name!r} has no factor for each of its elements: "
                     f"{name!r} in plates {sorted(plates)} and {other!r} in plates {sorted(own)} are tied by the "
-                    f"discrete sites {shared}, which are summed out; put all that one discrete value explains into "
+                    f"discrete sites {shared}, which are enumerated; put all that one discrete value explains into "
                     "one site with event axes, or compare models on held-out data"
                 )
 

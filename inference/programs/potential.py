@@ -60,7 +60,7 @@ class Slot:
 class Potential:
     """Negative log density of a problem in unconstrained space.
 
-    Generated sites are hidden, ``problem.reparam`` is applied, discrete latent sites are summed out exactly by
+    Generated sites are hidden, ``problem.reparam`` is applied, discrete latent sites are enumerated exactly by
     enumeration, and every other latent site is mapped to unconstrained space. ``evaluate`` runs Pyro; ``captured`` and
     ``batched`` run a graph of it, which is several times as fast. Capturing one chain first and batching after keeps
     ``vmap`` out of Pyro's enumeration, which it cannot enter.
@@ -126,7 +126,7 @@ class Potential:
         return self._joint(self._trace(values)) + log_volume
 
     def _joint(self, trace: Any) -> Tensor:
-        """Log density of a trace, discrete sites summed out: masks apply inside of the sum, scales outside."""
+        """Log density of a trace, discrete sites enumerated: masks apply inside of the sum, scales outside."""
         if not self._discrete:
             return cast("Tensor", trace.log_prob_sum())
         trace.compute_log_prob()
@@ -358,7 +358,7 @@ class Potential:
             if name in self._discrete:
                 if node["infer"].get("_enumerate_dim") is None:
                     raise ProblemError(
-                        f"{self.problem.name}: discrete site {name!r} cannot be summed out, since "
+                        f"{self.problem.name}: discrete site {name!r} cannot be enumerated, since "
                         f"{type(node['fn']).__name__} does not enumerate its support; use a Categorical or Bernoulli, "
                         "or a kernel that moves discrete sites"
                     )

@@ -34,7 +34,7 @@ def join(name: str, distributed: bool | None) -> tuple[int, int]:
     Parameters
     ----------
     name
-        Of the problem, for errors.
+        Name of the problem, for errors.
     distributed
         Whether to take part in a process group; None for where there is one.
 
@@ -87,7 +87,7 @@ class Ranks:
     sizes
         Rows and rows of a batch, by plate.
     seed
-        Of the run.
+        Seed of the run.
     size
         Number of ranks.
 
@@ -123,7 +123,7 @@ class Ranks:
         return {"ranks": self.size} if self.own_noise else {}
 
     def share(self, indices: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of the rows of a step, those of this rank."""
+        """The rows of a step that this rank sees."""
         if self.size == 1:
             return indices
         return {**indices, self._plate: indices[self._plate].tensor_split(self.size)[self.rank]}
@@ -141,7 +141,7 @@ class Ranks:
         Parameters
         ----------
         loss, gradients
-            Of this rank's rows.
+            Loss and gradients of this rank's rows.
         params
             All that may have a gradient, by name.
         """

@@ -88,7 +88,7 @@ class Phase:
         Whether an objective of your own depends on parameters, data and random numbers only, so that a graph of it may
         be run in its place. Named ones know.
     options
-        Of a named objective: ``weights`` and ``refine`` of ``wake`` (see
+        Options of a named objective: ``weights`` and ``refine`` of ``wake`` (see
         `probmodels.inference.variational.losses.wake`), ``weights`` of ``joint``, ``loss`` of ``replay``, and all of
         balance objectives.
     plus
@@ -263,9 +263,9 @@ def make_course(
     where
         Names what it is of, for errors.
     given
-        See `Course`.
+        As in `Course`.
     rounds
-        Of the whole fit.
+        Number of rounds of the whole fit.
     end
         Where it ends unless it says so; None where it has to.
     least
@@ -343,7 +343,7 @@ class _Making:
     problem
         As it is fitted.
     observed_args
-        See `fit_em`.
+        As in `fit_em`.
     plates
         Plates of which a step sees some rows.
     """

@@ -85,7 +85,7 @@ class Setting:
     batches
         Rows of every step.
     options
-        Of the engine.
+        Options of the engine.
     folder
         Checkpoint folder, or None.
     ranks

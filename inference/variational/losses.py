@@ -300,7 +300,7 @@ def wake_phi(num_particles: Annotated[int, Ge(2)] = 8) -> Objective:
     """Objective of a guide: cross entropy from the posterior, estimated by self-normalised importance sampling.
 
     Its draws come from the guide itself, held fixed; no gradient passes through them, so that discrete sites are fine.
-    See `wake` for the weights.
+    The weights are those of `wake`.
 
     Parameters
     ----------

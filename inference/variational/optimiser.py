@@ -46,7 +46,7 @@ class Adam:
         params
             Leaf tensors by name, the same ones at every step.
         gradients
-            Of some of them.
+            Gradients of some of them.
         lr
             Step size.
         """

@@ -147,7 +147,7 @@ def make_schedule(name: str, schedule: str | Schedule | None, num_steps: int, lr
     Parameters
     ----------
     name
-        Of the problem, for errors.
+        Name of the problem, for errors.
     schedule
         ``"constant"``; ``"geometric"``, down to ``lr_decay``; ``"cosine"``, down to ``lr_decay``, or 0 where that is 1;
         ``"warmup"``, rising over the first tenth; ``"warmup_cosine"``; or a function of the step. None for geometric.

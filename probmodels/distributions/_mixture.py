@@ -202,7 +202,7 @@ class FrameMixture(TorchDistribution):
         """Frames (N, n, k) from standard normals (N, n, k) and indices of candidates (N,) or (N, k)."""
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density, candidates summed out.
+        """Log density, candidates marginalised.
 
         Parameters
         ----------

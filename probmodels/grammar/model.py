@@ -12,7 +12,7 @@ Lengths are data. The density of a tree is that of the grammar, over trees of al
 given the length. With ``left_branching`` b, exp(-b) weighs every left child that is no word: a prior of shapes.
 
 The parameters are fitted: by `fit_em` with the policy of `probmodels.guides.grammar` as the guide, or, ``exact=True``,
-on the likelihood with trees summed out by the inside algorithm, which is there for both kinds of rules.
+on the likelihood with trees marginalised by the inside algorithm, which is there for both kinds of rules.
 
 References
 ----------
@@ -83,7 +83,7 @@ class Grammar(PyroModule):
     learn
         Whether the grammar is fitted.
     exact
-        Whether trees are summed out.
+        Whether trees are marginalised.
     concentration
         Concentration of Dirichlet priors of rules and emissions.
     left_branching
@@ -122,7 +122,7 @@ class Grammar(PyroModule):
         return self.tables().weighted(self.left_branching)
 
     def forward(self, word: Tensor, length: Tensor) -> None:
-        """Sites ``tree`` (sentence, split, node), latent or, with trees summed out, generated; ``word`` (sentence,
+        """Sites ``tree`` (sentence, split, node), latent or, with trees marginalised, generated; ``word`` (sentence,
         position), observed.
 
         Parameters
@@ -200,7 +200,7 @@ def make_problem(
     parents
         Whether rules depend on the label of the parent.
     exact
-        Whether trees are summed out: for `fit_svi`, or the phase ``"wake"`` of `fit_em`, without a policy. Draws of
+        Whether trees are marginalised: for `fit_svi`, or the phase ``"wake"`` of `fit_em`, without a policy. Draws of
         trees are then exact.
     learn
         Whether the grammar is fitted; otherwise it is ``tables``, or the one that the data bring, ``true_rule`` and so
@@ -379,7 +379,7 @@ def fitted_tables(problem: Problem, result: Result | None = None) -> Tables:
 def exact_log_likelihood(
     problem: Problem, result: Result | None = None, data: xr.Dataset | None = None
 ) -> xr.DataArray:
-    """Log probability (sentence,) of sentences with their trees summed out, without priors of the grammar.
+    """Log probability (sentence,) of sentences with their trees marginalised, without priors of the grammar.
 
     Parameters
     ----------

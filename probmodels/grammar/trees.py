@@ -96,7 +96,7 @@ class Trees(_OfSentences):
 
 
 class Words(_OfSentences):
-    """Words of sentences: given trees, or with trees summed out where there are none."""
+    """Words of sentences: given trees, or with trees marginalised where there are none."""
 
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self) -> Any:

@@ -1,4 +1,4 @@
-"""What a noisy channel shows of a hidden truth, the truth summed out."""
+"""What a noisy channel shows of a hidden truth, the truth marginalised."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["NoisyCount"]
 
 
 class NoisyCount(TorchDistribution):
-    """How often a pair was seen as an edge, its true edge summed out.
+    """How often a pair was seen as an edge, its true edge marginalised.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ Generative model, for candidate pairs (u, v) of nodes, each looked at n times::
     A_uv ~ Bernoulli(p_uv)
     O_uv | A_uv ~ Binomial(n, A_uv (1 - deletion) + (1 - A_uv) addition)
 
-Given the parameters, pairs are independent. Therefore the true edges are summed out in closed form, and every draw of
+Given the parameters, pairs are independent. Therefore the true edges are marginalised in closed form, and every draw of
 the parameters has the exact conditional probability of every edge::
 
     logit P(A_uv = 1 | O_uv) = logit p_uv - O_uv log addition_ratio + (n - O_uv) log(deletion / (1 - addition))
@@ -467,7 +467,7 @@ def _check_memory(pairs: PairData, hidden: int) -> None:
 
 def _refuse(problem: Problem) -> Any:
     raise ProblemError(
-        f"{problem.name}: with labels the edges depend on each other and cannot be summed out; use fit_svi, or leave "
+        f"{problem.name}: with labels the edges depend on each other and cannot be marginalised; use fit_svi, or leave "
         "labels out"
     )
 
