@@ -113,7 +113,7 @@ print(f"the largest effect is exceeded in {share:.0%} of the replications")
 
 # %%
 figures = {
-    "trace": plots.trace(result.posterior, ["mu", "tau"]),
+    "trace": plots.plot_trace(result.posterior, ["mu", "tau"]),
     "rank": plots.rank(result.posterior, ["mu", "tau"]),
     "loss": plots.loss(fitted.tree["fit"].to_dataset()),
     "models": plots.ranking(comparison.table),

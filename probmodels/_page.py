@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "CAPTIONS",
     "Section",
     "bullets",
     "code",
@@ -34,6 +35,14 @@ __all__ = [
     "verdict",
     "write_page",
 ]
+
+CAPTIONS = {
+    "trace": "Draws in their order, and their distribution; one colour per chain. Chains should look alike and not "
+    "drift.",
+    "rank": "Ranks of each chain among all draws; flat within the grey band when the chains agree.",
+    "loss": "Loss of the fit by step; it should have levelled off.",
+}
+"""What figures that every page may have show."""
 
 _MOST_FINDINGS = 6
 

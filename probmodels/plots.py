@@ -29,11 +29,11 @@ __all__ = [
     "forest",
     "image_grid",
     "loss",
+    "plot_trace",
     "predictive_check",
     "rank",
     "ranking",
     "rhat_histogram",
-    "trace",
 ]
 
 _SMALL, _FEW = 12, 4  # entries of a variable of which all are shown by default; of larger ones, so many
@@ -59,7 +59,7 @@ def _scalars(
     return out[:most]
 
 
-def trace(posterior: xr.Dataset, variables: Sequence[str] | None = None, *, most: int = 12) -> Figure:
+def plot_trace(posterior: xr.Dataset, variables: Sequence[str] | None = None, *, most: int = 12) -> Figure:
     """Draws in their order and their distribution, one row per scalar and one colour per chain.
 
     ``variables`` of the posterior are all by default, and of those with more than twelve entries the first four;

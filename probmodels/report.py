@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from probmodels import plots
 from probmodels._page import (
+    CAPTIONS,
     Section,
     code,
     diagnostics,
@@ -38,12 +39,8 @@ __all__ = ["draw_result", "show", "write_report"]
 
 _MOST = 40  # variables of which a page has rows
 _BELOW = "Did the inference work?"
-_CAPTIONS = {
+_CAPTIONS = CAPTIONS | {
     "forest": "Medians, with intervals of half the draws (thick) and of 94 % of them (thin).",
-    "trace": "Draws in their order, and their distribution; one colour per chain. Chains should look alike and not "
-    "drift.",
-    "rank": "Ranks of each chain among all draws; flat within the grey band when the chains agree.",
-    "loss": "Loss of the fit by step; it should have levelled off.",
     "predictive_check": "Observed values (blue) among data sets drawn from the posterior predictive distribution "
     "(grey). Shares near 0 % or 100 % show what the model misses.",
 }
@@ -72,7 +69,7 @@ def draw_result(result: Result) -> dict[str, Figure]:
     posterior = result.group("posterior")
     found = loss_figure(result)
     if any({"chain", "draw"} <= set(values.dims) for values in posterior.data_vars.values()):
-        found |= {"forest": plots.forest(posterior), "trace": plots.trace(posterior)}
+        found |= {"forest": plots.forest(posterior), "trace": plots.plot_trace(posterior)}
         if posterior.sizes["chain"] > 1:
             found["rank"] = plots.rank(posterior)
     observed, predicted = result.group("observed_data"), result.group("posterior_predictive")

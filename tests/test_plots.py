@@ -98,7 +98,7 @@ def draw_all(tree, modes, comparison) -> dict[str, Figure]:
         "scree": mode_figures.scree(modes, comparison),
         "residual_maps": mode_figures.residual_maps(modes),
         "eof_difference": mode_figures.eof_difference(modes, comparison),
-        "trace": plots.trace(posterior),
+        "plot_trace": plots.plot_trace(posterior),
         "rank": plots.rank(posterior),
         "forest": plots.forest(posterior),
         "predictive_check": plots.predictive_check(OBSERVED, replicated()),
@@ -246,10 +246,10 @@ def test_cells_without_a_grid_or_position_are_drawn(tree):
 
 def test_chosen_variables_and_their_limit(tree):
     posterior = tree["posterior"].to_dataset()
-    figure = plots.trace(posterior, ["sigma", "d"], most=3)
+    figure = plots.plot_trace(posterior, ["sigma", "d"], most=3)
     assert [ax.get_ylabel() for ax in figure.axes[::2]] == ["sigma", "d[0]", "d[1]"]
     with pytest.raises(ResultError, match="no 'sigm'; did you mean 'sigma'"):
-        plots.trace(posterior, ["sigm"])
+        plots.plot_trace(posterior, ["sigm"])
 
 
 def test_ranks_of_equal_chains_stay_within_the_band(tree):
@@ -317,9 +317,9 @@ def test_large_variables_show_their_first_entries():
     rng = np.random.default_rng(0)
     dims = ("chain", "draw", "cell")
     posterior = xr.Dataset({"x": (dims, rng.normal(size=(2, 50, 100))), "s": (dims[:2], rng.normal(size=(2, 50)))})
-    figure = plots.trace(posterior)
+    figure = plots.plot_trace(posterior)
     assert [ax.get_ylabel() for ax in figure.axes[::2]] == ["x[0]", "x[1]", "x[2]", "x[3]", "s"]
-    assert len(plots.trace(posterior, ["x"], most=7).axes[::2]) == 7
+    assert len(plots.plot_trace(posterior, ["x"], most=7).axes[::2]) == 7
 
 
 def test_draws_that_are_not_finite_are_drawn_as_far_as_they_are():
@@ -327,7 +327,7 @@ def test_draws_that_are_not_finite_are_drawn_as_far_as_they_are():
     values[0, 3], values[1, 4] = np.nan, np.inf
     posterior = xr.Dataset({"x": (("chain", "draw"), values), "nothing": (("chain", "draw"), values * np.nan)})
     posterior["truth"] = posterior["x"] > 0
-    for figure in (plots.trace(posterior), plots.rank(posterior), plots.forest(posterior)):
+    for figure in (plots.plot_trace(posterior), plots.rank(posterior), plots.forest(posterior)):
         pixels(figure)
 
 

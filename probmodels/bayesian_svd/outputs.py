@@ -70,7 +70,7 @@ def write_outputs(
         if gridded:
             figures["rhat_map"] = mode_figures.rhat_map(modes)
         figures["rank"] = plots.rank(posterior, traced)
-    figures["trace"] = plots.trace(posterior, traced)
+    figures["trace"] = plots.plot_trace(posterior, traced)
     written = write_all(
         result,
         folder,

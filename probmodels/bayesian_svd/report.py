@@ -12,6 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from probmodels._page import (
+    CAPTIONS,
     Section,
     bullets,
     code,
@@ -29,19 +30,15 @@ from probmodels.inference.labels import group_of
 
 __all__ = ["write_report"]
 
-_CAPTIONS = {
+_CAPTIONS = CAPTIONS | {
     "mode_maps": "Left: posterior mean of each pattern. Right: its posterior standard deviation.",
     "pcs": "Principal components: posterior mean, interval, and the EOF's.",
     "scree": "Variance explained by mode.",
     "eof_difference": "Left: deterministic EOFs. Right: posterior mean less EOF; dots where the EOF lies outside the "
     "interval.",
     "residual_maps": "What the modes leave over, and whether the model's noise accounts for it.",
-    "trace": "Draws in their order, and their distribution; one colour per chain. Chains should look alike and not "
-    "drift.",
-    "rank": "Ranks of each chain among all draws; flat within the grey band when the chains agree.",
     "rhat_map": "Agreement of the chains at every cell; 1 is perfect, above 1.01 the draws are too few.",
     "rhat_histogram": "Agreement of the chains over all entries.",
-    "loss": "Loss of variational inference; it should have levelled off.",
 }
 _PLACES = {
     "maps": ("mode_maps",),
