@@ -15,7 +15,7 @@ import pytest
 import torch
 import xarray as xr
 from inference_models import auto_guide, data, mean_model, mean_problem
-from test_engine_options import VALUES
+from wrong_values import WRONG
 
 from probmodels.errors import DiagnosticsError, ImportanceError, ProblemError, ProbmodelsError, ResultError
 from probmodels.inference import (
@@ -88,7 +88,7 @@ class Case:
     error
         What it raises for wrong ones.
     accepted
-        By argument the names of the `VALUES` that it takes.
+        By argument the names of the `WRONG` that it takes.
     """
 
     function: Callable[..., Any]
@@ -159,7 +159,7 @@ def test_every_value_is_refused_or_works(
     monkeypatch.chdir(tmp_path)
     case, numbers = CASES[name], itertools.count()
     made["result"].save("saved")
-    for option, (kind, value) in itertools.product(options_of(case.function), VALUES.items()):
+    for option, (kind, value) in itertools.product(options_of(case.function), WRONG.items()):
         given = {key: made.get(item, item) if isinstance(item, str) else item for key, item in case.arguments.items()}
         given |= {"folder": f"folder {next(numbers)}"} if given.get("folder") == "folder" else {}
         given[option] = value
