@@ -1,4 +1,4 @@
-"""Calibration of the Bayesian SVD: are its intervals right, and does it beat the plain SVD?
+"""Calibration of the Bayesian SVD: coverage of its intervals, and its errors beside those of the plain SVD.
 
 ``sbc`` is simulation-based calibration (Talts et al. 2018, https://arxiv.org/abs/1804.06788): truths drawn from the
 model's prior, data from its likelihood, and the truth ranked among posterior draws of the block sampler, started as it
@@ -98,14 +98,14 @@ def holes(rng: np.random.Generator, shape: tuple[int, int], share: float, least:
 
 
 def log_likelihood(data: MatrixData, draw: Mapping[str, torch.Tensor]) -> float:
-    """Of the observed entries, local effects integrated out."""
+    """Log likelihood of the observed entries, local effects marginalised."""
     shared = draw.get("shared_effects", torch.zeros(0, dtype=torch.float64))
     value = data.z if data.gaps is None else data.gaps.observed
     return float(LowRankNormal(data, draw["U"], draw["d"], draw["V"], draw["sigma"], shared).log_prob(value))
 
 
 def quantities(data: MatrixData, draw: Mapping[str, torch.Tensor]) -> dict[str, Array]:
-    """What is ranked: parameters with their labels, and functions that no sign touches."""
+    """Quantities that are ranked: parameters with their labels, and functions that no change of sign alters."""
     u, v, d = (data.space.basis @ draw["U"]).numpy(), (data.time.basis @ draw["V"]).numpy(), draw["d"].numpy()
     signal = (u * d) @ v.T
     out = {

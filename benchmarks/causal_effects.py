@@ -37,12 +37,12 @@ NUM_DRAWS = {"linear": 2000, "smooth": 400}
 
 
 def functions_of(options: dict[str, Any]) -> str:
-    """Of the kind that the data are from."""
+    """Name of the kind of functions that the data are simulated with."""
     return "linear" if options["mechanism"] == "linear" else "smooth"
 
 
 def effects_cell(options: dict[str, Any], graphs: str, seed: int) -> dict[str, Any]:
-    """What is covered, and how wide intervals are, of one data set."""
+    """Coverage and width of intervals in one data set."""
     functions = functions_of(options)
     draws = NUM_DRAWS[functions]
     data = simulate_sem(NUM_NODES, NUM_ROWS, graph="er", degree=DEGREE, **options, seed=seed)

@@ -1,4 +1,4 @@
-"""Causal graphs of concepts: how well graphs are recovered, and whether probabilities of edges are what they say.
+"""Causal graphs of concepts: how well graphs are recovered, and whether probabilities of edges are calibrated.
 
     python benchmarks/causal_graph.py sem       [--seeds 5] [--minutes 60] [--python VENV/bin/python]
     python benchmarks/causal_graph.py pendulum  [--seeds 5] [--minutes 60] [--python VENV/bin/python]
@@ -109,7 +109,7 @@ def peer(data: xr.Dataset, method: str, python: str) -> dict[str, Any]:
 
 
 def distances(truth: np.ndarray, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """SHD of graphs, and of their classes."""
+    """SHD (structural Hamming distance) of graphs, and of their equivalence classes."""
     graphs = [np.array(row["graph"]) for row in rows]
     classes = [graph if (graph * graph.T).any() else cpdag(graph) for graph in graphs]
     return {
@@ -125,7 +125,7 @@ def likely(chance: np.ndarray) -> np.ndarray:
 
 
 def in_time(until: float, runs: list[tuple[Callable[[], Any], dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Cells of the first seeds, as many as there are or can be begun."""
+    """Cells of the first seeds, as many as are stored or can be started before the time limit."""
     rows = []
     for compute, key in runs:
         try:

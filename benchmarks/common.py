@@ -271,7 +271,7 @@ def effective_sample_size(draws: Array) -> Array:
 
 
 def effective_sample_sizes(draws: Draws, reference: tuple[Array, Array]) -> dict[str, float]:
-    """Of aligned draws: medians and minima over entries, modes and angles."""
+    """Effective sample sizes of aligned draws: medians and minima over entries, modes and angles."""
     u, v, d = (effective_sample_size(draws[name]) for name in ("U", "V", "d"))
     angles = np.concatenate(
         [effective_sample_size(in_plane_angles(draws[name], r)) for name, r in zip("UV", reference, strict=True)]
@@ -323,13 +323,13 @@ def interval(values: Iterable[float], *, factor: float = 1.0, digits: int = 3) -
 
 
 class OutOfTime(Exception):
-    """The time that was given is over."""
+    """The time limit has passed."""
 
 
 def cell(name: str, until: float, compute: Callable[[], Mapping[str, Any]], **key: Any) -> dict[str, Any]:
     """Figures of one cell of a long benchmark, from ``results/<name>.jsonl`` or else computed and appended there.
 
-    Cells know nothing of the code: delete the file to measure anew.
+    A stored cell is used whatever the code is now: delete the file to measure again.
 
     Raises
     ------

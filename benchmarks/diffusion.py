@@ -1,4 +1,4 @@
-"""Diffusion: its bound against exact likelihoods, what a learned schedule saves, and likelihoods of digits.
+"""Diffusion: its bound beside exact likelihoods, variance of the loss by schedule, likelihoods of digits.
 
     python benchmarks/diffusion.py bound
     python benchmarks/diffusion.py schedule
@@ -90,7 +90,7 @@ class Exact(nn.Module):
     """Velocity by the posterior mean of a point of the mixture given its noised form."""
 
     def forward(self, z: Tensor, level: Tensor, label: Tensor | None = None) -> Tensor:
-        """Of points (row, 2) at levels (row,)."""
+        """Velocity (row, 2) of points (row, 2) at levels (row,)."""
         gamma = (ENDS[0] + (ENDS[1] - ENDS[0]) * level).unsqueeze(-1)
         alpha, sigma = torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt()
         variance = alpha**2 * SD**2 + sigma**2
@@ -209,7 +209,7 @@ def floor_cell(seed: int, num_times: int = 200) -> dict[str, float]:
 
 
 def schedules(args: argparse.Namespace) -> None:
-    """What a learned schedule saves."""
+    """Table of the variance of the loss by schedule."""
     cells = [
         common.cell("diffusion", args.until, partial(schedule_cell, seed), part="schedule", seed=seed, **FIT)
         for seed in args.seeds
@@ -339,7 +339,7 @@ NUM_DRAWN = 50  # of each class
 
 
 def classes_cell(seed: int) -> dict[str, float]:
-    """Share of images taken for what they were to be, by weight of guidance, and of test images."""
+    """Share of new images classified as the class asked for, by weight of guidance, and of test images."""
     images = digits(False)
     flat, train = images["image"].values.reshape(images.sizes["data"], -1), images["split"].values == "train"
     label = images["label"].values

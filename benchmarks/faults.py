@@ -1,4 +1,4 @@
-"""Kill runs at random times and see that each, repeated until it ends, gives the numbers of a run left alone.
+"""Kill runs at random times, repeat each until it ends, and check that it gives the numbers of a run without kills.
 
 Usage: ``python benchmarks/faults.py [--runs 25] [--seed 0]``. Every run is a process of its own with a checkpoint
 folder. It and its workers are killed with SIGKILL at a random time after the engine was called, and the same call is

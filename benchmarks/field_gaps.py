@@ -1,4 +1,4 @@
-"""Gaps of sea surface temperature filled by a diffusion prior, beside linear ones and the Bayesian SVD.
+"""Gaps of sea surface temperature filled with a diffusion prior, beside linear priors and the Bayesian SVD.
 
     python benchmarks/field_gaps.py --root DATA
 
@@ -82,7 +82,7 @@ def months(root: Path, validate: bool) -> tuple[xr.DataArray, xr.DataArray]:
 
 
 def hidden(later: xr.DataArray, seed: int) -> Gaps:
-    """By pattern, months that are complete and the same with gaps."""
+    """Complete months, and the same months with gaps, by pattern of gaps."""
     rng = np.random.default_rng(seed)
     order = rng.permutation(later.sizes["time"])
     ocean = np.argwhere(later[0].notnull().values)
@@ -212,7 +212,7 @@ def diffusion(method: str, train: xr.DataArray, gaps: Gaps, seed: int) -> dict[s
 
 
 def figures(name: str, root: Path, seed: int, validate: bool) -> dict[str, Any]:
-    """Of one method."""
+    """Figures of one method."""
     train, later = months(root, validate)
     gaps = hidden(later, seed)
     start = time.process_time()

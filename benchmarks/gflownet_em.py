@@ -1,4 +1,4 @@
-"""GFlowNet-EM where all is known: a mixture of flowers and a discrete autoencoder, beside exact sums.
+"""GFlowNet-EM on models with exact sums: a mixture of flowers and a discrete autoencoder.
 
     python benchmarks/gflownet_em.py mixture             # 20 starts: exact EM, EM of a factorised posterior, ours
     python benchmarks/gflownet_em.py vae                 # digits: likelihoods of models trained by each method
@@ -323,7 +323,7 @@ def fixed_cell(method: str, latents: int, seed: int) -> dict[str, Any]:
 
 
 def cells(part: str, until: float, compute: Callable[..., dict[str, Any]], keys: Sequence[Mapping[str, Any]]) -> Any:
-    """Rows of all cells; of those that there was time for."""
+    """Rows of all cells that there was time for."""
     rows = []
     for key in keys:
         try:

@@ -95,7 +95,7 @@ def f1(trees: Any, data: xr.Dataset) -> float:
 
 
 def judged(problem: Any, result: Any, test: xr.Dataset) -> dict[str, float]:
-    """What the grammar says of other sentences."""
+    """Figures of the grammar on other sentences."""
     chance = exact_span_probabilities(problem, result, test).values
     return {
         "nll": -float(exact_log_likelihood(problem, result, test).sum() / test["length"].sum()),

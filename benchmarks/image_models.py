@@ -1,4 +1,4 @@
-"""What diffusion is compared with on images of few values, and what judges its images.
+"""Baselines of diffusion on images of few values, and a classifier that judges new images.
 
 Mixtures of products of categoricals, by EM; an autoencoder with Gaussian latents; classifiers of images and of noised
 images. Import `common` first.

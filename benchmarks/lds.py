@@ -84,7 +84,7 @@ def load(dataset: str, root: str | None, graph: bool, retained: float, seed: int
 
 
 def scores(data: xr.Dataset, chance: np.ndarray) -> dict[str, float]:
-    """Accuracy on the test nodes, and what stopping nodes say."""
+    """Accuracy on the test nodes, and log loss of the stopping nodes."""
     split, y = data["split"].values, data["y"].values
     found = {"accuracy": float((chance.argmax(1) == y)[split == "test"].mean())}
     stop = split == "stop"

@@ -1,4 +1,4 @@
-"""The main job as a user runs it: wall time of the whole command, and what its diagnostics say.
+"""The Bayesian SVD of the embedded field as one command: wall time, and its diagnostics.
 
 Without arguments the embedded field with 4 modes; with a file that field with ``--rank`` modes. Each seed is one run of
 ``probmodels sst`` in a process of its own, with everything that it writes.

@@ -39,7 +39,7 @@ _METHODS = ("vectorized", "process")
 
 
 def wide(y: Tensor) -> None:
-    """As many independent normals as there are data."""
+    """One normal latent variable for each datum, independent."""
     with pyro.plate("row", len(y)):
         theta = pyro.sample("theta", dist.Normal(y.new_zeros(()), 1.0))
         pyro.sample("y", dist.Normal(theta, 1.0), obs=y)

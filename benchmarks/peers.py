@@ -213,7 +213,7 @@ class Clock:
 
 
 def cpu_seconds() -> float:
-    """Of this process since it started, and of its children that have ended."""
+    """CPU seconds of this process since its start, and of its children that have ended."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 

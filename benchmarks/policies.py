@@ -125,7 +125,7 @@ class GridPolicy(nn.Module):
         self.log_z = nn.Parameter(torch.zeros(()))
 
     def features(self, state: Tensor) -> Tensor:
-        """Of states (..., axis)."""
+        """Features (..., feature) of states (..., axis)."""
         return self.trunk((state.unsqueeze(-1) == torch.arange(SIDE)).float().flatten(-2))
 
     def ahead(self, features: Tensor, state: Tensor) -> Tensor:

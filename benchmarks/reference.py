@@ -75,11 +75,11 @@ class Flat(dist.TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint:
-        """Where the density is 1."""
+        """The set on which the density is 1."""
         return self._support
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Flat:
-        """The same for another batch shape."""
+        """The same distribution for another batch shape."""
         return Flat(self._support, (*batch_shape, *self.event_shape), self._dtype)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:

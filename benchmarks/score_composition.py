@@ -1,4 +1,4 @@
-"""Composition of scores where every figure has an exact answer: samplers, line integrals, guidance, inverse problems.
+"""Composition of scores on problems with exact answers: samplers, line integrals, guidance, inverse problems.
 
     python benchmarks/score_composition.py product
     python benchmarks/score_composition.py steps
@@ -101,7 +101,7 @@ def exact_product(num_samples: int, seed: int) -> Tensor:
 
 
 def _mass(low: Sequence[float], high: Sequence[float]) -> float:
-    """Of the ring in a box."""
+    """Mass of the ring in a box."""
     ends = [torch.special.ndtr((torch.tensor(side) - RADIUS * CIRCLE) / SD) for side in (low, high)]
     return float((ends[1] - ends[0]).prod(-1).mean())
 
@@ -304,7 +304,7 @@ def spread_within(x: Tensor) -> dict[str, float]:
 
 
 def steps(args: argparse.Namespace) -> None:
-    """Longer and longer steps."""
+    """Table of samplers with longer and longer steps."""
     rows, truth = [], exact_sd()
     kinds: dict[str, tuple[str, str | None]] = {"U-HMC": ("uhmc", None)}
     kinds |= {f"HMC, {rule}": ("hmc", rule) for rule in ("curve", "curve-newton", "curve-simpson", "exact")}
@@ -506,7 +506,7 @@ def inverse_cell(num_samples: int, seed: int, bridge: str, sampler: str) -> dict
 
 
 def inverse(args: argparse.Namespace) -> None:
-    """Both bridges, over seeds."""
+    """Table of both samplers with both bridges, over seeds."""
     rows = []
     seeds = range(args.problems)
     kinds = [(bridge, sampler) for sampler in ("reverse", "hmc") for bridge in ("noised", "denoised")]
@@ -556,7 +556,7 @@ def score_error(field: Field, exact: GaussianMixture | UniformBox, t: float) -> 
 
 
 def learned_cell(num_samples: int, seed: int, kind: str) -> dict[str, Any]:
-    """Two networks, their errors, and what samplers make of them."""
+    """Figures of one seed: errors of two networks, and of draws by their scores."""
     generator = torch.Generator().manual_seed(1000 + seed)
     start, fields, found = time.process_time(), [], {}
     for name, exact in (("ring", RING_THERE), ("bar", BAR_THERE)):
@@ -622,7 +622,7 @@ def learned(args: argparse.Namespace) -> None:
 
 
 def milliseconds(num_chains: int, size: int, steps: int = 20) -> float:
-    """Of a step."""
+    """CPU milliseconds of a step."""
     generator = torch.Generator().manual_seed(0)
     field = ScoreOnly(UniformBox(LinearSchedule(), -torch.ones(size), torch.ones(size)))
     move = make_move(field, num_steps=steps, width=0.5)

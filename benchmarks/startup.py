@@ -1,4 +1,4 @@
-"""What it costs to start: CPU seconds of `import probmodels`, of the commands that only look, and of the first use.
+"""CPU seconds of `import probmodels`, of commands that only print, and of the first use.
 
 Each row is a process of its own, run ``--repeats`` times after one run that is not counted and that fills the caches of
 the file system and of compiled Python files. The first row is the interpreter alone.

@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def empty_store() -> None:
-    """Modules that a test calls as programs leave their parameters behind."""
+    """Clear Pyro's parameter store, where modules called as programs leave their parameters."""
     pyro.clear_param_store()
 
 

@@ -40,7 +40,7 @@ class Case:
 
 
 def _case(problem: Problem, posterior: Mapping[str, Any], *, gaussian: bool = False) -> Case:
-    """From frozen distributions of scipy by site, array-valued."""
+    """A case from the posterior of each site as a frozen, array-valued distribution of scipy."""
     return Case(
         problem,
         {name: np.asarray(found.mean()) for name, found in posterior.items()},
@@ -199,7 +199,7 @@ def mixture(dtype: torch.dtype) -> Case:
 
 
 def _on_grid(problem: Problem, marginals: Mapping[str, tuple[Array, Array]]) -> Case:
-    """From marginals as (points, masses) on even grids whose ends carry no mass."""
+    """A case from marginals as (points, masses) on even grids whose ends have no mass."""
     mean, sd, quantile = {}, {}, {}
     for name, (points, mass) in marginals.items():
         mass = mass / mass.sum()

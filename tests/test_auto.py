@@ -531,7 +531,7 @@ def test_discrete_sites_are_refused_unless_the_loss_sums_them_out() -> None:
 
 
 def test_draws_of_summed_out_sites_and_weights_are_exact() -> None:
-    """Of two points apart, each belongs to its component: k-hat of a good guide is small, and labels are certain."""
+    """Two distant groups of points, one for each component: k-hat of a good guide is small, labels are certain."""
     y = torch.tensor([-4.0, -4.2, 4.0, 4.1])
 
     def apart(y: Tensor) -> None:

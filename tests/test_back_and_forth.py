@@ -100,7 +100,7 @@ def counts(values: dict[str, Tensor]) -> Tensor:
 
 
 def p_value(found: Tensor, probs: Tensor) -> float:
-    """Of a chi-square test of independent counts."""
+    """p-value of a chi-square test of independent counts."""
     wanted = probs.detach().flatten() * found.sum()
     return float(chi2.sf(float(((found - wanted).square() / wanted).sum()), len(found) - 1))
 
@@ -186,7 +186,7 @@ def moved(start: Any, guide: Any, num_moves: int) -> dict[str, Tensor]:
 
 
 def test_moves_leave_the_posterior_invariant() -> None:
-    """From rows that follow it, by a guide that does not."""
+    """Rows start from the posterior, and moves propose from a guide that is not the posterior."""
     assert p_value(counts(moved(exact(), Tables(), 1)), log_posterior().exp()) > 1e-3
     assert p_value(counts(moved(exact(), Tables(8), 3)), log_posterior().exp()) > 1e-3
     start = torch.ones(ROWS, dtype=F64)

@@ -1,4 +1,4 @@
-"""Does the block sampler draw from the posterior of the model? Two tests that fail if it does not.
+"""Two tests that fail if the block sampler does not draw from the posterior of the model.
 
 Joint distribution (Geweke 2004, https://doi.org/10.1198/016214504000001132): where sweeps alternate with fresh data
 drawn given the parameters, the parameters must keep their prior, of which exact draws are known. Its power is great: a
@@ -153,7 +153,7 @@ def test_ranks_are_uniform(options, missing):
 
 
 def test_a_wrong_prior_is_found_out():
-    """The test has the power to see an error of the prior of the frames, which touches nothing but densities."""
+    """Check that the test detects a wrong prior of the frames, which changes nothing but densities."""
     assert least_pvalue(ranks({}, 0.0, 60, wrong={"frame_prior": "uniform"})) < 1e-3
 
 

@@ -55,7 +55,7 @@ def problem(data, **options):
 
 
 def matern(distance, order, length_scale):
-    """By its Bessel function, nugget added."""
+    """Matérn covariance by the formula with a Bessel function, nugget added."""
     x = np.sqrt(2 * order) * np.maximum(distance, 1e-9) / length_scale
     kernel = 2 ** (1 - order) / special.gamma(order) * x**order * special.kv(order, x)
     np.fill_diagonal(kernel, 1.0)
@@ -117,7 +117,7 @@ def point(made, seed=1):
 
 
 def log_model(made, values):
-    """Of the Pyro program, generated leaves hidden."""
+    """Log density of the Pyro program, without its generated sites."""
     hidden = poutine.block(made.model, hide_fn=lambda node: bool(node.get("infer", {}).get("generated")))
     known = {k: v for k, v in values.items() if k in ("U", "V", "d", "sigma", "shared_effects")}
     return float(poutine.trace(pyro.condition(hidden, known)).get_trace(*made.args, **made.kwargs).log_prob_sum())
@@ -444,7 +444,7 @@ def test_alignment_undoes_labels_and_signs(order):
 
 
 def test_a_draw_and_its_mirror_image_align_alike():
-    """Also where pattern and series disagree about the sign that the reference gives them."""
+    """Check also draws whose pattern and series would get different signs from the reference."""
     posterior, u, v, _ = drawn(num=8)
     reference = {"reference_space": u, "reference_time": -0.5 * v}
     mirrored = posterior.assign(U=-posterior["U"], V=-posterior["V"])
@@ -554,7 +554,7 @@ def test_land_is_left_out_and_said():
 
 
 def test_start_of_gaps_is_filled_by_effects():
-    """The start must not take the zeros that stand in gaps for data."""
+    """The start must not treat the zeros that fill gaps as data."""
     full = matrix(scale=0.1) + 50.0
     gappy = full.where(np.random.default_rng(0).random(full.shape) > 0.2)
     sizes = []

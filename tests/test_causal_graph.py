@@ -24,7 +24,7 @@ from probmodels.guides.causal_graph import GraphTable, ModularGraphs
 
 
 def random_weights(size: int, scale: float, seed: int = 0) -> np.ndarray:
-    """Of all sets of parents; some are impossible."""
+    """Random log weights of all sets of parents; some sets are impossible."""
     generator = np.random.default_rng(seed)
     weights = scale * generator.standard_normal((size, 2**size))
     weights[generator.random(weights.shape) < 0.1] = -np.inf

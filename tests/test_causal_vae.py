@@ -44,7 +44,7 @@ def doubles() -> Any:
 
 
 def linear_mechanisms() -> Mechanisms:
-    """Of the diamond, with weights of some size."""
+    """Linear mechanisms of the graph `DIAMOND`, with random weights."""
     found = Mechanisms(DIAMOND, "linear")
     nn.init.normal_(found.base)
     found.weight.data = torch.randn(4, 4)
@@ -58,7 +58,7 @@ def total(mechanisms: Mechanisms) -> Tensor:
 
 
 class Exact(nn.Module):
-    """Reads the means and conditional sds of the exact posterior of a linear Gaussian model."""
+    """Encoder with the means and conditional sds of the exact posterior of a linear Gaussian model."""
 
     def __init__(self, gain: Tensor, shift: Tensor, log_sd: Tensor) -> None:
         super().__init__()

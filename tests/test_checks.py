@@ -40,7 +40,7 @@ def test_free_memory_is_a_number_of_bytes():
 
 
 class Guide(PyroModule):
-    """Whose site depends on ``used`` alone, through its own parameters and those of a plain module."""
+    """A guide whose site depends on ``used`` alone, by its own parameters and those of a plain module."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The command line as a person meets it."""
+"""The command line as a user calls it: commands, messages, exit status."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def finished(field: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 @pytest.fixture
 def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command line in this process: status, what it said, and what it said of errors."""
+    """Run the command line in this process; returns its exit status, standard output and standard error."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["probmodels", *arguments])

@@ -168,7 +168,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def inside(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], places: dict[str, str], tmp_path: Path
 ) -> Callable[..., tuple[int, str]]:
-    """Runs the command line in this process, in a folder of its own: status and what it said of errors."""
+    """Run the command line in this process and an empty folder; returns its exit status and standard error."""
 
     def run(*arguments: str) -> tuple[int, str]:
         filled = []

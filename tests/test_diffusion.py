@@ -174,7 +174,7 @@ def test_the_denoiser_of_the_tests_is_the_one_of_the_scores() -> None:
 @pytest.mark.parametrize("num_steps", [None, 7])
 def test_losses_of_all_predictions_are_one(num_steps: int | None) -> None:
     class Wrong(Exact):
-        """Off by a function of the point, as networks are."""
+        """A denoiser with an error that depends on the point, as a network has one."""
 
         def forward(self, z: Tensor, level: Tensor, label: Tensor | None = None) -> Tensor:
             gamma = (ENDS[0] + (ENDS[1] - ENDS[0]) * level).unsqueeze(-1)

@@ -46,7 +46,7 @@ def client():
 
 @pytest.fixture
 def kill_soon(client):
-    """Kills the worker that runs a task whose name starts so, with no time to say goodbye."""
+    """Kill, without a warning, the worker that runs a task whose name has the given prefix."""
     killed: list[int] = []
     threads = []
 
@@ -140,7 +140,7 @@ def test_what_cannot_be_sent_to_a_cluster_is_refused(client):
 
 @pytest.mark.slow
 def test_a_problem_that_keeps_failing_is_named_and_the_others_are_inferred_though_a_process_dies(tmp_path):
-    """In one process at a time: the first dies, the second infers and fails, the third fails as well."""
+    """One process at a time: the first dies, the second infers one problem and fails at the other, the third fails."""
     problems = [shifted(0.0), shifted(1.0)]
     log = tmp_path / "log"
     run = partial(quick_or_dead, marker=tmp_path / "marker", log=log)

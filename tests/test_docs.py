@@ -76,7 +76,7 @@ def test_the_map_names_folders_that_exist_and_every_package() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_a_page(name: str) -> None:
-    """The one that its row on the first page links, or else one of its name."""
+    """Check the page that the method's row of the README links, or else the page of its name."""
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     rows = [line for line in readme.splitlines() if f'`"{name}"`' in line]
     assert len(rows) <= 1

@@ -36,7 +36,7 @@ from probmodels.inference import (
 from probmodels.inference.mcmc.chees import ChEESKernel
 from probmodels.options import options_of
 
-"""By name; one wrong value of each kind, and some that are right for some options."""
+"""Values by name: one wrong value of each kind, and some that are right for some options."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def plain() -> Any:
 
 
 def slow_vectorized(folder: str) -> None:
-    """In a process of its own: the same chains, slow enough to be hit."""
+    """Run the same chains in a process of their own, slowly enough to be killed on the way."""
     append = ChainStore.append
 
     def paced(self, draw, stats):
@@ -66,7 +66,7 @@ def slow_vectorized(folder: str) -> None:
 
 
 def slow_svi(folder: str) -> None:
-    """In a process of its own: the same fit, slow enough to be hit."""
+    """Run the same fit in a process of its own, slowly enough to be killed on the way."""
     print("called", flush=True)
     svi(num_steps=250, checkpoint=folder, checkpoint_every=0.02, callbacks=[lambda step: time.sleep(PACE)])
 
@@ -132,7 +132,7 @@ def test_killed_runs_resume_to_the_same_numbers(tmp_path, function, steps, finis
 
 
 class Killed(BaseException):
-    """Stands for a death between two file operations."""
+    """A simulated death of the process between two file operations."""
 
 
 @pytest.fixture
@@ -272,7 +272,7 @@ def flip(file: Path, place: int) -> None:
 
 
 def change_a_number(folder: Path) -> None:
-    """A damage that leaves JSON behind."""
+    """Damage a file so that it is still valid JSON."""
     text = (folder / "state.json").read_text()
     assert '"kernel/count": 40' in text
     (folder / "state.json").write_text(text.replace('"kernel/count": 40', '"kernel/count": 41'))
@@ -332,7 +332,7 @@ def test_checkpoints_of_other_models_and_data_are_refused(stopped, no_sampling):
 
 
 def test_copies_of_a_stopped_run_are_continued(tmp_path, stopped, plain):
-    """What the refusals above refuse would otherwise work."""
+    """Check that copies which are not damaged can be continued."""
     shutil.copytree(stopped, tmp_path / "run")
     assert_equal(vectorized(checkpoint=tmp_path / "run"), plain)
 

@@ -25,7 +25,7 @@ SD = 0.1
 
 
 def covariance(size: int) -> np.ndarray:
-    """Of neighbours alike, sds from 0.8 to 1.2."""
+    """Covariance (size, size) with correlated neighbours and sds from 0.8 to 1.2."""
     place = np.arange(size)
     sd = np.linspace(0.8, 1.2, size)
     return sd[:, None] * sd * np.exp(-np.abs(place[:, None] - place) / 3)

@@ -102,7 +102,7 @@ def test_class_has_the_arrows_that_all_members_share() -> None:
 
 
 def test_intervention_distance_of_the_published_example() -> None:
-    """Peters and Bühlmann (2015), section 1: two graphs at one Hamming distance."""
+    """Two graphs at the same Hamming distance from the truth (Peters and Bühlmann 2015, section 1)."""
     edges = [(0, 1), *((cause, effect) for cause in (0, 1) for effect in (2, 3, 4))]
     truth = graph(5, *edges)
     added, turned = graph(5, *edges, (2, 3)), graph(5, (1, 0), *edges[1:])

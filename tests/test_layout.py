@@ -81,7 +81,7 @@ def module_name(path: Path) -> str:
 
 
 def test_no_modules_import_each_other() -> None:
-    """Neither directly nor round a corner; lazy imports and those for type checkers count."""
+    """Check direct and indirect cycles; lazy imports and those for type checkers count."""
     files = {module_name(p): p for folder in FLOORS for p in modules(folder) if p.name != "__init__.py"}
     graph = {name: imports(path, typing=True) & files.keys() - {name} for name, path in files.items()}
     try:

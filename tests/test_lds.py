@@ -73,7 +73,7 @@ def features_of(given: xr.Dataset) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, given: xr.Dataset, split: str) -> Tensor:
-    """Of every node of a split (node,)."""
+    """Cross-entropy of every node of a split (node,)."""
     rows = torch.as_tensor(np.flatnonzero(given["split"].values == split))
     y = torch.as_tensor(given["y"].values)[rows]
     return -logits[rows].log_softmax(-1)[torch.arange(len(rows)), y]
@@ -112,7 +112,7 @@ def recorded(monkeypatch):
 
 @pytest.mark.parametrize("sparse", [False, True])
 def test_the_hypergradient_is_that_of_a_dense_unrolled_network(double, recorded, sparse):
-    """Where probabilities are 0 and 1 and there is no dropout, nothing is random and the derivative is exact."""
+    """With probabilities 0 and 1 and no dropout nothing is random, so that the derivative is exact."""
     given, lr, steps = data(sparse=sparse), 0.02, 6
     problem = make_problem(given, hidden=5, rate=0.0, l2=L2)
     assert isinstance(problem.args[0].x, SparseMatrix) == sparse

@@ -164,7 +164,7 @@ def test_the_guide_is_near_and_its_bound_below_the_evidence(case: tuple[Problem,
 
 
 def enumerated(seen: Tensor, prior: Prior) -> None:
-    """The model as it is told, its edges left for the engine to sum out."""
+    """The generative model written out, with edges as sites that the engine enumerates."""
     deletion = pyro.sample("deletion", dist.Beta(*prior.deletion))
     ratio = pyro.sample("addition_ratio", dist.Beta(*prior.addition_ratio))
     rate = pyro.sample("rate_logit", dist.Normal(*prior.rate))
@@ -187,7 +187,7 @@ def test_the_engine_that_sums_edges_out_agrees() -> None:
 
 
 def log_density(problem: Problem, values: dict[str, Tensor]) -> float:
-    """Of what was seen, at given values."""
+    """Log density of the observed edges at given values."""
     model = poutine.condition(problem.model, values)
     trace = poutine.trace(poutine.block(model, hide=["edge"])).get_trace(*problem.args, **problem.kwargs)
     trace.compute_log_prob()

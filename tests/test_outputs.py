@@ -1,4 +1,4 @@
-"""The function that writes the outputs of every method."""
+"""`write_all`, which writes the outputs of every method."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ JUMP = torch.tensor([[0.9, 0.1], [0.0, 1.0]], dtype=torch.float64)  # the second
 
 @pytest.fixture(autouse=True)
 def log(caplog):
-    """What the functions say about how they work."""
+    """Log of how the functions draw."""
     caplog.set_level(logging.INFO, logger="probmodels.inference.programs.draws")
     return caplog
 

@@ -42,7 +42,7 @@ def make(n=12, m=9, rank=3, **config):
 
 
 def standard_error(draws):
-    """Of a mean of correlated draws, from 50 batch means; draws (num, ...)."""
+    """Standard error of a mean of correlated draws (num, ...), from 50 batch means."""
     batches = draws[: len(draws) // 50 * 50].reshape(50, -1, *draws.shape[1:]).mean(1)
     return batches.std(0, ddof=1) / np.sqrt(50)
 

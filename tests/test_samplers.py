@@ -86,7 +86,7 @@ def summary(weights, means, variances):
     ids=["ancestral", "ddim", "ddim 0.7", "flow"],
 )
 def test_draws_have_the_moments_of_the_mixture(options):
-    """Within 4 standard errors and one per cent of the spread, for the steps' own error."""
+    """Check within 4 standard errors plus one per cent of the spread, for the error of finite steps."""
     count = 8000
     x = sample(MIXTURE, count, batch_size=count, progress=False, dtype=torch.float64, **options)
     # Draws are posterior means of data: less spread than the data by the mean posterior variance.
@@ -101,7 +101,7 @@ def test_draws_have_the_moments_of_the_mixture(options):
 
 
 def test_one_reverse_step_is_the_regression_of_a_normal():
-    """For one normal the posterior of ``z_s`` given ``z_t`` is known, and its mean is the step's to first order."""
+    """For one normal the posterior of ``z_s`` given ``z_t`` is known; the mean of a step agrees to first order."""
     field = GaussianMixture(SCHEDULE, torch.tensor([[0.5]]), 0.3)
     z, t, s = torch.full((40_000, 1), 0.4, dtype=torch.float64), 0.5, 0.49
     torch.manual_seed(0)
@@ -137,7 +137,7 @@ def test_deterministic_draws_depend_on_the_noise_alone():
 
 @pytest.mark.parametrize("probes", [None, 20], ids=["exact", "hutchinson"])
 def test_densities_along_the_flow_are_exact(probes):
-    """Within 0.01 nat; random directions once more within their Monte Carlo error."""
+    """Check within 0.01 nat, and with random directions within their Monte Carlo error."""
     z = MIXTURE.sample(40, generator=torch.Generator().manual_seed(2))
     wide = GaussianMixture(LinearSchedule(-7.0, 12.0), MIXTURE.means, MIXTURE.covariances, MIXTURE.weights)
     found, exact = flow_log_density(wide, z, num_probes=probes, seed=1), wide.log_density(z, 0.0)
@@ -164,7 +164,7 @@ def test_densities_of_scores_alone_and_of_diagonal_fields():
 @pytest.mark.parametrize("powers", [(1.0, 1.0), (1.0, 2.0)], ids=["equal", "unequal"])
 @pytest.mark.parametrize("weights", ["energy", "feynman_kac"])
 def test_weighted_draws_have_the_shares_of_modes_of_the_product(weights, powers):
-    """Against exact figures; reverse steps alone are seen to be wrong."""
+    """Compare shares with exact ones, and check that reverse steps alone give wrong shares."""
     second = RIGHT if powers[1] == 1 else GaussianMixture(SCHEDULE, torch.tensor([[0.2]]), 0.6)
     field = Product([LEFT, second], powers)
     mean, variance, above = summary(*product_at_zero(LEFT, second, powers)[:3])

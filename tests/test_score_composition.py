@@ -101,7 +101,7 @@ def test_the_exact_rule_and_powers():
 
 
 def test_uncorrected_chains_are_wrong_where_steps_are_long():
-    """What the test mends: at long steps leapfrog chains without it are wider than the product."""
+    """At long steps leapfrog chains are wider than the product without the Metropolis test, and not with it."""
     _, covariance = product_of_normals()
     size = {"step_size": 1.1, "per_level": 8, "draws": 16, "chains": 1000}
     corrected = drawn(run(SCORES, rule="curve-simpson", **size)).reshape(-1, 2).T.cov()
@@ -111,7 +111,7 @@ def test_uncorrected_chains_are_wrong_where_steps_are_long():
 
 
 def test_nuts_agrees():
-    """Pyro's kernel, on the density that the model has where the field has one."""
+    """Where the field has a density, so has the model, and Pyro's NUTS draws from it."""
     result = run_mcmc(
         make_problem(KNOWN, width=WIDTH), kernel="nuts", num_samples=200, warmup_steps=60, num_chains=1,
         chain_method="sequential", progress=False,
@@ -134,7 +134,7 @@ def test_draws_are_freed_of_the_noise_of_level_0():
 
 @pytest.mark.parametrize("rule", ["curve-newton", "curve-simpson"])
 def test_acceptance_by_line_integrals_is_that_of_energies(rule):
-    """On a ring times a box, whose scores are far from linear: within 0.01, over all levels."""
+    """Check mean acceptance over all levels within 0.01 on a ring times a box, whose scores are far from linear."""
     ring = GaussianMixture(SCHEDULE, torch.tensor([[0.0, 0.5], [0.0, -0.5], [0.5, 0.0]]), 0.1)
     box = UniformBox(SCHEDULE, [-0.4, -1.0], [0.4, 1.0])
     size = {"step_size": 0.8, "width": 0.1, "chains": 1000, "draws": 2}

@@ -126,7 +126,7 @@ def test_noised_boxes_are_convolutions(t):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_boxes_far_out_pull_to_their_nearest_side(dtype):
-    """At a distance d of a side, beyond many sds, the score is ``-d / sigma^2`` but for the curvature of the tail."""
+    """Many sds outside of a side, at distance d, the score is ``-d / sigma^2`` up to the curvature of the tail."""
     field = UniformBox(LinearSchedule(), [-0.2, -1.0], [0.2, 1.0])
     z = torch.tensor([[1.2, -5.0], [-30.0, 1e4], [1e15, -1e25]], dtype=dtype)
     alpha, sigma = field.scales(0.0, z.double())
@@ -245,7 +245,7 @@ def test_what_is_known_and_what_is_integrated_are_kept_apart():
 
 
 def test_bridges_end_at_the_posterior():
-    """At level 0, whose noise is small here, both densities are proportional to that of the posterior."""
+    """With little noise at level 0, both densities are proportional there to that of the posterior."""
     schedule = LinearSchedule(-18.0, 4.0)
     prior = GaussianMixture(schedule, MIXTURE.means, MIXTURE.covariances, MIXTURE.weights)
     exact = prior.given(MATRIX, OBSERVED, NOISE).log_density(points(), 0.0)
@@ -278,7 +278,7 @@ def test_images_are_data_too():
 
 
 class Predictor:
-    """Stands for a network of diffusers: the noise of the mixture, and a memory of the steps it was asked for."""
+    """A substitute for a network of diffusers: predicts the noise of the mixture and records the steps asked for."""
 
     def __init__(self, table):
         self.field = GaussianMixture(TableSchedule(table), MIXTURE.means, MIXTURE.covariances, MIXTURE.weights)

@@ -182,7 +182,7 @@ def test_a_langevin_step_is_that_of_mala():
 
 
 def test_the_trapezoid_along_a_trajectory_sees_the_ends_alone():
-    """Why free rules are not the default: what they measure is of the order of their own error."""
+    """The reason why free rules are not the default: their error is as large as the energy error that they measure."""
     target, x = score_only(mixture), draw("mixture", 100)
     evaluation, step = target(x), 0.3
     free = Transition(rule="curve", num_leapfrog=4, corrected=True)

@@ -242,7 +242,7 @@ class Holder(torch.nn.Module):
         self.left = torch.nn.Parameter(randn(shape[0], 3, seed=2))
 
     def forward(self) -> None:
-        """No sites."""
+        """A program without sites."""
 
     def total(self) -> Tensor:
         first = product(self.pattern, self.values, self.dense).square().sum()

@@ -1,4 +1,4 @@
-"""Programs whose sites come and go, as programs whose sites stay."""
+"""Programs whose sites differ between runs, rewritten as programs with fixed sites."""
 
 from __future__ import annotations
 

@@ -46,8 +46,9 @@ OBJECTIVES = {
 """Objectives by name, and what they move."""
 
 Course = float | Mapping[str, float] | Callable[[int], float]
-"""Of a number over the rounds of a fit: constant; ``{"start", "end", "over"}``, which goes from start to end in equal
-steps over that share of all rounds, by default 1, and stays there; or a function from the round, counted from 0."""
+"""A number that may change over the rounds of a fit: a constant; ``{"start", "end", "over"}``, which goes from start to
+end in equal steps over that share of all rounds, by default 1, and then stays; or a function of the round, counted from
+0."""
 
 _TEMPERED = ("e_step", "joint", "wake_phi", "replay", *BALANCES)
 _LEAST_POWER = 1e-6
