@@ -6,8 +6,9 @@ from .diagnostics.evidence import (
     check_weights as check_weights,
     enumerate_posterior as enumerate_posterior,
 )
+from .diagnostics.findings import Finding as Finding, Report as Report
 from .diagnostics.importance import importance_resample as importance_resample
-from .diagnostics.report import Report as Report, diagnose as diagnose
+from .diagnostics.report import diagnose as diagnose
 from .distributed.many import (
     MapError as MapError,
     dask_map as dask_map,

@@ -20,6 +20,7 @@ from pyro.infer.reparam.reparam import Reparam
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from probmodels.errors import ProblemError
@@ -49,6 +50,8 @@ class Site:
         Whether it is a latent site of discrete support.
     enumerated
         Whether the model marks it ``infer={"enumerate": ...}``: losses sum over it, and guides leave it out.
+    finite
+        Whether it is a latent site of finitely many values.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Site:
     shape: tuple[int, ...]
     discrete: bool
     enumerated: bool = False
+    finite: bool = False
 
 
 @dataclass(frozen=True)
@@ -329,7 +333,7 @@ class Problem:
         enumerated = discrete and bool(infer.get("enumerate"))
         if enumerated:
             self._check_enumerated(name, fn, {frame.dim for frame in frames})
-        return Site(name, kind, tuple(dims), shape, discrete, enumerated)
+        return Site(name, kind, tuple(dims), shape, discrete, enumerated, discrete and not _is_unbounded(fn.support))
 
     def _check_enumerated(self, name: str, fn: Any, plates: set[int]) -> None:
         if not is_enumerable(fn):
@@ -537,3 +541,10 @@ def _non_finite(trace: Trace) -> dict[str, str]:
 def _spell(bad: Mapping[str, str]) -> str:
     sites = ", ".join(f"{name!r} gives {what}" for name, what in bad.items())
     return f"site {sites}; look for missing values in the data, scales of zero and values outside the support"
+
+
+def _is_unbounded(support: Constraint) -> bool:
+    """Whether a discrete support has infinitely many values, as counts have."""
+    while isinstance(base := getattr(support, "base_constraint", None), Constraint):
+        support = base
+    return isinstance(support, type(constraints.nonnegative_integer))

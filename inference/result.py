@@ -16,8 +16,9 @@ import xarray as xr
 from torch import Tensor
 
 from probmodels.errors import CheckpointError, ProbmodelsError, ResultError, SpecError
+from probmodels.inference.diagnostics.findings import Report, label
 from probmodels.inference.diagnostics.importance import RESAMPLED
-from probmodels.inference.diagnostics.report import Report, diagnose, label, summarize
+from probmodels.inference.diagnostics.report import diagnose, summarize
 from probmodels.inference.labels import group_of, read_json, to_dataset
 from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.checkpoint import check_room
@@ -505,10 +506,17 @@ def build_tree(
             **({"observed_by_model": json.dumps(computed)} if computed else {}),
             "versions": json.dumps(versions()),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "finite_support": int(_is_finite(problem)),
             "diagnosed": json.dumps(list(problem.diagnosed) if problem.diagnosed is not None else None),
         }
     )
     return tree
+
+
+def _is_finite(problem: Problem) -> bool:
+    """Whether what a guide draws has finitely many values, so that importance weights are bounded."""
+    latent = [site for site in problem.sites.values() if site.kind == "latent" and not site.enumerated]
+    return bool(latent) and all(site.finite for site in latent)
 
 
 def _keep_options(options: Mapping[str, Any]) -> dict[str, str]:

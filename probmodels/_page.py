@@ -118,7 +118,7 @@ def verdict(diagnosis: object, below: str = "Did the sampler work?") -> Markup:
     Parameters
     ----------
     diagnosis
-        A `probmodels.inference.diagnostics.report.Report`, a text, or an object whose ``str`` is one; None where the
+        A `probmodels.inference.diagnostics.findings.Report`, a text, or an object whose ``str`` is one; None where the
         draws were not diagnosed.
     below
         Heading of the section that lists all findings.
@@ -129,7 +129,7 @@ def verdict(diagnosis: object, below: str = "Did the sampler work?") -> Markup:
         return box.format(" bad", text)
     bad = getattr(diagnosis, "ok", True) is False
     if findings := _findings(diagnosis):
-        head = "The diagnostics failed: do not trust these draws yet." if bad else "The diagnostics passed."
+        head = str(getattr(diagnosis, "head", "Verdict"))
         more = [f"… and {len(findings) - _MOST_FINDINGS} more, under “{below}”"]
         body = "\n".join([head, *findings[:_MOST_FINDINGS], *(more * (len(findings) > _MOST_FINDINGS))])
     else:
@@ -170,8 +170,8 @@ def read_spec(attrs: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _findings(diagnosis: object) -> list[str]:
     """One line per finding of a diagnosis, harmful ones first; none for a text."""
-    found = sorted(getattr(diagnosis, "findings", ()), key=lambda x: not x.harmful)
-    return [f"{'✗' if x.harmful else '✓'} {x.verdict}" + f" → {x.advice}" * bool(x.advice) for x in found]
+    found = sorted(getattr(diagnosis, "findings", ()), key=lambda x: "✗?!✓".index(x.mark))
+    return [f"{x.mark} {x.verdict}" + f" → {x.advice}" * bool(x.advice) for x in found]
 
 
 def _shown(column: str, value: Any) -> str:

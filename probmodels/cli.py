@@ -334,7 +334,7 @@ def _execute(spec: dict[str, Any], *, device: str | None = None, strict: bool, q
 
 
 def _write(result: Result, folder: Path) -> bool:
-    """Tables, figures and a page on any result, with those of its method; whether the diagnostics passed."""
+    """Tables, figures and a page on any result, with those of its method; whether draws and model passed."""
     from probmodels.report import write_report
 
     written = write_report(result, folder)

@@ -352,7 +352,8 @@ def _log_likelihoods(problem: Problem, result: Result) -> list[str]:
                 lines.append(f"Log likelihood of {name} images: not estimated, the guide is not the method's own.")
                 continue
             found = estimate["log_evidence"].values
-            how = f"by 200 draws of the guide, {(estimate['khat'].values > 0.7).mean():.0%} of k-hat above 0.7"
+            effective = float(np.median(estimate["ess"].values))
+            how = f"at least, by 200 draws of the guide, of which {effective:.0f} are effective in the median"
         mean = f"{found.mean():.3f} ± {found.std() / math.sqrt(len(found)):.3f}"
         lines.append(f"Log likelihood of {name} images: {mean} nats each, {len(found):,} images, {how}.")
     return lines

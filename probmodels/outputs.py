@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from probmodels.inference.diagnostics.report import Report
+    from probmodels.inference.diagnostics.findings import Report
     from probmodels.inference.result import Result
 
 __all__ = ["Dpi", "Outputs", "loss_figure", "write_all"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from probmodels._axes import BLUE, COLOURS, GREY, RED, SMALL, clean
 from probmodels.errors import DataError, ResultError
-from probmodels.inference.diagnostics.report import label
+from probmodels.inference.diagnostics.findings import label
 from probmodels.options import hint
 
 if TYPE_CHECKING:

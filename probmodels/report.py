@@ -28,7 +28,7 @@ from probmodels._page import (
     write_page,
 )
 from probmodels.errors import ResultError, SpecError
-from probmodels.inference.diagnostics.report import Report
+from probmodels.inference.diagnostics.findings import Report
 from probmodels.inference.labels import read_json
 from probmodels.inference.result import Result
 from probmodels.methods import get_method
@@ -169,7 +169,7 @@ def _overview(result: Result, diagnosis: Report) -> Markup:
     chains, draws = sizes.get("chain", 1), sizes.get("draw", 1)
     text = f"{chains} chain{'s' if chains != 1 else ''} of {draws} draws, "
     text += f"{len(result.group('posterior').data_vars)} variables."
-    doubt = "" if diagnosis.ok else "All that is shown below is to be read with these findings in mind."
+    doubt = "" if diagnosis.ok else "Read all that is shown below with these findings in mind."
     return paragraphs(text, doubt)
 
 

@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from probmodels.errors import DiagnosticsError, ImportanceError
-from probmodels.inference import Result, diagnose, importance_resample
+from probmodels.inference import Finding, Result, diagnose, importance_resample
 from probmodels.inference.diagnostics.convergence import convergence, psis, psis_khat
 from probmodels.inference.diagnostics.importance import importance_moments
 
@@ -235,7 +235,7 @@ def normal_guide(mean=0.0, sd=1.0, size=2, num_draws=4000, seed=0):
         (0.2, 0.0, True, "fits the posterior closely"),
         (0.7, 0.0, True, "usable, though not close"),
         (0.2, 0.1, False, "misses part of many posteriors"),  # in 4 of 40 rows
-        (0.2, 0.025, True, "(data[39]: "),  # in one
+        (0.2, 0.025, True, "fewest 2% in data[39]"),  # in one
     ],
 )
 def test_rows_of_data_that_are_independent_are_judged_each_by_itself(spread, poor, ok, said):
@@ -255,7 +255,7 @@ def test_rows_of_data_that_are_independent_are_judged_each_by_itself(spread, poo
 @pytest.mark.parametrize(
     ("fault", "ok", "said"),
     [
-        ({}, True, "no tail to judge"),
+        ({}, True, "the importance weights are equal"),
         ({"mean": 0.1, "sd": 1.05}, True, "fits the posterior closely"),
         ({"mean": 0.4, "sd": 1.1}, True, "use importance_resample"),
         ({"sd": 2.0}, False, "where the weights give"),
@@ -379,3 +379,163 @@ def test_reports_show_themselves_in_notebooks_and_escape():
     shown = diagnose(Result(tree))._repr_html_()
     assert "&lt;b&gt;" in shown
     assert "<b>" not in shown
+
+
+# -- a wrong answer must not pass --------------------------------------------------------------------------------------
+
+
+def discrete_guide(posterior, proposal, num_draws=2000, seed=0, **attrs):
+    """Draws and weights of a guide of one site of few values, by the probabilities of guide and posterior."""
+    draws = np.random.default_rng(seed).choice(len(proposal), size=num_draws, p=proposal)
+    log_weight = np.log(np.asarray(posterior)[draws]) - np.log(np.asarray(proposal)[draws])
+    return guide(draws[:, None].astype(float), log_weight, finite_support=1, **attrs)
+
+
+@pytest.mark.parametrize(("chance", "ok"), [(0.99, False), (0.9, True), (0.81, True), (0.5, False)])
+def test_guides_of_few_values_are_judged_by_total_variation(chance, ok):
+    """Of two values weights have no tail: Pareto k-hat finds no fault with a guide that is far off."""
+    found = discrete_guide([0.2, 0.8], [1 - chance, chance], num_draws=4000)
+    report = diagnose(found)
+    assert report.ok is ok, str(report)
+    assert np.isnan(report.khat)
+    assert "k-hat" not in str(report)
+    said = float(str(report).partition("is about ")[2][:4])
+    assert said == pytest.approx(abs(chance - 0.8), abs=0.03)
+
+
+def test_independent_coins_on_coupled_spins_fail():
+    """Marginal probabilities are right, the joint distribution is off by a total variation of 0.46."""
+    spins = (np.arange(32)[:, None] >> np.arange(5)) & 1
+    posterior = np.exp(1.2 * (spins[:, 1:] == spins[:, :-1]).sum(1))
+    posterior /= posterior.sum()
+    distance = np.abs(posterior - 1 / 32).sum() / 2
+    report = diagnose(discrete_guide(posterior, np.full(32, 1 / 32)))
+    assert not report.ok
+    assert float(str(report).partition("is about ")[2][:4]) == pytest.approx(distance, abs=0.03)
+    rng = np.random.default_rng(1)
+    draws = rng.integers(32, size=(800, 30))
+    by_row = np.log(posterior[draws] * 32)
+    rows = guide(rng.normal(size=(800, 2)), by_row.sum(1), finite_support=1)
+    stats = rows.tree["sample_stats"].to_dataset()
+    rows.tree["sample_stats"] = stats.assign(log_weight_by_row=(("chain", "draw", "data"), by_row[None]))
+    assert not diagnose(rows).ok
+
+
+@pytest.mark.parametrize("spread", [40.0, 1e4, 4e6])
+def test_weights_of_which_few_count_fail(spread):
+    """The tail of such weights is empty, which is no sign of a good guide."""
+    log_weight = spread * np.random.default_rng(0).normal(size=400)
+    found = guide(np.random.default_rng(1).normal(size=(400, 2)), log_weight)
+    report = diagnose(found)
+    assert not report.ok
+    assert report.khat > 0.7
+    assert psis_khat(log_weight) > 0.7
+    resampled = diagnose(importance_resample(found))
+    assert not resampled.ok
+
+
+def test_resampled_draws_that_stand_on_few_fail():
+    found = discrete_guide([0.001, 0.999], [0.97, 0.03], num_draws=1000)
+    report = diagnose(importance_resample(found))
+    assert not report.ok
+    assert "effective draws of the guide, of 100 needed" in str(report)
+    better = diagnose(importance_resample(discrete_guide([0.2, 0.8], [0.5, 0.5], num_draws=1000)))
+    assert better.ok, str(better)
+
+
+def test_equal_weights_are_exact_only_where_the_guide_draws():
+    spread = diagnose(discrete_guide([0.5, 0.5], [0.5, 0.5]))
+    assert spread.ok
+    assert "what it never draws does not show" in str(spread)
+    assert "check_modes" in str(spread)
+    point = diagnose(guide(np.ones((100, 2)), np.zeros(100)))
+    assert point.inference == "not judged"
+    assert not point.ok
+    assert "point estimate" in str(point)
+
+
+def test_what_could_not_be_judged_is_not_passed():
+    constant = diagnose(result(np.ones((4, 500, 3))))
+    assert constant.inference == "not judged"
+    assert not constant.ok
+    assert "NOT PASSED" in str(constant)
+    assert "all 1 variables" not in str(constant)
+    few = diagnose(guide(np.random.default_rng(0).normal(size=(5, 2)), np.arange(5.0)))
+    assert few.inference == "not judged"
+    assert "5 draws are too few" in str(few)
+    bare = guide(np.random.default_rng(0).normal(size=(100, 2)), np.zeros(100))
+    bare.tree["sample_stats"] = bare.tree["sample_stats"].to_dataset().drop_vars("log_weight")
+    assert diagnose(bare).inference == "not judged"
+
+
+def test_the_line_of_success_names_the_criterion_that_held():
+    said = str(diagnose(result(autoregressive(64, 100, 0.6))))
+    assert "r_hat or nested r_hat <= 1.01" in said
+    draws = chains(num_draws=500, size=200)
+    draws[0, :, 0] += 2
+    report = diagnose(result(draws))
+    assert report.ok
+    assert "r_hat <= 1.01 at 99.5% of the entries or more (needed 99%), largest r_hat 1." in str(report)
+    failed = str(diagnose(result(np.cumsum(chains(), axis=1))))
+    assert "(needed 99%)" in failed
+
+
+def test_variables_that_never_vary_are_named_beside_those_that_do():
+    found = result(chains())
+    found.tree["posterior"] = found.tree["posterior"].to_dataset().assign(fixed=(("chain", "draw"), np.ones((4, 500))))
+    report = diagnose(found)
+    assert report.ok
+    assert "fixed: the same at all draws" in str(report)
+    assert "x has r_hat" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("drop", "values", "ok"), [(2.0, 100, True), (20.0, 100, False), (20.0, 3000, True), (3e5, 3000, False)]
+)
+def test_a_loss_that_falls_by_much_fails(drop, values, ok):
+    found = normal_guide(0.1, 1.05)
+    steps, noise = np.arange(1000), np.random.default_rng(0).normal(size=1000)
+    found.tree["fit"] = xr.Dataset({"loss": ("step", -drop / 100 * steps + 0.1 * noise)})
+    found.tree["observed_data"] = xr.Dataset({"y": ("row", np.zeros(values))})
+    report = diagnose(found)
+    assert report.ok is ok
+    assert "still falling" in str(report)
+
+
+def test_a_verdict_has_two_parts():
+    rng = np.random.default_rng(0)
+    found = result(chains())
+    assert diagnose(found).model == "not checked"
+    found.tree["observed_data"] = xr.Dataset({"y": ("row", 3 * rng.normal(size=200))})
+    for spread, state in ((3.0, "passed"), (1.0, "failed")):
+        predicted = spread * rng.normal(size=(4, 500, 200))
+        found.tree["posterior_predictive"] = xr.Dataset({"y": (("chain", "draw", "row"), predicted)})
+        report = diagnose(found)
+        assert report.inference == "passed"
+        assert report.model == state
+        assert report.ok is (state == "passed")
+    assert "FAILED: the model does not fit the data; the draws themselves passed." in str(report)
+    found.tree["posterior"] = xr.Dataset({"x": (("chain", "draw"), np.cumsum(rng.normal(size=(4, 500)), 1))})
+    assert "do not trust these draws yet; and the model does not fit the data" in str(diagnose(found))
+
+
+def test_a_method_adds_findings_on_its_model_and_may_judge_its_draws(monkeypatch):
+    import types
+
+    from probmodels.inference.diagnostics import report as reports
+
+    found = result(np.cumsum(chains(), axis=1))
+    found.tree.attrs["method"] = "mine"
+    own = types.SimpleNamespace()
+    monkeypatch.setattr(reports, "get_method", lambda name: own)
+    assert not diagnose(found).ok
+    own.check_model = lambda result: [Finding(True, "residuals are correlated", "add modes", part="model")]
+    assert diagnose(found).model == "failed"
+    own.check_draws = lambda result: [Finding(False, "independent by construction")]
+    report = diagnose(found)
+    assert report.inference == "passed"
+    assert not report.ok
+    own.check_model = lambda result: result.tree["nowhere"]
+    broken = diagnose(found)
+    assert "check_model of mine could not be run" in str(broken)
+    assert broken.model == "not checked"

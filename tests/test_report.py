@@ -16,6 +16,7 @@ from synthetic_modes import synthetic_result, toy_field
 from probmodels.bayesian_svd import figures as mode_figures
 from probmodels.bayesian_svd.report import write_report
 from probmodels.bayesian_svd.summary import compare_eof, summarise_modes
+from probmodels.inference import Finding, Report
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +155,10 @@ def test_attributes_that_are_no_json_do_not_break_it(parts, tmp_path):
 def test_findings_come_first_and_the_table_with_the_sampler(parts, tmp_path):
     pd = pytest.importorskip("pandas")
     tree, modes, _ = parts
-    findings = [SimpleNamespace(harmful=False, verdict="no trajectory diverged", advice="")]
-    findings += [SimpleNamespace(harmful=True, verdict=f"d: entry {i} is bad", advice="run longer") for i in range(7)]
+    findings = [Finding(False, "no trajectory diverged")]
+    findings += [Finding(True, f"d: entry {i} is bad", "run longer") for i in range(7)]
     table = pd.DataFrame({"entries": [3], "r_hat_max": [1.2], "r_hat_share": [0.5]}, index=["d"])
-    diagnosis = SimpleNamespace(ok=False, findings=findings, table=table)
+    diagnosis = Report(tuple(findings), table)
     text, _ = parsed(write_report(tree, modes, {}, tmp_path, diagnosis=diagnosis))
     assert "do not trust these draws yet.\n✗ d: entry 0 is bad → run longer\n✗ d: entry 1" in text
     assert "… and 2 more" in text

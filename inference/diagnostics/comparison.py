@@ -31,7 +31,8 @@ from scipy.special import logsumexp
 from probmodels.errors import DiagnosticsError
 from probmodels.inference.diagnostics import _html
 from probmodels.inference.diagnostics.convergence import convergence, psis
-from probmodels.inference.diagnostics.report import KHAT_MAX, Finding, label, spell
+from probmodels.inference.diagnostics.findings import Finding, label, spell
+from probmodels.inference.diagnostics.guides import KHAT_MAX
 from probmodels.inference.labels import group_of
 from probmodels.inference.problem import Problem
 from probmodels.inference.result import Result

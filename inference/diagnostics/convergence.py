@@ -106,8 +106,9 @@ def psis(log_weight: ArrayLike, *, r_eff: float = 1.0) -> tuple[Array, float]:
     Returns
     -------
     tuple
-        Log weights (draw,) whose exponentials sum to one, and k-hat: nan where there is no tail to judge, as for equal
-        weights, fewer than 25 draws, or weights that are nan or infinite. Weights without k-hat are not smoothed.
+        Log weights (draw,) whose exponentials sum to one, and k-hat: infinite where fewer than five weights are not
+        negligible beside the largest; nan where there is no tail to judge, as for equal weights, weights of few values,
+        fewer than 25 draws, or weights that are nan or infinite. Weights without a finite k-hat are not smoothed.
     """
     weight = np.array(log_weight, dtype=np.float64).ravel()
     count = len(weight)
@@ -118,10 +119,13 @@ def psis(log_weight: ArrayLike, *, r_eff: float = 1.0) -> tuple[Array, float]:
     tail = int(np.ceil(min(0.2 * count, 3 * np.sqrt(count / r_eff))))
     if count > tail + 1 and tail >= 5:
         order = np.argsort(weight, kind="stable")
-        cutoff = max(weight[order[-tail - 1]], np.log(np.finfo(float).tiny))
+        least = np.log(np.finfo(float).tiny)  # below which a weight is negligible beside the largest
+        cutoff = max(weight[order[-tail - 1]], least)
         order = order[np.searchsorted(weight[order], cutoff, side="right") :]
         excess = np.exp(weight[order]) - np.exp(cutoff)
-        if len(excess) >= 5 and excess[-1] - excess[0] > np.finfo(float).eps * 100:
+        if len(excess) < 5 and cutoff == least:
+            khat = float("inf")
+        elif len(excess) >= 5 and excess[-1] - excess[0] > np.finfo(float).eps * 100:
             khat, scale = _pareto(excess)
             level = (np.arange(len(excess)) + 0.5) / len(excess)
             quantiles = scale * np.expm1(-khat * np.log1p(-level)) / khat if khat else -scale * np.log1p(-level)

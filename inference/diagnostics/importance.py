@@ -18,14 +18,14 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from probmodels.errors import ImportanceError
-from probmodels.inference.diagnostics.convergence import psis
+from probmodels.inference.diagnostics.convergence import EQUAL_WEIGHTS, psis
 from probmodels.inference.labels import ResultLike, group_of
 from probmodels.options import Count, Seed, checked
 
 __all__ = ["importance_moments", "importance_resample"]
 
 _Held = TypeVar("_Held", bound=ResultLike)
-RESAMPLED = "importance_resampled"  # attribute of the tree: JSON of k-hat, number of draws before, seed
+RESAMPLED = "importance_resampled"  # attribute of the tree: JSON of k-hat, draws before, effective ones, seed
 
 
 @checked(ImportanceError)
@@ -91,6 +91,7 @@ def importance_resample(result: _Held, num_samples: Count | None = None, *, seed
             groups[f"/{name}"] = kept.map(pick, keep_attrs=True)
     resampled = xr.DataTree.from_dict(groups)
     about = {"khat": None if np.isnan(khat) else khat, "num_draws": len(weight), "seed": seed}
+    about |= {"effective": 1 / float(np.square(weight).sum()), "unequal": bool(np.ptp(smoothed) > EQUAL_WEIGHTS)}
     resampled.attrs = {**tree.attrs, RESAMPLED: json.dumps(about)}
     found = copy(result)
     found.tree = resampled

@@ -76,7 +76,7 @@ def write_report(
     out_dir
         Folder; made where it is absent.
     diagnosis
-        Verdict of the diagnostics: the `probmodels.inference.diagnostics.report.Report`, whose findings come first and
+        Verdict: the `probmodels.inference.diagnostics.findings.Report`, whose findings come first and
         whose table goes to the section on the sampler, or a text, or an object whose ``str`` is one.
     comparison
         From `probmodels.bayesian_svd.summary.compare_eof`.

@@ -1,0 +1,148 @@
+"""What diagnostics find, and the verdict that it adds up to."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pandas as pd
+import xarray as xr
+
+from probmodels.inference.diagnostics import _html
+
+__all__ = ["Finding", "Part", "Report", "label", "spell"]
+
+Part = Literal["inference", "model"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was found.
+
+    Attributes
+    ----------
+    harmful
+        Whether what it is about cannot be trusted.
+    verdict
+        What was found, with the limit that it met or missed.
+    advice
+        What to do.
+    part
+        What it is about: ``"inference"``, whether the draws are those of the posterior; or ``"model"``, whether the
+        model fits the data.
+    judged
+        False where nothing could be judged. What could not be judged is not passed.
+    """
+
+    harmful: bool
+    verdict: str
+    advice: str = ""
+    part: Part = "inference"
+    judged: bool = True
+
+    @property
+    def mark(self) -> str:
+        """✗ for what is harmful, ? for what could not be judged, ! for what is worth a look, ✓ for what is well."""
+        return "✗" if self.harmful else "?" if not self.judged else "!" if self.advice else "✓"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `diagnose` found.
+
+    A verdict has two parts: whether the draws are those of the posterior, and whether the model fits the data. Draws
+    may be right while the model is not, and no interval of a model that does not fit can be trusted.
+
+    Attributes
+    ----------
+    findings
+        In plain words.
+    table
+        One row per variable. Of chains: entries, worst r_hat, share of entries within the limit, smallest and median
+        ess (bulk and tail), worst Monte Carlo error in units of the posterior sd; from 16 chains on, worst nested
+        r_hat. Of a guide: the entry that importance weights move most, its mean and sd under the guide, and the
+        corrected ones with their Monte Carlo errors.
+    divergences
+        Divergent trajectories; None where the kernel does not tell.
+    bfmi
+        Fraction of missing information per chain; None without energies.
+    khat
+        Pareto k-hat of the guide; None for MCMC, nan where it says nothing, as for sites of finitely many values.
+    """
+
+    findings: tuple[Finding, ...]
+    table: pd.DataFrame = field(repr=False)
+    divergences: int | None = None
+    bfmi: tuple[float, ...] | None = None
+    khat: float | None = None
+
+    @property
+    def inference(self) -> Literal["passed", "failed", "not judged"]:
+        """Whether the draws are those of the posterior."""
+        found = [finding for finding in self.findings if finding.part == "inference"]
+        if any(finding.harmful for finding in found):
+            return "failed"
+        return "passed" if all(finding.judged for finding in found) else "not judged"
+
+    @property
+    def model(self) -> Literal["passed", "failed", "not checked"]:
+        """Whether the model fits the data, by the checks of its method and of posterior predictive draws."""
+        found = [finding for finding in self.findings if finding.part == "model" and finding.judged]
+        if not found:
+            return "not checked"
+        return "failed" if any(finding.harmful for finding in found) else "passed"
+
+    @property
+    def ok(self) -> bool:
+        """Whether the inference passed, and the model did not fail."""
+        return self.inference == "passed" and self.model != "failed"
+
+    @property
+    def head(self) -> str:
+        """The verdict in one line."""
+        unfit = "the model does not fit the data"
+        if self.inference == "failed":
+            return f"Diagnostics FAILED: do not trust these draws yet{f'; and {unfit}' * (self.model == 'failed')}."
+        if self.inference == "not judged":
+            return (
+                f"Diagnostics NOT PASSED: the draws could not be judged{f'; and {unfit}' * (self.model == 'failed')}."
+            )
+        if self.model == "failed":
+            return f"Diagnostics FAILED: {unfit}; the draws themselves passed."
+        if self.model == "passed":
+            return "Diagnostics passed, of the inference and of the model."
+        return "Diagnostics passed. The fit of the model to the data was not checked."
+
+    def __str__(self) -> str:
+        lines = [self.head, *spell(self.findings)]
+        if len(self.table):
+            shown = self.table.copy()
+            for column in shown.columns:
+                if column.startswith("ess") or column == "entries":
+                    shown[column] = shown[column].map(lambda value: f"{value:.0f}")
+                elif column.endswith("share"):
+                    shown[column] = shown[column].map(lambda value: f"{value:.1%}")
+            lines += ["", shown.to_string(float_format=lambda value: f"{value:.3f}")]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return _html.block(self.head, _html.listed(self.findings), _html.frame(self.table))
+
+
+def spell(findings: Iterable[Finding]) -> list[str]:
+    """Lines of text that say what was found and what to do."""
+    lines = []
+    for finding in findings:
+        lines.append(f"  {finding.mark} {finding.verdict}")
+        if finding.advice:
+            lines.append(f"      → {finding.advice}")
+    return lines
+
+
+def label(name: Hashable, values: xr.DataArray, place: Sequence[Any]) -> str:
+    """Name of an entry of draws (chain, draw, ...) by its coordinate labels, as in ``U[3, PC1]``."""
+    labels = [
+        values[dim].values[i] if dim in values.coords else i for dim, i in zip(values.dims[2:], place, strict=True)
+    ]
+    return f"{name}[{', '.join(str(label) for label in labels)}]" if labels else str(name)

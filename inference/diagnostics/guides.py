@@ -1,0 +1,290 @@
+"""What is found of the draws of a guide: the weights of its draws, what they correct, and the loss of its fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from probmodels.inference.diagnostics.convergence import EQUAL_WEIGHTS, psis
+from probmodels.inference.diagnostics.findings import Finding, Report, label
+from probmodels.inference.diagnostics.importance import RESAMPLED, importance_moments
+from probmodels.inference.labels import group_of, read_json
+
+__all__ = ["KHAT_MAX", "Spread", "judge_guide"]
+
+_KHAT_GOOD, KHAT_MAX = 0.5, 0.7
+_LEAST_WEIGHTS = 25  # below which they say nothing
+_SHIFT, _RATIO = 0.5, 1.5  # sds that a mean, and factor that an sd of a guide may be off at most
+_CLOSE = 0.4  # share of these that is worth a word
+_BAD_ROWS = 0.05  # share of the rows of data that a guide may fail
+_LEAST_SHARE, _CLOSE_SHARE = 0.5, 0.8  # of draws that weights leave effective: for use, and for a close fit
+_MOST_DISTANCE, _CLOSE_DISTANCE = 0.1, 0.05  # total variation of discrete sites: for use, and for a close fit
+_LEAST_RESAMPLED = 100  # effective draws behind draws that were resampled
+_MOST_ROWS = 2000  # rows that are judged, evenly spaced among more
+_FALLING, _FALLING_BY_VALUE = 5.0, 0.01  # nats, in all and by observed value, by which a loss may still fall
+_LEAST_STEPS = 50
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How unequal importance weights are.
+
+    Attributes
+    ----------
+    size
+        Number of weights.
+    share
+        Effective draws by draw, (sum w)^2 / (n sum w^2), an estimate of 1 / (1 + chi-square divergence of the
+        posterior from the guide).
+    distance
+        Total variation between guide and posterior on what the guide draws, mean |w / mean w - 1| / 2.
+    distance_error
+        Monte Carlo error of the distance.
+    gap
+        log mean w - mean log w, an estimate of log evidence less ELBO, KL(guide || posterior).
+    """
+
+    size: int
+    share: float
+    distance: float
+    distance_error: float
+    gap: float
+
+    @classmethod
+    def of(cls, log_weight: np.ndarray) -> Spread:
+        """Of log weights (draw,), of which one at least is finite; minus infinity is a weight of zero."""
+        top = float(log_weight.max())
+        weight = np.exp(log_weight - top)
+        mean = float(weight.mean())
+        apart = np.abs(weight / mean - 1) / 2
+        return cls(
+            weight.size,
+            mean**2 / float(np.square(weight).mean()),
+            float(apart.mean()),
+            float(apart.std()) / math.sqrt(weight.size),
+            top + math.log(mean) - float(log_weight.mean()),
+        )
+
+
+def judge_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapping[str, xr.DataArray]) -> Report:
+    """The verdict on draws of a guide, by their importance weights.
+
+    Of continuous sites Pareto k-hat says whether the weights can be relied on. Of sites of finitely many values weights
+    are bounded, so that k-hat finds no fault with a guide that is far off: they are judged by total variation and by
+    the share of draws that weights leave effective. No weight shows a part of the posterior that the guide never draws.
+    """
+    findings, rows, khat = [*_still_falling(tree)], dict[str, dict[str, float]](), float("nan")
+    broken = [name for name, values in variables.items() if not np.isfinite(values.values).all()]
+    if broken:
+        findings.append(Finding(True, f"draws of {broken} are not finite", "lower lr or clip the gradient"))
+    finite = bool(tree.attrs.get("finite_support", 0))
+    by_row = sample_stats.get("log_weight_by_row")
+    if RESAMPLED in tree.attrs:
+        found, khat = _resampled(tree, finite=finite)
+        findings += found
+    elif "log_weight" not in sample_stats:
+        findings.append(_no_weights(sample_stats))
+    else:
+        raw = sample_stats["log_weight"].transpose("chain", "draw").values.ravel().astype(np.float64)
+        findings += _useless_weights(raw)
+        if (raw < np.inf).all() and (raw > -np.inf).any():
+            unequal = raw.size > 1 and np.ptp(raw) > EQUAL_WEIGHTS
+            if raw.size < _LEAST_WEIGHTS and (unequal or raw.size == 1):
+                findings.append(_few_draws(raw.size))
+            elif by_row is not None and np.isfinite(by_row.values).all():
+                found, khat = _fit_by_row(by_row, finite=finite)
+                findings += found
+            elif not unequal:
+                findings.append(_equal_weights(variables))
+            else:
+                smoothed, khat = psis(raw)
+                rows = dict(
+                    _corrected(name, values, smoothed) for name, values in variables.items() if name not in broken
+                )
+                khat = float("nan") if finite else khat
+                findings += _fit_of_guide(Spread.of(raw), khat, rows, finite=finite)
+    table = pd.DataFrame.from_dict(rows, orient="index").drop(columns="off", errors="ignore")
+    return Report(tuple(findings), table, khat=khat)
+
+
+def _useless_weights(log_weight: np.ndarray) -> Iterator[Finding]:
+    """Draws that the model excludes, and weights that are no numbers."""
+    if lost := int(np.isneginf(log_weight).sum()):
+        share = lost / log_weight.size
+        verdict = (
+            f"{lost} of {log_weight.size} draws of the guide are impossible under the model ({share:.1%}, at most 1%)"
+        )
+        yield Finding(share > 0.01, verdict, "give the guide the supports of the model")
+    if not (log_weight < np.inf).all():
+        verdict = "some importance weights are not numbers or infinite"
+        yield Finding(True, verdict, "look for missing values and scales near zero in the model")
+
+
+def _no_weights(sample_stats: xr.Dataset) -> Finding:
+    if "bound" in sample_stats:
+        verdict = "the loss is a bound by sampled terms: draws have no importance weights by which to judge the fit"
+        return Finding(False, verdict, "compare the bound of data that were held out", judged=False)
+    verdict = "the draws have no importance weights, so that nothing shows how well the guide fits"
+    return Finding(False, verdict, "check against run_mcmc, or calibrate with sbc", judged=False)
+
+
+def _few_draws(count: int) -> Finding:
+    verdict = f"{count} draw{' is' if count == 1 else 's are'} too few to judge the fit by their importance weights"
+    return Finding(False, verdict, f"draw {_LEAST_WEIGHTS} or more, as by num_samples=1000", judged=False)
+
+
+def _equal_weights(variables: Mapping[str, xr.DataArray]) -> Finding:
+    """Equal weights: a point, or a guide that is exact wherever it draws."""
+    drawn = (values.values.reshape(-1, *values.shape[2:]) for values in variables.values())
+    if all((draws == draws[:1]).all() for draws in drawn):
+        verdict = "the draws are all the same, as of a point estimate: nothing shows the uncertainty around it"
+        return Finding(False, verdict, "take a guide that has a spread, or run_mcmc", judged=False)
+    verdict = (
+        "the importance weights are equal: wherever the guide draws it is exact; what it never draws does not show"
+    )
+    return Finding(False, verdict, "check_modes(problem, result) looks for parts of the posterior that it lacks")
+
+
+def _still_falling(tree: xr.DataTree) -> Iterator[Finding]:
+    """Whether the last tenth of the steps has a loss surely, and by half a nat, below the tenth before it."""
+    fit = group_of(tree, "fit")
+    loss = np.asarray(fit["loss"].values if "loss" in fit else ())
+    width = len(loss) // 10
+    if len(loss) < _LEAST_STEPS:
+        return
+    before, after = loss[-2 * width : -width], loss[-width:]
+    drop = float(before.mean() - after.mean())
+    if drop > max(0.5, 4 * float(np.hypot(before.std(), after.std())) / np.sqrt(width)):
+        values = sum(variable.size for variable in group_of(tree, "observed_data").data_vars.values())
+        most = max(_FALLING, _FALLING_BY_VALUE * values)
+        verdict = f"the loss was still falling: by {drop:.3g} over the last {width} steps (at most {most:.3g})"
+        yield Finding(drop > most, verdict, "take more steps (num_steps), or a larger lr that decays")
+
+
+def _resampled(tree: xr.DataTree, *, finite: bool) -> tuple[list[Finding], float]:
+    """What is found of draws that were resampled by their weights."""
+    about = read_json(tree.attrs, RESAMPLED, {})
+    kept = about.get("khat")
+    khat = float("nan") if kept is None or finite else float(kept)
+    effective, unequal = float(about.get("effective", math.nan)), bool(about.get("unequal", True))
+    findings = []
+    if khat > KHAT_MAX:
+        verdict = f"Pareto k-hat of the guide was {khat:.2f}, above {KHAT_MAX}: it misses part of the posterior, and "
+        verdict += "resampling its draws cannot mend that"
+        findings.append(Finding(True, verdict, "take more steps or a richer guide, or check against run_mcmc"))
+    elif not effective >= _LEAST_RESAMPLED:
+        verdict = (
+            f"the resampled draws stand on {effective:.0f} effective draws of the guide, of {_LEAST_RESAMPLED} needed"
+        )
+        findings.append(Finding(True, verdict, "draw more (num_samples), take more steps, or a richer guide"))
+    elif math.isnan(khat) and unequal and not finite:
+        verdict = "the weights that the draws were resampled by have no tail to judge, though they are unequal"
+        findings.append(Finding(True, verdict, "take more steps or a richer guide, or check against run_mcmc"))
+    else:
+        how = "" if math.isnan(khat) else f" (Pareto k-hat {khat:.2f}, at most {KHAT_MAX})"
+        verdict = f"the resampled draws stand for the posterior, on {effective:.0f} effective draws of the guide{how}"
+        findings.append(Finding(False, verdict))
+    return findings, khat
+
+
+def _fit_of_guide(
+    spread: Spread, khat: float, rows: Mapping[str, Mapping[str, float]], *, finite: bool
+) -> Iterator[Finding]:
+    """What the importance weights of all sites together say of a guide."""
+    richer = "take more steps or a richer guide, or check against run_mcmc"
+    effective = f"{spread.share:.0%} of its draws are effective"
+    if finite:
+        distance = f"total variation between guide and posterior is about {spread.distance:.2f} on what it draws"
+        start = f"{distance} (at most {_MOST_DISTANCE}), {effective} (at least {_LEAST_SHARE:.0%}), and log evidence "
+        start += f"less ELBO is {spread.gap:.2f}: "
+        failed = spread.share < _LEAST_SHARE or spread.distance - 2 * spread.distance_error > _MOST_DISTANCE
+        meaning = "the guide is not the posterior, and what it draws has other probabilities"
+        close = spread.share >= _CLOSE_SHARE and spread.distance <= _CLOSE_DISTANCE
+    else:
+        told = "cannot be computed, since too few weights are not negligible" if math.isnan(khat) else f"is {khat:.2f}"
+        start = f"Pareto k-hat of the guide {told} (at most {KHAT_MAX}), {effective}: "
+        failed = not khat <= KHAT_MAX
+        meaning = "the guide misses part of the posterior; its sds and intervals may be wrong"
+        close = khat <= _KHAT_GOOD
+    if failed:
+        yield Finding(True, start + meaning, richer)
+        return
+    worst = max(rows, key=lambda name: rows[name]["off"], default=None)
+    if worst is not None and rows[worst]["off"] > _CLOSE:
+        row = rows[worst]
+        yield Finding(False, f"{start}its draws can be corrected by their importance weights")
+        verdict = f"of {worst}, the guide has mean {row['guide_mean']:.3g} and sd {row['guide_sd']:.3g}, where the "
+        verdict += f"weights give {row['corrected_mean']:.3g} and {row['corrected_sd']:.3g}; harmful from {_SHIFT} sd "
+        verdict += f"or a factor of {_RATIO} on"
+        advice = "use importance_resample(result) in place of the raw draws, or take more steps or a richer guide"
+        yield Finding(row["off"] > 1, verdict, advice)
+    elif close:
+        yield Finding(False, f"{start}where it draws, the guide fits the posterior closely")
+    else:
+        advice = "importance_resample(result) brings its draws closer"
+        yield Finding(False, f"{start}the guide is usable, though not close to the posterior", advice)
+
+
+def _fit_by_row(log_weight: xr.DataArray, *, finite: bool) -> tuple[list[Finding], float]:
+    """What weights say of a guide whose rows of data are judged each by itself; k-hat that 95 % of them do not exceed.
+
+    The share of draws that weights leave effective, 1 / (1 + chi-square divergence), is judged of all rows; with it
+    k-hat of rows of continuous sites, and total variation of rows of finitely many values.
+    """
+    values = log_weight.transpose("chain", "draw", ...).values.astype(np.float64)
+    shape = values.shape[2:]
+    judged = np.unique(np.linspace(0, math.prod(shape) - 1, min(math.prod(shape), _MOST_ROWS)).astype(int))
+    flat = values.reshape(-1, math.prod(shape))[:, judged]
+    spreads = [Spread.of(row) for row in flat.T]
+    share = np.array([spread.share for spread in spreads])
+    last = math.ceil((1 - _BAD_ROWS) * len(share)) - 1
+    least = float(np.sort(share)[::-1][last])
+    plates = " and ".join(str(dim) for dim in log_weight.dims[2:])
+    worst = label(plates, log_weight, np.unravel_index(int(judged[np.argmin(share)]), shape))
+    effective = f"{least:.0%} or more of its draws are effective (at least {_LEAST_SHARE:.0%})"
+    if finite:
+        distance = np.array([max(x.distance - 2 * x.distance_error, 0.0) for x in spreads])
+        level, khat = float(np.sort(distance)[last]), math.nan
+        said = f"total variation between guide and posterior is at most {level:.2f} (at most {_MOST_DISTANCE})"
+        failed, close = level > _MOST_DISTANCE, level <= _CLOSE_DISTANCE
+    else:
+        shapes = np.array([psis(row)[1] if np.ptp(row) > EQUAL_WEIGHTS else -1.0 for row in flat.T])
+        level = khat = float(np.sort(np.nan_to_num(shapes, nan=np.inf))[last])
+        told = "below 0" if level < 0 else f"at most {level:.2f}"
+        said = f"Pareto k-hat of the guide is {told} (at most {KHAT_MAX})"
+        failed, close = level > KHAT_MAX, level <= KHAT_MAX
+    rows = f"{1 - _BAD_ROWS:.0%} of {len(share)} rows of {plates}"
+    verdict = f"in {rows}, each judged by itself, {said} and {effective}; fewest {share.min():.0%} in {worst}: "
+    if failed or least < _LEAST_SHARE:
+        advice = "take more steps or a richer guide, and look at check_weights or check_exact"
+        return [Finding(True, f"{verdict}the guide misses part of many posteriors", advice)], khat
+    how = (
+        "fits the posterior closely"
+        if close and least >= _CLOSE_SHARE
+        else "is usable, though not close to the posterior"
+    )
+    return [Finding(False, f"{verdict}the guide {how}")], khat
+
+
+def _corrected(name: str, values: xr.DataArray, log_weight: np.ndarray) -> tuple[str, dict[str, float]]:
+    """The entry that importance weights correct most, its moments without and with them, and how far off it is.
+
+    ``off`` is 1 where the mean or the sd of the guide is surely, by three Monte Carlo errors, at its limit.
+    """
+    draws = np.asarray(values.values, dtype=np.float64).reshape(-1, *values.shape[2:])
+    mean, sd = draws.mean(0), draws.std(0)
+    found = importance_moments(draws, log_weight)
+    with np.errstate(divide="ignore", invalid="ignore"):  # entries that are constant
+        shift = (np.abs(found["mean"] - mean) - 3 * found["mcse_mean"]) / found["sd"]
+        ratio = np.abs(np.log(sd / found["sd"])) - 3 * found["mcse_sd"] / found["sd"]
+    off = np.nan_to_num(np.fmax(shift / _SHIFT, ratio / np.log(_RATIO)), posinf=0.0, neginf=0.0)
+    place = np.unravel_index(int(np.argmax(off)), off.shape)
+    row = {"entries": draws[0].size, "guide_mean": mean[place], "guide_sd": sd[place]}
+    row |= {"corrected_mean": found["mean"][place], "corrected_sd": found["sd"][place]}
+    row |= {"mcse_mean": found["mcse_mean"][place], "mcse_sd": found["mcse_sd"][place], "off": off[place]}
+    return label(name, values, place), row
