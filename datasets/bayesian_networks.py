@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from probmodels.datasets.checks import check_size
 from probmodels.errors import DataError
-from probmodels.options import NonNegative, Positive, Seed, check_numbers, checked
+from probmodels.options import NonNegative, Positive, Seed, checked
 
-__all__ = ["simulate_discrete_network", "simulate_gaussian_network"]
+__all__ = ["expected_degree", "simulate_discrete_network", "simulate_gaussian_network"]
 
 _Variables = Annotated[int, Interval(ge=2, le=10_000)]
 _Rows = Annotated[int, Interval(ge=2, le=10_000_000)]
@@ -28,7 +28,7 @@ def simulate_gaussian_network(
     num_variables: _Variables = 5,
     num_samples: _Rows = 100,
     *,
-    degree: NonNegative = 2.0,
+    degree: NonNegative | None = None,
     effect: Positive = 1.0,
     noise: Positive = 1.0,
     seed: Seed = 0,
@@ -40,7 +40,7 @@ def simulate_gaussian_network(
     num_variables, num_samples
         Size of the table.
     degree
-        Expected number of edges at a node, at most ``num_variables - 1``.
+        Expected number of edges at a node, at most ``num_variables - 1``; None for 2, or 1 of two variables.
     effect
         Standard deviation of the effects.
     noise
@@ -74,7 +74,7 @@ def simulate_discrete_network(
     num_samples: _Rows = 500,
     *,
     num_states: Annotated[int, Interval(ge=2, le=1000)] = 2,
-    degree: NonNegative = 2.0,
+    degree: NonNegative | None = None,
     concentration: Positive = 0.5,
     seed: Seed = 0,
 ) -> xr.Dataset:
@@ -87,7 +87,7 @@ def simulate_discrete_network(
     num_states
         Number of states of every variable.
     degree
-        Expected number of edges at a node, at most ``num_variables - 1``.
+        Expected number of edges at a node, at most ``num_variables - 1``; None for 2, or 1 of two variables.
     concentration
         Concentration of the Dirichlet distributions: small for strong dependence.
     seed
@@ -115,12 +115,26 @@ def simulate_discrete_network(
     return data.assign(num_states=("variable", np.full(num_variables, num_states)))
 
 
+def expected_degree(degree: float | None, **size: int) -> float:
+    """Expected number of edges at a node of a random graph: None for 2, or 1 where there are two nodes.
+
+    Raises
+    ------
+    DataError
+        If it is above the number of other nodes, which ``size`` gives by the name of its option.
+    """
+    (name, nodes), *_ = size.items()
+    if degree is not None and degree > nodes - 1:
+        raise DataError(f"degree={degree}; give a number of at most {name} - 1 = {nodes - 1}")
+    return min(2.0, nodes - 1) if degree is None else degree
+
+
 def _graph(
-    generator: np.random.Generator, num_variables: int, num_samples: int, degree: float
+    generator: np.random.Generator, num_variables: int, num_samples: int, degree: float | None
 ) -> tuple[NDArray[np.int64], list[Any]]:
     """Adjacency (parent, child), and nodes in an order in which parents come first."""
     check_size(num_variables=num_variables, num_samples=num_samples)
-    check_numbers(0, num_variables - 1, degree=degree)
+    degree = expected_degree(degree, num_variables=num_variables)
     order = generator.permutation(num_variables)
     edges = np.triu(generator.random((num_variables, num_variables)) < degree / (num_variables - 1), 1)
     graph = np.zeros((num_variables, num_variables), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Checks that loaders share: paths given by the user, and sizes whose product has to fit in memory."""
+"""Checks that loaders share: arrays and paths given by the user, and sizes whose product has to fit in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from annotated_types import Interval
 from numpy.typing import NDArray
 
-from probmodels.errors import DataError
+from probmodels.errors import DataError, ProbmodelsError
 
 __all__ = ["AnyPath", "Share", "as_array", "check_size", "existing_file", "existing_folder"]
 
@@ -21,7 +21,9 @@ Share = Annotated[float, Interval(ge=0, lt=1)]  # of rows that are held back: so
 _MOST_NUMBERS = 1 << 31  # 16 GiB of 64-bit floats
 
 
-def as_array(values: Any, name: str, *, numbers: bool = False) -> NDArray[Any]:
+def as_array(
+    values: Any, name: str, *, numbers: bool = False, error: type[ProbmodelsError] = DataError
+) -> NDArray[Any]:
     """An array of what was given.
 
     Parameters
@@ -32,18 +34,20 @@ def as_array(values: Any, name: str, *, numbers: bool = False) -> NDArray[Any]:
         Name of the values, for messages.
     numbers
         Whether its entries have to be numbers.
+    error
+        What is raised.
 
     Raises
     ------
-    DataError
+    ``error``
         If rows differ in length, or entries are no numbers where they have to be.
     """
     try:
         found = np.asarray(values)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{name} cannot be made an array ({error}); give rows of one length") from error
+    except (TypeError, ValueError, OverflowError, RuntimeError) as fault:  # of a tensor that needs a gradient, too
+        raise error(f"{name} cannot be made an array ({fault}); give rows of one length") from fault
     if numbers and found.dtype.kind not in "fiub":
-        raise DataError(f"{name} of type {found.dtype} and shape {found.shape}; give numbers")
+        raise error(f"{name} of type {found.dtype} and shape {found.shape}; give numbers")
     return found
 
 

@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from probmodels.datasets.causal import as_graph, causal_order, make_concepts, position_of, split_rows
 from probmodels.datasets.checks import as_array, check_size
 from probmodels.errors import DataError
-from probmodels.options import NonNegative, Seed, check_choices, checked
+from probmodels.options import NonNegative, OneOf, Seed, checked
 
 __all__ = ["SCENES", "Scene", "counterfactual", "mechanism", "render", "simulate_flow", "simulate_pendulum"]
 
@@ -99,7 +99,9 @@ class Scene:
 
 
 @checked(DataError)
-def mechanism(scene: str | Scene, values: Any, interventions: Mapping[str, Any] | None = None) -> NDArray[np.float64]:
+def mechanism(
+    scene: Annotated[str, OneOf(SCENES)] | Scene, values: Any, interventions: Mapping[str, Any] | None = None
+) -> NDArray[np.float64]:
     """Concepts after interventions: effects follow their causes, and keep what was exogenous in them.
 
     An effect moves by what its mechanism moves: ``x' = x + f(causes') - f(causes)``. Without interventions values come
@@ -125,7 +127,7 @@ def mechanism(scene: str | Scene, values: Any, interventions: Mapping[str, Any] 
     DataError
         If a concept is unknown, a cause is missing, or a value is infinite or of another number of rows.
     """
-    scene = _scene(scene)
+    scene = SCENES[scene] if isinstance(scene, str) else scene
     held = {scene.concepts[position_of(name, scene.concepts)]: value for name, value in (interventions or {}).items()}
     columns, held = _aligned(scene, values, held)
     before, after = dict(columns), dict(columns)
@@ -142,7 +144,12 @@ def mechanism(scene: str | Scene, values: Any, interventions: Mapping[str, Any] 
 
 @checked(DataError)
 def counterfactual(
-    scene: str | Scene, concepts: Any, do: Mapping[str, Any], *, size: _Pixels = 32, jitter: Any = None
+    scene: Annotated[str, OneOf(SCENES)] | Scene,
+    concepts: Any,
+    do: Mapping[str, Any],
+    *,
+    size: _Pixels = 32,
+    jitter: Any = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """What these very scenes would be under interventions.
 
@@ -194,13 +201,6 @@ def _reach(values: Mapping[str, Array]) -> Array:
     return np.sqrt(2 * _GRAVITY * np.maximum(values["height"], 0) * np.maximum(values["hole"] - _LANDING, 0))
 
 
-def _scene(scene: str | Scene) -> Scene:
-    if isinstance(scene, Scene):
-        return scene
-    check_choices(scene=(scene, SCENES))
-    return SCENES[scene]
-
-
 def _aligned(scene: Scene, values: Any, held: Mapping[str, Any]) -> tuple[dict[str, Array], dict[str, Array]]:
     """Columns (row,) of values, nan where absent, and of interventions, all of one number of rows."""
     given = _by_concept(scene, values)
@@ -242,7 +242,9 @@ def _check_column(name: str, column: Array, rows: int, *, may_lack: bool) -> Non
 
 
 @checked(DataError)
-def render(scene: str | Scene, concepts: Any, size: _Pixels = 32, *, jitter: Any = None) -> NDArray[np.float32]:
+def render(
+    scene: Annotated[str, OneOf(SCENES)] | Scene, concepts: Any, size: _Pixels = 32, *, jitter: Any = None
+) -> NDArray[np.float32]:
     """Draw scenes in colour, with edges that fade over a pixel, so that pictures change smoothly with concepts.
 
     Parameters
@@ -267,7 +269,7 @@ def render(scene: str | Scene, concepts: Any, size: _Pixels = 32, *, jitter: Any
     DataError
         If shapes do not fit or values are not finite.
     """
-    scene = _scene(scene)
+    scene = SCENES[scene] if isinstance(scene, str) else scene
     table = as_array(concepts, "concepts", numbers=True).astype(np.float64)
     if table.ndim != 2 or table.shape[1] != len(scene.concepts) or not np.isfinite(table).all():
         raise DataError(f"concepts of shape {table.shape}; give finite (row, concept) of {', '.join(scene.concepts)}")

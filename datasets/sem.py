@@ -35,10 +35,11 @@ import xarray as xr
 from annotated_types import Interval
 from numpy.typing import NDArray
 
+from probmodels.datasets.bayesian_networks import expected_degree
 from probmodels.datasets.causal import Edges, as_graph, causal_order, make_concepts, position_of
 from probmodels.datasets.checks import Share, as_array, check_size
 from probmodels.errors import DataError
-from probmodels.options import NonNegative, OneOf, Seed, check_choices, check_numbers, checked, refuse_unused
+from probmodels.options import NonNegative, OneOf, Seed, checked, refuse_unused
 
 __all__ = [
     "Sem",
@@ -155,8 +156,8 @@ class Sem:
 def draw_sem(
     num_nodes: _Nodes = 5,
     *,
-    graph: str | Edges = "er",
-    degree: NonNegative = 2.0,
+    graph: Annotated[str, OneOf(_GRAPHS)] | Edges = "er",
+    degree: NonNegative | None = None,
     mechanism: Annotated[str, OneOf(_MECHANISMS)] = "linear",
     noise: Annotated[str, OneOf(_NOISES)] = "gaussian",
     equal_variances: bool = True,
@@ -174,7 +175,7 @@ def draw_sem(
         (v1 causes all others), ``"collider"`` (all others cause the last); or edges as in `as_graph`.
     degree
         Expected number of edges at a node of ``"er"`` and, about, of ``"scale_free"``, at most ``num_nodes - 1``; not
-        used with other graphs.
+        used with other graphs. None for 2, or 1 where there are two nodes.
     mechanism
         ``"linear"``, ``"additive"`` or ``"post_nonlinear"``.
     noise
@@ -191,7 +192,7 @@ def draw_sem(
     DataError
         If an option is out of range or not used, or the graph is not acyclic.
     """
-    _check_graph(graph, degree, num_nodes)
+    degree = _degree(graph, degree, num_nodes)
     rng = np.random.default_rng(seed)
     names = tuple(f"v{number}" for number in range(1, num_nodes + 1))
     edges = _draw_graph(graph, names, degree, rng) if isinstance(graph, str) else as_graph(graph, names)
@@ -311,8 +312,8 @@ def simulate_sem(
     num_nodes: _Nodes = 5,
     num_rows: _Rows = 1000,
     *,
-    graph: str | Edges = "er",
-    degree: NonNegative = 2.0,
+    graph: Annotated[str, OneOf(_GRAPHS)] | Edges = "er",
+    degree: NonNegative | None = None,
     mechanism: Annotated[str, OneOf(_MECHANISMS)] = "linear",
     noise: Annotated[str, OneOf(_NOISES)] = "gaussian",
     equal_variances: bool = True,
@@ -387,14 +388,12 @@ def sem_of(data: xr.Dataset) -> Sem:
     return draw_sem(**options)
 
 
-def _check_graph(graph: str | Edges, degree: float, num_nodes: int) -> None:
-    if isinstance(graph, str):
-        check_choices(graph=(graph, _GRAPHS))
-    if isinstance(graph, str) and graph in ("er", "scale_free"):
-        check_numbers(0, num_nodes - 1, degree=degree)
-    else:
+def _degree(graph: str | Edges, degree: float | None, num_nodes: int) -> float:
+    """The expected number of edges at a node of a random graph."""
+    if not isinstance(graph, str) or graph not in ("er", "scale_free"):
         branch = f"graph={graph!r}" if isinstance(graph, str) else "a graph that is given"
         refuse_unused(draw_sem, branch, degree=degree)
+    return expected_degree(degree, num_nodes=num_nodes)
 
 
 def _draw_graph(kind: str, names: tuple[str, ...], degree: float, rng: np.random.Generator) -> NDArray[np.int8]:

@@ -30,7 +30,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Interval, Le, Len, Lt
+from annotated_types import Ge, Gt, Interval, Len
 
 from probmodels.errors import DataError, ProbmodelsError
 
@@ -44,14 +44,13 @@ __all__ = [
     "NonNegative",
     "OneOf",
     "Option",
+    "Particles",
+    "Passes",
     "Positive",
     "Probability",
     "Seed",
     "Whole",
     "Width",
-    "check_choices",
-    "check_counts",
-    "check_numbers",
     "check_options",
     "checked",
     "filled",
@@ -78,6 +77,7 @@ Probability = Annotated[float, Interval(ge=0, le=1)]
 Fraction = Annotated[float, Interval(gt=0, lt=1)]
 Width = Annotated[int, Interval(ge=1, le=10_000)]  # of a network's layers, which decide its memory
 Layers = Annotated[int, Interval(ge=0, le=64)]
+Particles = Annotated[int, Interval(ge=1, le=1_000_000)]  # draws of a step
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,16 @@ class OneOf:
 @dataclass(frozen=True)
 class NonFinite:
     """Annotates a number that may be nan or infinite."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Annotates an option whose parts a function checks: it raises an error of the project for what it refuses.
+
+    The function is called once the type is right; its message names the option.
+    """
+
+    check: Callable[[Any], object]
 
 
 @dataclass(frozen=True)
@@ -308,7 +318,14 @@ def check_options(
             if inspect.Parameter.VAR_KEYWORD in kinds and known is None:
                 continue
             raise error(f"{where}unknown option {name!r}{of}{hint(name, names)}")
-        _check(f"{where}{name}", value, options[name].annotation, error)
+        annotation = options[name].annotation
+        _check(f"{where}{name}", value, annotation, error)
+        for mark in getattr(annotation, "__metadata__", ()):
+            if isinstance(mark, Passes):
+                try:
+                    mark.check(value)
+                except ProbmodelsError as fault:
+                    raise error(f"{where}{fault}") from fault
 
 
 def _check(path: str, value: Any, annotation: Any, error: type[Exception]) -> None:
@@ -460,7 +477,7 @@ def _marked(inner: Any, *marks: Any) -> Any:
     for mark in marks:
         if isinstance(mark, OneOf):
             return Literal[tuple(mark.names)]
-    ranges = [mark for mark in marks if not isinstance(mark, Default | NonFinite)]
+    ranges = [mark for mark in marks if not isinstance(mark, Default | NonFinite | Passes)]
     if inner in (int, float):  # the ranges inside, so that the JSON Schema has them
         finite = not any(isinstance(mark, NonFinite) for mark in marks)
         before = _whole if inner is int else _number if finite else _real
@@ -560,7 +577,7 @@ def _said_collection(origin: type, args: tuple[Any, ...], marks: tuple[Any, ...]
 def _range(marks: Iterable[Any], whole: bool) -> str:
     low, high = "", ""
     for mark in marks:
-        if isinstance(mark, Default | NonFinite):
+        if isinstance(mark, Default | NonFinite | Passes):
             continue
         ge, gt, le, lt = (getattr(mark, key, None) for key in ("ge", "gt", "le", "lt"))
         low = f"of at least {_plain(ge)}" if ge is not None else f"above {_plain(gt)}" if gt is not None else low
@@ -597,53 +614,3 @@ def _json(annotation: Any) -> dict[str, Any] | None:
     except (PydanticOmit, PydanticUserError):
         return None
     return found
-
-
-def check_choices(**options: tuple[Any, Iterable[str]]) -> None:
-    """Check that options, given with what there is to choose from, are of it.
-
-    Raises
-    ------
-    DataError
-        If one is not.
-    """
-    for name, (value, known) in options.items():
-        if value not in (names := list(known)):
-            raise DataError(f"{name}={value!r}; choose one of {', '.join(names)}")
-
-
-def check_counts(least: int, /, **options: Any) -> None:
-    """Check that options are whole numbers of at least ``least``; a truth value is none.
-
-    Raises
-    ------
-    DataError
-        If one is not.
-    """
-    for name, value in options.items():
-        _check(name, value, Annotated[int, Ge(least)], DataError)
-
-
-def check_numbers(low: float, high: float = math.inf, /, *, ends: str = "[]", **options: Any) -> None:
-    """Check that options are finite numbers from ``low`` to ``high``; a truth value is none.
-
-    Parameters
-    ----------
-    low, high
-        Ends of the interval.
-    ends
-        Which of them belong to it, as it is written: ``"[]"``, ``"[)"``, ``"(]"`` or ``"()"``.
-    **options
-        By name.
-
-    Raises
-    ------
-    DataError
-        If one is not.
-    """
-    marks: list[Any] = [Gt(low) if ends[0] == "(" else Ge(low)]
-    if high < math.inf:
-        marks.append(Lt(high) if ends[1] == ")" else Le(high))
-    marks += [NonFinite()] if high == math.inf and ends[1] == "]" else []
-    for name, value in options.items():
-        _check(name, value, Annotated[(float, *marks)], DataError)

@@ -502,7 +502,7 @@ def put(place, value):
         (matrix(), {"fixed_effects": ["trend", "trend"]}, "twice"),
         (matrix(), {"fixed_effects": ["x"], "covariates": {"x": [1.0, 2.0]}}, "must hold 12 finite values"),
         (matrix(), {"fixed_effects": TERMS, "shared_effects": ["trend"]}, "local and shared at once"),
-        (matrix(), {"effect_scale": -1.0}, "effect_scale=-1.0; give a number above 0"),
+        (matrix(), {"effect_scale": -1.0}, "effect_scale=-1.0; give a number of at least 1e-12"),
         (matrix(), {"frame_prior": "normal"}, "frame_prior='normal'; choose one of conditioned"),
         (matrix(), {"order": "size"}, "order='size'; choose one of scale, match, label"),
         (matrix(), {"area_weights": [1.0, 2.0]}, "area_weights has 2 numbers; give 9"),

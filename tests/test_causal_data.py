@@ -320,6 +320,7 @@ def test_graphs_of_models() -> None:
     assert draw_sem(4, graph="fork").graph.sum(1).tolist() == [3, 0, 0, 0]
     assert draw_sem(4, graph="collider").graph.sum(0).tolist() == [0, 0, 0, 3]
     assert draw_sem(3, graph=[["v3", "v1"]]).graph.tolist() == [[0, 0, 0], [0, 0, 0], [1, 0, 0]]
+    assert draw_sem(2).graph.sum() == 1  # the default is what two nodes can have
     edges = [draw_sem(20, degree=3, seed=seed).graph.sum() for seed in range(40)]
     assert np.mean(edges) == pytest.approx(30, abs=4 * np.sqrt(190 * 3 / 19 * 16 / 19 / 40))
     tree = draw_sem(30, graph="scale_free", seed=1).graph

@@ -420,7 +420,7 @@ def test_images_of_any_size_are_read_and_written(network: str) -> None:
         ({"entropy": "none"}, "entropy='none'; choose one of"),
         ({"beta": 0.0}, "beta=0.0; give a number above 0"),
         ({"label_weight": -1.0}, "label_weight=-1.0"),
-        ({"graph": "learned"}, "choose 'data'"),
+        ({"graph": "learned"}, "graph='learned'; choose one of data or a list"),
         ({"graph": [["cause", "result"], ["result", "cause"]]}, "cycle"),
         ({"graph": np.zeros((3, 3))}, r"graph of shape \(3, 3\) for 2 concepts"),
         ({"split": "valid"}, "split='valid'; choose one of train, test"),

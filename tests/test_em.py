@@ -414,6 +414,19 @@ def test_a_phase_that_moves_nothing_is_refused():
         quick(mixture_problem(model=fixed))
 
 
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        (lambda model, guide, *data: torch.ones(()), "the loss of mine depends on no parameter of the guide or model"),
+        (lambda model, guide, *data: torch.ones(3), r"mine gives a Tensor of shape \(3,\); return a loss, Tensor \(\)"),
+        (lambda model, guide, *data: 3, r"mine gives a int; return a loss, Tensor \(\)"),
+    ],
+)
+def test_an_objective_that_has_no_gradient_is_refused(objective, message):
+    with pytest.raises(ProblemError, match=message):
+        quick(mixture_problem(), phases=[Phase(objective, label="mine")])
+
+
 def test_guides_whose_transforms_remember_values_are_moved_by_wake_phi():
     coupling = dist.transforms.affine_coupling(2, hidden_dims=[4]).double()
 

@@ -163,7 +163,7 @@ def test_reliability_tells_observed_pairs_from_others() -> None:
         ([np.nan], [1], {}, r"lie in \[0, 1\]"),
         ([0.5], [np.nan], {}, "truth must hold 0 and 1"),
         ([0.5], [2], {}, "truth must hold 0 and 1"),
-        ([0.5], ["yes"], {}, "truth must hold 0 and 1"),
+        ([0.5], ["yes"], {}, "truth of type <U3"),
         ([0.5], [1], {"bins": 0}, "bins=0"),
         ([0.5], [1], {"bins": [0, 0.5]}, "ascending edges from 0 to 1"),
         ([0.5], [1], {"level": 1.0}, "level=1.0"),

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -313,7 +314,11 @@ def test_problems_that_nuts_cannot_do_are_refused():
         ({"kernel_options": {"fail_att": 3}}, "unknown option 'fail_att' of ExactKernel; did you mean 'fail_at'"),
         ({"kernel_options": {"fail_at": "soon"}}, "kernel_options: fail_at='soon'; give a whole number or None"),
         ({"num_workers": 2}, "num_workers=2 is not used with chain_method='sequential'"),
-        ({"client": object()}, "client=.* is not used with chain_method='sequential'"),
+        ({"client": "tcp://scheduler:8786"}, "client='tcp://scheduler:8786'; give a Client or None"),
+        (
+            {"client": SimpleNamespace(submit=len, scatter=len, processing=len)},
+            "client=.* is not used with chain_method='sequential'",
+        ),
         ({"checkpoint_every": 1.0}, "checkpoint_every=1.0 is not used with checkpoint=None"),
     ],
 )

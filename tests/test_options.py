@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import pytest
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 from numpy.typing import ArrayLike
 
 from probmodels.errors import DataError, SpecError
@@ -23,9 +23,6 @@ from probmodels.options import (
     OneOf,
     Positive,
     Seed,
-    check_choices,
-    check_counts,
-    check_numbers,
     check_options,
     checked,
     hint,
@@ -38,50 +35,57 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+@checked(DataError)
+def scored(
+    width: Annotated[int, Ge(1)] = 1,
+    neighbours: Annotated[int, Ge(0)] = 0,
+    rate: Annotated[float, Interval(ge=0, le=1)] = 0.5,
+    half_open: Annotated[float, Interval(ge=0, lt=1)] = 0.5,
+    positive: Annotated[float, Interval(gt=0, le=1)] = 0.5,
+    fraction: Annotated[float, Interval(gt=0, lt=1)] = 0.5,
+    beta: Annotated[float, Ge(0), NonFinite()] = 1.0,
+    pooling: Annotated[str, OneOf({"mean": 1, "sum": 2})] = "mean",
+) -> None:
+    """Takes ranges and choices of all kinds."""
+
+
 def test_what_is_in_range_passes() -> None:
-    check_choices(pooling=("sum", {"mean": 1, "sum": 2}), backbone=("gin", ("gcn", "gin")))
-    check_counts(0, neighbours=0, width=np.int64(3))
-    check_numbers(0, 1, skip=0, rate=1.0, share=np.float32(0.5))
-    check_numbers(0, beta=math.inf)
-    check_numbers(0, 1, ends="()", rate=1e-9)
+    scored(width=np.int64(3), neighbours=0, rate=0, half_open=np.float32(0.5), positive=1.0, fraction=1e-9)
+    scored(beta=math.inf, pooling="sum")
 
 
 @pytest.mark.parametrize("value", ["max", None, 1])
 def test_names_that_are_no_choice_are_refused(value: Any) -> None:
     with pytest.raises(DataError, match=rf"^pooling={value!r}; choose one of mean, sum$"):
-        check_choices(backbone=("gin", ("gin",)), pooling=(value, ("mean", "sum")))
+        scored(pooling=value)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, np.True_, "3", None])
 def test_what_is_no_count_is_refused(value: Any) -> None:
     with pytest.raises(DataError, match=r"^width=.*; give a whole number of at least 1$"):
-        check_counts(1, layers=1, width=value)
+        scored(width=value)
 
 
 @pytest.mark.parametrize("value", [True, np.False_, "0.5", None, (1.0,)])
 def test_what_is_no_number_is_refused(value: Any) -> None:
     with pytest.raises(DataError, match=r"^rate=.*; give a number of at least 0 and of at most 1$"):
-        check_numbers(0, 1, rate=value)
+        scored(rate=value)
 
 
 @pytest.mark.parametrize(
-    ("ends", "value", "words"),
+    ("option", "value", "words"),
     [
-        ("[]", -0.1, "of at least 0 and of at most 1"),
-        ("[]", 1.1, "of at least 0 and of at most 1"),
-        ("[)", 1, "of at least 0 and below 1"),
-        ("(]", 0.0, "above 0 and of at most 1"),
-        ("()", math.nan, "above 0 and below 1"),
+        ("rate", -0.1, "of at least 0 and of at most 1"),
+        ("rate", 1.1, "of at least 0 and of at most 1"),
+        ("half_open", 1, "of at least 0 and below 1"),
+        ("positive", 0.0, "above 0 and of at most 1"),
+        ("fraction", math.nan, "above 0 and below 1"),
+        ("beta", -1, "of at least 0"),
     ],
 )
-def test_numbers_outside_of_their_interval_are_refused(ends: str, value: float, words: str) -> None:
-    with pytest.raises(DataError, match=f"^rate={value!r}; give a number {words}$"):
-        check_numbers(0, 1, ends=ends, rate=value)
-
-
-def test_an_interval_without_end_is_said_by_its_beginning() -> None:
-    with pytest.raises(DataError, match=r"^beta=-1; give a number of at least 0$"):
-        check_numbers(0, beta=-1)
+def test_numbers_outside_of_their_interval_are_refused(option: str, value: float, words: str) -> None:
+    with pytest.raises(DataError, match=f"^{option}={value!r}; give a number {words}$"):
+        scored(**{option: value})
 
 
 class Shared(TypedDict, total=False):

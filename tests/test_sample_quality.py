@@ -275,7 +275,7 @@ ROWS = np.random.default_rng(21).normal(size=(30, 3))
     [
         (ROWS[:, :2], "differ in size"),
         (ROWS[:1], "at least 2 samples"),
-        (np.float64(1.0), "at least 2 samples"),
+        (np.array(1.0), "at least 2 samples"),
         (ROWS[:, :0], "at least 2 samples"),
         (np.where(ROWS > 1.5, np.nan, ROWS), "not finite"),
         (np.where(ROWS > 1.5, np.inf, ROWS), "not finite"),

@@ -184,6 +184,10 @@ def test_what_is_nested_without_end_is_refused() -> None:
             {"inference": {"engine": "svi", "guide": {"name": "map", "init_scale": "x"}}},
             "init_scale='x'; give a number",
         ),
+        (
+            {"inference": {"engine": "mcmc", "client": "tcp://there"}},
+            r"\[inference\] client='tcp://there'; give a Client",
+        ),
         ({"output": {"path": ""}}, r"\[output\] path=''; give a text that is not empty"),
         ({"output": {"path": 3}}, r"\[output\] path=3; give a text"),
         ({"output": {"path": "a\0b"}}, "holds a character that is none"),
@@ -365,6 +369,26 @@ def test_a_method_without_mcmc_is_run_by_its_first_engine() -> None:
     assert load_spec({"method": "vib_gsl", "inference": {"num_steps": 3}})["inference"]["engine"] == "svi"
     with pytest.raises(SpecError, match="unknown key 'warmup_steps'"):
         load_spec({"method": "vib_gsl", "inference": {"warmup_steps": 3}})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"phases": ["wak"]}, "no phase is called 'wak'; did you mean 'wake'"),
+        ({"phases": [{}]}, "lacks its objective"),
+        ({"phases": [{"objective": "wake", "step": 2}]}, "phase wake: unknown option 'step' of a phase; did you mean"),
+        ({"phases": [{"objective": "wake", "lr": -1}]}, "phase wake: lr=-1; give a number above 0 or None"),
+        (
+            {"phases": [{"objective": "wake", "plus": {"sleep": -1}}]},
+            "phase wake: sleep=-1; give numbers of at least 0",
+        ),
+        ({"phases": [{"objective": "wake", "num_particles": 10**9}]}, "num_particles=1000000000; give a whole number"),
+        ({"reward_power": {"start": 0.5, "over": 3}}, "reward_power=.*over is a share of all rounds"),
+    ],
+)
+def test_parts_of_phases_are_checked_when_a_spec_is_read(options: dict, message: str) -> None:
+    with pytest.raises(SpecError, match=rf"^\[inference\] .*{message}"):
+        load_spec({"method": "discrete_vae", "inference": {"engine": "em", **options}})
 
 
 @pytest.mark.parametrize(

@@ -421,6 +421,7 @@ def _relative_efficiency(terms: np.ndarray) -> float:
     chosen = np.exp(chosen - chosen.max((0, 1)))
     chosen = chosen[..., np.ptp(chosen, axis=(0, 1)) > 0]
     ess = np.square(chosen.std((0, 1), ddof=1) / convergence(chosen)["mcse_mean"])
+    ess = ess[np.isfinite(ess) & (ess > 0)]
     return float(ess.mean() / (terms.shape[0] * terms.shape[1])) if ess.size else 1.0
 
 

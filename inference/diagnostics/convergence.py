@@ -19,11 +19,16 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 from scipy.special import ndtri
+
+from probmodels.datasets.checks import as_array
+from probmodels.errors import DiagnosticsError
+from probmodels.options import Fraction, Positive, checked
 
 __all__ = ["EQUAL_WEIGHTS", "bfmi", "convergence", "hdi", "psis", "psis_khat"]
 
@@ -57,7 +62,7 @@ def convergence(draws: ArrayLike) -> dict[str, Array]:
     behind it. Nested r_hat compares the means of groups of chains instead. A single chain that stands apart would be
     lost in its group; there, nested r_hat is r_hat.
     """
-    array = np.asarray(draws)
+    array = _array(draws, "draws", "chain", "draw")
     shape = array.shape[2:]
     flat = array.reshape(*array.shape[:2], -1)
     names = (*STATISTICS, "nested_r_hat") if flat.shape[0] >= MANY_CHAINS else STATISTICS
@@ -77,9 +82,10 @@ def convergence(draws: ArrayLike) -> dict[str, Array]:
     return {name: value.reshape(shape) for name, value in out.items()}
 
 
-def hdi(draws: ArrayLike, prob: float) -> tuple[Array, Array]:
+@checked(DiagnosticsError)
+def hdi(draws: ArrayLike, prob: Fraction) -> tuple[Array, Array]:
     """Bounds of the shortest interval that holds ``prob`` of the draws (chain, draw, ...) of every entry."""
-    array = np.asarray(draws, dtype=np.float64)
+    array = _array(draws, "draws", "chain", "draw").astype(np.float64)
     ordered = np.sort(array.reshape(-1, *array.shape[2:]), axis=0)
     inside = int(np.floor(prob * len(ordered)))
     best = np.argmin(ordered[inside:] - ordered[: len(ordered) - inside], axis=0)[None]
@@ -88,12 +94,13 @@ def hdi(draws: ArrayLike, prob: float) -> tuple[Array, Array]:
 
 def bfmi(energy: ArrayLike) -> Array:
     """Fraction of missing information of every chain, from energies (chain, draw)."""
-    array = np.asarray(energy, dtype=np.float64)
+    array = _array(energy, "energy", "chain", "draw").astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):  # energies of a chain that stands still
         return np.square(np.diff(array, axis=1)).mean(1) / array.var(1, ddof=1)
 
 
-def psis(log_weight: ArrayLike, *, r_eff: float = 1.0) -> tuple[Array, float]:
+@checked(DiagnosticsError)
+def psis(log_weight: ArrayLike, *, r_eff: Positive = 1.0) -> tuple[Array, float]:
     """Pareto-smoothed importance weights and the shape of their tail.
 
     Parameters
@@ -110,7 +117,7 @@ def psis(log_weight: ArrayLike, *, r_eff: float = 1.0) -> tuple[Array, float]:
         negligible beside the largest; nan where there is no tail to judge, as for equal weights, weights of few values,
         fewer than 25 draws, or weights that are nan or infinite. Weights without a finite k-hat are not smoothed.
     """
-    weight = np.array(log_weight, dtype=np.float64).ravel()
+    weight = _array(log_weight, "log_weight", "draw").astype(np.float64).ravel()
     count = len(weight)
     if not count or np.isnan(weight).any() or not np.isfinite(top := weight.max()):
         return weight, float("nan")
@@ -136,6 +143,14 @@ def psis(log_weight: ArrayLike, *, r_eff: float = 1.0) -> tuple[Array, float]:
 def psis_khat(log_weight: ArrayLike) -> float:
     """Shape of the generalised Pareto distribution in the tail of importance weights (draw,); nan without a tail."""
     return psis(log_weight)[1]
+
+
+def _array(values: ArrayLike, name: str, *dims: str) -> NDArray[Any]:
+    """An array of numbers with at least these dims, and a draw in it where it has draws of chains."""
+    found = as_array(values, name, numbers=True, error=DiagnosticsError)
+    if found.ndim < len(dims) or (len(dims) > 1 and 0 in found.shape[: len(dims)]):
+        raise DiagnosticsError(f"{name} has shape {found.shape}; give numbers ({', '.join(dims)}, ...), at least one")
+    return found
 
 
 def _pareto(excess: Array) -> tuple[float, float]:

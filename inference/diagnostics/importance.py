@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from probmodels.datasets.checks import as_array
 from probmodels.errors import ImportanceError
 from probmodels.inference.diagnostics.convergence import EQUAL_WEIGHTS, psis
 from probmodels.inference.labels import ResultLike, group_of
@@ -112,9 +113,18 @@ def importance_moments(draws: ArrayLike, log_weight: ArrayLike) -> dict[str, NDA
     -------
     dict
         ``mean``, ``sd``, ``mcse_mean``, ``mcse_sd``, each of the shape of an entry.
+
+    Raises
+    ------
+    ImportanceError
+        If these are no numbers, or not as many weights as draws.
     """
-    values = np.asarray(draws, dtype=np.float64)
-    weight = np.exp(np.asarray(log_weight, dtype=np.float64))
+    values = as_array(draws, "draws", numbers=True, error=ImportanceError).astype(np.float64)
+    weight = np.exp(as_array(log_weight, "log_weight", numbers=True, error=ImportanceError).astype(np.float64))
+    if weight.ndim != 1 or not weight.size or values.shape[:1] != weight.shape:
+        raise ImportanceError(
+            f"draws of shape {values.shape} and log_weight of shape {weight.shape}; give (draw, ...) and (draw,)"
+        )
     weight /= weight.sum()
     mean = np.tensordot(weight, values, 1)
     squares = np.square(values - mean)

@@ -12,7 +12,7 @@ from typing import Any, overload
 from tqdm.auto import tqdm
 
 from probmodels.errors import ProblemError, ProbmodelsError
-from probmodels.inference.distributed.pools import Failure, make_pool
+from probmodels.inference.distributed.pools import Client, Failure, make_pool
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import identity
 from probmodels.inference.result import Result
@@ -45,7 +45,7 @@ def map_problems(
     problems: Sequence[Problem],
     run: Callable[..., Result],
     *,
-    client: Any = None,
+    client: Client | None = None,
     num_workers: Count | None = None,
     seed: Seed = 0,
     checkpoint: str | Path | None = None,
@@ -58,7 +58,7 @@ def map_problems(
     problems: Mapping[str, Problem],
     run: Callable[..., Result],
     *,
-    client: Any = None,
+    client: Client | None = None,
     num_workers: Count | None = None,
     seed: Seed = 0,
     checkpoint: str | Path | None = None,
@@ -71,7 +71,7 @@ def map_problems(
     problems: Sequence[Problem] | Mapping[str, Problem],
     run: Callable[..., Result],
     *,
-    client: Any = None,
+    client: Client | None = None,
     num_workers: Count | None = None,
     seed: Seed = 0,
     checkpoint: str | Path | None = None,

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 
@@ -33,7 +33,7 @@ from probmodels.errors import ProblemError
 from probmodels.inference.runtime.ops import single_thread
 from probmodels.inference.runtime.processes import interrupts_ignored, main_hidden, one_thread_environment
 
-__all__ = ["DaskPool", "Failure", "Pool", "ProcessPool", "make_pool"]
+__all__ = ["Client", "DaskPool", "Failure", "Pool", "ProcessPool", "make_pool"]
 
 _ATTEMPTS = 2  # of a task that raises
 _DEATHS = 3  # processes of our own that one task may take with it; of Dask's its scheduler keeps count
@@ -41,6 +41,20 @@ _POLL_SECONDS = 0.1
 
 _log = logging.getLogger(__name__)
 _alone = threading.Lock()  # random numbers, parameters and default types belong to the process, not to a thread
+
+
+@runtime_checkable
+class Client(Protocol):
+    """What is used of ``distributed.Client``, which need not be installed."""
+
+    def submit(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Run a function on a worker."""
+
+    def scatter(self, data: Any, **options: Any) -> Any:
+        """Send data to the workers."""
+
+    def processing(self, workers: Any = None) -> Any:
+        """Tasks by worker."""
 
 
 @dataclass(frozen=True)

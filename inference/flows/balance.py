@@ -39,7 +39,7 @@ from probmodels.inference.programs.traces import (
     sum_by_datum,
 )
 from probmodels.inference.runtime.ops import is_generated
-from probmodels.options import Count, Default, NonNegative, Positive, Probability, checked, filled
+from probmodels.options import Default, NonNegative, Particles, Positive, Probability, checked, filled
 
 __all__ = [
     "Balance",
@@ -148,7 +148,7 @@ class Balance(ELBO):
     least = 1  # fewest draws
 
     @checked(ProblemError)
-    def __init__(self, num_particles: Count, **options: Unpack[BalanceOptions]) -> None:
+    def __init__(self, num_particles: Particles, **options: Unpack[BalanceOptions]) -> None:
         super().__init__(num_particles=num_particles)
         given = filled(BalanceOptions, options)
         self.temperature, self.epsilon = given["temperature"], given["epsilon"]
@@ -389,7 +389,9 @@ class TrajectoryBalance(Balance):
     """
 
     @checked(ProblemError)
-    def __init__(self, num_particles: Count = 1, *, log_z: str = "log_Z", **options: Unpack[BalanceOptions]) -> None:
+    def __init__(
+        self, num_particles: Particles = 1, *, log_z: str = "log_Z", **options: Unpack[BalanceOptions]
+    ) -> None:
         super().__init__(num_particles, **options)
         self.log_z = log_z
 
@@ -439,7 +441,7 @@ class SubTrajectoryBalance(Balance):
     @checked(ProblemError)
     def __init__(
         self,
-        num_particles: Count = 1,
+        num_particles: Particles = 1,
         *,
         decay: NonNegative = 0.9,
         forward_looking: bool = False,
@@ -513,7 +515,7 @@ class DetailedBalance(SubTrajectoryBalance):
 
     @checked(ProblemError)
     def __init__(
-        self, num_particles: Count = 1, *, forward_looking: bool = False, **options: Unpack[BalanceOptions]
+        self, num_particles: Particles = 1, *, forward_looking: bool = False, **options: Unpack[BalanceOptions]
     ) -> None:
         super().__init__(num_particles, decay=0.0, forward_looking=forward_looking, **options)
 

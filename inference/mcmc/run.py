@@ -26,6 +26,7 @@ import xarray as xr
 from annotated_types import Interval
 
 from probmodels.errors import CaptureError, ChainError, ProblemError
+from probmodels.inference.distributed.pools import Client
 from probmodels.inference.labels import take_marginals, to_dataset
 from probmodels.inference.mcmc.chains import ChainPlan, KernelFactory, Progress, Watch, bare, kernel_name, run_in_turn
 from probmodels.inference.mcmc.chees import ChEESKernel
@@ -79,7 +80,7 @@ def run_mcmc(
     chain_method: Literal["vectorized", "process", "sequential", "dask"] | None = None,
     init: str | Result | xr.Dataset | None = None,
     num_workers: Count | None = None,
-    client: Any = None,
+    client: Client | None = None,
     seed: Seed = 0,
     device: str | torch.device | None = None,
     progress: bool = True,

@@ -17,22 +17,29 @@ powerfully and equitably. JMLR 17. https://jmlr.org/papers/v17/15-308.html
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
+from annotated_types import Interval
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from probmodels.datasets.checks import as_array
 from probmodels.errors import ProblemError
+from probmodels.options import checked
 
 __all__ = ["characteristic_matrix", "mic", "tic"]
 
 _JIT: dict[str, Any] = {"cache": True, "nogil": True}
 _LEAST = 4  # observations, and cells of the largest grid: 2 by 2
 
+Exponent = Annotated[float, Interval(gt=0, le=1)]
+Candidates = Annotated[float, Interval(gt=0, le=1e6)]
 
-def mic(x: ArrayLike, y: ArrayLike, *, alpha: float = 0.6, c: float = 15, equipartition: bool = False) -> float:
+
+@checked(ProblemError)
+def mic(x: ArrayLike, y: ArrayLike, *, alpha: Exponent = 0.6, c: Candidates = 15, equipartition: bool = False) -> float:
     """Maximal information coefficient: 0 for independent variables, 1 for noiseless functions, as n grows.
 
     Parameters
@@ -54,12 +61,13 @@ def mic(x: ArrayLike, y: ArrayLike, *, alpha: float = 0.6, c: float = 15, equipa
     return float(characteristic_matrix(x, y, alpha=alpha, c=c, equipartition=equipartition).max())
 
 
+@checked(ProblemError)
 def tic(
     x: ArrayLike,
     y: ArrayLike,
     *,
-    alpha: float = 0.6,
-    c: float = 15,
+    alpha: Exponent = 0.6,
+    c: Candidates = 15,
     equipartition: bool = False,
     normalised: bool = True,
 ) -> float:
@@ -87,8 +95,9 @@ def tic(
     return float(scores.mean() if normalised else scores.sum())
 
 
+@checked(ProblemError)
 def characteristic_matrix(
-    x: ArrayLike, y: ArrayLike, *, alpha: float = 0.6, c: float = 15, equipartition: bool = False
+    x: ArrayLike, y: ArrayLike, *, alpha: Exponent = 0.6, c: Candidates = 15, equipartition: bool = False
 ) -> xr.DataArray:
     r"""Largest mutual information of grids by their size, over the log of the shorter side.
 
@@ -119,7 +128,7 @@ def characteristic_matrix(
     ProblemError
         If shapes differ, there are fewer than 4 observations, values are missing, or options out of range.
     """
-    first, second = _checked(x, y, alpha, c)
+    first, second = _observations(x, y)
     cells = max(len(first) ** alpha, _LEAST)
     size = np.arange(2, int(cells / 2) + 1)
     every = np.full_like(size, size[-1])
@@ -129,18 +138,17 @@ def characteristic_matrix(
     return xr.DataArray(scores, {"x_bins": size, "y_bins": size}, ("x_bins", "y_bins"), "characteristic_matrix")
 
 
-def _checked(x: ArrayLike, y: ArrayLike, alpha: float, c: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    first, second = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+def _observations(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    first, second = (
+        as_array(values, name, numbers=True, error=ProblemError).astype(float)
+        for name, values in {"x": x, "y": y}.items()
+    )
     if first.ndim != 1 or first.shape != second.shape:
         raise ProblemError(f"x of shape {first.shape} and y of shape {second.shape}; give both by observation (n,)")
     if len(first) < _LEAST:
         raise ProblemError(f"{len(first)} observations make no grid of 2 by 2 cells; give at least {_LEAST}")
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ProblemError("x or y has values that are missing or infinite; leave out these observations")
-    if not 0 < alpha <= 1:
-        raise ProblemError(f"alpha={alpha!r}; give the exponent of the number of cells, above 0 and at most 1")
-    if not 0 < c < np.inf:
-        raise ProblemError(f"c={c!r}; give a number of candidate borders for each column, above 0")
     return first, second
 
 

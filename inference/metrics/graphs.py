@@ -22,14 +22,17 @@ Verma, T. and Pearl, J. (1990). Equivalence and synthesis of causal models. UAI.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import xarray as xr
+from annotated_types import Interval, Len
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta as beta_distribution
 
+from probmodels.datasets.checks import as_array
 from probmodels.errors import DataError, ProblemError
+from probmodels.options import Fraction, Probability, checked
 
 __all__ = [
     "EdgeScores",
@@ -45,6 +48,8 @@ __all__ = [
 ]
 
 _AXES = (("cause", "effect"), ("parent", "child"))
+
+Bins: TypeAlias = Annotated[int, Interval(ge=1, le=100_000)] | Annotated[Sequence[Probability], Len(2)]
 
 
 class EdgeScores(NamedTuple):
@@ -103,6 +108,7 @@ def shd_cpdag(truth: ArrayLike, estimate: ArrayLike) -> Any:
     return shd(_each(cpdag, true), _each(cpdag, found))
 
 
+@checked(ProblemError)
 def edge_scores(truth: ArrayLike, estimate: ArrayLike, *, skeleton: bool = False) -> EdgeScores:
     """Precision, recall and F1 of edges.
 
@@ -177,7 +183,8 @@ def edge_average_precision(truth: ArrayLike, probability: ArrayLike) -> float:
     return float(average_precision_score(*_two_kinds(truth, probability)))
 
 
-def edge_calibration(truth: ArrayLike, probability: ArrayLike, *, bins: int | Sequence[float] = 10) -> xr.Dataset:
+@checked(DataError)
+def edge_calibration(truth: ArrayLike, probability: ArrayLike, *, bins: Bins = 10) -> xr.Dataset:
     """Whether edges of a stated probability are true as often, over all ordered pairs of all graphs together.
 
     Parameters
@@ -208,8 +215,9 @@ def edge_calibration(truth: ArrayLike, probability: ArrayLike, *, bins: int | Se
     return calibration_table(chance, true, bins=bins).assign(brier=float(np.mean((true - chance) ** 2)))
 
 
+@checked(DataError)
 def calibration_table(
-    probability: ArrayLike, truth: ArrayLike, *, bins: int | Sequence[float] = 10, level: float = 0.95
+    probability: ArrayLike, truth: ArrayLike, *, bins: Bins = 10, level: Fraction = 0.95
 ) -> xr.Dataset:
     """How often edges of a stated probability are true, by bins of the probability.
 
@@ -238,7 +246,8 @@ def calibration_table(
     DataError
         If shapes differ, there are no pairs, or values or bins are out of range.
     """
-    chance, true = np.asarray(probability, dtype=float), np.asarray(truth)
+    chance = as_array(probability, "probability", numbers=True).astype(float)
+    true = as_array(truth, "truth", numbers=True)
     if chance.ndim != 1 or chance.shape != true.shape:
         raise DataError(
             f"probability of shape {chance.shape} and truth of shape {true.shape}; give both by pair (pair,)"
@@ -247,10 +256,8 @@ def calibration_table(
         raise DataError("there is no pair to compare with the truth; give at least one")
     if not ((chance >= 0) & (chance <= 1)).all():
         raise DataError("probabilities must lie in [0, 1], none missing; give probabilities, not log odds")
-    if true.dtype.kind not in "biuf" or not np.isin(true, (0, 1)).all():
+    if not np.isin(true, (0, 1)).all():
         raise DataError("truth must hold 0 and 1, none missing; leave out pairs whose truth is not known")
-    if not 0 < level < 1:
-        raise DataError(f"level={level!r} is not a probability; 0.95 gives 95 % bands")
     edges = _bin_edges(bins)
     place = np.clip(np.searchsorted(edges, chance, side="right") - 1, 0, len(edges) - 2)
     count, total, hits = (
@@ -427,12 +434,10 @@ def _aligned(*graphs: ArrayLike) -> list[NDArray[Any]]:
                     raise ProblemError(f"graphs have other nodes: {list(labels)} and {list(own)}; give the same ones")
                 order = [list(own).index(name) for name in labels]
                 graph = graph[..., order, :][..., order]
-        arrays.append(np.asarray(graph))
+        arrays.append(as_array(graph, "a graph", numbers=True, error=ProblemError))
     shapes = [array.shape for array in arrays]
     if any(len(shape) < 2 or shape[-1] != shape[-2] for shape in shapes) or len({shape[-1] for shape in shapes}) > 1:
         raise ProblemError(f"graphs have shapes {shapes}; give square ones of the same nodes (..., cause, effect)")
-    if any(array.dtype.kind not in "biuf" for array in arrays):
-        raise ProblemError("graphs must hold numbers; give adjacencies (..., cause, effect)")
     try:
         np.broadcast_shapes(*shapes)
     except ValueError:
@@ -454,10 +459,10 @@ def _labelled(graph: xr.DataArray) -> tuple[NDArray[Any], NDArray[Any] | None]:
     raise ProblemError(f"a graph has dims {graph.dims}; name two of them 'cause' and 'effect'")
 
 
-def _bin_edges(bins: int | Sequence[float]) -> NDArray[np.float64]:
-    if isinstance(bins, int | np.integer) and not isinstance(bins, bool) and bins > 0:
+def _bin_edges(bins: Bins) -> NDArray[np.float64]:
+    if isinstance(bins, int | np.integer):
         return np.arange(int(bins) + 1) / int(bins)
     edges = np.asarray(bins, dtype=float)
-    if edges.ndim != 1 or len(edges) < 2 or edges[0] != 0 or edges[-1] != 1 or (np.diff(edges) <= 0).any():
+    if edges[0] != 0 or edges[-1] != 1 or (np.diff(edges) <= 0).any():
         raise DataError(f"bins={bins!r}; give a number of bins, or ascending edges from 0 to 1")
     return edges

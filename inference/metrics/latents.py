@@ -15,16 +15,18 @@ Kuhn, H. W. (1955). The Hungarian method for the assignment problem. Naval Resea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
 import xarray as xr
+from annotated_types import Interval
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
 from probmodels.errors import ProblemError
+from probmodels.options import OneOf, Seed, checked
 
 __all__ = ["dci", "match_latents", "r_squared"]
 
@@ -34,7 +36,8 @@ Table: TypeAlias = "ArrayLike | torch.Tensor | xr.DataArray"
 _LEAST_HELD_OUT = 2
 
 
-def r_squared(latents: Table, concepts: Table, *, test: float | ArrayLike = 0.5, seed: int = 0) -> xr.DataArray:
+@checked(ProblemError)
+def r_squared(latents: Table, concepts: Table, *, test: float | ArrayLike = 0.5, seed: Seed = 0) -> xr.DataArray:
     """Share of the variance of each concept that a linear regression on all latents explains, held out.
 
     Parameters
@@ -71,6 +74,7 @@ def r_squared(latents: Table, concepts: Table, *, test: float | ArrayLike = 0.5,
     return xr.DataArray(scores, {"concept": u["concept"].values}, ("concept",), "r_squared")
 
 
+@checked(ProblemError)
 def match_latents(latents: Table, concepts: Table, *, ranks: bool = False) -> xr.Dataset:
     """One latent for each concept, by the largest sum of absolute correlations (Hungarian method, Kuhn 1955).
 
@@ -124,8 +128,14 @@ def match_latents(latents: Table, concepts: Table, *, ranks: bool = False) -> xr
     )
 
 
+@checked(ProblemError)
 def dci(
-    latents: Table, concepts: Table, *, regressor: str = "boosting", test: float | ArrayLike = 0.5, seed: int = 0
+    latents: Table,
+    concepts: Table,
+    *,
+    regressor: Annotated[str, OneOf(("boosting", "forest", "lasso"))] = "boosting",
+    test: float | ArrayLike = 0.5,
+    seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0,
 ) -> xr.Dataset:
     r"""Disentanglement, completeness and informativeness (Eastwood and Williams 2018, section 2).
 
@@ -158,8 +168,6 @@ def dci(
         As `r_squared`, or if there is one latent or concept only, or the regressor is not known.
     """
     z, u = _table(latents, "latent"), _table(concepts, "concept")
-    if regressor not in _REGRESSORS:
-        raise ProblemError(f"regressor={regressor!r}; choose one of {', '.join(_REGRESSORS)}")
     if min(z.sizes["latent"], u.sizes["concept"]) < 2:
         raise ProblemError(
             f"{z.sizes['latent']} latents and {u.sizes['concept']} concepts; of one alone nothing can be disentangled"

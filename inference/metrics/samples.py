@@ -18,16 +18,19 @@ and Molecular Biology 9(1).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
 import xarray as xr
+from annotated_types import Interval, Len
 from scipy import optimize, stats
 from torch import Tensor
 
+from probmodels.datasets.checks import as_array
 from probmodels.errors import DiagnosticsError
+from probmodels.options import OneOf, Positive, Seed, checked
 
 __all__ = [
     "TwoSampleTest",
@@ -45,9 +48,11 @@ _WHOLE = 25_000_000  # entries of a matrix of distances that is kept whole
 _MEDIAN_ROWS = 2000  # samples, evenly spaced among more, that the median distance is taken of
 _LEAST_CLASSIFIED = 20  # samples of each set that a classifier needs
 
-Samples: TypeAlias = "np.ndarray | Tensor | xr.DataArray"
-Bandwidth: TypeAlias = "float | Sequence[float] | None"
+Samples: TypeAlias = np.ndarray | Tensor | xr.DataArray
+Bandwidth: TypeAlias = Positive | Annotated[Sequence[Positive], Len(1)] | None
 Kernel: TypeAlias = Callable[[Tensor], Tensor]  # of distances
+Projections = Annotated[int, Interval(ge=1, le=1_000_000)]
+Permutations = Annotated[int, Interval(ge=1, le=100_000)]
 
 _MEANINGS = {
     "energy_distance": "squared energy distance, unbiased: 0 on average where the distributions agree",
@@ -65,6 +70,20 @@ _PARTS = {
 _SUFFIX = {"accuracy": "", "se": "_se", "pvalue": "_pvalue"}
 
 
+@runtime_checkable
+class Classifier(Protocol):
+    """What scikit-learn's classifiers have."""
+
+    def fit(self, x: Any, y: Any) -> Any:
+        """Learn from events (sample, event) and their labels (sample,)."""
+
+    def predict(self, x: Any) -> Any:
+        """Labels (sample,) of events."""
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Settings, from which a fresh one can be made."""
+
+
 class TwoSampleTest(NamedTuple):
     """What a classifier that tells two sets apart achieves on samples that it was not trained on."""
 
@@ -73,6 +92,7 @@ class TwoSampleTest(NamedTuple):
     pvalue: float
 
 
+@checked(DiagnosticsError)
 def energy_distance(x: Samples, y: Samples) -> float:
     r"""Squared energy distance :math:`2 E|X - Y| - E|X - X'| - E|Y - Y'|` (Székely and Rizzo 2013).
 
@@ -94,6 +114,7 @@ def energy_distance(x: Samples, y: Samples) -> float:
     return _discrepancy(*_pair(x, y), torch.neg)
 
 
+@checked(DiagnosticsError)
 def mmd(x: Samples, y: Samples, bandwidth: Bandwidth = None) -> float:
     r"""Squared maximum mean discrepancy of the kernel :math:`\exp(-|x - y|^2 / 2 h^2)` (Gretton et al. 2012, eq. 3).
 
@@ -119,7 +140,8 @@ def mmd(x: Samples, y: Samples, bandwidth: Bandwidth = None) -> float:
     return _discrepancy(x, y, _gaussian(_bandwidths(bandwidth, x, y)))
 
 
-def sliced_wasserstein(x: Samples, y: Samples, num_projections: int = 200, seed: int = 0) -> float:
+@checked(DiagnosticsError)
+def sliced_wasserstein(x: Samples, y: Samples, num_projections: Projections = 200, seed: Seed = 0) -> float:
     r"""Root mean square, over random directions, of the 2-Wasserstein distance of the projected sets.
 
     Parameters
@@ -142,7 +164,6 @@ def sliced_wasserstein(x: Samples, y: Samples, num_projections: int = 200, seed:
         As for ``energy_distance``, or if ``num_projections`` is below 1.
     """
     x, y = _pair(x, y)
-    _check_counts(num_projections=num_projections)
     directions = np.random.default_rng(seed).normal(size=(num_projections, x.shape[1]))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     rows = max(1, _BLOCK // (len(x) + len(y)))
@@ -152,6 +173,7 @@ def sliced_wasserstein(x: Samples, y: Samples, num_projections: int = 200, seed:
     )
 
 
+@checked(DiagnosticsError)
 def wasserstein(x: Samples, y: Samples) -> float:
     r"""2-Wasserstein distance of two sets, by the best of all transport plans.
 
@@ -186,7 +208,10 @@ def wasserstein(x: Samples, y: Samples) -> float:
     return float(np.sqrt(max(squared, 0.0)))
 
 
-def classifier_two_sample(x: Samples, y: Samples, seed: int = 0, *, classifier: Any = None) -> TwoSampleTest:
+@checked(DiagnosticsError)
+def classifier_two_sample(
+    x: Samples, y: Samples, seed: Seed = 0, *, classifier: Classifier | None = None
+) -> TwoSampleTest:
     r"""Train a classifier to tell the sets apart on one half of them, and judge it by the other (Lopez-Paz and Oquab).
 
     Parameters
@@ -239,14 +264,15 @@ def classifier_two_sample(x: Samples, y: Samples, seed: int = 0, *, classifier: 
     return TwoSampleTest(accuracy, float(np.sqrt(accuracy * (1 - accuracy) / len(right))), float(pvalue))
 
 
+@checked(DiagnosticsError)
 def permutation_pvalues(
     x: Samples,
     y: Samples,
     *,
-    metrics: Sequence[str] = _PERMUTED,
-    num_permutations: int = 999,
+    metrics: Annotated[Sequence[Annotated[str, OneOf(_PERMUTED)]], Len(1)] = _PERMUTED,
+    num_permutations: Permutations = 999,
     bandwidth: Bandwidth = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> dict[str, float]:
     r"""P-values of the sets being of one distribution: share of random relabellings that lie as far apart.
 
@@ -274,8 +300,6 @@ def permutation_pvalues(
         As for ``mmd``, or if there are too many samples, or another metric is asked for.
     """
     x, y = _pair(x, y)
-    _check_metrics(metrics, _PERMUTED)
-    _check_counts(num_permutations=num_permutations)
     _check_sizes("permutation_pvalues", x, y)
     distances = torch.cdist(pooled := torch.cat([x, y]), pooled)
     labels = np.tile(np.arange(len(pooled)) < len(x), (1 + num_permutations, 1))
@@ -293,16 +317,22 @@ def permutation_pvalues(
     return found
 
 
+@checked(DiagnosticsError)
 def compare_samples(
     x: Samples,
     reference: Samples,
     *,
-    metrics: Sequence[str] = ("energy_distance", "mmd", "sliced_wasserstein", "classifier_two_sample"),
+    metrics: Annotated[Sequence[Annotated[str, OneOf(_MEANINGS)]], Len(1)] = (
+        "energy_distance",
+        "mmd",
+        "sliced_wasserstein",
+        "classifier_two_sample",
+    ),
     floor: Samples | None = None,
     bandwidth: Bandwidth = None,
-    num_projections: int = 200,
-    num_permutations: int | None = None,
-    seed: int = 0,
+    num_projections: Projections = 200,
+    num_permutations: Permutations | None = None,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     r"""Distances of samples from a reference set, beside those of a second exact set from it.
 
@@ -339,13 +369,11 @@ def compare_samples(
     DiagnosticsError
         As the metrics, before any of them is computed.
     """
-    _check_metrics(metrics, _MEANINGS)
     given = {"samples": x} if floor is None else {"samples": x, "floor": floor}
     pairs = {label: _pair(one, reference, (label, "reference")) for label, one in given.items()}
     exact = pairs["samples"][1]
     widths = _bandwidths(bandwidth, exact) if "mmd" in metrics else []
     permuted = [name for name in metrics if name in _PERMUTED and num_permutations is not None]
-    _check_counts(num_projections=num_projections, num_permutations=1 if num_permutations is None else num_permutations)
     for one, other in pairs.values():
         for name in [*metrics, *(["permutation_pvalues"] if permuted else [])]:
             _check_sizes(name, one, other)
@@ -395,7 +423,8 @@ def _pair(x: Samples, y: Samples, names: tuple[str, str] = ("x", "y")) -> tuple[
 
 def _flat(values: Samples, name: str) -> Tensor:
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
-    flat = torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
+    numbers = as_array(array, name, numbers=True, error=DiagnosticsError)
+    flat = torch.from_numpy(np.array(numbers, dtype=np.float64, order="C"))
     if flat.ndim == 0 or len(flat) < 2 or flat.numel() == 0:
         raise DiagnosticsError(f"{name} has shape {tuple(flat.shape)}; at least 2 samples (sample, *event) are needed")
     flat = flat.reshape(len(flat), -1)
@@ -436,10 +465,7 @@ def _gaussian(widths: Sequence[float]) -> Kernel:
 
 def _bandwidths(bandwidth: Bandwidth, *sets: Tensor) -> list[float]:
     if bandwidth is not None:
-        widths = [float(width) for width in np.ravel(np.asarray(bandwidth))]
-        if not widths or not all(0 < width < np.inf for width in widths):
-            raise DiagnosticsError(f"bandwidth={bandwidth!r}; give numbers above 0, or None for the median distance")
-        return widths
+        return [float(width) for width in np.ravel(np.asarray(bandwidth))]
     pooled = torch.cat(sets)
     chosen = np.linspace(0, len(pooled) - 1, min(len(pooled), _MEDIAN_ROWS)).round().astype(int)
     median = float(np.median(torch.pdist(pooled[chosen]).numpy()))
@@ -482,14 +508,3 @@ def _check_whole(metric: str, rows: int, columns: int) -> None:
             f"{metric} needs the whole matrix of {rows} x {columns} distances, and {_WHOLE:,} entries is the limit; "
             "give fewer samples, or use a metric without that matrix"
         )
-
-
-def _check_metrics(metrics: Sequence[str], known: Iterable[str]) -> None:
-    if isinstance(metrics, str) or not metrics or not set(metrics) <= set(known):
-        raise DiagnosticsError(f"metrics={metrics!r}; give a list of names of {', '.join(known)}")
-
-
-def _check_counts(**options: int) -> None:
-    for name, value in options.items():
-        if value < 1:
-            raise DiagnosticsError(f"{name}={value}; give a whole number of at least 1")

@@ -30,9 +30,9 @@ from probmodels.inference.variational.losses import (
 from probmodels.inference.variational.options import Schedule, StepOptions
 from probmodels.inference.variational.replay import Memory
 from probmodels.inference.variational.training import Trainer, fit
-from probmodels.options import Count, OneOf, Positive, check_options, checked, hint, options_of
+from probmodels.options import Count, OneOf, Particles, Passes, Positive, check_options, checked, hint, options_of
 
-__all__ = ["OBJECTIVES", "Course", "Phase", "fit_em", "make_course"]
+__all__ = ["OBJECTIVES", "Course", "Phase", "check_phases", "fit_em", "make_course"]
 
 OBJECTIVES = {
     "e_step": "guide",
@@ -103,7 +103,7 @@ class Phase:
     lr: Positive | None = None
     schedule: Schedule | None = None
     until: Course | None = None
-    num_particles: Count | None = None
+    num_particles: Particles | None = None
     label: str | None = None
     static: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -122,9 +122,12 @@ def fit_em(
     problem: Problem,
     *,
     num_rounds: Count = 1000,
-    phases: Annotated[Sequence[str | Objective | ELBO | Phase | Mapping[str, Any]], Len(1)] = ("e_step", "wake"),
+    phases: Annotated[Sequence[str | Objective | ELBO | Phase | Mapping[str, Any]], Len(1), Passes(check_phases)] = (
+        "e_step",
+        "wake",
+    ),
     lr: Positive = 0.01,
-    reward_power: Course = 1.0,
+    reward_power: Annotated[Course, Passes(_power)] = 1.0,
     observed_args: Mapping[str, int | str] | Callable[..., Any] | None = None,
     **options: Unpack[StepOptions],
 ) -> Result:
@@ -176,19 +179,15 @@ def fit_em(
     >>> result = fit_em(Problem("mine", model, guide, args=(x,)), phases=("wake", "sleep"))  # doctest: +SKIP
     """
     name = problem.name
-    chosen = _labelled([_phase(name, phase) for phase in phases])
+    chosen = _labelled([_phase(phase) for phase in phases])
     dreams = any("sleep" in (phase.objective, *phase.plus) for phase in chosen)
     if observed_args is not None and not dreams:
         raise ProblemError(f"{name}: observed_args is not used without a phase 'sleep'; leave it out")
     constant = isinstance(reward_power, int | float) and reward_power == 1.0
-    power = (
-        None
-        if constant
-        else make_course(f"{name}: reward_power", reward_power, num_rounds, end=1.0, least=_LEAST_POWER)
-    )
+    power = None if constant else _power(reward_power, num_rounds)
     if power is not None and not any(_tempered(name, problem, phase) for phase in chosen):
         raise ProblemError(f"{name}: no phase takes reward_power; leave it out, or take one of {list(_TEMPERED)}")
-    courses = [_courses(name, phase, num_rounds) for phase in chosen]
+    courses = [_courses(phase, num_rounds) for phase in chosen]
 
     def make(setting: Setting) -> Trainer:
         making = _Making(setting.programs.problem, observed_args, list(setting.batches.sizes))
@@ -206,19 +205,31 @@ def fit_em(
     return fit(problem, "em", make, complete, settings, fixed)
 
 
-def _phase(name: str, given: str | Objective | ELBO | Phase | Mapping[str, Any]) -> Phase:
+def check_phases(phases: Sequence[str | Objective | ELBO | Phase | Mapping[str, Any]]) -> None:
+    """Check what phases are made of, as far as that depends on no problem.
+
+    Raises
+    ------
+    ProblemError
+        If a field, objective or option of a phase is unknown, out of range or not used.
+    """
+    for phase in phases:
+        _courses(_phase(phase), 1)
+
+
+def _phase(given: str | Objective | ELBO | Phase | Mapping[str, Any]) -> Phase:
     """A phase as it was given, checked."""
     given = given if isinstance(given, Phase | Mapping) else Phase(given)
     values = dict(given) if isinstance(given, Mapping) else vars(given)
     if "objective" not in values:
-        raise ProblemError(f"{name}: the phase {values} lacks its objective; choose one of {', '.join(OBJECTIVES)}")
+        raise ProblemError(f"the phase {values} lacks its objective; choose one of {', '.join(OBJECTIVES)}")
     title = values.get("label") or values["objective"]
-    where = f"{name}: phase {title}: " if isinstance(title, str) else f"{name}: phase: "
+    where = f"phase {title}: " if isinstance(title, str) else "phase: "
     check_options(Phase, values, where=where, error=ProblemError, of=" of a phase")
     phase = given if isinstance(given, Phase) else Phase(**values)
     for objective in [phase.objective, *phase.plus]:
         if isinstance(objective, str) and objective not in OBJECTIVES:
-            raise ProblemError(f"{name}: no phase is called {objective!r}{hint(objective, OBJECTIVES)}")
+            raise ProblemError(f"no phase is called {objective!r}{hint(objective, OBJECTIVES)}")
     if phase.objective in phase.plus:
         raise ProblemError(f"{where}it adds itself; leave {phase.objective!r} out of plus")
     if phase.until is not None and phase.steps == 1:
@@ -297,9 +308,13 @@ def make_course(
     return lambda turn: start + (stop - start) * min(turn / last, 1.0)
 
 
-def _courses(name: str, phase: Phase, rounds: int) -> tuple[Callable[[int], float] | None, dict[str, Any]]:
+def _power(given: Course, rounds: int = 1) -> Callable[[int], float]:
+    return make_course("reward_power", given, rounds, end=1.0, least=_LEAST_POWER)
+
+
+def _courses(phase: Phase, rounds: int) -> tuple[Callable[[int], float] | None, dict[str, Any]]:
     """The threshold of a phase, and the weights of what it adds."""
-    where = f"{name}: phase {phase.name}: "
+    where = f"phase {phase.name}: "
     until = None if phase.until is None else make_course(f"{where}until", phase.until, rounds)
     plus = {key: make_course(f"{where}{key}", given, rounds, least=0.0) for key, given in phase.plus.items()}
     return until, plus
@@ -354,14 +369,14 @@ class _Making:
     plates: Sequence[str]
 
 
-def _e_step(making: _Making, num_particles: Count | None = None) -> Any:
+def _e_step(making: _Making, num_particles: Particles | None = None) -> Any:
     loss = make_loss(making.problem, num_particles)
     if isinstance(loss, Balance):
         loss.joint = None  # an E-step leaves the model
     return objective_of(loss)
 
 
-def _joint(making: _Making, num_particles: Count | None = None, *, weights: Weights | None = None) -> Any:
+def _joint(making: _Making, num_particles: Particles | None = None, *, weights: Weights | None = None) -> Any:
     loss = make_loss(making.problem, num_particles)
     if not isinstance(loss, Balance):
         raise ProblemError(
@@ -372,12 +387,12 @@ def _joint(making: _Making, num_particles: Count | None = None, *, weights: Weig
     return objective_of(loss)
 
 
-def _sleep(making: _Making, num_particles: Count = 1) -> Sleep:
+def _sleep(making: _Making, num_particles: Particles = 1) -> Sleep:
     return Sleep(making.problem, making.observed_args, making.plates, num_particles)
 
 
 def _replay(
-    making: _Making, num_particles: Count = 8, *, loss: Annotated[str, OneOf(BALANCES)] | None = None
+    making: _Making, num_particles: Particles = 8, *, loss: Annotated[str, OneOf(BALANCES)] | None = None
 ) -> Memory:
     return Memory(making.problem, num_particles, making.plates, None if loss is None else BALANCES[loss]())
 

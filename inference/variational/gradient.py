@@ -126,13 +126,19 @@ class Gradient:
             with pyro.validation_enabled(True), subsampled(indices):
                 objective, model, guide, args, kwargs = self._arguments(values)
                 evaluate = getattr(objective, "loss", objective)
-                evaluate(model, guide, *args, **kwargs)
+                loss = evaluate(model, guide, *args, **kwargs)
         except ProblemError:
             raise
         except (ValueError, RuntimeError, IndexError) as error:
             rows = "; model and guide see a subset of rows here" if indices else ""
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ProblemError(f"{self.programs.problem.name}: the loss cannot be evaluated: {first}{rows}") from error
+        if evaluate is objective and not (isinstance(loss, Tensor) and loss.numel() == 1):
+            shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
+            raise ProblemError(
+                f"{self.programs.problem.name}: {self.stage.label} gives a {type(loss).__name__}{shape}; "
+                "return a loss, Tensor ()"
+            )
 
     def capture(
         self,
@@ -224,8 +230,12 @@ class Gradient:
             else:
                 loss = objective(model, guide, *args, **kwargs)
                 targets = self._targets()  # a program may make a parameter late
-                found = torch.autograd.grad(loss, list(targets.values()), allow_unused=True)
-                loss, gradients = loss.detach(), dict(zip(targets, found, strict=True))
+                if loss.requires_grad:
+                    found = torch.autograd.grad(loss, list(targets.values()), allow_unused=True)
+                    gradients = dict(zip(targets, found, strict=True))
+                else:
+                    gradients = {}
+                loss = loss.detach()
         return loss, {name: value for name, value in gradients.items() if value is not None}
 
     def _targets(self) -> dict[str, Tensor]:

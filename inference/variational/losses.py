@@ -40,7 +40,7 @@ from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.traces import by_datum, plate_scale, sample_sites, scored, shared_plates
 from probmodels.inference.runtime.ops import Unobserve, isolated, part as of_prefix
-from probmodels.options import Count, Natural, checked, hint
+from probmodels.options import Natural, Particles, checked, hint
 
 __all__ = [
     "BALANCES",
@@ -257,7 +257,7 @@ class Composite:
 
 
 @checked(ProblemError)
-def wake(num_particles: Count = 1, weights: Weights | None = None, refine: Natural = 0) -> Objective:
+def wake(num_particles: Particles = 1, weights: Weights | None = None, refine: Natural = 0) -> Objective:
     """Objective of a model: the importance-weighted bound on -log p(data), or -log p(data, z), at draws of the guide.
 
     For every datum the bound is log mean_k p(x, z_k) / q(z_k | x), where the latent sites and the data share a plate;

@@ -14,7 +14,7 @@ from probmodels.inference.variational.loop import Setting
 from probmodels.inference.variational.losses import make_loss, objective_of
 from probmodels.inference.variational.options import Decay, FitOptions, Schedule, Step, make_schedule
 from probmodels.inference.variational.training import Trainer, fit
-from probmodels.options import Count, Positive, checked
+from probmodels.options import Count, Particles, Positive, checked
 
 __all__ = ["FitError", "Step", "fit_svi", "fitted", "make_loss", "sample_guide"]
 
@@ -27,7 +27,7 @@ def fit_svi(
     lr: Positive = 0.01,
     lr_decay: Decay = 1.0,
     schedule: Literal["constant", "geometric", "cosine", "warmup", "warmup_cosine"] | Schedule | None = None,
-    num_particles: Count | None = None,
+    num_particles: Particles | None = None,
     **options: Unpack[FitOptions],
 ) -> Result:
     """Fit the guide of a problem, and the parameters of its model, and draw from the guide.

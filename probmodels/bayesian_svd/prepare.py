@@ -42,7 +42,7 @@ _MIN_TIMES = 10
 _KERNELS_SPACE = tuple(name for name in KERNELS if name != "periodic")
 
 SpaceKernel = Annotated[str, OneOf(_KERNELS_SPACE)]
-Scale = Annotated[float, Interval(gt=0, le=1e12)]
+Scale = Annotated[float, Interval(ge=1e-12, le=1e12)]
 Grid = Annotated[Sequence[Positive], Len(1)]
 
 

@@ -41,12 +41,12 @@ import pyro.distributions as dist
 import torch
 import xarray as xr
 from annotated_types import Interval
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from probmodels.datasets.causal import as_graph, check_concepts, make_concepts, position_of
+from probmodels.datasets.causal import Edges, as_graph, check_concepts, make_concepts, position_of
 from probmodels.errors import DataError
 from probmodels.guides.causal_vae import MECHANISMS, AbductionGuide, Mechanisms
 from probmodels.guides.nets import make_reader, make_writer
@@ -202,7 +202,7 @@ _Weight = Annotated[float, Interval(ge=0, le=1e6)]
 def make_problem(
     data: xr.Dataset,
     *,
-    graph: ArrayLike | None = "data",
+    graph: Literal["data"] | Edges | None = "data",
     mechanism: Annotated[str, OneOf(MECHANISMS)] = "additive",
     mechanism_hidden: Annotated[int, Interval(ge=1, le=1024)] = 32,
     network: Annotated[str, OneOf(NETWORKS)] = "mlp",
@@ -372,14 +372,13 @@ def observation_of(data: xr.Dataset) -> xr.DataArray:
     return data["image"] if "image" in data else data["observation"]
 
 
-def _edges(data: xr.Dataset, graph: Any, names: Sequence[str]) -> NDArray[np.int8]:
+def _edges(data: xr.Dataset, graph: Edges | str | None, names: Sequence[str]) -> NDArray[np.int8]:
     """(cause, effect)."""
     if graph is None:
         return np.zeros((len(names), len(names)), dtype=np.int8)
     if isinstance(graph, str):
-        if graph != "data" or "graph" not in data:
-            why = "the data come without one" if graph == "data" else "choose 'data'"
-            raise DataError(f"graph={graph!r}: {why}; or give edges as an array or as pairs of names, or None")
+        if "graph" not in data:
+            raise DataError("graph='data': the data come without one; give an array, pairs of names, or None")
         graph = data["graph"].values
     return as_graph(graph, names)
 
