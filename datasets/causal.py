@@ -272,9 +272,11 @@ def causal_order(graph: NDArray[Any], names: Sequence[str] | None = None) -> lis
     Raises
     ------
     DataError
-        If there is a cycle; the message names the nodes that are in cycles or behind one.
+        If there is a cycle, the message names the nodes that are in cycles or behind one; or if it is no square array.
     """
-    edges = np.asarray(graph) != 0
+    edges = as_array(graph, "graph", numbers=True) != 0
+    if edges.ndim != 2 or edges.shape[0] != edges.shape[1]:
+        raise DataError(f"graph of shape {edges.shape}; give (cause, effect)")
     left = list(range(len(edges)))
     order: list[int] = []
     while left:

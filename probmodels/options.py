@@ -234,9 +234,10 @@ def _body(function: Any) -> Any:
     return inspect.unwrap(owner.__init__) if isinstance(function, type) else function
 
 
-def _hints(function: Any) -> dict[str, Any]:
-    """Annotations of parameters; none where a name is there for type checkers only."""
-    given = types.SimpleNamespace(__annotations__={k: v for k, v in function.__annotations__.items() if k != "return"})
+def _hints(function: Any, only: str | None = None) -> dict[str, Any]:
+    """Annotations of parameters, or of one; none where a name is there for type checkers only."""
+    wanted = {k: v for k, v in function.__annotations__.items() if k != "return" and only in (None, k)}
+    given = types.SimpleNamespace(__annotations__=wanted)
     try:
         return typing.get_type_hints(given, getattr(function, "__globals__", None), include_extras=True)
     except NameError:
@@ -248,7 +249,7 @@ def _unpacked(function: Callable[..., Any]) -> list[Option]:
     body = _body(function)
     for name, parameter in inspect.signature(body).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            hint_ = _hints(body).get(name)
+            hint_ = _hints(body, name).get(name)  # of others, names may stand further below in the module
             return _declared(get_args(hint_)[0]) if get_origin(hint_) is typing.Unpack else []
     return []
 

@@ -21,6 +21,7 @@ from probmodels.options import (
     Fraction,
     NonFinite,
     OneOf,
+    Passes,
     Positive,
     Seed,
     check_options,
@@ -252,3 +253,23 @@ def test_options_of_a_run_are_checked_for_another_error_and_place() -> None:
 )
 def test_hints_name_the_closest_or_all(word: str, known: list[str], message: str) -> None:
     assert hint(word, known) == message
+
+
+@checked(DataError)
+def early(level: Annotated[float, Passes(_check_level)] = 1.0, **options: Unpack[Shared]) -> None:
+    """Takes a range that stands below it."""
+
+
+def _check_level(level: float) -> None:
+    if level > 2:
+        raise SpecError(f"level={level}; the sky is at 2")
+
+
+def test_what_a_function_checks_is_refused_by_its_message_and_other_options_are_known() -> None:
+    early(level=1.5)
+    with pytest.raises(DataError, match=r"^level=3.0; the sky is at 2$"):
+        early(level=3.0)
+    with pytest.raises(DataError, match=r"^level='x'; give a number$"):
+        early(level="x")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="unknown option 'lvl' of early; did you mean 'level'"):
+        early(lvl=3)  # type: ignore[call-arg]
