@@ -85,18 +85,19 @@ def _converged(table: pd.DataFrame, limits: Limits) -> Iterator[Finding]:
     moving = table[table["r_hat_share"].notna()]
     if len(moving):
         share, worst = float(moving["r_hat_share"].min()), float(moving["r_hat_max"].max())
-        kind = "r_hat"
-        if "nested_r_hat_max" in moving and worst > limits.rhat_max:
-            kind = "r_hat or nested r_hat"
-        where = (
-            "at every entry"
-            if share == 1
-            else f"at {share:.1%} of the entries or more (needed {limits.entry_share:.0%})"
-        )
         least = float(moving[["ess_bulk_min", "ess_tail_min"]].min().min())
-        size = f"ess >= {limits.ess_min:g} at {limits.entry_share:.0%} of them or more, least {least:.0f}"
-        verb = f"all {len(moving)} variables have" if len(moving) > 1 else f"{moving.index[0]} has"
-        yield Finding(False, f"{verb} {kind} <= {limits.rhat_max:g} {where}, largest r_hat {worst:.3f}; and {size}")
+        nested = "nested_r_hat_max" in moving and worst > limits.rhat_max
+        r_hat, ess = f"r_hat at most {worst:.3f} (limit {limits.rhat_max:g})", f"ess at least {least:.0f}"
+        if worst > limits.rhat_max:
+            where = (
+                "at every entry" if share == 1 else f"at {share:.1%} of the entries (needed {limits.entry_share:.0%})"
+            )
+            r_hat = f"r_hat{' or nested r_hat' * nested} <= {limits.rhat_max:g} {where}, largest r_hat {worst:.3f}"
+        if least < limits.ess_min:
+            ess = f"ess >= {limits.ess_min:g} at {limits.entry_share:.0%} of the entries, least {least:.0f}"
+        else:
+            ess += f" (limit {limits.ess_min:g})"
+        yield Finding(False, f"{f'{len(moving)} variables' if len(moving) > 1 else moving.index[0]}: {r_hat}, {ess}")
     if fixed and len(moving):
         shown = f"{', '.join(fixed[:5])}{f' and {len(fixed) - 5} more' * (len(fixed) > 5)}"
         yield Finding(False, f"{shown}: the same at all draws, so that there was nothing to judge")

@@ -111,8 +111,8 @@ class Report:
         if self.model == "failed":
             return f"Diagnostics FAILED: {unfit}; the draws themselves passed."
         if self.model == "passed":
-            return "Diagnostics passed, of the inference and of the model."
-        return "Diagnostics passed. The fit of the model to the data was not checked."
+            return "Diagnostics passed: the draws and the fit of the model."
+        return "Diagnostics passed; the fit of the model was not checked."
 
     def __str__(self) -> str:
         lines = [self.head, *spell(self.findings)]
