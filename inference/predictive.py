@@ -25,7 +25,7 @@ from probmodels.inference.programs.enumeration import Enumeration
 from probmodels.inference.runtime.memory import check_memory
 from probmodels.inference.runtime.ops import Unobserve, is_generated, isolated
 from probmodels.inference.runtime.tensors import device_of
-from probmodels.options import Count, Seed, checked
+from probmodels.options import Draws, Seed, checked
 
 __all__ = [
     "complete",
@@ -113,7 +113,7 @@ def posterior_predictive(
 
 @checked(ProblemError)
 def prior_predictive(
-    problem: Problem, *, num_samples: Count = 500, seed: Seed = 0, progress: bool = False
+    problem: Problem, *, num_samples: Draws = 500, seed: Seed = 0, progress: bool = False
 ) -> xr.Dataset:
     """All sites of the model, observed ones included, drawn from the prior.
 
@@ -284,7 +284,7 @@ def discrete_marginals(problem: Problem, posterior: xr.Dataset, *, progress: boo
 
 
 @checked(ProblemError)
-def thin(posterior: xr.Dataset, num_samples: Count | None) -> xr.Dataset:
+def thin(posterior: xr.Dataset, num_samples: Draws | None) -> xr.Dataset:
     """About ``num_samples`` draws over all chains, evenly spaced; all of them for None."""
     if num_samples is None:
         return posterior

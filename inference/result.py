@@ -24,7 +24,7 @@ from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.checkpoint import check_room
 from probmodels.inference.runtime.ops import clean_attrs, versions, write_atomically
 from probmodels.methods import get_method, refuse_code
-from probmodels.options import Count, Fraction, Natural, OneOf, Seed, checked, hint, options_of
+from probmodels.options import Draws, Fraction, Natural, OneOf, Seed, checked, hint, options_of
 
 __all__ = ["Result", "build_tree", "check_target"]
 
@@ -83,6 +83,7 @@ class Result:
         table, note = self.head(_SHOWN)
         return _html.block(self._title, _html.frame(table), _html.text(note), self.tree._repr_html_())
 
+    @checked(ResultError)
     def head(self, most: Natural | None = None) -> tuple[pd.DataFrame, str]:
         """Summary of scalars and of the first entries of arrays, for a screen.
 
@@ -131,12 +132,12 @@ class Result:
     def __getitem__(self, name: str) -> xr.DataArray:
         """Draws of a posterior variable, dims (chain, draw, ...)."""
         posterior = self.group("posterior")
-        if name not in posterior.data_vars:
+        if not isinstance(name, str) or name not in posterior.data_vars:
             raise ResultError(f"the posterior has no {name!r}{hint(name, posterior.data_vars)}")
         return posterior[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.group("posterior").data_vars
+        return isinstance(name, str) and name in self.group("posterior").data_vars
 
     def __iter__(self) -> Iterator[str]:
         return (str(name) for name in self.group("posterior").data_vars)
@@ -146,6 +147,7 @@ class Result:
         """Statistics of the draws, dims (chain, draw, ...), such as ``diverging`` or ``log_weight``."""
         return self.group("sample_stats")
 
+    @checked(ResultError)
     def group(self, name: str) -> xr.Dataset:
         """A group of the tree by name; an empty dataset where the result has none."""
         return group_of(self.tree, name)
@@ -240,7 +242,7 @@ class Result:
         name: Annotated[str, OneOf(ADDED)],
         problem: Problem | None = None,
         *,
-        num_samples: Count | None = None,
+        num_samples: Draws | None = None,
         seed: Seed = 0,
     ) -> Result:
         """A result with one more group, under ArviZ's name; this one stays as it is.
@@ -296,7 +298,7 @@ class Result:
 
     @checked(ResultError)
     def predict(
-        self, problem: Problem | None = None, *, num_samples: Count | None = None, seed: Seed = 0
+        self, problem: Problem | None = None, *, num_samples: Draws | None = None, seed: Seed = 0
     ) -> xr.Dataset:
         """New values of the observed sites, dims (chain, draw, ...).
 

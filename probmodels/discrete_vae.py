@@ -224,6 +224,7 @@ def make_problem(
     return replace(problem, guide=guide)
 
 
+@checked(ResultError)
 def exact_log_likelihood(problem: Problem, result: Result) -> xr.DataArray:
     """Log likelihood of every image, exact: a sum over all states of the latents.
 
@@ -297,6 +298,7 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: Dpi = 110) -> Outp
     )
 
 
+@checked(ResultError)
 def code_usage(result: Result) -> xr.DataArray:
     """Share of every code of every latent (latent, code) among the draws of all images.
 

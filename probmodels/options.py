@@ -37,6 +37,7 @@ from probmodels.errors import DataError, ProbmodelsError
 __all__ = [
     "Count",
     "Default",
+    "Draws",
     "Fraction",
     "Layers",
     "Natural",
@@ -76,6 +77,7 @@ NonNegative = Annotated[float, Ge(0)]
 Probability = Annotated[float, Interval(ge=0, le=1)]
 Fraction = Annotated[float, Interval(gt=0, lt=1)]
 Width = Annotated[int, Interval(ge=1, le=10_000)]  # of a network's layers, which decide its memory
+Draws = Annotated[int, Interval(ge=1, le=10_000_000)]
 Layers = Annotated[int, Interval(ge=0, le=64)]
 Particles = Annotated[int, Interval(ge=1, le=1_000_000)]  # draws of a step
 

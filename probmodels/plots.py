@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import Annotated
 
 import numpy as np
+import pandas as pd
 import xarray as xr
+from annotated_types import Interval
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -19,10 +21,7 @@ from numpy.typing import NDArray
 from probmodels._axes import BLUE, COLOURS, GREY, RED, SMALL, clean
 from probmodels.errors import DataError, ResultError
 from probmodels.inference.diagnostics.findings import label
-from probmodels.options import hint
-
-if TYPE_CHECKING:
-    import pandas as pd
+from probmodels.options import Fraction, checked, hint
 
 __all__ = [
     "bilevel_losses",
@@ -35,6 +34,10 @@ __all__ = [
     "ranking",
     "rhat_histogram",
 ]
+
+Rows = Annotated[int, Interval(ge=1, le=500)]
+Bins = Annotated[int, Interval(ge=2, le=10_000)]
+Limit = Annotated[float, Interval(ge=1, le=1e6)]
 
 _SMALL, _FEW = 12, 4  # entries of a variable of which all are shown by default; of larger ones, so many
 
@@ -59,7 +62,8 @@ def _scalars(
     return out[:most]
 
 
-def plot_trace(posterior: xr.Dataset, variables: Sequence[str] | None = None, *, most: int = 12) -> Figure:
+@checked(ResultError)
+def plot_trace(posterior: xr.Dataset, variables: Sequence[str] | None = None, *, most: Rows = 12) -> Figure:
     """Draws in their order and their distribution, one row per scalar and one colour per chain.
 
     ``variables`` of the posterior are all by default, and of those with more than twelve entries the first four;
@@ -87,8 +91,9 @@ def plot_trace(posterior: xr.Dataset, variables: Sequence[str] | None = None, *,
     return figure
 
 
+@checked(ResultError)
 def rank(
-    posterior: xr.Dataset, variables: Sequence[str] | None = None, *, most: int = 12, num_bins: int = 20
+    posterior: xr.Dataset, variables: Sequence[str] | None = None, *, most: Rows = 12, num_bins: Bins = 20
 ) -> Figure:
     """Histograms of the ranks of each chain among all draws; flat ones mean that the chains agree.
 
@@ -117,8 +122,9 @@ def rank(
     return figure
 
 
+@checked(ResultError)
 def forest(
-    posterior: xr.Dataset, variables: Sequence[str] | None = None, *, most: int = 40, ci_prob: float = 0.94
+    posterior: xr.Dataset, variables: Sequence[str] | None = None, *, most: Rows = 40, ci_prob: Fraction = 0.94
 ) -> Figure:
     """Medians with central intervals, of half the draws (thick) and of ``ci_prob`` of them; one panel per variable.
 
@@ -145,7 +151,8 @@ def forest(
     return figure
 
 
-def predictive_check(observed: xr.Dataset, predicted: xr.Dataset, *, most: int = 50) -> Figure:
+@checked(ResultError)
+def predictive_check(observed: xr.Dataset, predicted: xr.Dataset, *, most: Rows = 50) -> Figure:
     """Distribution of the observed values of every site among those of replicated data; one panel per site.
 
     Titles give the shares of the replicated data whose mean, and whose standard deviation, exceed those observed.
@@ -199,7 +206,8 @@ def _bins(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
     return np.histogram_bin_edges(values, bins=count)
 
 
-def rhat_histogram(r_hat: xr.Dataset, *, limit: float = 1.01) -> Figure:
+@checked(ResultError)
+def rhat_histogram(r_hat: xr.Dataset, *, limit: Limit = 1.01) -> Figure:
     """Distribution of R-hat (variables less chain and draw) over all entries, and the share beyond ``limit``."""
     figure = Figure(figsize=(6, 3), layout="constrained")
     ax = figure.subplots()
@@ -224,6 +232,7 @@ def rhat_histogram(r_hat: xr.Dataset, *, limit: float = 1.01) -> Figure:
     return figure
 
 
+@checked(ResultError)
 def loss(fit: xr.Dataset) -> Figure:
     """Loss of variational inference over its steps, with a running median.
 
@@ -231,7 +240,14 @@ def loss(fit: xr.Dataset) -> Figure:
     ----------
     fit
         Group ``fit`` of the result, with the variable ``loss`` over one dim.
+
+    Raises
+    ------
+    ResultError
+        If it has no such variable.
     """
+    if "loss" not in fit:
+        raise ResultError("group fit has no loss; give that of a result of fit_svi or fit_em")
     values = fit["loss"].values.ravel()
     figure = Figure(figsize=(7, 3), layout="constrained")
     ax = figure.subplots()
@@ -253,6 +269,7 @@ def loss(fit: xr.Dataset) -> Figure:
     return figure
 
 
+@checked(DataError)
 def bilevel_losses(fit: xr.Dataset) -> Figure:
     """Losses of a bilevel program by step, and the scores of its rounds, of which the best is marked.
 
@@ -298,11 +315,14 @@ def bilevel_losses(fit: xr.Dataset) -> Figure:
     return figure
 
 
+@checked(ResultError)
 def ranking(table: pd.DataFrame) -> Figure:
     """How far models predict worse than the best, with two standard errors, and their weights.
 
     ``table`` is that of a `probmodels.inference.diagnostics.comparison.Comparison`.
     """
+    if lacking := [name for name in ("elpd_diff", "diff_se", "weight") if name not in table]:
+        raise ResultError(f"the table lacks {', '.join(lacking)}; give that of a Comparison")
     figure = Figure(figsize=(6.5, 0.4 * len(table) + 1.1), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 1])
     rows = np.arange(len(table))
@@ -319,6 +339,7 @@ def ranking(table: pd.DataFrame) -> Figure:
     return figure
 
 
+@checked(DataError)
 def image_grid(images: np.ndarray, title: str, labels: Sequence[Sequence[str]] | None = None) -> Figure:
     """Images in [0, 1] in one figure, with what to write below each.
 
@@ -330,8 +351,19 @@ def image_grid(images: np.ndarray, title: str, labels: Sequence[Sequence[str]] |
         Above all.
     labels
         Labels of every image; None for none.
+
+    Raises
+    ------
+    DataError
+        If images have other dims, or there is no label for each.
     """
+    if images.ndim not in (4, 5) or not images.size:
+        raise DataError(
+            f"images of shape {images.shape}; give (grid row, grid column, row, column), or colours as well"
+        )
     height, width = images.shape[:2]
+    if labels is not None and [len(line) for line in labels] != [width] * height:
+        raise DataError(f"labels={labels!r}; give {height} lists of {width} texts each, one for each image")
     figure = Figure(figsize=(0.6 * width + 0.2, (0.6 if labels is None else 0.75) * height + 0.5), layout="constrained")
     figure.suptitle(title, fontsize=9)
     for i, line in enumerate(figure.subplots(height, width, squeeze=False)):

@@ -47,6 +47,7 @@ _CAPTIONS = CAPTIONS | {
 _PLACES = {"posterior": ("forest",), "checks": ("predictive_check",), "inference": ("trace", "rank", "loss")}
 
 
+@checked(ResultError)
 def show(result: Result) -> str:
     """What a result holds: where it comes from, its groups, and a summary of its posterior; plain text."""
     lines = [repr(result).partition("\n")[0], ""]
@@ -62,6 +63,7 @@ def show(result: Result) -> str:
     return "\n".join([*lines, *([more] if more else [])])
 
 
+@checked(ResultError)
 def draw_result(result: Result) -> dict[str, Figure]:
     """Figures that every result has: intervals, traces, ranks of several chains, the loss of a fit, and a predictive
     check where the result has the group ``posterior_predictive``.

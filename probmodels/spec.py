@@ -46,7 +46,7 @@ from annotated_types import Len
 
 from probmodels.errors import DataError, ProblemError, ResultError, SpecError
 from probmodels.methods import ENGINES, METHODS, get_method, refuse_code
-from probmodels.options import check_options, hint, options_of
+from probmodels.options import OneOf, Passes, check_options, checked, hint, options_of
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -73,6 +73,14 @@ __all__ = [
 GUIDED = ("svi", "em", "bilevel")  # engines that fit a guide
 _TABLES = ("data", "model", "inference", "output")
 _LONGEST = 255  # bytes of a file name on most file systems
+
+
+def _check_read(spec: Mapping[str, Any]) -> None:
+    if lacking := [key for key in ("method", *_TABLES) if key not in spec]:
+        raise SpecError(f"the spec lacks {', '.join(lacking)}; give what load_spec returns")
+
+
+Read = Annotated[Mapping[str, Any], Passes(_check_read)]  # a spec that was read and checked
 
 
 def output_options(*, path: Annotated[str, Len(1)] | None = None, overwrite: bool = False) -> None:
@@ -112,6 +120,7 @@ def read_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     return spec
 
 
+@checked(SpecError)
 def change_spec(spec: dict[str, Any], change: str) -> None:
     """Set one value of a spec that was read and is still to be checked.
 
@@ -183,6 +192,7 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     return spec
 
 
+@checked(SpecError)
 def spec_of_result(path: str | Path, *, allow_fetch: bool = False) -> dict[str, Any]:
     """The spec that a result file was made from.
 
@@ -234,15 +244,23 @@ def spec_of_result(path: str | Path, *, allow_fetch: bool = False) -> dict[str, 
         raise SpecError(f"the spec in {path}: {error}") from error
 
 
-def load_data(spec: Mapping[str, Any]) -> Any:
-    """The data of a checked spec."""
+@checked(SpecError)
+def load_data(spec: Read) -> Any:
+    """The data of a checked spec.
+
+    Raises
+    ------
+    SpecError
+        If it names none, or is not what `load_spec` returns.
+    """
     options = dict(spec["data"])
     if "name" not in options:
         raise SpecError("[data] names no data set; add name = ...")
     return _loader(get_method(spec["method"]), options.pop("name"))(**options)
 
 
-def build_problem(spec: Mapping[str, Any], data: Any = None) -> Problem:
+@checked(SpecError)
+def build_problem(spec: Read, data: Any = None) -> Problem:
     """The problem of a checked spec, automatic guide included; ``data`` stands in for what ``[data]`` would load."""
     method = get_method(spec["method"])
     problem: Problem = method.make_problem(load_data(spec) if data is None else data, **spec["model"])
@@ -304,7 +322,8 @@ def loaders_of(method: ModuleType) -> dict[str, Callable[..., Any]]:
     return {name: get_loader(name) for name in list_loaders()} if own is None else own
 
 
-def engine_of(name: str) -> Callable[..., Any]:
+@checked(SpecError)
+def engine_of(name: Annotated[str, OneOf(ENGINES)]) -> Callable[..., Any]:
     """The function of an engine."""
     from probmodels import inference
 

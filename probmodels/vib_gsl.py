@@ -59,7 +59,18 @@ from probmodels.inference.programs.checks import parameters_without_gradient
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated, named_deterministic
-from probmodels.options import Count, Natural, OneOf, Probability, Seed, Width, checked, options_of, refuse_unused
+from probmodels.options import (
+    Count,
+    Draws,
+    Natural,
+    OneOf,
+    Probability,
+    Seed,
+    Width,
+    checked,
+    options_of,
+    refuse_unused,
+)
 
 __all__ = ["ENGINES", "REFERENCE", "VIBGSL", "make_problem", "predict", "tiny", "write_outputs"]
 
@@ -281,7 +292,7 @@ def predict(
     problem: Problem,
     data: xr.Dataset | None = None,
     *,
-    num_samples: Count = 64,
+    num_samples: Draws = 64,
     batch_size: Count = 256,
     seed: Seed = 0,
 ) -> xr.Dataset:

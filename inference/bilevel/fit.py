@@ -24,7 +24,7 @@ from probmodels.inference.problem import Outer, Problem
 from probmodels.inference.result import Result
 from probmodels.inference.variational.options import RunOptions
 from probmodels.inference.variational.training import fit
-from probmodels.options import Count, NonNegative, Particles, Positive, checked, refuse_unused
+from probmodels.options import Count, Draws, NonNegative, Particles, Positive, checked, refuse_unused
 
 __all__ = ["HYPERGRADIENTS", "STOP_BY", "fit_bilevel"]
 
@@ -55,7 +55,7 @@ def fit_bilevel(
     patience: Count | None = None,
     keep: Literal["best", "last"] = "best",
     num_scores: Count = 16,
-    num_samples: Count = 100,
+    num_samples: Draws = 100,
     num_particles: Particles | None = None,
     **options: Unpack[RunOptions],
 ) -> Result:

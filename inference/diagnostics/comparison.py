@@ -36,7 +36,7 @@ from probmodels.inference.diagnostics.guides import KHAT_MAX
 from probmodels.inference.labels import group_of
 from probmodels.inference.problem import Problem
 from probmodels.inference.result import Result
-from probmodels.options import Count, OneOf, Seed, checked
+from probmodels.options import Draws, OneOf, Seed, checked
 
 __all__ = ["Comparison", "Elpd", "compare", "kfold", "loo"]
 
@@ -173,7 +173,7 @@ def loo(
     problem: Problem | None = None,
     *,
     unit: str | None = None,
-    num_samples: Count | None = None,
+    num_samples: Draws | None = None,
     correct: bool = True,
 ) -> Elpd:
     """Leave-one-out cross-validation by Pareto-smoothed importance sampling, without refitting.

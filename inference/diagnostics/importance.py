@@ -21,7 +21,7 @@ from probmodels.datasets.checks import as_array
 from probmodels.errors import ImportanceError
 from probmodels.inference.diagnostics.convergence import EQUAL_WEIGHTS, psis
 from probmodels.inference.labels import ResultLike, group_of
-from probmodels.options import Count, Seed, checked
+from probmodels.options import Draws, Seed, checked
 
 __all__ = ["importance_moments", "importance_resample"]
 
@@ -30,7 +30,7 @@ RESAMPLED = "importance_resampled"  # attribute of the tree: JSON of k-hat, draw
 
 
 @checked(ImportanceError)
-def importance_resample(result: _Held, num_samples: Count | None = None, *, seed: Seed = 0) -> _Held:
+def importance_resample(result: _Held, num_samples: Draws | None = None, *, seed: Seed = 0) -> _Held:
     """Draws of a guide resampled by their Pareto-smoothed importance weights, so that they follow the posterior.
 
     Parameters

@@ -41,6 +41,7 @@ from probmodels.inference.runtime.ops import isolated, part
 from probmodels.inference.runtime.tensors import device_of, find_device, with_tensors
 from probmodels.options import (
     Count,
+    Draws,
     Natural,
     NonNegative,
     OneOf,
@@ -73,7 +74,7 @@ def run_mcmc(
     *,
     kernel: Annotated[str, OneOf(tuple(_KERNELS))] | KernelFactory | None = None,
     kernel_options: Mapping[str, Any] | None = None,
-    num_samples: Count | None = None,
+    num_samples: Draws | None = None,
     warmup_steps: Natural | None = None,
     num_chains: Chains | None = None,
     thin: Count = 1,

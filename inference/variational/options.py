@@ -13,7 +13,7 @@ from annotated_types import Interval
 from typing_extensions import TypedDict  # which knows what it extends in Python 3.11 as well
 
 from probmodels.errors import ProblemError
-from probmodels.options import Count, Default, Natural, NonNegative, Positive
+from probmodels.options import Count, Default, Draws, Natural, NonNegative, Positive
 
 __all__ = [
     "Callback",
@@ -98,7 +98,7 @@ class StepOptions(RunOptions, total=False):
     """
 
     batch_size: Annotated[Count | Mapping[str, Count] | None, Default(None)]
-    num_samples: Annotated[Count, Default(1000)]
+    num_samples: Annotated[Draws, Default(1000)]
     clip_norm: Annotated[Positive | None, Default(None)]
     compile: Annotated[Literal["graph", "inductor", "eager"] | None, Default(None)]
 

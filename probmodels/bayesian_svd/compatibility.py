@@ -11,6 +11,7 @@ from probmodels.bayesian_svd.published import PublishedGibbs
 from probmodels.distributions.covariance import time_distance
 from probmodels.errors import ProblemError
 from probmodels.inference.problem import Problem
+from probmodels.options import checked
 
 __all__ = ["PublishedOnProblem", "published_gibbs"]
 
@@ -71,6 +72,7 @@ class PublishedOnProblem(PublishedGibbs):
         return out
 
 
+@checked(ProblemError)
 def published_gibbs(problem: Problem) -> PublishedOnProblem:
     """Kernel of the published conditionals: ``run_mcmc(problem, kernel=published_gibbs)``.
 

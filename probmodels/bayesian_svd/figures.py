@@ -107,7 +107,7 @@ def scree(modes: xr.Dataset, comparison: xr.Dataset | None = None) -> Figure:
     ax.errorbar(
         number - 0.08,
         mean,
-        [mean - low, high - mean],
+        [(mean - low).clip(0), (high - mean).clip(0)],  # a narrow interval may lie beside the mean
         marker="o",
         color=BLUE,
         label=f"posterior mean, {level:g} % interval",

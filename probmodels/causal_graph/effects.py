@@ -59,7 +59,7 @@ def average_effect(
     outcomes: Annotated[Sequence[str], Len(1)] | None = None,
     given: ArrayLike | None = None,
     functions: Annotated[str, OneOf(FUNCTIONS)] = "smooth",
-    num_draws: Annotated[int, Interval(ge=2)] = 500,
+    num_draws: Annotated[int, Interval(ge=2, le=10_000_000)] = 500,
     prob: Fraction = 0.95,
     seed: Seed = 0,
     progress: bool = False,

@@ -45,7 +45,7 @@ from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
 from probmodels.inference.variational.em import Phase, fit_em
-from probmodels.options import Count, Fraction, Natural, Positive, Seed, checked
+from probmodels.options import Count, Draws, Fraction, Natural, Positive, Seed, checked
 
 __all__ = ["Change", "Intervene", "OutsideSupportWarning", "attribute", "counterfactual", "effect", "refine"]
 
@@ -173,7 +173,7 @@ def counterfactual(
     result: Result,
     interventions: Mapping[str, Any] | Mapping[Any, Mapping[str, Any]],
     *,
-    num_draws: Count = 20,
+    num_draws: Draws = 20,
     observations: bool = True,
     seed: Seed = 0,
     progress: bool = True,
@@ -343,7 +343,7 @@ def effect(
     *,
     outcomes: Annotated[Sequence[str], Len(1)] | None = None,
     given: ArrayLike | None = None,
-    num_draws: Count = 100,
+    num_draws: Draws = 100,
     prob: Fraction = 0.95,
     seed: Seed = 0,
     progress: bool = True,
@@ -419,7 +419,7 @@ def attribute(
     first: Natural,
     second: Natural,
     *,
-    num_draws: Count = 20,
+    num_draws: Draws = 20,
     seed: Seed = 0,
 ) -> xr.DataArray:
     """What of the difference between two rows is due to the noise of which concept.

@@ -24,7 +24,7 @@ from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
-from probmodels.options import Count, Natural, Seed, checked
+from probmodels.options import Draws, Natural, Seed, checked
 from probmodels.outputs import Outputs, loss_figure, write_all
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ Floats = NDArray[np.float64]
 
 
 @checked(ResultError)
-def summarise_concepts(result: Result, *, num_draws: Count = _DRAWS, seed: Seed = 0) -> pd.DataFrame:
+def summarise_concepts(result: Result, *, num_draws: Draws = _DRAWS, seed: Seed = 0) -> pd.DataFrame:
     """What there is to say of every concept, by up to 1000 of the fitted rows.
 
     Parameters
@@ -69,7 +69,7 @@ def summarise_concepts(result: Result, *, num_draws: Count = _DRAWS, seed: Seed 
 
 
 @checked(ResultError)
-def edge_shares(result: Result, *, num_draws: Count = _DRAWS, seed: Seed = 0) -> xr.DataArray:
+def edge_shares(result: Result, *, num_draws: Draws = _DRAWS, seed: Seed = 0) -> xr.DataArray:
     """Share of the variance of a concept that goes with each of its causes, the others held.
 
     That is half the mean squared difference which it makes to put a cause at its value in another row, over the
@@ -99,7 +99,7 @@ def edge_shares(result: Result, *, num_draws: Count = _DRAWS, seed: Seed = 0) ->
 
 
 @checked(ResultError)
-def unit_effects(result: Result, *, num_draws: Count = _DRAWS, seed: Seed = 0) -> xr.DataArray:
+def unit_effects(result: Result, *, num_draws: Draws = _DRAWS, seed: Seed = 0) -> xr.DataArray:
     """Average effect of one standard deviation more of each concept on the others.
 
     Parameters

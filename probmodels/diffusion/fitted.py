@@ -89,6 +89,7 @@ class NetworkField(Field):
         return Evaluation(score, None, log_density)
 
 
+@checked(ResultError)
 def fitted_problem(result: Result) -> Problem:
     """The problem that was fitted, made again from its result, with the fitted parameters in its model.
 
@@ -110,15 +111,24 @@ def fitted_problem(result: Result) -> Problem:
     return problem
 
 
+@checked(ResultError)
 def fitted_model(result: Result) -> Diffusion:
     """The model of `fitted_problem`."""
     model: Any = fitted_problem(result).model
     return cast(Diffusion, model)
 
 
+@checked(ProblemError)
 def classes_of(problem: Problem) -> list[str]:
-    """Classes that the network of a problem is shown."""
-    assert problem.data is not None
+    """Classes that the network of a problem is shown.
+
+    Raises
+    ------
+    ProblemError
+        If it is no problem of a diffusion model.
+    """
+    if problem.data is None or "classes" not in problem.data.attrs:
+        raise ProblemError(f"{problem.name}: the problem is none of a diffusion model, whose data name their classes")
     found: list[str] = json.loads(problem.data.attrs["classes"])
     return found
 

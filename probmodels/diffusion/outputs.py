@@ -20,7 +20,7 @@ from probmodels.errors import DataError, ProblemError, ResultError
 from probmodels.inference.problem import Problem
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated
-from probmodels.options import Count, Fraction, OneOf, Probability, Seed, checked, refuse_unused
+from probmodels.options import Count, Draws, Fraction, OneOf, Probability, Seed, checked, refuse_unused
 from probmodels.outputs import Dpi, Outputs, loss_figure, write_all
 from probmodels.scores.fields import Field, guided
 from probmodels.scores.samplers import METHODS, posterior_draws, sample
@@ -39,7 +39,7 @@ _TIMES = ((0.2, 0.0), (0.5, 0.2), (0.8, 0.5), (1.0, 0.8))
 @checked(ProblemError)
 def generate(
     result: Result,
-    num_samples: Count,
+    num_samples: Draws,
     *,
     label: str | int | None = None,
     guidance: Annotated[float, Interval(ge=-1e3, le=1e3)] = 1.0,
@@ -97,7 +97,7 @@ def generate(
 
 @checked(DataError)
 def bound_by_level(
-    result: Result, *, num_levels: Annotated[int, Interval(ge=1, le=100_000)] = 20, num_draws: Count = 8, seed: Seed = 0
+    result: Result, *, num_levels: Annotated[int, Interval(ge=1, le=100_000)] = 20, num_draws: Draws = 8, seed: Seed = 0
 ) -> xr.Dataset:
     """Where along the levels the bound loses how much.
 
@@ -150,7 +150,7 @@ def reverse_coverage(
         (1.0, 0.8),
     ),
     probs: Annotated[Sequence[Fraction], Len(1)] = (0.5, 0.9),
-    num_draws: Annotated[int, Interval(ge=2)] = 99,
+    num_draws: Annotated[int, Interval(ge=2, le=10_000_000)] = 99,
     num_steps: Count = 50,
     num_data: Annotated[int, Interval(ge=2)] = 100,
     seed: Seed = 0,

@@ -11,7 +11,7 @@ from torch import Tensor
 from probmodels.errors import ProblemError
 from probmodels.guides.schedules import NoiseSchedule
 from probmodels.inference.mcmc.line_integrals import Evaluation
-from probmodels.options import Count, Positive, checked
+from probmodels.options import Draws, Positive, checked
 from probmodels.scores.fields import Field, as_numbers
 
 __all__ = ["GaussianMixture", "UniformBox"]
@@ -83,7 +83,7 @@ class GaussianMixture(Field):
         return Evaluation((share.unsqueeze(-1) * scores).sum(1), None, log_density.logsumexp(-1))
 
     @checked(ProblemError)
-    def sample(self, num_samples: Count, t: float = 0.0, *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, num_samples: Draws, t: float = 0.0, *, generator: torch.Generator | None = None) -> Tensor:
         """Exact draws (sample, size) of the density at a time, in double precision."""
         chosen = torch.multinomial(self.weights, num_samples, replacement=True, generator=generator)
         alpha, sigma = self.scales(t, self.means)
@@ -149,7 +149,7 @@ class UniformBox(Field):
         return Evaluation(side * (hazards[0] - share * hazards[1]) / (1 - share) / sigma, None, log_density)
 
     @checked(ProblemError)
-    def sample(self, num_samples: Count, t: float = 0.0, *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, num_samples: Draws, t: float = 0.0, *, generator: torch.Generator | None = None) -> Tensor:
         """Exact draws (sample, size) of the density at a time, in double precision."""
         alpha, sigma = self.scales(t, self.low)
         rows = (num_samples, *self.shape)

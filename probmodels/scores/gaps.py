@@ -40,7 +40,7 @@ from probmodels.errors import DataError, ProblemError
 from probmodels.inference.mcmc.line_integrals import Evaluation, evaluate_start
 from probmodels.inference.mcmc.score_kernels import Transition
 from probmodels.inference.runtime.ops import isolated
-from probmodels.options import Count, OneOf, Positive, Probability, Seed, checked, refuse_unused
+from probmodels.options import Count, Draws, OneOf, Positive, Probability, Seed, checked, refuse_unused
 from probmodels.scores.fields import Field
 from probmodels.scores.samplers import check_finite, reverse_step
 
@@ -192,7 +192,7 @@ def fill_gaps(
     sd: Positive,
     modes: Modes | None = None,
     cells: xr.DataArray | None = None,
-    num_draws: Count = 100,
+    num_draws: Draws = 100,
     method: Annotated[str, OneOf(METHODS)] = "hmc",
     num_levels: Annotated[int, Interval(ge=2, le=100_000)] = 30,
     num_steps: Count = 5,

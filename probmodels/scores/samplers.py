@@ -36,7 +36,7 @@ from tqdm import tqdm
 from probmodels.errors import ProblemError
 from probmodels.guides.diffusion import transition
 from probmodels.inference.runtime.ops import isolated
-from probmodels.options import Count, NonNegative, OneOf, Probability, Seed, checked, refuse_unused
+from probmodels.options import Count, Draws, NonNegative, OneOf, Probability, Seed, checked, refuse_unused
 from probmodels.scores.fields import Field, Product
 
 __all__ = ["METHODS", "Weighted", "flow_log_density", "posterior_draws", "reverse_step", "sample", "weighted"]
@@ -80,7 +80,7 @@ def reverse_step(field: Field, z: Tensor, t: float, s: float, *, eta: float = 1.
 @checked(ProblemError)
 def sample(
     field: Field,
-    num_samples: Count,
+    num_samples: Draws,
     *,
     method: Annotated[str, OneOf(METHODS)] = "ancestral",
     num_steps: Count = 100,
@@ -155,7 +155,7 @@ def posterior_draws(
     field: Field,
     z: Tensor,
     t: Probability,
-    num_draws: Count,
+    num_draws: Draws,
     *,
     until: Probability | None = None,
     num_steps: Count = 100,
@@ -304,7 +304,7 @@ class Weighted:
 @checked(ProblemError)
 def weighted(
     field: Field,
-    num_samples: Count,
+    num_samples: Draws,
     *,
     num_steps: Count = 100,
     weights: Literal["energy", "feynman_kac"] | None = None,
