@@ -132,7 +132,7 @@ class Result:
     def __getitem__(self, name: str) -> xr.DataArray:
         """Draws of a posterior variable, dims (chain, draw, ...)."""
         posterior = self.group("posterior")
-        if not isinstance(name, str) or name not in posterior.data_vars:
+        if name not in [*posterior.data_vars]:  # a list, since what is given may have no hash
             raise ResultError(f"the posterior has no {name!r}{hint(name, posterior.data_vars)}")
         return posterior[name]
 
