@@ -2,26 +2,31 @@
 
 A time axis is decoded with the calendar that it declares, unless its values form a clean monthly sequence in
 another calendar only (ERDDAP serves ERSST with ``calendar = 360_day`` over true epoch seconds); then that calendar
-is used, and this is reported. Whatever the calendar, dates come out as ``datetime64[ns]``.
+is used, and this is reported. Whatever the calendar, dates come out as ``datetime64[ns]``, or ``datetime64[s]`` where
+a date lies outside of the years 1678 to 2261, for which nanoseconds have no room.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cftime
 import numpy as np
 
 from probmodels.errors import DataError
+from probmodels.options import hint
 
 __all__ = [
     "Period",
     "Season",
+    "as_dates",
     "decode_times",
     "frequency",
+    "is_date",
     "month_number",
     "parse_period",
     "parse_season",
@@ -36,8 +41,29 @@ _CALENDARS = {
     "366_day": "all_leap",
     "gregorian": "standard",
     "": "standard",
+    "no_leap": "noleap",
+    "thirty_day_months": "360_day",  # as GFDL's models write it in calendar_type
+    "thirty_day": "360_day",
 }
-_OPEN = (0, 12 * 9999)  # month numbers of the open ends of a period
+_KNOWN = ("standard", "proleptic_gregorian", "julian", "noleap", "all_leap", "360_day")
+_SECONDS = {
+    name: seconds
+    for names, seconds in (
+        ("nanosecond nanoseconds nanosec nanosecs ns", 1e-9),
+        ("microsecond microseconds microsec microsecs us", 1e-6),
+        ("millisecond milliseconds millisec millisecs msec msecs ms", 1e-3),
+        ("second seconds sec secs s", 1.0),
+        ("minute minutes min mins", 60.0),
+        ("hour hours hr hrs h", 3600.0),
+        ("day days d", 86400.0),
+        ("week weeks", 7 * 86400.0),
+    )
+    for name in names.split()
+}
+_COUNTED = {"month": 1, "months": 1, "mon": 1, "year": 12, "years": 12, "yr": 12, "yrs": 12}  # in months
+_TWELFTH = 365.25 * 86400 / 12
+_FARTHEST = 10_000 * 366 * 86400.0
+_OPEN = (-12 * 99_999, 12 * 99_999)  # month numbers of the open ends of a period
 _INITIALS = "JFMAMJJASOND"
 _MONTHS = (
     "January",
@@ -97,135 +123,265 @@ def decode_times(
     Parameters
     ----------
     values
-        Raw time values, shape (T,): numbers, datetime64 or cftime objects.
+        Raw time values, shape (T,): numbers, texts such as ``"1990-01-15"``, datetime64 or objects with year and month.
     attrs
-        Attributes of the time variable (``units``, ``calendar``).
+        Attributes of the time variable (``units``, ``calendar`` or ``calendar_type``).
     where
         Name of file and variable, for messages.
     bounds
-        Raw bounds, shape (T, 2); monthly dates that stamp the end of their interval are moved into it.
+        Raw bounds, shape (T, 2); dates that stamp the end of their month or year are moved into it.
     coverage_start
         The file's ``time_coverage_start``, a second witness of the calendar.
 
     Returns
     -------
     tuple
-        Dates (datetime64[ns], shape (T,)) and a sentence on each repair.
+        Dates (shape (T,), see `as_dates`) and a sentence on each repair.
 
     Raises
     ------
     DataError
-        If the units cannot be read or a time is missing.
+        If the units or the calendar cannot be read, a time is missing, or one is ten thousand years from its origin.
     """
     if np.issubdtype(values.dtype, np.datetime64):
-        if np.isnat(values).any():
-            raise DataError(
-                f"{where}: {int(np.isnat(values).sum())} of {len(values)} times are missing; drop those steps"
-            )
-        return values.astype("datetime64[ns]"), []
-    if values.dtype == object:
-        return _to_datetime64(values), []
+        _refuse_missing(np.isnat(values), where)
+        return as_dates(values), []
+    if values.dtype.kind in "SUO":
+        return _to_datetime64([_date_of(value, where) for value in values.tolist()]), []
+    if values.dtype.kind not in "iuf":
+        raise DataError(f"{where}: times of type {values.dtype} are no dates; write them as 'days since 1800-01-01'")
     numbers = values.astype(np.float64)
-    if not np.isfinite(numbers).all():
-        raise DataError(
-            f"{where}: {int((~np.isfinite(numbers)).sum())} of {len(numbers)} times are missing; drop those steps"
-        )
+    _refuse_missing(~np.isfinite(numbers), where)
     units = str(attrs.get("units", "")).strip()
     match = re.match(r"(?i)(\w+)\s+since\s+(.+)", units)
     if match is None:
         return _decode_digits(numbers, units, where), []
-    if match[1].lower() in ("month", "months", "year", "years"):
-        return _decode_month_counts(
-            numbers, months=match[1].lower().startswith("month"), origin=match[2], where=where
-        ), []
-    declared = str(attrs.get("calendar", "")).lower()
-    declared = _CALENDARS.get(declared, declared)
-    dates = _num2date(numbers, units, declared, where)
-    calendar, why = _believable_calendar(numbers, units, declared, dates, coverage_start)
+    step, origin = match[1].lower(), _read_date(match[2])
+    if origin is None:
+        raise DataError(
+            f"{where}: cannot read the origin '{match[2]}' of the time units; write them as in "
+            f"'{match[1]} since 1960-01-31'"
+        )
+    if step in _COUNTED:
+        return _decode_month_counts(numbers * _COUNTED[step], origin, where), []
+    if step not in _SECONDS:
+        raise DataError(
+            f"{where}: the time units '{units}' count {match[1]}, which is not a unit of time; "
+            "set them, for example to 'days since 1800-01-01'"
+        )
+    seconds = numbers * _SECONDS[step]
+    if np.abs(seconds).max() > _FARTHEST:
+        raise DataError(
+            f"{where}: time {numbers[np.abs(seconds).argmax()]:g} lies more than 10000 years from the origin of "
+            f"'{units}'; check the units and the values"
+        )
+    declared = _calendar(attrs, where)
+    dates = _dates(seconds, origin, declared, where)
+    calendar, why = _believable_calendar(seconds, origin, declared, dates, coverage_start, where)
     mends = []
     if calendar != declared:
-        dates = _num2date(numbers, units, calendar, where)
-        span = f"{dates[0].strftime('%Y-%m')} to {dates[-1].strftime('%Y-%m')}"
+        dates = _dates(seconds, origin, calendar, where)
+        span = f"{year_month(_months(dates[:1])[0])} to {year_month(_months(dates[-1:])[0])}"
         mends.append(f"{where}: the time axis declares calendar '{declared}', but {why}; read as '{calendar}', {span}.")
     result = _to_datetime64(dates)
-    if bounds is not None and frequency(np.sort(result)) == "monthly" and np.allclose(bounds.max(axis=1), numbers):
-        middle = _to_datetime64(_num2date(bounds.mean(axis=1), units, calendar, where))
+    if bounds is not None and _stamps_ends(numbers, bounds, _SECONDS[step]):
+        middle = _to_datetime64(_dates(bounds.mean(axis=1) * _SECONDS[step], origin, calendar, where))
         if (month_number(middle) != month_number(result)).any():
             result = middle
             mends.append(
                 f"{where}: times stamp the end of their interval; each month is dated by the middle of its bounds."
             )
+    elif (first := _twelfths(seconds, result)) is not None:
+        result = as_dates(np.datetime64(first, "M") + np.round((seconds - seconds[0]) / _TWELFTH).astype(np.int64))
+        mends.append(
+            f"{where}: times come in equal steps of {np.median(np.diff(seconds)) / 86400:.7g} days, a twelfth of a year; "
+            f"read as successive months from {first}."
+        )
     return result, mends
 
 
-def _num2date(numbers: np.ndarray, units: str, calendar: str, where: str) -> np.ndarray:
-    try:
-        return np.atleast_1d(cftime.num2date(numbers, units, calendar))
-    except (ValueError, OverflowError) as error:
+def as_dates(dates: np.ndarray) -> np.ndarray:
+    """Dates as ``datetime64[ns]``; as ``datetime64[s]`` where nanoseconds have no room for them (before 1678, after 2261)."""
+    seconds = dates.astype("datetime64[s]")
+    fits = (seconds >= np.datetime64("1678-01-01")) & (seconds < np.datetime64("2262-01-01"))
+    return dates.astype("datetime64[ns]") if fits.all() else seconds
+
+
+def is_date(value: Any) -> bool:
+    """Whether an object is a date: text that reads as one, or an object with year, month and day."""
+    if isinstance(value, str | bytes):
+        return _read_date(_text(value)) is not None
+    return all(isinstance(getattr(value, part, None), int) for part in ("year", "month", "day"))
+
+
+def _refuse_missing(missing: np.ndarray, where: str) -> None:
+    if missing.any():
         raise DataError(
-            f"{where}: times cannot be read with units '{units}' and calendar '{calendar}' ({error}); "
+            f"{where}: {int(missing.sum())} of {len(missing)} times are missing; drop those steps"
+        )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _date_of(value: Any, where: str) -> Any:
+    """A date out of a text or an object."""
+    if not is_date(value):
+        raise DataError(f"{where}: {value!r} is not a date; write times as 1990-01-31, or as 'days since 1800-01-01'")
+    if not isinstance(value, str | bytes):
+        return value
+    year, month, day, rest = _read_date(_text(value)) or (0, 0, 0, "")
+    if not (1 <= month <= 12 and 1 <= day <= 31):
+        raise DataError(f"{where}: {_text(value)!r} is no date; months run from 1 to 12 and days from 1 to 31")
+    clock = re.match(r"(\d{1,2})(?::(\d{1,2}))?(?::(\d{1,2}))?", rest)
+    hour, minute, second = (int(part or 0) for part in clock.groups()) if clock else (0, 0, 0)
+    return _Date(year, month, day, hour, minute, second)
+
+
+class _Date(NamedTuple):
+    year: int
+    month: int
+    day: int
+    hour: int
+    minute: int
+    second: int
+
+
+def _read_date(text: str) -> tuple[int, int, int, str] | None:
+    """Year, month, day and what follows of a date in writing; None where it cannot be read in one way only."""
+    text = text.strip()
+    if match := re.match(r"(\d{1,2})[-/ ]([A-Za-z]{3,9})[-/ ](\d{4})(?!\d)", text):  # 01-JAN-1990
+        found = [i + 1 for i, name in enumerate(_MONTHS) if name.lower().startswith(match[2].lower())]
+        date = (int(match[3]), found[0], int(match[1])) if len(found) == 1 else None
+    elif match := re.match(r"(\d{1,2})([-/.])(\d{1,2})\2(\d{4})(?!\d)", text):  # 31.01.1990, but not 02.01.1990
+        a, b, year = int(match[1]), int(match[3]), int(match[4])
+        date = (year, b, a) if a == b or a > 12 else (year, a, b) if b > 12 else None
+    elif match := re.match(r"([-+]?\d{1,4})([-/])(\d{1,2})(?:\2(\d{1,2}))?(?!\d)", text):  # 1990-01-31, 1990-01
+        date = int(match[1]), int(match[3]), int(match[4] or 1)
+    elif match := re.match(r"(\d{4})(\d{2})(\d{2})(?!\d)", text):
+        date = int(match[1]), int(match[2]), int(match[3])
+    elif match := re.match(r"(-?\d{1,4})(?![\d:])", text):
+        date = int(match[1]), 1, 1
+    else:
+        return None
+    return None if date is None else (*date, text[match.end() :].lstrip("T ").strip())
+
+
+def _calendar(attrs: Mapping[str, Any], where: str) -> str:
+    """The declared calendar under the name that the CF conventions give it."""
+    name = str(attrs.get("calendar", attrs.get("calendar_type", ""))).strip().lower()
+    name = _CALENDARS.get(name, name)
+    if name not in _KNOWN:
+        raise DataError(
+            f"{where}: unknown calendar '{name}'{hint(name, _KNOWN)}; set the attribute calendar of the time axis to one "
+            f"of {', '.join(_KNOWN)}, for example with 'cdo setcalendar,360_day'"
+        )
+    return name
+
+
+def _dates(seconds: np.ndarray, origin: tuple[int, int, int, str], calendar: str, where: str) -> np.ndarray:
+    """Dates (cftime) of seconds since an origin."""
+    year, month, day, clock = origin
+    units = f"seconds since {year:05d}-{month:02d}-{day:02d} {clock}" if year < 0 else ""
+    units = units or f"seconds since {year:04d}-{month:02d}-{day:02d} {clock}"
+    zero = {"has_year_zero": True} if year == 0 else {}  # mixed calendars have none of themselves
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of year 0, which is read as such
+            return np.atleast_1d(cftime.num2date(np.round(seconds, 3), units.strip(), calendar, **zero))
+    except (ValueError, OverflowError, TypeError) as error:
+        raise DataError(
+            f"{where}: times cannot be read with the origin '{units[14:].strip()}' and calendar '{calendar}' ({error}); "
             "mend the attributes, for example units = 'days since 1800-01-01'"
         ) from error
 
 
+def _months(dates: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """Month numbers of dates with year and month; years before 1 count on from 0 backwards."""
+    years = np.array([d.year + (d.year < 0 and not getattr(d, "has_year_zero", True)) for d in dates], dtype=np.int64)
+    return 12 * years + np.array([d.month for d in dates], dtype=np.int64) - 1
+
+
 def _is_monthly_grid(dates: np.ndarray) -> bool:
     """One date per calendar month, all near the same day of the month (month ends differ by three days)."""
-    months = np.array([12 * d.year + d.month for d in dates])
-    days = np.array([d.day for d in dates])
-    steps = np.diff(months)
-    return bool((steps >= 1).all() and np.median(steps) == 1 and np.ptp(days) <= 3)
+    steps = np.diff(_months(dates))
+    return bool((steps >= 1).all() and np.median(steps) == 1 and np.ptp([d.day for d in dates]) <= 3)
 
 
 def _believable_calendar(
-    numbers: np.ndarray, units: str, declared: str, dates: np.ndarray, coverage_start: str | None
+    seconds: np.ndarray,
+    origin: tuple[int, int, int, str],
+    declared: str,
+    dates: np.ndarray,
+    coverage_start: str | None,
+    where: str,
 ) -> tuple[str, str]:
     """The declared calendar, or the one under which the axis makes sense where the declared one does not."""
-    ordered = np.argsort(numbers)
-    standard = cftime.num2date(numbers, units, "standard")
-    if len(numbers) > 1:
-        step = np.median(np.diff(np.sort([(d - standard[0]).total_seconds() / 86400 for d in standard])))
-        if 27 <= step <= 32 and not _is_monthly_grid(dates[ordered]):
-            for calendar in ("standard", "noleap", "360_day"):
-                if calendar != declared and _is_monthly_grid(cftime.num2date(numbers[ordered], units, calendar)):
+    ordered = np.argsort(seconds)
+    if len(seconds) > 1 and 27 * 86400 <= np.median(np.diff(seconds[ordered])) <= 32 * 86400:
+        others = [name for name in ("standard", "noleap", "360_day") if name != declared]
+        if not _is_monthly_grid(dates[ordered]):
+            for calendar in others:
+                if _is_monthly_grid(_dates(seconds[ordered], origin, calendar, where)):
                     return calendar, f"its values fall on one day of each month only in calendar '{calendar}'"
+        elif declared == "standard" and origin[0] < 1583 and len({d.day for d in dates}) > 1:
+            # some programs count from year 1 in today's calendar, two days off the Julian one
+            proleptic = _dates(seconds[ordered], origin, "proleptic_gregorian", where)
+            if {d.day for d in proleptic} == {1} and _is_monthly_grid(proleptic):
+                name = "proleptic_gregorian"
+                return name, f"its values fall on the first day of each month only in calendar '{name}'"
     if coverage_start and declared != "standard" and (match := re.match(r"(-?\d{1,4})-(\d\d)-(\d\d)", coverage_start)):
         start = 372 * int(match[1]) + 31 * int(match[2]) + int(match[3])
         off = {
             name: abs(372 * d.year + 31 * d.month + d.day - start)
-            for name, d in (("declared", dates[0]), ("standard", standard[0]))
+            for name, d in (("declared", dates[0]), ("standard", _dates(seconds[:1], origin, "standard", where)[0]))
         }
         if off["declared"] > 31 >= off["standard"]:
             return "standard", f"the file says that it starts on {match[0]}"
     return declared, ""
 
 
-def _to_datetime64(dates: np.ndarray) -> np.ndarray:
+def _stamps_ends(numbers: np.ndarray, bounds: np.ndarray, scale: float) -> bool:
+    """Whether times are the ends of the intervals that their bounds give, of a month or longer."""
+    if not np.isfinite(bounds).all():
+        return False
+    days = np.median(np.ptp(bounds, axis=1)) * scale / 86400
+    return bool(20 <= days < 430 and np.allclose(bounds.max(axis=1), numbers))
+
+
+def _twelfths(seconds: np.ndarray, dates: np.ndarray) -> str | None:
+    """First month of an axis in equal steps of a twelfth of a year, where dates skip or repeat months; else None."""
+    steps = np.diff(seconds)
+    months = month_number(dates)
+    regular = len(steps) > 1 and np.ptp(steps) < 60 and abs(np.median(steps) - _TWELFTH) < 0.1 * 86400
+    return year_month(int(months[0])) if regular and (np.diff(months) != 1).any() else None
+
+
+def _to_datetime64(dates: Sequence[Any] | np.ndarray) -> np.ndarray:
     """Gregorian datetime64 of the same year, month and day (30 February becomes the last day of February)."""
-    out = np.empty(len(dates), dtype="datetime64[ns]")
-    for i, date in enumerate(dates):
-        month = np.datetime64(f"{date.year:04d}-{date.month:02d}", "M")
-        last = int(
-            ((month + np.timedelta64(1, "M")).astype("datetime64[D]") - month.astype("datetime64[D]")).astype(int)
+    months = (_months(dates) - 12 * 1970).astype("datetime64[M]")
+    first = months.astype("datetime64[D]")
+    last = ((months + 1).astype("datetime64[D]") - first).astype(np.int64)
+    days = np.minimum([d.day for d in dates], last) - 1
+    clock = [3600 * getattr(d, "hour", 0) + 60 * getattr(d, "minute", 0) + getattr(d, "second", 0) for d in dates]
+    return as_dates((first + days).astype("datetime64[s]") + np.asarray(clock, dtype="timedelta64[s]"))
+
+
+def _decode_month_counts(counts: np.ndarray, origin: tuple[int, int, int, str], where: str) -> np.ndarray:
+    """Dates of months since an origin, which are not a length of time and so not in CF."""
+    year, month = origin[:2]
+    if not 1 <= month <= 12 or np.abs(counts).max() > 12 * 10_000:
+        raise DataError(
+            f"{where}: times up to {counts[np.abs(counts).argmax()]:g} months from {year}-{month} are no dates; "
+            "check the units and the values"
         )
-        day = month.astype("datetime64[D]") + np.timedelta64(min(date.day, last) - 1, "D")
-        seconds = 3600 * date.hour + 60 * date.minute + date.second
-        out[i] = day.astype("datetime64[s]") + np.timedelta64(seconds, "s")
-    return out
-
-
-def _decode_month_counts(numbers: np.ndarray, *, months: bool, origin: str, where: str) -> np.ndarray:
-    """Dates of ``months since`` or ``years since`` an origin, which are not a length of time and so not in CF."""
-    match = re.match(r"(-?\d{1,4})(?:-(\d{1,2}))?", origin.strip())
-    if match is None:
-        raise DataError(f"{where}: cannot read the origin '{origin}' of the time axis; write it as 1960-01-01")
-    first = 12 * (int(match[1]) - 1970) + int(match[2] or 1) - 1
-    count = np.floor(numbers * (1 if months else 12) + 1e-6).astype(np.int64)
-    return (first + count).astype("datetime64[M]").astype("datetime64[ns]")
+    return as_dates((12 * (year - 1970) + month - 1 + np.floor(counts + 1e-6).astype(np.int64)).astype("datetime64[M]"))
 
 
 def _decode_digits(numbers: np.ndarray, units: str, where: str) -> np.ndarray:
     """Dates written as digits, 195001 or 19500101 (CDO's ``day as %Y%m%d.%f``)."""
-    digits = np.floor(numbers).astype(np.int64)
+    digits = np.floor(np.clip(numbers, -1, 1e9)).astype(np.int64)
     if ((digits >= 100000) & (digits <= 300012)).all():
         year, month, day = digits // 100, digits % 100, np.ones_like(digits)
     else:
@@ -237,7 +393,7 @@ def _decode_digits(numbers: np.ndarray, units: str, where: str) -> np.ndarray:
             "set its attribute units, for example 'days since 1800-01-01'"
         )
     start = (12 * (year - 1970) + month - 1).astype("datetime64[M]").astype("datetime64[D]")
-    return (start + (day - 1).astype("timedelta64[D]")).astype("datetime64[ns]")
+    return as_dates(start + (day - 1).astype("timedelta64[D]"))
 
 
 # ------------------------------------------------------------------------------------------------------ periods
@@ -285,7 +441,8 @@ def parse_period(period: Any, *, name: str = "period") -> Period:
         raise DataError(f"{name}={period!r} is not a period; {how}")
     edges: list[int | None] = []
     for end, default_month in zip(period, (1, 12), strict=True):
-        edge = None if end is None else _month(str(end).strip(), default_month)
+        year = isinstance(end, int | np.integer) and not isinstance(end, bool)
+        edge = None if end is None else _month(f"{end:04d}" if year else str(end).strip(), default_month)
         if end is not None and edge is None:
             raise DataError(f"{name}: {end!r} is not a year or a month; {how}")
         edges.append(edge)
@@ -336,7 +493,7 @@ class Season:
     def stamps(self, years: np.ndarray) -> np.ndarray:
         """Dates of season means: 1 January where the season runs over the year's end, else its middle month."""
         month = 1 if self.wraps else self.months[(len(self.months) - 1) // 2]
-        return (12 * (years - 1970) + month - 1).astype("datetime64[M]").astype("datetime64[ns]")
+        return as_dates((12 * (years - 1970) + month - 1).astype("datetime64[M]"))
 
 
 def parse_season(season: str | Sequence[int]) -> Season:

@@ -11,7 +11,7 @@ import re
 import numpy as np
 import xarray as xr
 
-from probmodels.datasets.calendars import Period, Season, frequency, month_number, span_of, year_month
+from probmodels.datasets.calendars import Period, Season, as_dates, frequency, month_number, span_of, year_month
 from probmodels.errors import DataError
 
 __all__ = [
@@ -152,7 +152,7 @@ def monthly_values(field: xr.DataArray, mends: list[str]) -> tuple[xr.DataArray,
     if step not in ("submonthly", "monthly"):
         return field, step
     months = month_number(field["time"].values)
-    starts = (months - 12 * 1970).astype("datetime64[M]").astype("datetime64[ns]")
+    starts = as_dates((months - 12 * 1970).astype("datetime64[M]"))
     if step == "monthly":
         return unique_times(field.assign_coords(time=starts), mends), step
     present, counts = np.unique(months, return_counts=True)
