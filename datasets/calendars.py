@@ -194,14 +194,14 @@ def decode_times(
     elif (first := _twelfths(seconds, result)) is not None:
         result = as_dates(np.datetime64(first, "M") + np.round((seconds - seconds[0]) / _TWELFTH).astype(np.int64))
         mends.append(
-            f"{where}: times come in equal steps of {np.median(np.diff(seconds)) / 86400:.7g} days, a twelfth of a year; "
-            f"read as successive months from {first}."
+            f"{where}: times come in equal steps of {np.median(np.diff(seconds)) / 86400:.7g} days, a twelfth of a "
+            f"year; read as successive months from {first}."
         )
     return result, mends
 
 
 def as_dates(dates: np.ndarray) -> np.ndarray:
-    """Dates as ``datetime64[ns]``; as ``datetime64[s]`` where nanoseconds have no room for them (before 1678, after 2261)."""
+    """Dates as ``datetime64[ns]``, or ``datetime64[s]`` where one lies before 1678 or after 2261."""
     seconds = dates.astype("datetime64[s]")
     fits = (seconds >= np.datetime64("1678-01-01")) & (seconds < np.datetime64("2262-01-01"))
     return dates.astype("datetime64[ns]") if fits.all() else seconds
@@ -216,9 +216,7 @@ def is_date(value: Any) -> bool:
 
 def _refuse_missing(missing: np.ndarray, where: str) -> None:
     if missing.any():
-        raise DataError(
-            f"{where}: {int(missing.sum())} of {len(missing)} times are missing; drop those steps"
-        )
+        raise DataError(f"{where}: {int(missing.sum())} of {len(missing)} times are missing; drop those steps")
 
 
 def _text(value: str | bytes) -> str:
@@ -274,8 +272,8 @@ def _calendar(attrs: Mapping[str, Any], where: str) -> str:
     name = _CALENDARS.get(name, name)
     if name not in _KNOWN:
         raise DataError(
-            f"{where}: unknown calendar '{name}'{hint(name, _KNOWN)}; set the attribute calendar of the time axis to one "
-            f"of {', '.join(_KNOWN)}, for example with 'cdo setcalendar,360_day'"
+            f"{where}: unknown calendar '{name}'{hint(name, _KNOWN)}; set the attribute calendar of the time axis to "
+            f"one of {', '.join(_KNOWN)}, for example with 'cdo setcalendar,360_day IN OUT'"
         )
     return name
 
@@ -292,8 +290,8 @@ def _dates(seconds: np.ndarray, origin: tuple[int, int, int, str], calendar: str
             return np.atleast_1d(cftime.num2date(np.round(seconds, 3), units.strip(), calendar, **zero))
     except (ValueError, OverflowError, TypeError) as error:
         raise DataError(
-            f"{where}: times cannot be read with the origin '{units[14:].strip()}' and calendar '{calendar}' ({error}); "
-            "mend the attributes, for example units = 'days since 1800-01-01'"
+            f"{where}: times cannot be read with the units' origin '{units[14:].strip()}' and calendar '{calendar}' "
+            f"({error}); mend the attributes, for example units = 'days since 1800-01-01'"
         ) from error
 
 

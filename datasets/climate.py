@@ -7,11 +7,13 @@ the caller did not ask for.
 from __future__ import annotations
 
 import re
+import warnings
 
 import numpy as np
 import xarray as xr
 
 from probmodels.datasets.calendars import Period, Season, as_dates, frequency, month_number, span_of, year_month
+from probmodels.datasets.units import Temperature, read_temperature
 from probmodels.errors import DataError
 
 __all__ = [
@@ -26,9 +28,12 @@ __all__ = [
 ]
 
 MIN_TIME_STEPS = 10
-_CELSIUS = r"(deg(ree)?s?[ _]?)?(c|celsius|centigrade)|°\s?c"
-_KELVIN = r"(deg(ree)?s?[ _]?)?(k|kelvin)"
-_TEMPERATURE = r"temperature|sst|\btos\b|\btas\b|\bts\b|\btemp\b|thetao"
+_TEMPERATURE = r"temperature$|\b(sst|ssta|tos|tas|ts|temp|thetao)\b"
+_OTHER_UNITS = r".*[\s/*^\d%].*|none|unitless|dimensionless|fraction|[cmk]?m|h?pa|mb|mbar|k?g|w|j|s|psu|sigma"
+_SEA = r"\bsea|sst|\btos\b"
+_ABSOLUTE = {"degC": (-10.0, 60.0), "K": (200.0, 340.0), "degF": (14.0, 140.0)}  # what temperatures of the sea can be
+_LEVEL = 0.2  # mean of anomalies beside their spread, at most
+_CYCLE = 3.0  # variance of their monthly means beside what chance explains, at most
 
 
 # ------------------------------------------------------------------------------------------------------- values
@@ -57,60 +62,132 @@ def in_celsius(field: xr.DataArray, mends: list[str]) -> tuple[str, xr.DataArray
     finite = values[np.isfinite(values)]
     if not finite.size:
         raise DataError(f"the selection is all land: '{field.name}' holds no valid value there; choose another region")
-    low, high, middle = float(finite.min()), float(finite.max()), float(np.median(finite))
+    low, high = float(finite.min()), float(finite.max())
     units = str(field.attrs.get("units", "")).strip()
-    words = " ".join(str(field.attrs.get(k, "")) for k in ("standard_name", "long_name", "var_desc")) + f" {field.name}"
-    is_celsius = re.fullmatch(_CELSIUS, units, re.IGNORECASE) is not None
-    is_kelvin = re.fullmatch(_KELVIN, units, re.IGNORECASE) is not None
-    is_temperature = (
-        is_celsius
-        or is_kelvin
-        or (not units and (re.search(_TEMPERATURE, words, re.IGNORECASE) or 200 < low <= high < 340))
-    )
-    kind = _kind(field, words, mends)
-    if not is_temperature:
+    texts = [str(field.attrs.get(key, "")) for key in ("standard_name", "long_name", "var_desc")] + [str(field.name)]
+    words = " ".join(texts)
+    declared = read_temperature(units)
+    if declared is None:  # by its name and values, the scale still to be found
+        warm = any(re.search(_TEMPERATURE, text, re.IGNORECASE) for text in texts)
+        if units:
+            known = warm and not re.fullmatch(_OTHER_UNITS, units, re.IGNORECASE)
+        else:
+            known = warm or "temperature" in words.lower() or 200 < low <= high < 340
+        declared = Temperature("") if known else None
+    if declared is None:
         if not units:
             mends.append(f"'{field.name}' declares no units; its values ({low:g} to {high:g}) are left as they are.")
-        return kind, field
-    field = field.assign_attrs(units="degC")
-    if kind == "absolute" and middle > 150:
-        if not is_kelvin:
-            stated = f"declares units '{units}'" if units else "declares no units"
-            mends.append(
-                f"'{field.name}' {stated}, but its values ({low:g} to {high:g}) are in kelvin; converted to degC."
+        return _kind(field, words, mends), field
+    scaled = _scaled(field, declared, mends)
+    _refuse_two_scales(scaled)
+    kind = _kind(scaled, words, mends)
+    celsius, scale = _converted(scaled, declared, kind, mends)
+    if re.search(_SEA, words, re.IGNORECASE):
+        floor, ceiling = _ABSOLUTE["degC"] if kind == "absolute" else (-50.0, 50.0)
+        wrong = (celsius.values < floor) | (celsius.values > ceiling)
+        if wrong.any():
+            value = f"{float(values[wrong][0]):g}"
+            raise DataError(
+                f"{int(wrong.sum())} values of '{field.name}' are no sea surface temperatures (expected {floor:g} to "
+                f"{ceiling:g} degC, and the file is in {scale}); {_spot(field, wrong)}; if the file writes that for "
+                f"'missing', name it with fill={value} (--fill {value} on the command line)"
             )
-        field = field - 273.15
-        low, high = low - 273.15, high - 273.15
-    elif is_kelvin and kind == "absolute":
+    return kind, celsius
+
+
+def _scaled(field: xr.DataArray, declared: Temperature, mends: list[str]) -> xr.DataArray:
+    """The field in whole degrees where its units are a multiple of them, as 0.01 degC."""
+    if declared.factor == 1:
+        return field
+    low, high = float(field.min()), float(field.max())
+    floor, ceiling = _ABSOLUTE[declared.scale]
+    units = field.attrs["units"]
+    if floor <= low and high <= ceiling and high - low > 1:
         mends.append(
-            f"'{field.name}' declares units '{units}', but its values ({low:g} to {high:g}) are in degC; not converted."
+            f"'{field.name}' declares units '{units}', but its values ({low:g} to {high:g}) are whole degrees."
         )
-    elif not units:
-        mends.append(f"'{field.name}' declares no units; by its values ({low:g} to {high:g}) it is in degC.")
-    floor, ceiling = (-10.0, 60.0) if kind == "absolute" else (-50.0, 50.0)
-    if re.search(r"sea|sst|\btos\b", words, re.IGNORECASE) and (low < floor or high > ceiling):
-        wrong = (field.values < floor) | (field.values > ceiling)
+        return field
+    mends.append(f"'{field.name}' is in units of {units}; multiplied by {declared.factor:g}.")
+    return field.copy(data=field.values * declared.factor)
+
+
+def _refuse_two_scales(field: xr.DataArray) -> None:
+    """Raise DataError where some time steps are in kelvin and others are not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of steps without a value
+        middle = np.nanmedian(field.values, axis=(1, 2))
+    kelvin = (middle > 200) & (middle < 340)
+    other = np.abs(middle) < 100
+    if kelvin.any() and other.any():
+        dates = [str(date)[:10] for date in field["time"].values[kelvin][[0, -1]]]
         raise DataError(
-            f"{int(wrong.sum())} values of '{field.name}' are no sea surface temperatures (expected {floor:g} to "
-            f"{ceiling:g} degC); {_spot(field, wrong)}; if the file writes that for 'missing', name it with fill="
+            f"'{field.name}' is in kelvin at {int(kelvin.sum())} of {len(kelvin)} times, {dates[0]} to {dates[1]}, and "
+            "in degC at others; bring all to one scale, for example with "
+            f"'cdo subc,273.15 -seldate,{dates[0]},{dates[1]} IN OUT'"
         )
-    return kind, field
+
+
+def _converted(field: xr.DataArray, declared: Temperature, kind: str, mends: list[str]) -> tuple[xr.DataArray, str]:
+    """The field in degC, and the scale that its values were on."""
+    low, high = float(field.min()), float(field.max())
+    filled = field.values[np.isfinite(field.values) & (field.values != 0)]  # land may be at 0 K
+    middle = float(np.median(filled)) if filled.size else 0.0
+    units = str(field.attrs.get("units", "")).strip()
+    stated = f"'{field.name}' declares " + (f"units '{units}'" if units else "no units")
+    span = f"its values ({low:g} to {high:g})"
+    scale, shift, factor = "degC", 0.0, 1.0
+    if declared.scale == "degF":
+        scale, factor = "degF", 5 / 9
+        shift = -32.0 * factor if kind == "absolute" else 0.0
+        mends.append(f"{stated}; converted to degC.")
+    elif kind == "absolute" and middle > 150:
+        scale, shift = "K", -273.15
+        if declared.scale != "K":
+            mends.append(f"{stated}, but {span} are in kelvin; converted to degC.")
+    elif declared.scale == "K" and kind == "absolute":
+        mends.append(f"{stated}, but {span} are in degC; not converted.")
+    elif not declared.scale:
+        mends.append(f"{stated}{', no known scale' if units else ''}; by {span} it is in degC.")
+    return field.copy(data=field.values * factor + shift).assign_attrs(units="degC"), scale
+
+
+def _named_kind(words: str) -> str:
+    named = "anom" in words.lower() or re.search(r"\bssta\b", words, re.IGNORECASE)
+    return "anomaly" if named else "absolute"
 
 
 def _kind(field: xr.DataArray, words: str, mends: list[str]) -> str:
-    """Whether a field holds anomalies: by its names, else by means of cells that are small beside their spread."""
-    if "anom" in words.lower() or re.search(r"\bssta\b", words, re.IGNORECASE):
+    """Whether a field holds anomalies: by its names, else where its cells have neither a level nor a seasonal cycle.
+
+    A cold sea in degC has means near zero, too. To take it for anomalies would leave its seasonal cycle in the
+    analysis, while anomalies that are taken for absolute values only have their mean removed; hence the strict rule.
+    """
+    if _named_kind(words) == "anomaly":
         return "anomaly"
-    count = np.isfinite(field.values).sum(axis=0)
-    total = np.nansum(field.values, axis=0)
-    squares = np.nansum(field.values**2, axis=0)
+    values = field.values
+    months = month_number(field["time"].values)
+    month = months % 12
+    count = np.isfinite(values).sum(axis=0)
     some = count > 1
-    mean = total[some] / count[some]
-    variance = squares[some] / count[some] - mean**2
-    if some.any() and np.mean(mean**2) < 0.25 * np.mean(variance):
-        mends.append(f"'{field.name}' is taken for anomalies: the means of its cells are small beside their variation.")
-        return "anomaly"
-    return "absolute"
+    if not some.any():
+        return "absolute"
+    cells = values[:, some]
+    mean = _mean(cells)
+    variance = _mean((cells - mean) ** 2)
+    if not np.mean(mean**2) < _LEVEL**2 * np.mean(variance):
+        return "absolute"
+    present = np.unique(month)
+    means = np.stack([_mean(cells[month == m]) for m in present])
+    years = [len(np.unique(months[month == m])) for m in present]
+    within = [
+        np.mean((cells[month == m] - mean) ** 2, where=np.isfinite(cells[month == m])) * n / max(n - 1, 1)
+        for m, mean, n in zip(present, means, years, strict=True)
+    ]
+    chance = float(np.mean(np.asarray(within) / years))
+    if len(present) > 1 and np.nanvar(means, axis=0, ddof=1).mean() > _CYCLE * chance:
+        return "absolute"
+    mends.append(f"'{field.name}' is taken for anomalies: its cells have neither a level nor a seasonal cycle.")
+    return "anomaly"
 
 
 def mask_ice(field: xr.DataArray, ice: float, kind: str, mends: list[str]) -> xr.DataArray:

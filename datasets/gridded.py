@@ -7,12 +7,11 @@ What comes out is always (time, lat, lon) with ascending latitude and time and l
 from __future__ import annotations
 
 import glob
-import importlib
 import json
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,9 +20,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import xarray as xr
 
-from probmodels.datasets.calendars import decode_times
-from probmodels.datasets.checks import existing_file
+from probmodels.datasets.axes import check_degrees, find_axes, lacking
+from probmodels.datasets.calendars import decode_times, frequency, month_number, span_of
+from probmodels.datasets.headers import check_declared_sizes, check_netcdf
 from probmodels.datasets.regions import arrange_longitudes
+from probmodels.datasets.units import same_units
 from probmodels.errors import DataError
 from probmodels.options import checked
 
@@ -31,20 +32,31 @@ __all__ = [
     "Source",
     "expand_paths",
     "fill_values",
-    "find_axes",
     "join",
     "load_into_memory",
     "mask_fill_values",
+    "mask_invalid",
     "open_field",
     "open_parts",
 ]
 
 Source: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | xr.Dataset | xr.DataArray
 
-_UNITS = {"lat": r"degrees?_?n(orth)?", "lon": r"degrees?_?e(ast)?", "time": r"\w+\s+since\s+.+|day as %y%m%d.*"}
-_STANDARD_NAMES = {"latitude": "lat", "longitude": "lon", "time": "time"}
-_AXES = {"Y": "lat", "X": "lon", "T": "time"}
-_NAMES = {"lat": r"lat.*|nav_lat|y\d*", "lon": r"lon.*|nav_lon|x\d*", "time": r"time.*|t\d*|date|month|year"}
+_TEXTS = (
+    "axis",
+    "bounds",
+    "calendar",
+    "calendar_type",
+    "cell_methods",
+    "climatology",
+    "coordinates",
+    "grid_mapping",
+    "long_name",
+    "standard_name",
+)  # attributes that are texts by the CF conventions
+_FACTORS, _MISSING = ("scale_factor", "add_offset"), ("_FillValue", "missing_value")
+_ZARR = (".zgroup", ".zarray", "zarr.json")
+_RANGE = ("valid_range", "valid_min", "valid_max")
 _SENTINELS = (
     -99.0,
     -99.9,
@@ -91,7 +103,7 @@ def open_field(path_or_paths: Source, *, variable: str | None = None) -> xr.Data
     parts, _ = open_parts(path_or_paths, variable=variable, mends=mends)
     if find_spec("dask") is not None:
         parts = [part if part.chunks is not None else part.chunk({"time": "auto"}) for part in parts]
-    field = join(parts)
+    field = join([mask_invalid(part) for part in parts])
     index, lon = arrange_longitudes(field["lon"].values)
     field = field.isel(lon=as_slice(index)).assign_coords(lon=lon)
     sample = field.isel(time=sorted({0, field.sizes["time"] // 2, field.sizes["time"] - 1}))
@@ -113,17 +125,24 @@ def open_parts(source: Source, *, variable: str | None, mends: list[str]) -> tup
         except ValueError as error:
             raise DataError(f"data in memory: {error}; rename the array") from error
     if isinstance(source, xr.Dataset):
-        return [_canonical(source, variable, where="data in memory", mends=mends)], []
+        where = "data in memory"
+        dataset = _with_good_attrs(source, where, mends)
+        if any(key in v.attrs for v in dataset.data_vars.values() for key in (*_FACTORS, *_MISSING)):
+            dataset = xr.decode_cf(dataset, decode_times=False)  # opened as it lies in the file
+        return [_canonical(dataset, variable, where=where, mends=mends)], []
     names = expand_paths(source)
     parts: list[xr.DataArray] = []
     with ExitStack() as opened:
         for name in names:
-            dataset = opened.enter_context(_open_dataset(name))
-            part = _canonical(dataset, variable, where=_short(name), mends=mends)
-            part.set_close(dataset.close)
-            parts.append(part)
-            _check_agreement(parts[0], part, _short(names[0]), _short(name))
+            dataset = opened.enter_context(_open_dataset(name, mends))
+            parts.append(_canonical(dataset, variable, where=_short(name), mends=mends))
+            parts[-1].set_close(dataset.close)
+            _check_agreement(parts[0], parts[-1], _short(names[0]), _short(name))
         opened.pop_all()  # all are good: the caller closes them
+    if len({part["time"].dtype for part in parts}) > 1:  # of one unit, which has room for all of them
+        for i, part in enumerate(parts):
+            parts[i] = part.assign_coords(time=part["time"].values.astype("datetime64[s]"))
+            parts[i].set_close(part.close)
     parts.sort(key=lambda part: part["time"].values[0])
     return parts, [Path(name) for name in names if "://" not in name]
 
@@ -138,7 +157,7 @@ def load_into_memory(field: xr.DataArray) -> xr.DataArray:
     """
     try:
         return field.load()
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # libraries raise whatever they like for damaged chunks
         raise DataError(f"the values of '{field.name}' cannot be read ({error}); copy the file anew") from error
 
 
@@ -165,6 +184,11 @@ def expand_paths(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     if "://" in text or os.path.isfile(text):
         return [text]
     if os.path.isdir(text):
+        if any(os.path.exists(os.path.join(text, name)) for name in _ZARR):
+            raise DataError(
+                f"{text} is a Zarr store; write it as NetCDF, in Python with "
+                f"xarray.open_zarr({text!r}).to_netcdf('field.nc')"
+            )
         raise DataError(f"{text} is a folder; name a file in it, or all with '{text}/*.nc'")
     if glob.has_magic(text):
         found = sorted(name for name in glob.glob(text) if os.path.isfile(name))
@@ -178,80 +202,91 @@ def _short(name: str) -> str:
     return name if "://" in name else os.path.basename(name)
 
 
-def _open_dataset(name: str) -> xr.Dataset:
-    if "://" not in name:
-        existing_file(name)
-        with open(name, "rb") as stream:
-            magic = stream.read(4)
-        if magic[:2] == b"\x1f\x8b" or magic == b"PK\x03\x04":
-            raise DataError(f"{name} is compressed; unpack it first (gunzip or unzip)")
-        if magic[:3] != b"CDF" and magic != b"\x89HDF":
-            raise DataError(f"{name} is not a NetCDF file (it starts with {magic!r}); convert it to NetCDF first")
+def _open_dataset(name: str, mends: list[str]) -> xr.Dataset:
+    """A file with its attributes made good, its values and times as they lie there, coordinates in memory."""
+    path = None if "://" in name else check_netcdf(name)
+    hint = f"is it complete? Try 'ncdump -h {name}'"
     try:
         with warnings.catch_warnings():
             # two different fill values in one variable are legal to mask, and xarray warns of them
             warnings.simplefilter("ignore", xr.SerializationWarning)
-            return xr.open_dataset(name, decode_times=False)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise DataError(f"{name} cannot be read as NetCDF ({error}); is it complete? Try 'ncdump -h' on it") from error
+            raw = xr.open_dataset(name, decode_cf=False)
+    except Exception as error:  # libraries raise whatever they like for a damaged file
+        raise DataError(f"{name} cannot be read as NetCDF ({error}); {hint}") from error
+    try:
+        if path is not None:
+            check_declared_sizes(raw, path)
+            if not raw.variables:
+                _refuse_groups(path)
+        good = _with_good_attrs(raw, _short(name), mends)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", xr.SerializationWarning)
+            dataset = xr.decode_cf(good, decode_times=False)
+        for variable in dataset.variables.values():
+            if variable.ndim < 2:
+                variable.load()
+    except DataError:
+        raw.close()
+        raise
+    except Exception as error:
+        raw.close()
+        raise DataError(f"{name} cannot be read as NetCDF ({error}); {hint}") from error
+    dataset.set_close(raw.close)
+    return dataset
 
 
-# --------------------------------------------------------------------------------------------- variable and axes
+def _refuse_groups(path: Path) -> None:
+    """Raise DataError where a file without variables has groups."""
+    import netCDF4
+
+    with netCDF4.Dataset(path) as file:
+        groups = list(file.groups)
+    if groups:
+        raise DataError(
+            f"{path} holds only groups: {', '.join(groups)}; copy one into a file of its own with "
+            f"'ncks -G : -g {groups[0]} IN OUT'"
+        )
 
 
-def find_axes(dataset: xr.Dataset) -> dict[str, xr.Variable]:
-    """One-dimensional ``time``, ``lat`` and ``lon`` variables of a dataset, by attributes, then by name.
-
-    Returns
-    -------
-    dict
-        Keys ``"time"``, ``"lat"``, ``"lon"``, those that were found; each value's only dim is the axis' dim.
-    """
-    vectors = {str(k): v for k, v in dataset.variables.items() if v.ndim == 1 and "bound" not in str(k).lower()}
-    axes: dict[str, xr.Variable] = {}
-    for rule in (_by_cf_xarray(dataset), _by_attributes, _by_name):
-        for key in ("time", "lat", "lon"):
-            if key in axes:
+def _with_good_attrs(dataset: xr.Dataset, where: str, mends: list[str]) -> xr.Dataset:
+    """The dataset with attributes of the wrong type read where that is plain, else left out and reported."""
+    good = dataset.copy(deep=False)
+    for name, variable in good.variables.items():
+        attrs = dict(variable.attrs)
+        if "units" in attrs and not isinstance(attrs["units"], str):
+            attrs["units"] = str(attrs["units"])
+        for key in _TEXTS:
+            if key in attrs and not isinstance(attrs[key], str):
+                mends.append(f"{where}: the attribute {key} of '{name}' is {attrs.pop(key)!r} and no text; left aside.")
+        for key in (*_FACTORS, *_MISSING):
+            if key not in attrs or (variable.dtype.kind not in "iuf" and key in _MISSING):
                 continue
-            found = [name for name, variable in vectors.items() if rule(name, variable) == key]
-            if len(found) > 1:  # an axis proper goes before an auxiliary coordinate of the same kind
-                found = [name for name in found if vectors[name].dims == (name,)] or found
-            if found and all(vectors[found[0]].dims != axis.dims for axis in axes.values()):
-                axes[key] = vectors[found[0]]
-    return axes
+            numbers = _numbers(attrs[key])
+            if len(numbers) == 1 or (numbers and key in _MISSING):
+                if isinstance(attrs[key], str):
+                    attrs[key] = numbers[0]
+            elif key in _FACTORS:
+                raise DataError(
+                    f"{where}: {key} = {attrs[key]!r} of '{name}' is no number; set it, for example with "
+                    f"'ncatted -a {key},{name},o,d,0.01 FILE'"
+                )
+            else:
+                mends.append(f"{where}: the attribute {key} of '{name}' is {attrs.pop(key)!r}, no number; left aside.")
+        variable.attrs = attrs
+    return good
 
 
-def _by_cf_xarray(dataset: xr.Dataset) -> Any:
-    """A rule that asks cf-xarray; it knows nothing where that extra is not installed."""
-    if find_spec("cf_xarray") is None:
-        return lambda name, variable: None
-    importlib.import_module("cf_xarray")
-    named = {
-        name: _STANDARD_NAMES[key]
-        for key, names in dataset.cf.coordinates.items()
-        if key in _STANDARD_NAMES
-        for name in names
-    }
-    return lambda name, variable: named.get(name)
+def _numbers(value: Any) -> list[float]:
+    """The finite numbers that an attribute holds, or nothing; texts are read."""
+    try:
+        parts = re.split(r"[,\s]+", value.strip().rstrip("fF")) if isinstance(value, str) else np.ravel(value).tolist()
+        found = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        return []
+    return found if np.isfinite(found).all() or not isinstance(value, str) else []
 
 
-def _by_attributes(name: str, variable: xr.Variable) -> str | None:
-    attrs = variable.attrs
-    if (key := _STANDARD_NAMES.get(str(attrs.get("standard_name", "")).lower())) is not None:
-        return key
-    units = str(attrs.get("units", "")).strip().lower()
-    for key, pattern in _UNITS.items():
-        if re.fullmatch(pattern, units):
-            return key
-    return _AXES.get(str(attrs.get("axis", "")).upper())
-
-
-def _by_name(name: str, variable: xr.Variable) -> str | None:
-    if variable.dtype.kind in "OM":
-        return "time"
-    if variable.dtype.kind not in "iuf":
-        return None
-    return next((key for key, pattern in _NAMES.items() if re.fullmatch(pattern, name.lower())), None)
+# ------------------------------------------------------------------------------------------------- the variable
 
 
 def _choose_variable(dataset: xr.Dataset, dims: set[Any], variable: str | None, where: str) -> str:
@@ -261,15 +296,22 @@ def _choose_variable(dataset: xr.Dataset, dims: set[Any], variable: str | None, 
             raise DataError(f"{where}: no variable '{variable}'; its variables: {listing}")
         missing = dims - set(dataset[variable].dims)
         if missing:
-            lacking = ", ".join(sorted(map(str, missing)))
-            raise DataError(f"{where}: variable '{variable}' lacks the dims {lacking}; its variables: {listing}")
+            lacks = ", ".join(sorted(map(str, missing)))
+            raise DataError(f"{where}: variable '{variable}' lacks the dims {lacks}; its variables: {listing}")
+        if dataset[variable].dtype.kind not in "biuf":
+            raise DataError(f"{where}: variable '{variable}' holds no numbers, but {dataset[variable].dtype}")
         return variable
     bounds = {v.attrs[key] for v in dataset.variables.values() for key in ("bounds", "climatology") if key in v.attrs}
-    found = [
-        str(name)
-        for name, v in dataset.data_vars.items()
-        if dims <= set(v.dims) and v.dtype.kind in "iuf" and name not in bounds and "flag_values" not in v.attrs
-    ]
+    shaped = {str(name): v for name, v in dataset.data_vars.items() if dims <= set(v.dims) and name not in bounds}
+    found = [name for name, v in shaped.items() if v.dtype.kind in "iuf" and "flag_values" not in v.attrs]
+    if not found and shaped:
+        reasons = ", ".join(
+            f"'{name}' {'carries flag_values' if v.dtype.kind in 'iuf' else f'is of type {v.dtype}'}"
+            for name, v in shaped.items()
+        )
+        flags = [name for name, v in shaped.items() if v.dtype.kind in "iuf"]
+        choice = f"; to read one as a field all the same, name it with variable='{flags[0]}'" if flags else ""
+        raise DataError(f"{where}: no variable is a field of numbers: {reasons}{choice}")
     if not found:
         raise DataError(f"{where}: no variable has time, latitude and longitude; its variables: {listing}")
     if len(found) > 1:
@@ -281,77 +323,114 @@ def _canonical(dataset: xr.Dataset, variable: str | None, *, where: str, mends: 
     """The field of one dataset, lazily, as (time, lat, lon) with decoded dates, longitudes in the order of the file."""
     axes = find_axes(dataset)
     if set(axes) != {"time", "lat", "lon"}:
-        raise DataError(f"{where}: no recognisable field: {_lacking(dataset, axes)}")
-    dim = {key: str(axis.dims[0]) for key, axis in axes.items()}
+        raise DataError(f"{where}: no recognisable field: {lacking(dataset, axes)}")
+    time = dataset.variables[axes["time"]]
+    single = time.ndim == 0  # one map, its date beside it
+    dim = {key: str(dataset.variables[name].dims[0]) for key, name in axes.items() if key != "time" or not single}
     name = _choose_variable(dataset, set(dim.values()), variable, where)
     field = _without_extra(dataset[name], name, set(dim.values()), where)
+    check_degrees(dataset, axes, field, where)
+    if single:
+        field, dim = field.expand_dims("time"), {"time": "time", **dim}
     field = field.transpose(dim["time"], dim["lat"], dim["lon"])
     for key, d in dim.items():
         if field.sizes[d] == 0:
             raise DataError(f"{where}: the {key} axis of '{name}' is empty")
 
-    lat = axes["lat"].values.astype(np.float64)
-    lon = axes["lon"].values.astype(np.float64)
-    if not (np.isfinite(lat).all() and np.isfinite(lon).all() and np.abs(lat).max() <= 90 + 1e-3):
-        raise DataError(
-            f"{where}: latitudes {lat.min():g} to {lat.max():g} or longitudes are not degrees; is the grid projected?"
-        )
+    lat, lon = (dataset.variables[axes[key]].values.astype(np.float64) for key in ("lat", "lon"))
     lat_order = np.argsort(lat, kind="stable")
     if len(np.unique(lat)) != len(lat):
         raise DataError(f"{where}: latitudes repeat; remove the doubled rows")
     if (repeated := len(lon) - len(arrange_longitudes(lon)[0])) > 0:
         mends.append(f"{where}: {repeated} longitudes repeat around the circle; kept once.")
+    bounds = _time_bounds(dataset, time)
     dates, time_mends = decode_times(
-        axes["time"].values,
-        axes["time"].attrs,
+        np.atleast_1d(time.values),
+        time.attrs,
         where=where,
-        bounds=_time_bounds(dataset, axes["time"]),
-        coverage_start=dataset.attrs.get("time_coverage_start"),
+        bounds=bounds,
+        coverage_start=str(dataset.attrs.get("time_coverage_start", "")),
     )
     mends.extend(time_mends)
+    if "bounds" in time.attrs and bounds is None:
+        mends.extend(_said_of_bounds(dates, time.attrs["bounds"], where))
     time_order = np.argsort(dates, kind="stable")
-    if (np.diff(dates) < np.timedelta64(0, "ns")).any():
+    if (np.diff(dates) < np.timedelta64(0, "s")).any():
         mends.append(f"{where}: times are not in order; sorted, {str(dates.min())[:10]} to {str(dates.max())[:10]}.")
 
     field = field.isel({dim["time"]: as_slice(time_order), dim["lat"]: as_slice(lat_order)})
     coords = {"time": dates[time_order], "lat": np.round(lat[lat_order], 4), "lon": np.round(lon, 4)}
     values = field.variable.copy(deep=False)  # a DataArray made anew from it keeps the values on disk
     values.dims = ("time", "lat", "lon")
-    return xr.DataArray(values, coords=coords, name=name)
+    values.attrs = _with_valid_range(field.variable, name, where, mends)
+    return xr.DataArray(values, coords, name=name)
 
 
-def _lacking(dataset: xr.Dataset, axes: Mapping[str, Any]) -> str:
-    """Which axes a dataset lacks, what it has, and what to do."""
-    missing = " and ".join(name for name in ("time", "lat", "lon") if name not in axes)
-    flat = any(v.ndim == 2 and _by_attributes(str(k), v) in ("lat", "lon") for k, v in dataset.variables.items())
-    mend = (
-        "its coordinates are two-dimensional: regrid it first, for example with 'cdo remapbil,r360x180'"
-        if flat
-        else "give its coordinates the units 'degrees_north', 'degrees_east' and 'days since ...'"
-    )
-    contents = ", ".join(f"{k} ({', '.join(map(str, v.dims))})" for k, v in dataset.variables.items()) or "nothing"
-    return f"no {missing} axis among {contents}; {mend}"
+def _said_of_bounds(dates: np.ndarray, name: str, where: str) -> list[str]:
+    """A sentence where the file lacks the bounds that tell which month the first of a month stands for."""
+    if frequency(np.sort(dates)) == "submonthly" or (dates != dates.astype("datetime64[M]")).any():
+        return []
+    return [
+        f"{where}: the bounds '{name}' of the times are not in the file; dates are taken for the months that they "
+        f"begin, {span_of(month_number(np.sort(dates)))}; if they end them, shift the times with "
+        "'cdo shifttime,-1month IN OUT'."
+    ]
 
 
 def _without_extra(field: xr.DataArray, name: str, dims: set[str], where: str) -> xr.DataArray:
     """The field without dimensions of length 1 besides time, latitude and longitude; others are refused."""
+    if len(set(field.dims)) < field.ndim:
+        raise DataError(f"{where}: '{name}' has a dimension twice: {', '.join(map(str, field.dims))}")
     for extra in [d for d in field.dims if d not in dims]:
         if field.sizes[extra] != 1:
+            cause = f"has a dimension '{extra}' of length {field.sizes[extra]} besides time, latitude and longitude"
+            if str(extra).lower() == "expver":
+                raise DataError(
+                    f"{where}: '{name}' {cause}: ERA5 (1) and its preliminary months (5); join them in Python with "
+                    "x.sel(expver=1).combine_first(x.sel(expver=5)), or keep the first with 'ncks -d expver,0 IN OUT'"
+                )
             raise DataError(
-                f"{where}: '{name}' has a dimension '{extra}' of length {field.sizes[extra]} besides time, latitude "
-                f"and longitude; select one of it first, for example with xarray's .isel({extra}=0)"
+                f"{where}: '{name}' {cause}; select one of it first, for example with xarray's .isel({extra}=0) or "
+                f"'ncks -d {extra},0 IN OUT'"
             )
         field = field.isel({extra: 0}, drop=True)
     return field
 
 
-def _time_bounds(dataset: xr.Dataset, time: xr.DataArray | xr.Variable) -> np.ndarray | None:
+def _time_bounds(dataset: xr.Dataset, time: xr.Variable) -> np.ndarray | None:
     """Numbers (time, 2) that bound the time steps, where the file has them."""
     name = time.attrs.get("bounds")
     if name not in dataset.variables or dataset[name].dtype.kind not in "iuf":
         return None
-    bounds: np.ndarray = dataset[name].values
+    if dataset[name].size != 2 * time.size:
+        return None
+    bounds = load_into_memory(dataset[name]).values.astype(np.float64)
+    bounds = bounds[None] if time.ndim == 0 else bounds
     return bounds if bounds.ndim == 2 and bounds.shape[1] == 2 else None
+
+
+def _with_valid_range(variable: xr.Variable, name: str, where: str, mends: list[str]) -> dict[str, Any]:
+    """Attributes of a variable with its valid range, as one pair in its units, in place of what the file writes."""
+    attrs = {key: value for key, value in variable.attrs.items() if key not in _RANGE}
+    written = {key: variable.attrs[key] for key in _RANGE if key in variable.attrs}
+    if not written:
+        return attrs
+    low, high = -np.inf, np.inf
+    for key, value in written.items():
+        numbers = _numbers(value)
+        if len(numbers) != (2 if key == "valid_range" else 1):
+            mends.append(f"{where}: the attribute {key} of '{name}' is {value!r}, no range; left aside.")
+            continue
+        scale, offset = (float(variable.encoding.get(k, default)) for k, default in zip(_FACTORS, (1, 0), strict=True))
+        if scale != 1 or offset != 0:  # the range is of the type that it is about
+            packed = isinstance(value, str) or np.asarray(value).dtype.kind in "iu"
+            numbers = sorted(scale * x + offset for x in numbers) if packed else numbers
+        low = max(low, numbers[0]) if key != "valid_max" else low
+        high = min(high, numbers[-1]) if key != "valid_min" else high
+    if not low < high:
+        mends.append(f"{where}: the valid range {low:g} to {high:g} of '{name}' is empty; left aside.")
+        return attrs
+    return attrs | {"valid_range": (low, high)}
 
 
 def as_slice(index: np.ndarray) -> np.ndarray | slice:
@@ -375,9 +454,9 @@ def _check_agreement(first: xr.DataArray, part: xr.DataArray, first_name: str, n
             )
     for what, one, other in (
         ("variable", first.name, part.name),
-        ("units", first.attrs.get("units"), part.attrs.get("units")),
+        ("units", first.attrs.get("units", ""), part.attrs.get("units", "")),
     ):
-        if one != other:
+        if one != other and not same_units(str(one), str(other)):
             raise DataError(
                 f"{name}: {what} '{other}' differs from '{one}' of {first_name}; "
                 "open only files of one product together"
@@ -385,6 +464,17 @@ def _check_agreement(first: xr.DataArray, part: xr.DataArray, first_name: str, n
 
 
 # ---------------------------------------------------------------------------------------------------- fill values
+
+
+def mask_invalid(part: xr.DataArray) -> xr.DataArray:
+    """Mask what lies outside of the valid range that the file declares (rounding of 32 bits apart)."""
+    if "valid_range" not in part.attrs:
+        return part
+    low, high = part.attrs["valid_range"]
+    slack = 1e-6 * max(abs(x) for x in (low, high) if np.isfinite(x))
+    masked = part.where(part.isnull() | ((part >= low - slack) & (part <= high + slack)))
+    masked.attrs = {key: value for key, value in part.attrs.items() if key != "valid_range"}
+    return masked
 
 
 def fill_values(field: xr.DataArray) -> list[float]:

@@ -48,6 +48,7 @@ from probmodels.datasets.gridded import (
     join,
     load_into_memory,
     mask_fill_values,
+    mask_invalid,
     open_field,
     open_parts,
 )
@@ -257,7 +258,7 @@ def _read(
                 f"{name} {wanted.label} is empty: the field covers {year_month(first)} to {year_month(last)}; "
                 "choose within that"
             )
-    selected = []
+    selected, invalid = [], 0
     for part, number in zip(parts, months, strict=True):
         keep = np.ones(len(number), dtype=bool)
         if span is not None:
@@ -266,7 +267,20 @@ def _read(
             keep |= base.covers(number) if base is not None else False
         if keep.any():
             strip = part.isel(time=as_slice(np.flatnonzero(keep)), lat=as_slice(rows))
-            selected.append(join([load_into_memory(strip.isel(lon=as_slice(run))) for run in runs], "lon"))
+            read = join([load_into_memory(strip.isel(lon=as_slice(run))) for run in runs], "lon")
+            valid = mask_invalid(read)
+            invalid += (lost := int(read.notnull().sum() - valid.notnull().sum()))
+            if lost and not valid.notnull().any():
+                low, high = read.attrs["valid_range"]
+                raise DataError(
+                    f"all values of '{read.name}', {float(read.min()):g} to {float(read.max()):g}, lie outside of the "
+                    f"valid range {low:g} to {high:g} that the file declares; if that is wrong, delete it with "
+                    f"'ncatted -a valid_range,{read.name},d,, -a valid_min,{read.name},d,, "
+                    f"-a valid_max,{read.name},d,, FILE'"
+                )
+            selected.append(valid)
+    if invalid:
+        mends.append(f"{invalid} values lie outside of the valid range that the file declares; masked.")
     return join(selected).assign_coords(lon=east)
 
 
