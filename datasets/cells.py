@@ -25,7 +25,7 @@ def ocean_cells(field: xr.DataArray, min_valid: float, mends: list[str]) -> np.n
     if not ocean.any():
         raise DataError(
             f"the selection is all land: no cell of '{field.name}' has {min_valid:.0%} of its {len(valid)} time steps "
-            f"(the best has {share.max():.0%}); choose another region or lower min_valid"
+            f"(the best has {share.max():.0%}); choose another region or lower min_valid (--min-valid)"
         )
     partly = int(((share > 0) & ~ocean).sum())
     if partly:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -10,11 +11,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
+import cftime
 import numpy as np
 import pandas as pd
 import xarray as xr
 from torch import Tensor
 
+from probmodels.datasets.calendars import decode_times
+from probmodels.datasets.headers import check_declared_sizes, check_netcdf
 from probmodels.errors import CheckpointError, ProbmodelsError, ResultError, SpecError
 from probmodels.inference.diagnostics.findings import Report, label
 from probmodels.inference.diagnostics.importance import RESAMPLED
@@ -403,8 +407,16 @@ def _read_tree(folder: Path) -> xr.DataTree:
     if not file.exists():
         raise ResultError(f"no {_TREE} in {folder}; give the folder that Result.save wrote")
     try:
-        with xr.open_datatree(file, engine="netcdf4") as opened:
-            tree = opened.load()
+        check_netcdf(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", xr.SerializationWarning)  # of dates that are no nanoseconds
+            with xr.open_datatree(file, engine="netcdf4") as opened:
+                for node in opened.subtree:
+                    check_declared_sizes(node.to_dataset(), file)
+                tree = opened.load()
+        for node in tree.subtree:
+            dates = {name: _numpy_dates(x) for name, x in node.coords.items() if x.dtype == object and x.ndim == 1}
+            node.coords.update({name: x for name, x in dates.items() if x is not None})
     except Exception as error:  # libraries raise whatever they like for a damaged file
         raise ResultError(f"{file} cannot be read ({error}); run the inference again") from error
     try:
@@ -427,6 +439,13 @@ def _read_tree(folder: Path) -> xr.DataTree:
     except ResultError as error:
         raise ResultError(f"{file} is damaged: {error}; run the inference again") from error
     return tree
+
+
+def _numpy_dates(values: xr.DataArray) -> xr.DataArray | None:
+    """Dates in seconds where files gave objects, as outside of the years 1678 to 2261; None for other objects."""
+    if not all(isinstance(value, cftime.datetime) for value in values.values.tolist()):
+        return None
+    return values.copy(data=decode_times(values.values, {}, where=str(values.name))[0])
 
 
 def _check_draws(posterior: xr.Dataset) -> None:

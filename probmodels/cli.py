@@ -41,6 +41,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result t
 Quiet = Annotated[bool, typer.Option("--quiet", help="Nothing of what is being done, and no progress bar.")]
 Folder = Annotated[Path, typer.Argument(help="Folder of a result.")]
 Device = Annotated[str | None, typer.Option(help="Where to compute, e.g. cpu, cuda or cuda:1; none: where data lie.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Value in place of the spec's, e.g. model.rank=6; repeatable."),
+]
 AllowFetch = Annotated[
     bool, typer.Option("--allow-fetch", help="Let the spec in a result file read data from other machines.")
 ]
@@ -72,6 +76,15 @@ def sst(
     ice: Annotated[
         float | None, typer.Option(help="Temperature at or below which a value is sea ice, e.g. -1.79.")
     ] = None,
+    fill: Annotated[
+        list[float] | None, typer.Option(help="Value of the file that means missing, e.g. 0; repeatable.")
+    ] = None,
+    min_valid: Annotated[
+        float | None, typer.Option(help="Share of time steps that a cell must have to count as ocean, 0.5.")
+    ] = None,
+    anomalies: Annotated[
+        bool, typer.Option("--anomalies/--no-anomalies", help="Whether to remove the climatology.")
+    ] = True,
     rank: Annotated[int, typer.Option(help="Number of modes.")] = 4,
     fixed_effects: Annotated[
         str, typer.Option(help="Terms of each location: intercept, trend, annual, semiannual.")
@@ -86,6 +99,7 @@ def sst(
     steps: Annotated[int | None, typer.Option(help="Gradient steps, 800; of svi.")] = None,
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same draws.")] = 0,
     engine: Annotated[str, typer.Option(help="mcmc (exact) or svi (approximate).")] = "mcmc",
+    changes: Changes = None,
     device: Device = None,
     out: Out = Path("runs/sst"),
     strict: Strict = False,
@@ -105,6 +119,9 @@ def sst(
         "base_period": base_period,
         "variable": variable,
         "ice": ice,
+        "fill": fill or None,
+        "min_valid": min_valid,
+        "anomalies": None if anomalies else False,
     }
     effects = [term for term in fixed_effects.replace(" ", "").split(",") if term]
     sampling = {"--draws": draws, "--warmup": warmup, "--thin": thin, "--chains": chains}
@@ -128,16 +145,18 @@ def sst(
         "inference": {"engine": engine, "seed": seed, **own},
         "output": {"path": str(out), "overwrite": overwrite},
     }
+    if changes:
+        from probmodels.spec import change_spec
+
+        for change in changes:
+            change_spec(spec, change)
     _execute(spec, device=device, strict=strict, quiet=quiet)
 
 
 @app.command()
 def run(
     spec: Annotated[Path, typer.Argument(help="TOML spec, or a result.nc whose spec is run again.")],
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Value in place of the spec's, e.g. model.rank=6; repeatable."),
-    ] = None,
+    changes: Changes = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder, instead of the spec's own; a result file does not choose it."),

@@ -14,7 +14,11 @@ import netCDF4
 import numpy as np
 import pytest
 import xarray as xr
+from typer.testing import CliRunner
 
+from probmodels import Result
+from probmodels.bayesian_svd import make_problem
+from probmodels.cli import app
 from probmodels.datasets.sst import load_sst, open_field
 from probmodels.errors import DataError
 
@@ -211,6 +215,30 @@ def test_parts_before_and_after_the_range_of_nanoseconds(tmp_path: Path) -> None
     write(tmp_path / "b.nc", time_attrs={"units": "days since 1990-01-01"}, time=MID)
     years = load(str(tmp_path / "?.nc"))[0]["time"].dt.year
     np.testing.assert_array_equal(np.unique(years), [1674, 1675, 1676, 1677, 1990, 1991, 1992, 1993])
+
+
+def test_model_years_go_all_the_way(tmp_path: Path) -> None:
+    time, attrs, _, _ = TIMES["year 0, noleap"]
+    write(tmp_path / "control.nc", warm()[:24], time[:24], attrs)
+    status = CliRunner().invoke(
+        app,
+        ["sst", str(tmp_path / "control.nc"), "--rank=1", "--draws=8", "--warmup=1", "--chains=1", "--quiet"]
+        + ["--set", "model.length_scales_space=[500.0]", "--min-valid=0.4", f"--out={tmp_path / 'run'}"],
+    )
+    assert status.exit_code == 0, status.output
+    result = Result.load(tmp_path / "run")
+    expected = np.datetime64("0000-01", "M") + np.arange(24)
+    np.testing.assert_array_equal(result.group("constant_data")["time"].values, expected.astype("datetime64[s]"))
+    assert result.rebuild().data is not None
+    assert json.loads(result.tree.attrs["spec"])["model"]["length_scales_space"] == [500.0]
+
+
+def test_matrices_with_dates_as_objects() -> None:
+    dates = [dt.date(1990 + i // 12, i % 12 + 1, 15) for i in range(NUM_MONTHS)]
+    data = xr.DataArray(warm().reshape(48, 35).T, dims=("cell", "time"), coords={"time": np.array(dates, dtype=object)})
+    problem = make_problem(data, rank=1, fixed_effects=["intercept", "annual"], length_scales_space=[3.0])
+    assert problem.data is not None
+    assert problem.data["time"].dtype == np.dtype("datetime64[ns]")
 
 
 # -- grids --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from probmodels._axes import BLUE, RED, SMALL, clean
+from probmodels.bayesian_svd.effects import time_in_years
 from probmodels.bayesian_svd.maps import draw_map, grid_of_maps, largest, stipple
 
 if TYPE_CHECKING:
@@ -59,9 +60,11 @@ def mode_maps(modes: xr.Dataset, *, sure: float = 0.95) -> Figure:
 
 
 def _time_axis(time: xr.DataArray) -> np.ndarray:
-    """Times as matplotlib can draw them: dates as they are, calendars of their own as decimal years."""
+    """Times as matplotlib can draw them: dates as they are, others and those before its first year as decimal years."""
     if time.dtype == object:
         return np.array([t.year + (t.dayofyr - 1) / 365.25 for t in time.values])
+    if time.dtype.kind == "M" and (time.values.astype("datetime64[s]") < np.datetime64("0002-01-01")).any():
+        return time_in_years(time) + 2000.0
     return time.values
 
 

@@ -21,6 +21,7 @@ from probmodels.bayesian_svd.align import ORDERS, align_draws, invariants
 from probmodels.bayesian_svd.effects import effect_design, time_in_years
 from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SideData, model
 from probmodels.bayesian_svd.sampler import BlockGibbs
+from probmodels.datasets.calendars import decode_times
 from probmodels.distributions.covariance import (
     KERNELS,
     EigenGrid,
@@ -48,7 +49,10 @@ Grid = Annotated[Sequence[Positive], Len(1)]
 
 def _matrix(data: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, list[str]]:
     """The data as (cell, time), land dropped, and a sentence for each repair, those of earlier steps included."""
-    mends: list[str] = json.loads(data.attrs.get("mends", "[]"))
+    try:
+        mends: list[str] = list(map(str, json.loads(data.attrs.get("mends", "[]"))))
+    except (TypeError, ValueError):  # an attribute of that name from elsewhere
+        mends = []
     if isinstance(data, xr.Dataset):
         if "data" not in data:
             raise DataError(f"data hold {list(data.data_vars)}; give an array, or a data set with an array 'data'")
@@ -75,18 +79,22 @@ def _matrix(data: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, list[str]]:
     empty = ~np.isfinite(data.values).any(axis=0)
     if empty.any():
         raise DataError(
-            f"{int(empty.sum())} times hold no value at all, the first at index {int(np.argmax(empty))}; drop them"
+            f"{int(empty.sum())} times hold no value at all, the first at index {int(np.argmax(empty))}; drop them, or "
+            "choose a period without them (--period)"
         )
     with np.errstate(invalid="ignore"):
         spread = np.nanmax(data.values, axis=1) - np.nanmin(data.values, axis=1)
     if (spread == 0).any():
         raise DataError(
             f"{int((spread == 0).sum())} cells are constant in time, the first at index {int(np.argmax(spread == 0))}; "
-            "drop them"
+            "drop them (load_sst and the command sst take them for land)"
         )
     for name in ("cell", "time"):
         if name not in data.coords:
             data = data.assign_coords({name: np.arange(data.sizes[name])})
+    if data["time"].dtype.kind in "OSU":
+        dates, _ = decode_times(data["time"].values, {}, where="the axis 'time'")
+        data = data.assign_coords(time=dates)
     return data, mends
 
 
@@ -113,7 +121,8 @@ def _weights(data: xr.DataArray, area_weights: bool | Sequence[float]) -> np.nda
             weight = np.cos(np.deg2rad(np.asarray(data["lat"].values, dtype=np.float64)))
         if (weight <= 1e-6).any():
             raise DataError(
-                "area weights vanish at the poles; leave out cells at latitude ±90 or set area_weights=False"
+                "area weights vanish at the poles; leave out cells at latitude ±90 (--region=-89,89,0,360) or set "
+                "area_weights=False (--set model.area_weights=false)"
             )
     else:
         weight = np.asarray(area_weights, dtype=np.float64)
@@ -396,7 +405,8 @@ def _check_extent(rank: int, seen: np.ndarray, num_effects: int) -> None:
     if (seen.sum(1) <= num_effects + 1).any():
         worst = int(np.argmin(seen.sum(1)))
         raise DataError(
-            f"cell {worst} holds {seen[worst].sum()} values, too few for {num_effects} fixed effects; drop it"
+            f"cell {worst} holds {seen[worst].sum()} values, too few for {num_effects} fixed effects; "
+            "drop it (--min-valid with a higher share), or take fewer effects (--fixed-effects)"
         )
 
 
@@ -407,7 +417,7 @@ def _check_told_apart(seen: np.ndarray, design: np.ndarray, effects: list[str]) 
         worst = int(smallest.argmin())
         raise DataError(
             f"cell {worst} holds values at {seen[worst].sum()} times, which cannot tell its fixed effects "
-            f"{effects} apart; drop the cell or an effect"
+            f"{effects} apart; drop the cell (--min-valid with a higher share) or an effect (--fixed-effects)"
         )
 
 
@@ -417,7 +427,8 @@ def _check_bases(sides: Mapping[str, SideData], rank: int, tail: float) -> None:
         if side.basis.shape[1] < rank:
             raise DataError(
                 f"the basis along {name} keeps {side.basis.shape[1]} directions at tail={tail}, fewer than the {rank} "
-                "modes; lower tail or rank, or allow shorter length-scales"
+                f"modes; lower tail (--tail) or rank (--rank), or allow shorter length-scales "
+                f"(--set model.length_scales_{name}=[...])"
             )
 
 
