@@ -220,11 +220,9 @@ def test_parts_before_and_after_the_range_of_nanoseconds(tmp_path: Path) -> None
 def test_model_years_go_all_the_way(tmp_path: Path) -> None:
     time, attrs, _, _ = TIMES["year 0, noleap"]
     write(tmp_path / "control.nc", warm()[:24], time[:24], attrs)
-    status = CliRunner().invoke(
-        app,
-        ["sst", str(tmp_path / "control.nc"), "--rank=1", "--draws=8", "--warmup=1", "--chains=1", "--quiet"]
-        + ["--set", "model.length_scales_space=[500.0]", "--min-valid=0.4", f"--out={tmp_path / 'run'}"],
-    )
+    options = ["--rank=1", "--draws=8", "--warmup=1", "--chains=1", "--quiet", "--min-valid=0.4"]
+    options += ["--set", "model.length_scales_space=[500.0]", f"--out={tmp_path / 'run'}"]
+    status = CliRunner().invoke(app, ["sst", str(tmp_path / "control.nc"), *options])
     assert status.exit_code == 0, status.output
     result = Result.load(tmp_path / "run")
     expected = np.datetime64("0000-01", "M") + np.arange(24)
