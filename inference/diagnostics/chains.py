@@ -92,7 +92,7 @@ def _converged(table: pd.DataFrame, limits: Limits) -> Iterator[Finding]:
             where = (
                 "at every entry" if share == 1 else f"at {share:.1%} of the entries (needed {limits.entry_share:.0%})"
             )
-            r_hat = f"r_hat{' or nested r_hat' * nested} <= {limits.rhat_max:g} {where}, largest r_hat {worst:.3f}"
+            r_hat = f"r_hat{' or nested r_hat' * nested} <= {limits.rhat_max:g} {where}, largest r_hat {worst:.4f}"
         if least < limits.ess_min:
             ess = f"ess >= {limits.ess_min:g} at {limits.entry_share:.0%} of the entries, least {least:.0f}"
         else:
@@ -155,7 +155,7 @@ def _judge(name: str, values: xr.DataArray, limits: Limits) -> tuple[dict[str, f
         findings.append(
             Finding(
                 True,
-                f"{verdict}, worst {judged.max():.3f} at {worst}: the chains have not come to agree",
+                f"{verdict}, worst {judged.max():.4f} at {worst}: the chains have not come to agree",
                 "run longer (warmup_steps, num_samples); if it stays, look at the traces for several modes, label "
                 "switching or a direction that the data leave open",
             )

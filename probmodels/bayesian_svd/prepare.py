@@ -40,6 +40,8 @@ from probmodels.options import OneOf, Positive, checked, refuse_unused
 __all__ = ["make_problem", "space_distance", "tiny"]
 
 _MIN_TIMES = 10
+_MOST_WIDENINGS = 3  # of the default grid of length-scales, by two each
+_WIDENED = "the default grid of length-scales in space was widened"
 _KERNELS_SPACE = tuple(name for name in KERNELS if name != "periodic")
 
 SpaceKernel = Annotated[str, OneOf(_KERNELS_SPACE)]
@@ -143,7 +145,7 @@ def _side(
     name: str,
     distance: Tensor,
     families: Sequence[str],
-    length_scales: Sequence[float] | None,
+    length_scales: Sequence[float] | Mapping[str, Sequence[float]] | None,
     prior: Distribution | None,
     **grid_options: Any,
 ) -> SideData:
@@ -263,7 +265,8 @@ def make_problem(
         A kernel name for all modes, or one for each (see `probmodels.distributions.covariance.KERNELS`).
     length_scales_space, length_scales_time
         Grid on which the length-scales live: km or the coordinate's unit, years or the axis's unit. By default
-        ``num_length_scales`` log-spaced values from the spacing of the points to half the largest distance.
+        ``num_length_scales`` log-spaced values from the spacing of the points to half the largest distance, which
+        for space is doubled up to three times where the leading patterns are likeliest at the longest.
     num_length_scales
         Number of length-scales on a grid that is not given.
     length_prior_space, length_prior_time
@@ -334,16 +337,17 @@ def make_problem(
 
     # Effects of proper prior act outside a truncated basis, which the projected likelihood cannot see: no truncation.
     grid = {"num_length_scales": num_length_scales, "nugget": nugget, "tail": tail if flat else 0.0}
+    make_space = functools.partial(
+        _side,
+        "space",
+        space_distance(matrix),
+        families["space"],
+        prior=length_prior_space,
+        weights=None if uniform else torch.as_tensor(weight),
+        **grid,
+    )
     try:
-        space = _side(
-            "space",
-            space_distance(matrix),
-            families["space"],
-            length_scales_space,
-            length_prior_space,
-            weights=None if uniform else torch.as_tensor(weight),
-            **grid,
-        )
+        space = make_space(length_scales=length_scales_space)
         time = _side(
             "time",
             time_distance(time_in_years(matrix["time"])),
@@ -358,19 +362,28 @@ def make_problem(
         raise DataError(str(error)) from error
     _check_bases({"space": space, "time": time}, rank, tail)
 
-    data_ = _reduce(
+    reduce = functools.partial(
+        _reduce,
         values,
         torch.as_tensor(seen),
-        space,
-        time,
-        design,
-        design_root,
-        torch.as_tensor(weight),
-        torch.as_tensor(common.values),
-        effect_scale,
-        scale,
-        noise_prior,
+        time=time,
+        design=design,
+        design_root=design_root,
+        weight=torch.as_tensor(weight),
+        common=torch.as_tensor(common.values),
+        effect_scale=effect_scale,
+        scale=scale,
+        noise_prior=noise_prior,
     )
+    data_ = reduce(space=space)
+    for _ in range(_MOST_WIDENINGS if length_scales_space is None and not uniform else 0):
+        if not (wider := _wider_scales(data_, families["space"])):
+            break
+        space = make_space(length_scales=wider)
+        data_ = reduce(space=space)
+        longest = max(max(scales) for scales in wider.values())
+        mends = [x for x in mends if not x.startswith(_WIDENED)]
+        mends.append(f"{_WIDENED} to {longest:.4g}, since the patterns are smoother than it went")
     reference = _reference(data_, rank)
     constant = _constant_data(matrix, weight, data_, reference, local, common)
     for name, kinds in families.items():
@@ -544,6 +557,39 @@ def _reduce(
         shared_precision=number(shared_scale**-2),
         gaps=gaps,
     )
+
+
+def _wider_scales(data: MatrixData, families: Sequence[str]) -> dict[str, list[float]]:
+    """Length-scales by kernel up to twice as long, where a leading pattern is likeliest at the longest; else none.
+
+    A pattern is scored as a draw of its candidate covariance with a free variance, plus white noise of the residual.
+    """
+    side, z = data.space, data.z
+    _, v = _reference(data, len(families))
+    patterns = z @ torch.as_tensor(v)
+    noise = (z.square().sum() - patterns.square().sum()).clamp(min=1e-12 * z.square().sum()) / z.numel()
+    wider: dict[str, list[float]] = {}
+    for mode, family in enumerate(families):
+        own = torch.nonzero(side.log_weights[mode] > -math.inf).ravel()
+        if len(own) < 2 or family == "periodic":
+            continue
+        pattern = patterns[:, mode]
+        variances = pattern.square().mean() * torch.logspace(-1.5, 1.5, 16, dtype=z.dtype)
+        scores = []
+        for g in own.tolist():
+            along = pattern if side.vectors is None else side.vectors[g].T @ pattern
+            total = variances[:, None] * side.values[g] / side.values[g].mean() + noise
+            scores.append(float((-0.5 * (total.log() + along.square() / total)).sum(1).max()))
+        scales = side.length_scales[own]
+        if scales[int(np.argmax(scores))] == scales.max():
+            first, last = float(scales.min()), float(scales.max())
+            wider[family] = np.geomspace(first, 2 * last, len(own)).tolist()
+    if wider:  # kernels that need no wider grid keep theirs
+        for mode, family in enumerate(families):
+            own = torch.nonzero(side.log_weights[mode] > -math.inf).ravel()
+            if family != "identity":
+                wider.setdefault(family, side.length_scales[own].tolist())
+    return wider
 
 
 def _reference(data: MatrixData, rank: int) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,7 @@ from probmodels._page import (
     verdict,
     write_page,
 )
+from probmodels.bayesian_svd.checks import misfit
 from probmodels.inference.labels import group_of
 
 __all__ = ["write_report"]
@@ -162,20 +163,15 @@ def _overview(modes: xr.Dataset) -> Markup:
         f"The {count} modes explain {total:.0f} % of the variance, the first {first} %. Share of cells whose sign is "
         "certain to 95 %: " + ", ".join(f"mode {i + 1} {x:.0f} %" for i, x in enumerate(sure)) + "."
     )
-    outside, lag = _misfit(modes)
+    found = misfit(modes)
+    outside, lag, near = 100 * found["outside"], found["lag"], found.get("neighbour", 0.0)
     doubts = [f"at {outside:.0f} % of the cells the variance is not what the model expects"] * (outside > 10)
     doubts += [f"its residual is correlated in time ({lag:.2f} between neighbours)"] * (lag > 0.2)
+    doubts += [f"its residual is correlated in space ({near:.2f} between neighbours)"] * (near > 0.3)
     fit = (
         f"The model does not fit everywhere: {' and '.join(doubts)}; take intervals as lower bounds." if doubts else ""
     )
     return paragraphs(text, fit)
-
-
-def _misfit(modes: xr.Dataset) -> tuple[float, float]:
-    """Percentage of cells whose predictive p-value is outside 95 %, and median lag-1 correlation of the residual."""
-    p = modes["predictive_p_value"]
-    outside = 100 * float(((p < 0.025) | (p > 0.975)).sum() / p.notnull().sum())
-    return outside, float(modes["residual_autocorrelation"].median())
 
 
 def _what_was_done(facts: _Facts, modes: xr.Dataset) -> Markup:
@@ -307,7 +303,8 @@ def _comparison(comparison: xr.Dataset | None) -> Markup:
 
 
 def _checks(modes: xr.Dataset) -> Markup:
-    outside, lag = _misfit(modes)
+    found = misfit(modes)
+    outside, lag, near = 100 * found["outside"], found["lag"], found.get("neighbour")
     text = (
         "If the model were right, data drawn from it would vary at each cell about as much as those observed. The map "
         "of predictive p-values shows the share of replicated data that vary more: near 0 the model has too little "
@@ -325,6 +322,10 @@ def _checks(modes: xr.Dataset) -> Markup:
             " The noise is red, so that the series hold less independent information than the model believes, and the "
             "intervals are too narrow. More modes, or seasonal means in place of months, would help."
         )
+    if near is not None:
+        second += f" That of neighbouring cells is {near:.2f}, where the model again takes it to be zero."
+        if near > 0.3:
+            second += " Neighbours repeat each other, so that intervals are too narrow."
     return paragraphs(
         text, second, "All intervals are conditional on the number of modes: what further modes hold counts as noise."
     )

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from scipy.spatial import cKDTree
 
 from probmodels._version import __version__
 from probmodels.bayesian_svd.eof import Anomalies, compare_eof, eof_baseline, make_anomalies, shared_mean, to_grid
@@ -29,7 +30,15 @@ from probmodels.errors import SummaryError
 from probmodels.inference.diagnostics.convergence import convergence
 from probmodels.options import Count, Fraction, Seed, checked
 
-__all__ = ["SummaryError", "compare_eof", "eof_baseline", "summarise_modes", "summary_table", "write_modes"]
+__all__ = [
+    "SummaryError",
+    "compare_eof",
+    "eof_baseline",
+    "residual_checks",
+    "summarise_modes",
+    "summary_table",
+    "write_modes",
+]
 
 REFERENCES = (
     "North et al. (1982), https://doi.org/10.1175/1520-0493(1982)110<0699:SEITEO>2.0.CO;2; probmodels, Bayesian "
@@ -99,7 +108,8 @@ def summarise_modes(
         ``length_scale_*``. Over mode and other_mode: ``rotation_share``, the part of a pattern's posterior variance
         that lies along the mean of another. Maps of the fit: ``noise_sd``, ``residual_sd``, ``observed_sd``,
         ``replicated_sd``, ``predictive_p_value`` (probability that replicated data vary more than those observed),
-        ``residual_autocorrelation`` at lag 1, ``area_weight``.
+        ``residual_autocorrelation`` at lag 1, ``residual_neighbour_correlation`` with that of the nearest cell,
+        ``area_weight``.
 
     Raises
     ------
@@ -131,13 +141,41 @@ def summarise_modes(
     _add_interval(out, "sigma", draws.sigma[:, None], bounds)
     _add_length_scales(out, tree["posterior"].to_dataset(), constant, bounds)
     _add_rotation(out, draws, basis_space)
-    _add_checks(out, draws, anomalies, basis_space, basis_time, check_draws, seed)
+    _add_checks(out, draws, anomalies, constant, check_draws, seed)
     out["area_weight"] = "cell", anomalies.weight
 
     out = to_grid(out, constant)
     time = constant["time"] if "time" in constant.coords else xr.DataArray(np.arange(num_times), dims="time")
     out = out.assign_coords(time=("time", time.values, time.attrs))
     return _describe(out, tree, constant, level)
+
+
+@checked(SummaryError)
+def residual_checks(tree: xr.DataTree, *, check_draws: Count = 400, seed: Seed = 0) -> xr.Dataset:
+    """The predictive checks and residuals of `summarise_modes` alone, over cell.
+
+    Parameters
+    ----------
+    tree, check_draws, seed
+        As for `summarise_modes`.
+
+    Returns
+    -------
+    xr.Dataset
+        ``noise_sd``, ``residual_sd``, ``observed_sd``, ``replicated_sd``, ``predictive_p_value``,
+        ``residual_autocorrelation``, and ``residual_neighbour_correlation`` where cells have positions.
+
+    Raises
+    ------
+    SummaryError
+        If the tree lacks a group or variable, or an option is out of range.
+    """
+    draws = _draws(tree)
+    constant = tree["constant_data"].to_dataset()
+    out = xr.Dataset()
+    anomalies = make_anomalies(constant, shared_mean(tree))
+    _add_checks(out, draws, anomalies, constant, check_draws, seed)
+    return out
 
 
 def _blocks(length: int, num_draws: int, num_modes: int) -> Iterator[slice]:
@@ -222,8 +260,7 @@ def _add_checks(
     out: xr.Dataset,
     draws: _Draws,
     anomalies: Anomalies,
-    basis_space: np.ndarray,
-    basis_time: np.ndarray,
+    constant: xr.Dataset,
     check_draws: int,
     seed: int,
 ) -> None:
@@ -232,6 +269,8 @@ def _add_checks(
     About the fixed effects, the replicated sum of squares of a cell is noise variance times a non-central chi-square
     with the degrees of freedom of the cell and non-centrality |P signal|^2 / noise variance: no data need be simulated.
     """
+    basis_space = constant["basis_space_matrix"].transpose("cell", ...).values.astype(float)
+    basis_time = constant["basis_time_matrix"].transpose("time", ...).values.astype(float)
     num_draws, num_modes = draws.d.shape
     num_cells = len(basis_space)
     rng = np.random.default_rng(seed)
@@ -278,6 +317,27 @@ def _add_checks(
     with np.errstate(invalid="ignore", divide="ignore"):  # cells without neighbouring values become NaN
         lag = np.sum(rest[:, 1:] * rest[:, :-1], axis=1) / both.sum(1)
         out["residual_autocorrelation"] = "cell", lag / (np.sum(rest**2, axis=1) / mask.sum(1))
+        if (near := _nearest(constant)) is not None:
+            both = mask * mask[near]
+            product = np.sum(rest * rest[near] * both, axis=1)
+            size = np.sqrt(np.sum(rest**2 * both, axis=1) * np.sum(rest[near] ** 2 * both, axis=1))
+            out["residual_neighbour_correlation"] = "cell", product / size
+
+
+def _nearest(constant: xr.Dataset) -> np.ndarray | None:
+    """Index of the cell nearest to each cell; None where cells have no positions."""
+    if {"lat", "lon"} <= set(constant.coords):
+        lat, lon = (np.deg2rad(constant[name].values.astype(float)) for name in ("lat", "lon"))
+        points = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
+    else:
+        axes = [name for name in ("x", "y", "z") if name in constant.coords and constant[name].dims == ("cell",)]
+        axes = axes or [name for name in ("cell",) if name in constant.coords]
+        if not axes or any(constant[name].dtype.kind not in "iuf" for name in axes):
+            return None
+        points = np.stack([constant[name].values.astype(float) for name in axes], axis=1)
+    if len(points) < 2:
+        return None
+    return np.asarray(cKDTree(points).query(points, k=2)[1][:, 1])
 
 
 def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: float) -> xr.Dataset:
@@ -357,6 +417,7 @@ def _describe_single(out: xr.Dataset, units: str) -> None:
         "replicated_sd": ("standard deviation of replicated data about the fixed effects, posterior mean", units),
         "predictive_p_value": ("posterior probability that replicated data vary more than those observed", "1"),
         "residual_autocorrelation": ("lag-1 autocorrelation of the residual", "1"),
+        "residual_neighbour_correlation": ("correlation of the residual with that of the nearest cell", "1"),
         "area_weight": ("area weight", "1"),
     }
     for name, (label, unit) in single.items():
