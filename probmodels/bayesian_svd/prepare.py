@@ -336,7 +336,7 @@ def make_problem(
         _check_told_apart(seen, q, list(local["effect"].values))
 
     # Effects of proper prior act outside a truncated basis, which the projected likelihood cannot see: no truncation.
-    grid = {"num_length_scales": num_length_scales, "nugget": nugget, "tail": tail if flat else 0.0}
+    grid: dict[str, Any] = {"num_length_scales": num_length_scales, "nugget": nugget, "tail": tail if flat else 0.0}
     make_space = functools.partial(
         _side,
         "space",
