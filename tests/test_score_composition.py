@@ -13,6 +13,7 @@ from probmodels import run_mcmc
 from probmodels.errors import DataError, ProblemError, ResultError
 from probmodels.guides.schedules import LinearSchedule
 from probmodels.score_composition import Composed, levels_of, make_move, make_problem, tiny
+from probmodels.score_composition.specs import load_fields
 from probmodels.scores.closed import GaussianMixture, UniformBox
 from probmodels.scores.fields import (
     Conditioned,
@@ -317,3 +318,57 @@ def test_results_of_written_fields_give_their_problem_back_and_others_say_why_no
     torch.testing.assert_close(again.model.field.score(z, 0.3), problem.model.field.score(z, 0.3))
     with pytest.raises(ResultError, match="the field was made in Python, and no file holds it"):
         run(SCORES, levels=3, per_level=2, chains=3, draws=1, thin=1).rebuild()
+
+
+# -- verdicts on annealed chains ---------------------------------------------------------------------------------------
+
+
+RING = [[0.5 * math.cos(math.pi * i / 4), 0.5 * math.sin(math.pi * i / 4)] for i in range(8)]
+
+
+def annealed(half_width: float = 0.1, seed: int = 0, **options):
+    tables = {
+        "ring": {"kind": "gaussian_mixture", "means": RING, "covariances": 0.0009},
+        "bar": {"kind": "uniform_box", "low": [-half_width, -1.0], "high": [half_width, 1.0]},
+        "both": {"kind": "product", "fields": ["ring", "bar"]},
+    }
+    problem = make_problem(load_fields(tables, "both", schedule="cosine", gamma=(-8.0, 6.0)), num_levels=60, width=0.03)
+    chosen = {"num_chains": 300, "num_samples": 6, "thin": 3, "warmup_steps": 600} | options
+    return run_mcmc(problem, seed=seed, progress=False, **chosen)
+
+
+def test_chains_in_modes_of_the_right_mass_pass():
+    report = annealed().diagnose()
+    assert report.inference == "passed", str(report)
+    assert "may stay in the modes" in str(report)
+    assert "r_hat or nested" not in str(report)
+
+
+def test_chains_trapped_in_modes_that_the_product_lacks_fail():
+    """Some chains end beyond the bar, where the product has no mass; acceptance and drift show nothing of it."""
+    result = annealed(0.2)
+    truth_sd = 0.03
+    assert float(result.posterior["x"][..., 0].std()) > 1.5 * truth_sd
+    report = result.diagnose()
+    assert report.inference == "failed", str(report)
+    assert "weighted samples" in str(report)
+
+
+def test_chains_that_lost_a_mode_fail():
+    result = annealed()
+    draws = result.posterior["x"]
+    one = draws.isel(chain=np.flatnonzero(draws.values[:, 0, 1] > 0))
+    result.tree["posterior"] = xr.Dataset({"x": one})
+    assert result.diagnose().inference == "failed"
+
+
+def test_steps_without_a_test_few_chains_and_bad_levels_do_not_pass():
+    raw = annealed(kernel_options={"sampler": "uhmc"}).diagnose()
+    assert raw.inference != "passed"
+    assert "without a Metropolis test" in str(raw)
+    few = annealed(num_chains=10).diagnose()
+    assert few.inference == "not judged"
+    assert "too few" in str(few)
+    long = annealed(kernel_options={"sampler": "hmc", "step_size": 4.0}).diagnose()
+    assert long.inference == "failed"
+    assert "acceptance rate" in next(x.verdict for x in long.findings if x.harmful)

@@ -1,3 +1,4 @@
+from .checks import check_draws as check_draws
 from .model import (
     ENGINES as ENGINES,
     LOADERS as LOADERS,
@@ -18,6 +19,7 @@ __all__ = [
     "REFERENCE",
     "AnnealedKernel",
     "Composed",
+    "check_draws",
     "levels_of",
     "make_move",
     "make_problem",
