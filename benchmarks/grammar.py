@@ -48,8 +48,8 @@ from probmodels.grammar import (
     fitted_tables,
     make_problem,
 )
-from probmodels.grammar.inside import draw_trees, leaf_weights, score
-from probmodels.grammar.outputs import bracketing_scores, branching_trees, least_risk_trees, summarise_parses
+from probmodels.grammar.inside import draw_trees, leaf_weights, tree_log_weight
+from probmodels.grammar.outputs import bracketing_metrics, branching_trees, least_risk_trees, summarise_parses
 from probmodels.inference.variational.svi import fitted
 
 EM: dict[str, Any] = {"phases": ["joint"], "lr": 0.004, "batch_size": 48, "clip_norm": 1e5, "num_samples": 20}
@@ -91,7 +91,7 @@ def load(name: str, root: str | None) -> tuple[xr.Dataset, xr.Dataset]:
 
 def f1(trees: Any, data: xr.Dataset) -> float:
     """Unlabelled F1 of trees with the given ones, in per cent."""
-    return 100 * bracketing_scores(np.asarray(trees), data["gold"].values, data["length"].values)["f1"]
+    return 100 * bracketing_metrics(np.asarray(trees), data["gold"].values, data["length"].values)["f1"]
 
 
 def judged(problem: Any, result: Any, test: xr.Dataset) -> dict[str, float]:
@@ -162,7 +162,7 @@ def by_exact_draws(train: xr.Dataset, seed: int, steps: int, parents: bool, **si
         with torch.no_grad():
             tree = draw_trees(tables, leaf, length[rows])
         adam.zero_grad()
-        (-score(tables, tree, leaf, length[rows]).sum()).backward()
+        (-tree_log_weight(tables, tree, leaf, length[rows]).sum()).backward()
         adam.step()
         schedule.step()
     return make_problem(train, tables=fitted_tables(problem), learn=False)
@@ -252,7 +252,7 @@ def fixed(
         for row in range(0, len(text), copies):
             every = trees_of(int(length[row]), 6, 2)
             leaf = leaf_weights(tables, word[row], word[row])
-            chance = score(tables, every, leaf, length[row]).softmax(0)
+            chance = tree_log_weight(tables, every, leaf, length[row]).softmax(0)
             distance = (probabilities(guide, word[row], int(length[row]), every) - chance).abs().sum() / 2
             found[f"TV, {int(length[row])} words"] = float(distance)
     return {**found, "gap per word": gap / float(length.sum())}
