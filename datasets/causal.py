@@ -19,11 +19,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from annotated_types import Len
 from numpy.typing import ArrayLike, NDArray
 
 from probmodels.datasets.checks import Share, as_array
+from probmodels.datasets.labelled import arranged, labels_of
 from probmodels.errors import DataError
 from probmodels.options import Seed, checked, hint
 
@@ -38,7 +40,7 @@ __all__ = [
     "split_rows",
 ]
 
-Edges: TypeAlias = Sequence[Sequence[str | float]] | np.ndarray | xr.DataArray
+Edges: TypeAlias = Sequence[Sequence[str | float]] | np.ndarray | xr.DataArray | pd.DataFrame
 
 _DIMS = {"image": ("data", "channel", "row", "column"), "observation": ("data", "feature")}
 
@@ -58,6 +60,9 @@ def make_concepts(
 ) -> xr.Dataset:
     """Label arrays of images or of tables, and of the concepts in them.
 
+    Arrays of xarray and frames of pandas are put in order by the labels that they carry: concepts by their names, axes
+    by theirs, and rows by the labels of the rows, where more than one of ``values``, ``labels`` and ``split`` has any.
+
     Parameters
     ----------
     values
@@ -71,7 +76,8 @@ def make_concepts(
     graph
         As in `as_graph`; None where it is not known.
     features
-        Names of the columns of a table; None for those of the concepts where there are as many, else numbers.
+        Names of the columns of a table; None for those that the table carries, or for those of the concepts where
+        there are as many, else numbers.
     units
         Units of the concepts, for the record.
     name, source
@@ -85,9 +91,17 @@ def make_concepts(
     Raises
     ------
     DataError
-        If the data cannot be used, as `check_concepts` finds it.
+        If the data cannot be used, as `check_concepts` finds it; or if labels of arrays do not fit each other.
     """
-    values, labels, names = as_array(values, "values"), as_array(labels, "labels"), [str(entry) for entry in names]
+    names = [str(entry) for entry in names]
+    rows = _rows(values, labels, split)
+    kind = "image" if getattr(values, "ndim", 2) == 4 else "observation"
+    columns = labels_of(values, "feature", axis=1) if kind == "observation" else None
+    if features is None and columns is not None:
+        features = [str(column) for column in columns]
+    axes = {dim: rows if dim == "data" else features if dim == "feature" else None for dim in _DIMS[kind]}
+    values = as_array(arranged(values, "values", axes), "values")
+    labels = as_array(arranged(labels, "labels", {"data": rows, "concept": names}), "labels")
     if values.ndim not in (2, 4) or 0 in values.shape:
         raise DataError(
             f"values of shape {values.shape}; give images (data, channel, row, column) or a table (data, feature), "
@@ -98,10 +112,9 @@ def make_concepts(
             f"labels of shape {labels.shape} for {len(values)} rows and {len(names)} concepts; give a row of labels "
             "for each, with nan where one is missing"
         )
-    splits = np.full(len(values), "train") if split is None else as_array(split, "split").astype(np.str_)
+    splits = np.full(len(values), "train") if split is None else _splits(split, rows)
     if splits.shape != (len(values),):
         raise DataError(f"split of shape {splits.shape} for {len(values)} rows; give one for each")
-    kind = "image" if values.ndim == 4 else "observation"
     try:
         values, labels = values.astype(np.float32 if kind == "image" else np.float64), labels.astype(np.float64)
     except (TypeError, ValueError) as error:
@@ -129,6 +142,15 @@ def make_concepts(
         data["graph"] = (("cause", "effect"), as_graph(graph, names))
     check_concepts(data)
     return data
+
+
+def _rows(*parts: Any) -> pd.Index | None:
+    """Labels of the rows: those of the first part that has any which say something."""
+    return next((found for part in parts if (found := labels_of(part, "data")) is not None), None)
+
+
+def _splits(split: Any, rows: pd.Index | None) -> NDArray[np.str_]:
+    return as_array(arranged(split, "split", {"data": rows}), "split").astype(np.str_)
 
 
 def check_concepts(data: Any) -> None:
@@ -234,7 +256,9 @@ def as_graph(graph: Any, names: Sequence[str]) -> NDArray[np.int8]:
     Parameters
     ----------
     graph
-        Pairs of names ``[cause, effect]``, or a matrix (cause, effect) of 0 and 1.
+        Pairs of names ``[cause, effect]``, or a matrix (cause, effect) of 0 and 1. Of an array of xarray the axes
+        ``cause`` and ``effect`` may be in any order, and so may nodes that carry their names, also in a frame of
+        pandas, whose rows are causes.
     names
         Names of the nodes.
 
@@ -244,6 +268,7 @@ def as_graph(graph: Any, names: Sequence[str]) -> NDArray[np.int8]:
         If a name is unknown, an entry is neither 0 nor 1, the shape is wrong, or there is a cycle.
     """
     names = _names(names)
+    graph = arranged(graph, "graph", {"cause": names, "effect": names})
     if isinstance(graph, Sequence) and not all(isinstance(row, Sequence | np.ndarray) for row in graph):
         raise DataError(f"graph={graph!r}; give pairs of names, [cause, effect], or a matrix of 0 and 1")
     listed = isinstance(graph, Sequence) and not isinstance(graph, str)

@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 
 from probmodels.datasets.causal import as_graph, causal_order, make_concepts, position_of, split_rows
 from probmodels.datasets.checks import as_array, check_size
+from probmodels.datasets.labelled import arranged
 from probmodels.errors import DataError
 from probmodels.options import NonNegative, OneOf, Seed, checked
 
@@ -112,7 +113,8 @@ def mechanism(
     scene
         Name in `SCENES`.
     values
-        Concepts (row, concept) in the order of the scene, or numbers or arrays (row,) by name. An effect that is nan or
+        Concepts (row, concept) in the order of the scene, or with the names of its concepts on that axis, or numbers or
+        arrays (row,) by name. An effect that is nan or
         absent is computed from its causes; concepts without causes have to be there.
     interventions
         Values to hold concepts at, numbers or arrays (row,), by name. One row of values serves any number of them.
@@ -224,10 +226,16 @@ def _by_concept(scene: Scene, values: Any) -> dict[str, Any]:
     """Values by the names of concepts, from a mapping or a table (row, concept)."""
     if isinstance(values, Mapping):
         return {scene.concepts[position_of(name, scene.concepts)]: value for name, value in values.items()}
-    table = as_array(values, "concepts", numbers=True).astype(np.float64)
+    table = _table(scene, values)
     if table.ndim != 2 or table.shape[1] != len(scene.concepts):
         raise DataError(f"concepts of shape {table.shape}; give (row, concept) with {', '.join(scene.concepts)}")
     return dict(zip(scene.concepts, table.T, strict=True))
+
+
+def _table(scene: Scene, values: Any) -> Array:
+    """Concepts (row, concept) in the order of the scene."""
+    ordered = arranged(values, "concepts", {"data": None, "concept": scene.concepts})
+    return as_array(ordered, "concepts", numbers=True).astype(np.float64)
 
 
 def _check_column(name: str, column: Array, rows: int, *, may_lack: bool) -> None:
@@ -270,7 +278,7 @@ def render(
         If shapes do not fit or values are not finite.
     """
     scene = SCENES[scene] if isinstance(scene, str) else scene
-    table = as_array(concepts, "concepts", numbers=True).astype(np.float64)
+    table = _table(scene, concepts)
     if table.ndim != 2 or table.shape[1] != len(scene.concepts) or not np.isfinite(table).all():
         raise DataError(f"concepts of shape {table.shape}; give finite (row, concept) of {', '.join(scene.concepts)}")
     jitters = np.zeros(len(table)) if jitter is None else as_array(jitter, "jitter", numbers=True)

@@ -572,3 +572,86 @@ def test_tables_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "twice.csv").write_text("a,a\n1,2\n3,4\n")
     with pytest.raises(DataError, match="more than one column 'a'"):
         load("causal_table", path=tmp_path / "twice.csv")
+
+
+# ------------------------------------------------------------------------------------------------- labels of arrays
+
+
+def chain() -> tuple[pd.DataFrame, np.ndarray]:
+    """Concepts by name with rows by name, and what is observed."""
+    rng = np.random.default_rng(3)
+    labels = pd.DataFrame(rng.normal(size=(12, 3)), columns=["a", "b", "c"], index=[f"r{i}" for i in range(12)])
+    return labels, labels.to_numpy() + 0.1 * rng.normal(size=(12, 3))
+
+
+CHAIN = np.array([[0, 1, 0], [0, 0, 1], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("kind", ["frame", "array", "transposed"])
+def test_graphs_are_read_by_their_names(kind: str) -> None:
+    order = ["c", "a", "b"]
+    frame = pd.DataFrame(CHAIN, index=["a", "b", "c"], columns=["a", "b", "c"]).loc[order, order[::-1]]
+    array = xr.DataArray(frame.to_numpy(), {"cause": order, "effect": order[::-1]}, ("cause", "effect"))
+    given = {"frame": frame, "array": array, "transposed": array.transpose("effect", "cause")}[kind]
+    np.testing.assert_array_equal(as_graph(given, ["a", "b", "c"]), CHAIN)
+    labels, values = chain()
+    data = make_concepts(values, labels.to_numpy(), names=["a", "b", "c"], graph=given)
+    np.testing.assert_array_equal(data["graph"], CHAIN)
+    assert as_graph(xr.DataArray(CHAIN.T, dims=("effect", "cause")), ["a", "b", "c"]).tolist() == CHAIN.tolist()
+    assert as_graph(pd.DataFrame(CHAIN), ["a", "b", "c"]).tolist() == CHAIN.tolist()  # numbered: by place
+    for lost in (frame.rename(index={"a": "z"}), frame.iloc[:2, :2]):
+        with pytest.raises(DataError, match="graph along 'cause'"):
+            as_graph(lost, ["a", "b", "c"])
+
+
+def test_labels_and_rows_are_put_in_order_by_name() -> None:
+    labels, values = chain()
+    expected = make_concepts(values, labels.to_numpy(), names=["a", "b", "c"], graph=CHAIN)
+    shuffled = labels.sample(frac=1, random_state=0)[["b", "c", "a"]]
+    observed = pd.DataFrame(values, index=labels.index, columns=["u", "v", "w"])
+    split = pd.Series(["train"] * 9 + ["test"] * 3, index=labels.index)
+    data = make_concepts(observed, shuffled, names=["a", "b", "c"], split=split.sample(frac=1, random_state=1))
+    np.testing.assert_array_equal(data["label"], expected["label"])
+    assert data["feature"].values.tolist() == ["u", "v", "w"]
+    assert data["split"].values.tolist() == ["train"] * 9 + ["test"] * 3
+    array = xr.DataArray(shuffled.to_numpy().T, {"concept": ["b", "c", "a"]}, ("concept", "data"))
+    placed = make_concepts(values, array, names=["a", "b", "c"])  # rows without labels are as they lie
+    np.testing.assert_array_equal(placed["label"].sel(concept="a"), shuffled["a"])
+    numbered = labels.reset_index(drop=True)
+    np.testing.assert_array_equal(make_concepts(observed, numbered, names=["a", "b", "c"])["label"], expected["label"])
+    images = xr.DataArray(np.random.default_rng(0).random((12, 4, 5, 3)), dims=("data", "row", "column", "channel"))
+    assert make_concepts(images, labels, names=["a", "b", "c"])["image"].shape == (12, 3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"names": ["a", "b", "x"]}, r"labels along 'concept' has the labels 'a', 'b', 'c'.*\('c' is not expected\)"),
+        ({"values": pd.DataFrame(np.zeros((12, 1)), index=[f"s{i}" for i in range(12)])}, "labels along 'data'"),
+        ({"values": pd.DataFrame(np.zeros((12, 1)), columns=["u"]), "features": ["v"]}, "values along 'feature'"),
+    ],
+)
+def test_labels_that_do_not_fit_each_other_are_refused(change: dict[str, Any], message: str) -> None:
+    labels, values = chain()
+    with pytest.raises(DataError, match=message):
+        make_concepts(**{"values": values, "labels": labels, "names": ["a", "b", "c"], **change})
+    again = labels.set_axis(["r0", *labels.index[:-1]])
+    with pytest.raises(DataError, match="the label 'r0' occurs more than once"):
+        make_concepts(again.iloc[::-1], labels, names=["a", "b", "c"], features=["a", "b", "c"])
+
+
+def test_scenes_take_concepts_by_name() -> None:
+    data = load("pendulum", size=8, num=6)
+    label = data["label"]
+    turned = label.sel(concept=["length", "light", "angle", "position"]).transpose("concept", "data")
+    wanted = counterfactual("pendulum", label.values, {"angle": 5.0}, size=8)
+    for found in (turned, turned.transpose().to_pandas()):
+        for one, other in zip(counterfactual("pendulum", found, {"angle": 5.0}, size=8), wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_data_set_whose_graph_is_in_another_order_is_refused() -> None:
+    data = make_concepts(**table(), graph=[["a", "b"]])
+    for turned in (data["graph"].sel(cause=["b", "a"]), data["graph"].transpose("effect", "cause")):
+        with pytest.raises(DataError, match=r"coordinate 'cause' of the graph is not|graph has dims"):
+            check_concepts(data.drop_vars(["graph", "cause", "effect"]).assign(graph=turned))

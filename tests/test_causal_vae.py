@@ -375,6 +375,32 @@ def test_values_beyond_the_data_are_warned_of(fitted_pair: tuple[Problem, Result
         effect(problem, result, "cause", (9.0, 10.0), given=np.zeros(100, dtype=bool), num_draws=1, progress=False)
 
 
+def test_labelled_interventions_and_graphs_are_put_in_order(fitted_pair: tuple[Problem, Result]) -> None:
+    problem, result = fitted_pair
+    assert problem.data is not None
+    rows = problem.data["observation"]["data"].values
+    values = xr.DataArray(np.linspace(9.0, 11.0, len(rows)), {"data": rows}, ("data",))
+    wanted = counterfactual(problem, result, {"cause": values.values}, num_draws=2, progress=False)
+    for turned in (values[::-1], values[::-1].to_pandas()):
+        xr.testing.assert_identical(
+            counterfactual(problem, result, {"cause": turned}, num_draws=2, progress=False), wanted
+        )
+    strange = values.assign_coords(data=rows + 5000)
+    with pytest.raises(ProblemError, match=r"do\(cause\) along 'data' has the labels"):
+        counterfactual(problem, result, {"cause": strange}, num_draws=1, progress=False)
+    some = xr.DataArray(np.arange(len(rows)) < 7, {"data": rows}, ("data",))
+    one, other = (
+        effect(problem, result, "cause", (10.0, 11.0), given=given, num_draws=2, progress=False)
+        for given in (some.values, some[::-1])
+    )
+    xr.testing.assert_identical(one, other)
+    names = ["cause", "result"]
+    graph = xr.DataArray([[0, 0], [1, 0]], {"effect": names, "cause": names}, ("effect", "cause"))
+    again = make_problem(table(), graph=graph[::-1], hidden=4)
+    assert again.data is not None
+    np.testing.assert_array_equal(again.data["graph"], [[0, 1], [0, 0]])
+
+
 def test_rows_without_labels_count_by_their_observation_alone() -> None:
     data = hide_labels(table(40), 0.5, seed=1)
     problem = make_problem(data, semi_supervised=True, hidden=8)

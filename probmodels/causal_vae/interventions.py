@@ -39,6 +39,7 @@ from tqdm.auto import tqdm
 
 from probmodels.causal_graph.tables import rows_given
 from probmodels.datasets.causal import position_of
+from probmodels.datasets.labelled import arranged
 from probmodels.errors import ProblemError
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import fitted
@@ -117,7 +118,7 @@ class _World:
             if callable(change):
                 found[name] = _rescaled(change, centre, scale)
             else:
-                value = _value(name, change, len(self.problem.args[0]))
+                value = _value(name, change, self.problem)
                 self._warn(name, place, value)
                 found[name] = torch.as_tensor((value - centre) / scale, dtype=self.problem.args[0].dtype)
         return found
@@ -139,8 +140,10 @@ class _World:
         return concepts.double().numpy() * self.scale + self.centre
 
 
-def _value(name: str, change: Any, count: int) -> np.ndarray:
+def _value(name: str, change: Any, problem: Problem) -> np.ndarray:
     """Value of an intervention, one for all data or one for each."""
+    count = len(problem.args[0])
+    change = arranged(change, f"do({name})", {"data": _rows(problem)}, error=ProblemError)
     try:
         value = np.asarray(change, dtype=np.float64)
     except (TypeError, ValueError):
@@ -150,6 +153,12 @@ def _value(name: str, change: Any, count: int) -> np.ndarray:
     if value.ndim > 1 or value.size not in (1, count):
         raise ProblemError(f"do({name}) has shape {value.shape}; give one number, or one for each of {count} data")
     return value
+
+
+def _rows(problem: Problem) -> Any:
+    """Labels of the rows of a problem; None where they have none."""
+    table = None if problem.data is None else problem.data["observation"]
+    return None if table is None or "data" not in table.coords else table["data"].values
 
 
 def _rescaled(change: Callable[[Tensor], Tensor], centre: float, scale: float) -> Callable[[Tensor], Tensor]:
@@ -393,6 +402,8 @@ def effect(
         position_of(name, names)
     difference = found.isel(intervention=1, drop=True) - found.isel(intervention=0, drop=True)
     if given is not None:
+        if np.asarray(given).dtype == bool:
+            given = arranged(given, "given", {"data": _rows(problem)}, error=ProblemError)
         rows = rows_given(given, difference.sizes["data"], ProblemError)
         if not len(rows):
             raise ProblemError("given chooses no row; an effect is a mean over some")

@@ -379,7 +379,7 @@ def _edges(data: xr.Dataset, graph: Edges | str | None, names: Sequence[str]) ->
     if isinstance(graph, str):
         if "graph" not in data:
             raise DataError("graph='data': the data come without one; give an array, pairs of names, or None")
-        graph = data["graph"].values
+        graph = data["graph"]
     return as_graph(graph, names)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from probmodels.causal_vae.fitted import thinned
 from probmodels.causal_vae.interventions import counterfactual
+from probmodels.datasets.labelled import arranged
 from probmodels.errors import ProblemError, ResultError
 from probmodels.guides.causal_vae import Mechanisms
 from probmodels.inference.problem import Problem
@@ -200,7 +201,10 @@ def compare_counterfactuals(
 
     if "intervention" in found.dims:
         raise ProblemError("found holds a batch of interventions; choose one by found.sel(intervention=...)")
-    truth, drawn = np.asarray(truth_concepts, dtype=np.float64), found["counterfactual"]
+    drawn = found["counterfactual"]
+    axes = {dim: drawn[dim].values if dim in drawn.coords else None for dim in ("data", "concept")}
+    ordered = arranged(truth_concepts, "truth_concepts", axes, error=ProblemError)
+    truth = np.asarray(ordered, dtype=np.float64)
     if truth.shape != drawn.shape[1:]:
         raise ProblemError(f"truth_concepts of shape {truth.shape} for concepts of shape {drawn.shape[1:]}")
     names = [str(name) for name in drawn["concept"].values]
@@ -209,7 +213,8 @@ def compare_counterfactuals(
     if truth_images is None:
         places = np.arange(min(200, len(truth))) if rows is None else np.asarray(rows)
         return _agreement(drawn.values[:, places], truth[places], names)
-    images = np.asarray(truth_images)
+    image_axes = {dim: axes["data"] if dim == "data" else None for dim in ("data", "channel", "row", "column")}
+    images = np.asarray(arranged(truth_images, "truth_images", image_axes, error=ProblemError))
     if "observation" not in found or found["observation"].shape != images.shape or images.ndim != 4:
         given = found["observation"].shape if "observation" in found else "none"
         raise ProblemError(f"truth_images of shape {images.shape} for images {given}; give those of the same rows")
