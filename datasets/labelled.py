@@ -16,7 +16,11 @@ __all__ = ["arranged", "labels_of"]
 
 
 def arranged(
-    values: Any, name: str, dims: Mapping[str, Sequence[Any] | None], *, error: type[ProbmodelsError] = DataError
+    values: Any,
+    name: str,
+    dims: Mapping[str, Sequence[Any] | NDArray[Any] | None],
+    *,
+    error: type[ProbmodelsError] = DataError,
 ) -> Any:
     """Put axes and entries of a labelled array in the order that is wanted; other values come back as they are.
 
