@@ -324,6 +324,11 @@ def _execute(spec: dict[str, Any], *, device: str | None = None, strict: bool, q
     spec = load_spec(spec)
     folder = Path(spec["output"]["path"])
     overwrite = spec["output"].get("overwrite", False)
+    if _lacks_outputs(folder, spec):
+        typer.echo(f"{folder} holds the result of this run, whose outputs are not complete: writing them.")
+        shutil.rmtree(folder / _CHECKPOINT, ignore_errors=True)
+        _exit(_write(_load(folder), folder), strict)
+        return
     if (folder / _RESULT).exists() and not overwrite:
         raise _Refusal(f"{folder} holds a result already; choose another folder with --out, or pass --overwrite")
     check_target(folder, overwrite=overwrite)
@@ -347,9 +352,29 @@ def _execute(spec: dict[str, Any], *, device: str | None = None, strict: bool, q
         typer.echo(f"\nInterrupted: {error}" if str(error) else "\nInterrupted.", err=True)
         raise typer.Exit(130) from error
     _say(f"writing to {folder}", quiet=quiet)
+    (folder / "report.html").unlink(missing_ok=True)  # of an earlier run: it is the sign that outputs are complete
     result.save(folder, overwrite=overwrite)
     shutil.rmtree(checkpoint, ignore_errors=True)
     _exit(_write(result, folder), strict)
+
+
+def _lacks_outputs(folder: Path, spec: dict[str, Any]) -> bool:
+    """Whether a folder holds the result of the same spec, and the run was killed before its last output, the page."""
+    from probmodels.inference.labels import read_json
+
+    if not (folder / _RESULT).exists() or (folder / "report.html").exists():
+        return False
+    try:
+        written = read_json(_load(folder).tree.attrs, "spec", {})
+    except ResultError:
+        return False
+    return _core(written) == _core(json.loads(json.dumps(spec, default=str)))
+
+
+def _core(spec: dict[str, Any]) -> dict[str, Any]:
+    """What decides the draws: a spec without its output and the folder of checkpoints."""
+    inference = {key: value for key, value in spec.get("inference", {}).items() if key != "checkpoint"}
+    return {key: value for key, value in spec.items() if key != "output"} | {"inference": inference}
 
 
 def _write(result: Result, folder: Path) -> bool:

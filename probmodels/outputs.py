@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Interval
 
 from probmodels.errors import ResultError
+from probmodels.inference.runtime.ops import foreign_faults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +112,8 @@ def write_all(
             for name, write in writers.items():
                 if write is not None:
                     (Path(aside) / name).parent.mkdir(parents=True, exist_ok=True)
-                    write(Path(aside) / name)
+                    with foreign_faults():
+                        write(Path(aside) / name)
             for name, write in writers.items():
                 if write is None:
                     (folder / name).unlink(missing_ok=True)

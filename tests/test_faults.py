@@ -492,3 +492,114 @@ def test_draws_of_several_stores_are_read_into_one_array(tmp_path):
     assert found["stat/lp"].tolist() == [[0, 1, 2, 3]] * 2
     with pytest.raises(CheckpointError, match="b holds 5 draws where 6 were expected"):
         read_draws(stores[1:], 6)
+
+
+# -- outputs ----------------------------------------------------------------------------------------------------------
+
+
+SPEC = """
+method = "hierarchical_mixture"
+[data]
+name = "petals"
+num_rows = 60
+[inference]
+engine = "em"
+num_rounds = 120
+num_samples = 30
+checkpoint_every = 0.05
+[[inference.phases]]
+objective = "e_step"
+lr = 0.02
+[[inference.phases]]
+objective = "wake"
+lr = 0.1
+[output]
+path = "run"
+"""
+
+
+def command(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """The command line in a process of its own."""
+    (folder / "spec.toml").write_text(SPEC)
+    return subprocess.Popen(
+        [sys.executable, "-m", "probmodels.cli", "run", "spec.toml", *options],
+        cwd=folder,
+        env={**os.environ, "MPLBACKEND": "agg"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["building the problem", "compiling", "writing to"])
+@pytest.mark.parametrize("delay", [0.0, 0.4])
+def test_a_command_that_is_killed_at_any_stage_ends_when_it_is_repeated(tmp_path, stage, delay):
+    running = command(tmp_path)
+    assert running.stderr is not None
+    for line in running.stderr:
+        if line.startswith(stage):
+            break
+    time.sleep(delay)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate(timeout=60)
+    again = command(tmp_path)
+    _, errors = again.communicate(timeout=300)
+    whole = (tmp_path / "run" / "report.html").exists()
+    assert whole, errors
+    assert again.returncode in (0, 2), errors  # 2: the first run had written all before it was killed
+    assert again.returncode == 0 or "holds a result already" in errors
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+    assert (tmp_path / "run" / "summary.txt").exists()
+
+
+def test_a_result_without_its_outputs_gets_them_by_the_same_command(tmp_path, monkeypatch, capsys):
+    from probmodels import cli
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spec.toml").write_text(SPEC.replace("120", "20"))
+    with monkeypatch.context() as patch:
+
+        def die(*args):
+            raise Killed
+
+        patch.setattr(cli, "_write", die)
+        with pytest.raises(Killed):
+            cli.run(Path("spec.toml"), quiet=True)
+    written = (tmp_path / "run" / "result.nc").stat().st_mtime_ns
+    other = (tmp_path / "spec.toml").read_text().replace("num_rounds = 20", "num_rounds = 21")
+    (tmp_path / "other.toml").write_text(other)
+    with pytest.raises(Exception, match="holds a result already"):
+        cli.run(Path("other.toml"), quiet=True)
+    cli.run(Path("spec.toml"), quiet=True)
+    assert "outputs are not complete" in capsys.readouterr().out
+    assert (tmp_path / "run" / "report.html").exists()
+    assert (tmp_path / "run" / "result.nc").stat().st_mtime_ns == written
+    with pytest.raises(Exception, match="holds a result already"):
+        cli.run(Path("spec.toml"), quiet=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of the size of files are those of POSIX")
+@pytest.mark.parametrize("limit", [2_000, 30_000])
+def test_results_that_a_disk_cannot_hold_are_a_result_error(tmp_path, limit):
+    """The library of netCDF says so by an error of its own; a limit of the size of files stands for a full disk."""
+    code = f"""
+import resource, signal, sys
+import numpy as np, xarray as xr
+from probmodels.errors import ResultError
+from probmodels.inference import Result
+
+tree = xr.DataTree.from_dict({{"/posterior": xr.Dataset({{"x": (("chain", "draw"), np.zeros((4, 20000)))}})}})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+try:
+    Result(tree).save(sys.argv[1])
+except ResultError as error:
+    print("refused:", error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("refused: cannot write a result to"), done.stderr[-2000:]
+    assert not list((tmp_path / "run").glob("*.nc"))

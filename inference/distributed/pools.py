@@ -38,6 +38,7 @@ __all__ = ["Client", "DaskPool", "Failure", "Pool", "ProcessPool", "make_pool"]
 _ATTEMPTS = 2  # of a task that raises
 _DEATHS = 3  # processes of our own that one task may take with it; of Dask's its scheduler keeps count
 _POLL_SECONDS = 0.1
+_PATIENCE_SECONDS = 60.0  # without any worker of a cluster, after which its tasks are given up
 
 _log = logging.getLogger(__name__)
 _alone = threading.Lock()  # random numbers, parameters and default types belong to the process, not to a thread
@@ -254,7 +255,8 @@ class DaskPool(Pool):
     Raises
     ------
     ProblemError
-        If there is no client, or function or arguments cannot be sent.
+        If there is no client, or function or arguments cannot be sent; from `finished`, if there have been no workers
+        for a minute.
     """
 
     _no_main = True
@@ -269,8 +271,9 @@ class DaskPool(Pool):
         # One task makes the payload, so that it travels from worker to worker and is made again if they die.
         self._shared = self._submit(_same, self._payload, key=f"{self.topic}-payload")
         client.subscribe_topic(self.topic, lambda event: self._inbox.put(event[1]))
+        self._alone_since: float | None = None
         if not client.nthreads():
-            _log.warning("the cluster has no workers yet; waiting for them")
+            _log.warning("the cluster has no workers yet; waiting for them for %g seconds", _PATIENCE_SECONDS)
 
     @property
     def pending(self) -> int:
@@ -279,8 +282,22 @@ class DaskPool(Pool):
     def finished(self) -> list[tuple[Any, Any]]:
         ready = [future for future in self._tasks if future.done()]
         if not ready:
+            self._check_workers()
             time.sleep(_POLL_SECONDS)
         return [found for future in ready if (found := self._collect(future)) is not None]
+
+    def _check_workers(self) -> None:
+        """Give up where the cluster has had no workers for a while."""
+        if self.client.nthreads():
+            self._alone_since = None
+            return
+        now = time.monotonic()
+        self._alone_since = now if self._alone_since is None else self._alone_since
+        if now - self._alone_since > _PATIENCE_SECONDS:
+            raise ProblemError(
+                f"the cluster has had no workers for {_PATIENCE_SECONDS:g} seconds; start some, or give a client of a "
+                "cluster that has workers"
+            )
 
     def messages(self) -> Iterator[Any]:
         """What tasks have logged under `topic` since the last call."""

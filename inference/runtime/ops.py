@@ -29,6 +29,7 @@ __all__ = [
     "Interrupts",
     "chain_seed",
     "clean_attrs",
+    "foreign_faults",
     "is_enumerable",
     "is_generated",
     "isolated",
@@ -219,13 +220,33 @@ class FixGenerated(Messenger):
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a temporary neighbour of ``path``, then rename it: readers see the old or the new file."""
+    """Have ``write`` fill a temporary neighbour of ``path``, then rename it: readers see the old or the new file.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, also where a library says so by an error of its own.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
+        with foreign_faults():
+            write(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def foreign_faults() -> Iterator[None]:
+    """Errors of the libraries of netCDF and safetensors about a file, which may be RuntimeErrors, as OSErrors."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if "HDF error" in str(error) or type(error).__name__ == "SafetensorError":
+            raise OSError(f"the file cannot be written ({error}); is the disk full?") from error
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:
