@@ -14,7 +14,7 @@ from pyro.infer.reparam import LocScaleReparam
 
 from probmodels.errors import CaptureError, ProblemError
 from probmodels.inference import Problem
-from probmodels.inference.programs.capture import batch, capture, compare, compile_graph
+from probmodels.inference.programs.capture import batch, capture, compare, compile_graph, lift
 from probmodels.inference.programs.potential import Potential
 
 Y = data()
@@ -38,11 +38,26 @@ FUNCTIONS = {
     "logsumexp": lambda x: torch.logsumexp(torch.stack([x, x * 50, torch.full((3,), -math.inf)]), 0),
     "cholesky": lambda x: torch.linalg.cholesky(torch.eye(3) * 2 + x[:, None] * x[None, :]),
     "in place": lambda x: torch.zeros(3).add_(x).mul_(2).clamp_(min=0.1),
+    "written into constants": lambda x: written(torch.zeros(4), slice(1, None), x) * torch.arange(4.0),
+    "written to entries": lambda x: written(torch.ones(2, 3), (1, [2, 0, 1]), x**2),
+    "written to a diagonal": lambda x: (x[:, None] * x + written(torch.zeros(9), slice(None, None, 4), x).view(3, 3)).T,
+    "written to a view": lambda x: added((x[:, None] * torch.ones(3)).contiguous(), x),
     "views of copies": lambda x: x[:, None].expand(3, 2).clone().t().reshape(6).view(2, 3).contiguous().view(-1),
     "masks": lambda x: torch.where(x > 0, x, -x).masked_fill(x > 0.5, 7.0),
     "powers": lambda x: x**2 + x**1 + x.abs() ** 0.5,
     "integers": lambda x: x * torch.arange(3) + torch.tensor([2, 0, 1])[torch.tensor([0, 1, 2])],
 }
+
+
+def written(into, place, value):
+    into[place] = value
+    return into
+
+
+def added(matrix, value):
+    matrix.view(-1)[::4] += value
+    matrix[0, :2].mul_(3.0)
+    return matrix
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -105,6 +120,56 @@ def test_functions_without_a_faithful_graph_are_refused():
         capture(changing, torch.ones(3))
     with pytest.raises(ValueError, match="choose one of"):
         compile_graph(capture(torch.exp, torch.ones(3)), "jit", torch.ones(3))
+
+
+ROWS = torch.tensor([3.0, 1.0, 2.0])
+
+
+def reads_data(x):
+    total = x * float(ROWS[0]) + ROWS.mean().item()
+    for _ in range(int(ROWS[2])):
+        total = total + (x if ROWS[1] > ROWS[2] else 2 * x)
+    return total if torch.equal(ROWS, ROWS.clone()) else -total
+
+
+def test_numbers_are_read_out_of_data_and_of_nothing_else():
+    x = torch.linspace(-1.0, 1.0, 3)
+    torch.testing.assert_close(capture(reads_data, x)(x), reads_data(x))
+
+    def reads(value):
+        return lambda x: x * float(value(x)[0])
+
+    buffer = torch.zeros(3)
+    for value in (
+        lambda x: x,
+        lambda x: torch.ones(3) * x,
+        lambda x: torch.zeros(3).copy_(x),
+        lambda x: written(torch.zeros(4), slice(1, None), x)[:1],
+        lambda x: added(torch.zeros(3, 3), x)[2, 2:],
+        lambda x: torch.randn(3),
+        lambda x: torch.zeros(3).normal_(),
+        lambda x: torch.add(x, x, out=buffer) * 0 + buffer,
+    ):
+        with pytest.raises(CaptureError, match=r"reads a value out of a tensor.*at test_potential.py:\d+, 'return"):
+            capture(reads(value), x)
+    weight = torch.ones(3)
+    with pytest.raises(CaptureError, match="reads a value out of a tensor"):
+        lift(lambda x: x * float(weight[0]), [weight], x)
+
+
+def test_distributions_that_check_what_they_are_given_are_captured():
+    prior = dist.Normal(torch.zeros(()), 1.0, validate_args=True).expand([3]).to_event(1)
+
+    def density(x):
+        scored = dist.Normal(x, x.exp(), validate_args=True).log_prob(torch.zeros(3))
+        return prior.log_prob(x) + scored.sum()
+
+    x = torch.linspace(-1.0, 1.0, 3)
+    torch.testing.assert_close(capture(density, x)(x), density(x))
+    with pytest.raises(ValueError, match="support"):  # the checks are there again
+        prior.log_prob(torch.full((3,), math.nan))
+    with pytest.raises(ValueError, match="constraint"):
+        dist.Normal(0.0, -torch.ones(()), validate_args=True)
 
 
 def positive_part(x):

@@ -3,6 +3,9 @@
 A capture bakes in all that is not an argument: data, shapes, the branch that was taken. It is therefore compared
 with the function itself before it is used, and whoever captures must pass what varies (parameters, minibatches) as
 arguments. Random operations stay random: they draw from torch's global generator, in the order of the function.
+
+Python may read numbers out of tensors that depend on no argument and are not random, as ``float(x[0])`` of data does.
+Reading any other number ends the capture, with an error that says where it happens.
 """
 
 from __future__ import annotations
@@ -20,9 +23,13 @@ import torch
 from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.grad_mode import _force_original_view_tracking
+from torch.distributions import Distribution
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from probmodels.errors import CaptureError
 from probmodels.inference.programs.simplify import simplify
@@ -62,8 +69,8 @@ def capture(
         If the function branches on values, or graph and function differ.
     """
     try:
-        with _tracing(), _TensorIndices():
-            graph = make_fx(lambda *arguments: function(*arguments), tracing_mode="real")(*examples)
+        with _tracing():
+            graph = _traced(function, examples)
             _replace(graph)
             graph = _functional(graph, *examples)
     except Exception as error:  # torch raises many kinds here, all of which mean the same: run the function itself
@@ -183,6 +190,90 @@ def _replace(graph: GraphModule) -> None:
     graph.recompile()
 
 
+def _traced(function: TensorFunction, examples: Sequence[Tensor], others: Sequence[Tensor] = ()) -> GraphModule:
+    """Graph of a function as it runs at ``examples``; numbers that vary with ``others`` are not to be read either."""
+
+    def run(*arguments: Tensor) -> Any:
+        with _unchecked(), _TensorIndices(), _Reading([*arguments, *others]):
+            return function(*arguments)
+
+    return make_fx(run, tracing_mode="real")(*examples)
+
+
+@contextlib.contextmanager
+def _unchecked() -> Iterator[None]:
+    """No distribution checks its parameters or values, which reads them.
+
+    Pyro's switch decides for distributions that are made after it is turned; these may be older, or ask for checks.
+    """
+    make, check = Distribution.__init__, Distribution._validate_sample
+
+    def without(self: Any, batch_shape: Any = (), event_shape: Any = (), validate_args: bool | None = None) -> None:
+        make(self, batch_shape, event_shape, validate_args=False)
+
+    Distribution.__init__ = without  # type: ignore[method-assign, assignment]
+    Distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Distribution.__init__, Distribution._validate_sample = make, check  # type: ignore[method-assign]
+
+
+class _Reading(TorchDispatchMode):
+    """Let Python read numbers out of tensors that neither depend on some tensors nor are random.
+
+    Memory is what depends, not tensors, so that views of it do too, whichever was written to.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._varying: set[StorageWeakRef] = set()  # weak references, so that the memory's address is not used again
+        for tensor in tensors:
+            self._mark(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation of ATen."""
+        kwargs = kwargs or {}
+        given = _tensors((args, list(kwargs.values())))
+        varies = torch.Tag.nondeterministic_seeded in func.tags or any(self._varies(tensor) for tensor in given)
+        if torch.Tag.data_dependent_output in func.tags:
+            if varies:
+                raise _ReadError(f"{func} reads a value")
+            with disable_proxy_modes_tracing():
+                return func(*args, **kwargs)
+        found = func(*args, **kwargs)
+        if varies:
+            for tensor in [*_tensors(found), *_written(func, args, kwargs)]:
+                self._mark(tensor)
+        return found
+
+    def _mark(self, tensor: Tensor) -> None:
+        if torch._C._has_storage(tensor):
+            self._varying.add(StorageWeakRef(tensor.untyped_storage()))
+
+    def _varies(self, tensor: Tensor) -> bool:
+        """Whether a tensor may vary; what has no memory of its own, as a sparse tensor, is taken to."""
+        return not torch._C._has_storage(tensor) or StorageWeakRef(tensor.untyped_storage()) in self._varying
+
+
+class _ReadError(RuntimeError):
+    """A number was read that varies."""
+
+
+def _tensors(item: Any) -> list[Tensor]:
+    if isinstance(item, Tensor):
+        return [item]
+    return [tensor for part in item for tensor in _tensors(part)] if isinstance(item, tuple | list) else []
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: Any) -> list[Tensor]:
+    """Arguments that an operation changes in place."""
+    named = [(argument, args[place]) for place, argument in enumerate(func._schema.arguments[: len(args)])]
+    named += [(argument, kwargs[argument.name]) for argument in func._schema.arguments if argument.name in kwargs]
+    changed = [value for argument, value in named if argument.alias_info is not None and argument.alias_info.is_write]
+    return _tensors(changed)
+
+
 class _TensorIndices(TorchFunctionMode):
     """Index by scalar tensors, as ``transition[state]``, without reading their values, which no graph could hold."""
 
@@ -208,13 +299,17 @@ def _is_bool(entry: Any) -> bool:
 
 @contextlib.contextmanager
 def _tracing() -> Iterator[None]:
-    """Quiet, and with one fake mode for all nodes, which make_fx would otherwise build anew for each of them."""
+    """Quiet, and with one fake mode for all nodes, which make_fx would otherwise build anew for each of them.
+
+    Gradients of what is written in place come by views, not by strides, which differ in batches.
+    """
     from torch._inductor import config
 
     # In such a context random operations that nobody reads would be dropped, and the others draw other numbers.
     with warnings.catch_warnings(), config.patch(fallback_random=True):
         warnings.simplefilter("ignore")
-        with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
+        with tracing(context), _force_original_view_tracking(True):
             yield
 
 
@@ -277,8 +372,8 @@ def lift(function: TensorFunction, tensors: Sequence[Tensor], *examples: Tensor)
         If the function branches on values.
     """
     try:
-        with _tracing(), _TensorIndices():
-            graph = make_fx(lambda *arguments: function(*arguments), tracing_mode="real")(*examples)
+        with _tracing():
+            graph = _traced(function, examples, tensors)
     except Exception as error:
         raise CaptureError(f"the function cannot be captured as a graph ({_reason(error)})") from error
     return _with_arguments(graph, tensors)
@@ -322,14 +417,21 @@ def compare(function: TensorFunction, graph: TensorFunction, arguments: Sequence
 
 def _reason(error: Exception) -> str:
     """First line of an error; for a value that is read while tracing, where that happens."""
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if "tracing tensor" not in first:
-        return first
-    frames = [(Path(frame.filename), frame) for frame in traceback.extract_tb(error.__traceback__)]
-    here = Path(__file__).parents[1]
-    theirs = [frame for path, frame in frames if not {"torch", "pyro"} & set(path.parts) and here not in path.parents]
-    line = f", at {Path(theirs[-1].filename).name}:{theirs[-1].lineno}, {theirs[-1].line!r}" if theirs else ""
+    if not isinstance(error, _ReadError):
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = where(traceback.extract_tb(error.__traceback__))
     return f"it reads a value out of a tensor, for control flow or by .item(){line}"
+
+
+def where(stack: Sequence[traceback.FrameSummary]) -> str:
+    """The innermost line of a stack that is the user's, else one that is Pyro's, as the end of a message."""
+    here = Path(__file__).parents[1]
+    lines = [(Path(frame.filename), frame) for frame in stack if frame.line and here not in Path(frame.filename).parents]
+    theirs = [frame for path, frame in lines if not {"torch", "pyro"} & set(path.parts)]
+    pyros = [frame for path, frame in lines if "pyro" in path.parts]
+    for frame in [*theirs[::-1], *pyros[::-1]]:
+        return f", at {Path(frame.filename).name}:{frame.lineno}, {frame.line!r}"
+    return ""
 
 
 def _flat(value: Any) -> list[Tensor]:

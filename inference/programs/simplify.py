@@ -156,6 +156,10 @@ class _Rewriter:
             return self._power(first, args[1])
         if target is _aten.masked_fill.Tensor:  # which vmap runs entry by entry
             return self.call(_aten.where.self, (args[1], args[2], first), {})
+        if target is _aten.copy.default:  # so does it this
+            return self._copied(first, args[1])
+        if target is _aten.slice_scatter.default and (short := self._within(first, args)) != args:
+            return self.call(target, short, kwargs)
         if target is _aten.mul.Scalar:
             return self._scaled(first, args[1])
         if target in (_ADD, _SUB, _MUL, _DIV) and not kwargs and len(args) == 2:
@@ -186,6 +190,19 @@ class _Rewriter:
         if target is _aten.reshape.default and first.target is target:
             return self.call(target, (first.args[0], args[1]), {})
         return None
+
+    def _copied(self, target: Any, source: Any) -> Any:
+        """A source in the shape and of the type of what it is copied over."""
+        into = self._examples(target)
+        source = self.call(_aten._to_copy.default, (source,), {"dtype": into.dtype, "device": into.device})
+        return self.call(_aten.expand.default, (source, list(into.shape)), {})
+
+    def _within(self, first: Any, args: Any) -> Any:
+        """Arguments of a slice that end where the tensor does, not at the largest integer, which vmap adds to."""
+        value, bounds = self._examples(first), [*args[2:], 0, None, None][:3]
+        dim, start, end = bounds
+        size = value.shape[dim]
+        return (*args[:2], dim, start, size if end is None else min(end, size), *args[5:])
 
     def _power(self, first: Any, exponent: int) -> Any:
         if exponent == 2:
