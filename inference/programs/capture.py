@@ -425,12 +425,13 @@ def _reason(error: Exception) -> str:
 
 def where(stack: Sequence[traceback.FrameSummary]) -> str:
     """The innermost line of a stack that is the user's, else one that is Pyro's, as the end of a message."""
-    here = Path(__file__).parents[1]
-    lines = [(Path(frame.filename), frame) for frame in stack if frame.line and here not in Path(frame.filename).parents]
-    theirs = [frame for path, frame in lines if not {"torch", "pyro"} & set(path.parts)]
-    pyros = [frame for path, frame in lines if "pyro" in path.parts]
-    for frame in [*theirs[::-1], *pyros[::-1]]:
-        return f", at {Path(frame.filename).name}:{frame.lineno}, {frame.line!r}"
+    ours = Path(__file__).parents[1]
+    frames = [frame for frame in stack if frame.line and ours not in Path(frame.filename).parents]
+    owners = [{"torch", "pyro"}.intersection(Path(frame.filename).parts) for frame in frames]
+    for wanted in (set(), {"pyro"}):
+        found = [frame for frame, owner in zip(frames, owners, strict=True) if owner == wanted]
+        if found:
+            return f", at {Path(found[-1].filename).name}:{found[-1].lineno}, {found[-1].line!r}"
     return ""
 
 
