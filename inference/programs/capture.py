@@ -211,7 +211,7 @@ def _unchecked() -> Iterator[None]:
     def without(self: Any, batch_shape: Any = (), event_shape: Any = (), validate_args: bool | None = None) -> None:
         make(self, batch_shape, event_shape, validate_args=False)
 
-    Distribution.__init__ = without  # type: ignore[method-assign, assignment]
+    Distribution.__init__ = without  # type: ignore[method-assign]
     Distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign]
     try:
         yield
@@ -425,14 +425,15 @@ def _reason(error: Exception) -> str:
 
 def where(stack: Sequence[traceback.FrameSummary]) -> str:
     """The innermost line of a stack that is the user's, else one that is Pyro's, as the end of a message."""
-    ours = Path(__file__).parents[1]
-    frames = [frame for frame in stack if frame.line and ours not in Path(frame.filename).parents]
-    owners = [{"torch", "pyro"}.intersection(Path(frame.filename).parts) for frame in frames]
-    for wanted in (set(), {"pyro"}):
-        found = [frame for frame, owner in zip(frames, owners, strict=True) if owner == wanted]
-        if found:
-            return f", at {Path(found[-1].filename).name}:{found[-1].lineno}, {found[-1].line!r}"
-    return ""
+    ours, pythons = Path(__file__).parents[1], Path(contextlib.__file__).parent
+    owners: dict[str, Any] = {"": None, "pyro": None, "torch": None}
+    for frame in stack:
+        path = Path(frame.filename)
+        inside = path.is_relative_to(pythons) and "site-packages" not in path.parts
+        if frame.line and not inside and not path.is_relative_to(ours):
+            owners[next((name for name in ("torch", "pyro") if name in path.parts), "")] = frame
+    frame = owners[""] or owners["pyro"]
+    return f", at {Path(frame.filename).name}:{frame.lineno}, {frame.line!r}" if frame else ""
 
 
 def _flat(value: Any) -> list[Tensor]:
