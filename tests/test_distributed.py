@@ -307,3 +307,13 @@ def test_bad_arguments_of_map_problems_are_refused_before_a_process_starts(monke
     monkeypatch.setattr("probmodels.inference.distributed.many.make_pool", lambda *args: pytest.fail("a pool was made"))
     with pytest.raises(ProblemError, match=message):
         map_problems(**{"problems": [mean_problem()], "progress": False, **options})
+
+
+def test_a_cluster_without_workers_is_given_up(monkeypatch):
+    monkeypatch.setattr("probmodels.inference.distributed.pools._PATIENCE_SECONDS", 0.5)
+    options = {"n_workers": 0, "processes": False, "dashboard_address": None}
+    began = time.monotonic()
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as empty:
+        with pytest.raises(ProblemError, match="no workers for 0.5 seconds; start some"):
+            map_problems([mean_problem()], partial(run_mcmc, num_samples=5, warmup_steps=5), client=empty)
+    assert time.monotonic() - began < 30
