@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -606,3 +607,72 @@ def test_data_are_checked() -> None:
     broken["image"] = broken["image"].copy(data=np.where(np.arange(36).reshape(6, 2, 3) == 7, 1.5, broken["image"]))
     with pytest.raises(DataError, match=r"1\.5"):
         make_problem(broken)
+
+
+# -- units ------------------------------------------------------------------------------------------------------------
+
+
+def test_data_of_any_units_are_standardised_and_drawn_in_them():
+    """Draws of N(500, 100^2) had mean 98 and sd 0.9."""
+    from probmodels.scores.samplers import sample
+
+    rng = np.random.default_rng(0)
+    plain = rng.normal(size=(800, 2))
+    raw = plain * [100.0, 0.01] + [500.0, -3.0]
+    options = {"hidden": 16, "gamma": (-8.0, 5.0), "seed": 0}
+    fit = partial(fit_svi, num_steps=150, lr=3e-3, batch_size=256, num_samples=2, progress=False)
+    result = fit(make_problem(xr.DataArray(raw, dims=("data", "feature")), **options))
+    drawn = sample(make_field(result), 1000, num_steps=50, progress=False).double().numpy()
+    np.testing.assert_allclose((drawn.mean(0) - [500.0, -3.0]) / [100.0, 0.01], 0.0, atol=0.25)
+    np.testing.assert_allclose(drawn.std(0) / [100.0, 0.01], 1.0, atol=0.15)
+
+
+def test_the_bound_of_standardised_data_has_the_jacobian():
+    """In units of their sd, data have a bound that is larger by the sum of the logs of the sds."""
+    rng = np.random.default_rng(0)
+    plain = xr.DataArray(rng.normal(size=(400, 2)), dims=("data", "feature"))
+    plain = (plain - plain.mean("data")) / plain.std("data")
+    raw = plain * [100.0, 0.01] + [500.0, -3.0]
+    options = {"hidden": 16, "gamma": (-8.0, 5.0), "seed": 0}
+    found = []
+    for data in (plain, raw):
+        problem = make_problem(data, **options)
+        result = fit_svi(problem, num_steps=20, lr=1e-3, num_samples=2, progress=False, seed=1)
+        found.append(float(bound(problem, result, num_draws=4, seed=2)["elbo"].mean()))
+    assert found[0] - found[1] == pytest.approx(math.log(100.0) + math.log(0.01), abs=1e-3)
+
+
+def test_new_data_are_judged_in_the_units_that_were_fitted():
+    rng = np.random.default_rng(0)
+    raw = xr.DataArray(500 + 100 * rng.normal(size=(300, 1)), dims=("data", "feature"))
+    options = {"hidden": 16, "gamma": (-8.0, 5.0), "seed": 0}
+    problem = make_problem(raw, **options)
+    result = fit_svi(problem, num_steps=100, lr=3e-3, num_samples=2, progress=False)
+    own = float(bound(problem, result, num_draws=8)["elbo"].mean())
+    far = float(bound(make_problem(raw + 300, **options), result, num_draws=8)["elbo"].mean())
+    assert far < own - 2  # 300 is three sds, which cost 4.5 nats under a normal density
+
+
+def test_fields_of_other_units_cannot_be_composed():
+    from probmodels.scores.fields import Product, linear_observation
+
+    rng = np.random.default_rng(0)
+    options = {"hidden": 8, "gamma": (-8.0, 5.0), "seed": 0}
+    fields = []
+    for scale in (100.0, 200.0):
+        data = xr.DataArray(scale * rng.normal(size=(100, 2)), dims=("data", "feature"))
+        fields.append(make_field(fit_svi(make_problem(data, **options), num_steps=2, num_samples=2, progress=False)))
+    with pytest.raises(ProblemError, match="another location or scale"):
+        Product(fields)
+    assert Product([fields[0], fields[0]]).units is fields[0].units
+    given = linear_observation(fields[0], [[1.0, 0.0]], [150.0], 10.0)
+    location, scale = fields[0].units
+    at = (torch.tensor([[150.0, 0.0]]) - location) / scale
+    assert float(given.log_likelihood(at, 0.0)) > float(given.log_likelihood(at + 1.0, 0.0))
+
+
+def test_constant_numbers_and_huge_data_are_refused():
+    with pytest.raises(DataError, match="number 1 of the data is constant"):
+        make_problem(xr.DataArray(np.c_[500 + np.arange(20.0), np.ones(20)], dims=("data", "feature")))
+    with pytest.raises(DataError, match="so large"):
+        make_problem(xr.DataArray(1e300 * np.c_[np.arange(20.0), -np.arange(20.0)], dims=("data", "feature")))

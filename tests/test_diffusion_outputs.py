@@ -96,11 +96,11 @@ def test_the_reverse_process_of_the_right_model_covers(normal) -> None:
 
 def test_coverage_shows_a_wrong_model(normal) -> None:
     problem, _ = normal
-    wide = xr.DataArray(3 * problem.args[0].numpy(), dims=("row", "feature"))
+    wide = xr.DataArray(1.95 * problem.args[0].numpy(), dims=("row", "feature"))
     other = make_problem(wide, hidden=8, blocks=1)
     result = fit_svi(other, num_steps=1, lr=1e-9, num_samples=2, progress=False, compile="eager")
-    found = reverse_coverage(result, times=((1.0, 0.5),), num_steps=20)
-    assert float(found["coverage"].sel(prob=0.9).max()) < 0.7
+    found = reverse_coverage(result, times=((1.0, 0.2),), num_steps=20)
+    assert float(found["coverage"].sel(prob=0.9).max()) < 0.75
 
 
 def test_outputs_are_written(images, normal, tmp_path) -> None:

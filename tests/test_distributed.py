@@ -313,7 +313,11 @@ def test_a_cluster_without_workers_is_given_up(monkeypatch):
     monkeypatch.setattr("probmodels.inference.distributed.pools._PATIENCE_SECONDS", 0.5)
     options = {"n_workers": 0, "processes": False, "dashboard_address": None}
     began = time.monotonic()
-    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as empty:
-        with pytest.raises(ProblemError, match="no workers for 0.5 seconds; start some"):
-            map_problems([mean_problem()], partial(run_mcmc, num_samples=5, warmup_steps=5), client=empty)
+    run = partial(run_mcmc, num_samples=5, warmup_steps=5)
+    with (
+        distributed.LocalCluster(**options) as cluster,
+        distributed.Client(cluster) as empty,
+        pytest.raises(ProblemError, match=r"no workers for 0\.5 seconds; start some"),
+    ):
+        map_problems([mean_problem()], run, client=empty)
     assert time.monotonic() - began < 30

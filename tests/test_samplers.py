@@ -15,7 +15,7 @@ from probmodels.guides.schedules import CosineSchedule, LinearSchedule, TableSch
 from probmodels.score_composition import make_move
 from probmodels.scores.closed import GaussianMixture, UniformBox
 from probmodels.scores.fields import FunctionField, Mixture, Product, ScoreOnly, tempered
-from probmodels.scores.samplers import flow_log_density, reverse_step, sample, weighted
+from probmodels.scores.samplers import METHODS, flow_log_density, reverse_step, sample, weighted
 
 SCHEDULE = LinearSchedule(-7.0, 6.0)
 MIXTURE = GaussianMixture(
@@ -296,3 +296,13 @@ def test_boxes_are_filled():
     assert float(x.var()) == pytest.approx(4 / 12, rel=0.05)
     assert x.min() > -0.55
     assert x.max() < 1.55
+
+
+def test_scores_of_another_type_leave_that_of_the_draws():
+    schedule = LinearSchedule(-6.0, 5.0)
+    field = FunctionField(schedule, (2,), lambda z, t: -z.double())
+    for method in METHODS:
+        steps = {} if method == "flow" else {"num_steps": 10}
+        assert sample(field, 5, method=method, progress=False, **steps).dtype == torch.get_default_dtype()
+    found = weighted(Product([field, field]), 20, num_steps=10, progress=False)
+    assert found.samples.dtype == torch.get_default_dtype()

@@ -35,6 +35,8 @@ __all__ = ["Damping", "Moved", "Points", "RuleName", "ScoreKernel", "Transition"
 
 _RULES = {"hamiltonian": "curve-simpson", "langevin": "simpson"}  # see `Transition` for why no free one
 _TARGET_ACCEPT = {"hamiltonian": 0.8, "langevin": 0.574}
+FREE_RULES = ("curve", "curve-newton")  # that need no evaluation beyond the trajectory
+_FREE_ACCEPTANCE, _TRIED_STEPS = 0.95, 20  # least of these rules, and steps after which it is known
 _DIVERGENCE = 1000.0  # change of energy above which a proposal counts as divergent
 _TALLIES = ("steps", "accept", "error", "checked", "evaluations", "divergences", "step_size")
 
@@ -330,6 +332,7 @@ class ScoreKernel(Kernel):
         moved = self._transition(self._targets[self._level], self._x, self._v, self._evaluation, step)
         self._x, self._v, self._evaluation = moved.x, moved.v, moved.evaluation
         self._record(moved, step)
+        self._check_free_rule()
         if self._adapting and self._count <= self._warmup:
             self._adapt(float(moved.accept_prob.mean()))
         return self._params()
@@ -424,6 +427,20 @@ class ScoreKernel(Kernel):
             raise ProblemError(f"{self._problem.name}: target {label}: {error}") from error
         self._level, self._updates = level, 0
         self._tally["evaluations"][level] += 1
+
+    def _check_free_rule(self) -> None:
+        """Refuse a rule that needs no evaluation where steps are so long that it errs by as much as they do."""
+        rule, level = self._transition.rule, self._level
+        steps = float(self._tally["steps"][level])
+        if rule not in FREE_RULES or not self._transition.corrected or steps < _TRIED_STEPS:
+            return
+        rate = float(self._tally["accept"][level]) / (steps * self.num_chains)
+        if rate < _FREE_ACCEPTANCE:
+            raise ProblemError(
+                f"{self._problem.name}: target {self._names[level]}: acceptance is {rate:.2f} with rule={rule!r}, "
+                f"whose error is as large as that of the steps; shorten step_size until it is {_FREE_ACCEPTANCE} or "
+                f"more, or take rule={_RULES['hamiltonian']!r}"
+            )
 
     def _adapt(self, accept: float) -> None:
         """Robbins-Monro on the log factor, and its average, within the present target."""

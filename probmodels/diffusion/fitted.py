@@ -52,6 +52,7 @@ class NetworkField(Field):
     def __init__(self, model: Diffusion, label: int | None = None, schedule: NoiseSchedule | None = None) -> None:
         super().__init__(model.schedule if schedule is None else schedule, model.shape)
         self.model, self.label = model, label
+        self.units = (model.location, model.scale) if model.standardised else None
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
         with torch.no_grad():
             fitted, asked = (one.double_gamma(ends).tolist() for one in (model.schedule, self.schedule))

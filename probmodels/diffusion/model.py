@@ -82,6 +82,7 @@ ENGINES = ("svi",)
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": ResidualMLP, "unet": UNet}
 KINDS = (*PREDICTIONS, "values")
+_OFF_CENTRE, _LEAST_SD, _MOST_SD = 0.5, 0.5, 2.0  # beyond which data are standardised
 _MOST_EXPLICIT = 200  # steps of a chain whose levels are all sites
 _NUMBERS = 2**22  # values of pixels whose odds are computed at a time: more are slower, not only larger
 
@@ -115,6 +116,9 @@ class Diffusion(PyroModule):
         Share of labels that the network is not shown, so that it learns to do without.
     dims
         Names of the axes of a datum.
+    units
+        Location and scale of real data, each a number or of the shape of a datum, by which they are standardised; None
+        for data of about mean zero and variance one.
     """
 
     def __init__(
@@ -130,8 +134,13 @@ class Diffusion(PyroModule):
         num_classes: int = 0,
         label_dropout: float = 0.0,
         dims: tuple[str, ...] = (),
+        units: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
+        self.standardised = units is not None
+        location, scale = (torch.zeros(()), torch.ones(())) if units is None else units
+        self.register_buffer("location", location)
+        self.register_buffer("scale", scale)
         self.schedule, self.network, self.shape, self.prediction = schedule, network, tuple(shape), prediction
         self.num_steps, self.explicit, self.num_values = num_steps, explicit, num_values
         self.num_classes, self.label_dropout = num_classes, label_dropout
@@ -143,9 +152,9 @@ class Diffusion(PyroModule):
     # -- data and noise
 
     def encode(self, data: Tensor) -> Tensor:
-        """Observed values on the scale of the noise: numbers as they are, values of pixels between -1 and 1."""
+        """Observed values on the scale of the noise: numbers standardised, values of pixels between -1 and 1."""
         if self.num_values is None:
-            return data
+            return (data - self.location) / self.scale if self.standardised else data
         return (2 * data + 1) / self.num_values - 1
 
     def likelihood(self, z: Tensor) -> dist.TorchDistribution:
@@ -154,6 +163,8 @@ class Diffusion(PyroModule):
         centre = z / torch.sigmoid(-gamma).sqrt()
         events = len(self.shape)
         if self.num_values is None:
+            if self.standardised:
+                return dist.Normal(self.location + self.scale * centre, (gamma / 2).exp() * self.scale).to_event(events)
             return dist.Normal(centre, (gamma / 2).exp()).to_event(events)
         return _ValueGiven(centre, partial(self.log_odds, gamma=gamma), self.num_values).to_event(events)
 
@@ -167,7 +178,7 @@ class Diffusion(PyroModule):
         return -0.5 * (-gamma).exp().unsqueeze(-1) * (centre.unsqueeze(-1) - self.values(centre)) ** 2
 
     def decode(self, x: Tensor) -> Tensor:
-        """Data (row, *shape) nearest to points on the scale of the noise: what `encode` was given."""
+        """Values (row, *shape) nearest to points as `probmodels.scores.samplers.sample` draws them; numbers stay."""
         if self.num_values is None:
             return x
         return ((x + 1) * self.num_values / 2 - 0.5).round().clamp(0, self.num_values - 1)
@@ -351,8 +362,10 @@ def make_problem(
     Parameters
     ----------
     data
-        Images as `probmodels.datasets.images` describes them, or an array whose first axis counts data: points, fields,
-        standardised to about unit variance. Or the data of another such problem, its ``observation`` (data, ...).
+        Images as `probmodels.datasets.images` describes them, or an array whose first axis counts data: points, fields.
+        Where their means are off zero by more than half, or their sds off one by a factor of two, they are standardised
+        inside: each number of a datum of one axis by itself, fields as a whole. Bounds are of the data as they are,
+        and so are draws. Or the data of another such problem, its ``observation`` (data, ...).
     network
         ``"mlp"``, or ``"unet"`` for images.
     hidden
@@ -426,6 +439,7 @@ def make_problem(
         num_classes=len(classes),
         label_dropout=label_dropout if conditional else 0.0,
         dims=tuple(str(dim) for dim in table.dims[1:]),
+        units=_units(table) if num_values is None and not len(classes) else None,
     )
     values = torch.as_tensor(table.values, dtype=torch.get_default_dtype())
     extra = ("label_shown",) if model.label_dropout else ()
@@ -440,6 +454,25 @@ def make_problem(
         loss="TraceMeanField_ELBO" if explicit else SampledBound(),
         transient=_noise_sites(num_steps if explicit else None) if values.numel() > 10_000 else (),
     )
+
+
+def _units(table: xr.DataArray) -> tuple[Tensor, Tensor] | None:
+    """Location and scale of data far from mean zero and variance one; None for others."""
+    values = table.values.astype(np.float64)
+    axes = (0,) if values.ndim == 2 else None
+    with np.errstate(over="ignore"):
+        location, scale = values.mean(axes), values.std(axes)
+    if not np.isfinite(location).all() or not np.isfinite(scale).all():
+        raise DataError("data are so large that their variance is not finite; divide them by a constant")
+    if (np.abs(location) <= _OFF_CENTRE).all() and ((scale >= _LEAST_SD) & (scale <= _MOST_SD)).all():
+        return None
+    if not (scale > 0).all():
+        raise DataError(
+            f"number {int(np.argmin(np.atleast_1d(scale)))} of the data is constant, so that it cannot be "
+            "standardised; leave it out"
+        )
+    dtype = torch.get_default_dtype()
+    return torch.as_tensor(location, dtype=dtype), torch.as_tensor(scale, dtype=dtype)
 
 
 def _check_unused(options: Mapping[str, Any]) -> None:

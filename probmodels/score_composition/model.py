@@ -207,7 +207,7 @@ def _noise(shape: Sequence[int], count: int) -> Tensor:
 
 
 def _denoise(field: Field, t: float, x: Tensor) -> Tensor:
-    return field.denoise(x, t)
+    return field.to_data(field.denoise(x, t))
 
 
 @checked(DataError, keep=True)

@@ -65,9 +65,16 @@ class Field:
         Noise schedule.
     shape
         Shape of a datum.
+
+    Attributes
+    ----------
+    units
+        Location and scale of the data, each a number or of their shape, where the levels are those of standardised
+        data; None where data are on the scale of the noise.
     """
 
     has_density = False
+    units: tuple[Tensor, Tensor] | None = None
     tables: Mapping[str, Any] | None = None  # those that it was made from, with their options, by load_fields
 
     def __init__(self, schedule: NoiseSchedule, shape: Sequence[int]) -> None:
@@ -108,7 +115,14 @@ class Field:
         Efron, B. (2011). Tweedie's formula and selection bias. JASA 106. https://doi.org/10.1198/jasa.2011.tm11181
         """
         alpha, sigma = self.scales(t, z)
-        return (z + sigma**2 * self.score(z, t)) / alpha
+        return (z + sigma**2 * self.score(z, t).to(z)) / alpha
+
+    def to_data(self, x: Tensor) -> Tensor:
+        """Points (sample, *shape) on the scale of the noise in the units of the data."""
+        if self.units is None:
+            return x
+        location, scale = (value.to(x) for value in self.units)
+        return location + scale * x
 
     def scales(self, t: float, like: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise, alpha and sigma, at a time."""
@@ -173,7 +187,7 @@ class FunctionField(Field):
         if not isinstance(value, Tensor) or value.shape != z.shape:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ProblemError(f"the score at t={float(t):.4g} is {found} for points {tuple(z.shape)}; give one alike")
-        return value
+        return value.to(z)
 
 
 class EnergyField(Field):
@@ -209,7 +223,7 @@ class ScoreOnly(Field):
 
     def __init__(self, field: Field) -> None:
         super().__init__(field.schedule, field.shape)
-        self.field = field
+        self.field, self.units = field, field.units
 
     def score(self, z: Tensor, t: float) -> Tensor:
         return self.field.score(z, t)
@@ -266,6 +280,7 @@ class Product(Field):
     def __init__(self, fields: Sequence[Field], weights: ArrayLike | Tensor | None = None) -> None:
         self.fields, self.weights = _checked_fields(fields, weights)
         super().__init__(self.fields[0].schedule, self.fields[0].shape)
+        self.units = self.fields[0].units
 
     @property
     def has_density(self) -> bool:  # type: ignore[override]
@@ -307,6 +322,7 @@ class Mixture(Field):
                     "not say how likely each component is at a point; take an EnergyField, or a Product"
                 )
         super().__init__(self.fields[0].schedule, self.fields[0].shape)
+        self.units = self.fields[0].units
 
     def _joint(self, log_densities: Sequence[Tensor]) -> Tensor:
         """With the weights (component, sample)."""
@@ -333,7 +349,8 @@ class Conditioned(Field):
     field
         Prior.
     log_likelihood
-        From points (sample, *shape) and a time to log likelihoods (sample,), differentiable.
+        From points (sample, *shape) and a time to log likelihoods (sample,), differentiable; points are on the scale of
+        the noise, `Field.to_data` gives those of level 0 in units of the data.
     weight
         Power of the likelihood.
     """
@@ -343,6 +360,7 @@ class Conditioned(Field):
         if weight == 0:
             raise ProblemError("weight=0 of a likelihood; leave the likelihood out, or give another number")
         super().__init__(field.schedule, field.shape)
+        self.units = field.units
         self.field, self.log_likelihood, self.weight = field, log_likelihood, weight
 
     @property
@@ -430,6 +448,9 @@ def linear_observation(
             f"matrix {tuple(matrix.shape)} and observed {tuple(observed.shape)} for data of {size} numbers; give "
             "(observation, size) and (observation,)"
         )
+    if field.units is not None:  # of the standardised data
+        location, scale = (value.to(matrix.double()).expand(field.shape).flatten() for value in field.units)
+        matrix, observed = matrix.double() * scale, observed.double() - matrix.double() @ location
     rows = matrix.double() @ matrix.double().mT
     variances, axes = torch.linalg.eigh(rows)
     variances = variances.clamp(min=0.0)
@@ -486,6 +507,11 @@ def _checked_fields(
     for place, field in enumerate(fields):
         if field.shape != first.shape:
             raise ProblemError(f"field {place} is of data {field.shape} and field 0 of {first.shape}")
+        if not _same_units(field.units, first.units):
+            raise ProblemError(
+                f"field {place} has another location or scale of its data than field 0; levels of noise of the one are "
+                "not those of the other: fit both to data that are standardised alike"
+            )
         worst = (gammas[place] - gammas[0]).abs().max()
         if not worst < 1e-4:
             raise ProblemError(
@@ -493,6 +519,12 @@ def _checked_fields(
                 "of different levels of noise cannot be composed"
             )
     return fields, chosen
+
+
+def _same_units(a: tuple[Tensor, Tensor] | None, b: tuple[Tensor, Tensor] | None) -> bool:
+    if a is None or b is None:
+        return a is None and b is None
+    return all(x.shape == y.shape and torch.allclose(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _weighted(parts: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

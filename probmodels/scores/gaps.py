@@ -267,13 +267,16 @@ def fill_gaps(
         raise ProblemError(f"the prior is of data {prior.shape} and there are {wanted} {kind}; fit it to these")
 
     seen, y = torch.as_tensor(np.isfinite(table)), torch.as_tensor(np.nan_to_num(table))
+    location, scale = prior.units or (torch.zeros(()), torch.ones(()))
+    location, scale = (value.double().expand(prior.shape).flatten() for value in (location, scale))
     if modes is None:
-        gaps = ObservedCells(prior, seen.double() / sd**2, y / sd**2, num_draws)
+        gaps = ObservedCells(prior, seen * scale**2 / sd**2, seen * scale * (y - location) / sd**2, num_draws)
     else:
         mean, patterns = (
             torch.as_tensor(_table(part, chosen)) for part in (modes.mean.expand_dims("mode"), modes.patterns)
         )
         variance = sd**2 + modes.noise**2
+        mean, patterns = mean + location @ patterns, scale[:, None] * patterns  # of standardised coordinates
         curvature = torch.einsum("kc,fc,lc->fkl", patterns, seen.double() / variance, patterns)
         gaps = ObservedCells(prior, curvature, (seen * (y - mean) / variance) @ patterns.mT, num_draws)
     with isolated(seed), torch.no_grad():
@@ -284,7 +287,9 @@ def fill_gaps(
         else:
             z = _reverse(gaps, times, progress)
         x = gaps.finish(z).flatten(1).unflatten(0, (len(y), num_draws)).transpose(0, 1)
-        if modes is not None:
+        if modes is None:
+            x = location + scale * x
+        else:
             x = mean + x @ patterns
             # Given the modes, an observed cell is what they leave out, seen with an error.
             share = seen.double() * modes.noise**2 / variance

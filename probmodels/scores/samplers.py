@@ -62,7 +62,7 @@ def reverse_step(field: Field, z: Tensor, t: float, s: float, *, eta: float = 1.
         Share of the noise of the generative model; 0 for none, the deterministic step of DDIM.
     """
     _check_order(t, s)
-    score = field.score(z, t)
+    score = field.score(z, t).to(z)
     alpha, sigma = field.scales(t, z)
     clean = (z + sigma**2 * score) / alpha
     # Schedules that are learned have parameters in a type of their own.
@@ -119,7 +119,7 @@ def sample(
     Returns
     -------
     Tensor
-        (sample, *shape), level 0 with its noise taken off: posterior means of the data given it.
+        (sample, *shape), level 0 with its noise taken off: posterior means of the data given it, in their units.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def sample(
                         z = reverse_step(field, z, t, s, eta=share)
                         check_finite(z, s)
                         bar.update()
-                found.append(field.denoise(z, 0.0))
+                found.append(field.to_data(field.denoise(z, 0.0)))
     return torch.cat(found)
 
 
@@ -194,7 +194,7 @@ def posterior_draws(
         for late, early in _pairs(times, progress):
             points = reverse_step(field, points, late, early)
             check_finite(points, early)
-        found = field.denoise(points, 0.0) if until is None else points
+        found = field.to_data(field.denoise(points, 0.0)) if until is None else points
         return found.unflatten(0, (num_draws, len(z)))
 
 
@@ -252,7 +252,7 @@ def _solved(
         slope = field.schedule.slope(torch.tensor(time).to(like)).detach().to(points)
         pace = -0.5 * slope * sigma**2
         if probes is None:
-            score = field.score(points, time)
+            score = field.score(points, time).to(points)
             check_finite(score, time)
             return pace * (points + score), torch.zeros_like(state[1])
         with torch.enable_grad():
@@ -395,14 +395,14 @@ def weighted(
             if move is not None:
                 z, made = move(z, s, step + 1)
                 evaluations += made
-        samples = field.denoise(z, times[-1]) if denoise else z
+        samples = field.to_data(field.denoise(z, times[-1])) if denoise else z
     evidence = total if weights == "energy" else math.nan
     return Weighted(samples, torch.stack(effective), tuple(resampled), evidence, evaluations)
 
 
 def _feynman_kac(field: Any, z: Tensor, t: float, s: float) -> tuple[Tensor, Tensor]:
     """A reverse step of a product, and what it adds to the log weights (sample,)."""
-    scores = [part.score(z, t) for part in field.fields]
+    scores = [part.score(z, t).to(z) for part in field.fields]
     joint = sum(weight * score for weight, score in zip(field.weights, scores, strict=True))
     like = next(field.schedule.parameters(), z)
     alpha, sigma = field.scales(t, z)
