@@ -22,7 +22,7 @@ https://arxiv.org/abs/1609.02907
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -41,19 +41,22 @@ from torch.nn.functional import dropout
 
 from probmodels.datasets.graph_data import SPLITS, check_graph, make_graph
 from probmodels.datasets.pairs import count_pairs, some
+from probmodels.edges.checks import class_probabilities, column, judge_classes
 from probmodels.edges.outputs import write_edges as write_outputs
 from probmodels.errors import DataError, ResultError
 from probmodels.guides.edges import EdgeSet, label_pairs, make_edges, nearest_neighbours, transient_sites
 from probmodels.guides.lds import WEIGHTS, EdgeProbability, LDSGuide, NodeData, weight_dims
 from probmodels.guides.nets import propagate
 from probmodels.guides.sparse import SparseMatrix, make_links
+from probmodels.inference.diagnostics.findings import Finding
+from probmodels.inference.diagnostics.guides import still_falling
 from probmodels.inference.problem import Outer, Problem
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.memory import check_memory
 from probmodels.inference.runtime.ops import named_deterministic
 from probmodels.options import Count, Natural, OneOf, Seed, Width, checked, refuse_unused
 
-__all__ = ["ENGINES", "LDS", "REFERENCE", "make_problem", "refit_problem", "tiny", "write_outputs"]
+__all__ = ["ENGINES", "LDS", "REFERENCE", "check_draws", "make_problem", "refit_problem", "tiny", "write_outputs"]
 
 REFERENCE = "Franceschi et al. (2019), https://arxiv.org/abs/1903.11960"
 ENGINES = ("bilevel",)
@@ -296,6 +299,26 @@ def refit_problem(problem: Problem, result: Result, splits: str | Sequence[str] 
         coords={**problem.coords, "known": list(_names(data)[known])},
         outer=None,
     )
+
+
+def check_draws(result: Result) -> Iterator[Finding]:
+    """Findings on the classes of nodes that took no part in any choice, in place of those on the guide as a posterior.
+
+    Nodes of the splits ``"train"``, ``"validation"`` and ``"stop"`` chose weights, edges and the round, so that only
+    others show what the predictions are worth. The edges are hyperparameters; nothing shows whether they are true.
+    """
+    tree = result.tree
+    yield from still_falling(tree)
+    probability, y, split = class_probabilities(tree), column(tree, "y").astype(np.int64), column(tree, "split")
+    shares = np.bincount(y[(split == "train") & (y >= 0)], minlength=probability.shape[1])
+    held_out = ~np.isin(split, ["train", "validation", "stop"]) & (y >= 0)
+    advice = "take more rounds (num_rounds), more inner_steps, or more training nodes"
+    yield from judge_classes(
+        probability[held_out], y[held_out], shares / max(shares.sum(), 1), units="nodes", advice=advice
+    )
+    verdict = "edges are hyperparameters, fitted to the loss of the validation nodes: their probabilities are no "
+    verdict += "posterior, and are not judged"
+    yield Finding(False, verdict, "for beliefs about which edges are real, take noisy_edges")
 
 
 def tiny() -> Problem:

@@ -22,7 +22,7 @@ https://arxiv.org/abs/1612.00410
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -39,6 +39,7 @@ from torch.distributions import kl_divergence
 
 from probmodels.datasets.graph_data import check_graph, make_graph
 from probmodels.datasets.pairs import count_pairs, some
+from probmodels.edges.checks import class_probabilities, column, judge_classes
 from probmodels.edges.outputs import write_edges as write_outputs
 from probmodels.errors import DataError
 from probmodels.guides.edges import RANDOM, EdgeSet, label_pairs, make_edges, transient_sites
@@ -54,6 +55,9 @@ from probmodels.guides.vib_gsl import (
     choose_graphs,
     pair_sites,
 )
+from probmodels.inference.diagnostics.findings import Finding
+from probmodels.inference.diagnostics.guides import still_falling
+from probmodels.inference.labels import read_json
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.checks import parameters_without_gradient
 from probmodels.inference.programs.programs import fitted
@@ -72,13 +76,14 @@ from probmodels.options import (
     refuse_unused,
 )
 
-__all__ = ["ENGINES", "REFERENCE", "VIBGSL", "make_problem", "predict", "tiny", "write_outputs"]
+__all__ = ["ENGINES", "REFERENCE", "VIBGSL", "check_draws", "make_problem", "predict", "tiny", "write_outputs"]
 
 REFERENCE = "Sun et al. (2022), https://arxiv.org/abs/2112.08903"
 ENGINES = ("svi",)
 
 _STARTING_GRAPHS = 256  # whose features are standardised at the start
 _CHECKED_GRAPHS = 16  # that are run to see whether gradients reach the edges
+_LEAST_SPREAD = 0.02  # of class probabilities between graphs, below which the embedding says nothing about a graph
 _RATES = (1e-3, 0.5)  # bounds of a rate that nobody gave
 
 _Rate = Annotated[float, Interval(ge=1e-6, le=1 - 1e-6)]  # whose log odds single precision holds
@@ -356,6 +361,27 @@ def predict(
         coords={dim: list(problem.coords[dim]) for dim in ("graph", "class", "pair")},
         attrs={"num_samples": num_samples, "seed": seed},
     )
+
+
+def check_draws(result: Result) -> Iterator[Finding]:
+    """Findings on the classes of graphs that were held out, in place of those on the guide as a posterior.
+
+    With weights of the divergences below one the guide is the encoder of a bottleneck and meant to be no posterior, and
+    its weights say nothing. Checked are the loss, and accuracy, log loss and calibration of the class probabilities.
+    """
+    tree = result.tree
+    yield from still_falling(tree)
+    probability, y, split = class_probabilities(tree), column(tree, "y").astype(np.int64), column(tree, "split")
+    train = read_json(tree.attrs, "options", {}).get("train", ["train"])
+    learned = np.isin(split, [train] if isinstance(train, str) else train) if (split != "").any() else y >= 0
+    shares = np.bincount(y[learned & (y >= 0)], minlength=probability.shape[1]) / max((learned & (y >= 0)).sum(), 1)
+    advice = "take more steps, or a larger width"
+    if probability[:, 0].std() < _LEAST_SPREAD:
+        advice = "all graphs get the same probabilities, so that the embedding is not used: take a smaller beta"
+    held_out = ~learned & (y >= 0)
+    yield from judge_classes(probability[held_out], y[held_out], shares, units="graphs", advice=advice)
+    verdict = "drawn edges and embeddings are parts of a classifier: they are no posterior, and are not judged"
+    yield Finding(False, verdict, "for beliefs about which edges are real, take noisy_edges")
 
 
 def tiny() -> Problem:

@@ -390,6 +390,23 @@ def test_learned_edges_join_nodes_of_a_class_where_observed_ones_do_not():
     assert good > plain - 2 * math.sqrt(2 * plain * (1 - plain) / test.sum())
 
 
+def test_the_verdict_is_on_nodes_that_chose_nothing():
+    given = simulate_csbm(
+        150, mean_degree=6.0, homophily=0.9, num_features=8, signal=3.0, train=20, validation=30, stop=20, seed=3
+    )
+    run = partial(fit_bilevel, num_rounds=2, lr=0.02, hyper_optimiser="adam", progress=False, num_samples=20)
+    report = run(make_problem(given, hidden=8), inner_steps=100, hyper_lr=0.03).diagnose()
+    assert report.ok
+    assert "80 nodes held out" in str(report)
+    assert "edges are hyperparameters" in str(report)
+    assert "k-hat" not in str(report)
+    shuffled = given.assign(y=("node", np.random.default_rng(0).permutation(given["y"].values)))
+    wrong = run(make_problem(shuffled, hidden=8), inner_steps=100, hyper_lr=0.03).diagnose()
+    assert wrong.inference == "failed"
+    everything = given.assign(split=("node", np.where(given["split"] == "test", "train", given["split"])))
+    assert run(make_problem(everything, hidden=8), inner_steps=5).diagnose().inference == "not judged"
+
+
 # -- weights, refitting, files --------------------------------------------------------------------------------------
 
 

@@ -412,6 +412,31 @@ def test_what_only_edges_tell_is_learned_and_carries_over_to_new_graphs(learned)
     assert 0.1 < found["rate"].mean() < 20  # nats: neither nothing nor everything
 
 
+def test_the_verdict_is_on_classes_of_graphs_held_out(learned):
+    problem, result = learned
+    report = result.diagnose()
+    assert report.ok
+    assert "20 graphs held out" in str(report)
+    assert "k-hat" not in str(report)
+    untrained = quiet(problem, num_steps=1, lr=1e-9, num_samples=20).diagnose()
+    assert untrained.inference == "not judged"  # 20 graphs are too few to say more
+    assert "no posterior, and are not judged" in str(untrained)
+
+
+def test_a_classifier_that_learned_by_heart_fails_its_verdict():
+    """Labels that have nothing to do with the graphs."""
+    data = rings_and_paths(120)
+    rng = np.random.default_rng(0)
+    shuffled = data.assign(y=("graph", rng.permutation(data["y"].values)))
+    shuffled["x"] = data["x"].copy(data=rng.standard_normal(data["x"].shape).astype(np.float32))
+    result = quiet(make_problem(shuffled, width=16, bottleneck=4), num_steps=300, lr=0.01, num_samples=20)
+    report = result.diagnose()
+    assert report.inference == "failed"
+    assert "60 graphs held out" in str(report)
+    none = make_problem(data.assign(split=("graph", np.full(120, ""))), width=4, bottleneck=2)
+    assert "too few to judge" in str(quiet(none, num_steps=2, num_samples=2).diagnose())
+
+
 def first_of(data: xr.Dataset) -> xr.Dataset:
     """The first graph of a collection."""
     nodes = data["graph_index"].values == 0

@@ -15,7 +15,7 @@ from probmodels.inference.diagnostics.findings import Finding, Report, label
 from probmodels.inference.diagnostics.importance import RESAMPLED, importance_moments
 from probmodels.inference.labels import group_of, read_json
 
-__all__ = ["KHAT_MAX", "Spread", "judge_guide"]
+__all__ = ["KHAT_MAX", "Spread", "judge_guide", "still_falling"]
 
 _KHAT_GOOD, KHAT_MAX = 0.5, 0.7
 _LEAST_WEIGHTS = 25  # below which they say nothing
@@ -78,7 +78,7 @@ def judge_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapping[
     are bounded, so that k-hat finds no fault with a guide that is far off: they are judged by total variation and by
     the share of draws that weights leave effective. No weight shows a part of the posterior that the guide never draws.
     """
-    findings, rows, khat = [*_still_falling(tree)], dict[str, dict[str, float]](), float("nan")
+    findings, rows, khat = [*still_falling(tree)], dict[str, dict[str, float]](), float("nan")
     broken = [name for name, values in variables.items() if not np.isfinite(values.values).all()]
     if broken:
         findings.append(Finding(True, f"draws of {broken} are not finite", "lower lr or clip the gradient"))
@@ -150,7 +150,7 @@ def _equal_weights(variables: Mapping[str, xr.DataArray]) -> Finding:
     return Finding(False, verdict, "check_modes(problem, result) looks for parts of the posterior that it lacks")
 
 
-def _still_falling(tree: xr.DataTree) -> Iterator[Finding]:
+def still_falling(tree: xr.DataTree) -> Iterator[Finding]:
     """Whether the last tenth of the steps has a loss surely, and by half a nat, below the tenth before it."""
     fit = group_of(tree, "fit")
     loss = np.asarray(fit["loss"].values if "loss" in fit else ())
