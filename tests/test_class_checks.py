@@ -32,7 +32,7 @@ def test_right_probabilities_pass() -> None:
 def test_probabilities_that_are_too_sure_fail(power: float) -> None:
     probability, y = simulated(150, 1)
     sharp = probability**power / (probability**power).sum(1, keepdims=True)
-    learned, calibrated = judged(sharp, y)
+    _, calibrated = judged(sharp, y)
     assert calibrated.harmful
     assert "too sure" in calibrated.verdict
 
@@ -40,7 +40,7 @@ def test_probabilities_that_are_too_sure_fail(power: float) -> None:
 def test_probabilities_that_are_not_sure_enough_are_said() -> None:
     probability, y = simulated(300, 2, sureness=0.1)
     flat = probability**0.2 / (probability**0.2).sum(1, keepdims=True)
-    learned, calibrated = judged(flat, y)
+    _, calibrated = judged(flat, y)
     assert not calibrated.harmful
     assert "not sure enough" in calibrated.verdict
     assert calibrated.advice
