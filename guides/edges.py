@@ -7,6 +7,7 @@ square.
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -34,6 +35,9 @@ __all__ = [
 OBSERVED, NEIGHBOUR, RANDOM = 0, 1, 2
 _KEPT_PAIRS = 10_000  # of which results keep draws
 _ALL_PAIRS_LIMIT = 50_000_000  # above which a list of all pairs would take gigabytes in every step
+_MOST_CHOSEN = 20  # times the number of neighbours, by which a node may be chosen
+_MANY, _TIED = 100, 20  # nodes, and times as many of them as distinct features, from which on ties are said
+_FEW_GROUPS = 2000  # distinct features whose distances are all computed
 
 
 class EdgeSet(NamedTuple):
@@ -174,7 +178,7 @@ def make_edges(
     all_pairs
         Take every pair within a graph instead, which suits graphs of up to some hundred nodes.
     seed
-        Seed of the random pairs.
+        Seed of the random pairs, and of the choice among nodes that are equally near.
 
     Returns
     -------
@@ -203,7 +207,7 @@ def make_edges(
     elif neighbours:
         if features is None:
             raise DataError(f"neighbours={neighbours} needs features to tell which nodes are near each other")
-        parts.append(nearest_neighbours(features, nodes, int(neighbours), metric=metric)[0])
+        parts.append(nearest_neighbours(features, nodes, int(neighbours), metric=metric, seed=seed)[0])
         origins.append(NEIGHBOUR)
     found = _joined(parts, len(nodes))
     known, origin = found[:, :2], np.array(origins)[found[:, 2]]
@@ -222,7 +226,7 @@ def make_edges(
 
 @checked(DataError)
 def nearest_neighbours(
-    features: ArrayLike, graph: NDArray[np.int64], neighbours: Count, *, metric: str = "cosine"
+    features: ArrayLike, graph: NDArray[np.int64], neighbours: Count, *, metric: str = "cosine", seed: Seed = 0
 ) -> tuple[Pairs, NDArray[np.int64]]:
     """Pairs (pair, 2) of nodes of which at least one is among the nearest of the other, within their graph; ranks.
 
@@ -239,14 +243,20 @@ def nearest_neighbours(
         Neighbours of every node.
     metric
         As in `make_edges`.
+    seed
+        Seed of the choice among nodes that are equally near.
 
     Raises
     ------
     DataError
         If features do not fit or are not finite, a graph is too small, or the metric is unknown.
-    """
-    from sklearn.neighbors import NearestNeighbors
 
+    Warns
+    -----
+    UserWarning
+        If nodes have few distinct features, so that chance chooses among equals, or pairs of a node that is the nearest
+        of very many others are left out.
+    """
     values = np.asarray(features, dtype=np.float32)
     if values.ndim != 2 or len(values) != len(graph):
         raise DataError(f"features of shape {values.shape} for {len(graph)} nodes; give (node, feature)")
@@ -254,27 +264,95 @@ def nearest_neighbours(
         raise DataError("features hold entries that are not finite; fill or drop them before asking for neighbours")
     norm = np.linalg.norm(values, axis=1, keepdims=True)
     if metric == "cosine" and norm.all():  # the same order as among unit vectors, which scikit-learn finds faster
-        values, metric = values / norm, "euclidean"
+        values, metric = (values / norm).round(6), "euclidean"  # so that rows of one direction are equal
     starts = np.flatnonzero(np.diff(graph, prepend=-1))
     sizes = np.diff(starts, append=len(graph))
     if neighbours >= sizes.min():
         raise DataError(
             f"neighbours={neighbours}, but the smallest graph has {sizes.min()} nodes; choose at most {sizes.min() - 1}"
         )
-    found = []
+    rng, found, ranks, distinct = np.random.default_rng(seed), [], [], 0
     for start, size in zip(starts, sizes, strict=True):
         try:
-            model = NearestNeighbors(n_neighbors=neighbours, metric=metric).fit(values[start : start + size])
-            near = model.kneighbors(return_distance=False)  # without the node itself
+            near, kinds = _near(values[start : start + size], neighbours, metric, rng)
         except (TypeError, ValueError) as error:
             raise DataError(f"metric={metric!r} is not known to scikit-learn's NearestNeighbors: {error}") from error
-        found.append(start + np.stack([np.repeat(np.arange(size), neighbours), near.ravel()], axis=1))
-    ends = np.sort(np.concatenate(found), axis=1).astype(np.int64)
-    rank = np.tile(np.arange(neighbours), len(graph))
+        distinct += kinds
+        ends, rank = _capped(near, _MOST_CHOSEN * neighbours, rng)
+        found.append(start + ends)
+        ranks.append(rank)
+    ends, rank = np.sort(np.concatenate(found), axis=1).astype(np.int64), np.concatenate(ranks)
+    _warn_of_ties(distinct, len(graph), len(graph) * neighbours - len(ends))
     order = np.lexsort((rank, ends[:, 1], ends[:, 0]))  # the lower rank of a pair that stands twice comes first
     ends, rank = ends[order], rank[order]
     once = np.concatenate([[True], (ends[1:] != ends[:-1]).any(axis=1)])
     return ends[once], rank[once]
+
+
+def _near(
+    values: NDArray[np.float32], neighbours: int, metric: str, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], int]:
+    """The nearest (node, neighbour) of every node, itself left out, and the number of distinct features.
+
+    Nodes of the same features are equally near. Were the first of them taken for all, they would become hubs. So the
+    nodes of a feature stand in a random circle, and each takes those that follow its own place.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    distinct, group = np.unique(values, axis=0, return_inverse=True)
+    group, count = group.ravel(), len(distinct)
+    if count == len(values):
+        model = NearestNeighbors(n_neighbors=neighbours, metric=metric).fit(values)
+        return model.kneighbors(return_distance=False).astype(np.int64), count
+    shuffled = rng.permutation(len(values))
+    members = np.split(shuffled[np.argsort(group[shuffled], kind="stable")], np.cumsum(np.bincount(group))[:-1])
+    wanted = count - 1 if count <= _FEW_GROUPS else min(neighbours, count - 1)
+    order = np.empty((count, 0), dtype=np.int64)
+    model = NearestNeighbors(n_neighbors=max(wanted, 1), metric=metric).fit(distinct)
+    if wanted:
+        distance, others = model.kneighbors()
+        turned = (others - np.arange(count)[:, None]) % count  # groups that are equally near, each from its own place
+        order = np.take_along_axis(others, np.lexsort((turned, distance.round(6))), axis=1)
+    near = np.empty((len(values), neighbours), dtype=np.int64)
+    for own, nodes in enumerate(members):
+        place, filled = np.arange(len(nodes)), 0
+        for other in (own, *order[own]):
+            size, skip = len(members[other]), int(other == own)
+            taken = min(neighbours - filled, size - skip)
+            steps = place[:, None] + skip + np.arange(taken)
+            near[nodes, filled : filled + taken] = members[other][steps % size]
+            filled += taken
+            if filled == neighbours:
+                break
+    return near, count
+
+
+def _capped(
+    near: NDArray[np.int64], most: int, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs (pair, 2) of nodes and their nearest, with ranks (pair,); nodes chosen by more than ``most`` keep these."""
+    count, neighbours = near.shape
+    ends = np.stack([np.repeat(np.arange(count), neighbours), near.ravel()], axis=1)
+    rank = np.tile(np.arange(neighbours), count)
+    order = np.lexsort((rng.random(len(ends)), rank, ends[:, 1]))  # those that choose a node, nearest first
+    place = np.arange(len(ends)) - np.searchsorted(ends[order, 1], ends[order, 1])
+    kept = np.sort(order[place < most])
+    return ends[kept], rank[kept]
+
+
+def _warn_of_ties(distinct: int, count: int, dropped: int) -> None:
+    if count >= _MANY and distinct < count / _TIED:
+        warnings.warn(
+            f"{count:,} nodes have {distinct:,} distinct features, so that nearest neighbours are chosen at random "
+            "among equals; give features that tell nodes apart, or candidates='observed'",
+            stacklevel=5,
+        )
+    if dropped:
+        warnings.warn(
+            f"{dropped:,} neighbour pairs are left out: some nodes are the nearest of more than {_MOST_CHOSEN} times "
+            "as many others as neighbours asks for",
+            stacklevel=5,
+        )
 
 
 def _all_pairs(graph: NDArray[np.int64]) -> Pairs:

@@ -395,7 +395,7 @@ def _candidates(
     near, rank = np.zeros((0, 2), dtype=np.int64), np.zeros(0, dtype=np.int64)
     most = max(0 if candidates == "all" else int(candidates), neighbours if start == "neighbours" else 0)
     if most:
-        near, rank = nearest_neighbours(x, nodes, most, metric=metric)
+        near, rank = nearest_neighbours(x, nodes, most, metric=metric, seed=seed)
     edges = make_edges(
         np.stack([data["source"].values, data["target"].values], axis=1),
         nodes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -262,3 +263,57 @@ def test_pooling_is_the_mean_over_the_nodes_of_a_graph():
     edges, x = two_graphs()
     values = torch.from_numpy(x)
     torch.testing.assert_close(pool_mean(values, edges), torch.stack([values[:6].mean(0), values[6:].mean(0)]))
+
+
+# -- ties -------------------------------------------------------------------------------------------------------------
+
+
+def degrees(pairs, count):
+    return np.bincount(pairs.ravel(), minlength=count)
+
+
+@pytest.mark.parametrize(("rows", "metric"), [(7, "euclidean"), (7, "cosine"), (2000, "euclidean"), (1, "euclidean")])
+def test_nodes_of_the_same_features_make_no_hubs(rows, metric):
+    """Sixty of 10,000 nodes with seven distinct features had degrees above 1,000."""
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(rows, 7))[rng.integers(rows, size=5000)]
+    with pytest.warns(UserWarning, match="chosen at random") if rows < 100 else contextlib.nullcontext():
+        pairs, _ = nearest_neighbours(values, np.zeros(5000, dtype=np.int64), 4, metric=metric)
+    assert degrees(pairs, 5000).min() >= 4
+    assert degrees(pairs, 5000).max() <= (8 if rows < 100 else 60)  # each is chosen by four at most among many equals
+
+
+def test_features_equally_far_from_each_other_make_no_hubs():
+    """Each feature alone, as of one-hot degrees: groups of two, all at the same distance."""
+    values = np.repeat(np.eye(300), 2, axis=0)
+    pairs, _ = nearest_neighbours(values, np.zeros(600, dtype=np.int64), 3, metric="euclidean")
+    assert degrees(pairs, 600).max() <= 10
+
+
+def test_ties_are_broken_by_the_seed_and_few_neighbours_are_among_many():
+    values = np.repeat(np.random.default_rng(0).normal(size=(20, 3)), [1, 2, 3, 5, 9] * 4, axis=0)
+    graph = np.zeros(len(values), dtype=np.int64)
+    many, rank = nearest_neighbours(values, graph, 6)
+    again, _ = nearest_neighbours(values, graph, 6)
+    other, _ = nearest_neighbours(values, graph, 6, seed=1)
+    np.testing.assert_array_equal(many, again)
+    assert not np.array_equal(many, other)
+    few, _ = nearest_neighbours(values, graph, 2)
+    np.testing.assert_array_equal(many[rank < 2], few)
+    distance = np.linalg.norm(values[:, None] - values[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+    distance = np.linalg.norm(unit[:, None] - unit[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    for i in range(len(values)):  # as near as any six, whichever of equals they are
+        partners = many[(many == i).any(1)].sum(1) - i
+        assert np.sort(distance[i])[5] >= np.sort(distance[i, partners])[5] - 1e-5
+
+
+def test_a_node_near_all_others_is_chosen_by_a_bounded_number():
+    rng = np.random.default_rng(0)
+    rim = rng.normal(size=(400, 200))
+    values = np.concatenate([np.zeros((1, 200)), 10 * rim / np.linalg.norm(rim, axis=1, keepdims=True)])
+    with pytest.warns(UserWarning, match="neighbour pairs are left out"):
+        pairs, _ = nearest_neighbours(values, np.zeros(401, dtype=np.int64), 2, metric="euclidean")
+    assert degrees(pairs, 401)[0] <= 42
