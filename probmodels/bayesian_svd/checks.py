@@ -36,7 +36,7 @@ def check_model(result: ResultLike) -> Iterator[Finding]:
     limit = _OUTSIDE + 3 * math.sqrt(0.05 * 0.95 / cells)
     verdict = f"at {found['outside']:.0%} of the cells the variance is outside the central 95 % that the model expects "
     verdict += f"(at most {limit:.0%})"
-    advice = f"one noise level does not fit all cells: where there is more variance, {narrow}; take more modes"
+    advice = f"one noise level does not fit all cells: where there is more variance, {narrow}"
     yield _finding(found["outside"], limit, verdict, advice)
     error = 3 * 1.25 / math.sqrt(cells * times)  # of the median of a correlation
     for name, limit, near in (("lag", _LAG, "times"), ("neighbour", _NEIGHBOUR, "cells")):
@@ -44,8 +44,8 @@ def check_model(result: ResultLike) -> Iterator[Finding]:
             limit += error
             verdict = f"residuals of neighbouring {near} have a median correlation of {found[name]:.2f} "
             verdict += f"(at most {limit:.2f})"
-            advice = f"the model takes them for independent, so that {narrow}; take more modes"
-            advice += ", or means over longer times" * (near == "times")
+            advice = f"the model takes them for independent, so that {narrow}: read them as lower bounds; more modes"
+            advice += f"{' or means over longer times' * (near == 'times')} lower the correlation"
             yield _finding(found[name], limit, verdict, advice)
     yield from _ends(tree)
 
