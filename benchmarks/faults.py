@@ -2,8 +2,8 @@
 
 Usage: ``python benchmarks/faults.py [--runs 25] [--seed 0]``. Every run is a process of its own with a checkpoint
 folder. It and its workers are killed with SIGKILL at a random time after the engine was called, and the same call is
-repeated in a new process, until one gets to its end. Draws, statistics and parameters are compared bit for bit. Exits
-with 1 if any differ.
+repeated in a new process, until one gets to its end. So is a whole command, whose outputs have to be complete. Draws,
+statistics and parameters are compared bit for bit. Exits with 1 if any differ.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from probmodels import lds
+from probmodels import cli, lds
 from probmodels.inference import Phase, Problem, Result, fit_bilevel, fit_em, fit_svi, run_mcmc
 
 _EVERY = 0.1  # seconds between two checkpoints
@@ -111,7 +111,27 @@ def bilevel(**options: Any) -> Result:
     return fit_bilevel(lds.tiny(), num_rounds=10, inner_steps=50, **options)
 
 
-ENGINES: dict[str, Callable[..., Result]] = {f.__name__: f for f in (vectorized, process, svi, em, bilevel)}
+def command(checkpoint: str = "", checkpoint_every: float = _EVERY, progress: bool = False) -> Result:
+    """The command line: data, fit, result, and all its outputs, which must be there at the end."""
+    folder = Path(checkpoint or tempfile.mkdtemp(prefix="faults-")) / "run"
+    phases = [{"objective": "e_step", "lr": 0.02}, {"objective": "wake", "lr": 0.1}]
+    inference = {"engine": "em", "num_rounds": 300, "num_samples": 50, "phases": phases}
+    spec = {
+        "method": "hierarchical_mixture",
+        "data": {"name": "petals", "num_rows": 200},
+        "inference": {**inference, "checkpoint_every": checkpoint_every},
+        "output": {"path": str(folder)},
+    }
+    if not (folder / "report.html").exists():  # else killed after the last file was in its place
+        with contextlib.redirect_stdout(None):
+            cli._execute(spec, strict=False, quiet=not progress)
+    for name in ("report.html", "summary.txt", "result.nc"):
+        if not (folder / name).stat().st_size:
+            raise SystemExit(f"{name} is empty")
+    return Result.load(folder)
+
+
+ENGINES: dict[str, Callable[..., Result]] = {f.__name__: f for f in (vectorized, process, svi, em, bilevel, command)}
 
 
 def numbers(result: Result) -> dict[str, np.ndarray]:
