@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import sys
 import tempfile
 import time
@@ -229,7 +230,9 @@ def work(kind: str, seed: int, goods: Sequence[bytes], folder: Path, line: Conne
     read = READERS[kind][1]
     while (index := line.recv()) is not None:
         rng = np.random.default_rng((seed, index))
-        good, path = goods[index % len(goods)], folder / "result.nc"
+        good, own = goods[index % len(goods)], folder / str(index)  # the library knows open files by their place
+        own.mkdir()
+        path = own / "result.nc"
         if good[:3] != b"CDF" and rng.random() < 0.5:
             path.write_bytes(good)
             with contextlib.suppress(Exception):
@@ -238,12 +241,13 @@ def work(kind: str, seed: int, goods: Sequence[bytes], folder: Path, line: Conne
             path.write_bytes(mutate(good, rng))
         line.send("made")
         try:
-            wrong = read(folder)
+            wrong = read(own)
             outcome = ("partial", wrong) if wrong else ("read", "")
         except ProbmodelsError as error:
             outcome = (type(error).__name__, str(error))
         except BaseException as error:
             outcome = ("foreign", f"{type(error).__name__}: {error}")
+        shutil.rmtree(own)
         line.send((*outcome, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 

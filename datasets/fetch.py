@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,10 +24,15 @@ from urllib.parse import urlsplit
 from annotated_types import Interval
 
 from probmodels.datasets.checks import AnyPath
+from probmodels.datasets.headers import check_netcdf
 from probmodels.errors import DataError
 from probmodels.options import NonNegative, checked, hint, refuse_unused
 
 __all__ = ["SOURCES", "ResumingDownloader", "Source", "cache_folder", "cached_path", "fetch"]
+
+
+_MOST_BYTES = 1 << 35  # of a download or what it unpacks to; the largest of these files have a few 2**30
+_MOST_PACKED = 200  # times that gzip makes a field smaller; the fields here, less than 10
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,7 @@ def _download(
         _unpack(fresh, source)
         _refuse_other_formats(fresh, url)
         os.replace(fresh, path)
-        _write_record(path, url=url, sha256=checksum, **downloader.validators)
+        _write_record(path, url=url, served_from=downloader.served_from, sha256=checksum, **downloader.validators)
     except requests.RequestException as error:
         raise DataError(
             f"'{source.name}' could not be downloaded ({error}); check the network, or {by_hand}"
@@ -225,6 +231,9 @@ def _download(
             f"'{source.name}' as served by {url} does not have the sha256 asked for ({error}); "
             "the file may have been updated: leave sha256 out to accept it"
         ) from error
+    except _RefusedError as error:
+        downloader.forget()
+        raise DataError(f"'{source.name}': {error}; {by_hand}") from error
     except OSError as error:
         raise DataError(
             f"cannot write to the cache {path.parent} ({error}); choose another with cache_dir= or PROBMODELS_CACHE"
@@ -242,10 +251,17 @@ def _unpack(path: Path, source: Source) -> None:
             return
     plain = path.with_suffix(".unpacked")
     try:
+        most = min(_MOST_BYTES, _MOST_PACKED * path.stat().st_size)
         with gzip.open(path, "rb") as packed, plain.open("wb") as out:
-            shutil.copyfileobj(packed, out, 1 << 20)
+            while chunk := packed.read(1 << 20):
+                if out.tell() + len(chunk) > most:
+                    raise DataError(
+                        f"the compressed file of '{source.name}' unpacks to more than {most} bytes, which no field "
+                        "does; download it again"
+                    )
+                out.write(chunk)
         os.replace(plain, path)
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"the compressed file of '{source.name}' is damaged ({error}); download it again") from error
     finally:
         plain.unlink(missing_ok=True)
@@ -270,10 +286,10 @@ def _unpack_by_hand(path: Path, source: Source) -> bool:
 
 
 def _refuse_other_formats(path: Path, origin: str) -> None:
-    with path.open("rb") as stream:
-        magic = stream.read(4)
-    if magic[:3] != b"CDF" and magic != b"\x89HDF":
-        raise DataError(f"{origin} gave no NetCDF file (it starts with {magic!r}), perhaps a page about an error")
+    try:
+        check_netcdf(path)
+    except DataError as error:
+        raise DataError(f"{origin} gave no NetCDF file that is whole: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------------ checksums
@@ -318,6 +334,10 @@ def _verify(path: Path) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------------- transfer
 
 
+class _RefusedError(Exception):
+    """An answer that is not to be taken, however often one asks."""
+
+
 class ResumingDownloader:
     """A downloader for pooch that goes on where a broken transfer stopped.
 
@@ -337,6 +357,11 @@ class ResumingDownloader:
         Seconds before the second such try, doubled for every further one.
     timeout
         Seconds without an answer that count as a failure.
+
+    Attributes
+    ----------
+    served_from
+        Where the file came from after redirections, without their query.
     """
 
     def __init__(
@@ -348,6 +373,12 @@ class ResumingDownloader:
         self.wait = wait
         self.timeout = timeout
         self.validators: dict[str, str] = {}
+        self.served_from = ""
+
+    def forget(self) -> None:
+        """Delete what has arrived."""
+        self.partial.unlink(missing_ok=True)
+        self._note.unlink(missing_ok=True)
 
     def __call__(self, url: str, output_file: Any, pooch: Any = None, check_only: bool = False) -> None:
         """Download ``url`` to ``output_file``; the signature is pooch's.
@@ -407,6 +438,13 @@ class ResumingDownloader:
         note = self._noted(url)
         start = self._arrived() if note else 0
         with requests.get(url, headers=_headers(note, start), stream=True, timeout=self.timeout) as response:
+            self.served_from = response.url.partition("?")[0]
+            if urlsplit(url).scheme == "https" and any(
+                urlsplit(answer.url).scheme != "https" for answer in (*response.history, response)
+            ):
+                raise _RefusedError(
+                    f"{url} redirects to {self.served_from} without encryption, where anyone may change it"
+                )
             size = note.get("size", "")
             if response.status_code == 416:  # nothing is left to send, or the file has become shorter
                 if size and int(size) == start:
@@ -428,6 +466,8 @@ class ResumingDownloader:
             with self.partial.open("ab" if start else "wb") as out:
                 self._note.write_text(json.dumps(note), encoding="utf-8")
                 for chunk in response.iter_content(1 << 16):
+                    if out.tell() + len(chunk) > _MOST_BYTES:
+                        raise _RefusedError(f"{self.served_from} sends more than {_MOST_BYTES} bytes")
                     out.write(chunk)
                     bar.update(len(chunk))
         return not size or self._arrived() == int(size)

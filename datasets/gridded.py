@@ -339,7 +339,7 @@ def _canonical(dataset: xr.Dataset, variable: str | None, *, where: str, mends: 
 
     lat, lon = (dataset.variables[axes[key]].values.astype(np.float64) for key in ("lat", "lon"))
     lat_order = np.argsort(lat, kind="stable")
-    if len(np.unique(lat)) != len(lat):
+    if len(np.unique(np.round(lat, 4))) != len(lat):
         raise DataError(f"{where}: latitudes repeat; remove the doubled rows")
     if (repeated := len(lon) - len(arrange_longitudes(lon)[0])) > 0:
         mends.append(f"{where}: {repeated} longitudes repeat around the circle; kept once.")
@@ -471,7 +471,7 @@ def mask_invalid(part: xr.DataArray) -> xr.DataArray:
     if "valid_range" not in part.attrs:
         return part
     low, high = part.attrs["valid_range"]
-    slack = 1e-6 * max(abs(x) for x in (low, high) if np.isfinite(x))
+    slack = 1e-6 * max((abs(x) for x in (low, high) if np.isfinite(x)), default=0.0)
     masked = part.where(part.isnull() | ((part >= low - slack) & (part <= high + slack)))
     masked.attrs = {key: value for key, value in part.attrs.items() if key != "valid_range"}
     return masked

@@ -33,6 +33,7 @@ _TYPES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 8, 7: 1, 8: 2, 9: 4, 10: 8, 11: 8}  #
 _DIMENSIONS, _VARIABLES, _ATTRIBUTES = 10, 11, 12
 _MOST_PACKED = 2000  # times that compression makes values smaller; deflate stops at 1032
 _NO_HARM = 1 << 26  # bytes
+_SCANNED = 1 << 27  # bytes at the start of a file in which heaps are looked for; the library puts them there
 
 
 def check_netcdf(path: str | os.PathLike[str]) -> Path:
@@ -54,7 +55,7 @@ def check_netcdf(path: str | os.PathLike[str]) -> Path:
             if magic[:3] == b"CDF" and magic[3:4] in (b"\x01", b"\x02", b"\x05"):
                 _Classic(data, size).check()
             elif magic[:8] == b"\x89HDF\r\n\x1a\n":
-                _check_superblock(data, size)
+                _check_hdf5(data, size)
             else:
                 raise DataError(
                     f"{path} is not a NetCDF file (it starts with {magic[:4]!r}); convert it to NetCDF first"
@@ -89,18 +90,38 @@ def _damaged(why: str) -> NoReturn:
     raise _DamagedError(why)
 
 
-def _check_superblock(data: mmap.mmap, size: int) -> None:
-    """Check the version of an HDF5 file and that it ends where it says."""
+def _check_hdf5(data: mmap.mmap, size: int) -> None:
+    """Check the version of an HDF5 file, that it ends where it says, and its heaps of texts."""
     version = data[8] if size > 48 else _damaged(f"it has only {size} bytes")
     if version > 3:
         _damaged(f"there is no HDF5 of version {version}")
-    width = data[9] if version >= 2 else data[13]
-    if width not in (2, 4, 8):
-        _damaged(f"it has addresses of {width} bytes")
+    address, length = (data[9], data[10]) if version >= 2 else (data[13], data[14])
+    if not {address, length} <= {2, 4, 8}:
+        _damaged(f"it has addresses of {address} and lengths of {length} bytes")
     start = 12 if version >= 2 else 24 + 4 * version
-    end = int.from_bytes(data[start + 2 * width : start + 3 * width], "little")
+    end = int.from_bytes(data[start + 2 * address : start + 3 * address], "little")
     if end > size:
         _damaged(f"it is cut short, {size} of {end} bytes")
+    at = data.find(b"GCOL\x01\0\0\0", 0, _SCANNED)
+    while at >= 0:
+        _check_heap(data, at, length, size)
+        at = data.find(b"GCOL\x01\0\0\0", at + 8, _SCANNED)
+
+
+def _check_heap(data: mmap.mmap, at: int, length: int, size: int) -> None:
+    """Check the objects of a heap, which have no checksum, and whose lengths the library follows without end."""
+    end = at + int.from_bytes(data[at + 8 : at + 8 + length], "little")
+    if not at + 4096 <= end <= size:  # bytes that happen to look like one
+        return
+    header = -(-(8 + length) // 8) * 8
+    at += header
+    while at + header <= end:
+        index = int.from_bytes(data[at : at + 2], "little")
+        count = int.from_bytes(data[at + 8 : at + 8 + length], "little")
+        step = header + -(-count // 8) * 8 if index else count
+        if not header <= step <= end - at:
+            _damaged("its heap of texts is damaged")
+        at += step
 
 
 class _Variable(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import re
 import threading
@@ -13,8 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import requests
 import xarray as xr
 
+from probmodels.datasets import fetch as fetching
 from probmodels.datasets.fetch import SOURCES, cached_path, fetch
 from probmodels.datasets.sst import load_sst
 from probmodels.errors import DataError
@@ -34,6 +37,8 @@ class Served:
     etag: str | None = '"one"'
     status: int | None = None
     requests: list[dict[str, str]] = field(default_factory=list)
+    redirects: dict[str, str] = field(default_factory=dict)  # path to address
+    length: bool = True  # whether it says how long a body is
     url: str = ""
 
 
@@ -46,6 +51,12 @@ def make_handler(served: Served) -> type[BaseHTTPRequestHandler]:
             served.requests.append(dict(self.headers))
             if served.status is not None:
                 self.send_error(served.status)
+                return
+            if self.path in served.redirects:
+                self.send_response(302)
+                self.send_header("Location", served.redirects[self.path])
+                self.send_header("Content-Length", "0")
+                self.end_headers()
                 return
             if self.path not in served.bodies:
                 self.send_error(404)
@@ -65,7 +76,8 @@ def make_handler(served: Served) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
             else:
                 self.send_response(200)
-            self.send_header("Content-Length", str(len(body) - start))
+            if served.length:
+                self.send_header("Content-Length", str(len(body) - start))
             if served.etag:
                 self.send_header("ETag", served.etag)
             self.end_headers()
@@ -222,6 +234,50 @@ def test_damaged_gzip_is_refused(served, netcdf, tmp_path):
 def test_an_error_page_is_no_data(served, tmp_path):
     served.bodies[ERSST] = b"<html>Under maintenance</html>"
     with pytest.raises(DataError, match="gave no NetCDF file"):
+        fetch("ersstv5", cache_dir=tmp_path, base_url=served.url, **FAST)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_a_redirected_file_came_from_is_recorded(served, netcdf, tmp_path):
+    served.bodies["/elsewhere/sst.nc"] = netcdf
+    other = served.url.replace("127.0.0.1", "localhost")
+    served.redirects[ERSST] = f"{other}/elsewhere/sst.nc?token=secret"
+    served.bodies["/elsewhere/sst.nc?token=secret"] = netcdf
+    fetch("ersstv5", cache_dir=tmp_path, base_url=served.url, **FAST)
+    record = json.loads((tmp_path / "ersstv5.nc.json").read_text())
+    assert record["url"] == served.url + ERSST
+    assert record["served_from"] == f"{other}/elsewhere/sst.nc"
+
+
+def test_redirections_that_drop_encryption_are_refused(tmp_path, monkeypatch):
+    answers = requests.Response()
+    answers.status_code, answers.url, answers.history = 200, "http://elsewhere.org/sst.nc", [requests.Response()]
+    answers.history[0].url, answers.raw = SOURCES["ersstv5"].url, io.BytesIO()
+    monkeypatch.setattr(requests, "get", lambda *args, **kwargs: answers)
+    with pytest.raises(DataError, match=r"redirects to http://elsewhere.org/sst.nc without encryption.*by hand"):
+        fetch("ersstv5", cache_dir=tmp_path, **FAST)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("format", ["NETCDF3_CLASSIC", "NETCDF4"])
+def test_a_body_that_ends_early_without_a_stated_length_is_refused(served, tmp_path, format):
+    path = tmp_path / "whole.nc"
+    coords = {"time": np.arange(12.0), "lat": np.arange(4.0), "lon": np.arange(5.0)}
+    field = xr.DataArray(np.ones((12, 4, 5)), coords, ("time", "lat", "lon"), name="sst")
+    field.to_netcdf(path, format=format)
+    served.bodies[ERSST], served.length = path.read_bytes()[:-300], False
+    with pytest.raises(DataError, match=r"gave no NetCDF file that is whole: .* is cut short"):
+        fetch("ersstv5", cache_dir=tmp_path / "cache", base_url=served.url, **FAST)
+    assert not (tmp_path / "cache" / "ersstv5.nc").exists()
+
+
+def test_bodies_and_what_they_unpack_to_are_bounded(served, netcdf, tmp_path, monkeypatch):
+    served.bodies[HADISST] = gzip.compress(b"\x89HDF\r\n\x1a\n" + bytes(10_000_000))
+    with pytest.raises(DataError, match=r"unpacks to more than \d+ bytes, which no field does"):
+        fetch("hadisst", cache_dir=tmp_path, base_url=served.url, **FAST)
+    monkeypatch.setattr(fetching, "_MOST_BYTES", 100_000)
+    served.bodies[ERSST] = netcdf
+    with pytest.raises(DataError, match=r"sends more than 100000 bytes.*by hand"):
         fetch("ersstv5", cache_dir=tmp_path, base_url=served.url, **FAST)
     assert list(tmp_path.iterdir()) == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from probmodels.bayesian_svd import make_problem
 from probmodels.cli import app
 from probmodels.datasets.sst import load_sst, open_field
 from probmodels.errors import DataError
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from fuzz_files import fuzz
 
 NUM_MONTHS, LAT, LON = 48, np.linspace(60.0, 80.0, 5), np.linspace(150.0, 210.0, 7)
 MONTHS = np.arange(NUM_MONTHS) + np.datetime64("1990-01", "M")
@@ -532,4 +537,30 @@ def test_damaged_chunks(tmp_path: Path) -> None:
     start = path.read_bytes().find(b"\x78\x5e")
     damaged(path, lambda data: data.__setitem__(slice(start + 100, start + 300), bytes(200)))
     with pytest.raises(DataError, match=r"the values of 'sst' cannot be read.*copy the file anew"):
+        load(path)
+
+
+def test_repeated_latitudes_and_open_ranges(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="latitudes repeat"):
+        load(write(tmp_path / "a.nc", axes=(np.array([60.0, 65.0, 70.0, 70.0 + 1e-9, 75.0]), LON)))
+    open_ended = write(tmp_path / "b.nc", attrs={"units": "degC", "valid_range": [-np.inf, np.inf]})
+    assert not load(open_ended)[0].isnull().any()
+
+
+@pytest.mark.parametrize("kind", ["fields", "results"])
+def test_damaged_files_are_read_whole_or_refused(kind: str) -> None:
+    counts, said, _ = fuzz(kind, 100, seed=1)
+    assert not said
+    assert sum(counts.values()) == 100
+    assert 10 < counts["read"] < 90
+
+
+def test_texts_whose_heap_is_damaged_do_not_hang(tmp_path: Path) -> None:
+    path = tmp_path / "sst.nc"
+    with netCDF4.Dataset(write(path), "a") as file:
+        file.createVariable("name", str, ("lat",))[:] = np.array(["a", "b", "c", "d", "e"], dtype=object)
+    load(path)
+    heap = path.read_bytes().find(b"GCOL")
+    damaged(path, lambda data: data.__setitem__(slice(heap + 24, heap + 32), b"\xff" * 8))
+    with pytest.raises(DataError, match="its heap of texts is damaged"):
         load(path)
