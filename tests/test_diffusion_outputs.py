@@ -129,3 +129,58 @@ def test_what_cannot_be_done_is_said(normal, images) -> None:
     other.tree.attrs["method"] = "lds"
     with pytest.raises(ResultError, match="not one of a diffusion model"):
         fitted_model(other)
+
+
+# -- the verdict ------------------------------------------------------------------------------------------------------
+
+
+def untrained(data: xr.DataArray | xr.Dataset, **options) -> Result:
+    problem = make_problem(data, hidden=8, blocks=1, **options)
+    return fit_svi(problem, num_steps=1, lr=1e-9, num_samples=2, progress=False, compile="eager")
+
+
+def test_the_verdict_is_on_bound_and_draws(images) -> None:
+    assert "still falling" in str(images[1].diagnose())
+    fitted = fit_svi(
+        images[0], num_steps=900, lr=5e-3, schedule="warmup_cosine", batch_size=100, num_samples=2, progress=False
+    )
+    report = fitted.diagnose()
+    assert report.ok, str(report)
+    assert "40 data held out" in str(report)
+    assert "importance weights" not in str(report)
+
+
+def test_data_that_were_held_out_may_be_given(normal) -> None:
+    assert normal[1].diagnose().inference == "not judged"
+    rng = np.random.default_rng(1)
+    parts = {"observation": (("data", "feature"), rng.normal(size=(400, 2)))}
+    held_out = xr.Dataset({**parts, "held_out": (("held_out", "feature"), rng.normal(size=(100, 2)))})
+    assert untrained(held_out).diagnose().ok  # for which a velocity of zero is right
+    shifted = held_out.assign(held_out=held_out["held_out"] + 4.0)
+    assert "learned by heart" in str(untrained(shifted).diagnose())
+
+
+@pytest.mark.parametrize("kind", ["ring", "images"])
+def test_draws_of_an_untrained_model_fail(kind: str, images) -> None:
+    if kind == "images":
+        problem, _ = images
+        result = fit_svi(problem, num_steps=1, lr=1e-9, num_samples=2, progress=False)
+    else:  # of mean zero and unit variance, as noise
+        rng = np.random.default_rng(0)
+        angle = 2 * np.pi * rng.integers(8, size=1000) / 8
+        ring = np.sqrt(2) * np.stack([np.cos(angle), np.sin(angle)], 1) + 0.1 * rng.normal(size=(1000, 2))
+        result = untrained(xr.DataArray(ring, dims=("row", "feature")))
+    report = result.diagnose()
+    assert report.inference == "failed"
+    assert "principal components" in next(finding.verdict for finding in report.findings if finding.harmful)
+
+
+def test_a_model_that_learned_by_heart_fails() -> None:
+    rng = np.random.default_rng(2)
+    pixels = rng.integers(2, size=(70, 4, 4)).astype(float)
+    data = make_images(pixels, split=np.repeat(["train", "test"], [20, 50]), threshold=None)
+    problem = make_problem(data, hidden=64, blocks=2, num_values=2, gamma=(-6.0, 4.0))
+    result = fit_svi(problem, num_steps=700, lr=5e-3, num_samples=2, keep="average", progress=False)
+    report = result.diagnose()
+    assert report.inference == "failed"
+    assert "learned by heart" in str(report)

@@ -1,3 +1,4 @@
+from .checks import check_draws as check_draws
 from .fitted import (
     NetworkField as NetworkField,
     bound as bound,
@@ -28,6 +29,7 @@ __all__ = [
     "NetworkField",
     "bound",
     "bound_by_level",
+    "check_draws",
     "classes_of",
     "fitted_model",
     "fitted_problem",
