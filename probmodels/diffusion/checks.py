@@ -61,8 +61,8 @@ def _held_out(problem: Problem) -> Finding:
     size = math.prod(model.shape)
     error = math.sqrt(fitted.var(ddof=1) / len(fitted) + others.var(ddof=1) / len(others))
     gap, limit = float(others.mean() - fitted.mean()), _GAP * size + 2 * error
-    verdict = f"the bound on minus the log likelihood is {others.mean():.4g} nats for {len(others):,} data held out and "
-    verdict += f"{fitted.mean():.4g} for fitted ones (more by at most {limit:.3g})"
+    verdict = f"the bound on minus the log likelihood is {others.mean():.4g} nats for {len(others):,} data held out "
+    verdict += f"and {fitted.mean():.4g} for fitted ones (more by at most {limit:.3g})"
     bad = not gap <= limit
     return Finding(bad, verdict, "the model learned by heart: take fewer steps, dropout or more data" if bad else "")
 
