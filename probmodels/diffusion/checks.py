@@ -76,8 +76,8 @@ def _drawn(result: Result, problem: Problem) -> Finding:
         return Finding(False, verdict, "compare draws of generate with the data", judged=False)
     try:
         drawn = _new(result, problem, 512 if size <= _SMALL else 256)
-    except ProbmodelsError as error:
-        return Finding(False, f"nothing could be drawn: {error}", "", judged=False)
+    except ProbmodelsError as fault:
+        return Finding(False, f"nothing could be drawn: {fault}", "", judged=False)
     scale = 1 if model.num_values is None else model.num_values - 1
     values = data["observation"].values.reshape(data.sizes["data"], -1).astype(np.float64) / scale
     if not np.isfinite(drawn).all():
