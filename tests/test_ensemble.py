@@ -259,6 +259,32 @@ def test_paths_find_the_normal_itself_and_the_mass_of_a_funnel():
     assert (paths.starts[:, 0].abs() < 6).float().mean() > 0.6
 
 
+@pytest.mark.parametrize(("size", "count", "ratio"), [(300, 4, 2), (300, 64, 2), (12, 5, 5)])
+def test_a_few_paths_of_few_calls_serve_any_number_of_chains_at_any_scale(size, count, ratio):
+    generator = torch.Generator().manual_seed(5)
+    scales = torch.logspace(-ratio, ratio, size, dtype=torch.float64)[torch.randperm(size, generator=generator)]
+    loc = scales * torch.randn(size, dtype=torch.float64, generator=generator)
+    calls = []
+
+    def evaluate(z):
+        assert z.shape == (count, size)
+        calls.append(1)
+        x = (z - loc) / scales
+        return 0.5 * x.square().sum(1), x / scales
+
+    with isolated(0):
+        starts = 4 * torch.rand(count, size, dtype=torch.float64) - 2
+        paths = find_paths(evaluate, starts)
+    assert len(paths.elbo) <= 9
+    assert paths.calls == len(calls) < 400
+    exact = float(scales.log().sum()) + 0.5 * size * np.log(2 * np.pi)
+    if size <= 20:  # the Hessian itself is known
+        np.testing.assert_allclose(paths.elbo, exact, atol=0.05)
+    # A draw from the posterior has a squared distance of chi-square law; uniform starts have 1e6 and more.
+    distance = ((paths.starts - loc) / scales).square().sum(1)
+    assert float(distance.max()) < 2 * size + 6 * np.sqrt(2 * size)
+
+
 def two_modes():
     x = pyro.sample("x", dist.Normal(0.0, 1.0).expand([19]).to_event(1))
     narrow = 17 - 0.5 * ((x[0] - 1.7) / 0.1) ** 2

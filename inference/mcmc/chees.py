@@ -28,7 +28,7 @@ _MAX_ROWS = 4096  # positions kept for a metric,
 _MAX_ENTRIES = 2**23  # and numbers in them
 _DIVERGENCE = 1000.0  # energy error above which a trajectory counts as divergent
 _WINDOWS = (0.1, 0.3, 0.6)  # where warm-up ends a window and renews the metric
-_PATH_ENTRIES = 2**23  # entries of the inverse Hessians of all paths up to which starts are sought by BFGS
+_PATH_ENTRIES = 2**21  # numbers in the starts of all chains up to which better ones are sought along paths
 _FEWEST = 8  # different draws along paths below which they say nothing about a metric
 _STUCK = 0.05  # mean acceptance over a window below which a chain counts as stuck
 _TIME = 1.5  # mean trajectory time to begin with, near a quarter period of a whitened normal
@@ -227,7 +227,7 @@ class ChEESKernel(Kernel):
         with torch.no_grad():
             z = self._find_starts()
             self._metric = Metric(torch.ones_like(z[0]))
-            if self.init in (None, "pathfinder") and z.numel() * z.shape[1] <= _PATH_ENTRIES:
+            if self.init in (None, "pathfinder") and z.numel() <= _PATH_ENTRIES:
                 z = self._descend(z)
             self._place(z)
             self._progress = torch.zeros_like(z[:, 0])
@@ -336,14 +336,14 @@ class ChEESKernel(Kernel):
     def _descend(self, z: Tensor) -> Tensor:
         """Starts and a first metric from normals along quasi-Newton paths."""
         size = z.shape[1]
-        paths = find_paths(
-            self._evaluate, z, num_draws=max(10, math.ceil(4 * size / self.num_chains)), max_steps=60 + size
-        )
+        wanted = 4 * min(size, _DENSE_LIMIT)  # a dense metric needs several rows per unknown
+        most = min(_MAX_ROWS, _MAX_ENTRIES // size)
+        paths = find_paths(self._evaluate, z, num_draws=max(1, min(max(10 * len(z), wanted), most) // len(z)))
         # Copies stand where normals reached too far: they show no direction that others did not.
         distinct = len(torch.unique(paths.draws.flatten(0, 1), dim=0))
         if distinct >= _FEWEST:
-            self._metric = self._metric.renewed(paths.draws, self._kind, distinct)
-        return paths.starts
+            self._metric = self._metric.renewed(paths.draws.to(z), self._kind, distinct)
+        return paths.starts.to(z)
 
     def _tally(self) -> None:
         """Running moments of the draws, for the progress bar alone."""

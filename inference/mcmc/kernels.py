@@ -273,7 +273,7 @@ class NUTSKernel(Kernel):
         if self.init == "pathfinder":
             with torch.no_grad():
                 paths = find_paths(lambda rows: tuple(x[None] for x in self._evaluate(rows[0])), z[None])
-            z = paths.starts[0]
+            z = paths.starts[0].to(z)
         return z
 
 
