@@ -95,7 +95,7 @@ def chains(names: list[str], counts: list[int], options: dict[str, Any]) -> None
     from probmodels.inference import Problem, run_mcmc
     from probmodels.inference.diagnostics.convergence import convergence
 
-    own = {"two_level": (two_level, two_level_data), "markov": (markov, markov_data)}
+    own: dict[str, Any] = {"two_level": (two_level, two_level_data), "markov": (markov, markov_data)}
     rows = []
     for name in names or [*own, *reference.NAMES]:
         problem = Problem(name, own[name][0], args=own[name][1]()) if name in own else reference.load(name).problem
