@@ -13,7 +13,7 @@ setup: $(VENV)/.installed
 # torch goes first and by itself, so that a build that is there already (CPU or CUDA) is kept.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install "$(TORCH)"
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install $(TORCH)
 	$(BIN)/pip install -c constraints.txt -e ".[sst,dev]"
 	touch $@
 

@@ -28,6 +28,7 @@ from probmodels.inference.runtime.tensors import device_of
 from probmodels.options import Draws, Seed, checked
 
 __all__ = [
+    "check_observed",
     "complete",
     "discrete_marginals",
     "infer_discrete",
@@ -103,8 +104,9 @@ def posterior_predictive(
     Raises
     ------
     ProblemError
-        If the posterior lacks sites, has other shapes than the model, or holds NaN.
+        If the model observes nothing, or the posterior lacks sites, has other shapes than the model, or holds NaN.
     """
+    check_observed(problem)
     observed, given = problem.names("observed"), _latent(problem, _arrays(problem, posterior))
     program = Unobserve()(problem.model)
     values = _simulate(problem, given, observed, program, seed, _PREDICT, progress=progress)
@@ -169,9 +171,11 @@ def log_likelihood(problem: Problem, posterior: xr.Dataset, *, progress: bool = 
     Raises
     ------
     ProblemError
-        If the posterior lacks sites, has other shapes than the model or holds NaN; if points share discrete sites, as
-        in a hidden Markov model, so that their likelihood has no factor for each of them; or if a plate is subsampled.
+        If the model observes nothing; the posterior lacks sites, has other shapes than the model or holds NaN; points
+        share discrete sites, as in a hidden Markov model, so that their likelihood has no factor for each of them; or a
+        plate is subsampled.
     """
+    check_observed(problem)
     observed, sites = problem.names("observed"), problem.sites
     enumeration = _enumeration(problem)
     hidden = enumeration.names if enumeration is not None else []
@@ -291,6 +295,21 @@ def thin(posterior: xr.Dataset, num_samples: Draws | None) -> xr.Dataset:
     per_chain = min(posterior.sizes["draw"], -(-num_samples // posterior.sizes["chain"]))
     keep = np.linspace(0, posterior.sizes["draw"] - 1, per_chain).round().astype(int)
     return posterior.isel(draw=keep)
+
+
+def check_observed(problem: Problem) -> None:
+    """Check that a model has observed sites.
+
+    Raises
+    ------
+    ProblemError
+        If it has none, as where data enter by a factor.
+    """
+    if not problem.names("observed"):
+        raise ProblemError(
+            f"{problem.name}: the model observes nothing (it has no site with obs=), so there is nothing to predict or "
+            "to compare"
+        )
 
 
 def log_joint(trace: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -155,6 +156,21 @@ class Problem:
     outer: Outer | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        known: dict[str, tuple[type | tuple[type, ...], str]] = {
+            "name": (str, "a text"),
+            "args": ((tuple, list), "a tuple, as (y,) for one argument"),
+            "kwargs": (Mapping, "a dict of arguments by name"),
+            "coords": (Mapping, "a dict of labels by dim"),
+            "data": ((xr.Dataset, type(None)), "an xarray.Dataset, or None"),
+        }
+        for key, (kind, said) in known.items():
+            if not isinstance(value := getattr(self, key), kind):
+                raise ProblemError(f"Problem {self.name!r}: {key} is a {type(value).__name__}; give {said}")
+        for key in ("model", "guide"):
+            if not callable(program := getattr(self, key)) and not (key == "guide" and program is None):
+                raise ProblemError(f"Problem {self.name!r}: {key}={program!r} is no Pyro program; give a function")
+
     def __repr__(self) -> str:
         """Name, sites with their kind and dims, plates, guide and what engines are told; the data are left out."""
         rows = self._rows()
@@ -300,10 +316,26 @@ class Problem:
         except ProblemError:
             raise
         except ValueError as error:  # distributions refuse their arguments so
-            raise ProblemError(f"{self.name}: running the {role} fails: {error}") from error
+            first = str(error).partition("Trace Shapes:")[0].strip()  # what Pyro says before its table
+            raise ProblemError(f"{self.name}: running the {role} fails: {first}") from error
         except Exception as error:
+            if why := self._fault_of_call(program):
+                raise ProblemError(
+                    f"{self.name}: the {role} does not take the args and kwargs of the problem: {why}"
+                ) from error
             error.add_note(f"while running the {role} of problem {self.name!r}")
             raise
+
+    def _fault_of_call(self, program: Callable[..., Any]) -> str:
+        """Why a program cannot be called with the arguments of the problem; empty where it can, or nobody knows."""
+        body = program.forward if isinstance(program, nn.Module) else program
+        try:
+            inspect.signature(body).bind(*self.args, **self.kwargs)
+        except TypeError as error:
+            return str(error)
+        except ValueError:  # of callables that have no signature
+            return ""
+        return ""
 
     def _describe(self, name: str, node: Mapping[str, Any]) -> Site:
         infer, fn, shape = node["infer"], node["fn"], tuple(node["value"].shape)

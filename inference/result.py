@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ from probmodels.inference.runtime.ops import clean_attrs, versions, write_atomic
 from probmodels.methods import get_method, refuse_code
 from probmodels.options import Draws, Fraction, Natural, OneOf, Seed, checked, hint, options_of
 
-__all__ = ["Result", "build_tree", "check_target"]
+__all__ = ["Result", "build_tree", "changed_data", "check_target"]
 
 _FORMAT = 1
 _TREE, _GUIDE = "result.nc", "guide.safetensors"
@@ -44,6 +45,9 @@ _JSON: Mapping[str, Any] = {  # root attributes, and of what kind they are
 }
 _SHOWN = 12  # variables that a result shows of itself
 _ENTRIES = 4  # and of each of them
+_SEARCHED = 10_000  # entries among which those that vary are looked for
+_SUM = "guide_sha256"  # root attribute of the file: checksum of the guide beside it, empty where there is none
+_TOLERANCE = 1e-5  # relative to the largest value, so that single precision does not count as other data
 
 
 @dataclass
@@ -89,7 +93,7 @@ class Result:
 
     @checked(ResultError)
     def head(self, most: Natural | None = None) -> tuple[pd.DataFrame, str]:
-        """Summary of scalars and of the first entries of arrays, for a screen.
+        """Summary of scalars and of the first entries of arrays that vary, for a screen.
 
         Parameters
         ----------
@@ -107,9 +111,10 @@ class Result:
         chosen, more = {}, [f"{len(drawn) - most} more variables"] if most is not None and len(drawn) > most else []
         for name, variable in list(drawn.items())[:most]:
             values = variable.transpose("chain", "draw", ...)
-            for place in islice(np.ndindex(values.shape[2:]), _ENTRIES):
+            shown = list(islice(_moving(values.values), _ENTRIES))
+            for place in shown:
                 chosen[label(name, values, place)] = (("chain", "draw"), values.values[(..., *place)])
-            if (left := values[0, 0].size - _ENTRIES) > 0:
+            if (left := values[0, 0].size - len(shown)) > 0:
                 more.append(f"{left} more of {name}")
         return summarize(xr.Dataset(chosen)), f"… and {', '.join(more)}" if more else ""
 
@@ -175,8 +180,8 @@ class Result:
             make_problem = get_method(name).make_problem
         except SpecError as error:
             raise ResultError(
-                f"the result is of {name!r}, which is no registered method: {error}; a problem built by hand has to be "
-                "given again"
+                f"give the problem itself, as its {name!r} is no registered method: it was built by hand, or the "
+                f"package of the method is not installed ({error})"
             ) from error
         if "options" not in attrs:
             raise ResultError(f"the result keeps no options of {name}; make the problem again with make_problem")
@@ -198,6 +203,32 @@ class Result:
         except (ProbmodelsError, xr.MergeError) as error:
             raise ResultError(f"the problem of this result of {name} cannot be made again: {error}") from error
         return problem
+
+    def check_problem(self, problem: Problem, *, data: bool = True) -> None:
+        """Check that a problem is the one that the result came from.
+
+        Parameters
+        ----------
+        problem
+            The problem.
+        data
+            Whether it has to hold the same data.
+
+        Raises
+        ------
+        ResultError
+            If it has another name than the method of the result, or holds other data.
+        """
+        method = self.tree.attrs.get("method", problem.name)  # which results made by hand may lack
+        if method != problem.name:
+            raise ResultError(
+                f"the result is of {method!r}, not of {problem.name!r}; give the problem that it came from"
+            )
+        if data and (changed := changed_data(self.tree, problem)):
+            raise ResultError(
+                f"{problem.name}: the problem holds other data than the result was inferred from: {', '.join(changed)} "
+                "differ; give the problem of the same data (predict takes new data)"
+            )
 
     def params(self) -> dict[str, Tensor]:
         """Fitted parameters of model and guide by name, constrained; empty for MCMC."""
@@ -273,14 +304,16 @@ class Result:
         Raises
         ------
         ResultError
-            If the problem cannot be made again, or has other parameters than the result.
+            If the problem cannot be made again, is another than the one that was inferred, or has other parameters than
+            the result.
         ProblemError
-            If the posterior does not fit the problem, or observations have no likelihood each.
+            If the posterior does not fit the problem, it observes nothing, or observations have no likelihood each.
         """
         from probmodels.inference import predictive
         from probmodels.inference.programs.programs import with_parameters
 
         problem = self.rebuild() if problem is None else problem
+        self.check_problem(problem, data=name in ("log_likelihood", "posterior_predictive"))
         posterior = predictive.thin(self.posterior, num_samples)
         with with_parameters(problem, self.guide_state) as trained:
             if name == "log_likelihood":
@@ -295,6 +328,7 @@ class Result:
                 drawn = predictive.prior_predictive(trained, num_samples=count, seed=seed)
                 observed = problem.names("observed")
                 groups = {"prior": drawn.drop_vars(observed), "prior_predictive": drawn[observed]}
+                groups = {key: group for key, group in groups.items() if group.data_vars}
         tree = self.tree.copy()
         for key, dataset in groups.items():
             tree[key] = xr.DataTree(dataset)
@@ -317,11 +351,20 @@ class Result:
             Number of draws over all chains; None for as many as the posterior has.
         seed
             Seed of the new values.
+
+        Raises
+        ------
+        ResultError
+            If the problem cannot be made again, is of another method, or has other parameters than the result.
+        ProblemError
+            If the problem observes nothing, or the posterior does not fit it.
         """
         from probmodels.inference import predictive
         from probmodels.inference.programs.programs import fitted, sample_guide, with_parameters
 
         problem = self.rebuild() if problem is None else problem
+        self.check_problem(problem, data=False)
+        predictive.check_observed(problem)
         posterior = self.posterior
         if self.guide_state is not None and RESAMPLED not in self.tree.attrs:
             count = num_samples if num_samples is not None else posterior.sizes["draw"]
@@ -363,7 +406,7 @@ class Result:
             else:
                 (folder / _GUIDE).unlink(missing_ok=True)
             tree = self.tree.map_over_datasets(_plain)
-            tree.attrs = clean_attrs({**self.tree.attrs, "probmodels_format": _FORMAT})
+            tree.attrs = clean_attrs({**self.tree.attrs, "probmodels_format": _FORMAT, _SUM: _checksum(folder)})
             write_atomically(folder / _TREE, lambda file: tree.to_netcdf(file, engine="netcdf4"))
         except OSError as error:
             raise ResultError(f"cannot write a result to {folder}: {error}; choose another folder") from error
@@ -384,15 +427,17 @@ class Result:
         Raises
         ------
         ResultError
-            If there is no result, it is damaged, or it belongs to another method than ``problem``.
+            If there is no result, it is damaged, the guide that was saved with it is lost, or it belongs to another
+            method than ``problem``.
         """
         path = Path(folder)
         path = path.parent if path.name == _TREE else path
-        tree, state = _read_tree(path), _read_state(path)
+        tree = _read_tree(path)
+        _check_guide(path, tree.attrs.pop(_SUM, None))
+        state = _read_state(path)
         result = cls(tree, state)
         if problem is not None:
-            if tree.attrs.get("method") != problem.name:
-                raise ResultError(f"{path} holds a result of {tree.attrs.get('method')!r}, not of {problem.name!r}")
+            result.check_problem(problem, data=False)
             if state is not None:
                 from probmodels.inference.programs.programs import fitted
 
@@ -418,7 +463,7 @@ def _read_tree(folder: Path) -> xr.DataTree:
             dates = {name: _numpy_dates(x) for name, x in node.coords.items() if x.dtype == object and x.ndim == 1}
             node.coords.update({name: x for name, x in dates.items() if x is not None})
     except Exception as error:  # libraries raise whatever they like for a damaged file
-        raise ResultError(f"{file} cannot be read ({error}); run the inference again") from error
+        raise ResultError(f"{file} cannot be read ({error}); it is damaged, or no result of Result.save") from error
     try:
         written = int(tree.attrs.get("probmodels_format", 0))
     except (TypeError, ValueError):
@@ -456,6 +501,34 @@ def _check_draws(posterior: xr.Dataset) -> None:
             raise ResultError(f"posterior variable {name!r} holds no numbers, but {values.dtype}")
         if not values.sizes["chain"] * values.sizes["draw"]:
             raise ResultError(f"posterior variable {name!r} has no draws")
+
+
+def _checksum(folder: Path) -> str:
+    """Checksum of the guide in a folder; empty where there is none."""
+    file = folder / _GUIDE
+    if not file.exists():
+        return ""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_guide(folder: Path, expected: str | None) -> None:
+    """Check that the guide in a folder is the one that was saved with the result; older files do not say which."""
+    try:
+        found = _checksum(folder)
+    except OSError as error:
+        raise ResultError(f"{folder / _GUIDE} cannot be read ({error}); run the inference again") from error
+    if expected is None or found == expected:
+        return
+    if not found:
+        raise ResultError(
+            f"{folder} lacks {_GUIDE}, the fitted guide that was saved with {_TREE}; copy both files, or run the "
+            "inference again"
+        )
+    raise ResultError(
+        f"{folder / _GUIDE} is damaged or of another result: it is not the file that was saved with {_TREE}; copy both "
+        "files, or run the inference again"
+    )
 
 
 def _read_state(folder: Path) -> dict[str, Tensor] | None:
@@ -532,6 +605,55 @@ def build_tree(
         }
     )
     return tree
+
+
+def _moving(draws: np.ndarray) -> Iterator[tuple[int, ...]]:
+    """Places of the entries of draws (chain, draw, ...) that vary, among the first ones; all where none does."""
+    places = islice(np.ndindex(draws.shape[2:]), _SEARCHED)
+    moves = (place for place in places if (draws[(..., *place)] != draws[(0, 0, *place)]).any())
+    first = next(moves, None)
+    return np.ndindex(draws.shape[2:]) if first is None else chain([first], moves)
+
+
+def changed_data(tree: xr.DataTree, problem: Problem) -> list[str]:
+    """Variables of which a problem holds other data than the ones that a result was inferred from.
+
+    Parameters
+    ----------
+    tree
+        Tree of the result; without groups of data nothing can be compared.
+    problem
+        The problem.
+
+    Returns
+    -------
+    list
+        Names of observed and constant data whose sizes or values differ, and of observed sites that only one has.
+    """
+    found = _data_groups(problem, _computed(problem))
+    changed = []
+    for name in ("observed_data", "constant_data"):
+        held, new = group_of(tree, name), found.get(name, xr.Dataset())
+        if not held.variables:
+            continue
+        if name == "observed_data":
+            changed += sorted(map(str, set(held.data_vars) ^ set(new.data_vars)))
+        shared = [key for key in held.variables if key in new.variables]
+        changed += [str(key) for key in shared if not _alike(held[key].values, new[key].values)]
+    return list(dict.fromkeys(changed))
+
+
+def _alike(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays hold the same, up to single precision; arrays of objects that are no texts pass."""
+    if one.shape != other.shape:
+        return False
+    if {one.dtype.kind, other.dtype.kind} <= set("biuf"):
+        one, other = one.astype(np.float64), other.astype(np.float64)
+        scale = np.abs(one[np.isfinite(one)]).max(initial=0.0)
+        return np.allclose(other, one, rtol=_TOLERANCE, atol=_TOLERANCE * scale, equal_nan=True)
+    if "O" in (one.dtype.kind, other.dtype.kind):
+        return all(a == b for a, b in zip(one.ravel(), other.ravel(), strict=True) if isinstance(a, str))
+    return bool(np.array_equal(one, other, equal_nan=one.dtype.kind in "mM" and other.dtype.kind in "mM"))
 
 
 def _is_finite(problem: Problem) -> bool:

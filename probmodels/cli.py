@@ -7,10 +7,12 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypedDict
 
 import typer
 
@@ -32,21 +34,40 @@ app = typer.Typer(
 
 _RESULT = "result.nc"
 _CHECKPOINT = "checkpoint"
+_AGAIN = "the same command again goes on from what is kept, or starts anew"
 _MOST = 10_000_000  # draws
 _LARGEST = 2**63 - 1  # seed
 
-Out = Annotated[Path, typer.Option("--out", help="Folder for everything that is written.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Exit with status 1 where diagnostics fail.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result that lies in the folder.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Nothing of what is being done, and no progress bar.")]
-Folder = Annotated[Path, typer.Argument(help="Folder of a result.")]
-Device = Annotated[str | None, typer.Option(help="Where to compute, e.g. cpu, cuda or cuda:1; none: where data lie.")]
+
+def _path(text: str | Path) -> Path:
+    """A path; an empty text, as of a variable that a script has not set, would be the folder one stands in."""
+    if not str(text):
+        raise typer.BadParameter("an empty text is no path; write . for the current folder")
+    return Path(text)
+
+
+class _AsPath(TypedDict):
+    parser: Callable[[str], Path]
+    metavar: str
+
+
+_PATH = _AsPath(parser=_path, metavar="PATH")
+Out = Annotated[Path, typer.Option("--out", help="Folder for everything that is written.", **_PATH)]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with status 1 if diagnostics fail.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a result that is in the folder.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Do not say what is being done, and show no progress bar.")]
+Folder = Annotated[Path, typer.Argument(help="Folder of a result.", parser=_path)]
+Device = Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda or cuda:1; default: where the data are.")]
 Changes = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Value in place of the spec's, e.g. model.rank=6; repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Value that replaces the spec's, e.g. model.rank=6; repeatable."),
 ]
 AllowFetch = Annotated[
     bool, typer.Option("--allow-fetch", help="Let the spec in a result file read data from other machines.")
+]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Import the method and the loader of other packages that a result file names."),
 ]
 
 
@@ -80,7 +101,7 @@ def sst(
         list[float] | None, typer.Option(help="Value of the file that means missing, e.g. 0; repeatable.")
     ] = None,
     min_valid: Annotated[
-        float | None, typer.Option(help="Share of time steps that a cell must have to count as ocean, 0.5.")
+        float | None, typer.Option(help="Share of time steps that a cell must have to count as ocean (default 0.5).")
     ] = None,
     anomalies: Annotated[
         bool, typer.Option("--anomalies/--no-anomalies", help="Whether to remove the climatology.")
@@ -92,11 +113,11 @@ def sst(
     kernel: Annotated[str, typer.Option(help="Kernel of the patterns.")] = "matern72",
     kernel_time: Annotated[str, typer.Option(help="Kernel of the series.")] = "identity",
     tail: Annotated[float, typer.Option(help="Share of the kernel's variance that a truncated basis may drop.")] = 1e-6,
-    draws: Annotated[int | None, typer.Option(help="Draws kept per chain, 1000; of mcmc.")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Sweeps before the first draw, 500; of mcmc.")] = None,
-    thin: Annotated[int | None, typer.Option(help="Sweeps per draw kept, 1; of mcmc.")] = None,
-    chains: Annotated[int | None, typer.Option(help="Number of chains, 4; of mcmc.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Gradient steps, 800; of svi.")] = None,
+    draws: Annotated[int | None, typer.Option(help="Draws kept per chain (default 1000); for mcmc.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Sweeps before the first draw (default 500); for mcmc.")] = None,
+    thin: Annotated[int | None, typer.Option(help="Sweeps per draw kept (default 1); for mcmc.")] = None,
+    chains: Annotated[int | None, typer.Option(help="Number of chains (default 4); for mcmc.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Gradient steps (default 800); for svi.")] = None,
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same draws.")] = 0,
     engine: Annotated[str, typer.Option(help="mcmc (exact) or svi (approximate).")] = "mcmc",
     changes: Changes = None,
@@ -155,16 +176,17 @@ def sst(
 
 @app.command()
 def run(
-    spec: Annotated[Path, typer.Argument(help="TOML spec, or a result.nc whose spec is run again.")],
+    spec: Annotated[Path, typer.Argument(help="TOML spec, or a result.nc whose spec is run again.", parser=_path)],
     changes: Changes = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder, instead of the spec's own; a result file does not choose it."),
+        typer.Option("--out", help="Folder, instead of the spec's own; a result file does not choose it.", **_PATH),
     ] = None,
     device: Device = None,
     strict: Strict = False,
     overwrite: Overwrite = False,
     allow_fetch: AllowFetch = False,
+    allow_code: AllowCode = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a spec."""
@@ -172,6 +194,8 @@ def run(
     from probmodels.spec import change_spec, read_spec, spec_of_result
 
     again = spec.suffix == ".nc" or spec.is_dir()
+    if again:
+        _import_code(spec, allow_code)
     found = spec_of_result(spec, allow_fetch=allow_fetch) if again else read_spec(spec)
     for change in changes or []:
         change_spec(found, change)
@@ -181,7 +205,8 @@ def run(
         found["output"]["overwrite"] = True
     folder = spec if spec.is_dir() else spec.parent
     found["output"].setdefault("path", f"{folder.resolve()}-again" if again else f"runs/{spec.stem}")
-    _execute(found, device=device, strict=strict, quiet=quiet)
+    same_data = again and not any(change.startswith(("method", "data", "model")) for change in changes or [])
+    _execute(found, device=device, strict=strict, quiet=quiet, former=spec if same_data else None)
 
 
 @app.command("list")
@@ -219,8 +244,9 @@ def show(folder: Folder) -> None:
 
 
 @app.command()
-def diagnose(folder: Folder, strict: Strict = False) -> None:
+def diagnose(folder: Folder, strict: Strict = False, allow_code: AllowCode = False) -> None:
     """Judge whether the draws of a result can be trusted, and say what to do."""
+    _import_code(folder, allow_code)
     report = _load(folder).diagnose()
     typer.echo(str(report))
     _exit(report.ok, strict)
@@ -228,9 +254,12 @@ def diagnose(folder: Folder, strict: Strict = False) -> None:
 
 @app.command()
 def report(
-    folder: Folder, out: Annotated[Path | None, typer.Option("--out", help="Folder to write to.")] = None
+    folder: Folder,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write to.", **_PATH)] = None,
+    allow_code: AllowCode = False,
 ) -> None:
     """Write maps, figures and the HTML report of a result again."""
+    _import_code(folder, allow_code)
     result = _load(folder)
     try:
         _write(result, out or (folder if folder.is_dir() else folder.parent))
@@ -241,18 +270,23 @@ def report(
 
 @app.command()
 def compare(
-    folders: Annotated[list[Path], typer.Argument(metavar="RESULT RESULT...", help="Folders of results.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RESULT RESULT...", help="Folders of results.", parser=_path)
+    ],
     method: Annotated[str, typer.Option(help="Weights by stacking or pseudo_bma.")] = "stacking",
     unit: Annotated[
         str | None,
-        typer.Option(help="Dim whose entries are left out as a whole, e.g. time; none: single values."),
+        typer.Option(
+            help="Dim of the observations whose entries are left out as a whole, e.g. group; none: single values."
+        ),
     ] = None,
     num_samples: Annotated[int, typer.Option(min=1, max=_MOST, help="Draws of each result that are used.")] = 1000,
-    figure: Annotated[Path | None, typer.Option("--figure", help="Image to draw the ranking to.")] = None,
+    figure: Annotated[Path | None, typer.Option("--figure", help="Image to draw the ranking to.", **_PATH)] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with status 1 where figures cannot be trusted.")
     ] = False,
     allow_fetch: AllowFetch = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Rank models of the same data by how well they predict observations left out (PSIS-LOO)."""
     from probmodels.inference.diagnostics.comparison import WEIGHTINGS, compare as rank_models, loo
@@ -267,6 +301,7 @@ def compare(
         _make_folder(figure)
     judged = {}
     for folder, name in zip(folders, _names(folders), strict=True):
+        _import_code(folder, allow_code)
         result = _load(folder)
         problem = None if "log_likelihood" in result.tree.children else _problem(result, folder, allow_fetch)
         judged[name] = loo(result, problem, unit=unit, num_samples=num_samples)
@@ -283,7 +318,7 @@ def compare(
 @app.command()
 def predict(
     folder: Folder,
-    out: Annotated[Path, typer.Option("--out", "-o", help="NetCDF file to write.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="NetCDF file to write.", **_PATH)],
     num_samples: Annotated[
         int | None,
         typer.Option(min=1, max=_MOST, help="Predictions over all chains; none: one for each draw."),
@@ -291,15 +326,18 @@ def predict(
     seed: Annotated[int, typer.Option(min=0, max=_LARGEST, help="Seed; the same seed gives the same predictions.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
     allow_fetch: AllowFetch = False,
+    allow_code: AllowCode = False,
 ) -> None:
     """Draw new values of what was observed from the posterior predictive distribution."""
     from probmodels.inference.runtime.ops import write_atomically
 
     if out.exists() and not overwrite:
         raise _Refusal(f"{out} exists already; choose another file with --out, or pass --overwrite")
-    _make_folder(out)
+    _import_code(folder, allow_code)
     result = _load(folder)
-    predicted = result.predict(_problem(result, folder, allow_fetch), num_samples=num_samples, seed=seed)
+    problem = _problem(result, folder, allow_fetch)
+    _make_folder(out)
+    predicted = result.predict(problem, num_samples=num_samples, seed=seed)
     kept = {key: result.tree.attrs[key] for key in ("method", "engine", "spec", "versions") if key in result.tree.attrs}
     predicted.attrs.update(title="posterior predictive draws", source=str(folder), prediction_seed=seed, **kept)
     try:
@@ -314,10 +352,13 @@ def _or(value: int | None, default: int) -> int:
     return default if value is None else value
 
 
-def _execute(spec: dict[str, Any], *, device: str | None = None, strict: bool, quiet: bool) -> None:
-    """Check, load, sample with checkpoints, save, write outputs."""
+def _execute(
+    spec: dict[str, Any], *, device: str | None = None, strict: bool, quiet: bool, former: Path | None = None
+) -> None:
+    """Check, load, sample with checkpoints, save, write outputs; say where data differ from those of a former run."""
     _say("checking the spec", quiet=quiet)
     from probmodels.inference.result import check_target
+    from probmodels.inference.runtime.checkpoint import check_room
     from probmodels.inference.runtime.tensors import find_device
     from probmodels.spec import build_problem, load_data, load_spec, run_engine
 
@@ -333,12 +374,17 @@ def _execute(spec: dict[str, Any], *, device: str | None = None, strict: bool, q
         raise _Refusal(f"{folder} holds a result already; choose another folder with --out, or pass --overwrite")
     check_target(folder, overwrite=overwrite)
     find_device("--device", device)
+    find_device("inference.device", spec["inference"].get("device"))
+    if isinstance(chosen := spec["inference"].get("checkpoint"), str):
+        check_room(chosen, 0)
     _say(f"loading data: {spec['data'].get('name')}", quiet=quiet)
     data = load_data(spec)
     _say(f"building the problem: {spec['method']}", quiet=quiet)
     problem = build_problem(spec, data)
     problem = problem if device is None else problem.to(device)
     _say_mends(problem)
+    if former is not None:
+        _say_changes(former, problem)
     checkpoint = folder / _CHECKPOINT
     options: dict[str, Any] = {"checkpoint": str(checkpoint), **spec["inference"]}
     options |= {"progress": False} if quiet else {}
@@ -349,7 +395,8 @@ def _execute(spec: dict[str, Any], *, device: str | None = None, strict: bool, q
     try:
         result = run_engine(spec, problem, **options)
     except KeyboardInterrupt as error:
-        typer.echo(f"\nInterrupted: {error}" if str(error) else "\nInterrupted.", err=True)
+        said = str(error) or f"nothing of it is kept yet in {options['checkpoint']}"
+        typer.echo(f"\nInterrupted: {said}; {_AGAIN}", err=True)
         raise typer.Exit(130) from error
     _say(f"writing to {folder}", quiet=quiet)
     (folder / "report.html").unlink(missing_ok=True)  # of an earlier run: it is the sign that outputs are complete
@@ -392,12 +439,40 @@ def _say_mends(problem: Any) -> None:
         typer.echo(f"Note: {sentence}")
 
 
+def _say_changes(former: Path, problem: Problem) -> None:
+    """Say that a run again is of other data than the run before; a file that holds no more than a spec says nothing."""
+    try:
+        changed = _changed(_load(former), problem)
+    except ResultError:
+        return
+    if changed:
+        typer.echo(
+            f"Note: the data have changed since the run of {former}: {changed} differ; this run has the new ones"
+        )
+
+
 def _fetch(names: list[str], *, quiet: bool) -> None:
     from probmodels.datasets.fetch import SOURCES, fetch
 
     if len(names) != 1:
         raise _Refusal(f"'sst fetch' takes one name: {', '.join(SOURCES)}")
     typer.echo(f"{fetch(names[0], progress=not quiet)}")
+
+
+def _import_code(folder: Path, allowed: bool) -> None:
+    """Import the method and the loader that a result names by dotted paths, where the user allows it."""
+    if not allowed:
+        return
+    from probmodels.datasets import get_loader
+    from probmodels.inference.labels import read_json
+    from probmodels.methods import get_method
+
+    spec = read_json(_load(folder).tree.attrs, "spec", {})
+    method, data = spec.get("method"), spec.get("data")
+    if isinstance(method, str) and "." in method:
+        get_method(method)
+    if isinstance(data, dict) and isinstance(name := data.get("name"), str) and ":" in name:
+        get_loader(name)
 
 
 def _problem(result: Result, folder: Path, allow_fetch: bool) -> Problem:
@@ -407,7 +482,21 @@ def _problem(result: Result, folder: Path, allow_fetch: bool) -> Problem:
 
     if "data" not in read_json(result.tree.attrs, "spec", {}):
         return result.rebuild()
-    return build_problem(spec_of_result(folder, allow_fetch=allow_fetch))
+    problem = build_problem(spec_of_result(folder, allow_fetch=allow_fetch))
+    if changed := _changed(result, problem):
+        raise ResultError(
+            f"{folder}: the data that its spec names have changed since the run: {changed} differ; put the former data "
+            "back, or run it again with the new ones"
+        )
+    return problem
+
+
+def _changed(result: Result, problem: Problem) -> str:
+    """Names of the data of a problem that differ from those of a result."""
+    from probmodels.inference.result import changed_data
+
+    names = changed_data(result.tree, problem)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _say(doing: str, *, quiet: bool) -> None:
@@ -452,6 +541,8 @@ class _Refusal(ProbmodelsError, ValueError):
 
 def main() -> None:
     """Run the command line; what a user can mend is one line and exit status 2."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # seconds between lines of progress in a log file
     try:
         status = app(standalone_mode=False)
     except _UsageError as error:
@@ -460,6 +551,9 @@ def main() -> None:
         _fail("Usage", error.format_message())
     except ProbmodelsError as error:
         _fail(type(error).__name__.lstrip("_"), str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        print(f"\nInterrupted; {_AGAIN}.", file=sys.stderr)
+        sys.exit(130)
     except MemoryError:
         _fail("MemoryError", "not enough memory for this; take fewer data, draws or a smaller model")
     except OSError as error:

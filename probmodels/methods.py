@@ -8,16 +8,19 @@ code of it runs, so that a spec, or the file of a result, imports nothing but me
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
+import inspect
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from probmodels.errors import SpecError
+from probmodels.errors import ProbmodelsError, SpecError
 from probmodels.options import hint
 
 __all__ = [
@@ -25,6 +28,7 @@ __all__ = [
     "METHODS",
     "Listed",
     "definitions",
+    "foreign_code",
     "get_method",
     "list_methods",
     "names_of_methods",
@@ -122,7 +126,13 @@ def get_method(name: str) -> ModuleType:
     known = names_of_methods()
     module = known.get(name, name)
     if name not in known and ("." not in name or not all(part.isidentifier() for part in name.split("."))):
-        raise SpecError(f"unknown method {name!r}{hint(name, known)}")
+        near = hint(name, known, otherwise=False)
+        if not near and name.isidentifier() and _locate(name) is not None:
+            near = (
+                f"; a module of your own is named by a dotted path: put {name}.py into a folder, such as mine, and "
+                f"write mine.{name}"
+            )
+        raise SpecError(f"unknown method {name!r}{near or hint(name, known)}")
     _check_source(name, module)
     try:
         method = importlib.import_module(module)
@@ -130,6 +140,31 @@ def get_method(name: str) -> ModuleType:
         raise SpecError(f"method {name!r}: cannot import {module}: {type(error).__name__}: {error}") from error
     _check_values(name, {key: getattr(method, key, None) for key in _CONTRACT})
     return method
+
+
+@contextlib.contextmanager
+def foreign_code(method: ModuleType, name: str, function: str, error: type[ProbmodelsError]) -> Iterator[None]:
+    """Run a function of a method; what fails in a method of another package is told in one line, with its place.
+
+    Parameters
+    ----------
+    method, name
+        The module, and how it was named.
+    function
+        What is run, for the message.
+    error
+        What is raised in place of anything but a `ProbmodelsError`.
+    """
+    try:
+        yield
+    except ProbmodelsError:
+        raise
+    except Exception as fault:
+        if method.__name__ in METHODS.values():  # a fault of ours, whose traceback is wanted
+            raise
+        own = [frame for frame in traceback.extract_tb(fault.__traceback__) if frame.filename == method.__file__]
+        at = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+        raise error(f"method {name!r}: {function} failed: {type(fault).__name__}: {fault}{at}") from fault
 
 
 def refuse_code(*names: Any) -> None:
@@ -146,8 +181,8 @@ def refuse_code(*names: Any) -> None:
         module = str(name).partition(":")[0]
         if "." in module and module not in sys.modules:
             raise SpecError(
-                f"the result file names the code {str(name)!r}, which is not run because a file says so; import "
-                f"{module} first, run a TOML spec that names it, or declare it as an entry point"
+                f"the result file names the code {str(name)!r}, which is not run because a file says so; pass "
+                f"--allow-code (in Python: import {module} first), or declare it as an entry point"
             )
 
 
@@ -155,6 +190,8 @@ def _check_source(name: str, module: str) -> None:
     """Check, without importing it, that a module exists and defines what a method has to."""
     if _locate(module) is None:
         raise SpecError(f"method {name!r}: there is no module {module!r}; install it, or add its folder to PYTHONPATH")
+    if fault := _fault_of_source(module):
+        raise SpecError(f"method {name!r}: {module} cannot be imported: {fault}")
     lacking = [said for key, said in _CONTRACT.items() if key not in definitions(module)]
     if lacking:
         raise SpecError(f"method {name!r}: {module} is no method, it lacks {'; '.join(lacking)}")
@@ -167,6 +204,12 @@ def _check_values(name: str, found: Mapping[str, Any]) -> None:
             fits = isinstance(value, tuple | list) and bool(value) and all(engine in ENGINES for engine in value)
         if not fits:
             raise SpecError(f"method {name!r}: {key}={value!r}; expected {_CONTRACT[key]}")
+    try:
+        inspect.signature(found["make_problem"]).bind_partial(None)
+    except TypeError:
+        raise SpecError(f"method {name!r}: make_problem takes no data; expected {_CONTRACT['make_problem']}") from None
+    except ValueError:  # of callables that have no signature
+        pass
 
 
 # -- sources, read without being imported -----------------------------------------------------------------------------
@@ -211,6 +254,20 @@ def _tree(module: str) -> ast.Module | None:
     except (OSError, SyntaxError, ValueError):
         return None
     return tree
+
+
+def _fault_of_source(module: str) -> str:
+    """Why the source of a module cannot be parsed; empty where it can."""
+    found = _locate(module)
+    if found is None or found.origin is None or not found.origin.endswith(".py"):
+        return ""
+    try:
+        ast.parse(Path(found.origin).read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        return f"{Path(found.origin).name}, line {error.lineno}: {error.msg}"
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def definitions(module: str) -> dict[str, ast.stmt]:

@@ -31,7 +31,7 @@ from probmodels.errors import ResultError, SpecError
 from probmodels.inference.diagnostics.findings import Report
 from probmodels.inference.labels import read_json
 from probmodels.inference.result import Result
-from probmodels.methods import get_method
+from probmodels.methods import foreign_code, get_method, refuse_code
 from probmodels.options import checked
 from probmodels.outputs import Outputs, loss_figure, write_all
 
@@ -104,7 +104,7 @@ def write_report(result: Result, folder: str | Path, *, dpi: Annotated[int, Inte
     Raises
     ------
     ResultError
-        If the folder cannot be written.
+        If the folder cannot be written, or the method of another package fails to write its outputs.
     """
     write_outputs, figures = _own_outputs(result), draw_result(result)
     if write_outputs is None:
@@ -120,7 +120,13 @@ def write_report(result: Result, folder: str | Path, *, dpi: Annotated[int, Inte
         images = {name: image(figure, name, _CAPTIONS[name], dpi=dpi) for name, figure in figures.items()}
         own = {}
     else:
-        written = write_outputs(result, folder)
+        name = _method_of(result)
+        with foreign_code(get_method(name), name, "write_outputs", ResultError):
+            written = write_outputs(result, folder)
+        if not isinstance(written, Outputs):
+            raise ResultError(
+                f"method {name!r}: write_outputs returned a {type(written).__name__}, not what write_all returns"
+            )
         if written.report.suffix == ".html":
             return written
         files = written.figures or {path.stem: path for path in sorted((written.folder / "figures").glob("*.png"))}
@@ -135,10 +141,15 @@ def write_report(result: Result, folder: str | Path, *, dpi: Annotated[int, Inte
     return replace(written, file="report.html")
 
 
+def _method_of(result: Result) -> str:
+    return str(read_spec(result.tree.attrs).get("method", result.tree.attrs.get("method")))
+
+
 def _own_outputs(result: Result) -> Callable[[Result, str | Path], Outputs] | None:
     """The function of a method that writes its outputs; None where the method has none or is not registered."""
     try:
-        method: Any = get_method(str(read_spec(result.tree.attrs).get("method", result.tree.attrs.get("method"))))
+        refuse_code(name := _method_of(result))
+        method: Any = get_method(name)
     except SpecError:
         return None
     found: Callable[[Result, str | Path], Outputs] | None = getattr(method, "write_outputs", None)

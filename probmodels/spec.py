@@ -45,7 +45,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from annotated_types import Len
 
 from probmodels.errors import DataError, ProblemError, ResultError, SpecError
-from probmodels.methods import ENGINES, METHODS, get_method, refuse_code
+from probmodels.methods import ENGINES, METHODS, foreign_code, get_method, refuse_code
 from probmodels.options import OneOf, Passes, check_options, checked, hint, options_of
 
 if TYPE_CHECKING:
@@ -180,11 +180,13 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     engine = _choose_engine(method, spec)
     if "name" in spec["data"]:
         loader = _loader(method, spec["data"]["name"])
-        _check_table("data", loader, {key: value for key, value in spec["data"].items() if key != "name"}, ("name",))
+        own = {key: value for key, value in spec["data"].items() if key != "name"}
+        _check_table("data", loader, own, ("name",), of=f" of data set {spec['data']['name']!r}")
     elif spec["data"]:
         raise SpecError(f"[data] names no data set; add name = ... to {', '.join(spec['data'])}")
     _check_table("model", method.make_problem, spec["model"], skip=1)
     own = {key: value for key, value in spec["inference"].items() if key not in ("engine", "guide")}
+    _check_engine_keys(engine, own)
     _check_table("inference", engine_of(engine), own, ("engine", "guide"), skip=1)
     _guide(spec["inference"])
     _check_table("output", output_options, spec["output"])
@@ -263,13 +265,24 @@ def load_data(spec: Read) -> Any:
 def build_problem(spec: Read, data: Any = None) -> Problem:
     """The problem of a checked spec, automatic guide included; ``data`` stands in for what ``[data]`` would load."""
     method = get_method(spec["method"])
-    problem: Problem = method.make_problem(load_data(spec) if data is None else data, **spec["model"])
+    problem = _made(method, spec, load_data(spec) if data is None else data)
     guide = _guide(spec["inference"])
     if guide is None:
         return problem
     from probmodels.guides import with_guide
 
     return with_guide(problem, **guide)
+
+
+def _made(method: ModuleType, spec: Mapping[str, Any], data: Any) -> Problem:
+    """What the method makes of data; faults of a method of another package are told as such."""
+    from probmodels.inference.problem import Problem
+
+    with foreign_code(method, spec["method"], "make_problem", SpecError):
+        problem = method.make_problem(data, **spec["model"])
+    if not isinstance(problem, Problem):
+        raise SpecError(f"method {spec['method']!r}: make_problem returned a {type(problem).__name__}, not a Problem")
+    return problem
 
 
 def run_engine(spec: Mapping[str, Any], problem: Problem, **overrides: Any) -> Result:
@@ -330,8 +343,8 @@ def engine_of(name: Annotated[str, OneOf(ENGINES)]) -> Callable[..., Any]:
     return getattr(inference, ENGINES[name])
 
 
-def check_keys(where: str, table: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Check that all keys of a table are known.
+def check_keys(where: str, table: Mapping[str, Any], known: Iterable[str], *, of: str = "") -> None:
+    """Check that all keys of a table are known; ``of`` says for the message what they belong to.
 
     Raises
     ------
@@ -341,7 +354,7 @@ def check_keys(where: str, table: Mapping[str, Any], known: Iterable[str]) -> No
     known = tuple(known)
     for key in table:
         if key not in known:
-            raise SpecError(f"[{where}] unknown key {key!r}{hint(key, known)}")
+            raise SpecError(f"[{where}] unknown key {key!r}{of}{hint(key, known)}")
 
 
 def _read_toml(source: str | Path) -> dict[str, Any]:
@@ -375,10 +388,11 @@ def _check_table(
     others: tuple[str, ...] = (),
     *,
     skip: int = 0,
+    of: str = "",
 ) -> None:
     """Check a table against the function that takes its values; ``others`` are keys that are checked elsewhere."""
     options = options_of(function, skip=skip)
-    check_keys(where, table, (*others, *options))
+    check_keys(where, table, (*others, *options), of=of)
     check_options(function, table, where=f"[{where}] ", error=SpecError, known=options)
     lacking = [name for name, option in options.items() if option.required and name not in table]
     if lacking:
@@ -396,6 +410,17 @@ def _choose_engine(method: ModuleType, spec: dict[str, Any]) -> str:
             f"[inference] engine {engine!r} does not apply to {spec['method']!r}; choose one of {', '.join(applicable)}"
         )
     return engine
+
+
+def _check_engine_keys(engine: str, table: Mapping[str, Any]) -> None:
+    """Check that no key belongs to another engine, as where only the engine of a spec was changed."""
+    known = options_of(engine_of(engine), skip=1)
+    for key in table:
+        others = [name for name in ENGINES if key not in known and key in options_of(engine_of(name), skip=1)]
+        if others:
+            raise SpecError(
+                f"[inference] {key!r} is a key of engine {' and '.join(others)}, not of {engine!r}; leave it out"
+            )
 
 
 def _loader(method: ModuleType, name: Any) -> Callable[..., Any]:

@@ -172,6 +172,21 @@ def test_compare_refuses_in_one_line(
     assert "which is no registered method" in error
 
 
+def test_models_that_observe_nothing_are_neither_compared_nor_predicted(
+    inside: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    from probmodels import bayesian_network, fit_svi
+
+    result = fit_svi(bayesian_network.tiny(), num_steps=3, num_samples=30, progress=False)
+    one, other = str(result.save(tmp_path / "one")), str(result.save(tmp_path / "other"))
+    for arguments in (["compare", one, other], ["predict", one, "-o", str(tmp_path / "new.nc")]):
+        status, _, error = inside(*arguments)
+        assert status == 2
+        assert "the model observes nothing" in error
+        assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "new.nc").exists()
+
+
 def test_predict_writes_draws_of_what_was_observed(
     inside: Callable[..., tuple[int, str, str]], finished: tuple[Path, str], tmp_path: Path
 ) -> None:
@@ -196,6 +211,25 @@ def test_predict_writes_draws_of_what_was_observed(
     status, _, error = inside("predict", str(finished[0]), "-o", str(out / "below.nc"))
     assert status == 2
     assert "cannot make the folder" in error
+
+
+def test_data_that_changed_since_the_run_are_said(
+    inside: Callable[..., tuple[int, str, str]], field: Path, tmp_path: Path
+) -> None:
+    own, out = tmp_path / "own.nc", tmp_path / "run"
+    own.write_bytes(field.read_bytes())
+    assert inside("sst", str(own), "--out", str(out), *SMALL)[0] == 0
+    assert "data have changed" not in inside("run", str(out), "--out", str(tmp_path / "same"), "--quiet")[1]
+    with xr.open_dataarray(field) as data:
+        (data * 1.5).to_netcdf(own)
+    status, _, error = inside("predict", str(out), "-o", str(tmp_path / "new.nc"))
+    assert status == 2
+    assert "the data that its spec names have changed since the run" in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "new.nc").exists()
+    status, said, _ = inside("run", str(out), "--out", str(tmp_path / "again"), "--quiet")
+    assert status == 0
+    assert "Note: the data have changed since the run of" in said
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ LONG = "x" * 300
 HUGE = "9" * 40
 NO_COUNT = ["0", "-1", "1.5", "one", "", "nan", HUGE]
 NO_SEED = ["-1", "1.5", "one", "", HUGE]
-NO_FOLDER = ["FILE/below", f"FOLDER/{LONG}"]
-NO_RESULT = ["absent", "FILE", "FOLDER", LONG]
+NO_FOLDER = ["", "FILE/below", f"FOLDER/{LONG}"]
+NO_RESULT = ["", "absent", "FILE", "FOLDER", LONG]
 NO_FLAG = ["yes"]  # as --flag=yes
 
 # Arguments that work but for what a case changes.
@@ -72,7 +72,7 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--quiet": NO_FLAG,
     },
     "run": {
-        "spec": ["absent.toml", "FILE", "FOLDER", "absent.nc", LONG],
+        "spec": ["", "absent.toml", "FILE", "FOLDER", "absent.nc", LONG],
         "--set": [
             "",
             "model.rank",
@@ -82,19 +82,23 @@ WRONG: dict[str, dict[str, list[str]]] = {
             "mdel.rank=3",
             "method.x=1",
             "model.rank=[[1]]",
+            "inference.device=cuda:99",
+            "inference.checkpoint=FILE",
+            "inference.num_steps=3",
         ],
         "--out": NO_FOLDER,
         "--device": ["tpu", "", "cuda:99", "meta"],
         "--strict": NO_FLAG,
         "--overwrite": NO_FLAG,
         "--allow-fetch": NO_FLAG,
+        "--allow-code": NO_FLAG,
         "--quiet": NO_FLAG,
     },
     "list": {"what": ["nothing", ""]},
     "schema": {"method": ["nothing", "", "os.path", "bayesian_svt"]},
     "show": {"folder": NO_RESULT},
-    "diagnose": {"folder": NO_RESULT, "--strict": NO_FLAG},
-    "report": {"folder": NO_RESULT, "--out": NO_FOLDER},
+    "diagnose": {"folder": NO_RESULT, "--strict": NO_FLAG, "--allow-code": NO_FLAG},
+    "report": {"folder": NO_RESULT, "--out": NO_FOLDER, "--allow-code": NO_FLAG},
     "compare": {
         "folders": ["absent", "FILE", "FOLDER", "OTHER"],
         "--method": ["waic", ""],
@@ -103,14 +107,16 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--figure": ["ranking.txt", "", "FILE/below.png", f"FOLDER/{LONG}.png"],
         "--strict": NO_FLAG,
         "--allow-fetch": NO_FLAG,
+        "--allow-code": NO_FLAG,
     },
     "predict": {
         "folder": NO_RESULT,
-        "--out": ["FILE/below.nc", f"FOLDER/{LONG}.nc", "FOLDER"],
+        "--out": ["", "FILE/below.nc", f"FOLDER/{LONG}.nc", "FOLDER"],
         "--num-samples": NO_COUNT,
         "--seed": NO_SEED,
         "--overwrite": NO_FLAG,
         "--allow-fetch": NO_FLAG,
+        "--allow-code": NO_FLAG,
     },
 }
 
@@ -279,6 +285,45 @@ def test_a_result_file_does_not_say_where_to_write_or_what_to_fetch(
     assert status == 2
     assert "data.path='https://127.0.0.1:1/sst.nc' would be fetched from another machine" in said
     assert "--allow-fetch" in said
+
+
+@pytest.mark.parametrize("change", ["inference.device=cuda:99", "inference.checkpoint=FILE"])
+def test_where_to_compute_is_checked_before_data_are_read(
+    inside: Callable[..., tuple[int, str]], places: dict[str, str], change: str
+) -> None:
+    change = change.replace("FILE", places["FILE"])
+    status, said = inside("run", "SPEC", "--out=run", "--set", change, "--set", "data.path=absent.nc", "--quiet")
+    assert status == 2
+    assert "absent.nc" not in said
+
+
+def test_a_key_of_another_engine_is_told_as_such(inside: Callable[..., tuple[int, str]]) -> None:
+    status, said = inside("run", "SPEC", "--out=run", "--set", "inference.num_steps=3", "--quiet")
+    assert status == 2
+    assert "'num_steps' is a key of engine svi and em and bilevel, not of 'mcmc'; leave it out" in said
+    status, said = inside("run", "SPEC", "--out=run", "--set", "data.name=petals", "--quiet")
+    assert status == 2
+    assert "unknown key 'path' of data set 'petals'" in said
+
+
+def test_the_module_is_the_command_line() -> None:
+    run = subprocess.run([sys.executable, "-m", "probmodels", "--version"], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0
+    assert run.stdout.strip()
+
+
+@pytest.mark.parametrize("where", ["load_data", "run_engine", "load_spec"])
+def test_an_interrupt_is_one_line_that_says_how_to_go_on(
+    inside: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"probmodels.spec.{where}", interrupted)
+    status, said = inside("run", "SPEC", "--out=run", "--quiet")
+    assert status == 130
+    assert "the same command again goes on from what is kept" in said
+    assert len(said.strip().splitlines()) == 1
 
 
 def test_a_run_says_what_it_does_from_the_first_moment(inside: Callable[..., tuple[int, str]]) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 import xarray as xr
 from inference_models import SCALE, data, mean_model, mean_problem, normal_model
 
-from probmodels.errors import DiagnosticsError
+from probmodels.errors import DiagnosticsError, ResultError
 from probmodels.inference import Problem, Result, compare, kfold, loo
 from probmodels.inference.diagnostics.comparison import Elpd
+from probmodels.inference.result import build_tree
 
 NOISE = np.random.default_rng(7).normal(size=12)
 Y = torch.tensor(0.8 + SCALE * NOISE)
@@ -264,6 +268,8 @@ def test_a_comparison_ranks_and_says_so():
     assert row["diff_se"] == pytest.approx(np.sqrt(300) * gap.std(ddof=1))
     assert found.ok
     assert "predicts about as well as" in str(found)
+    assert str(found).startswith("None of 3 models predicts clearly best; ")
+    assert str(compare({name: models[name] for name in ("narrow", "true")})).startswith("'true' predicts best of 2")
     assert "'narrow' predicts worse than" in str(found)
     assert "may be half" not in str(found)
     assert "<table" in found._repr_html_()
@@ -277,8 +283,43 @@ def test_unreliable_parts_fail_a_comparison():
     found = compare({"good": good, "bad": bad})
     assert not found.ok
     assert found.table.loc["bad", "bad_k"] == 1
+    assert str(found).startswith(
+        "It cannot be said which of 2 models predicts best: the parts of 1 observations in elpd"
+    )
+    assert "predicts about as well" not in str(found)
     assert "bad: 1 of 20 observations" in str(found)
     assert "judge all by the same" in str(compare({"a": good, "b": elpd(np.full(20, -2.0), "kfold")}))
+
+
+def test_loo_of_another_problem_is_refused():
+    problem = Problem("mean", mean_model, args=(Y,))
+    result = Result(build_tree(problem, posterior(Y)[2], engine="mcmc", seed=0, settings={}))
+    assert loo(result, problem).ok
+    with pytest.raises(ResultError, match="not of 'another'"):
+        loo(result, replace(problem, name="another"))
+    with pytest.raises(ResultError, match="other data than the result was inferred from"):
+        loo(result, replace(problem, args=(Y + 1.0,)))
+
+
+def test_loo_says_what_it_needs_where_discrete_sites_forbid_it():
+    def chained(y):
+        with pyro.plate("obs", len(y)):
+            at = pyro.sample("at", dist.Bernoulli(0.5))
+            pyro.sample("y", dist.Normal(at[int(at[0])] + y.new_zeros(len(y)), 1.0), obs=y)
+
+    def enumerated(y):
+        with pyro.plate("obs", len(y)):
+            pyro.sample("y", dist.Normal(pyro.sample("at", dist.Bernoulli(0.5)), 1.0), obs=y)
+
+    y = torch.linspace(0.0, 1.0, 4)
+    draws = xr.Dataset({"at": (("chain", "draw", "obs"), np.zeros((1, 30, 4)))})
+    for model, said in (
+        (chained, "loo needs the likelihood of each observation by itself, which this model does not give"),
+        (enumerated, "the log likelihood does not differ between draws"),
+    ):
+        problem = Problem("discrete", model, args=(y,))
+        with pytest.raises(DiagnosticsError, match=said):
+            loo(Result(build_tree(problem, draws, engine="svi", seed=0, settings={})), problem)
 
 
 def test_models_of_other_data_are_not_compared():

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from probmodels import Result, get_method
+from probmodels import Result, cli, get_method
 from probmodels.errors import ResultError, SpecError
 from probmodels.methods import list_methods, refuse_code
-from probmodels.spec import load_spec, spec_of_result
+from probmodels.report import write_report
+from probmodels.spec import build_problem, load_spec, spec_of_result
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "adding_a_method.md").read_text(encoding="utf-8")
@@ -138,7 +139,8 @@ def test_a_spec_may_name_a_module(module: str) -> None:
         (METHOD.replace("def tiny(): ...", ""), r"is no method, it lacks tiny\(\) -> Problem$"),
         (METHOD.replace("ENGINES", "engines"), "it lacks ENGINES, a tuple of names of mcmc, svi, em, bilevel"),
         ("raise SystemExit('imported')", r"it lacks make_problem\(data, \*\*options\) -> Problem; tiny"),
-        ("def (", "it lacks make_problem"),
+        ("x = 1\ndef (", r"cannot be imported: method\.py, line 2: "),
+        (METHOD.replace("(data)", "()"), r"make_problem takes no data; expected make_problem\(data, \*\*options\)"),
         (METHOD.replace('("mcmc",)', '("gibbs",)'), r"ENGINES=\('gibbs',\); expected ENGINES, a tuple of names"),
         (METHOD.replace('("mcmc",)', '"mcmc"'), "ENGINES='mcmc'; expected"),
         (METHOD.replace('("mcmc",)', "()"), r"ENGINES=\(\); expected"),
@@ -146,11 +148,80 @@ def test_a_spec_may_name_a_module(module: str) -> None:
         (METHOD + "import nowhere_to_be_found\n", "cannot import .*: ModuleNotFoundError: No module named 'nowhere"),
     ],
     indirect=["module"],
-    ids=range(9),
+    ids=range(10),
 )
 def test_modules_that_are_no_methods_are_refused(module: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         get_method(module)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (METHOD.replace("data): ...", "data): return 3"), "make_problem returned a int, not a Problem"),
+        (
+            METHOD.replace("data): ...", "data):\n    return {}['a']"),
+            r"make_problem failed: KeyError: 'a' \(method\.py, line 5\)",
+        ),
+    ],
+    indirect=["module"],
+    ids=range(2),
+)
+def test_what_a_method_fails_to_make_is_said(module: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        build_problem(load_spec({"method": module}), data=xr.Dataset())
+
+
+WRITING = '''"""A method."""
+import pyro
+import pyro.distributions as dist
+from probmodels.inference import Problem
+REFERENCE = "Nobody (2000), https://example.org"
+ENGINES = ("mcmc",)
+def model():
+    pyro.sample("z", dist.Normal(0.0, 1.0))
+def make_problem(data):
+    return Problem("writing", model)
+def tiny():
+    return make_problem(None)
+def write_outputs(result, folder):
+    return 3
+'''
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (WRITING, "write_outputs returned a int, not what write_all returns"),
+        (
+            WRITING.replace("return 3", "return 1 / 0"),
+            r"write_outputs failed: ZeroDivisionError: .*\(method\.py, line 14\)",
+        ),
+    ],
+    indirect=["module"],
+    ids=range(2),
+)
+def test_outputs_that_a_method_fails_to_write_leave_the_result(
+    module: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tmp_path / "spec.toml"
+    sampling = "num_samples = 8\nwarmup_steps = 2\nnum_chains = 1\n"
+    spec.write_text(f'method = "{module}"\n[data]\nname = "petals"\n[inference]\n{sampling}')
+    monkeypatch.setattr(sys, "argv", ["probmodels", "run", str(spec), "--out", str(tmp_path / "out"), "--quiet"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert re.search(f"method '{module}': {message}", said)
+    assert len(said.strip().splitlines()) == 1
+    assert Result.load(tmp_path / "out").posterior.sizes["draw"] == 8
+
+
+def test_a_module_without_a_folder_is_told_how_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "quite_my_own.py").write_text(METHOD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SpecError, match=r"named by a dotted path: put quite_my_own\.py into a folder"):
+        get_method("quite_my_own")
 
 
 def test_a_declared_method_that_is_gone_is_listed_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,12 +278,20 @@ def test_code_that_a_result_file_names_is_not_imported(
     tree.attrs = {"method": str(spec["method"]), "spec": json.dumps(spec), "options": "{}"}
     Result(tree).save(tmp_path / "run")
     loaded = Result.load(tmp_path / "run")
-    with pytest.raises(SpecError, match=rf"names the code '{name}\.model.*import {name}\.model first"):
+    with pytest.raises(SpecError, match=rf"names the code '{name}\.model.*--allow-code.*import {name}\.model first"):
         spec_of_result(tmp_path / "run")
+    shown = tmp_path / "shown"
+    write_report(loaded, shown)
     if name == "planted_method":
         with pytest.raises(ResultError, match=r"names the code 'planted_method\.model'"):
             loaded.rebuild()
     assert not (package / "ran").exists()
+    if name == "planted_method":
+        allow = ["report", str(tmp_path / "run"), "--out", str(shown), "--allow-code"]
+        monkeypatch.setattr(sys, "argv", ["probmodels", *allow])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert (package / "ran").exists()
     get_method(f"{name}.model")  # the same code is run where the caller asks for it, so that the trace could be seen
     assert (package / "ran").exists()
     refuse_code(f"{name}.model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import datetime
 
@@ -314,3 +315,38 @@ def test_names_that_pass_come_back_from_a_file(name, tmp_path):
     result = run_mcmc(problem, num_samples=4, num_chains=2, warmup_steps=1, progress=False, **options)
     result.save(tmp_path)
     assert Result.load(tmp_path).posterior.equals(result.posterior)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": None}, "model=None is no Pyro program; give a function"),
+        ({"guide": 3}, "guide=3 is no Pyro program"),
+        ({"args": torch.ones(3)}, r"args is a Tensor; give a tuple, as \(y,\) for one argument"),
+        ({"kwargs": [3]}, "kwargs is a list; give a dict"),
+        ({"coords": [3]}, "coords is a list; give a dict"),
+        ({"data": {"y": 3}}, "data is a dict; give an xarray.Dataset"),
+        ({"name": 3}, "name is a int; give a text"),
+    ],
+)
+def test_parts_of_a_wrong_kind_are_refused_at_once(change, message):
+    with pytest.raises(ProblemError, match=message):
+        Problem(**{"name": "small", "model": lambda: None, **change})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"args": (torch.ones(2),)}, "missing a required argument: 'error'"),
+        ({"args": (torch.ones(2),), "kwargs": {"eror": 1.0}}, "argument: ?'error'|unexpected keyword argument 'eror'"),
+        ({"args": torch.ones(3).unbind()}, "too many positional arguments"),
+    ],
+)
+def test_arguments_that_the_model_does_not_take_are_named(arguments, message):
+    def model(effect, error):
+        pyro.sample("y", dist.Normal(0.0, error).expand(effect.shape).to_event(1), obs=effect)
+
+    with pytest.raises(ProblemError, match="the model does not take the args and kwargs of the problem") as failed:
+        Problem("small", model, **arguments).validate()
+    assert re.search(message, str(failed.value))
+    assert "\n" not in str(failed.value)

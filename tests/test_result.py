@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +13,10 @@ import pytest
 import xarray as xr
 from inference_models import SCALE, auto_guide, data, exact, mean_model, mean_problem, normal_model
 
-from probmodels.errors import ResultError
+from probmodels.errors import ProblemError, ResultError
 from probmodels.inference import Problem, Result, fit_svi, run_mcmc
 from probmodels.inference.predictive import log_likelihood, prior_predictive, thin
-from probmodels.inference.result import build_tree
+from probmodels.inference.result import build_tree, changed_data
 
 mcmc = partial(run_mcmc, num_samples=50, warmup_steps=5, num_chains=2, chain_method="sequential", progress=False)
 svi = partial(fit_svi, num_steps=20, num_samples=30, progress=False)
@@ -160,20 +161,41 @@ def test_a_result_made_by_hand_needs_nothing_but_draws(tmp_path):
     assert loaded.posterior.equals(draws)
 
 
-def test_a_guide_that_is_damaged_or_of_other_shapes_is_said(damaged):
-    from safetensors.torch import load_file, save_file
+def test_a_guide_of_other_shapes_is_said(saved, tmp_path):
+    result = Result.load(saved)
+    state = {name: value.reshape(-1, 1).repeat(2, 1) for name, value in result.guide_state.items()}
+    folder = replace(result, guide_state=state).save(tmp_path / "other")
+    with pytest.raises(ResultError, match="saved parameters do not fit"):
+        Result.load(folder, mean_problem())
+    with pytest.raises(ResultError, match="saved parameters do not fit"):
+        Result.load(folder).predict(mean_problem())
 
+
+def test_a_guide_that_is_lost_damaged_or_foreign_is_said(damaged, tmp_path):
     file = damaged / "guide.safetensors"
-    state = load_file(file)
-    save_file({name: value.reshape(-1, 1).repeat(2, 1) for name, value in state.items()}, file)
-    with pytest.raises(ResultError, match="saved parameters do not fit"):
-        Result.load(damaged, mean_problem())
-    with pytest.raises(ResultError, match="saved parameters do not fit"):
-        Result.load(damaged).predict(mean_problem())
-    for content in (b"", b"no tensors", file.read_bytes()[:40], b"\x08" + bytes(7) + b"{}      "[:5]):
-        file.write_bytes(content)
-        with pytest.raises(ResultError, match=r"guide.safetensors cannot be read"):
+    content = file.read_bytes()
+    for other in (b"", b"no tensors", content[:40], content[:-8] + bytes(8)):
+        file.write_bytes(other)
+        with pytest.raises(ResultError, match=r"guide.safetensors is damaged or of another result"):
             Result.load(damaged)
+    file.unlink()
+    with pytest.raises(ResultError, match=r"lacks guide.safetensors, the fitted guide that was saved with result.nc"):
+        Result.load(damaged)
+    file.write_bytes(content)
+    assert Result.load(damaged).params()
+    plain = mcmc(mean_problem()).save(tmp_path / "plain")
+    assert Result.load(plain).guide_state is None
+    (plain / "guide.safetensors").write_bytes(content)
+    with pytest.raises(ResultError, match="of another result"):
+        Result.load(plain)
+
+
+def test_a_damaged_guide_of_the_first_release_is_said(tmp_path):
+    folder = Path(shutil.copytree(Path(__file__).parent / "data" / "old_result", tmp_path / "old"))
+    for content in (b"", b"no tensors", b"\x08" + bytes(7) + b"{}   "):
+        (folder / "guide.safetensors").write_bytes(content)
+        with pytest.raises(ResultError, match=r"guide.safetensors cannot be read"):
+            Result.load(folder)
 
 
 def test_a_result_of_the_first_release_is_still_read():
@@ -276,6 +298,15 @@ def test_a_result_shows_itself_in_notebooks_escaped():
     assert "Result of" in Result(xr.DataTree())._repr_html_()
 
 
+def test_entries_that_are_fixed_are_not_what_a_result_shows():
+    values = np.zeros((2, 30, 3, 3))
+    values[..., 0, 1] = np.random.default_rng(0).normal(size=(2, 30))
+    draws = xr.Dataset({"graph": (("chain", "draw", "a", "b"), values), "fixed": (("chain", "draw"), np.ones((2, 30)))})
+    table, more = Result(xr.DataTree.from_dict({"/posterior": draws})).head()
+    assert list(table.index) == ["graph[0, 1]", "fixed"]
+    assert more == "… and 8 more of graph"
+
+
 def drawn(problem: Problem) -> Result:
     """A result whose draws mean nothing, for what it keeps of its problem."""
     posterior = xr.Dataset({"x": (("chain", "draw"), np.zeros((1, 4)))})
@@ -362,10 +393,57 @@ def test_adding_a_group_leaves_the_result_as_it_was():
         result.add("prior")
 
 
-def test_a_registered_method_predicts_and_adds_groups_without_its_problem():
+def test_groups_are_added_of_the_problem_that_was_inferred_only():
+    problem = mean_problem()
+    result = mcmc(problem)
+    for name in ("log_likelihood", "posterior_predictive", "prior"):
+        with pytest.raises(ResultError, match="the result is of 'mean', not of 'pooled'"):
+            result.add(name, mean_problem(name="pooled"))
+    for other in (mean_problem(args=(100 * data(),)), mean_problem(args=(data(9),), coords={})):
+        for name in ("log_likelihood", "posterior_predictive"):
+            with pytest.raises(ResultError, match=r"other data than the result was inferred from: y.* differ"):
+                result.add(name, other)
+    with pytest.raises(ResultError, match="not of 'pooled'"):
+        result.predict(mean_problem(name="pooled"))
+    assert result.predict(mean_problem(args=(data(9),), coords={}), num_samples=4)["y"].sizes["obs"] == 9
+
+
+def test_single_precision_is_no_other_data():
+    result = mcmc(mean_problem())
+    single = mean_problem(args=(data().float(),))
+    assert not changed_data(result.tree, single)
+    assert changed_data(result.tree, mean_problem(args=(data() + 0.01,))) == ["y"]
+
+
+def test_constant_data_and_labels_count_as_data():
+    def problem(size: float = 1.0, labels: str = "abcdef") -> Problem:
+        held = xr.Dataset({"y": ("obs", data().numpy()), "size": ("obs", np.full(6, size))}, {"obs": list(labels)})
+        held["day"] = ("obs", np.arange(6).astype("datetime64[D]").astype("datetime64[ns]"))
+        return mean_problem(data=held, coords={"obs": list(labels)})
+
+    tree = drawn(problem()).tree
+    assert not changed_data(tree, problem())
+    assert changed_data(tree, problem(size=2.0)) == ["size"]
+    assert changed_data(tree, problem(labels="abcdeg")) == ["obs"]
+
+
+def test_a_registered_method_adds_groups_without_its_problem():
     from probmodels import bayesian_network
 
     problem = bayesian_network.tiny()
     result = svi(problem)
-    assert result.predict(seed=1).identical(result.predict(problem, seed=1))
-    assert result.add("prior").group("prior").identical(result.add("prior", problem).group("prior"))
+    added = result.add("prior")
+    assert added.group("prior").identical(result.add("prior", problem).group("prior"))
+    assert "prior_predictive" not in added.tree.children
+    for name in ("log_likelihood", "posterior_predictive"):
+        with pytest.raises(ProblemError, match="observes nothing"):
+            result.add(name, problem)
+    with pytest.raises(ProblemError, match="observes nothing"):
+        result.predict(problem)
+
+
+def test_a_registered_method_predicts_without_its_problem():
+    from probmodels import hierarchical_mixture
+
+    result = mcmc(hierarchical_mixture.tiny())
+    assert result.predict(seed=1).identical(result.predict(hierarchical_mixture.tiny(), seed=1))

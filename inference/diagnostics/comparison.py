@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize
 from scipy.special import logsumexp
 
-from probmodels.errors import DiagnosticsError
+from probmodels.errors import DiagnosticsError, ProblemError
 from probmodels.inference.diagnostics import _html
 from probmodels.inference.diagnostics.convergence import convergence, psis
 from probmodels.inference.diagnostics.findings import Finding, label, spell
@@ -157,7 +157,15 @@ class Comparison:
 
     @property
     def _head(self) -> str:
-        return f"{self.table.index[0]!r} predicts best of {len(self.table)} models; weights by {self.method}."
+        best, bad = self.table.index[0], int(self.table["bad_k"].sum())
+        if not self.ok:
+            doubt = f"the parts of {bad} observations in elpd cannot be trusted" if bad else "see below"
+            said = f"It cannot be said which of {len(self.table)} models predicts best: {doubt}"
+        elif all(map(_is_worse, *(self.table[key].iloc[1:] for key in ("elpd_diff", "diff_se")))):
+            said = f"{best!r} predicts best of {len(self.table)} models"
+        else:
+            said = f"None of {len(self.table)} models predicts clearly best; {best!r} has the largest elpd"
+        return f"{said}; weights by {self.method}."
 
     def __str__(self) -> str:
         shown = self.table.to_string(float_format=lambda value: f"{value:.2f}", na_rep="-")
@@ -205,13 +213,18 @@ def loo(
         event dims, or there are fewer than 25 draws.
     """
     from probmodels.inference import predictive
-    from probmodels.inference.programs.programs import with_parameters
 
     if (terms := result.group("log_likelihood")).data_vars:
         terms = predictive.thin(terms, num_samples)
     elif problem is not None:
-        with with_parameters(problem, result.guide_state) as trained:
-            terms = predictive.log_likelihood(trained, predictive.thin(result.posterior, num_samples))
+        result.check_problem(problem)
+        drawn = predictive.thin(result.posterior, num_samples)
+        terms = _log_likelihood(result, problem, drawn)
+        if terms.sizes["draw"] < drawn.sizes["draw"]:
+            raise DiagnosticsError(
+                f"{problem.name}: all latent sites are summed over by enumeration, so that the log likelihood does not "
+                "differ between draws, and its parameters are points: loo cannot judge it; use kfold"
+            )
     else:
         raise DiagnosticsError("the result has no group 'log_likelihood'; give the problem: loo(result, problem)")
     log_weight = None
@@ -221,8 +234,9 @@ def loo(
     terms = _per_unit(terms, unit).transpose("chain", "draw", ...)
     if sum(values[0, 0].size for values in terms.data_vars.values()) < 2:
         raise DiagnosticsError(
-            f"the model observes {list(terms.data_vars)} as one whole, so that nothing can be left out; use kfold, or "
-            "give the site a plate over its observations"
+            f"the model observes {', '.join(map(str, terms.data_vars))} as one whole, whose parts have no likelihood "
+            "of their own, so that loo can leave nothing out; use kfold (in Python), or in a model of your own give "
+            "the site a plate over its observations"
         )
     parts, shapes, lppd = {}, {}, 0.0
     count = terms.sizes["chain"] * terms.sizes["draw"]
@@ -349,13 +363,20 @@ def compare(
         },
         index=list(judged),
     )
-    findings = [_tell_apart(table.index[0], name, row, len(points)) for name, row in table.iloc[1:].iterrows()]
+    findings = []
+    if not any(found.bad for found in judged.values()):  # or differences mean nothing
+        findings = [_tell_apart(table.index[0], name, row, len(points)) for name, row in table.iloc[1:].iterrows()]
     for name, found in judged.items():
         findings += [Finding(True, f"{name}: {x.verdict}", x.advice) for x in found.findings if x.harmful]
     if len({found.kind for found in judged.values()}) > 1:
         verdict = "some models were judged by loo and some by kfold, which leaves out more at a time"
         findings.append(Finding(False, verdict, "judge all by the same"))
     return Comparison(table, tuple(findings), method)
+
+
+def _is_worse(elpd_diff: float, diff_se: float) -> bool:
+    """Whether a model predicts worse than the best beyond doubt."""
+    return -elpd_diff >= max(_ALIKE, 2 * diff_se)
 
 
 def _tell_apart(best: Any, name: Any, row: pd.Series, count: int) -> Finding:
@@ -370,13 +391,34 @@ def _tell_apart(best: Any, name: Any, row: pd.Series, count: int) -> Finding:
     return Finding(False, f"{name!r} predicts worse than {best!r}: {spelled}", caution)
 
 
+def _log_likelihood(result: Result, problem: Problem, drawn: xr.Dataset) -> xr.Dataset:
+    """Log likelihood of the observations at the draws; where discrete sites forbid it, what that means for loo."""
+    from probmodels.inference import predictive
+    from probmodels.inference.programs.programs import with_parameters
+
+    predictive.check_observed(problem)
+    try:
+        with with_parameters(problem, result.guide_state) as trained:
+            return predictive.log_likelihood(trained, drawn)
+    except ProblemError as error:
+        if not any(site.discrete for site in problem.sites.values()):
+            raise
+        raise DiagnosticsError(
+            "loo needs the likelihood of each observation by itself, which this model does not give; compare such "
+            f"models on held-out data. {error}"
+        ) from error
+
+
 def _per_unit(terms: xr.Dataset, unit: str | None) -> xr.Dataset:
     if unit is None:
         return terms
     lacking = [name for name, values in terms.data_vars.items() if unit not in values.dims]
     if lacking:
-        dims = {name: values.dims[2:] for name, values in terms.data_vars.items()}
-        raise DiagnosticsError(f"unit={unit!r} is no dim of the log likelihood of {lacking}; dims are {dims}")
+        own = {str(dim): None for values in terms.data_vars.values() for dim in values.dims[2:]}
+        said = f"its dims are {', '.join(own)}" if own else "it is of the data as one whole"
+        raise DiagnosticsError(
+            f"unit={unit!r} is no dim of the log likelihood of {', '.join(map(str, lacking))}; {said}"
+        )
     keep = {"chain", "draw", unit}
     joint = sum(values.sum([dim for dim in values.dims if dim not in keep]) for values in terms.data_vars.values())
     return xr.Dataset({"+".join(map(str, terms.data_vars)): joint})

@@ -283,7 +283,7 @@ def _corrected(name: str, values: xr.DataArray, log_weight: np.ndarray) -> tuple
         shift = (np.abs(found["mean"] - mean) - 3 * found["mcse_mean"]) / found["sd"]
         ratio = np.abs(np.log(sd / found["sd"])) - 3 * found["mcse_sd"] / found["sd"]
     off = np.nan_to_num(np.fmax(shift / _SHIFT, ratio / np.log(_RATIO)), posinf=0.0, neginf=0.0)
-    place = np.unravel_index(int(np.argmax(off)), off.shape)
+    place = np.unravel_index(int(np.argmax(np.where(sd > 0, off, -np.inf))), off.shape)  # of those that vary
     row = {"entries": draws[0].size, "guide_mean": mean[place], "guide_sd": sd[place]}
     row |= {"corrected_mean": found["mean"][place], "corrected_sd": found["sd"][place]}
     row |= {"mcse_mean": found["mcse_mean"][place], "mcse_sd": found["mcse_sd"][place], "off": off[place]}

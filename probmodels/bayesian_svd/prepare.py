@@ -383,7 +383,9 @@ def make_problem(
         data_ = reduce(space=space)
         longest = max(max(scales) for scales in wider.values())
         mends = [x for x in mends if not x.startswith(_WIDENED)]
-        mends.append(f"{_WIDENED} to {longest:.4g}, since the patterns are smoother than it went")
+        unit = " km" if {"lat", "lon"} <= {str(name) for name in matrix.coords} else ""
+        reach = f"{float(f'{longest:.2g}'):g}{unit}"
+        mends.append(f"{_WIDENED} to {reach}, since leading patterns are smoother than it allows")
     reference = _reference(data_, rank)
     constant = _constant_data(matrix, weight, data_, reference, local, common)
     for name, kinds in families.items():
@@ -410,11 +412,11 @@ def make_problem(
 def _check_extent(rank: int, seen: np.ndarray, num_effects: int) -> None:
     """Check that the data (cell, time) are enough for the modes, and each cell for its effects."""
     n, num_times = seen.shape
-    if rank > min(n, num_times - num_effects) - 1:
-        raise DataError(
-            f"rank={rank} is out of range: {n} cells x {num_times} times with {num_effects} fixed effects "
-            f"allow 1 to {min(n, num_times - num_effects) - 1}"
-        )
+    if rank > (most := min(n, num_times - num_effects) - 1):
+        data = f"{n} cell{'s' * (n != 1)} x {num_times} times with {num_effects} fixed effects"
+        if most < 1:
+            raise DataError(f"{data} are too few data for any mode; take a larger region or period, or fewer effects")
+        raise DataError(f"rank={rank} is out of range: {data} allow 1 to {most}")
     if (seen.sum(1) <= num_effects + 1).any():
         worst = int(np.argmin(seen.sum(1)))
         raise DataError(
