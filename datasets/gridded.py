@@ -315,7 +315,9 @@ def _choose_variable(dataset: xr.Dataset, dims: set[Any], variable: str | None, 
     if not found:
         raise DataError(f"{where}: no variable has time, latitude and longitude; its variables: {listing}")
     if len(found) > 1:
-        raise DataError(f"{where}: several fields: {', '.join(found)}; choose one with variable='{found[0]}'")
+        raise DataError(
+            f"{where}: several fields: {', '.join(found)}; choose one with variable='{found[0]}' (--variable)"
+        )
     return found[0]
 
 

@@ -180,7 +180,7 @@ class Result:
             make_problem = get_method(name).make_problem
         except SpecError as error:
             raise ResultError(
-                f"give the problem itself, as its {name!r} is no registered method: it was built by hand, or the "
+                f"give the problem itself, since {name!r} is no registered method: it was built by hand, or the "
                 f"package of the method is not installed ({error})"
             ) from error
         if "options" not in attrs:

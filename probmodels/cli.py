@@ -34,6 +34,7 @@ app = typer.Typer(
 
 _RESULT = "result.nc"
 _CHECKPOINT = "checkpoint"
+_INTERRUPTED = 130  # exit status
 _AGAIN = "the same command again goes on from what is kept, or starts anew"
 _MOST = 10_000_000  # draws
 _LARGEST = 2**63 - 1  # seed
@@ -395,9 +396,7 @@ def _execute(
     try:
         result = run_engine(spec, problem, **options)
     except KeyboardInterrupt as error:
-        said = str(error) or f"nothing of it is kept yet in {options['checkpoint']}"
-        typer.echo(f"\nInterrupted: {said}; {_AGAIN}", err=True)
-        raise typer.Exit(130) from error
+        raise _Interrupted(str(error) or f"nothing is kept yet in {options['checkpoint']}") from error
     _say(f"writing to {folder}", quiet=quiet)
     (folder / "report.html").unlink(missing_ok=True)  # of an earlier run: it is the sign that outputs are complete
     result.save(folder, overwrite=overwrite)
@@ -539,6 +538,10 @@ class _Refusal(ProbmodelsError, ValueError):
     """A request that the command line itself refuses."""
 
 
+class _Interrupted(ProbmodelsError):
+    """A run that was interrupted: what is kept of it."""
+
+
 def main() -> None:
     """Run the command line; what a user can mend is one line and exit status 2."""
     if not sys.stderr.isatty():
@@ -549,21 +552,24 @@ def main() -> None:
         if type(error).__name__ == "NoArgsIsHelpError":  # which has shown the help
             sys.exit(2)
         _fail("Usage", error.format_message())
+    except _Interrupted as error:
+        _fail("Interrupted", f"{error}; {_AGAIN}", _INTERRUPTED)
     except ProbmodelsError as error:
         _fail(type(error).__name__.lstrip("_"), str(error))
     except (KeyboardInterrupt, typer.Abort):
-        print(f"\nInterrupted; {_AGAIN}.", file=sys.stderr)
-        sys.exit(130)
+        status = _INTERRUPTED
     except MemoryError:
         _fail("MemoryError", "not enough memory for this; take fewer data, draws or a smaller model")
     except OSError as error:
         _fail("Error", str(error))
+    if status == _INTERRUPTED:  # which typer makes of an interrupt
+        _fail("Interrupted", _AGAIN, _INTERRUPTED)
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _fail(kind: str, message: str) -> NoReturn:
+def _fail(kind: str, message: str, status: int = 2) -> NoReturn:
     print(f"{kind}: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
 
 
 @app.callback(invoke_without_command=True)

@@ -169,7 +169,7 @@ def test_compare_refuses_in_one_line(
     result.save(tmp_path / "bare")
     status, _, error = inside("compare", one, str(tmp_path / "bare"))
     assert status == 2
-    assert "which is no registered method" in error
+    assert "is no registered method" in error
 
 
 def test_models_that_observe_nothing_are_neither_compared_nor_predicted(

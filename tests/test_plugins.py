@@ -281,8 +281,8 @@ def test_code_that_a_result_file_names_is_not_imported(
     with pytest.raises(SpecError, match=rf"names the code '{name}\.model.*--allow-code.*import {name}\.model first"):
         spec_of_result(tmp_path / "run")
     shown = tmp_path / "shown"
-    write_report(loaded, shown)
     if name == "planted_method":
+        write_report(loaded, shown)
         with pytest.raises(ResultError, match=r"names the code 'planted_method\.model'"):
             loaded.rebuild()
     assert not (package / "ran").exists()

@@ -95,7 +95,7 @@ def test_toml_and_dict_agree(field: Path, tmp_path: Path) -> None:
         ({"model": {"rnk": 3}}, r"\[model\] unknown key 'rnk'; did you mean 'rank'"),
         ({"inference": {"engine": "mcm"}}, r"unknown engine 'mcm'; did you mean 'mcmc'"),
         ({"output": {"pth": "x"}}, r"\[output\] unknown key 'pth'; did you mean 'path'"),
-        ({"data": {"regoin": "pacific"}}, r"\[data\] unknown key 'regoin'; did you mean 'region'"),
+        ({"data": {"regoin": "pacific"}}, r"\[data\] unknown key 'regoin' of data set 'sst'; did you mean 'region'"),
         ({"inference": {"gide": "map"}}, r"\[inference\] unknown key 'gide'; did you mean 'guide'"),
     ],
 )
@@ -367,7 +367,7 @@ def test_a_method_without_mcmc_is_run_by_its_first_engine() -> None:
     assert load_spec({"method": "bayesian_svd", "model": {"rank": 2}})["inference"] == {"engine": "mcmc"}
     # Keys are those of that engine.
     assert load_spec({"method": "vib_gsl", "inference": {"num_steps": 3}})["inference"]["engine"] == "svi"
-    with pytest.raises(SpecError, match="unknown key 'warmup_steps'"):
+    with pytest.raises(SpecError, match="'warmup_steps' is a key of engine mcmc, not of 'svi'"):
         load_spec({"method": "vib_gsl", "inference": {"warmup_steps": 3}})
 
 

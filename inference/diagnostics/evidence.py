@@ -296,6 +296,7 @@ def _programs(problem: Problem, result: Result | None) -> Iterator[tuple[Any, An
     if result is not None:
         if result.guide_state is None:
             raise ResultError(f"{problem.name}: the result has no parameters; take one of fit_svi or fit_em")
+        result.check_problem(problem, data=False)
         with fitted(problem, result.guide_state, seed=0) as (model, guide):
             yield poutine.block(model, hide_fn=is_generated), guide
         return
