@@ -113,7 +113,7 @@ class Result:
             values = variable.transpose("chain", "draw", ...)
             shown = list(islice(_moving(values.values), _ENTRIES))
             for place in shown:
-                chosen[label(name, values, place)] = (("chain", "draw"), values.values[(..., *place)])
+                chosen[label(name, values, place)] = (("chain", "draw"), values.values[:, :, *place])
             if (left := values[0, 0].size - len(shown)) > 0:
                 more.append(f"{left} more of {name}")
         return summarize(xr.Dataset(chosen)), f"… and {', '.join(more)}" if more else ""
@@ -610,7 +610,7 @@ def build_tree(
 def _moving(draws: np.ndarray) -> Iterator[tuple[int, ...]]:
     """Places of the entries of draws (chain, draw, ...) that vary, among the first ones; all where none does."""
     places = islice(np.ndindex(draws.shape[2:]), _SEARCHED)
-    moves = (place for place in places if (draws[(..., *place)] != draws[(0, 0, *place)]).any())
+    moves = (place for place in places if (draws[:, :, *place] != draws[0, 0, *place]).any())
     first = next(moves, None)
     return np.ndindex(draws.shape[2:]) if first is None else chain([first], moves)
 
