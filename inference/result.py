@@ -111,9 +111,10 @@ class Result:
         chosen, more = {}, [f"{len(drawn) - most} more variables"] if most is not None and len(drawn) > most else []
         for name, variable in list(drawn.items())[:most]:
             values = variable.transpose("chain", "draw", ...)
-            shown = list(islice(_moving(values.values), _ENTRIES))
+            draws: np.ndarray = values.values
+            shown = list(islice(_moving(draws), _ENTRIES))
             for place in shown:
-                chosen[label(name, values, place)] = (("chain", "draw"), values.values[:, :, *place])
+                chosen[label(name, values, place)] = (("chain", "draw"), draws[:, :, *place])
             if (left := values[0, 0].size - len(shown)) > 0:
                 more.append(f"{left} more of {name}")
         return summarize(xr.Dataset(chosen)), f"… and {', '.join(more)}" if more else ""
