@@ -608,7 +608,7 @@ def build_tree(
     return tree
 
 
-def _moving(draws: np.ndarray) -> Iterator[tuple[int, ...]]:
+def _moving(draws: np.ndarray) -> Iterator[Any]:
     """Places of the entries of draws (chain, draw, ...) that vary, among the first ones; all where none does."""
     places = islice(np.ndindex(draws.shape[2:]), _SEARCHED)
     moves = (place for place in places if (draws[:, :, *place] != draws[0, 0, *place]).any())
