@@ -43,6 +43,8 @@ from probmodels.errors import DataError, ResultError
 from probmodels.guides.gflownet import make_policy
 from probmodels.guides.policy_networks import NETWORKS
 from probmodels.inference.diagnostics.evidence import check_weights
+from probmodels.inference.diagnostics.findings import Finding
+from probmodels.inference.diagnostics.guides import judge_evidence
 from probmodels.inference.flows.balance import VarGrad
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import fitted
@@ -58,6 +60,8 @@ __all__ = [
     "ENGINES",
     "REFERENCE",
     "DiscreteVAE",
+    "check_draws",
+    "check_model",
     "code_usage",
     "exact_log_likelihood",
     "make_problem",
@@ -70,6 +74,7 @@ ENGINES = ("em",)
 
 _MOST_STATES = 2**20  # whose sum is worth waiting for
 _SUMMED = 2**16  # states that the outputs sum over
+_FEWEST = 10  # images held out
 _JUDGED = 1000  # images whose log likelihood goes to the outputs
 _SHOWN = 12  # images in a row of a figure
 _BLOCK = 4_000_000  # entries of a table of images and states that are held at a time
@@ -296,6 +301,53 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: Dpi = 110) -> Outp
         figures=_figures(result, model, usage) | loss_figure(result),
         dpi=dpi,
     )
+
+
+def check_draws(result: Result) -> Iterator[Finding]:
+    """Findings on the guide by the exact evidence of images, where there are few enough states to sum over."""
+    problem = _fitted_problem(result)
+    model: Any = problem.model
+    total, image = model.num_codes**model.num_latents, problem.args[0]
+    if total > _SUMMED:
+        return
+    rows = np.unique(np.linspace(0, len(image) - 1, min(len(image), max(_BLOCK // total, 100))).astype(int))
+    with torch.no_grad():
+        evidence = model.log_likelihood(image[rows].to(model.embedding))
+    yield from judge_evidence(result.tree, evidence.double().cpu().numpy(), rows)
+
+
+def check_model(result: Result) -> Iterator[Finding]:
+    """Findings on the decoder: its log likelihood of images that were held out, where there are few states.
+
+    It is compared with that of independent pixels, which a decoder that learned nothing does not exceed, and with that
+    of fitted images.
+    """
+    problem = _fitted_problem(result)
+    model: Any = problem.model
+    if problem.data is None or "held_out_image" not in problem.data or model.num_codes**model.num_latents > _SUMMED:
+        return
+    fitted, others = (
+        torch.as_tensor(problem.data[name].values[:_JUDGED]).to(model.embedding) for name in ("image", "held_out_image")
+    )
+    with torch.no_grad():
+        known, found = (model.log_likelihood(images).double().cpu().numpy() for images in (fitted, others))
+    if len(found) < _FEWEST:
+        return
+    chance = (fitted.double().sum(0) + 0.5) / (len(fitted) + 1)  # of every pixel
+    alone = torch.distributions.Bernoulli(chance).log_prob(others.double()).flatten(1).sum(1).numpy()
+    gain, error = float((found - alone).mean()), float((found - alone).std(ddof=1)) / math.sqrt(len(found))
+    verdict = f"the log likelihood of {len(found):,} images held out is {found.mean():.4g} nats, that of independent "
+    verdict += f"pixels {alone.mean():.4g} (more by {gain:.3g} ± {2 * error:.2g}, which must be surely above 0)"
+    learned = gain > 2 * error
+    yield Finding(not learned, verdict, "" if learned else "take more rounds, or a larger decoder", part="model")
+    loss = float(known.mean() - found.mean())
+    spread = math.hypot(*(values.std() / math.sqrt(len(values)) for values in (known, found)))
+    verdict = (
+        f"fitted images have {loss:.3g} nats more than those held out, of {gain:.3g} gained over independent pixels"
+    )
+    bad = loss - 2 * spread > max(gain, 0.0) / 2
+    advice = "the decoder learned by heart: take fewer codes, or more images" if bad else ""
+    yield Finding(bad, f"{verdict} (at most half)", advice, "model")
 
 
 @checked(ResultError)

@@ -18,7 +18,7 @@ latent variable models. ICML. https://arxiv.org/abs/2302.06576
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -37,11 +37,14 @@ from probmodels.datasets.petals import petal_offsets, simulate_petals
 from probmodels.errors import DataError
 from probmodels.guides.gflownet import make_policy
 from probmodels.guides.policy_networks import NETWORKS
+from probmodels.inference.diagnostics.findings import Finding
+from probmodels.inference.diagnostics.guides import judge_evidence
 from probmodels.inference.flows.balance import VarGrad
 from probmodels.inference.problem import Problem
+from probmodels.inference.result import Result
 from probmodels.options import OneOf, Seed, Width, checked, refuse_unused
 
-__all__ = ["ENGINES", "REFERENCE", "HierarchicalMixture", "make_problem", "tiny"]
+__all__ = ["ENGINES", "REFERENCE", "HierarchicalMixture", "check_draws", "make_problem", "tiny"]
 
 REFERENCE = "Hu et al. (2023), https://arxiv.org/abs/2302.06576"
 ENGINES = ("em",)
@@ -186,6 +189,18 @@ def make_problem(
         loss=VarGrad(num_particles),
     )
     return replace(problem, guide=make_policy(problem, network=network, hidden=hidden, log_z=log_z))
+
+
+def check_draws(result: Result) -> Iterator[Finding]:
+    """Findings on the guide by the exact evidence of every point, a sum over flowers and petals."""
+    problem = result.rebuild()
+    model: Any = problem.model
+    for name, value in result.params().items():
+        if name in ("means", "sigma", "weights", "petal_weights"):
+            setattr(model, name, value)
+    with torch.no_grad():
+        evidence = model.log_joint(problem.args[0].to(model.means)).flatten(1).logsumexp(-1)
+    yield from judge_evidence(result.tree, evidence.double().numpy())
 
 
 def tiny() -> Problem:

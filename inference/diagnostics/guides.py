@@ -15,7 +15,7 @@ from probmodels.inference.diagnostics.findings import Finding, Report, label
 from probmodels.inference.diagnostics.importance import RESAMPLED, importance_moments
 from probmodels.inference.labels import group_of, read_json
 
-__all__ = ["KHAT_MAX", "Spread", "judge_guide", "still_falling"]
+__all__ = ["KHAT_MAX", "Spread", "judge_evidence", "judge_guide", "still_falling"]
 
 _KHAT_GOOD, KHAT_MAX = 0.5, 0.7
 _LEAST_WEIGHTS = 25  # below which they say nothing
@@ -110,6 +110,50 @@ def judge_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapping[
                 findings += _fit_of_guide(Spread.of(raw), khat, rows, finite=finite)
     table = pd.DataFrame.from_dict(rows, orient="index").drop(columns="off", errors="ignore")
     return Report(tuple(findings), table, khat=khat)
+
+
+def judge_evidence(tree: xr.DataTree, log_evidence: np.ndarray, rows: np.ndarray | None = None) -> Iterator[Finding]:
+    """Findings on a guide of discrete sites whose evidence is known exactly, in place of those by its weights alone.
+
+    With evidence Z and weights w the total variation of guide q and posterior p is E_q[max(0, 1 - w / Z)]: an average
+    of numbers between 0 and 1, which, unlike the weights by themselves, sees what the guide never draws.
+
+    Parameters
+    ----------
+    tree
+        Result with weights ``log_weight_by_row``, or ``log_weight`` where all sites are one. Without them, with draws
+        that were resampled, or with few draws, nothing is found here.
+    log_evidence
+        Exact log evidence (row,), or of shape ().
+    rows
+        Positions of these rows among all; None for all.
+    """
+    stats = group_of(tree, "sample_stats")
+    name = "log_weight_by_row" if "log_weight_by_row" in stats else "log_weight"
+    if name not in stats or RESAMPLED in tree.attrs:
+        return
+    weights = stats[name].transpose("chain", "draw", ...)
+    flat = weights.values.astype(np.float64).reshape(weights.sizes["chain"] * weights.sizes["draw"], -1)
+    flat = flat if rows is None else flat[:, rows]
+    if len(flat) < _LEAST_WEIGHTS or flat.shape[1] != np.size(log_evidence) or np.isnan(flat).any():
+        return
+    yield from still_falling(tree)
+    lost = 1 - np.exp(np.minimum(flat - np.ravel(log_evidence), 0.0))
+    distance, error = lost.mean(0), lost.std(0) / math.sqrt(len(flat))
+    level = float(np.sort(np.maximum(distance - 2 * error, 0.0))[math.ceil((1 - _BAD_ROWS) * len(distance)) - 1])
+    where = "" if len(distance) == 1 else f" in {1 - _BAD_ROWS:.0%} of {len(distance)} rows, each judged by itself"
+    verdict = (
+        f"by the exact evidence, total variation between guide and posterior is at most {level:.2f}{where} (at most "
+    )
+    verdict += (
+        f"{_MOST_DISTANCE}), {distance.mean():.3f} ± {2 * float(np.hypot.reduce(error)) / len(error):.3f} on average"
+    )
+    if bad := not level <= _MOST_DISTANCE:
+        yield Finding(bad, f"{verdict}: the guide misses part of many posteriors", "take more steps or a richer guide")
+    elif level <= _CLOSE_DISTANCE:
+        yield Finding(False, f"{verdict}: the guide fits the posterior closely")
+    else:
+        yield Finding(False, f"{verdict}: the guide is usable, though not close to the posterior")
 
 
 def _useless_weights(log_weight: np.ndarray) -> Iterator[Finding]:

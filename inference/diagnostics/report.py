@@ -94,6 +94,10 @@ def _found_by_method(result: ResultLike, function: str) -> list[Finding]:
         return []
     try:
         return list(check(result))
+    except ResultError as error:  # its problem cannot be made again, which the check needs
+        if function == "check_draws":
+            return []
+        return [Finding(False, f"{function} of {name} could not be run: {error}", part="model", judged=False)]
     except (KeyError, ValueError, AttributeError, TypeError, IndexError) as error:  # of a result that it did not make
         part: Part = "model" if function == "check_model" else "inference"
         verdict = f"{function} of {name} could not be run: {type(error).__name__}: {error}"

@@ -1,3 +1,4 @@
+from .checks import check_draws as check_draws
 from .model import (
     ENGINES as ENGINES,
     REFERENCE as REFERENCE,
@@ -20,6 +21,7 @@ __all__ = [
     "REFERENCE",
     "BayesianNetwork",
     "Rising",
+    "check_draws",
     "class_graph",
     "draw_arrows",
     "draw_network",

@@ -1,3 +1,4 @@
+from .checks import check_draws as check_draws
 from .model import (
     ENGINES as ENGINES,
     REFERENCE as REFERENCE,
@@ -26,6 +27,7 @@ __all__ = [
     "bracketing",
     "bracketing_metrics",
     "branching_trees",
+    "check_draws",
     "draw_posterior_trees",
     "exact_log_likelihood",
     "exact_span_probabilities",
