@@ -523,3 +523,38 @@ def test_what_does_not_fit_into_memory_is_refused(monkeypatch):
         tiny()
     with pytest.raises(ProblemError, match=r"candidate pairs need about .* take all_pairs=False"):
         make_problem(CLASSED, all_pairs=False, neighbours=1, random=0.5)
+
+
+# -- the verdict on the model -----------------------------------------------------------------------------------------
+
+
+def seen_graph(kind: str) -> xr.Dataset:
+    """Sixty nodes: edges of the model, hubs, or groups of friends who all know each other."""
+    rng = np.random.default_rng(0)
+    one, other = np.triu_indices(60, 1)
+    chance = np.full(len(one), 0.12)
+    if kind == "hubs":
+        chance = np.where(one < 5, 0.7, 0.04)
+    elif kind == "groups":
+        chance = np.where(one // 6 == other // 6, 0.9, 0.02)
+    seen = rng.random(len(one)) < chance
+    return graph(60, list(zip(one[seen].tolist(), other[seen].tolist(), strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "words"),
+    [
+        ("model", {}, ""),
+        ("hubs", {}, "variance of degrees"),
+        ("hubs", {"propensity": True}, ""),
+        ("groups", {}, "number of triangles"),
+    ],
+)
+def test_graphs_outside_of_the_model_are_found(kind: str, options: dict[str, Any], words: str) -> None:
+    problem = make_problem(seen_graph(kind), **options)
+    result = fit_svi(problem, num_steps=500, lr=0.03, lr_decay=0.05, num_samples=200, progress=False)
+    report = result.diagnose()
+    found = [finding for finding in report.findings if finding.part == "model"]
+    assert len(found) == 2
+    assert report.model == ("failed" if words else "passed"), str(report)
+    assert not words or any(words in finding.verdict for finding in found if finding.harmful)

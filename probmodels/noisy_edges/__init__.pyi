@@ -1,3 +1,4 @@
+from .checks import check_model as check_model
 from .model import (
     ENGINES as ENGINES,
     REFERENCE as REFERENCE,
@@ -16,6 +17,7 @@ __all__ = [
     "REFERENCE",
     "NoisyCount",
     "Prior",
+    "check_model",
     "edge_logits",
     "evidence",
     "make_problem",
