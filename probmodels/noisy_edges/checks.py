@@ -45,7 +45,7 @@ def check_model(result: Result) -> Iterator[Finding]:
     observed = _figures(edges, data.seen.numpy() > 0, data.edges.num_nodes)
     told = {
         "variance of degrees": "nodes differ in more than the model knows: take propensity=True",
-        "number of triangles": "edges depend on each other, which the model does not know: take their probabilities as rough",
+        "number of triangles": "edges depend on each other, which the model does not know: read probabilities as rough",
     }
     for (name, advice), value, draw in zip(told.items(), observed, np.array(found).T, strict=True):
         low, high = draw.min(), draw.max()
