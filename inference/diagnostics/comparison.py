@@ -210,7 +210,11 @@ def loo(
     ------
     DiagnosticsError
         If there is no log likelihood, it is not finite, it is of one observation only, as of a site whose dims are all
-        event dims, or there are fewer than 25 draws.
+        event dims, the model has none for each observation, or there are fewer than 25 draws.
+    ProblemError
+        If the model observes nothing, or the posterior does not fit it.
+    ResultError
+        If the problem is another than the one that was inferred, by its name or its data.
     """
     from probmodels.inference import predictive
 
