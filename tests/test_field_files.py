@@ -128,6 +128,22 @@ TIMES: dict[str, tuple[np.ndarray, dict[str, Any], str, str]] = {  # values, att
         "1990-01",
         "",
     ),
+    "year 1 in today's calendar": (
+        (MONTHS.astype("datetime64[D]") - np.datetime64("0001-01-01")).astype(float),
+        {"units": "days since 0001-01-01"},
+        "1990-01",
+        "read as 'proleptic_gregorian', 1990-01 to 1993-12",
+    ),
+    "year 1 in the mixed calendar": (
+        cftime.date2num(
+            [cftime.DatetimeGregorian(1990 + i // 12, i % 12 + 1, 1) for i in range(NUM_MONTHS)],
+            "days since 0001-01-01",
+            "standard",
+        ).astype(float),
+        {"units": "days since 0001-01-01"},
+        "1990-01",
+        "",
+    ),
     "twelfths of a year": (
         365.25 / 12 * np.arange(NUM_MONTHS),
         {"units": "days since 1990-01-01"},
