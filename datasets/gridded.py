@@ -251,6 +251,9 @@ def _refuse_groups(path: Path) -> None:
 def _with_good_attrs(dataset: xr.Dataset, where: str, mends: list[str]) -> xr.Dataset:
     """The dataset with attributes of the wrong type read where that is plain, else left out and reported."""
     good = dataset.copy(deep=False)
+    for key in _TEXTS:
+        if not isinstance(good.attrs.get(key, ""), str):
+            mends.append(f"{where}: the global attribute {key} is {good.attrs.pop(key)!r} and no text; left aside.")
     for name, variable in good.variables.items():
         attrs = dict(variable.attrs)
         if "units" in attrs and not isinstance(attrs["units"], str):

@@ -365,6 +365,13 @@ def test_numbers_where_texts_belong_are_left_aside_and_said(key: str, tmp_path: 
     assert f"the attribute {key} of 'sst' is" in mends
 
 
+def test_a_number_as_global_attribute_is_left_aside_and_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "sst.nc")
+    with netCDF4.Dataset(path, "a") as file:
+        file.coordinates = -1.5
+    assert "the global attribute coordinates is" in load(path)[1]
+
+
 def test_a_missing_value_as_text(tmp_path: Path) -> None:
     values = warm()
     values[:, 1, 1] = 7.77
