@@ -220,14 +220,12 @@ READERS: dict[str, tuple[Callable[[Path], list[bytes]], Callable[[Path], str]]] 
 }
 
 
-def work(kind: str, seed: int, goods: Sequence[bytes], folder: Path, line: Connection) -> None:
-    """Read the files of the indices that come in, and answer with the outcome of each."""
-    with Path("/proc/self/statm").open() as stream:
-        held = int(stream.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + _ROOM, held + _ROOM))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # HDF5 prints its errors
-    warnings.simplefilter("ignore")
-    read = READERS[kind][1]
+def make(seed: int, goods: Sequence[bytes], folder: Path, line: Connection) -> None:
+    """Write the damaged files of the indices that come in, and answer with their folders.
+
+    In a process apart from the reader's, since the library is not safe when it renames.
+    """
+    silence()
     while (index := line.recv()) is not None:
         rng = np.random.default_rng((seed, index))
         good, own = goods[index % len(goods)], folder / str(index)  # the library knows open files by their place
@@ -239,9 +237,18 @@ def work(kind: str, seed: int, goods: Sequence[bytes], folder: Path, line: Conne
                 rewrite(path, rng)
         else:
             path.write_bytes(mutate(good, rng))
-        line.send("made")
+        line.send(own)
+
+
+def work(kind: str, line: Connection) -> None:
+    """Read the files of the folders that come in, and answer with the outcome of each and the most memory, in kB."""
+    with Path("/proc/self/statm").open() as stream:
+        held = int(stream.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + _ROOM, held + _ROOM))
+    silence()
+    while (own := line.recv()) is not None:
         try:
-            wrong = read(own)
+            wrong = READERS[kind][1](own)
             outcome = ("partial", wrong) if wrong else ("read", "")
         except ProbmodelsError as error:
             outcome = (type(error).__name__, str(error))
@@ -251,42 +258,64 @@ def work(kind: str, seed: int, goods: Sequence[bytes], folder: Path, line: Conne
         line.send((*outcome, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 
+def silence() -> None:
+    """Nothing of what libraries print and warn of."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    warnings.simplefilter("ignore")
+
+
+class Worker:
+    """A process that answers to what it is sent, begun anew after it has died or not answered in time."""
+
+    def __init__(self, target: Callable[..., None], *args: Any) -> None:
+        self.target, self.args = target, args
+        self.process: Any = None
+
+    def ask(self, question: Any) -> Any:
+        """The answer; "hang" or "crash" where there is none."""
+        if self.process is None:
+            context = multiprocessing.get_context("fork")
+            self.line, far = context.Pipe()
+            self.process = context.Process(target=self.target, args=(*self.args, far), daemon=True)
+            self.process.start()
+            far.close()
+        self.line.send(question)
+        try:
+            if self.line.poll(_PATIENCE):
+                return self.line.recv()
+            answer = "hang"
+        except EOFError:
+            answer = "crash"
+        self.end()
+        return answer
+
+    def end(self) -> None:
+        """Kill the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+        self.process = None
+
+
 def fuzz(kind: str, count: int, seed: int) -> tuple[dict[str, int], list[str], float]:
-    """Counts by outcome, a line on each of those that must not be, and the most memory of a worker in MB."""
-    context = multiprocessing.get_context("fork")
+    """Counts by outcome, a line on each of those that must not be, and the most memory of a reader in MB."""
     found: collections.Counter[str] = collections.Counter()
     said: list[str] = []
     most = 0.0
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         folder = Path(name)
-        goods = READERS[kind][0](folder)
-        worker = line = None
+        maker = Worker(make, seed, READERS[kind][0](folder), folder)
+        reader = Worker(work, kind)
         for index in range(count):
-            if worker is None or line is None:
-                line, far = context.Pipe()
-                worker = context.Process(target=work, args=(kind, seed, goods, folder, far), daemon=True)
-                worker.start()
-                far.close()
-            line.send(index)
-            outcome, text, memory = "unmade", "", 0.0
-            try:
-                if line.poll(_PATIENCE) and line.recv() == "made":
-                    outcome = "hang"
-                    outcome, text, memory = line.recv() if line.poll(_PATIENCE) else ("hang", "", 0.0)
-            except EOFError:
-                worker.join()
-                outcome, text = ("crash" if outcome == "hang" else outcome), f"exit code {worker.exitcode}"
-            if outcome in ("hang", "crash", "unmade"):
-                worker.kill()
-                worker.join()
-                worker = None
+            made = maker.ask(index)
+            answer = reader.ask(made) if isinstance(made, Path) else ("unmade", "", 0.0)
+            outcome, text, memory = (answer, "", 0.0) if isinstance(answer, str) else answer
             found[outcome] += 1
             most = max(most, memory / 1024)
             if outcome in _BAD:
                 said.append(f"{kind} {index}: {outcome} {text}")
-        if worker is not None and line is not None:
-            line.send(None)
-            worker.join()
+        maker.end()
+        reader.end()
     return dict(found), said, most
 
 
