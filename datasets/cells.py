@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from probmodels.errors import DataError
@@ -130,6 +131,13 @@ def from_cells(cells: xr.DataArray | np.ndarray, template: xr.DataArray) -> xr.D
             f"values with dims {dict(cells.sizes)} do not fit a template of {size} cells; "
             "were they made from another field?"
         )
+    if "cell" in cells.coords and "cell" in matrix.coords:
+        own, wanted = pd.Index(cells["cell"].values), pd.Index(matrix["cell"].values)
+        if not (own.is_unique and own.isin(wanted).all()):
+            raise DataError(
+                "values along 'cell' have other labels than the template; were they made from another field?"
+            )
+        cells = cells.isel(cell=own.get_indexer(wanted))
     rest = [d for d in cells.dims if d != "cell"]
     values = cells.transpose(*rest, "cell").values
     grid = np.full((*values.shape[:-1], len(lat), len(lon)), np.nan, dtype=np.result_type(values.dtype, np.float32))

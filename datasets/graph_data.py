@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from annotated_types import Ge
 from numpy.typing import ArrayLike, NDArray
 
 from probmodels.datasets.checks import as_array
+from probmodels.datasets.labelled import arranged, row_labels
 from probmodels.datasets.pairs import Pairs, check_pairs, some
 from probmodels.errors import DataError
 from probmodels.options import Natural, Seed, checked, refuse_unused
@@ -92,6 +93,11 @@ def make_graph(
     if graph is None:
         refuse_unused(make_graph, "one graph", graphs=graphs)
     said = list(mends)
+    if graph is None:
+        x, y, split = _in_order({"features": x, "labels": y, "split": split}, "node", nodes, features)
+    else:
+        x, graph = _in_order({"features": x, "graph": graph}, "node", nodes, features)
+        y, split = _in_order({"labels": y, "split": split}, "graph", graphs)
     y_position, classes = _classes(y, unlabelled, "graph" if graph is not None else "node")
     index = None if graph is None else _graph_index(graph, len(y_position))
     num_nodes = len(y_position) if index is None else len(index)
@@ -122,6 +128,15 @@ def make_graph(
         variables |= {"true_source": ("true_edge", truth[:, 0]), "true_target": ("true_edge", truth[:, 1])}
     text = {"name": name, "source": source, **attrs, "mends": json.dumps(said, ensure_ascii=False)}
     return xr.Dataset(variables, coords, text)
+
+
+def _in_order(values: Mapping[str, Any], unit: str, labels: Any, features: Any = None) -> list[Any]:
+    """Arrays over a unit, those that carry labels in the order of its labels, or else of the first that has any."""
+    rows = None if labels is None else as_array(labels, f"{unit}s")
+    if rows is None or rows.ndim != 1:
+        rows = row_labels(*values.values(), dim=unit)
+    columns = {"features": {"feature": features}}
+    return [arranged(one, name, {unit: rows} | columns.get(name, {})) for name, one in values.items()]
 
 
 def check_graph(data: xr.Dataset) -> xr.Dataset:

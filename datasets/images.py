@@ -21,6 +21,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from probmodels.datasets.checks import AnyPath, as_array, existing_file, existing_folder
+from probmodels.datasets.labelled import arranged, row_labels
 from probmodels.errors import DataError
 from probmodels.options import Count, Probability, Seed, checked, refuse_unused
 
@@ -157,6 +158,9 @@ def make_images(
     DataError
         If shapes differ, values lie outside of [0, 1] or are missing, or a split is unknown.
     """
+    rows = row_labels(images, labels, split)
+    images = arranged(images, "images", {"data": rows, "row": None, "column": None})
+    labels, split = (arranged(one, name, {"data": rows}) for name, one in {"labels": labels, "split": split}.items())
     images = as_array(images, "images", numbers=True)
     if images.ndim != 3 or 0 in images.shape:
         raise DataError(f"images of shape {images.shape}; give (data, row, column), none of them empty")

@@ -12,19 +12,20 @@ from numpy.typing import NDArray
 
 from probmodels.errors import DataError, ProbmodelsError
 
-__all__ = ["arranged", "labels_of"]
+__all__ = ["arranged", "arranged_together", "labels_of", "row_labels"]
 
 
 def arranged(
     values: Any,
     name: str,
-    dims: Mapping[str, Sequence[Any] | NDArray[Any] | None],
+    dims: Mapping[str, Sequence[Any] | NDArray[Any] | pd.Index | None],
     *,
     error: type[ProbmodelsError] = DataError,
 ) -> Any:
     """Put axes and entries of a labelled array in the order that is wanted; other values come back as they are.
 
-    Axes whose names are among those wanted go to their places, others fill the places that are left, in their order.
+    Axes whose names are among those wanted go to their places; one of another name fills the place that is left, and
+    so do those without names, in their order.
     Entries are then sorted by their labels. Labels that number the entries 0, 1, 2, ... in order, as those that pandas
     makes by itself, say nothing and are passed over where they are not the wanted ones.
 
@@ -47,7 +48,7 @@ def arranged(
     Raises
     ------
     ``error``
-        If labels differ from those wanted, or are repeated.
+        If labels differ from those wanted, or are repeated, or several axes have other names.
     """
     if not isinstance(values, xr.DataArray | pd.DataFrame | pd.Series):
         return values
@@ -55,6 +56,12 @@ def arranged(
     found: NDArray[Any] = np.asarray(values)
     if len(own) != len(dims):
         return found  # of the wrong number of axes, which the caller refuses
+    strange = [dim for dim in own if dim not in dims and not dim.startswith("dim_")]
+    if isinstance(values, xr.DataArray) and len(strange) > 1:
+        raise error(
+            f"{name} has the axes {', '.join(map(repr, own))}, where {', '.join(map(repr, dims))} are expected; rename "
+            "them, or give an array without labels"
+        )
     free = iter(place for place, dim in enumerate(own) if dim not in dims)
     order = [own.index(dim) if dim in own else next(free) for dim in dims]
     found = found.transpose(order)
@@ -67,6 +74,29 @@ def arranged(
     return found
 
 
+def arranged_together(
+    values: Mapping[str, Any], dims: Sequence[str], *, error: type[ProbmodelsError] = DataError
+) -> list[Any]:
+    """Put arrays of the same axes in the order of the first that carries labels, axis by axis, as `arranged` does.
+
+    Parameters
+    ----------
+    values
+        Arrays by name; None for those that are not given.
+    dims
+        Names of the axes.
+    error
+        What is raised.
+
+    Raises
+    ------
+    ``error``
+        If labels of one array differ from those of another, or are repeated.
+    """
+    wanted = {dim: row_labels(*values.values(), dim=dim, axis=axis) for axis, dim in enumerate(dims)}
+    return [arranged(one, name, wanted, error=error) for name, one in values.items()]
+
+
 def labels_of(values: Any, dim: str, axis: int = 0) -> pd.Index | None:
     """Labels of the axis of a name, or else of the one at a place; None where there are none that say anything."""
     if not isinstance(values, xr.DataArray | pd.DataFrame | pd.Series):
@@ -75,6 +105,11 @@ def labels_of(values: Any, dim: str, axis: int = 0) -> pd.Index | None:
     place = own.index(dim) if dim in own else axis
     labels = axes[place] if place < len(axes) else None
     return None if labels is None or _numbered(labels) else labels
+
+
+def row_labels(*values: Any, dim: str = "data", axis: int = 0) -> pd.Index | None:
+    """Labels, as of `labels_of`, of the first of some arrays that has any."""
+    return next((found for one in values if (found := labels_of(one, dim, axis)) is not None), None)
 
 
 def _axes(values: xr.DataArray | pd.DataFrame | pd.Series) -> tuple[list[str], list[pd.Index | None]]:

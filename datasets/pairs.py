@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from probmodels.datasets.checks import as_array
+from probmodels.datasets.labelled import arranged
 from probmodels.errors import DataError
 
 __all__ = ["Pairs", "check_pairs", "count_pairs", "free_pairs", "pairs_of_numbers", "some"]
@@ -47,7 +48,11 @@ def check_pairs(
         If nodes are unknown, an edge joins a node to itself or two graphs, or an edge stands twice.
     """
     mends = [] if mends is None else mends
-    found = np.zeros((0, 2), dtype=np.int64) if edges is None else as_array(edges, f"{what}s")
+    found = (
+        np.zeros((0, 2), dtype=np.int64)
+        if edges is None
+        else as_array(arranged(edges, f"{what}s", {what.replace(" ", "_"): None, "end": None}), f"{what}s")
+    )
     if found.size == 0:
         return np.zeros((0, 2), dtype=np.int64)
     if found.ndim != 2 or found.shape[1] != 2 or found.dtype.kind not in "iu":

@@ -343,9 +343,10 @@ def simulate_sem(
     DataError
         If an option is out of range or not used, or the graph is not acyclic.
     """
+    names = [f"v{number}" for number in range(1, num_nodes + 1)]
     options: dict[str, Any] = {
         "num_nodes": num_nodes,
-        "graph": graph if isinstance(graph, str) else as_array(graph, "graph").tolist(),
+        "graph": graph if isinstance(graph, str) else as_graph(graph, names).tolist(),
         "degree": degree,
         "mechanism": mechanism,
         "noise": noise,

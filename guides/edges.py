@@ -17,6 +17,7 @@ from annotated_types import Interval
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from probmodels.datasets.labelled import arranged, row_labels
 from probmodels.datasets.pairs import Pairs, check_pairs, count_pairs, free_pairs, pairs_of_numbers
 from probmodels.errors import DataError
 from probmodels.options import Count, Natural, Seed, checked
@@ -191,6 +192,9 @@ def make_edges(
         If pairs are no proper edges, the number of neighbours exceeds what the smallest graph has, features are absent
         or not finite, or all pairs would be too many.
     """
+    rows = row_labels(features, graph, dim="node")
+    graph = arranged(graph, "graph", {"node": rows})
+    features = arranged(features, "features", {"node": rows, "feature": None})
     nodes = np.asarray(graph, dtype=np.int64)
     if nodes.ndim != 1 or not len(nodes):
         raise DataError("there is no graph without nodes: give at least one")

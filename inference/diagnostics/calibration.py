@@ -23,6 +23,7 @@ import xarray as xr
 from annotated_types import Interval, Len
 from scipy import stats
 
+from probmodels.datasets.labelled import arranged
 from probmodels.errors import DiagnosticsError
 from probmodels.inference.diagnostics import _html
 from probmodels.options import Fraction, Seed, checked
@@ -300,7 +301,8 @@ def _pairs(truth: Mapping[str, Any], posterior: xr.Dataset) -> dict[str, tuple[n
         if name not in posterior:
             continue
         draws = posterior[name].transpose("chain", "draw", ...)
-        value = np.asarray(truth[name])
+        axes = {str(dim): draws[dim].values if dim in draws.coords else None for dim in draws.dims[2:]}
+        value = np.asarray(arranged(truth[name], f"the truth of {name}", axes, error=DiagnosticsError))
         if value.shape != draws.shape[2:]:
             raise DiagnosticsError(f"{name}: the truth has shape {value.shape}, a draw has {draws.shape[2:]}")
         flat = draws.values.reshape(-1, *value.shape)

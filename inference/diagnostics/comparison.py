@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike
 from scipy import optimize
 from scipy.special import logsumexp
 
+from probmodels.datasets.labelled import arranged
 from probmodels.errors import DiagnosticsError, ProblemError
 from probmodels.inference.diagnostics import _html
 from probmodels.inference.diagnostics.convergence import convergence, psis
@@ -310,7 +311,12 @@ def kfold(
     ...     return make_problem(data[train]), make_problem(data[test])
     >>> kfold(split, lambda problem, seed: run_mcmc(problem, seed=seed), len(data))  # doctest: +SKIP
     """
-    labels = np.arange(num_observations) if groups is None else np.asarray(groups)
+    places = np.arange(num_observations)
+    labels = (
+        places
+        if groups is None
+        else np.asarray(arranged(groups, "groups", {"observation": places}, error=DiagnosticsError))
+    )
     if labels.shape != (num_observations,):
         raise DiagnosticsError(f"groups has shape {labels.shape}; give one label per observation ({num_observations})")
     kinds, member = np.unique(labels, return_inverse=True)

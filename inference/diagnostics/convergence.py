@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 from scipy.special import ndtri
@@ -147,6 +148,8 @@ def psis_khat(log_weight: ArrayLike) -> float:
 
 def _array(values: ArrayLike, name: str, *dims: str) -> NDArray[Any]:
     """An array of numbers with at least these dims, and a draw in it where it has draws of chains."""
+    if isinstance(values, xr.DataArray) and set(dims) <= set(values.dims):
+        values = values.transpose(*dims, ...)
     found = as_array(values, name, numbers=True, error=DiagnosticsError)
     if found.ndim < len(dims) or (len(dims) > 1 and 0 in found.shape[: len(dims)]):
         raise DiagnosticsError(f"{name} has shape {found.shape}; give numbers ({', '.join(dims)}, ...), at least one")

@@ -18,6 +18,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from probmodels.datasets.checks import as_array
+from probmodels.datasets.labelled import arranged, labels_of
 from probmodels.errors import ImportanceError
 from probmodels.inference.diagnostics.convergence import EQUAL_WEIGHTS, psis
 from probmodels.inference.labels import ResultLike, group_of
@@ -119,6 +120,9 @@ def importance_moments(draws: ArrayLike, log_weight: ArrayLike) -> dict[str, NDA
     ImportanceError
         If these are no numbers, or not as many weights as draws.
     """
+    if isinstance(draws, xr.DataArray) and "draw" in draws.dims:
+        draws = draws.transpose("draw", ...)
+    log_weight = arranged(log_weight, "log_weight", {"draw": labels_of(draws, "draw")}, error=ImportanceError)
     values = as_array(draws, "draws", numbers=True, error=ImportanceError).astype(np.float64)
     weight = np.exp(as_array(log_weight, "log_weight", numbers=True, error=ImportanceError).astype(np.float64))
     if weight.ndim != 1 or not weight.size or values.shape[:1] != weight.shape:

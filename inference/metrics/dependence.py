@@ -26,6 +26,7 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from probmodels.datasets.checks import as_array
+from probmodels.datasets.labelled import arranged_together
 from probmodels.errors import ProblemError
 from probmodels.options import checked
 
@@ -139,6 +140,7 @@ def characteristic_matrix(
 
 
 def _observations(x: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    x, y = arranged_together({"x": x, "y": y}, ["data"], error=ProblemError)
     first, second = (
         as_array(values, name, numbers=True, error=ProblemError).astype(float)
         for name, values in {"x": x, "y": y}.items()

@@ -25,12 +25,14 @@ from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from annotated_types import Interval, Len
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta as beta_distribution
 
 from probmodels.datasets.checks import as_array
+from probmodels.datasets.labelled import arranged_together
 from probmodels.errors import DataError, ProblemError
 from probmodels.options import Fraction, Probability, checked
 
@@ -246,6 +248,7 @@ def calibration_table(
     DataError
         If shapes differ, there are no pairs, or values or bins are out of range.
     """
+    probability, truth = arranged_together({"probability": probability, "truth": truth}, ["pair"])
     chance = as_array(probability, "probability", numbers=True).astype(float)
     true = as_array(truth, "truth", numbers=True)
     if chance.ndim != 1 or chance.shape != true.shape:
@@ -425,6 +428,8 @@ def _aligned(*graphs: ArrayLike) -> list[NDArray[Any]]:
     """Arrays (..., cause, effect) of one number of nodes, labelled ones in the order of the first that is labelled."""
     arrays, labels = [], None
     for graph in graphs:
+        if isinstance(graph, pd.DataFrame):
+            graph = _from_frame(graph)
         if isinstance(graph, xr.DataArray):
             graph, own = _labelled(graph)
             if labels is None:
@@ -443,6 +448,16 @@ def _aligned(*graphs: ArrayLike) -> list[NDArray[Any]]:
     except ValueError:
         raise ProblemError(f"graphs have shapes {shapes}, whose leading axes do not fit; give one for each") from None
     return arrays
+
+
+def _from_frame(graph: pd.DataFrame) -> xr.DataArray:
+    """A frame whose rows are causes, or whose axes are named, and whose names are nodes where they are no numbers."""
+    dims = [name for axes in _AXES for name in axes if {graph.index.name, graph.columns.name} == set(axes)]
+    if dims and graph.index.name == dims[1]:
+        graph = graph.T
+    numbered = all(isinstance(axis, pd.RangeIndex) for axis in graph.axes)
+    coords = {} if numbered else dict(zip(_AXES[0], map(list, graph.axes), strict=True))
+    return xr.DataArray(graph.to_numpy(), coords, _AXES[0])
 
 
 def _labelled(graph: xr.DataArray) -> tuple[NDArray[Any], NDArray[Any] | None]:

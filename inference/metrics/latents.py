@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
+from probmodels.datasets.labelled import arranged, labels_of, row_labels
 from probmodels.errors import ProblemError
 from probmodels.options import OneOf, Seed, checked
 
@@ -62,7 +63,7 @@ def r_squared(latents: Table, concepts: Table, *, test: float | ArrayLike = 0.5,
     """
     from sklearn.linear_model import LinearRegression
 
-    z, u = _table(latents, "latent"), _table(concepts, "concept")
+    z, u, test = _tables(latents, concepts, test)
     scores = []
     for fit, held, target in _splits(z, u, test, seed):
         if fit.sum() <= z.sizes["latent"] + 1:
@@ -101,7 +102,7 @@ def match_latents(latents: Table, concepts: Table, *, ranks: bool = False) -> xr
     ProblemError
         As `r_squared`, or if there are fewer latents than concepts.
     """
-    z, u = _table(latents, "latent"), _table(concepts, "concept")
+    z, u, _ = _tables(latents, concepts)
     _check_rows(z, u)
     if z.sizes["latent"] < u.sizes["concept"]:
         raise ProblemError(
@@ -167,7 +168,7 @@ def dci(
     ProblemError
         As `r_squared`, or if there is one latent or concept only, or the regressor is not known.
     """
-    z, u = _table(latents, "latent"), _table(concepts, "concept")
+    z, u, test = _tables(latents, concepts, test)
     if min(z.sizes["latent"], u.sizes["concept"]) < 2:
         raise ProblemError(
             f"{z.sizes['latent']} latents and {u.sizes['concept']} concepts; of one alone nothing can be disentangled"
@@ -241,16 +242,19 @@ def _correlations(latents: Floats, concept: Floats, ranks: bool) -> Floats:
     return np.divide(a.T @ b, size, out=np.zeros_like(size), where=np.ptp(latents, axis=0) > 0)
 
 
-def _table(values: Table, dim: str) -> xr.DataArray:
+def _tables(latents: Table, concepts: Table, test: Any = None) -> tuple[xr.DataArray, xr.DataArray, Any]:
+    """As (data, latent) and (data, concept), with labels, and which rows are held out, all rows in one order."""
+    rows = row_labels(latents, concepts, test)
+    test = arranged(test, "test", {"data": rows}, error=ProblemError) if np.ndim(test) else test
+    return _table(latents, "latent", rows), _table(concepts, "concept", rows), test
+
+
+def _table(values: Table, dim: str, rows: Any) -> xr.DataArray:
     """As (data, dim), with labels."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().numpy()
-    labels: Any = None
-    if isinstance(values, xr.DataArray):
-        if values.ndim == 2 and values.dims[0] == dim:
-            values = values.T
-        labels = values[values.dims[-1]].values if values.ndim == 2 else None
-    array = np.asarray(values)
+    labels: Any = labels_of(values, dim, axis=1)
+    array = np.asarray(arranged(values, f"{dim}s", {"data": rows, dim: None}, error=ProblemError))
     if array.ndim != 2 or array.dtype.kind not in "biuf":
         raise ProblemError(f"{dim}s have shape {array.shape} and type {array.dtype}; give numbers (data, {dim})")
     if not array.shape[1]:

@@ -29,6 +29,7 @@ from scipy import optimize, stats
 from torch import Tensor
 
 from probmodels.datasets.checks import as_array
+from probmodels.datasets.labelled import arranged, labels_of
 from probmodels.errors import DiagnosticsError
 from probmodels.options import OneOf, Positive, Seed, checked
 
@@ -413,6 +414,9 @@ def compare_samples(
 
 def _pair(x: Samples, y: Samples, names: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor]:
     """Both sets as (sample, event) in float64, moved so that those of ``y`` have mean 0: distances lose no digits."""
+    if isinstance(y, xr.DataArray):  # events in the order of the reference
+        axes = {str(dim): labels_of(y, str(dim), axis) if axis else None for axis, dim in enumerate(y.dims)}
+        x = arranged(x, names[0], axes, error=DiagnosticsError)
     one, other = (_flat(values, name) for values, name in zip((x, y), names, strict=True))
     if one.shape[1] != other.shape[1]:
         sizes = " and ".join(f"{name} {flat.shape[1]}" for name, flat in zip(names, (one, other), strict=True))

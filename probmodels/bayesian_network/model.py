@@ -20,6 +20,7 @@ learning with generative flow networks. UAI. https://arxiv.org/abs/2202.13903
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -36,6 +37,7 @@ from torch import Tensor
 from probmodels.bayesian_network.graphs import AcyclicGraphs
 from probmodels.bayesian_network.scores import bdeu, best_score, bge, parent_scores
 from probmodels.datasets.bayesian_networks import simulate_gaussian_network
+from probmodels.datasets.labelled import arranged
 from probmodels.errors import DataError
 from probmodels.guides.bayesian_network import EdgePolicy
 from probmodels.inference.flows.balance import ParallelVarGrad
@@ -186,7 +188,8 @@ def make_problem(
     # Graphs that are together less probable than the best one by this factor need not be told from each other.
     log_total, log_count = (AcyclicGraphs(len(names), p, max_parents).log_total for p in (edge_probability, 0.5))
     floor = best_score(weights) - log_total - log_count - _NEGLIGIBLE
-    kept |= {name: data[name] for name in ("true_graph",) if isinstance(data, xr.Dataset) and name in data}
+    if isinstance(data, xr.Dataset) and "true_graph" in data:
+        kept["true_graph"] = (("parent", "child"), _truth(data["true_graph"], names))
     return Problem(
         name="bayesian_network",
         model=BayesianNetwork(torch.as_tensor(scores), edge_probability=edge_probability, max_parents=max_parents),
@@ -202,6 +205,15 @@ def make_problem(
 def tiny() -> Problem:
     """Three variables in a chain or the like, for tests."""
     return make_problem(simulate_gaussian_network(3, 30, degree=1.5, seed=1), hidden=8, num_particles=16, anneal=0)
+
+
+def _truth(truth: xr.DataArray, names: Sequence[str]) -> Any:
+    """Edges (parent, child) in the order of the variables."""
+    named = {"cause": "parent", "effect": "child"}
+    truth = truth.rename({axis: name for axis, name in named.items() if axis in truth.dims})
+    if truth.shape != (len(names), len(names)):
+        raise DataError(f"true_graph has shape {truth.shape}; give (parent, child) for {len(names)} variables")
+    return arranged(truth, "true_graph", {"parent": names, "child": names})
 
 
 def _table(data: xr.Dataset | xr.DataArray | pd.DataFrame) -> xr.DataArray:

@@ -24,6 +24,7 @@ import xarray as xr
 from annotated_types import Interval
 from numpy.typing import ArrayLike, NDArray
 
+from probmodels.datasets.labelled import arranged
 from probmodels.errors import ResultError
 from probmodels.guides.bayesian_network import reachable
 from probmodels.inference.metrics.graphs import cpdag as class_graph
@@ -180,7 +181,7 @@ def draw_network(summary: xr.Dataset, *, truth: ArrayLike | None = None, least: 
     summary
         What `summarise_network` returns.
     truth
-        Known edges (parent, child), which are marked in the matrix.
+        Known edges (parent, child), which are marked in the matrix; labelled ones in any order of the variables.
     least
         Probability below which an arrow is left out.
 
@@ -199,7 +200,8 @@ def draw_network(summary: xr.Dataset, *, truth: ArrayLike | None = None, least: 
     circle.set_title("Edges by their probability")
     image = matrix.imshow(chance, vmin=0, vmax=1, cmap="Blues")
     if truth is not None:
-        for a, b in np.argwhere(np.asarray(truth) > 0):
+        edges = arranged(truth, "truth", {"parent": names, "child": names}, error=ResultError)
+        for a, b in np.argwhere(np.asarray(edges) > 0):
             matrix.plot(b, a, marker="o", color=RED, markersize=6, fillstyle="none")
     matrix.set(title="Probability" + (", true edges as rings" if truth is not None else ""))
     matrix.set(xlabel="child", ylabel="parent", xticks=range(len(names)), yticks=range(len(names)))

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from probmodels.datasets.labelled import arranged
 from probmodels.errors import DataError
 from probmodels.options import hint
 
@@ -52,7 +53,7 @@ def effect_design(
     terms
         Names out of `TERMS` and of ``covariates``.
     covariates
-        Series along time, each of length T and finite.
+        Series along time, each of length T and finite; those of xarray or pandas are put in order by their times.
 
     Returns
     -------
@@ -75,7 +76,8 @@ def effect_design(
     for term in terms:
         if term in covariates:
             try:
-                series = np.asarray(covariates[term], dtype=np.float64)
+                given = arranged(covariates[term], f"covariate {term!r}", {"time": time.values})
+                series = np.asarray(given, dtype=np.float64)
             except (TypeError, ValueError) as error:
                 raise DataError(f"covariate {term!r} is no series of numbers: {error}") from error
             if series.shape != years.shape or not np.isfinite(series).all():

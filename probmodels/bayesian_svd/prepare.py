@@ -22,6 +22,7 @@ from probmodels.bayesian_svd.effects import effect_design, time_in_years
 from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SideData, model
 from probmodels.bayesian_svd.sampler import BlockGibbs
 from probmodels.datasets.calendars import decode_times
+from probmodels.datasets.labelled import arranged
 from probmodels.distributions.covariance import (
     KERNELS,
     EigenGrid,
@@ -127,7 +128,8 @@ def _weights(data: xr.DataArray, area_weights: bool | Sequence[float]) -> np.nda
                 "area_weights=False (--set model.area_weights=false)"
             )
     else:
-        weight = np.asarray(area_weights, dtype=np.float64)
+        given = arranged(area_weights, "area_weights", {"cell": data["cell"].values})
+        weight = np.asarray(given, dtype=np.float64)
         if weight.shape != (size,):
             raise DataError(f"area_weights has {len(weight)} numbers; give {size}, one for each cell, or true or false")
     return weight / weight.mean()

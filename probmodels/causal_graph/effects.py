@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from annotated_types import Interval, Len
 from numpy.typing import ArrayLike, NDArray
@@ -34,6 +35,7 @@ from tqdm.auto import tqdm
 from probmodels.causal_graph.scores import SmoothFeatures
 from probmodels.causal_graph.tables import rows_given
 from probmodels.datasets.causal import as_graph, causal_order, position_of
+from probmodels.datasets.labelled import arranged
 from probmodels.errors import DataError
 from probmodels.options import Fraction, OneOf, Seed, checked
 
@@ -72,7 +74,7 @@ def average_effect(
         Labels (data, concept), or a data set with ``label``; rows with a missing label are left out.
     graph
         Edges (cause, effect) as `as_graph` takes them, or draws of graphs (draw, cause, effect), as of the posterior of
-        `probmodels.causal_graph`.
+        `probmodels.causal_graph`; labelled ones in any order of axes and concepts.
     treatment
         The concept that is set.
     values
@@ -112,6 +114,8 @@ def average_effect(
     chosen = [name for name in names if name != treatment] if outcomes is None else list(outcomes)
     columns = [position_of(name, names) for name in chosen]
     table = np.asarray(labels.transpose(..., "concept").values, dtype=np.float64)
+    if str(getattr(given, "dtype", "")) == "bool":
+        given = arranged(given, "given", {"data": labels["data"].values if "data" in labels.coords else None})
     complete = np.isfinite(table).all(1)
     wanted = np.zeros(len(table), dtype=bool)
     wanted[slice(None) if given is None else rows_given(given, len(table), DataError)] = True
@@ -146,6 +150,11 @@ def average_effect(
 
 
 def _graphs(graph: Any, names: Sequence[str]) -> list[NDArray[np.int8]]:
+    if isinstance(graph, xr.DataArray):
+        lead = [str(dim) for dim in graph.dims if dim not in ("cause", "effect")][: graph.ndim - 2]
+        graph = arranged(graph, "graph", {**dict.fromkeys(lead), "cause": names, "effect": names})
+    elif isinstance(graph, pd.DataFrame):
+        graph = arranged(graph, "graph", {"cause": names, "effect": names})
     found = np.asarray(graph) if not isinstance(graph, Sequence) else None
     if found is None or found.ndim == 2:
         return [as_graph(graph if found is None else found, names)]

@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from probmodels.datasets.labelled import arranged
 from probmodels.errors import DataError, ProbmodelsError
 
 __all__ = ["complete_labels", "kept_labels", "rows_given"]
@@ -75,7 +76,8 @@ def kept_labels(data: xr.Dataset | xr.DataArray | pd.DataFrame, labels: xr.DataA
                 raise DataError(
                     f"{name} has dims {dict(data[name].sizes)}; expected cause and effect, {len(names)} each"
                 )
-            kept["true_graph"] = (["cause", "effect"], data[name].transpose("cause", "effect").values)
+            axes = {"cause": names, "effect": names}
+            kept["true_graph"] = (["cause", "effect"], arranged(data[name], name, axes))
     return xr.Dataset(kept, coords={"cause": names, "effect": names} if "true_graph" in kept else {})
 
 

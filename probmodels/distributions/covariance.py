@@ -35,6 +35,7 @@ from annotated_types import Interval, Len
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from probmodels.datasets.labelled import arranged_together
 from probmodels.distributions._spectra import Array, Complement, Restriction, common_basis, decompose
 from probmodels.errors import CovarianceError
 from probmodels.options import Count, NonNegative, OneOf, Positive, checked, hint
@@ -176,6 +177,7 @@ def chordal_distance(lat: ArrayLike | Tensor, lon: ArrayLike | Tensor, radius: P
     CovarianceError
         If the shapes differ, an entry is not finite, a latitude lies outside [-90, 90] or the radius is not positive.
     """
+    lat, lon = arranged_together({"lat": lat, "lon": lon}, ["cell"], error=CovarianceError)
     phi, lam = _finite(lat, "lat", (1,)), _finite(lon, "lon", (1,))
     if phi.shape != lam.shape:
         raise CovarianceError(f"lat has {phi.size} points but lon has {lam.size}; pass one pair per point")

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from annotated_types import Interval
 from matplotlib import colormaps
@@ -21,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
 
 from probmodels._axes import BLUE, COLOURS, GREY, RED, SMALL, clean
+from probmodels.datasets.labelled import arranged, arranged_together, row_labels
 from probmodels.edges.summary import edge_marginals
 from probmodels.errors import DataError
 from probmodels.inference.metrics.graphs import calibration_table
@@ -70,6 +72,8 @@ def reliability(
     DataError
         As `calibration_table`, or if ``observed`` has another shape.
     """
+    parts = {"probability": probability, "truth": truth, "observed": observed}
+    probability, truth, observed = arranged_together(parts, ["pair"])
     chance, true = np.asarray(probability, dtype=float), np.asarray(truth)
     tables = {"all pairs": calibration_table(chance, true, bins=bins, level=level)}
     if observed is not None:
@@ -193,7 +197,7 @@ def adjacency(
 
 @checked(DataError)
 def accuracy_against_noise(
-    table: xr.Dataset | Mapping[str, ArrayLike],
+    table: xr.Dataset | pd.DataFrame | Mapping[str, ArrayLike],
     *,
     metric: str = "accuracy",
     noise: str = "noise",
@@ -265,13 +269,18 @@ def information_curve(
     DataError
         If shapes do not fit, values are missing or negative, or accuracies exceed 1.
     """
-    weights = np.asarray(beta, dtype=float)
+    given = {"beta": beta, "rate": rate, "accuracy": accuracy} | ({} if log_loss is None else {"log_loss": log_loss})
+    runs = row_labels(*given.values(), dim="beta")
+    given = {
+        name: arranged(one, name, {"beta": runs} | ({"replicate": None} if np.ndim(one) == 2 else {}))
+        for name, one in given.items()
+    }
+    weights = np.asarray(given.pop("beta"), dtype=float)
     if weights.ndim != 1 or not len(weights) or not (np.isfinite(weights) & (weights >= 0)).all():
         raise DataError(f"beta={weights!r}; give a list of weights of 0 or more (beta,)")
     if len(np.unique(weights)) < len(weights):
         raise DataError("beta names a weight twice; put its runs along a second axis of rate and accuracy")
     order = np.argsort(weights)
-    given = {"rate": rate, "accuracy": accuracy} | ({} if log_loss is None else {"log_loss": log_loss})
     found = {name: _replicates(name, values, len(weights))[order] for name, values in given.items()}
     if (found["accuracy"] > 1).any():
         raise DataError(f"accuracy reaches {found['accuracy'].max():g}; give shares from 0 to 1, not per cent")
@@ -383,7 +392,7 @@ def _replicates(name: str, values: ArrayLike, number: int) -> Floats:
 
 
 def _long_form(
-    table: xr.Dataset | Mapping[str, ArrayLike], metric: str, noise: str, method: str
+    table: xr.Dataset | pd.DataFrame | Mapping[str, ArrayLike], metric: str, noise: str, method: str
 ) -> tuple[NDArray[Any], Floats, Floats]:
     """Methods, levels and values of every run."""
     if isinstance(table, xr.Dataset):
@@ -418,13 +427,14 @@ def _runs_of_array(
 
 
 def _runs_of_columns(
-    table: Mapping[str, ArrayLike], metric: str, noise: str, method: str
+    table: pd.DataFrame | Mapping[str, ArrayLike], metric: str, noise: str, method: str
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Methods, levels and values of the runs in a table with one row for each."""
     lost = [name for name in (method, noise, metric) if name not in table]
     if lost:
         raise DataError(f"the table lacks the columns {lost}; it has {[str(x) for x in table]}")
-    names, levels, found = (np.asarray(table[name]) for name in (method, noise, metric))
+    columns = arranged_together({name: table[name] for name in (method, noise, metric)}, ["run"])
+    names, levels, found = (np.asarray(column) for column in columns)
     if names.ndim != 1 or not names.shape == levels.shape == found.shape:
         raise DataError(
             f"columns have shapes {names.shape}, {levels.shape} and {found.shape}; give one row for each run"

@@ -12,7 +12,7 @@ from probmodels.errors import ProblemError
 from probmodels.guides.schedules import NoiseSchedule
 from probmodels.inference.mcmc.line_integrals import Evaluation
 from probmodels.options import Draws, Positive, checked
-from probmodels.scores.fields import Field, as_numbers
+from probmodels.scores.fields import Field, as_numbers, observation
 
 __all__ = ["GaussianMixture", "UniformBox"]
 
@@ -104,7 +104,7 @@ class GaussianMixture(Field):
         sd
             Standard deviation of their noise.
         """
-        matrix, observed = as_numbers("matrix", matrix).double(), as_numbers("observed", observed).double()
+        matrix, observed = (numbers.double() for numbers in observation(matrix, observed))
         crossed = self.covariances @ matrix.mT
         spread = matrix @ crossed + sd**2 * torch.eye(len(matrix), dtype=torch.float64)
         gain = torch.linalg.solve(spread, crossed.mT).mT

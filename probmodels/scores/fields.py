@@ -33,6 +33,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from probmodels.datasets.labelled import arranged, row_labels
 from probmodels.errors import ProblemError
 from probmodels.guides.schedules import NoiseSchedule, TableSchedule
 from probmodels.inference.mcmc.line_integrals import Evaluation
@@ -51,6 +52,7 @@ __all__ = [
     "guided",
     "linear_observation",
     "negated",
+    "observation",
     "tempered",
     "value_and_gradient",
 ]
@@ -442,7 +444,7 @@ def linear_observation(
     ICLR. https://openreview.net/forum?id=9_gsMA8MRKQ
     """
     size = math.prod(field.shape)
-    matrix, observed = as_numbers("matrix", matrix), as_numbers("observed", observed)
+    matrix, observed = observation(matrix, observed)
     if matrix.ndim != 2 or matrix.shape[1] != size or observed.shape != matrix.shape[:1]:
         raise ProblemError(
             f"matrix {tuple(matrix.shape)} and observed {tuple(observed.shape)} for data of {size} numbers; give "
@@ -469,6 +471,20 @@ def linear_observation(
     return Conditioned(field, log_likelihood)
 
 
+def observation(matrix: ArrayLike | Tensor, observed: ArrayLike | Tensor) -> tuple[Tensor, Tensor]:
+    """What is observed (observation, size) and its observations (observation,), labelled ones in one order.
+
+    Raises
+    ------
+    ProblemError
+        As `as_numbers`, or if labels of observations differ.
+    """
+    rows = row_labels(matrix, observed, dim="observation")
+    matrix = arranged(matrix, "matrix", {"observation": rows, "size": None}, error=ProblemError)
+    observed = arranged(observed, "observed", {"observation": rows}, error=ProblemError)
+    return as_numbers("matrix", matrix), as_numbers("observed", observed)
+
+
 def as_numbers(name: str, value: ArrayLike | Tensor) -> Tensor:
     """An argument as a tensor of numbers, which stay of their type.
 
@@ -478,7 +494,7 @@ def as_numbers(name: str, value: ArrayLike | Tensor) -> Tensor:
         If it holds something else, or a number is not finite.
     """
     try:
-        found = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+        found = value if isinstance(value, Tensor) else torch.as_tensor(np.array(value))
         good = found.dtype != torch.bool and bool(torch.isfinite(found).all())
     except (TypeError, ValueError, RuntimeError):
         good = False
