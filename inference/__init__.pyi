@@ -8,6 +8,7 @@ from .diagnostics.evidence import (
 )
 from .diagnostics.findings import Finding as Finding, Report as Report
 from .diagnostics.importance import importance_resample as importance_resample
+from .diagnostics.modes import check_modes as check_modes
 from .diagnostics.report import diagnose as diagnose
 from .distributed.many import (
     MapError as MapError,
@@ -63,6 +64,7 @@ __all__ = [
     "TwoSampleTest",
     "VarGrad",
     "check_exact",
+    "check_modes",
     "check_weights",
     "classifier_two_sample",
     "compare",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ _CLOSE = 0.4  # share of these that is worth a word
 _BAD_ROWS = 0.05  # share of the rows of data that a guide may fail
 _LEAST_SHARE, _CLOSE_SHARE = 0.5, 0.8  # of draws that weights leave effective: for use, and for a close fit
 _MOST_DISTANCE, _CLOSE_DISTANCE = 0.1, 0.05  # total variation of discrete sites: for use, and for a close fit
+_MOST_MISSED = 0.05  # share of the posterior mass that a guide may lack
+_LEAST_ANNEALED = 100  # effective draws by annealing that can be trusted
 _LEAST_RESAMPLED = 100  # effective draws behind draws that were resampled
 _MOST_ROWS = 2000  # rows that are judged, evenly spaced among more
 _FALLING, _FALLING_BY_VALUE = 5.0, 0.01  # nats, in all and by observed value, by which a loss may still fall
@@ -76,7 +78,8 @@ def judge_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapping[
 
     Of continuous sites Pareto k-hat says whether the weights can be relied on. Of sites of finitely many values weights
     are bounded, so that k-hat finds no fault with a guide that is far off: they are judged by total variation and by
-    the share of draws that weights leave effective. No weight shows a part of the posterior that the guide never draws.
+    the share of draws that weights leave effective. No weight shows a part of the posterior that the guide never draws:
+    annealed draws do, where `check_modes` was called.
     """
     findings, rows, khat = [*still_falling(tree)], dict[str, dict[str, float]](), float("nan")
     broken = [name for name, values in variables.items() if not np.isfinite(values.values).all()]
@@ -108,6 +111,8 @@ def judge_guide(tree: xr.DataTree, sample_stats: xr.Dataset, variables: Mapping[
                 )
                 khat = float("nan") if finite else khat
                 findings += _fit_of_guide(Spread.of(raw), khat, rows, finite=finite)
+    if "log_weight" in sample_stats or RESAMPLED in tree.attrs:
+        findings += _modes(group_of(tree, "modes"), findings)
     table = pd.DataFrame.from_dict(rows, orient="index").drop(columns="off", errors="ignore")
     return Report(tuple(findings), table, khat=khat)
 
@@ -191,7 +196,53 @@ def _equal_weights(variables: Mapping[str, xr.DataArray]) -> Finding:
     verdict = (
         "the importance weights are equal: wherever the guide draws it is exact; what it never draws does not show"
     )
-    return Finding(False, verdict, "check_modes(problem, result) looks for parts of the posterior that it lacks")
+    return Finding(False, verdict)
+
+
+def _modes(modes: xr.Dataset, findings: Sequence[Finding]) -> Iterator[Finding]:
+    """What annealed draws say of the parts of the posterior that a guide never draws."""
+    if not modes.data_vars:
+        if all(finding.judged and not finding.harmful for finding in findings):
+            verdict = "whether the guide lacks a part of the posterior, as a mode that it never draws, was not looked for"
+            yield Finding(False, verdict, "call check_modes(problem, result), which keeps what it finds in the result")
+        return
+
+    def most(values: xr.DataArray) -> float:
+        """What 95 % of the rows do not exceed."""
+        found = np.sort(values.values.ravel())
+        return float(found[math.ceil((1 - _BAD_ROWS) * found.size) - 1])
+
+    where = "" if modes["ess"].ndim == 0 else f" in {1 - _BAD_ROWS:.0%} of {modes['ess'].size} rows"
+    lacks: dict[str, float] = {}  # at least
+    may: dict[str, float] = {}  # at most
+    if "missed" in modes:
+        lacks["missed"] = most(modes["missed"] - 2 * modes["missed_mcse"])
+        may["missed"] = most(modes["missed"] + 2 * modes["missed_mcse"])
+    if "guide_log_evidence" in modes:
+        gap, error = modes["log_evidence"] - modes["guide_log_evidence"], np.hypot(modes["mcse"], modes["guide_mcse"])
+        lacks["gap"] = most(1 - np.exp(2 * error - gap))
+        may["gap"] = most(1 - np.exp(-2 * error - gap))
+    apart = most(modes["distance"] - 2 * modes["distance_mcse"]) if "distance" in modes else 0.0
+    if max(lacks.values(), default=0.0) > _MOST_MISSED:
+        share = max(lacks.values())
+        verdict = f"the guide misses at least {share:.0%} of the mass of the posterior{where} (at most "
+        verdict += f"{_MOST_MISSED:.0%}): annealed draws find it where the guide draws (almost) nothing"
+        advice = "take more steps, an objective that explores (epsilon, temperature), or check against run_mcmc"
+        yield Finding(True, verdict, advice)
+    elif apart > _MOST_DISTANCE:
+        verdict = f"total variation between guide and posterior on annealed draws is at least {apart:.2f}{where} "
+        yield Finding(True, f"{verdict}(at most {_MOST_DISTANCE})", "take more steps or a richer guide")
+    elif not may:
+        verdict = "annealed draws cannot be compared with this guide, which has neither a density nor weights to compare"
+        yield Finding(False, verdict, "check against run_mcmc, or calibrate with sbc")
+    elif most(-modes["ess"]) > -_LEAST_ANNEALED or most(modes["khat"]) > KHAT_MAX:
+        verdict = f"annealing found too little to say whether the guide lacks a part of the posterior{where}: "
+        verdict += f"{-most(-modes['ess']):.0f} effective draws of {_LEAST_ANNEALED} needed, Pareto k-hat "
+        verdict += f"{most(modes['khat']):.2f} of at most {KHAT_MAX}"
+        yield Finding(False, verdict, "call check_modes with more num_particles, or check against run_mcmc")
+    else:
+        verdict = f"the guide lacks no more than {max(0.0, may.get('missed', may.get('gap', 0.0))):.1%} of the mass that "
+        yield Finding(False, f"{verdict}annealed draws find{where} (at most {_MOST_MISSED:.0%})")
 
 
 def still_falling(tree: xr.DataTree) -> Iterator[Finding]:
@@ -247,6 +298,11 @@ def _fit_of_guide(
         start = f"{distance} (at most {_MOST_DISTANCE}), {effective} (at least {_LEAST_SHARE:.0%}), and log evidence "
         start += f"less ELBO is {spread.gap:.2f}: "
         failed = spread.share < _LEAST_SHARE or spread.distance - 2 * spread.distance_error > _MOST_DISTANCE
+        if not failed and spread.distance + 2 * spread.distance_error > _MOST_DISTANCE:
+            error = f"{spread.distance_error:.3f}"
+            verdict = f"{start}its Monte Carlo error of {error} leaves open whether the guide is close enough"
+            yield Finding(False, verdict, "draw more (num_samples), or take more steps", judged=False)
+            return
         meaning = "the guide is not the posterior, and what it draws has other probabilities"
         close = spread.share >= _CLOSE_SHARE and spread.distance <= _CLOSE_DISTANCE
     else:
@@ -292,21 +348,25 @@ def _fit_by_row(log_weight: xr.DataArray, *, finite: bool) -> tuple[list[Finding
     worst = label(plates, log_weight, np.unravel_index(int(judged[np.argmin(share)]), shape))
     effective = f"{least:.0%} or more of its draws are effective (at least {_LEAST_SHARE:.0%})"
     if finite:
-        distance = np.array([max(x.distance - 2 * x.distance_error, 0.0) for x in spreads])
-        level, khat = float(np.sort(distance)[last]), math.nan
+        level, khat = float(np.sort([x.distance for x in spreads])[last]), math.nan
+        sure = float(np.sort([x.distance - 2 * x.distance_error for x in spreads])[last])
         said = f"total variation between guide and posterior is at most {level:.2f} (at most {_MOST_DISTANCE})"
-        failed, close = level > _MOST_DISTANCE, level <= _CLOSE_DISTANCE
+        failed, close = sure > _MOST_DISTANCE, level <= _CLOSE_DISTANCE
+        unsure = not failed and level > _MOST_DISTANCE
     else:
         shapes = np.array([psis(row)[1] if np.ptp(row) > EQUAL_WEIGHTS else -1.0 for row in flat.T])
         level = khat = float(np.sort(np.nan_to_num(shapes, nan=np.inf))[last])
         told = "below 0" if level < 0 else f"at most {level:.2f}"
         said = f"Pareto k-hat of the guide is {told} (at most {KHAT_MAX})"
-        failed, close = level > KHAT_MAX, level <= KHAT_MAX
+        failed, close, unsure = level > KHAT_MAX, level <= KHAT_MAX, False
     rows = f"{1 - _BAD_ROWS:.0%} of {len(share)} rows of {plates}"
     verdict = f"in {rows}, each judged by itself, {said} and {effective}; fewest {share.min():.0%} in {worst}: "
     if failed or least < _LEAST_SHARE:
         advice = "take more steps or a richer guide, and look at check_weights or check_exact"
         return [Finding(True, f"{verdict}the guide misses part of many posteriors", advice)], khat
+    if unsure:
+        verdict += "Monte Carlo error leaves open whether the guide is close enough"
+        return [Finding(False, verdict, "draw more (num_samples), or take more steps", judged=False)], khat
     how = (
         "fits the posterior closely"
         if close and least >= _CLOSE_SHARE

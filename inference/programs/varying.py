@@ -197,7 +197,7 @@ def _pseudo(problem: Problem, name: str, node: Any) -> _Missing:
             "run of the model; such a site may be a Bernoulli, a Categorical or a OneHotCategorical"
         )
     parameter = torch.zeros_like(leaf.probs if isinstance(leaf, dist.Bernoulli) else leaf.logits)
-    prior = type(leaf)(logits=parameter)
+    prior = type(leaf)(logits=parameter, validate_args=False)  # checks read values, which no graph could hold
     frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
     prior = prior.expand(node["value"].shape[: node["value"].dim() - leaf.event_dim])
     plates = tuple((frame.name, frame.full_size or frame.size, frame.dim) for frame in frames)

@@ -18,6 +18,7 @@ import xarray as xr
 from torch import Tensor
 
 from probmodels.errors import CaptureError, FitError, ProblemError
+from probmodels.inference.diagnostics.modes import look_for_modes
 from probmodels.inference.labels import take_marginals, to_dataset
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import Minibatches
@@ -343,7 +344,11 @@ def fit(
         shown = {**settings, **{key: options.get(key) for key in _RECORDED}}
         tree = build_tree(problem, posterior, engine=engine, seed=seed, settings=shown, groups=groups)
     tree.attrs["execution"] = loop.execution
-    return Result(tree, state)
+    result = Result(tree, state)
+    if size == 1:
+        with single_thread(), _default_dtype(dtype):
+            look_for_modes(problem, result, seed=seed)
+    return result
 
 
 def _check(problem: Problem, engine: str, options: FitOptions) -> tuple[torch.dtype | None, torch.device | None]:
