@@ -203,7 +203,9 @@ def _modes(modes: xr.Dataset, findings: Sequence[Finding]) -> Iterator[Finding]:
     """What annealed draws say of the parts of the posterior that a guide never draws."""
     if not modes.data_vars:
         if all(finding.judged and not finding.harmful for finding in findings):
-            verdict = "whether the guide lacks a part of the posterior, as a mode that it never draws, was not looked for"
+            verdict = (
+                "whether the guide lacks a part of the posterior, as a mode that it never draws, was not looked for"
+            )
             yield Finding(False, verdict, "call check_modes(problem, result), which keeps what it finds in the result")
         return
 
@@ -233,7 +235,9 @@ def _modes(modes: xr.Dataset, findings: Sequence[Finding]) -> Iterator[Finding]:
         verdict = f"total variation between guide and posterior on annealed draws is at least {apart:.2f}{where} "
         yield Finding(True, f"{verdict}(at most {_MOST_DISTANCE})", "take more steps or a richer guide")
     elif not may:
-        verdict = "annealed draws cannot be compared with this guide, which has neither a density nor weights to compare"
+        verdict = (
+            "annealed draws cannot be compared with this guide, which has neither a density nor weights to compare"
+        )
         yield Finding(False, verdict, "check against run_mcmc, or calibrate with sbc")
     elif most(-modes["ess"]) > -_LEAST_ANNEALED or most(modes["khat"]) > KHAT_MAX:
         verdict = f"annealing found too little to say whether the guide lacks a part of the posterior{where}: "
@@ -241,7 +245,9 @@ def _modes(modes: xr.Dataset, findings: Sequence[Finding]) -> Iterator[Finding]:
         verdict += f"{most(modes['khat']):.2f} of at most {KHAT_MAX}"
         yield Finding(False, verdict, "call check_modes with more num_particles, or check against run_mcmc")
     else:
-        verdict = f"the guide lacks no more than {max(0.0, may.get('missed', may.get('gap', 0.0))):.1%} of the mass that "
+        verdict = (
+            f"the guide lacks no more than {max(0.0, may.get('missed', may.get('gap', 0.0))):.1%} of the mass that "
+        )
         yield Finding(False, f"{verdict}annealed draws find{where} (at most {_MOST_MISSED:.0%})")
 
 

@@ -212,26 +212,29 @@ class Density:
         """State of draws (draw, ...)."""
         parts = [*index, *z]
         count = len(parts[0])
-        found: list[Tensor] = []
-        if self.captured:
-            keys = torch.stack([i.reshape(count) for i in index[: self._branching]], 1) if self._branching else None
-            for key, graph in self._graphs.items():
-                chosen = None if keys is None else (keys == torch.tensor(key, device=self._device)).all(1).nonzero().squeeze(1)
-                if chosen is not None and not len(chosen):
-                    continue
-                here = parts if chosen is None else [part.index_select(0, chosen) for part in parts]
-                out = self._chunks(graph, here[self._branching :])
-                if chosen is None:
-                    found = out
-                else:
-                    found = found or [value.new_empty(count, *value.shape[1:]) for value in out]
-                    for whole_value, value in zip(found, out, strict=True):
-                        whole_value.index_copy_(0, chosen, value)
-        else:
+        if not self.captured:
             rows = [self._one([part[draw] for part in parts]) for draw in range(count)]
             found = [torch.stack(values) for values in zip(*rows, strict=True)]
+        elif self._branching:
+            found = self._by_branch(parts, count)
+        else:
+            found = self._chunks(self._graphs[()], parts)
         shape = (count, *self._rows)
         return _State(list(index), list(z), found[0].reshape(shape), found[1].reshape(shape), found[2:])
+
+    def _by_branch(self, parts: Sequence[Tensor], count: int) -> list[Tensor]:
+        """Draws of each combination of values of the first sites by the graph that holds these."""
+        keys = torch.stack([part.reshape(count) for part in parts[: self._branching]], 1)
+        found: list[Tensor] = []
+        for key, graph in self._graphs.items():
+            chosen = (keys == torch.tensor(key, device=self._device)).all(1).nonzero().squeeze(1)
+            if not len(chosen):
+                continue
+            out = self._chunks(graph, [part.index_select(0, chosen) for part in parts[self._branching :]])
+            found = found or [value.new_empty(count, *value.shape[1:]) for value in out]
+            for values, value in zip(found, out, strict=True):
+                values.index_copy_(0, chosen, value)
+        return found
 
     def _chunks(self, graph: Any, parts: Sequence[Tensor]) -> list[Tensor]:
         """A batched graph at draws of any number."""
@@ -350,7 +353,11 @@ class Density:
             try:
                 graphs = {}
                 for key in itertools.product(*map(range, counts)):
-                    held = {s.name: _look_up(s, torch.full(s.shape, k, device=self._device)) for s, k in zip(first, key, strict=True)}
+                    chosen = [
+                        torch.full(site.shape, value, device=self._device)
+                        for site, value in zip(first, key, strict=True)
+                    ]
+                    held = {site.name: _look_up(site, value) for site, value in zip(first, chosen, strict=True)}
                     graphs[key] = self._captured(held, [example[branching:] for example in examples])
             except CaptureError as error:
                 _log.info("%s: no graph of the log density: %s", self._problem.name, error)
@@ -454,9 +461,8 @@ class _Mover:
 
         new = [i.clone() if other == place else i for other, i in enumerate(state.index)]
         new[place][where] = best.reshape(new[place][where].shape)
-        gradients = [
-            pick(gradient, s.spread(best)) for s, gradient in zip(self._density.continuous, found.gradients, strict=True)
-        ]
+        pairs = zip(self._density.continuous, found.gradients, strict=True)
+        gradients = [pick(gradient, own.spread(best)) for own, gradient in pairs]
         return _State(new, state.z, pick(found.log_joint, best), pick(found.excluded, best), gradients)
 
     def _leap(self, state: _State, power: float) -> _State:
