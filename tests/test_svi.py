@@ -87,7 +87,8 @@ def test_the_same_seed_gives_the_same_numbers_and_the_guide_is_left_alone(make_g
 def test_point_estimates_have_no_khat():
     point = mean_problem(guide=AutoDelta(pyro.poutine.block(mean_model, hide=["new"])))
     report = quick(point).diagnose()
-    assert report.ok
+    assert report.inference == "not judged"
+    assert np.isnan(report.khat)
     assert "point estimate" in str(report)
 
 
@@ -149,7 +150,7 @@ def test_a_loss_that_is_not_finite_says_what_to_try():
         ({}, {"seed": -1}, "seed=-1"),
         ({}, {"seed": True}, "seed=True"),
         ({}, {"seed": 2**32}, "seed=4294967296; give a whole number of at least 0 and below 4294967296"),
-        ({}, {"num_samples": 2**45}, "num_samples=35184372088832 draws need about .* GiB"),
+        ({}, {"num_samples": 2**45}, "num_samples=35184372088832; give a whole number"),
         ({}, {"seed": 0.5}, r"seed=0\.5"),
         ({}, {"lr": 0.0}, r"lr=0\.0"),
         ({}, {"patience": 0}, "patience=0"),
@@ -194,7 +195,7 @@ def test_a_single_draw_is_a_result_and_no_diagnosis(tmp_path):
     result = quick(mean_problem(), num_samples=1)
     result.save(tmp_path / "one.nc")
     report = Result.load(tmp_path / "one.nc").diagnose()
-    assert report.ok
+    assert report.inference == "not judged"
     assert "1 draw is too few to judge the fit" in str(report)
     assert "20 draws are too few" in str(quick(mean_problem()).diagnose())
     assert "too few" not in str(quick(mean_problem(), num_samples=25).diagnose())
