@@ -138,8 +138,9 @@ def prior_predictive(
     Raises
     ------
     ProblemError
-        If an option is out of range, or the draws do not fit into memory.
+        If an option is out of range, the draws do not fit into memory, or a prior is improper.
     """
+    problem.check_proper()
     size = num_samples * sum(math.prod(site.shape) for site in problem.sites.values())
     check_memory(problem.name, 8 * size, torch.device("cpu"), f"{num_samples} draws", "take fewer of them")
     program, names = Unobserve()(problem.model), list(problem.sites)

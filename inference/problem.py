@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,8 +16,10 @@ import pyro
 import torch
 import xarray as xr
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.reparam.reparam import Reparam
 from pyro.poutine.subsample_messenger import _Subsample
 from pyro.poutine.trace_struct import Trace
@@ -26,13 +29,13 @@ from torch.distributions.constraints import Constraint
 
 from probmodels.errors import ProblemError
 from probmodels.inference.runtime.netcdf import fault_of_labels, fault_of_name
-from probmodels.inference.runtime.ops import is_enumerable, is_generated, isolated
+from probmodels.inference.runtime.ops import is_enumerable, is_generated, is_improper, isolated, uniform_start
 from probmodels.inference.runtime.tensors import with_tensors
 from probmodels.options import hint
 
-__all__ = ["Outer", "Problem", "Site"]
+__all__ = ["Outer", "Problem", "Site", "fault_of_enumeration"]
 
-_PRIOR_TRIES = 10  # prior draws that may fall outside the support of the data before a model is called broken
+_PRIOR_TRIES, _OTHER_TRIES = 10, 90  # draws of the prior, and of uniform starts, that may be impossible
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Site:
         Whether the model marks it ``infer={"enumerate": ...}``: losses sum over it, and guides leave it out.
     finite
         Whether it is a latent site of finitely many values.
+    improper
+        Whether it is a latent site of an improper prior, from which nothing can be drawn.
     """
 
     name: str
@@ -62,6 +67,7 @@ class Site:
     discrete: bool
     enumerated: bool = False
     finite: bool = False
+    improper: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,7 +225,7 @@ class Problem:
     @cached_property
     def sites(self) -> dict[str, Site]:
         """Sample sites of the model by name, in program order; factors and subsampling sites are left out."""
-        with isolated(seed=0), torch.no_grad():
+        with isolated(seed=0), torch.no_grad(), pyro.validation_enabled(False):
             nodes = self._trace(self.model, "model").nodes
         return {name: self._describe(name, node) for name, node in nodes.items() if _is_variable(node)}
 
@@ -231,9 +237,23 @@ class Problem:
         """Names of the sites of the given kinds, in program order."""
         return [name for name, site in self.sites.items() if site.kind in kinds]
 
+    def check_proper(self) -> None:
+        """Refuse to draw from the prior where there is none.
+
+        Raises
+        ------
+        ProblemError
+            If a site has an improper prior.
+        """
+        if flat := [site.name for site in self.sites.values() if site.improper]:
+            raise ProblemError(
+                f"{self.name}: sites {flat} have improper priors, which cannot be drawn; give them proper ones, or let "
+                "chains start by init='pathfinder' or 'uniform'"
+            )
+
     def observed(self, names: Iterable[str]) -> dict[str, np.ndarray]:
         """Values of observed sites as the model holds them."""
-        with isolated(seed=0), torch.no_grad():
+        with isolated(seed=0), torch.no_grad(), pyro.validation_enabled(False):
             nodes: Any = self._trace(self.model, "model").nodes
         return {name: nodes[name]["value"].detach().cpu().numpy() for name in names}
 
@@ -268,13 +288,16 @@ class Problem:
             for module, model, master in links:
                 module._model, module.master = model, master
 
-    def validate(self, *, guide: bool = True) -> Problem:
+    def validate(self, *, guide: bool = True, density: bool = True) -> Problem:
         """Check names, shapes and densities with one run of model and guide each.
 
         Parameters
         ----------
         guide
             Whether to check the guide as well; MCMC does without.
+        density
+            Whether the density must be finite somewhere among draws of the prior and uniform starts; engines that are
+            told where to start do without.
 
         Returns
         -------
@@ -293,7 +316,7 @@ class Problem:
         self._check_files()
         if guide and self.guide is not None:
             self._check_guide()
-        else:
+        elif density:
             self._check_prior()
         return self
 
@@ -315,16 +338,26 @@ class Problem:
             return poutine.trace(program).get_trace(*self.args, **self.kwargs)
         except ProblemError:
             raise
-        except ValueError as error:  # distributions refuse their arguments so
-            first = str(error).partition("Trace Shapes:")[0].strip()  # what Pyro says before its table
-            raise ProblemError(f"{self.name}: running the {role} fails: {first}") from error
         except Exception as error:
-            if why := self._fault_of_call(program):
-                raise ProblemError(
-                    f"{self.name}: the {role} does not take the args and kwargs of the problem: {why}"
-                ) from error
+            if why := self._explain(program, error):
+                raise ProblemError(f"{self.name}: {why.format(role=role)}") from error
             error.add_note(f"while running the {role} of problem {self.name!r}")
             raise
+
+    def _explain(self, program: Callable[..., Any], error: Exception) -> str:
+        """What an error of a program says about the problem; empty where it may be a fault inside of the program."""
+        first = str(error).partition("\n")[0].replace("{", "{{").replace("}", "}}")
+        if isinstance(error, ValueError):  # distributions refuse their arguments so; Pyro adds a table
+            said = str(error).partition("Trace Shapes:")[0].strip().replace("{", "{{").replace("}", "}}")
+            return f"running the {{role}} fails: {said}"
+        if first.startswith("Multiple sample sites named"):
+            what = f"{first[0].lower()}{first[1:]}; rename one: sites and plates need names of their own"
+            return f"running the {{role}} fails: {what}"
+        if why := self._fault_of_call(program):
+            return f"the {{role}} does not take the args and kwargs of the problem: {why}"
+        if isinstance(error, TypeError | RuntimeError | AttributeError | Warning) and (arrays := self.arrays()):
+            return f"running the {{role}} fails: {first}{arrays}"
+        return ""
 
     def _fault_of_call(self, program: Callable[..., Any]) -> str:
         """Why a program cannot be called with the arguments of the problem; empty where it can, or nobody knows."""
@@ -337,7 +370,20 @@ class Problem:
             return ""
         return ""
 
+    def arrays(self) -> str:
+        """Which arguments are arrays or lists and no tensors, as the end of a message; empty where none is."""
+        given = {f"args[{place}]": value for place, value in enumerate(self.args)}
+        given |= {f"kwargs[{name!r}]": value for name, value in self.kwargs.items()}
+        kinds = (np.ndarray, pd.Series, pd.DataFrame, xr.DataArray, xr.Dataset, list, tuple)
+        found = [f"{where} is a {type(value).__name__}" for where, value in given.items() if isinstance(value, kinds)]
+        return f"; {', '.join(found)}: give tensors, as torch.as_tensor makes them" if found else ""
+
     def _describe(self, name: str, node: Mapping[str, Any]) -> Site:
+        if not isinstance(node["value"], Tensor):
+            raise ProblemError(
+                f"{self.name}: site {name!r} observes a {type(node['value']).__name__}; give it a tensor, as "
+                "torch.as_tensor makes them"
+            )
         infer, fn, shape = node["infer"], node["fn"], tuple(node["value"].shape)
         frames = [frame for frame in node["cond_indep_stack"] if frame.vectorized]
         declared = infer.get("event_dims")
@@ -363,29 +409,16 @@ class Problem:
             )
         discrete = kind == "latent" and bool(getattr(fn.support, "is_discrete", False))
         enumerated = discrete and bool(infer.get("enumerate"))
-        if enumerated:
-            self._check_enumerated(name, fn, {frame.dim for frame in frames})
-        return Site(name, kind, tuple(dims), shape, discrete, enumerated, discrete and not _is_unbounded(fn.support))
-
-    def _check_enumerated(self, name: str, fn: Any, plates: set[int]) -> None:
-        if not is_enumerable(fn):
-            raise ProblemError(
-                f"{self.name}: site {name!r} is marked infer={{'enumerate': ...}}, and its {type(fn).__name__} does "
-                "not list its values; let each element be a Categorical, OneHotCategorical or Bernoulli in a plate"
-            )
-        for axis, size in enumerate(fn.batch_shape):
-            if size > 1 and axis - len(fn.batch_shape) not in plates:
-                raise ProblemError(
-                    f"{self.name}: enumerated site {name!r} has batch shape {tuple(fn.batch_shape)}, of which axis "
-                    f"{axis} stands in no plate; put the site in pyro.plate(..., dim={axis - len(fn.batch_shape)}), so "
-                    "that its elements are enumerated one by one"
-                )
+        if enumerated and (fault := fault_of_enumeration(fn, {frame.dim for frame in frames})):
+            raise ProblemError(f"{self.name}: enumerated site {name!r} {fault}")
+        finite, improper = discrete and not _is_unbounded(fn.support), kind == "latent" and is_improper(fn)
+        return Site(name, kind, tuple(dims), shape, discrete, enumerated, finite, improper)
 
     def _check_names(self) -> None:
         plates = {dim for site in self.sites.values() for dim in site.dims}
         for what, given, known in (
             ("batch_plates", self.batch_plates, plates),
-            ("reparam", self.reparam, set(self.names("latent"))),
+            ("reparam", self.reparam, set(self.names("latent", "observed"))),
             ("transient", self.transient, set(self.names("latent", "generated", "deterministic"))),
         ):
             for name in given:
@@ -445,6 +478,15 @@ class Problem:
                 )
 
     def _check_labels(self) -> None:
+        sizes = {dim: size for s in self.sites.values() for dim, size in zip(s.dims, s.shape, strict=True)}
+        known = {*sizes, *getattr(self.kernel, "dims", {}), *(() if self.data is None else map(str, self.data.sizes))}
+        bare = {dim: size for dim, size in sizes.items() if dim not in self.coords}
+        for dim, labels in self.coords.items():
+            # Methods label dims that only some variants have; labels that fit a dim without any were meant for it.
+            fits = [name for name, size in bare.items() if size == len(labels) and not re.search(r"_dim_\d+$", name)]
+            near = hint(dim, bare, otherwise=False) or (f"; did you mean {fits[0]!r}?" if fits else "")
+            if dim not in known and near:
+                raise ProblemError(f"{self.name}: coords names {dim!r}, which no site has{near}")
         for site in self.sites.values():
             for dim, size in zip(site.dims, site.shape, strict=True):
                 if dim in self.coords and len(self.coords[dim]) != size:
@@ -461,13 +503,71 @@ class Problem:
                     )
 
     def _check_prior(self) -> None:
+        """Refuse a model without density at all draws of the prior and all starts that are uniform about zero.
+
+        Where discrete sites are summed out, an impossible draw says nothing about the sum.
+        """
+        model = poutine.reparam(self.model, dict(self.reparam)) if self.reparam else self.model
+        starts = [model] * _PRIOR_TRIES + [InitMessenger(uniform_start)(model)] * _OTHER_TRIES
+        summed = any(site.discrete for site in self.sites.values())
+        bad: dict[str, str] = {}
+        fault: ProblemError | None = None
         with isolated(seed=0), torch.no_grad():
-            for _ in range(_PRIOR_TRIES):
-                bad = _non_finite(self._trace(self.model, "model"))
-                if not bad or "nan" in bad.values():
+            for start in starts:
+                try:
+                    trace = self._trace(start, "model")
+                    found = self._non_finite(trace)
+                except ProblemError as error:  # a scale that underflows is refused by its distribution
+                    fault = fault or error
+                    continue
+                if not found or (summed and "nan" not in found.values()):
+                    return
+                bad = bad if "nan" in bad.values() else found
+                nodes: Any = trace.nodes
+                if any(not torch.isfinite(nodes[name]["value"]).all() for name in found if self._is_data(name)):
                     break
         if bad:
-            raise ProblemError(f"{self.name}: the log density at a prior draw is not finite: {_spell(bad)}")
+            raise ProblemError(
+                f"{self.name}: the log density is not finite at prior draws and elsewhere: {_spell(bad)}"
+            )
+        if fault is not None:
+            raise fault
+
+    def _is_data(self, name: str) -> bool:
+        return name in self.sites and self.sites[name].kind == "observed"
+
+    def _non_finite(self, trace: Trace) -> dict[str, str]:
+        """Sites with a log density that is not finite, and what it is: ``nan`` or ``inf``."""
+        validating = poutine.util.is_validation_enabled()
+        poutine.util.enable_validation(False)  # or pyro would warn of what is raised as an error here
+        sums: dict[str, Tensor] = {}
+        try:
+            for name, node in trace.nodes.items():
+                if node["type"] == "sample" and not is_generated(node):
+                    sums[name] = self._log_density(name, node)
+        finally:
+            poutine.util.enable_validation(validating)
+        return {n: "nan" if torch.isnan(v) else "inf" for n, v in sums.items() if not torch.isfinite(v)}
+
+    def _log_density(self, name: str, node: Any) -> Tensor:
+        """Log density of a site in a trace, summed."""
+        value = node["value"]
+        try:
+            found = node["fn"].log_prob(value, *node["args"], **node["kwargs"])
+            return scale_and_mask(found, node["scale"], node["mask"]).sum()
+        except NotImplementedError as error:
+            raise ProblemError(
+                f"{self.name}: site {name!r} has a {type(node['fn']).__name__}, whose log density is not known; give "
+                f"the problem reparam={{{name!r}: ...}} for run_mcmc, or another distribution"
+            ) from error
+        except (ValueError, RuntimeError, TypeError, AttributeError, IndexError) as error:
+            kind = "observed" if node["is_observed"] else "drawn"
+            advice = ""
+            if isinstance(value, Tensor) and not value.is_floating_point() and not isinstance(error, ValueError):
+                advice = f"; the values are of type {value.dtype}: give numbers, as value.float() makes them"
+            raise ProblemError(
+                f"{self.name}: site {name!r} has no log density at its {kind} values: {error}{advice}"
+            ) from error
 
     def _check_guide(self) -> None:
         model, guide = self.programs()
@@ -491,7 +591,7 @@ class Problem:
                         "tensor; rename one of them, or share one module on purpose with pyro.module"
                     )
             replayed = poutine.replay(model, trace=guide_trace)
-            bad = _non_finite(self._trace(replayed, "model")) or _non_finite(guide_trace)
+            bad = self._non_finite(self._trace(replayed, "model")) or self._non_finite(guide_trace)
         if getattr(self.loss, "floor", None) is not None:  # the objective takes impossible values for hardly possible
             bad = {name: value for name, value in bad.items() if value == "nan"}
         if bad:
@@ -524,6 +624,22 @@ class Problem:
                 )
 
 
+def fault_of_enumeration(fn: Any, plates: set[int]) -> str:
+    """Why a discrete site cannot be enumerated, given the dims of the plates around it; empty where it can."""
+    if not is_enumerable(fn):
+        return (
+            f"cannot be enumerated: its {type(fn).__name__} does not list its values; let each element be a "
+            "Categorical, OneHotCategorical or Bernoulli in a plate"
+        )
+    for axis, size in enumerate(fn.batch_shape):
+        if size > 1 and (dim := axis - len(fn.batch_shape)) not in plates:
+            return (
+                f"has batch shape {tuple(fn.batch_shape)}, of which axis {axis} stands in no plate; put the site in "
+                f"pyro.plate(..., dim={dim}), so that its elements are enumerated one by one"
+            )
+    return ""
+
+
 def _name_of(program: Any) -> str:
     """Name of a function, class of a module or of another object."""
     return str(getattr(program, "__name__", type(program).__name__))
@@ -554,20 +670,6 @@ def _in_plates(shape: Sequence[int], frames: Iterable[Any]) -> bool:
 def _is_variable(node: Mapping[str, Any]) -> bool:
     """Whether a trace node is a random variable or a deterministic one, not a factor or a subsample."""
     return node["type"] == "sample" and not isinstance(node["fn"], _Subsample | pyro.distributions.Unit)
-
-
-def _non_finite(trace: Trace) -> dict[str, str]:
-    """Sites with a log density that is not finite, and what it is: ``nan`` or ``inf``."""
-    validating = poutine.util.is_validation_enabled()
-    poutine.util.enable_validation(False)  # or pyro would warn of what is raised as an error here
-    try:
-        trace.compute_log_prob(site_filter=lambda name, site: not is_generated(site))
-    except ValueError as error:
-        raise ProblemError(f"a value lies outside the support of its site: {error}") from error
-    finally:
-        poutine.util.enable_validation(validating)
-    sums = {n: s["log_prob_sum"] for n, s in trace.nodes.items() if "log_prob_sum" in s}
-    return {n: "nan" if torch.isnan(v) else "inf" for n, v in sums.items() if not torch.isfinite(v)}
 
 
 def _spell(bad: Mapping[str, str]) -> str:

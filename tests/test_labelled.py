@@ -340,12 +340,14 @@ def test_covariates_are_matched_by_their_times() -> None:
 
 def test_latitudes_go_with_their_longitudes() -> None:
     lat, lon = np.linspace(-60, 60, 12), np.linspace(0, 300, 12)
-    one = array(lat, "cell", seed=3)
-    other = chordal_distance(one, array(lon, "cell", seed=4))
-    wanted = chordal_distance(one.values, pd.Series(lon, ROWS)[one["cell"].values].to_numpy())
-    torch.testing.assert_close(other, wanted)
-    with pytest.raises(CovarianceError, match="lon along 'cell'"):
-        chordal_distance(one, array(lon, "cell", range(3, 15)))
+    wanted = chordal_distance(lat, lon)
+    for one, other in (
+        (pd.Series(lat, ROWS), array(lon, "cell").sel(cell=ROWS)),
+        (pd.Series(lat), pd.Series(lon, ROWS)),
+    ):
+        torch.testing.assert_close(chordal_distance(one, other), wanted)
+    with pytest.raises(CovarianceError, match="lat and lon have other labels"):
+        chordal_distance(array(lat, "cell"), series(lon))
 
 
 def test_observations_go_with_their_rows() -> None:

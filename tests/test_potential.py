@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pyro
@@ -24,6 +25,10 @@ def operations(graph):
     return [node.target for node in graph.graph.nodes if node.op == "call_function"]
 
 
+torch.manual_seed(0)
+NORM = torch.nn.BatchNorm1d(2).requires_grad_(False)
+LSTM = torch.nn.LSTM(1, 2).requires_grad_(False)
+
 FUNCTIONS = {
     "constants": lambda x: (x * 1 + 0) / 2 - torch.ones(3) * math.log(2.0),
     "nested constants": lambda x: 3 - (2 - (x + 1)) - 4,
@@ -41,6 +46,10 @@ FUNCTIONS = {
     "written into constants": lambda x: written(torch.zeros(4), slice(1, None), x) * torch.arange(4.0),
     "written to entries": lambda x: written(torch.ones(2, 3), (1, [2, 0, 1]), x**2),
     "written to a diagonal": lambda x: (x[:, None] * x + written(torch.zeros(9), slice(None, None, 4), x).view(3, 3)).T,
+    "diagonals filled": lambda x: (x[:, None] * x).fill_diagonal_(2.0) * torch.arange(3.0),
+    "copied over": lambda x: torch.ones(2, 3).copy_(x),
+    "batch norm": lambda x: NORM((x[:, None] + torch.tensor([0.2, 2.0])).exp()) * torch.tensor([[1.0], [0.0], [3.0]]),
+    "recurrent network": lambda x: LSTM(x[:, None, None])[0],
     "written to a view": lambda x: added((x[:, None] * torch.ones(3)).contiguous(), x),
     "views of copies": lambda x: x[:, None].expand(3, 2).clone().t().reshape(6).view(2, 3).contiguous().view(-1),
     "masks": lambda x: torch.where(x > 0, x, -x).masked_fill(x > 0.5, 7.0),
@@ -157,6 +166,46 @@ def test_numbers_are_read_out_of_data_and_of_nothing_else():
         lift(lambda x: x * float(weight[0]), [weight], x)
 
 
+def test_checks_of_values_are_captured_as_values_that_are_missing():
+    def checked(x):
+        y = x.exp()
+        assert (y < 2).all()
+        if torch.isnan(y).any() or not torch.isfinite(x).all():
+            raise ValueError("not a number")
+        return y.sum(), y * 2
+
+    x = torch.linspace(-1.0, 0.5, 3)
+    graph = capture(checked, x, checks=[(x - 1,)])
+    for found, wanted in zip(graph(x), checked(x), strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert all(value.isnan().all() for value in graph(x + 1))  # where the function raises
+    rows = batch(graph, torch.stack([x, x + 1]))(torch.stack([x, x + 1]))
+    assert [value.isnan().any().item() for value in rows[0]] == [False, True]
+
+    def warns(x):
+        if (x > 0.2).any():
+            warnings.warn("large", stacklevel=1)
+        return x * 2
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.testing.assert_allclose(capture(warns, x)(x + 1), 2 * (x + 1), rtol=1e-6)
+
+    def branches(x):
+        assert (x.exp() > 0).all()
+        return x if x[0] > 0 else -x
+
+    def same_here(x):
+        shift = torch.ones(3) if (x > 5).all() else torch.zeros(3)
+        return x.clamp(min=-9) if (x < -7).any() else x + shift
+
+    with pytest.raises(CaptureError, match=r"'shift = torch.ones\(3\) if"):
+        capture(same_here, x)
+
+    with pytest.raises(CaptureError, match=r"reads a value out of a tensor.*'return x if x\[0\] > 0 else -x'"):
+        capture(branches, x)
+
+
 def test_distributions_that_check_what_they_are_given_are_captured():
     prior = dist.Normal(torch.zeros(()), 1.0, validate_args=True).expand([3]).to_event(1)
 
@@ -185,8 +234,10 @@ def test_graphs_whose_shapes_depend_on_values_are_refused_but_errors_of_function
     one, two = torch.tensor([1.0, 3.0, -1.0, -2.0]), torch.tensor([1.0, 3.0, 2.0, -2.0])
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    with pytest.raises(CaptureError, match=r"fails where the function does not \(.*size.*\): shapes depend on values"):
+    with pytest.raises(CaptureError, match=r"its shapes depend on values.*'positive = x\[x > 0\]"):
         capture(positive_part, one, checks=[(two,)])
+    with pytest.raises(CaptureError, match=r"fails where the function does not \(.*size.*\): shapes depend on values"):
+        compare(torch.exp, lambda x: x[:2] + x, (one,), None)
     assert torch.equal(torch.get_rng_state(), state)
 
     def faulty(x):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from datetime import datetime
@@ -16,9 +17,11 @@ import xarray as xr
 from inference_models import MeanGuide, auto_guide, data, mean_model, mean_problem, normal_model
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
+from pyro.infer.reparam import StableReparam
+from torch.distributions import constraints
 
 from probmodels.errors import ProblemError
-from probmodels.inference import Problem, Result, fit_svi, run_mcmc
+from probmodels.inference import Problem, Result, fit_svi, prior_predictive, run_mcmc
 
 
 def test_dims_come_from_plates_and_event_dims():
@@ -350,3 +353,126 @@ def test_arguments_that_the_model_does_not_take_are_named(arguments, message):
         Problem("small", model, **arguments).validate()
     assert re.search(message, str(failed.value))
     assert "\n" not in str(failed.value)
+
+
+def straight_line(x, y):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("station", len(y)):
+        pyro.sample("y", dist.Normal(slope * x, 1.0), obs=y)
+
+
+def choices(y, *, kind="plated"):
+    weight = pyro.sample("weight", dist.Beta(1.0, 1.0))
+    if kind == "loose":
+        z = pyro.sample("z", dist.Bernoulli(weight).expand([6]))
+    else:
+        with pyro.plate("row", 6):
+            z = pyro.sample("z", dist.Bernoulli(weight))
+    if kind == "read":
+        z = torch.stack(list(z.reshape(6)))
+    if kind == "event":
+        pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+    elif kind != "loose":
+        with pyro.plate("rows", 6):
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+
+def coin(y, *, plate="row"):
+    share = pyro.sample("share", dist.Beta(1.0, 1.0))
+    with pyro.plate(plate, len(y)):
+        pyro.sample("y", dist.Bernoulli(share), obs=y)
+
+
+X, ROWS = torch.linspace(-1.0, 1.0, 6), torch.arange(6.0)
+UNFIT = {
+    "array observed": (straight_line, (X, ROWS.numpy()), {}, "site 'y' observes a ndarray; give it a tensor"),
+    "series observed": (straight_line, (X, pd.Series(ROWS.numpy())), {}, "site 'y' observes a Series"),
+    "list observed": (straight_line, (X, ROWS.tolist()), {}, "site 'y' observes a list"),
+    "array given": (straight_line, (X.numpy(), ROWS), {}, r"args\[0\] is a ndarray: give tensors"),
+    "series given": (straight_line, (pd.Series(X.numpy()), ROWS), {}, r"args\[0\] is a Series: give tensors"),
+    "argument missing": (
+        straight_line,
+        (X,),
+        {},
+        "kwargs of the problem: missing a required argument: 'y'",
+    ),
+    "labels misspelt": (straight_line, (X, ROWS), {"coords": {"stations": "abcdef"}}, "did you mean 'station'"),
+    "labels of nothing": (straight_line, (X, ROWS), {"coords": {"m": "abcdef"}}, "names 'm', .*did you mean 'station'"),
+    "truth values": (coin, (ROWS > 2,), {}, "site 'y' has no log density at its observed values.*value.float"),
+    "plate of a site": (coin, (ROWS,), {"kwargs": {"plate": "y"}}, "sites named 'y'; rename one: sites and plates"),
+    "shapes": (straight_line, (X, ROWS[:4]), {}, "running the model fails|site 'y' has no log density"),
+    "loose choices": (choices, (ROWS,), {"kwargs": {"kind": "loose"}}, "'z' has batch shape .*in no plate"),
+    "choices in an event": (choices, (ROWS,), {"kwargs": {"kind": "event"}}, r"\['z'\] cannot be enumerated.*site 'y'"),
+    "choices read": (choices, (ROWS,), {"kwargs": {"kind": "read"}}, r"\['z'\] cannot be enumerated.*z.reshape\(6\)"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_does_not_fit_a_model_is_named(name):
+    model, args, changes, message = UNFIT[name]
+    with pytest.raises(ProblemError, match=f"(?s)p: .*{message}"):
+        run_mcmc(Problem("p", model, args=args, **changes), num_chains=4, num_samples=4, progress=False)
+
+
+def test_labels_that_no_dim_could_have_are_left_alone():
+    Problem("p", straight_line, args=(X, ROWS), coords={"station": range(6), "elsewhere": ["a", "b"]}).validate()
+
+
+def overflowing(x, y):
+    level = pyro.sample("level", dist.Normal(0.0, 10.0))
+    slope = pyro.sample("slope", dist.Normal(0.0, 100.0))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.Poisson((level + slope * x).exp()), obs=y)
+
+
+def underflowing(y):
+    scale = pyro.sample("scale", dist.Normal(0.0, 1000.0)).exp()
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+
+
+def test_a_prior_draw_without_density_is_no_reason_to_refuse_a_model():
+    Problem("p", overflowing, args=(X, ROWS)).validate()
+    Problem("p", underflowing, args=(ROWS,)).validate()
+
+
+def never_possible(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    pyro.factor("wall", -math.inf * mu.abs())
+
+
+def test_models_without_density_anywhere_are_refused_unless_starts_are_given():
+    with pytest.raises(ProblemError, match="'wall' gives inf"):
+        Problem("p", never_possible, args=(ROWS,)).validate()
+    Problem("p", never_possible, args=(ROWS,)).validate(density=False)
+
+
+def flat_priors(y):
+    loc = pyro.sample("loc", dist.ImproperUniform(constraints.real, (), (2,)))
+    scale = pyro.sample("scale", dist.ImproperUniform(constraints.positive, (), ()))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.Normal(loc.sum(), scale), obs=y)
+
+
+def test_improper_priors_have_starts_and_no_draws():
+    problem = Problem("p", flat_priors, args=(ROWS,)).validate()
+    assert problem.sites["loc"].shape == (2,)
+    with pytest.raises(ProblemError, match=r"\['loc', 'scale'\] have improper priors, which cannot be drawn"):
+        run_mcmc(problem, init="prior", progress=False)
+
+
+def heavy_tails(y):
+    scale = pyro.sample("scale", dist.Exponential(1.0))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.Stable(1.5, 0.0, scale, 0.0), obs=y)
+
+
+def test_an_observed_site_may_be_reparametrised():
+    problem = Problem("p", heavy_tails, args=(ROWS,), reparam={"y": StableReparam()}).validate()
+    result = run_mcmc(problem, num_chains=4, num_samples=4, warmup_steps=4, progress=False)
+    assert set(result.posterior) == {"scale"}
+
+
+def test_prior_draws_of_improper_priors_are_refused():
+    with pytest.raises(ProblemError, match="improper"):
+        prior_predictive(Problem("p", flat_priors, args=(ROWS,)), num_samples=2, progress=False)

@@ -180,7 +180,7 @@ def run_mcmc(
     try:
         with Watch(problem.name, checkpoint=checkpoint, **watching) as watch:
             watch.say("checking the problem")
-            _check(moved, factory)
+            _check(moved, factory, density=init is None or isinstance(init, str))
             starts = _starts(moved, factory, init, sizes["num_chains"], seed)
             _prepare(moved, factory, watch)
             run = _Run(problem, moved, factory, method, **sizes, thin=thin, seed=seed, init=starts)
@@ -403,9 +403,9 @@ def _choose(
     return factory, method
 
 
-def _check(problem: Problem, factory: Any) -> None:
+def _check(problem: Problem, factory: Any, *, density: bool) -> None:
     """Refuse a problem that is broken, whose draws cannot be kept, or that the kernel cannot compute where it lies."""
-    problem.validate(guide=False)
+    problem.validate(guide=False, density=density)
     kept = [name for name in problem.transient if problem.sites[name].kind == "latent"]
     if kept:
         raise ProblemError(

@@ -17,7 +17,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,13 +30,15 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from probmodels.errors import CaptureError
-from probmodels.inference.programs.simplify import simplify
+from probmodels.inference.programs.simplify import is_random, simplify
 
-__all__ = ["COMPILERS", "batch", "capture", "compare", "compile_graph", "lift"]
+__all__ = ["COMPILERS", "Randomness", "batch", "capture", "compare", "compile_graph", "is_random", "lift", "where"]
 
 COMPILERS = ("graph", "inductor")
+_MOST_TRUTHS = 100  # that a function may read; each is tried
 _log = logging.getLogger(__name__)
 
 TensorFunction = Callable[..., Any]
@@ -167,6 +169,14 @@ def _as_mask(value: Tensor, indices: Any, values: Tensor, accumulate: bool) -> T
     return mask.reshape(mask.shape + (1,) * (value.dim() - mask.dim()))
 
 
+def _batch_norm(value: Tensor, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *rest: Any) -> Any:
+    """Normalised rows by parts that batch; means of rows that a module collects on the way are left as they are."""
+    collected = (None, None) if training else (mean, variance)
+    return torch._decomp.decomposition_table[torch.ops.aten.native_batch_norm.default](
+        value, weight, bias, *collected, training, *rest
+    )
+
+
 def _log_sigmoid_backward(gradient: Tensor, value: Tensor, buffer: Tensor) -> Tensor:
     """Derivative of log sigmoid in parts that broadcast."""
     return gradient * torch.sigmoid(-value)
@@ -177,6 +187,10 @@ _CHEAPER = {
     torch.ops.aten.logsumexp.default: _logsumexp,
     torch.ops.aten.binary_cross_entropy_with_logits.default: _cross_entropy,
     torch.ops.aten.linalg_cholesky_ex.default: _cholesky,
+    torch.ops.aten.native_batch_norm.default: _batch_norm,
+    torch.ops.aten.native_batch_norm_backward.default: torch._decomp.decomposition_table[
+        torch.ops.aten.native_batch_norm_backward.default
+    ],
     torch.ops.aten.index_put.default: _index_put,
     torch.ops.aten.index_put_.default: _index_put_in_place,
 }
@@ -191,43 +205,145 @@ def _replace(graph: GraphModule) -> None:
 
 
 def _traced(function: TensorFunction, examples: Sequence[Tensor], others: Sequence[Tensor] = ()) -> GraphModule:
-    """Graph of a function as it runs at ``examples``; numbers that vary with ``others`` are not to be read either."""
+    """Graph of a function as it runs at ``examples``; numbers that vary with ``others`` are not to be read either.
 
-    def run(*arguments: Tensor) -> Any:
-        with _unchecked(), _TensorIndices(), _Reading([*arguments, *others]):
-            return function(*arguments)
+    Pyro's shortcuts that read values give way to the formulas that it has for a trace. Truth values may be read though
+    they vary, where the opposite makes the function raise an error, as ``assert`` does, or changes nothing, as a
+    warning does. The graph then gives NaN where the function raises.
+    """
+    trace = _Trace(function, examples, others)
+    with contextlib.suppress(_ReadError):
+        return trace.graph()
+    trace.shortcuts = False
+    try:
+        return trace.guarded()
+    except Exception as error:  # a program may refuse to be traced
+        _log.debug("not traced without shortcuts: %s", error)
+    trace.shortcuts = True
+    return trace.guarded()
 
-    return make_fx(run, tracing_mode="real")(*examples)
+
+class _Trace:
+    """Runs of a function at one point, in which values are read in one way or another.
+
+    Attributes
+    ----------
+    shortcuts
+        Whether Pyro may take shortcuts that read values.
+    """
+
+    def __init__(self, function: TensorFunction, examples: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+        self._function, self._examples, self._others = function, examples, others
+        self._state = torch.get_rng_state()
+        self.shortcuts = True
+
+    def graph(self, *, truths: bool = False, flip: int | None = None, guards: Sequence[int] = ()) -> GraphModule:
+        """Graph of the function; see `_Reading` for what may be read."""
+
+        def run(*arguments: Tensor) -> Any:
+            reading = _Reading([*arguments, *self._others], truths=truths, flip=flip)
+            return reading.guarded(self._run(arguments, reading), guards)
+
+        return make_fx(run, tracing_mode="real")(*self._examples)
+
+    def guarded(self) -> GraphModule:
+        """Graph that is NaN where a truth value makes the function raise an error.
+
+        Raises
+        ------
+        _ReadError
+            If another truth value matters.
+        """
+        reading = _Reading([*self._examples, *self._others], truths=True)
+        self._run(self._examples, reading)
+        guards: list[int] = []
+        plain = None
+        for place, (_, _, stack) in enumerate(reading.truths):
+            if place == _MOST_TRUTHS:
+                raise _ReadError(stack, "truth")
+            if self._raises(place):
+                guards.append(place)
+                continue
+            plain = plain or _functional(self.graph(truths=True), *self._examples)
+            if not _same(plain, _functional(self.graph(truths=True, flip=place), *self._examples)):
+                raise _ReadError(stack, "truth")
+        return self.graph(truths=True, guards=guards)
+
+    def _raises(self, flip: int) -> bool:
+        try:
+            self._run(self._examples, _Reading([*self._examples, *self._others], truths=True, flip=flip))
+        except _ReadError:
+            raise
+        except Exception:
+            return True
+        return False
+
+    def _run(self, arguments: Sequence[Tensor], reading: _Reading) -> Any:
+        torch.set_rng_state(self._state)
+        with _unchecked(shortcuts=self.shortcuts), _TensorIndices(), reading:
+            return self._function(*arguments)
+
+
+def _same(one: GraphModule, other: GraphModule) -> bool:
+    """Whether two simplified graphs are the same, constants included."""
+    if one.code != other.code:
+        return False
+    left, right = dict(one.named_buffers()), dict(other.named_buffers())
+    return left.keys() == right.keys() and all(_identical(value, right[name]) for name, value in left.items())
+
+
+def _identical(one: Tensor, other: Tensor) -> bool:
+    same = one.shape == other.shape and one.dtype == other.dtype
+    return same and torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 @contextlib.contextmanager
-def _unchecked() -> Iterator[None]:
-    """No distribution checks its parameters or values, which reads them.
+def _unchecked(*, shortcuts: bool) -> Iterator[None]:
+    """No distribution checks its parameters or values, which reads them, and Pyro may be told that this is a trace.
 
     Pyro's switch decides for distributions that are made after it is turned; these may be older, or ask for checks.
     """
-    make, check = Distribution.__init__, Distribution._validate_sample
+    make, check, state = Distribution.__init__, Distribution._validate_sample, torch._C._get_tracing_state
 
     def without(self: Any, batch_shape: Any = (), event_shape: Any = (), validate_args: bool | None = None) -> None:
         make(self, batch_shape, event_shape, validate_args=False)
 
     Distribution.__init__ = without  # type: ignore[method-assign]
     Distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign]
+    if not shortcuts:
+        torch._C._get_tracing_state = lambda: True  # type: ignore[assignment, return-value]
     try:
         yield
     finally:
         Distribution.__init__, Distribution._validate_sample = make, check  # type: ignore[method-assign]
+        torch._C._get_tracing_state = state
 
 
 class _Reading(TorchDispatchMode):
-    """Let Python read numbers out of tensors that neither depend on some tensors nor are random.
+    """Let Python read numbers and shapes out of tensors that neither depend on some tensors nor are random.
 
     Memory is what depends, not tensors, so that views of it do too, whichever was written to.
+
+    Parameters
+    ----------
+    tensors
+        What varies.
+    truths
+        Whether truth values may be read that vary.
+    flip
+        Which of them is read as its opposite.
+
+    Attributes
+    ----------
+    truths
+        Varying truth values that were read: tensor, value, and where.
     """
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], *, truths: bool = False, flip: int | None = None) -> None:
         super().__init__()
         self._varying: set[StorageWeakRef] = set()  # weak references, so that the memory's address is not used again
+        self._may_read, self._flip = truths, flip
+        self.truths: list[tuple[Tensor, bool, traceback.StackSummary]] = []
         for tensor in tensors:
             self._mark(tensor)
 
@@ -235,16 +351,34 @@ class _Reading(TorchDispatchMode):
         """Run an operation of ATen."""
         kwargs = kwargs or {}
         given = _tensors((args, list(kwargs.values())))
-        varies = torch.Tag.nondeterministic_seeded in func.tags or any(self._varies(tensor) for tensor in given)
+        varies = is_random(func) or any(self._varies(tensor) for tensor in given)
         if torch.Tag.data_dependent_output in func.tags:
-            if varies:
-                raise _ReadError(f"{func} reads a value")
-            with disable_proxy_modes_tracing():
-                return func(*args, **kwargs)
+            return self._read(func, args, kwargs, varies)
+        if torch.Tag.dynamic_output_shape in func.tags and any(map(self._varies, _deciding(func, args, given))):
+            raise _ReadError(traceback.extract_stack(), "shape")
         found = func(*args, **kwargs)
         if varies:
             for tensor in [*_tensors(found), *_written(func, args, kwargs)]:
                 self._mark(tensor)
+        return found
+
+    def guarded(self, found: Any, guards: Sequence[int]) -> Any:
+        """What a function returned, NaN where one of some truth values is the opposite."""
+        if not guards:
+            return found
+        truths = [self.truths[place] for place in guards]
+        held = torch.stack([truth.reshape(()) == value for truth, value, _ in truths]).all()
+        return tree_map_only(Tensor, lambda value: torch.where(held, value, math.nan), found)
+
+    def _read(self, func: Any, args: Any, kwargs: Any, varies: bool) -> Any:
+        truth = func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool
+        if varies and not (truth and self._may_read):
+            raise _ReadError(traceback.extract_stack(), "truth" if truth else "value")
+        with disable_proxy_modes_tracing():
+            found = func(*args, **kwargs)
+        if varies:
+            self.truths.append((args[0], found, traceback.extract_stack()))
+            found = found != (self._flip == len(self.truths) - 1)
         return found
 
     def _mark(self, tensor: Tensor) -> None:
@@ -256,14 +390,51 @@ class _Reading(TorchDispatchMode):
         return not torch._C._has_storage(tensor) or StorageWeakRef(tensor.untyped_storage()) in self._varying
 
 
-class _ReadError(RuntimeError):
-    """A number was read that varies."""
+class _ReadError(Exception):
+    """A number that varies was read, perhaps a truth value or a shape.
+
+    It is no RuntimeError, which Pyro would make anew, from its text alone.
+    """
+
+    def __init__(self, stack: traceback.StackSummary, what: Literal["value", "truth", "shape"]) -> None:
+        super().__init__(what)
+        self.stack, self.what = stack, what
+
+
+class Randomness(TorchDispatchMode):
+    """Note the first random operation of a block.
+
+    Attributes
+    ----------
+    name
+        Of the operation.
+    line
+        Where it is, as the end of a message; None where there is none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name = ""
+        self.line: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation of ATen."""
+        if self.line is None and is_random(func):
+            self.name, self.line = str(func.overloadpacket).removeprefix("aten."), where(traceback.extract_stack())
+        return func(*args, **(kwargs or {}))
 
 
 def _tensors(item: Any) -> list[Tensor]:
     if isinstance(item, Tensor):
         return [item]
     return [tensor for part in item for tensor in _tensors(part)] if isinstance(item, tuple | list) else []
+
+
+def _deciding(func: Any, args: Sequence[Any], given: list[Tensor]) -> list[Tensor]:
+    """Tensors among the given ones that decide the shape of a result."""
+    if func is torch.ops.aten.index.Tensor:
+        return [index for index in args[1] if _is_bool(index)]
+    return [args[1]] if func is torch.ops.aten.masked_select.default else given
 
 
 def _written(func: Any, args: Sequence[Any], kwargs: Any) -> list[Tensor]:
@@ -301,7 +472,8 @@ def _is_bool(entry: Any) -> bool:
 def _tracing() -> Iterator[None]:
     """Quiet, and with one fake mode for all nodes, which make_fx would otherwise build anew for each of them.
 
-    Gradients of what is written in place come by views, not by strides, which differ in batches.
+    Gradients of what is written in place come by views, not by strides, which differ in batches; networks are traced
+    as the operations that they are made of, not as those of a library.
     """
     from torch._inductor import config
 
@@ -309,7 +481,7 @@ def _tracing() -> Iterator[None]:
     with warnings.catch_warnings(), config.patch(fallback_random=True):
         warnings.simplefilter("ignore")
         context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
-        with tracing(context), _force_original_view_tracking(True):
+        with tracing(context), _force_original_view_tracking(True), torch.backends.mkldnn.flags(enabled=False):
             yield
 
 
@@ -419,15 +591,17 @@ def _reason(error: Exception) -> str:
     """First line of an error; for a value that is read while tracing, where that happens."""
     if not isinstance(error, _ReadError):
         return (str(error).strip() or type(error).__name__).splitlines()[0]
-    line = where(traceback.extract_tb(error.__traceback__))
-    return f"it reads a value out of a tensor, for control flow or by .item(){line}"
+    what = {"shape": "its shapes depend on values, as in indexing with a mask"}
+    found = what.get(error.what, "it reads a value out of a tensor, for control flow or by .item()")
+    return f"{found}{where(error.stack)}"
 
 
 def where(stack: Sequence[traceback.FrameSummary]) -> str:
     """The innermost line of a stack that is the user's, else one that is Pyro's, as the end of a message."""
     ours, pythons = Path(__file__).parents[1], Path(contextlib.__file__).parent
     owners: dict[str, Any] = {"": None, "pyro": None, "torch": None}
-    for frame in stack:
+    first = next((place for place, frame in enumerate(stack) if Path(frame.filename).is_relative_to(ours)), 0)
+    for frame in stack[first:]:  # what called us stands before
         path = Path(frame.filename)
         inside = path.is_relative_to(pythons) and "site-packages" not in path.parts
         if frame.line and not inside and not path.is_relative_to(ours):

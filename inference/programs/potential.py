@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import traceback
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,8 +28,8 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 
 import probmodels.inference.programs.bijections  # noqa: F401 -- registers maps that torch lacks
 from probmodels.errors import CaptureError, ProblemError
-from probmodels.inference.problem import Problem
-from probmodels.inference.programs.capture import batch, capture, compile_graph
+from probmodels.inference.problem import Problem, fault_of_enumeration
+from probmodels.inference.programs.capture import Randomness, batch, capture, compile_graph, is_random, where
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.runtime.ops import FixGenerated
 
@@ -96,11 +98,15 @@ class Potential:
         self._latent = set(problem.names("latent"))
         self._discrete = [site.name for site in problem.sites.values() if site.discrete]
         self._whole = whole(problem)
-        with torch.no_grad():
-            trace = self._trace({})
+        self._randomness = Randomness()
+        with torch.no_grad(), pyro.validation_enabled(False):
+            self._check_discrete()
+            with self._explaining():
+                trace = self._trace({})
             self.slots, self._like = self._read_slots(trace)
             self._check_static()
-            self._groups = self._group_sites(trace) if self._discrete else []
+            with self._explaining():
+                self._groups = self._group_sites(trace) if self._discrete else []
         self._model = _KeepDensity(self._find_unused(trace), self._like)(self._model)
 
     @property
@@ -170,7 +176,10 @@ class Potential:
         self._check_repeatable()
         points = [self._random(count) for count in range(4)]
         with pyro.validation_enabled(False):
-            return capture(self.evaluate, points[0], checks=[(point,) for point in points[1:]])
+            graph = capture(self.evaluate, points[0], checks=[(point,) for point in points[1:]])
+        if any(is_random(node.target) for node in graph.graph.nodes):
+            raise self._changes()
+        return graph
 
     def fastest(self, compiler: str = "graph") -> Any:
         """`evaluate` as a graph, or itself (with a note in the log) where there is none or ``compiler="eager"``."""
@@ -257,7 +266,14 @@ class Potential:
         return {name: value.reshape(*shape, *value.shape[1:]) for name, value in out.items()}
 
     def from_prior(self) -> Tensor:
-        """Flat vector (size,) of one draw from the prior."""
+        """Flat vector (size,) of one draw from the prior.
+
+        Raises
+        ------
+        ProblemError
+            If a site has an improper prior.
+        """
+        self.problem.check_proper()
         with torch.no_grad():
             nodes: Any = self._trace({}).nodes
             return self.unconstrain({name: nodes[name]["value"] for name in self.slots})
@@ -356,12 +372,6 @@ class Potential:
         like, start = torch.empty(0, dtype=torch.float16), 0
         for name, node in _stochastic(trace):
             if name in self._discrete:
-                if node["infer"].get("_enumerate_dim") is None:
-                    raise ProblemError(
-                        f"{self.problem.name}: discrete site {name!r} cannot be enumerated, since "
-                        f"{type(node['fn']).__name__} does not enumerate its support; use a Categorical or Bernoulli, "
-                        "or a kernel that moves discrete sites"
-                    )
                 continue
             try:
                 bijection = biject_to(node["fn"].support)
@@ -398,22 +408,65 @@ class Potential:
                     "fixed support, as a fraction of the moving range, and derive the value with pyro.deterministic"
                 )
 
-    def _check_repeatable(self) -> None:
-        """Refuse log densities that differ between two runs at one point: chains would not leave them invariant."""
-        with pyro.validation_enabled(False):
-            one, two = (self.evaluate(self._random(0))[0] for _ in range(2))
-        if torch.allclose(one, two, rtol=1e-6, atol=0.0, equal_nan=True):
+    def _check_discrete(self) -> None:
+        """Refuse discrete sites that Pyro's enumeration would misread or fail at."""
+        if not self._discrete:
             return
+        with self._whole():
+            nodes: Any = poutine.trace(self._model).get_trace(*self._args, **self._kwargs).nodes
+        for name in self._discrete:
+            if name in nodes and (fault := fault_of_enumeration(nodes[name]["fn"], _dims(nodes[name]))):
+                raise ProblemError(
+                    f"{self.problem.name}: discrete site {name!r} {fault}; or use a kernel that moves it"
+                )
+
+    @contextlib.contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Say what failed where discrete sites are enumerated, or arguments are no tensors."""
+        try:
+            yield
+        except (ProblemError, LinAlgError):
+            raise
+        except (ValueError, RuntimeError, TypeError, IndexError, AssertionError) as error:
+            first = (str(error).strip() or type(error).__name__).partition("\nTrace Shapes:")[0]
+            # Pyro's checks of shapes say which site it is; other errors come from a line of the model.
+            line = "" if isinstance(error, ValueError) else where(traceback.extract_tb(error.__traceback__))
+            if self._discrete:
+                raise ProblemError(
+                    f"{self.problem.name}: the discrete sites {self._discrete} cannot be enumerated: {first}{line}; "
+                    "write the model so that it broadcasts over dims left of its plates, as for Pyro's parallel "
+                    "enumeration"
+                ) from error
+            if arrays := self.problem.arrays():
+                raise ProblemError(f"{self.problem.name}: the gradient fails: {first}{line}{arrays}") from error
+            raise
+
+    def _check_repeatable(self) -> None:
+        """Refuse log densities that differ between runs at one point: chains would not leave them invariant."""
+        point = self._random(0)
+        with pyro.validation_enabled(False), self._explaining():
+            with self._randomness:
+                first = self.evaluate(point)[0]
+            others = [self.evaluate(point)[0] for _ in range(1 if self._randomness.line is None else 8)]
+        if not all(torch.allclose(first, other, rtol=1e-6, atol=0.0, equal_nan=True) for other in others):
+            raise self._changes()
+
+    def _changes(self) -> ProblemError:
+        """The error of a log density that differs between runs, with what makes it differ."""
         with torch.no_grad():
             nodes: Any = self._trace({}).nodes
         subsets = [name for name, node in nodes.items() if isinstance(node.get("fn"), _Subsample)]
-        subsets = [name for name in subsets if nodes[name]["fn"].subsample_size < nodes[name]["fn"].size]
-        why = (
-            f"plates {subsets} hold random subsets of their rows; name them in batch_plates, so that all rows are used"
-            if subsets
-            else "make all random numbers by pyro.sample, and leave what the model reads unchanged"
-        )
-        raise ProblemError(f"{self.problem.name}: the log density differs between two runs at one point; {why}")
+        subsets = [name for name in subsets if len(nodes[name]["value"]) < nodes[name]["fn"].size]
+        if subsets:
+            why = f"plates {subsets} hold random subsets of their rows; name them in batch_plates, so that all are used"
+        elif self._randomness.line is not None:
+            why = (
+                f"the model draws random numbers that are no sites ({self._randomness.name}{self._randomness.line}); "
+                "make them by pyro.sample, and switch dropout off by module.eval()"
+            )
+        else:
+            why = "make all random numbers by pyro.sample, and leave what the model reads unchanged"
+        return ProblemError(f"{self.problem.name}: the log density differs between runs at one point; {why}")
 
     def _find_unused(self, trace: Any) -> dict[str, Tensor]:
         """Entries, in batch shape, of latent sites that are masked out and that nothing depends on."""
@@ -489,6 +542,11 @@ def _stochastic(trace: Any) -> Iterator[tuple[str, Any]]:
 
 def _frames(node: Any) -> tuple[Any, ...]:
     return cast("tuple[Any, ...]", node["cond_indep_stack"]) if node["type"] == "sample" else ()
+
+
+def _dims(node: Any) -> set[int]:
+    """Dims of the plates around a site."""
+    return {frame.dim for frame in _frames(node) if frame.vectorized}
 
 
 def _enumerated(trace: Any) -> set[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-__all__ = ["simplify"]
+__all__ = ["is_random", "simplify"]
 
 _aten = torch.ops.aten
 # Filled with one value whatever the values of their tensor arguments.
@@ -25,6 +25,7 @@ _FILLS = {
     _aten.new_zeros.default,
     _aten.new_ones.default,
     _aten.new_full.default,
+    _aten.fill.Scalar,
 }
 _ALIASES = {
     _aten.detach.default,
@@ -126,7 +127,7 @@ class _Rewriter:
         if target is _aten._linalg_check_errors.default:
             return None
         leaves = _leaves((args, kwargs))
-        pure = not _is_random(target)
+        pure = not is_random(target)
         if pure and (not any(isinstance(leaf, Node) for leaf in leaves) or target in _FILLS):
             result = target(*self._examples(args), **self._examples(kwargs))
             return _wrap_constant(result)
@@ -156,8 +157,10 @@ class _Rewriter:
             return self._power(first, args[1])
         if target is _aten.masked_fill.Tensor:  # which vmap runs entry by entry
             return self.call(_aten.where.self, (args[1], args[2], first), {})
-        if target is _aten.copy.default:  # so does it this
+        if target in (_aten.copy.default, _aten.fill.Tensor):  # so does it this
             return self._copied(first, args[1])
+        if target is _aten.as_strided_scatter.default and self._examples(first).is_contiguous():
+            return self._scattered(*args)
         if target is _aten.slice_scatter.default and (short := self._within(first, args)) != args:
             return self.call(target, short, kwargs)
         if target is _aten.mul.Scalar:
@@ -197,12 +200,20 @@ class _Rewriter:
         source = self.call(_aten._to_copy.default, (source,), {"dtype": into.dtype, "device": into.device})
         return self.call(_aten.expand.default, (source, list(into.shape)), {})
 
+    def _scattered(self, target: Any, source: Any, size: Any, stride: Any, offset: int | None = None) -> Any:
+        """What is put at places in memory, put at the entries that lie there, since memory differs in batches."""
+        into = self._examples(target)
+        places = _Constant(torch.arange(into.numel(), device=into.device).as_strided(size, stride, offset).reshape(-1))
+        flat = [self.call(_aten.reshape.default, (item, [-1]), {}) for item in (target, source)]
+        put = self.call(_aten.index_put.default, (flat[0], [places], flat[1]), {})
+        return self.call(_aten.reshape.default, (put, list(into.shape)), {})
+
     def _within(self, first: Any, args: Any) -> Any:
-        """Arguments of a slice that end where the tensor does, not at the largest integer, which vmap adds to."""
-        value, bounds = self._examples(first), [*args[2:], 0, None, None][:3]
-        dim, start, end = bounds
-        size = value.shape[dim]
-        return (*args[:2], dim, start, size if end is None else min(end, size), *args[5:])
+        """Arguments of a slice whose ends are counted from the left and lie inside, as vmap needs them."""
+        rest: list[Any] = [*args[2:], *(0, None, None, 1)[len(args) - 2 :]]
+        dim, start, end, step = rest
+        start, end, step = slice(start, end, step).indices(self._examples(first).shape[dim])
+        return (*args[:2], dim, start, end, step)
 
     def _power(self, first: Any, exponent: int) -> Any:
         if exponent == 2:
@@ -483,6 +494,7 @@ def _negated(item: Any) -> bool:
     return isinstance(item, Node) and item.target is _NEG
 
 
-def _is_random(target: Any) -> bool:
+def is_random(target: Any) -> bool:
+    """Whether an operation of a graph draws random numbers."""
     tags = getattr(target, "tags", ())
     return torch.Tag.nondeterministic_seeded in tags

@@ -23,6 +23,7 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.util import get_rng_state, set_rng_state
 from threadpoolctl import threadpool_limits
 from torch import Tensor
+from torch.distributions import biject_to
 
 __all__ = [
     "FixGenerated",
@@ -32,12 +33,14 @@ __all__ = [
     "foreign_faults",
     "is_enumerable",
     "is_generated",
+    "is_improper",
     "isolated",
     "named_deterministic",
     "part",
     "restore_rng",
     "rng_tensors",
     "single_thread",
+    "uniform_start",
     "versions",
     "write_atomically",
     "write_json",
@@ -48,13 +51,15 @@ __all__ = [
 def isolated(seed: int | None = None) -> Iterator[None]:
     """Run a block in an empty parameter store, and give the caller's random-number state back afterwards.
 
+    Sites with improper priors, which cannot be drawn, get values as starting points have them.
+
     Parameters
     ----------
     seed
         Seeds torch, numpy and random inside the block; None leaves them as they are.
     """
     state, accelerator = get_rng_state(), _accelerator_rng()
-    with pyro.get_param_store().scope():
+    with pyro.get_param_store().scope(), _StartImproper():
         try:
             if seed is not None:
                 pyro.set_rng_seed(seed)
@@ -63,6 +68,33 @@ def isolated(seed: int | None = None) -> Iterator[None]:
             set_rng_state(state)
             if accelerator is not None:
                 torch.get_device_module().set_rng_state(accelerator)
+
+
+def is_improper(fn: Any) -> bool:
+    """Whether a distribution is flat on a whole support, so that nothing can be drawn from it."""
+    while not isinstance(fn, dist.ImproperUniform) and (base := getattr(fn, "base_dist", None)) is not None:
+        fn = base
+    return isinstance(fn, dist.ImproperUniform)
+
+
+class _StartImproper(Messenger):
+    """Give sites with improper priors values that are uniform about zero in unconstrained space."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["value"] is None and not msg["done"] and is_improper(msg["fn"]):
+            msg["value"] = uniform_start(msg)
+
+
+def uniform_start(msg: Any) -> Tensor:
+    """Value of a site that is uniform in [-2, 2] in unconstrained space; a draw of one that is discrete."""
+    fn = msg["fn"]
+    if getattr(fn.support, "is_discrete", False):
+        drawn: Tensor = fn().detach()
+        return drawn
+    bijection = biject_to(fn.support)
+    like = torch.empty(()) if is_improper(fn) else fn().detach()
+    found: Tensor = bijection(4 * torch.rand_like(like.new_empty(bijection.inverse_shape(fn.shape()))) - 2)
+    return found
 
 
 class Interrupts:

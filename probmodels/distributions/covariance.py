@@ -30,12 +30,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from annotated_types import Interval, Len
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from probmodels.datasets.labelled import arranged_together
 from probmodels.distributions._spectra import Array, Complement, Restriction, common_basis, decompose
 from probmodels.errors import CovarianceError
 from probmodels.options import Count, NonNegative, OneOf, Positive, checked, hint
@@ -110,6 +110,15 @@ def _check_period(period: float | None) -> float:
     return float(period)
 
 
+def _check_labels(lat: Any, lon: Any) -> None:
+    """Check that arrays of xarray or pandas that carry labels carry the same ones, in one order."""
+    if not (hasattr(lat, "to_numpy") and hasattr(lon, "to_numpy")):
+        return
+    one, other = (getattr(values, "to_series", lambda values=values: values)().index for values in (lat, lon))
+    if not any(isinstance(index, pd.RangeIndex) for index in (one, other)) and not one.equals(other):
+        raise CovarianceError("lat and lon have other labels, or the same in another order; put both in one order")
+
+
 def _finite(values: ArrayLike | Tensor, name: str, ndim: tuple[int, ...]) -> Array:
     array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
     if array.ndim not in ndim:
@@ -175,9 +184,10 @@ def chordal_distance(lat: ArrayLike | Tensor, lon: ArrayLike | Tensor, radius: P
     Raises
     ------
     CovarianceError
-        If the shapes differ, an entry is not finite, a latitude lies outside [-90, 90] or the radius is not positive.
+        If the shapes or labels differ, an entry is not finite, a latitude lies outside [-90, 90] or the radius is not
+        positive.
     """
-    lat, lon = arranged_together({"lat": lat, "lon": lon}, ["cell"], error=CovarianceError)
+    _check_labels(lat, lon)
     phi, lam = _finite(lat, "lat", (1,)), _finite(lon, "lon", (1,))
     if phi.shape != lam.shape:
         raise CovarianceError(f"lat has {phi.size} points but lon has {lam.size}; pass one pair per point")
