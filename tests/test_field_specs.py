@@ -168,7 +168,7 @@ def test_a_spec_runs_and_its_result_makes_the_problem_again(tmp_path: Path) -> N
     [
         ({"name": "field"}, r"\[data\] unknown name 'field'; did you mean 'fields'"),
         ({"name": "sst"}, r"\[data\] unknown name 'sst'; known: fields"),
-        ({"targets": "both"}, r"\[data\] unknown key 'targets'; did you mean 'target'"),
+        ({"targets": "both"}, r"\[data\] unknown key 'targets' of data set 'fields'; did you mean 'target'"),
     ],
 )
 def test_wrong_keys_of_the_table_are_refused(change: dict[str, Any], message: str) -> None:

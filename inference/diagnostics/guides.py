@@ -188,10 +188,13 @@ def _few_draws(count: int) -> Finding:
 
 
 def _equal_weights(variables: Mapping[str, xr.DataArray]) -> Finding:
-    """Equal weights: a point, or a guide that is exact wherever it draws."""
-    drawn = (values.values.reshape(-1, *values.shape[2:]) for values in variables.values())
-    if all((draws == draws[:1]).all() for draws in drawn):
-        verdict = "the draws are all the same, as of a point estimate: nothing shows the uncertainty around it"
+    """Equal weights: a point, beside which others may be drawn, or a guide that is exact wherever it draws."""
+    fixed = [name for name, values in variables.items() if (values.values == values.values[:1, :1]).all()]
+    if fixed:
+        shown = f"{', '.join(fixed[:5])}{f' and {len(fixed) - 5} more' * (len(fixed) > 5)}"
+        verdict = (
+            f"the draws of {shown} are all the same, as of a point estimate: nothing shows the uncertainty around it"
+        )
         return Finding(False, verdict, "take a guide that has a spread, or run_mcmc", judged=False)
     verdict = (
         "the importance weights are equal: wherever the guide draws it is exact; what it never draws does not show"

@@ -131,7 +131,8 @@ class Gradient:
             raise
         except (ValueError, RuntimeError, IndexError) as error:
             rows = "; model and guide see a subset of rows here" if indices else ""
-            text = (str(error).strip() or type(error).__name__).partition("\nTrace Shapes:")[0]  # with pyro's advice
+            text = (str(error).strip() or type(error).__name__).partition("Trace Shapes:")[0]  # with pyro's advice
+            text = " ".join(text.split())
             raise ProblemError(f"{self.programs.problem.name}: the loss cannot be evaluated: {text}{rows}") from error
         if evaluate is objective and not (isinstance(loss, Tensor) and loss.numel() == 1):
             shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
