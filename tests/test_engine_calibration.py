@@ -225,7 +225,7 @@ def test_plates_that_engines_may_subsample_hold_all_rows():
     ("model", "message"),
     [
         (subset_model, r"plates \['row'\] hold random subsets of their rows; name them in batch_plates"),
-        (noisy_model, "make all random numbers by pyro.sample"),
+        (noisy_model, "by pyro.sample"),
         (moving_model, "support of site 'share' moves with other sites"),
     ],
 )
