@@ -401,18 +401,22 @@ class Problem:
         dims = _plate_dims(name, shape, num_batch, frames)
         if declared is not None and num_event:
             dims[max(num_batch, 0) :] = list(declared)
-        if len(dims) != len(shape):
-            raise ProblemError(f"{self.name}: site {name!r} of shape {shape} cannot carry the event_dims {declared}")
-        if len(set(dims)) < len(dims) or {"chain", "draw"} & set(dims):
-            raise ProblemError(
-                f"{self.name}: site {name!r} has dims {dims}; each name may stand once, and never 'chain' or 'draw'"
-            )
+        self._check_own_dims(name, dims, shape, declared)
         discrete = kind == "latent" and bool(getattr(fn.support, "is_discrete", False))
         enumerated = discrete and bool(infer.get("enumerate"))
         if enumerated and (fault := fault_of_enumeration(fn, {frame.dim for frame in frames})):
             raise ProblemError(f"{self.name}: enumerated site {name!r} {fault}")
         finite, improper = discrete and not _is_unbounded(fn.support), kind == "latent" and is_improper(fn)
         return Site(name, kind, tuple(dims), shape, discrete, enumerated, finite, improper)
+
+    def _check_own_dims(self, name: str, dims: Sequence[str], shape: tuple[int, ...], declared: Any) -> None:
+        """Refuse dims of a site that do not name each of its axes once."""
+        if len(dims) != len(shape):
+            raise ProblemError(f"{self.name}: site {name!r} of shape {shape} cannot carry the event_dims {declared}")
+        if len(set(dims)) < len(dims) or {"chain", "draw"} & set(dims):
+            raise ProblemError(
+                f"{self.name}: site {name!r} has dims {dims}; each name may stand once, and never 'chain' or 'draw'"
+            )
 
     def _check_names(self) -> None:
         plates = {dim for site in self.sites.values() for dim in site.dims}
@@ -477,7 +481,8 @@ class Problem:
                     "do; give both the same"
                 )
 
-    def _check_labels(self) -> None:
+    def _check_spelling(self) -> None:
+        """Refuse labels of a dim that no site has, where they were meant for another."""
         sizes = {dim: size for s in self.sites.values() for dim, size in zip(s.dims, s.shape, strict=True)}
         known = {*sizes, *getattr(self.kernel, "dims", {}), *(() if self.data is None else map(str, self.data.sizes))}
         bare = {dim: size for dim, size in sizes.items() if dim not in self.coords}
@@ -487,6 +492,9 @@ class Problem:
             near = hint(dim, bare, otherwise=False) or (f"; did you mean {fits[0]!r}?" if fits else "")
             if dim not in known and near:
                 raise ProblemError(f"{self.name}: coords names {dim!r}, which no site has{near}")
+
+    def _check_labels(self) -> None:
+        self._check_spelling()
         for site in self.sites.values():
             for dim, size in zip(site.dims, site.shape, strict=True):
                 if dim in self.coords and len(self.coords[dim]) != size:
