@@ -535,6 +535,11 @@ def test_a_method_adds_findings_on_its_model_and_may_judge_its_draws(monkeypatch
     report = diagnose(found)
     assert report.inference == "passed"
     assert not report.ok
+    lost = chains()
+    lost[0, 0, 0] = np.nan
+    found.tree["posterior"] = xr.Dataset({"x": (("chain", "draw", "cell"), lost)})
+    assert "draws of ['x'] are not finite" in str(diagnose(found))
+    assert diagnose(found).inference == "failed"
     own.check_model = lambda result: result.tree["nowhere"]
     broken = diagnose(found)
     assert "check_model of mine could not be run" in str(broken)

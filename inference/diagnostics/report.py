@@ -77,6 +77,9 @@ def diagnose(
         limits = Limits(rhat_max, ess_min, entry_share, divergence_share)
         report = judge_chains(tree.attrs, sample_stats, variables, limits)
     draws, model = (_found_by_method(result, name) for name in ("check_draws", "check_model"))
+    broken = [name for name, values in variables.items() if not np.isfinite(values.values).all()]
+    if draws and broken:  # which no method has to look for
+        draws = [Finding(True, f"draws of {broken} are not finite", "check the model"), *draws]
     return replace(report, findings=(*(draws or report.findings), *model, *predictive_findings(tree)))
 
 

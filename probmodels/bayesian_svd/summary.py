@@ -116,9 +116,7 @@ def summarise_modes(
     SummaryError
         If the tree lacks a group or variable, or an option is out of range.
     """
-    draws = _draws(tree)
-    constant = tree["constant_data"].to_dataset()
-    anomalies = make_anomalies(constant, shared_mean(tree))
+    draws, constant, anomalies = _parts(tree)
     basis_space = constant["basis_space_matrix"].transpose("cell", ...).values.astype(float)
     basis_time = constant["basis_time_matrix"].transpose("time", ...).values.astype(float)
     num_times, num_modes = len(basis_time), draws.d.shape[1]
@@ -170,12 +168,16 @@ def residual_checks(tree: xr.DataTree, *, check_draws: Count = 400, seed: Seed =
     SummaryError
         If the tree lacks a group or variable, or an option is out of range.
     """
-    draws = _draws(tree)
-    constant = tree["constant_data"].to_dataset()
     out = xr.Dataset()
-    anomalies = make_anomalies(constant, shared_mean(tree))
+    draws, constant, anomalies = _parts(tree)
     _add_checks(out, draws, anomalies, constant, check_draws, seed)
     return out
+
+
+def _parts(tree: xr.DataTree) -> tuple[_Draws, xr.Dataset, Anomalies]:
+    """Draws, data and anomalies of a result."""
+    draws, constant = _draws(tree), tree["constant_data"].to_dataset()
+    return draws, constant, make_anomalies(constant, shared_mean(tree))
 
 
 def _blocks(length: int, num_draws: int, num_modes: int) -> Iterator[slice]:
