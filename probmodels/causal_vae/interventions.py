@@ -98,7 +98,7 @@ class _World:
     def abduct(self) -> dict[str, Tensor]:
         """One draw of noise and style given the data."""
         with torch.no_grad():
-            nodes: Any = poutine.trace(self.guide).get_trace(*self.problem.args).nodes
+            nodes: Any = poutine.trace(self.guide).get_trace(self.problem.args[0]).nodes
         return {name: node["value"] for name, node in nodes.items() if node["type"] == "sample" and name != "data"}
 
     def run(self, noise: Mapping[str, Tensor], changes: Mapping[str, Change]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,9 @@ Concepts are deterministic sites by their names, so that `pyro.poutine.do` sets 
 `probmodels.causal_vae.interventions` does so for fitted models, with the noise abducted by the guide.
 
 Labels and concepts have the density of Yang et al.'s conditional prior ``p(z | u) = Normal(z; u, label_sd)``, which is
-the same function of both: a label says where its concept is. What the published objective has and a bound on the log
+the same function of both: a label says where its concept is. The guide infers concepts from observations and from those
+labels that are known, so that mechanisms and decoder learn from labels themselves; its proposals from observations alone
+are as wide as they are wrong about labels, see `probmodels.guides.causal_vae`. What the published objective has and a bound on the log
 likelihood has not can be asked for: ``entropy="paper"`` counts the entropy of the guide twice, as the divergences of
 both noise and concepts do; ``equations_weight`` fits mechanisms to the labels (their l_u), ``mask_weight`` shrinks what
 mechanisms leave (their l_m).
@@ -69,7 +71,7 @@ ENGINES = ("svi",)
 NETWORKS = ("mlp", "conv")
 ENTROPIES = ("exact", "paper")
 _LEAST_SD = 0.01  # of what is observed
-_LABEL_SD = 0.1  # of labels of which nothing is said
+_LABEL_SD = 0.005  # of labels of which nothing is said: next to none
 _KEPT = {"observation", "centre", "scale", "least", "most"}  # what tells data that a problem keeps from others
 
 
@@ -88,8 +90,8 @@ class CausalVAE(PyroModule):
         Names of the concepts.
     num_style
         Latents beside the concepts.
-    label_sd, label_weight
-        Sd of labels around concepts, of all or of each (concept,), and what their log density is multiplied by.
+    label_sd
+        Sd of labels around concepts, of all or of each (concept,).
     beta
         Weight of the divergence of the latents.
     equations_weight, mask_weight
@@ -110,8 +112,7 @@ class CausalVAE(PyroModule):
         names: Sequence[str],
         *,
         num_style: int = 0,
-        label_sd: float | Tensor = 0.1,
-        label_weight: float = 1.0,
+        label_sd: float | Tensor = _LABEL_SD,
         beta: float = 1.0,
         equations_weight: float = 0.0,
         mask_weight: float = 0.0,
@@ -120,7 +121,7 @@ class CausalVAE(PyroModule):
     ) -> None:
         super().__init__()
         self.mechanisms, self.writer, self.shape, self.names = mechanisms, writer, tuple(shape), tuple(names)
-        self.num_style, self.label_weight, self.beta = num_style, label_weight, beta
+        self.num_style, self.beta = num_style, beta
         self.register_buffer("label_sd", torch.as_tensor(label_sd, dtype=torch.get_default_dtype()))
         self.equations_weight, self.mask_weight = equations_weight, mask_weight
         self.axes = _axes(*dims)
@@ -176,11 +177,10 @@ class CausalVAE(PyroModule):
                 latent = z
             if self.mask_weight:
                 pyro.factor("masks", -self.mask_weight * torch.stack(left, -1).square().sum(-1))
-            if label is not None and known is not None and self.label_weight:
+            if label is not None and known is not None:
                 seen, there = label[rows], known[rows]
-                with poutine.scale(scale=self.label_weight):
-                    near = dist.Normal(z, self.label_sd).mask(there).to_event(1)
-                    pyro.sample("label", near, obs=seen, infer=_axes("concept"))
+                near = dist.Normal(z, self.label_sd).mask(there).to_event(1)
+                pyro.sample("label", near, obs=seen, infer=_axes("concept"))
                 if self.equations_weight:
                     whole = there.all(-1).to(z)
                     error = self.equations(seen).square().sum(-1)
@@ -208,7 +208,7 @@ def make_problem(
     network: Annotated[str, OneOf(NETWORKS)] = "mlp",
     hidden: Width = 256,
     num_style: Annotated[int, Interval(ge=0, le=10_000)] = 0,
-    label_sd: _Sd | Mapping[str, _Sd] = 0.1,
+    label_sd: _Sd | Mapping[str, _Sd] = _LABEL_SD,
     label_weight: _Weight = 20.0,
     semi_supervised: bool = False,
     beta: Annotated[float, Interval(gt=0, le=1e6)] = 1.0,
@@ -237,9 +237,9 @@ def make_problem(
     num_style
         Latents beside the concepts, for what these do not tell of the observation.
     label_sd, label_weight
-        Sd of labels around concepts, in sds of the concept, for all or by name, 0.1 for others: weak labels have
-        a large one. And the power of their density: images have so many pixels that labels of weight 1 would hardly
-        count. A weight of 0 is no supervision.
+        Sd of labels around concepts, in sds of the concept, for all or by name, 0.005 for others, which takes labels as
+        all but exact; weak labels have a large one. And the weight of how well concepts are told from observations,
+        beside that of observations without labels, as images have many pixels. A weight of 0 is no supervision.
     semi_supervised
         Whether labels may be missing, as NaN.
     beta
@@ -283,16 +283,16 @@ def make_problem(
     size = len(names) + num_style
     with isolated(seed):
         mechanisms = Mechanisms(torch.as_tensor(edges), mechanism, hidden=mechanism_hidden, names=names)
-        reader = make_reader(shape, 2 * size, network=network, hidden=hidden)
+        reader = make_reader(shape, AbductionGuide.num_outputs(len(names), num_style), network=network, hidden=hidden)
         writer = make_writer(shape, size, network=network, hidden=hidden)
+    sds = _sds(label_sd, names)
     model = CausalVAE(
         mechanisms,
         writer,
         shape,
         names,
         num_style=num_style,
-        label_sd=_sds(label_sd, names),
-        label_weight=label_weight,
+        label_sd=sds,
         beta=beta,
         equations_weight=equations_weight,
         mask_weight=mask_weight,
@@ -310,7 +310,16 @@ def make_problem(
     return Problem(
         name="causal_vae",
         model=model,
-        guide=AbductionGuide(mechanisms, reader, names, num_style, beta=beta, entropy=entropy),
+        guide=AbductionGuide(
+            mechanisms,
+            reader,
+            names,
+            num_style,
+            label_sd=sds,
+            label_weight=label_weight,
+            beta=beta,
+            entropy=entropy,
+        ),
         args=args,
         coords=coords,
         data=kept,

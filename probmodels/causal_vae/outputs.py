@@ -250,7 +250,7 @@ def _abducted(problem: Problem, result: Result, num_draws: int, seed: int) -> _W
     with fitted(problem, result.guide_state or {}, seed=seed) as (_, guide), isolated(seed), torch.no_grad():
         mechanisms, names = _mechanisms(problem), _names(problem)
         for _ in range(num_draws):
-            nodes: Any = poutine.trace(guide).get_trace(*problem.args).nodes
+            nodes: Any = poutine.trace(guide).get_trace(problem.args[0]).nodes
             noise = torch.stack([nodes[f"noise_{name}"]["value"] for name in names], -1)
             concepts: list[Any] = [None] * len(names)
             causes, locations = list(concepts), list(concepts)
