@@ -12,12 +12,13 @@ Concepts are deterministic sites by their names, so that `pyro.poutine.do` sets 
 `probmodels.causal_vae.interventions` does so for fitted models, with the noise abducted by the guide.
 
 Labels and concepts have the density of Yang et al.'s conditional prior ``p(z | u) = Normal(z; u, label_sd)``, which is
-the same function of both: a label says where its concept is. The guide infers concepts from observations and from those
-labels that are known, so that mechanisms and decoder learn from labels themselves; its proposals from observations alone
-are as wide as they are wrong about labels, see `probmodels.guides.causal_vae`. What the published objective has and a bound on the log
-likelihood has not can be asked for: ``entropy="paper"`` counts the entropy of the guide twice, as the divergences of
-both noise and concepts do; ``equations_weight`` fits mechanisms to the labels (their l_u), ``mask_weight`` shrinks what
-mechanisms leave (their l_m).
+the same function of both: a label says where its concept is. The guide infers concepts from observations and from the
+labels that are known, so that mechanisms and decoder learn from labels themselves; its proposals from observations
+alone are as wide as they are wrong about labels, see `probmodels.guides.causal_vae`.
+
+What the published objective has and a bound on the log likelihood has not can be asked for: ``entropy="paper"`` counts
+the entropy of the guide twice, as the divergences of both noise and concepts do; ``equations_weight`` fits mechanisms to
+the labels (their l_u), ``mask_weight`` shrinks what mechanisms leave (their l_m).
 
 Without a graph and labels this is a variational autoencoder, with ``beta`` above 1 the beta-VAE of Higgins et al.
 (2017), and with labels but no graph one with a conditional prior.
