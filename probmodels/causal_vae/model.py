@@ -17,8 +17,8 @@ labels that are known, so that mechanisms and decoder learn from labels themselv
 alone are as wide as they are wrong about labels, see `probmodels.guides.causal_vae`.
 
 What the published objective has and a bound on the log likelihood has not can be asked for: ``entropy="paper"`` counts
-the entropy of the guide twice, as the divergences of both noise and concepts do; ``equations_weight`` fits mechanisms to
-the labels (their l_u), ``mask_weight`` shrinks what mechanisms leave (their l_m).
+the entropy of the guide twice, as the divergences of both noise and concepts do; ``equations_weight`` fits mechanisms
+to the labels (their l_u), ``mask_weight`` shrinks what mechanisms leave (their l_m).
 
 Without a graph and labels this is a variational autoencoder, with ``beta`` above 1 the beta-VAE of Higgins et al.
 (2017), and with labels but no graph one with a conditional prior.
