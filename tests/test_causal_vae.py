@@ -171,7 +171,7 @@ def test_proposals_follow_curved_mechanisms() -> None:
     mechanisms = Mechanisms(torch.tensor([[0, 1], [0, 0]]), hidden=5)
     for parameter in mechanisms.parameters():
         nn.init.normal_(parameter)
-    own, error, x = float(mechanisms.scale(1)), 0.7, torch.randn(6, 2)
+    own, error, x = float(mechanisms.scale(1).detach()), 0.7, torch.randn(6, 2)
     share = (1 / own**2) / (1 / own**2 + 1 / error**2)
     with torch.no_grad():
         mean = torch.stack([x[:, 0], share * mechanisms.location(1, [x[:, 0]]) + (1 - share) * x[:, 1]], -1)
