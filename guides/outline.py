@@ -7,15 +7,13 @@ are independent in the posterior, too.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer.inspect import TrackProvenance
-from pyro.ops.provenance import get_provenance
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to
@@ -24,6 +22,7 @@ import probmodels.inference.programs.bijections  # noqa: F401 -- maps to positiv
 from probmodels.errors import ProblemError
 from probmodels.guides.layout import Plate, as_start
 from probmodels.inference.problem import Problem
+from probmodels.inference.programs.dependence import coupling, upstream
 from probmodels.inference.programs.traces import leaf_of
 from probmodels.inference.programs.varying import FixedSites
 from probmodels.inference.runtime.ops import is_generated
@@ -243,7 +242,7 @@ def _local_plates(
 ) -> set[str]:
     """Names of the plates whose rows are independent given all outside, so that their sites nest."""
     sizes = {plate.name: plate.size for found in plates.values() for plate in found}
-    above = _upstream(problem, set(latent))
+    above = upstream(problem, set(latent))
     if above is None:
         return {name for name in sizes if name in problem.batch_plates}
     inside = {name: {plate.name for plate in found} for name, found in plates.items()}
@@ -253,6 +252,7 @@ def _local_plates(
         if name in problem.batch_plates
         or all(name in inside[site] for site, parents in above.items() for parent in parents if name in inside[parent])
     }
+    local = {name for name in local if name in problem.batch_plates or coupling(problem, name) is None}
     # Two sites that explain one value must lie one in the other's plates: else they depend on each other crosswise.
     while True:
         crossing = _crossing([[inside[o] & local for o in {*up, site} & set(latent)] for site, up in above.items()])
@@ -269,25 +269,6 @@ def _crossing(families: Sequence[Sequence[set[str]]]) -> set[str]:
         for one in family:
             found = found.union(*(one ^ two for two in family if not (one <= two or two <= one)))
     return found
-
-
-def _upstream(problem: Problem, latent: Collection[str]) -> dict[str, set[str]] | None:
-    """Latent sites that the density of each site depends on, itself among them; None where that cannot be tracked."""
-    try:
-        with TrackProvenance():
-            nodes = run_model(problem)
-        return {
-            name: set(get_provenance(node["fn"].log_prob(node["value"]))) & set(latent)
-            for name, node in nodes.items()
-            if node["type"] == "sample" and not isinstance(node["fn"], _Subsample) and not _is_leaf(node)
-        }
-    except Exception:  # tensors that carry their origin do not go through every operation
-        return None
-
-
-def _is_leaf(node: Any) -> bool:
-    """Whether a site has no density in a fit: it is deterministic or generated."""
-    return bool(node["infer"].get("_deterministic")) or is_generated(node)
 
 
 def _make_layout(shape: Sequence[int], inner: Sequence[int], plates: Iterable[Plate]) -> Layout:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import infer_discrete
@@ -20,6 +21,8 @@ from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.ops import is_enumerable, is_generated, isolated
 
 __all__ = ["Enumeration"]
+
+_CHECKS = 4  # draws of the prior, and as many values whose elements are all the same
 
 
 class Enumeration:
@@ -74,7 +77,7 @@ class Enumeration:
             trace = self._trace(values)
             terms: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
             leaves: dict[str, Any] = {}  # packed tensors carry attributes of Pyro's
-            for name, node in _factors(trace).items():
+            for name, node in _factors(trace.nodes).items():
                 term = node["packed"]["log_prob"]
                 dims = term._pyro_dims
                 if name in self.names:
@@ -108,11 +111,68 @@ class Enumeration:
         trace = self._trace(values)
         return {name: self._summed(trace, name) for name in observed}
 
+    def check(self) -> None:
+        """Check that enumerated values act on the model as single values do, at a few values of all sites.
+
+        Where the model takes them out of torch, by ``.numpy()``, ``int()`` or a condition, it sees all values of the
+        support at once, and sums over what is no density.
+
+        Raises
+        ------
+        ProblemError
+            If a site has another density at single values than at these among the enumerated.
+        """
+        if not self.names:
+            return
+        args, kwargs = self.problem.args, self.problem.kwargs
+        for turn in range(2 * _CHECKS):
+            with isolated(seed=turn), torch.no_grad(), pyro.validation_enabled(False):
+                nodes: Any = poutine.trace(self._program).get_trace(*args, **kwargs).nodes
+                values = {n: node["value"] for n, node in _factors(nodes).items() if not node["is_observed"]}
+                if turn >= _CHECKS:  # all elements alike: what any() and all() tell apart
+                    values |= {name: _constant(nodes[name], turn - _CHECKS) for name in self.names}
+                pyro.set_rng_seed(turn)
+                single: Any = poutine.trace(poutine.condition(self._program, values)).get_trace(*args, **kwargs)
+                single.compute_log_prob()
+                pyro.set_rng_seed(turn)
+                found = self._at(self._trace(values), values)
+            for name, node in _factors(single.nodes).items():
+                if not _agree(found[name], node["log_prob"]):
+                    raise ProblemError(
+                        f"{self.problem.name}: site {name!r} has another density at single values of {self.names} "
+                        "than where Pyro enumerates them: the model reads these values out of torch, by .numpy(), "
+                        ".tolist(), int() or a condition, and sees all of the support at once; use torch's own "
+                        "operations, as torch.where and indexing by tensors"
+                    )
+
+    def _at(self, trace: Any, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Log density of every site in an enumerated trace where discrete sites have the given values."""
+        places: dict[int, tuple[Tensor, int]] = {}
+        for name in self.names:
+            node = trace.nodes[name]
+            support = node["fn"].enumerate_support(expand=False)
+            num_event = node["fn"].event_dim
+            value = values[name]
+            lead = (1,) * (value.dim() - num_event)
+            listed = support.reshape(len(support), *lead, *node["fn"].event_shape)
+            same = listed == value
+            same = same.flatten(same.dim() - num_event).all(-1) if num_event else same
+            places[node["infer"]["_enumerate_dim"]] = same.long().argmax(0), len(support)
+        out: dict[str, Tensor] = {}
+        for name, node in _factors(trace.nodes).items():
+            found = node["log_prob"]
+            for dim, (index, count) in places.items():
+                if -dim <= found.dim() and found.shape[dim] == count > 1:
+                    index = index.reshape((1,) * (found.dim() - index.dim()) + index.shape)
+                    found = torch.take_along_dim(found, index, dim)
+            out[name] = found
+        return out
+
     def joint(self, values: Mapping[str, Tensor]) -> Tensor:
         """Log density of the other sites and the data (scalar), discrete sites enumerated."""
         trace = self._trace(values)
         terms: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
-        for node in _factors(trace).values():
+        for node in _factors(trace.nodes).values():
             symbols = frozenset(trace.plate_to_symbol[f.name] for f in _plates(node))
             terms.setdefault(symbols, []).append(node["packed"]["log_prob"])
         return contract_to_tensor(terms, self._enumerated(trace))
@@ -139,7 +199,7 @@ class Enumeration:
         return poutine.infer_config(poutine.condition(self._program, given), configure)
 
     def _summed(self, trace: Any, name: str) -> Tensor:
-        factors = _factors(trace)
+        factors = _factors(trace.nodes)
         terms = {other: node["packed"]["log_prob"] for other, node in factors.items()}
         node, enumerated = trace.nodes[name], self._enumerated(trace)
         linked = enumerated.intersection(terms[name]._pyro_dims)
@@ -186,13 +246,26 @@ class Enumeration:
             ) from error
 
 
+def _constant(node: Any, place: int) -> Tensor:
+    """A value of a discrete site whose elements are all the same one of its support."""
+    support = node["fn"].enumerate_support(expand=False)
+    value: Tensor = support[place % len(support)].expand(node["value"].shape)
+    return value
+
+
+def _agree(one: Tensor, two: Tensor) -> bool:
+    """Whether two log densities are the same but for rounding and expansion."""
+    tolerance = 1e3 * torch.finfo(two.dtype).eps
+    return torch.allclose(*torch.broadcast_tensors(one, two), rtol=tolerance, atol=tolerance)
+
+
 def _plates(node: Any) -> list[Any]:
     return [frame for frame in node["cond_indep_stack"] if frame.vectorized]
 
 
-def _factors(trace: Any) -> dict[str, Any]:
-    """Sites that enter the density of a trace: no deterministic and no subsampling ones."""
-    sampled = {name: node for name, node in trace.nodes.items() if node["type"] == "sample"}
+def _factors(nodes: Any) -> dict[str, Any]:
+    """Sites of a trace that enter its density: no deterministic and no subsampling ones."""
+    sampled = {name: node for name, node in nodes.items() if node["type"] == "sample"}
     return {
         name: node
         for name, node in sampled.items()

@@ -30,6 +30,7 @@ import probmodels.inference.programs.bijections  # noqa: F401 -- registers maps 
 from probmodels.errors import CaptureError, ProblemError
 from probmodels.inference.problem import Problem, fault_of_enumeration
 from probmodels.inference.programs.capture import Randomness, batch, capture, compile_graph, is_random, where
+from probmodels.inference.programs.enumeration import Enumeration
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.runtime.ops import FixGenerated
 
@@ -419,6 +420,8 @@ class Potential:
                 raise ProblemError(
                     f"{self.problem.name}: discrete site {name!r} {fault}; or use a kernel that moves it"
                 )
+        with self._whole():
+            Enumeration(self.problem).check()
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:

@@ -21,6 +21,8 @@ from probmodels.errors import CaptureError, FitError, ProblemError
 from probmodels.inference.diagnostics.modes import look_for_modes
 from probmodels.inference.labels import take_marginals, to_dataset
 from probmodels.inference.problem import Problem
+from probmodels.inference.programs.dependence import check_rows
+from probmodels.inference.programs.enumeration import Enumeration
 from probmodels.inference.programs.minibatch import Minibatches
 from probmodels.inference.programs.programs import cast, identity, opened, sample_guide
 from probmodels.inference.result import Result, build_tree
@@ -316,6 +318,9 @@ def fit(
     with _default_dtype(dtype), Bar(f"{name}: fit_{engine}", options["progress"]) as bar:
         bar.say("checking the problem")
         problem.validate()
+        check_rows(problem)
+        if any(site.enumerated for site in problem.sites.values()):
+            Enumeration(problem).check()
         _check_draws(problem, options)
         wanted = options["batch_size"] if size == 1 else shared_sizes(problem, options["batch_size"])
         batches = Minibatches(problem, wanted, seed)
