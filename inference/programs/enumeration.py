@@ -256,7 +256,8 @@ def _constant(node: Any, place: int) -> Tensor:
 def _agree(one: Tensor, two: Tensor) -> bool:
     """Whether two log densities are the same but for rounding and expansion."""
     tolerance = 1e3 * torch.finfo(two.dtype).eps
-    return torch.allclose(*torch.broadcast_tensors(one, two), rtol=tolerance, atol=tolerance)
+    one, two = torch.broadcast_tensors(one, two)
+    return torch.allclose(one, two, rtol=tolerance, atol=tolerance)
 
 
 def _plates(node: Any) -> list[Any]:
