@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from inference_models import data, mean_model, normal_model
-from pyro.infer.reparam import LocScaleReparam
+from pyro.infer.reparam import LocScaleReparam, stable
 
 from probmodels.errors import CaptureError, ProblemError
 from probmodels.inference import Problem
@@ -204,6 +204,18 @@ def test_checks_of_values_are_captured_as_values_that_are_missing():
 
     with pytest.raises(CaptureError, match=r"reads a value out of a tensor.*'return x if x\[0\] > 0 else -x'"):
         capture(branches, x)
+
+
+def test_shortcuts_of_stable_noise_give_way_to_the_formula_that_holds_everywhere():
+    def shift(x):
+        return stable._safe_shift(x, torch.tensor(0.3), torch.tensor(0.3).pow(1 / x), torch.tensor(0.3))
+
+    x = torch.tensor([0.5, 1.5])
+    graph = capture(shift, x, checks=[(x + 0.2,)])
+    for special in (torch.tensor([0.7, 1.0]), torch.tensor([1.004, 0.996])):
+        torch.testing.assert_close(graph(special), shift(special))
+    with pytest.raises(CaptureError, match="reads a value"):
+        capture(lambda x: x if (x > 0).any() else -x, x)  # of others nobody knows which formula holds everywhere
 
 
 def test_distributions_that_check_what_they_are_given_are_captured():

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pyro.infer.reparam import stable
 from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -264,10 +265,14 @@ class _Trace:
             if self._raises(place):
                 guards.append(place)
                 continue
-            plain = plain or _functional(self.graph(truths=True), *self._examples)
-            if not _same(plain, _functional(self.graph(truths=True, flip=place), *self._examples)):
+            plain = plain or self.graph(truths=True)
+            if not self._alike(plain, self.graph(truths=True, flip=place)):
                 raise _ReadError(stack, "truth")
         return self.graph(truths=True, guards=guards)
+
+    def _alike(self, one: GraphModule, other: GraphModule) -> bool:
+        """Whether two graphs are the same as they were traced, or else simplified."""
+        return _same(one, other) or _same(*(_functional(graph, *self._examples) for graph in (one, other)))
 
     def _raises(self, flip: int) -> bool:
         try:
@@ -285,10 +290,10 @@ class _Trace:
 
 
 def _same(one: GraphModule, other: GraphModule) -> bool:
-    """Whether two simplified graphs are the same, constants included."""
+    """Whether two graphs are the same, constants included."""
     if one.code != other.code:
         return False
-    left, right = dict(one.named_buffers()), dict(other.named_buffers())
+    left, right = ({**dict(graph.named_parameters()), **dict(graph.named_buffers())} for graph in (one, other))
     return left.keys() == right.keys() and all(_identical(value, right[name]) for name, value in left.items())
 
 
@@ -304,6 +309,7 @@ def _unchecked(*, shortcuts: bool) -> Iterator[None]:
     Pyro's switch decides for distributions that are made after it is turned; these may be older, or ask for checks.
     """
     make, check, state = Distribution.__init__, Distribution._validate_sample, torch._C._get_tracing_state
+    shift = stable._safe_shift
 
     def without(self: Any, batch_shape: Any = (), event_shape: Any = (), validate_args: bool | None = None) -> None:
         make(self, batch_shape, event_shape, validate_args=False)
@@ -312,11 +318,33 @@ def _unchecked(*, shortcuts: bool) -> Iterator[None]:
     Distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign]
     if not shortcuts:
         torch._C._get_tracing_state = lambda: True  # type: ignore[assignment, return-value]
+        stable._safe_shift = _without_shortcut(shift)  # which asks for no trace
     try:
         yield
     finally:
         Distribution.__init__, Distribution._validate_sample = make, check  # type: ignore[method-assign]
-        torch._C._get_tracing_state = state
+        torch._C._get_tracing_state, stable._safe_shift = state, shift
+
+
+def _without_shortcut(function: TensorFunction) -> TensorFunction:
+    """A function of Pyro's that has a formula for special entries, and a shorter one where there are none: the first.
+
+    The formula gives the value of the shorter one at all other entries.
+    """
+
+    def general(*arguments: Tensor) -> Any:
+        with _SomeAreSpecial():
+            return function(*arguments)
+
+    return general
+
+
+class _SomeAreSpecial(TorchFunctionMode):
+    """Answer yes whenever it is asked whether any entry is true."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation of torch."""
+        return True if func is Tensor.any else func(*args, **(kwargs or {}))
 
 
 class _Reading(TorchDispatchMode):
