@@ -5,7 +5,7 @@
     python benchmarks/engines.py --python PATH        # interpreter that has numpyro, blackjax and nutpie
 
 Parts: ``speed`` (effective draws per CPU second, start included), ``cold`` (CPU and wall seconds from a cold process
-to 400 effective draws), ``reference`` (twelve posteriors with known summaries), ``svi``, ``calibration``, ``memory``
+to 400 effective draws), ``reference`` (posteriors with known summaries), ``svi``, ``calibration``, ``memory``
 and ``faults``, which are scripts of their own in this folder. Every sampler runs in a process of its own, pinned to
 one core and one thread; `peers` says how its time is taken. Chains, warm-up and draws stand in the tables.
 """
@@ -17,13 +17,11 @@ import common  # isort: skip  -- pins threads before numpy is imported
 import argparse
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import peers
-import reference
 
 # Model, chains of ours, peers with their chains: NUTS of Pyro takes its chains one after the other, so that its
 # effective draws per second do not depend on their number.
@@ -35,21 +33,15 @@ SPEED: tuple[tuple[str, int, tuple[tuple[str, int], ...]], ...] = (
     ("logistic", 8, (("pyro", 4), ("numpyro", 4), ("numpyro", 8), ("nutpie", 4))),
 )
 WARMUP = {"probmodels": 300, "blackjax": 200}
-# The linear regressions are not centred: with a diagonal metric a chain takes a thousand steps per draw.
-NUTS: dict[str, Any] = {
-    "chain_method": "sequential",
-    "kernel_options": {"full_mass": True},
-    "init": "pathfinder",
-    "warmup_steps": 500,
-}
 COLD_PEERS = ("probmodels", "blackjax", "numpyro", "nutpie", "pyro")
 SCRIPTS = {
+    "reference": ["reference.py"],
     "svi": ["svi.py"],
     "calibration": ["engine_calibration.py"],
     "memory": ["memory.py"],
     "faults": ["faults.py"],
 }
-PARTS = ("speed", "cold", "reference", *SCRIPTS)
+PARTS = ("speed", "cold", *SCRIPTS)
 
 
 def speed(seeds: int, python: str | None, models: tuple[str, ...]) -> None:
@@ -110,47 +102,6 @@ def cold(seeds: int, python: str | None, models: tuple[str, ...]) -> None:
     common.report("engines_cold", rows, seeds=seeds)
 
 
-def known(seeds: int, kernels: tuple[str, ...], num_samples: int, names: tuple[str, ...]) -> None:
-    """Means and sds of the twelve reference posteriors: worst over variables and seeds."""
-    from probmodels.inference import run_mcmc
-
-    rows = []
-    for name in names:
-        ref = reference.load(name)
-        for kernel in kernels:
-            checks, seconds, divergences, reported = [], 0.0, 0, True
-            for seed in range(seeds):
-                start = time.process_time()
-                result = run_mcmc(
-                    ref.problem,
-                    kernel=kernel,
-                    num_samples=num_samples,
-                    **(NUTS if kernel == "nuts" else {}),
-                    seed=seed,
-                    progress=False,
-                )
-                seconds += time.process_time() - start
-                checks += reference.check(ref, result.posterior)
-                report = result.diagnose()
-                divergent = int(result.tree["sample_stats"]["diverging"].sum())
-                divergences += divergent
-                reported &= (report.divergences or 0) == divergent
-            rows.append(
-                {
-                    "posterior": name,
-                    "kernel": kernel,
-                    "largest z of a mean": max(check["z"] for check in checks),
-                    "sd ratio": f"{min(c['sd_ratio'] for c in checks):.3f} to {max(c['sd_ratio'] for c in checks):.3f}",
-                    "least ess": min(check["ess_bulk"] for check in checks),
-                    "r_hat": max(check["r_hat"] for check in checks),
-                    "divergences": f"{divergences}{'' if reported else ' (not all reported)'}",
-                    "CPU s a run": seconds / seeds,
-                }
-            )
-            print(common.table(rows[-1:]), flush=True)
-    common.report("engines_reference", rows, seeds=seeds, num_samples=num_samples)
-
-
 def _try(run: Any, *args: Any, **kwargs: Any) -> dict[str, Any] | None:
     """The outcome, or None with a line on stderr where a peer is not installed or fails."""
     try:
@@ -168,9 +119,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each cell")
     parser.add_argument("--python", help="interpreter of an environment that has the peers")
     parser.add_argument("--models", nargs="*", default=list(peers.SITES), choices=list(peers.SITES))
-    parser.add_argument("--kernels", nargs="*", default=["chees", "nuts"], help="of the part 'reference'")
-    parser.add_argument("--draws", type=int, default=1000, help="per chain, of the part 'reference'")
-    parser.add_argument("--posteriors", nargs="*", default=list(reference.NAMES), choices=list(reference.NAMES))
     options = parser.parse_args()
     for part in options.parts or PARTS:
         print(f"\n## {part}", flush=True)
@@ -178,8 +126,6 @@ def main() -> None:
             speed(options.seeds, options.python, tuple(options.models))
         elif part == "cold":
             cold(options.seeds, options.python, tuple(options.models))
-        elif part == "reference":
-            known(options.seeds, tuple(options.kernels), options.draws, tuple(options.posteriors))
         else:
             subprocess.run([sys.executable, str(Path(__file__).with_name(SCRIPTS[part][0]))], check=True)
 

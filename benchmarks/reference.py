@@ -14,9 +14,14 @@ captured graphs small. Sites carry the names of the reference, so that ``beta[1]
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common  # noqa: F401 -- pins threads before numpy is imported
+
+import argparse
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -578,3 +583,95 @@ def speed_problem(name: str) -> Problem:
 
     model, args = speed_model(name)
     return Problem(name=name, model=model, args=args)
+
+
+# -- all of them against their references -----------------------------------------------------------------------------
+
+LIMITS = {"z": 4.0, "sd": 0.05}
+# Regressions are not centred: with a diagonal metric a chain of NUTS takes a thousand steps per draw.
+_NUTS: dict[str, Any] = {
+    "kernel": "nuts",
+    "chain_method": "sequential",
+    "kernel_options": {"full_mass": True},
+    "init": "pathfinder",
+    "num_chains": 4,
+    "warmup_steps": 500,
+}
+_CHEES: dict[str, Any] = {"kernel": "chees", "num_chains": 64, "warmup_steps": 300}
+
+
+def measure(name: str, kernel: str, draws: int, seed: int, **options: Any) -> dict[str, Any]:
+    """One run of a sampler on a posterior: the worst variables, divergences, and CPU seconds."""
+    from probmodels.inference import run_mcmc
+
+    reference = load(name)
+    start = time.process_time()
+    result = run_mcmc(
+        reference.problem,
+        **{**(_NUTS if kernel == "nuts" else _CHEES), **options},
+        num_samples=draws,
+        seed=seed,
+        progress=False,
+    )
+    seconds = time.process_time() - start
+    rows, stats = check(reference, result.posterior), result.tree["sample_stats"].to_dataset()
+    return {
+        "z": max(row["z"] for row in rows),
+        "low": min(row["sd_ratio"] for row in rows),
+        "high": max(row["sd_ratio"] for row in rows),
+        "ess": min(row["ess_bulk"] for row in rows),
+        "r_hat": max(row["r_hat"] for row in rows),
+        "divergences": int(stats["diverging"].sum()),
+        "seconds": seconds,
+        "verdict": bool(result.diagnose().ok),
+    }
+
+
+def main() -> None:
+    import common  # isort: skip
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kernel", default="chees", choices=["chees", "nuts"])
+    parser.add_argument("--posteriors", nargs="*", default=list(NAMES), choices=list(NAMES), metavar="NAME")
+    parser.add_argument("--draws", type=int, help="per chain; 200 of 64 vectorised chains, 1000 of 4 chains by NUTS")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--target", type=float, help="acceptance that the step size is tuned to")
+    parser.add_argument("--until", type=float, default=float("inf"), help="seconds after which no other run is begun")
+    options = parser.parse_args()
+    draws = options.draws or (1000 if options.kernel == "nuts" else 200)
+    given = {} if options.target is None else {"kernel_options": {"target_accept_prob": options.target}}
+    if given and options.kernel == "nuts":
+        given["kernel_options"]["full_mass"] = True
+    end, rows = time.monotonic() + options.until, []
+    for name in options.posteriors:
+
+        def run(name: str = name) -> dict[str, Any]:
+            return measure(name, options.kernel, draws, options.seed, **given)
+
+        row: dict[str, Any] = {"posterior": name}
+        try:
+            found = common.cell(
+                "reference", end, run, name=name, kernel=options.kernel, draws=draws, seed=options.seed, **given
+            )
+        except common.OutOfTime:
+            row["within"] = "not run"
+        else:
+            good = found["z"] < LIMITS["z"] and 1 - LIMITS["sd"] < found["low"] <= found["high"] < 1 + LIMITS["sd"]
+            row |= {
+                "within": "yes" if good else "NO",
+                "largest z of a mean": found["z"],
+                "sd ratios": f"{found['low']:.3f} to {found['high']:.3f}",
+                "least ess": round(found["ess"]),
+                "r_hat": found["r_hat"],
+                "divergences": found["divergences"],
+                "verdict": "ok" if found["verdict"] else "not ok",
+                "CPU s": round(found["seconds"], 1),
+            }
+            print(common.table([row]).splitlines()[-1], flush=True)
+        rows.append(row)
+    rows.sort(key=lambda row: len(row) == 2)  # columns are those of the first
+    common.report(f"reference_{options.kernel}", rows, draws=draws, seed=options.seed)
+
+
+if __name__ == "__main__":
+    main()
