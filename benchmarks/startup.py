@@ -22,7 +22,6 @@ import argparse
 import resource
 import subprocess
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -100,26 +99,18 @@ def chains(names: list[str], counts: list[int], options: dict[str, Any]) -> None
     for name in names or [*own, *reference.NAMES]:
         problem = Problem(name, own[name][0], args=own[name][1]()) if name in own else reference.load(name).problem
         for count in counts:
-            marks: list[tuple[str, float]] = []
-
-            def mark(step: Any, marks: list[tuple[str, float]] = marks) -> None:
-                marks.append((step.phase, time.process_time()))
-
+            phases = common.Phases()
             result = run_mcmc(
                 problem,
                 num_chains=count,
                 warmup_steps=300,
                 num_samples=200,
                 progress=False,
-                callbacks=[mark],
+                callbacks=[phases],
                 **options,
             )
-            begun: dict[str, float] = {}
-            for phase, seconds in marks:
-                begun.setdefault(phase, seconds)
-            first, starts, warmup, sampling = (
-                begun[phase] for phase in ("capturing the graph", "finding starting points", "warm-up", "sampling")
-            )
+            starts = phases.between("finding starting points", "warm-up")
+            warmup = phases.between("warm-up", "sampling")
             stats = result.tree["sample_stats"].to_dataset()
             latent = [result.posterior[site] for site in problem.names("latent") if not problem.sites[site].discrete]
             found = [convergence(draws.transpose("chain", "draw", ...)) for draws in latent]
@@ -128,10 +119,10 @@ def chains(names: list[str], counts: list[int], options: dict[str, Any]) -> None
                 {
                     "model": name,
                     "chains": count,
-                    "graph, CPU s": starts - first,
-                    "starts, CPU s": warmup - starts,
-                    "warm-up, CPU s": sampling - warmup,
-                    "starts / warm-up": (warmup - starts) / (sampling - warmup),
+                    "graph, CPU s": phases.between("capturing the graph", "finding starting points"),
+                    "starts, CPU s": starts,
+                    "warm-up, CPU s": warmup,
+                    "starts / warm-up": starts / warmup,
                     "ess per 1000 gradients": 1000 * ess / (count * float(stats["n_steps"][0].sum())),
                     "r_hat": max(float(np.nanmax(values["r_hat"])) for values in found),
                     "divergences": int(stats["diverging"].sum()),

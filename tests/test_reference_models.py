@@ -303,8 +303,9 @@ def agree(found: list[Any], second: Callable[[Values], float], atol: float = 1e-
 
 
 def test_log_density_is_that_of_the_formulas(posterior: ref.Reference) -> None:
-    found = points(posterior.model, posterior.args, POINTS)
-    atol = 2e-3 if posterior.model is ref.absorption else 1e-8  # of its steps through the differential equation
+    # The steps through the differential equation are for the posterior, where it is not stiff.
+    scale, atol = (0.4, 5e-3) if posterior.model is ref.absorption else (0.7, 1e-8)
+    found = points(posterior.model, posterior.args, POINTS, scale)
     agree(found, lambda sites: SECOND[posterior.name](content(posterior.name), sites), atol)
 
 
@@ -319,11 +320,19 @@ def test_problem_is_valid_picklable_and_in_double_precision(posterior: ref.Refer
 
 
 def iid(posterior: ref.Reference, shift: float) -> xr.Dataset:
-    """Independent normal draws with the reference's means and sds, means off by ``shift`` sds."""
+    """Independent normal draws with the reference's means and sds, means off by ``shift`` sds.
+
+    Without a variance, draws follow the quantiles instead: normals bent to go through them.
+    """
     rng = np.random.default_rng(2)
     sites: dict[str, list[Array]] = {}
     for name, known in posterior.summary.items():
-        draws = known["mean"] + known["sd"] * (shift + rng.standard_normal((4, 1000)))
+        normal = shift + rng.standard_normal((4, 1000))
+        if name in posterior.heavy:
+            low, middle, high = (np.log(known[key]) for key in ("q05", "q50", "q95"))
+            draws = np.exp(middle + normal / 1.645 * np.where(normal < 0, middle - low, high - middle))
+        else:
+            draws = known["mean"] + known["sd"] * normal
         sites.setdefault(name.partition("[")[0], []).append(draws)
     scalar = {name for name in posterior.summary if "[" not in name}
     return xr.Dataset(
@@ -340,7 +349,10 @@ def test_check_accepts_draws_of_the_reference_and_refuses_shifted_ones(posterior
     good, bad = (ref.check(posterior, iid(posterior, shift)) for shift in (0.0, 0.2))
     assert [row["variable"] for row in good] == list(posterior.summary)
     assert max(row["z"] for row in good) < 4
-    assert all(abs(row["sd_ratio"] - 1) < 0.06 for row in good)  # 5 standard errors at 4000 draws
+    judged = [row for row in good if row["variable"] not in posterior.heavy]
+    assert all(abs(row["sd_ratio"] - 1) < 0.06 for row in judged)  # 5 standard errors at 4000 draws
+    assert all(abs(row["sd_ratio"] - 1) < 5 * row["sd_error"] for row in judged)
+    assert all(0.5 < row["sd_error"] / np.sqrt(1 / 8000 + 1 / 20000) < 2 for row in judged)  # as of normals
     assert min(row["z"] for row in bad) > 5
 
 
