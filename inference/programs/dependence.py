@@ -9,6 +9,7 @@ the rest, but a dependence that few values show may stay unseen.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +26,14 @@ from torch.overrides import TorchFunctionMode
 
 from probmodels.errors import ProblemError
 from probmodels.inference.problem import Problem
-from probmodels.inference.programs.minibatch import plate_sizes, subsampled
+from probmodels.inference.programs.minibatch import plate_sizes, subsampled, whole
 from probmodels.inference.programs.traces import sample_sites
 from probmodels.inference.runtime.ops import FixGenerated, is_generated, isolated
 from probmodels.inference.runtime.tensors import device_of
 
 __all__ = ["Coupling", "check_rows", "coupling", "upstream"]
+
+_log = logging.getLogger(__name__)
 
 _LEAVE = frozenset(
     getattr(torch.Tensor, name)
@@ -158,15 +161,16 @@ def coupling(problem: Problem, plate: str, rounds: int = _ROUNDS) -> Coupling | 
     Coupling or None
         The first dependence that was found.
     """
-    sizes = plate_sizes(problem)
-    rows = _chosen(problem, sizes)
-    with isolated(seed=0), torch.no_grad(), pyro.validation_enabled(False), subsampled(rows):
-        seeds = torch.randint(2**31, (2 * rounds,)).tolist()
-        draws = [_prior(problem, plate, seed, uniform=place % 2 == 1) for place, seed in enumerate(seeds)]
-        try:
-            return _differences(problem, plate, draws, rounds)
-        except Exception:  # of any model, at values of its own sites
-            return Coupling(plate, "", float("nan"))
+    few = subsampled(_few(problem, plate_sizes(problem)))
+    for rows in (few, whole(problem)()):  # a model may need all rows
+        with isolated(seed=0), torch.no_grad(), pyro.validation_enabled(False), rows:
+            seeds = torch.randint(2**31, (2 * rounds,)).tolist()
+            try:
+                draws = [_prior(problem, plate, seed, uniform=place % 2 == 1) for place, seed in enumerate(seeds)]
+                return _differences(problem, plate, draws, rounds)
+            except Exception as error:  # of any model, at values of its own sites
+                _log.debug("%s: plate %r: %s", problem.name, plate, error)
+    return Coupling(plate, "", float("nan"))
 
 
 def check_rows(problem: Problem) -> None:
@@ -184,7 +188,7 @@ def check_rows(problem: Problem) -> None:
     ProblemError
         If the rows of such a plate depend on each other, by whatever computation.
     """
-    with isolated(seed=0), torch.no_grad(), pyro.validation_enabled(False):
+    with isolated(seed=0), torch.no_grad(), pyro.validation_enabled(False), whole(problem)():
         sites = sample_sites(poutine.trace(problem.model).get_trace(*problem.args, **problem.kwargs))
     stacks = [{frame.name for frame in site["cond_indep_stack"] if frame.vectorized} for site in sites]
     if not stacks:
@@ -198,7 +202,7 @@ def check_rows(problem: Problem) -> None:
             )
 
 
-def _chosen(problem: Problem, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+def _few(problem: Problem, sizes: Mapping[str, int]) -> dict[str, Tensor]:
     """Rows of batch plates to look at: neighbours, since neighbours depend on each other if any rows do."""
     device = device_of(problem.args, problem.kwargs, problem.model)
     return {

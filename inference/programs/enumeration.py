@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from probmodels.errors import ProblemError
 from probmodels.inference.problem import Problem
+from probmodels.inference.programs.capture import where
+from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.runtime.ops import is_enumerable, is_generated, isolated
 
 __all__ = ["Enumeration"]
@@ -126,7 +129,7 @@ class Enumeration:
             return
         args, kwargs = self.problem.args, self.problem.kwargs
         for turn in range(2 * _CHECKS):
-            with isolated(seed=turn), torch.no_grad(), pyro.validation_enabled(False):
+            with isolated(seed=turn), torch.no_grad(), pyro.validation_enabled(False), whole(self.problem)():
                 nodes: Any = poutine.trace(self._program).get_trace(*args, **kwargs).nodes
                 values = {n: node["value"] for n, node in _factors(nodes).items() if not node["is_observed"]}
                 if turn >= _CHECKS:  # all elements alike: what any() and all() tell apart
@@ -240,9 +243,10 @@ class Enumeration:
             yield
         except (ValueError, RuntimeError, IndexError) as error:
             first = str(error).partition("\n")[0]
+            line = "" if isinstance(error, ValueError) else where(traceback.extract_tb(error.__traceback__))
             raise ProblemError(
-                f"{self.problem.name}: the discrete sites {self.names} cannot be enumerated: {first}; write the model "
-                "so that it broadcasts over dims left of its plates, as for Pyro's parallel enumeration"
+                f"{self.problem.name}: the discrete sites {self.names} cannot be enumerated: {first}{line}; write the "
+                "model so that it broadcasts over dims left of its plates, as for Pyro's parallel enumeration"
             ) from error
 
 

@@ -420,8 +420,7 @@ class Potential:
                 raise ProblemError(
                     f"{self.problem.name}: discrete site {name!r} {fault}; or use a kernel that moves it"
                 )
-        with self._whole():
-            Enumeration(self.problem).check()
+        Enumeration(self.problem).check()
 
     @contextlib.contextmanager
     def _explaining(self) -> Iterator[None]:
