@@ -46,6 +46,14 @@ _JSON: Mapping[str, Any] = {  # root attributes, and of what kind they are
 _SHOWN = 12  # variables that a result shows of itself
 _ENTRIES = 4  # and of each of them
 _SEARCHED = 10_000  # entries among which those that vary are looked for
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {  # of root attributes
+    "method": ((str,), "the name of a method"),
+    "engine": ((str,), "the name of an engine"),
+    "created": ((str,), "a date"),
+    "seed": ((int, np.integer), "a whole number"),
+    "finite_support": ((int, np.integer), "0 or 1"),
+    "guide_sha256": ((str,), "a checksum"),
+}
 _SUM = "guide_sha256"  # root attribute of the file: checksum of the guide beside it, empty where there is none
 _TOLERANCE = 1e-5  # relative to the largest value, so that single precision does not count as other data
 
@@ -474,8 +482,9 @@ def _read_tree(folder: Path) -> xr.DataTree:
     try:
         if "posterior" not in tree.children:
             raise ResultError(f"it has no group 'posterior', but {list(tree.children)}")
-        if not isinstance(tree.attrs.get("method", ""), str):  # which results made by hand may lack
-            raise ResultError("its root attribute 'method' names no method")
+        for name, (kind, what) in _KINDS.items():  # results made by hand may lack them
+            if not isinstance(tree.attrs.get(name, kind[0]()), kind):
+                raise ResultError(f"its root attribute {name!r} has to be {what}, not {tree.attrs[name]!r:.60}")
         _check_draws(tree["posterior"].to_dataset())
         spec = read_json(tree.attrs, "spec", {})
         if not isinstance(output := spec.get("output", {}), dict) or not isinstance(output.get("path", ""), str):
