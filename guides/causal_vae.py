@@ -25,7 +25,7 @@ NeurIPS. https://arxiv.org/abs/1406.5298
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro
@@ -111,11 +111,23 @@ class Mechanisms(nn.Module):
         """Value without noise (...) from those of the causes (...), all concepts counted; () for one without causes."""
         if not self.parents[i]:
             return self.base[i]
-        values = self._parents(i, causes)
+        return self.curve(self.coefficients(i), self.parent_values(i, causes))
+
+    def coefficients(self, i: int) -> dict[str, Tensor]:
+        """Parameters of the location of a concept that has causes."""
         if self.kind == "linear":
-            return self.base[i] + values @ self.weight[self.parents[i], i]
-        state = F.silu(values @ self.first[i, self.parents[i]] + self.offset[i])
-        return self.base[i] + F.silu(state @ self.second[i]) @ self.last[i]
+            return {"base": self.base[i], "weight": self.weight[self.parents[i], i]}
+        first = self.first[i, self.parents[i]]
+        rest = {"offset": self.offset[i], "second": self.second[i], "last": self.last[i]}
+        return {"base": self.base[i], "first": first, **rest}
+
+    @staticmethod
+    def curve(coefficients: Mapping[str, Tensor], values: Tensor) -> Tensor:
+        """Location (...) of a concept with such `coefficients`, from the values of its causes (..., cause)."""
+        if "weight" in coefficients:
+            return coefficients["base"] + values @ coefficients["weight"]
+        state = F.silu(values @ coefficients["first"] + coefficients["offset"])
+        return coefficients["base"] + F.silu(state @ coefficients["second"]) @ coefficients["last"]
 
     def value(self, i: int, y: Tensor) -> Tensor:
         """The concept (...) of location and noise together (...)."""
@@ -137,7 +149,7 @@ class Mechanisms(nn.Module):
         noise = z - location + self.base[i]
         if not self.parents[i]:
             return noise
-        return noise + self._parents(i, causes) @ self.weight[self.parents[i], i]
+        return noise + self.parent_values(i, causes) @ self.weight[self.parents[i], i]
 
     def propagate(
         self, noise: Callable[[int, Tensor], Tensor], concept: Callable[[int, Tensor], Tensor] | None = None
@@ -183,7 +195,7 @@ class Mechanisms(nn.Module):
         flat = 1 - torch.tanh(steepness * (y.unsqueeze(-1) - self.place)).square()
         return y, 1 + (height * steepness * flat).sum(-1)
 
-    def _parents(self, i: int, causes: Sequence[Tensor]) -> Tensor:
+    def parent_values(self, i: int, causes: Sequence[Tensor]) -> Tensor:
         """Values of the causes of a concept (..., cause), some of which may be of several worlds."""
         return torch.stack(torch.broadcast_tensors(*(causes[j] for j in self.parents[i])), -1)
 

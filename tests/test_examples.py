@@ -20,7 +20,6 @@ SPECS = sorted((ROOT / "examples").glob("*.toml"))
 OTHER_VERDICTS = {  # of examples that do not pass, and should not
     "bayesian_svd": "the model does not fit the data; the draws themselves passed",  # neighbouring cells are correlated
     "acyclic_sem": "are all the same, as of a point estimate",
-    "causal_vae": "5 draws are too few to judge the fit",  # its abduction is known to be too certain
 }
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 

@@ -254,8 +254,11 @@ def _modes(modes: xr.Dataset, findings: Sequence[Finding]) -> Iterator[Finding]:
         yield Finding(False, f"{verdict}annealed draws find{where} (at most {_MOST_MISSED:.0%})")
 
 
-def still_falling(tree: xr.DataTree) -> Iterator[Finding]:
-    """Whether the last tenth of the steps has a loss surely, and by half a nat, below the tenth before it."""
+def still_falling(tree: xr.DataTree, by_value: float = _FALLING_BY_VALUE) -> Iterator[Finding]:
+    """Whether the last tenth of the steps has a loss surely, and by half a nat, below the tenth before it.
+
+    It is harmful if it falls by more than ``by_value`` nats for each observed value.
+    """
     fit = group_of(tree, "fit")
     loss = np.asarray(fit["loss"].values if "loss" in fit else ())
     width = len(loss) // 10
@@ -265,7 +268,7 @@ def still_falling(tree: xr.DataTree) -> Iterator[Finding]:
     drop = float(before.mean() - after.mean())
     if drop > max(0.5, 4 * float(np.hypot(before.std(), after.std())) / np.sqrt(width)):
         values = sum(variable.size for variable in group_of(tree, "observed_data").data_vars.values())
-        most = max(_FALLING, _FALLING_BY_VALUE * values)
+        most = max(_FALLING, by_value * values)
         verdict = f"the loss was still falling: by {drop:.3g} over the last {width} steps (at most {most:.3g})"
         yield Finding(drop > most, verdict, "take more steps (num_steps), or a larger lr that decays")
 

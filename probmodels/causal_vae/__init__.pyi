@@ -1,3 +1,4 @@
+from .checks import check_draws as check_draws, check_model as check_model
 from .fitted import fitted_model as fitted_model
 from .interventions import (
     Change as Change,
@@ -32,6 +33,8 @@ __all__ = [
     "Intervene",
     "OutsideSupportWarning",
     "attribute",
+    "check_draws",
+    "check_model",
     "compare_counterfactuals",
     "counterfactual",
     "edge_shares",

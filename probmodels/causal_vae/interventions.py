@@ -21,9 +21,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -31,149 +29,30 @@ import numpy as np
 import torch
 import xarray as xr
 from annotated_types import Len
-from numpy.typing import ArrayLike
-from pyro import poutine
-from pyro.poutine.messenger import Messenger
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 from tqdm.auto import tqdm
 
 from probmodels.causal_graph.tables import rows_given
+from probmodels.causal_vae.mechanism_draws import MechanismDraws
+from probmodels.causal_vae.worlds import (
+    Change,
+    Intervene,
+    Moments,
+    OutsideSupportWarning,
+    collect,
+    concepts_of,
+    rows_of,
+    world_of,
+)
 from probmodels.datasets.causal import position_of
 from probmodels.datasets.labelled import arranged
 from probmodels.errors import ProblemError
 from probmodels.inference.problem import Problem
-from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
-from probmodels.inference.runtime.ops import isolated
 from probmodels.inference.variational.em import Phase, fit_em
 from probmodels.options import Count, Draws, Fraction, Natural, Positive, Seed, checked
 
 __all__ = ["Change", "Intervene", "OutsideSupportWarning", "attribute", "counterfactual", "effect", "refine"]
-
-Change = float | Tensor | Callable[[Tensor], Tensor]
-
-
-class OutsideSupportWarning(UserWarning):
-    """A concept is set to a value that was not seen in training: mechanisms and decoder extrapolate."""
-
-
-class Intervene(Messenger):
-    """Set concepts, or change them by functions, wherever a program makes them by ``pyro.deterministic``.
-
-    Parameters
-    ----------
-    changes
-        Name to a number, a tensor that broadcasts with the concept, or a function of its natural value.
-    """
-
-    def __init__(self, changes: Mapping[str, Change]) -> None:
-        super().__init__()
-        self.changes = dict(changes)
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] in self.changes:
-            msg["value"] = _changed(msg["value"], self.changes[msg["name"]])
-
-
-def _changed(natural: Tensor, change: Change) -> Tensor:
-    """A concept under an intervention."""
-    if callable(change):
-        return change(natural)
-    return torch.as_tensor(change, dtype=natural.dtype, device=natural.device) + torch.zeros_like(natural)
-
-
-class _World:
-    """A fitted model with abducted noise, evaluated under interventions.
-
-    Concepts are in units of the model here: training labels have mean 0 and sd 1.
-    """
-
-    def __init__(self, problem: Problem, model: Any, guide: Any) -> None:
-        assert problem.data is not None
-        self.problem, self.model, self.guide = problem, model, guide
-        self.names: tuple[str, ...] = model.names
-        self.centre = problem.data["centre"].values
-        self.scale = problem.data["scale"].values
-
-    def abduct(self) -> dict[str, Tensor]:
-        """One draw of noise and style given the data."""
-        with torch.no_grad():
-            nodes: Any = poutine.trace(self.guide).get_trace(self.problem.args[0]).nodes
-        return {name: node["value"] for name, node in nodes.items() if node["type"] == "sample" and name != "data"}
-
-    def run(self, noise: Mapping[str, Tensor], changes: Mapping[str, Change]) -> tuple[Tensor, Tensor]:
-        """Concepts (data, concept) and mean observations (data, *shape)."""
-        with torch.no_grad(), Intervene(changes):
-            program = poutine.trace(poutine.condition(self.model, data=dict(noise)))
-            nodes: Any = program.get_trace(self.problem.args[0]).nodes
-        concepts = [nodes[name]["value"] for name in self.names]
-        return torch.stack(torch.broadcast_tensors(*concepts), -1), nodes["observation"]["fn"].mean
-
-    def changes(self, wanted: Mapping[str, Any]) -> dict[str, Change]:
-        """Interventions in units of the labels as interventions in those of the model."""
-        found: dict[str, Change] = {}
-        for name, change in wanted.items():
-            place = position_of(name, self.names)
-            centre, scale = float(self.centre[place]), float(self.scale[place])
-            if callable(change):
-                found[name] = _rescaled(change, centre, scale)
-            else:
-                value = _value(name, change, self.problem)
-                self._warn(name, place, value)
-                found[name] = torch.as_tensor((value - centre) / scale, dtype=self.problem.args[0].dtype)
-        return found
-
-    def _warn(self, name: str, place: int, value: np.ndarray) -> None:
-        assert self.problem.data is not None
-        least, most = (float(self.problem.data[key][place]) for key in ("least", "most"))
-        if value.min() < least or value.max() > most:
-            seen = f"{value.min():.5g}" if value.size == 1 else f"{value.min():.5g} to {value.max():.5g}"
-            warnings.warn(
-                f"do({name}={seen}) lies outside of what was seen in training, {least:.5g} to {most:.5g}; mechanisms "
-                "and decoder extrapolate",
-                OutsideSupportWarning,
-                stacklevel=4,
-            )
-
-    def labels(self, concepts: Tensor) -> np.ndarray:
-        """Concepts in units of the labels."""
-        return concepts.double().numpy() * self.scale + self.centre
-
-
-def _value(name: str, change: Any, problem: Problem) -> np.ndarray:
-    """Value of an intervention, one for all data or one for each."""
-    count = len(problem.args[0])
-    change = arranged(change, f"do({name})", {"data": _rows(problem)}, error=ProblemError)
-    try:
-        value = np.asarray(change, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ProblemError(f"do({name}={change!r}); give a number, one for each datum, or a function") from None
-    if not np.isfinite(value).all():
-        raise ProblemError(f"do({name}) is not finite; give numbers")
-    if value.ndim > 1 or value.size not in (1, count):
-        raise ProblemError(f"do({name}) has shape {value.shape}; give one number, or one for each of {count} data")
-    return value
-
-
-def _rows(problem: Problem) -> Any:
-    """Labels of the rows of a problem; None where they have none."""
-    table = None if problem.data is None else problem.data["observation"]
-    return None if table is None or "data" not in table.coords else table["data"].values
-
-
-def _rescaled(change: Callable[[Tensor], Tensor], centre: float, scale: float) -> Callable[[Tensor], Tensor]:
-    return lambda natural: (change(natural * scale + centre) - centre) / scale
-
-
-@contextmanager
-def _world(problem: Problem, result: Result, seed: int) -> Iterator[_World]:
-    if problem.name != "causal_vae":
-        raise ProblemError(f"{problem.name} has no concepts to set; give a problem of probmodels.causal_vae")
-    with fitted(problem, result.guide_state or {}, seed=seed) as (model, guide), isolated(seed):
-        tabulated = getattr(guide, "tabulated", None)
-        if tabulated is not None and not torch.equal(problem.args[0], tabulated):
-            raise ProblemError(f"{problem.name}: these proposals were refined for other data; refine them for these")
-        yield _World(problem, model, guide)
 
 
 @checked(ProblemError)
@@ -228,12 +107,12 @@ def counterfactual(
     """
     batch = bool(interventions) and all(isinstance(one, Mapping) for one in interventions.values())
     listed: dict[Any, Any] = dict(interventions) if batch else {None: interventions}
-    with _world(problem, result, seed) as world:
+    with world_of(problem, result, seed) as world:
         asked = {label: world.changes(one) for label, one in listed.items()}
         worlds: dict[Any, dict[str, Change]] = {"factual": {}}
         worlds |= {("do", label): changes for label, changes in asked.items()}
         concepts: dict[Any, list[np.ndarray]] = {key: [] for key in worlds}
-        moments: dict[Any, _Moments] = {key: _Moments() for key in worlds}
+        moments: dict[Any, Moments] = {key: Moments() for key in worlds}
         for _ in tqdm(range(num_draws), desc="draws", disable=not progress):
             noise = world.abduct()
             for key, changes in worlds.items():
@@ -241,9 +120,9 @@ def counterfactual(
                     z, mean = world.run(noise, changes)
                     moments[key].add(mean.double().numpy())
                 else:
-                    z = _concepts(world.model, noise, changes)
+                    z = concepts_of(world.model, noise, changes)
                 concepts[key].append(world.labels(z))
-        return _collect(world, concepts, moments if observations else None, list(asked), batch)
+        return collect(world, concepts, moments if observations else None, list(asked), batch)
 
 
 @checked(ProblemError)
@@ -286,7 +165,7 @@ def refine(
     """
     if labels and len(problem.args) == 1:
         raise ProblemError("labels=True, and the problem has none; leave it out")
-    with _world(problem, result, seed) as world:
+    with world_of(problem, result, seed) as world:
         model, guide = copy.deepcopy((world.model, world.guide))
     guide.tabulate(problem.args[0])
     single = replace(problem, model=model, guide=guide, args=problem.args if labels else problem.args[:1])
@@ -294,53 +173,6 @@ def refine(
     return single, fit_em(
         single, phases=[steps], num_rounds=num_steps, lr=lr, num_samples=2, seed=seed, progress=progress
     )
-
-
-class _Moments:
-    """Running mean and sd."""
-
-    def __init__(self) -> None:
-        self.count, self.mean, self.square = 0, np.zeros(()), np.zeros(())
-
-    def add(self, value: np.ndarray) -> None:
-        self.count += 1
-        away = value - self.mean
-        self.mean = self.mean + away / self.count
-        self.square = self.square + away * (value - self.mean)
-
-    @property
-    def sd(self) -> np.ndarray:
-        return np.sqrt(self.square / max(1, self.count - 1))
-
-
-def _collect(
-    world: _World, concepts: Mapping[Any, list[np.ndarray]], moments: Mapping[Any, _Moments] | None, labels: list[Any],
-    batch: bool,
-) -> xr.Dataset:  # fmt: skip
-    """Results with the names of their axes."""
-    assert world.problem.data is not None
-    table = world.problem.data["observation"]
-    lead = ("intervention",) if batch else ()
-
-    def joined(values: list[np.ndarray]) -> np.ndarray:
-        return np.stack(values) if batch else values[0]
-
-    keys = [("do", label) for label in labels]
-    found = xr.Dataset(
-        {
-            "counterfactual": ((*lead, "draw", "data", "concept"), joined([np.stack(concepts[key]) for key in keys])),
-            "factual": (("draw", "data", "concept"), np.stack(concepts["factual"])),
-        },
-        coords={"concept": list(world.names)},
-    )
-    if moments is not None:
-        dims = tuple(str(dim) for dim in table.dims)
-        found["observation"] = ((*lead, *dims), joined([moments[key].mean for key in keys]))
-        found["observation_sd"] = ((*lead, *dims), joined([moments[key].sd for key in keys]))
-        found["factual_observation"] = (dims, moments["factual"].mean)
-    if batch:
-        found = found.assign_coords(intervention=[str(label) for label in labels])
-    return found.assign_coords({str(dim): table[dim] for dim in table.dims if dim in table.coords})
 
 
 @checked(ProblemError)
@@ -381,9 +213,11 @@ def effect(
     Returns
     -------
     xr.Dataset
-        ``effect`` (concept,), ``low`` and ``high``: of the mean over rows that are drawn anew with replacement for
-        every draw of the noise, so that both the choice of the data and what they leave open of the noise count; the
-        parameters of the mechanisms are taken as they were fitted. ``by_row`` (data, concept), means over draws.
+        ``effect`` (concept,), ``low`` and ``high``, and ``by_row`` (data, concept), means over draws. The intervals
+        hold rows drawn anew with replacement, the noise given the observations, and the parameters of mechanisms given
+        labels (`probmodels.causal_vae.mechanism_draws`). Where the parameters have no draws, ``low`` and ``high`` are
+        nan for concepts that the treatment reaches. The attribute ``interval`` says what intervals hold, or why there
+        are none.
 
     Raises
     ------
@@ -392,35 +226,52 @@ def effect(
     ProblemError
         If no row is given, or an option is out of range.
     """
-    both = {"first": {treatment: values[0]}, "second": {treatment: values[1]}}
-    found = counterfactual(
-        problem, result, both, num_draws=num_draws, observations=False, seed=seed, progress=progress
-    )["counterfactual"]  # fmt: skip
-    names = [str(name) for name in found["concept"].values]
-    chosen = [name for name in names if name != treatment] if outcomes is None else list(outcomes)
-    for name in chosen:
-        position_of(name, names)
-    difference = found.isel(intervention=1, drop=True) - found.isel(intervention=0, drop=True)
-    if given is not None:
-        if np.asarray(given).dtype == bool:
-            given = arranged(given, "given", {"data": _rows(problem)}, error=ProblemError)
-        rows = rows_given(given, difference.sizes["data"], ProblemError)
-        if not len(rows):
-            raise ProblemError("given chooses no row; an effect is a mean over some")
-        difference = difference.isel(data=rows)
-    difference = difference.sel(concept=chosen)
-    count, rng = difference.sizes["data"], np.random.default_rng(seed)
-    means = np.stack([draw[rng.integers(count, size=count)].mean(0) for draw in difference.values])
-    ends = np.quantile(means, [(1 - prob) / 2, (1 + prob) / 2], axis=0)
-    return xr.Dataset(
+    with world_of(problem, result, seed) as world:
+        names = list(world.names)
+        for name in (treatment, *(outcomes or ())):
+            position_of(name, names)
+        chosen = [name for name in names if name != treatment] if outcomes is None else list(outcomes)
+        rows = _rows_given(problem, given)
+        changes = [world.changes({treatment: value}) for value in values]
+        drawn = MechanismDraws.of(result, world.model, names.index(treatment))
+        rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+        fitted_ones, means = [], []
+        for _ in tqdm(range(num_draws), desc="draws", disable=not progress):
+            noise = world.abduct()
+            first, second = (world.labels(concepts_of(world.model, noise, change)) for change in changes)
+            fitted_ones.append((second - first)[rows])
+            if not drawn.missing:
+                factual, carry = concepts_of(world.model, noise, {}), drawn.draw(generator)
+                first, second = (world.labels(carry(factual, change)) for change in changes)
+            means.append((second - first)[rows][rng.integers(len(rows), size=len(rows))].mean(0))
+    low, high = np.quantile(means, [(1 - prob) / 2, (1 + prob) / 2], axis=0, method="weibull")
+    if drawn.missing:
+        low[drawn.reached] = high[drawn.reached] = np.nan
+    found = xr.Dataset(
         {
-            "effect": ("concept", difference.values.mean((0, 1))),
-            "low": ("concept", ends[0]),
-            "high": ("concept", ends[1]),
-            "by_row": difference.mean("draw"),
+            "effect": ("concept", np.mean(fitted_ones, (0, 1))),
+            "low": ("concept", low),
+            "high": ("concept", high),
+            "by_row": (("data", "concept"), np.mean(fitted_ones, 0)),
         },
-        attrs={"treatment": treatment, "prob": prob},
+        coords={"concept": names},
+        attrs={"treatment": treatment, "prob": prob, "interval": drawn.missing or drawn.HOLDS},
     )
+    labels = rows_of(problem)
+    return (found if labels is None else found.assign_coords(data=labels[rows])).sel(concept=chosen)
+
+
+def _rows_given(problem: Problem, given: ArrayLike | None) -> NDArray[np.int64]:
+    """Places of the rows that an effect is a mean over."""
+    count = len(problem.args[0])
+    if given is None:
+        return np.arange(count)
+    if np.asarray(given).dtype == bool:
+        given = arranged(given, "given", {"data": rows_of(problem)}, error=ProblemError)
+    rows = rows_given(given, count, ProblemError)
+    if not len(rows):
+        raise ProblemError("given chooses no row; an effect is a mean over some")
+    return np.asarray(rows)
 
 
 @checked(ProblemError)
@@ -461,7 +312,7 @@ def attribute(
     ----------
     Budhathoki et al. (2021), section 3.
     """
-    with _world(problem, result, seed) as world:
+    with world_of(problem, result, seed) as world:
         size, count = len(world.names), len(problem.args[0])
         if size > 12:
             raise ProblemError(f"attribution goes through all 2^{size} sets of concepts; there may be 12 concepts")
@@ -476,23 +327,11 @@ def attribute(
             for place, name in enumerate(world.names):
                 own = noise[f"noise_{name}"]
                 mixed[f"noise_{name}"] = torch.where(sets[:, place], own[second], own[first])
-            found.append(_shapley(world.labels(_concepts(world.model, mixed, {})), sets.numpy()))
+            found.append(_shapley(world.labels(concepts_of(world.model, mixed, {})), sets.numpy()))
     names = list(world.names)
     return xr.DataArray(
         np.stack(found), dims=("draw", "cause", "effect"), coords={"cause": names, "effect": names}, name="attribution"
     )
-
-
-def _concepts(model: Any, noise: Mapping[str, Tensor], changes: Mapping[str, Change]) -> Tensor:
-    """Concepts (row, concept) of any noise (row,) under interventions, without what is made of them."""
-    names = model.names
-
-    def changed(i: int, value: Tensor) -> Tensor:
-        return _changed(value, changes[names[i]]) if names[i] in changes else value
-
-    with torch.no_grad():
-        concepts = model.mechanisms.propagate(lambda i, _: noise[f"noise_{names[i]}"], changed)
-    return torch.stack(concepts, -1)
 
 
 def _shapley(values: np.ndarray, sets: np.ndarray) -> np.ndarray:

@@ -73,6 +73,8 @@ NETWORKS = ("mlp", "conv")
 ENTROPIES = ("exact", "paper")
 _LEAST_SD = 0.01  # of what is observed
 _LABEL_SD = 0.005  # of labels of which nothing is said: next to none
+_HELD_OUT = 500  # rows of other splits that a problem keeps, to judge what is fitted
+_SUPERVISION = ("label", "held_out_label", "held_out_observation")
 _KEPT = {"observation", "centre", "scale", "least", "most"}  # what tells data that a problem keeps from others
 
 
@@ -275,7 +277,9 @@ def make_problem(
     edges = _edges(kept, graph, names)
     kept = kept.assign_coords(cause=names, effect=names).assign(graph=(("cause", "effect"), edges))
     kept = (
-        _labelled(kept, semi_supervised=semi_supervised) if label_weight else kept.drop_vars("label", errors="ignore")
+        _labelled(kept, semi_supervised=semi_supervised)
+        if label_weight
+        else kept.drop_vars(_SUPERVISION, errors="ignore")
     )
     table = kept["observation"]
     shape, dims = tuple(table.shape[1:]), [str(dim) for dim in table.dims[1:]]
@@ -331,7 +335,10 @@ def make_problem(
 
 
 def _standardised(data: xr.Dataset, split: str) -> xr.Dataset:
-    """Rows of a split, with labels in standard deviations of the training rows', and what these were."""
+    """Rows of a split, with labels in standard deviations of the training rows', and what these were.
+
+    With the training rows come some of the labelled others, for `probmodels.causal_vae.checks`.
+    """
     check_concepts(data)
     rows = (data["split"] == split).values
     if not rows.any():
@@ -339,6 +346,13 @@ def _standardised(data: xr.Dataset, split: str) -> xr.Dataset:
     labels = data["label"].values
     training = labels[(data["split"] == "train").values]
     centre, scale = np.nanmean(training, 0), np.nanstd(training, 0)
+    others = np.flatnonzero(~rows & ~np.isnan(labels).all(1)) if split == "train" else np.empty(0, dtype=int)
+    if len(others) > _HELD_OUT:
+        others = others[np.linspace(0, len(others) - 1, _HELD_OUT).round().astype(int)]
+    held_out = {
+        "held_out_observation": observation_of(data)[others].rename(data="held_out"),
+        "held_out_label": (("held_out", "concept"), (labels[others] - centre) / scale),
+    }
     return xr.Dataset(
         {
             "observation": observation_of(data)[rows],
@@ -348,6 +362,7 @@ def _standardised(data: xr.Dataset, split: str) -> xr.Dataset:
             "least": ("concept", np.nanmin(training, 0)),
             "most": ("concept", np.nanmax(training, 0)),
             **({"graph": data["graph"]} if "graph" in data else {}),
+            **(held_out if len(others) else {}),
         },
         coords={"concept": [str(name) for name in data["concept"].values]},
         attrs=data.attrs,
