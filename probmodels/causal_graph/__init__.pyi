@@ -1,10 +1,11 @@
+from .checks import check_draws as check_draws, check_model as check_model
+from .edges import check_edges as check_edges, edge_probabilities as edge_probabilities
 from .effects import average_effect as average_effect
 from .model import (
     ENGINES as ENGINES,
     REFERENCE as REFERENCE,
     CausalGraph as CausalGraph,
     ExactGraphs as ExactGraphs,
-    edge_probabilities as edge_probabilities,
     make_problem as make_problem,
     tiny as tiny,
     write_outputs as write_outputs,
@@ -16,6 +17,9 @@ __all__ = [
     "CausalGraph",
     "ExactGraphs",
     "average_effect",
+    "check_draws",
+    "check_edges",
+    "check_model",
     "edge_probabilities",
     "make_problem",
     "tiny",

@@ -42,7 +42,7 @@ from probmodels.bayesian_network.model import BayesianNetwork, Rising
 from probmodels.bayesian_network.outputs import write_outputs as write_network
 from probmodels.causal_graph.knowledge import Edges, Knowledge, Names
 from probmodels.causal_graph.scores import FLOORS, KERNELS, Scores, mechanism_scores
-from probmodels.causal_graph.tables import complete_labels, kept_labels
+from probmodels.causal_graph.tables import complete_labels, kept_labels, refuse_few_values
 from probmodels.errors import DataError, ProblemError, ResultError
 from probmodels.guides.bayesian_network import EdgePolicy
 from probmodels.guides.causal_graph import GraphMixture, GraphTable, ModularGraphs
@@ -58,7 +58,6 @@ __all__ = [
     "REFERENCE",
     "CausalGraph",
     "ExactGraphs",
-    "edge_probabilities",
     "make_problem",
     "tiny",
     "write_outputs",
@@ -176,21 +175,6 @@ class ExactGraphs(Kernel):
         self._generator.bit_generator.state = json.loads(str(state["generator"]))
 
 
-@checked(ProblemError)
-def edge_probabilities(problem: Problem) -> xr.DataArray:
-    """Exact posterior probabilities of edges (cause, effect), without draws.
-
-    Raises
-    ------
-    ProblemError
-        If the problem has no posterior over graphs.
-    """
-    if not isinstance(problem.model, CausalGraph):
-        raise ProblemError(f"{problem.name}: there is no posterior over graphs")
-    found = problem.model.posterior.edge_probability()
-    return xr.DataArray(found, dims=_AXES, coords={axis: problem.coords[axis] for axis in _AXES})
-
-
 @checked(DataError, keep=True)
 def make_problem(
     data: xr.Dataset | xr.DataArray | pd.DataFrame,
@@ -251,8 +235,8 @@ def make_problem(
     Raises
     ------
     DataError
-        If labels are missing, constant, of too few rows or of too many concepts, knowledge contradicts itself, or an
-        option is out of range or not used.
+        If labels are missing, constant, of too few rows or of too many concepts, a concept that may have causes has few
+        different values, knowledge contradicts itself, or an option is out of range or not used.
     """
     if mechanism == "linear":
         refuse_unused(make_problem, "mechanism='linear'", num_points=num_points)
@@ -265,6 +249,7 @@ def make_problem(
             "probmodels.acyclic_sem fits one graph"
         )
     knowledge = Knowledge(names, required, forbidden, tiers, order)
+    refuse_few_values(labels, knowledge.allowed.any(0).numpy())
     prior = _prior(knowledge, edge_probability, max_parents)
     if not math.isfinite(GraphTable(prior).log_total):
         raise DataError(f"max_parents={max_parents} is less than the causes that required edges give to a concept")

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln, logsumexp
 
-__all__ = ["FLOORS", "KERNELS", "Scores", "SmoothFeatures", "mechanism_scores", "noise_gain"]
+__all__ = ["FLOORS", "KERNELS", "Scores", "SmoothFeatures", "best_fit", "mechanism_scores", "noise_gain"]
 
 Floats = NDArray[np.float64]
 
@@ -149,6 +149,27 @@ def _gains(y: Floats, fits: list[tuple[Floats, Floats, Floats]], best: Any, rest
             told = rest[fit, target] / (2 * rates + rest[fit, target])
             found[chosen == fit, target] = (told * gain)[chosen == fit]
     return found
+
+
+def best_fit(
+    x: Floats, target: int, causes: Sequence[int], *, kernels: Sequence[str], num_points: int, floor: float, seed: int
+) -> tuple[Floats, Floats]:
+    """Eigenvectors (row, rank) and shrinkage (rank,) of the most probable fit of a concept given its causes.
+
+    The fit of values y (row,) is ``vectors @ (shrink * (vectors.T @ y))``. Arguments are as in `mechanism_scores`.
+    """
+    count, y = len(x), x[:, target]
+    rows = np.random.default_rng(seed).permutation(count)[:num_points]
+    rates = np.array([count / 2 * floor**2])
+    fits = []
+    for vectors, spread in _spectra(x[:, causes], rows, kernels):
+        squares = (vectors.T @ y) ** 2
+        for ratio in _RATIOS if len(spread) else _RATIOS[:1]:
+            shrink = ratio * spread / (1 + ratio * spread)
+            value = _student(np.array([y @ y - shrink @ squares]), count, rates)[0, 0]
+            fits.append((value - 0.5 * np.log1p(ratio * spread).sum(), vectors, shrink))
+    _, vectors, shrink = max(fits, key=lambda fit: fit[0])
+    return vectors, shrink
 
 
 def noise_gain(residual: Floats) -> float:

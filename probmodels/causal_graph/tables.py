@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from probmodels.datasets.labelled import arranged
 from probmodels.errors import DataError, ProbmodelsError
 
-__all__ = ["complete_labels", "kept_labels", "rows_given"]
+__all__ = ["complete_labels", "kept_labels", "refuse_few_values", "rows_given"]
 
 _FEWEST_ROWS = 10
+_FEWEST_VALUES = 10
 
 
 def complete_labels(data: xr.Dataset | xr.DataArray | pd.DataFrame) -> xr.DataArray:
@@ -79,6 +80,32 @@ def kept_labels(data: xr.Dataset | xr.DataArray | pd.DataFrame, labels: xr.DataA
             axes = {"cause": names, "effect": names}
             kept["true_graph"] = (["cause", "effect"], arranged(data[name], name, axes))
     return xr.Dataset(kept, coords={"cause": names, "effect": names} if "true_graph" in kept else {})
+
+
+def refuse_few_values(labels: xr.DataArray, caused: NDArray[np.bool_]) -> None:
+    """Refuse concepts of few different values, which no continuous noise explains, where they may have causes.
+
+    Parameters
+    ----------
+    labels
+        (data, concept).
+    caused
+        Whether a concept may have causes (concept,).
+
+    Raises
+    ------
+    DataError
+        If a concept has fewer than 10 different values, and half as many as rows.
+    """
+    for name, values in zip(labels["concept"].values[caused], labels.values.T[caused], strict=True):
+        number = len(np.unique(values))
+        if number < _FEWEST_VALUES and 2 * number < len(values):
+            raise DataError(
+                f"concept {str(name)!r} has {number} different values; noise of a concept that may have causes has to "
+                "be continuous, or directions are wrong and certain. If no other concept causes it, say so: tiers with "
+                "it in the first group, before all others; for categories take probmodels.bayesian_network; or leave "
+                "it out"
+            )
 
 
 def rows_given(given: ArrayLike, count: int, error: type[ProbmodelsError]) -> NDArray[np.int64]:
