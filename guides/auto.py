@@ -65,7 +65,7 @@ from probmodels.errors import ProblemError
 from probmodels.guides.families import GUIDES, LaplaceMap, Map, PointMap
 from probmodels.guides.gflownet import DiscretePolicy, make_policy
 from probmodels.guides.layout import Group, Place, Plate, choose, make_groups, move, read_places
-from probmodels.inference.flows.balance import VarGrad
+from probmodels.inference.flows.seeding import AnnealedVarGrad
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.potential import Potential
@@ -83,15 +83,15 @@ POLICIES: dict[str, Callable[..., DiscretePolicy]] = {"gflownet": make_policy}
 def with_guide(problem: Problem, name: str = "mean_field", **options: Any) -> Problem:
     """The problem, and what its hyperparameters are judged by, with an automatic guide; see `make_guide`.
 
-    With the guide ``gflownet`` the loss becomes `VarGrad` where it is the name of an ELBO of Pyro, and discrete sites
-    that come and go stay, as `with_fixed_sites` says.
+    With the guide ``gflownet`` the loss becomes `AnnealedVarGrad` where it is the name of an ELBO of Pyro, and discrete
+    sites that come and go stay, as `with_fixed_sites` says.
     """
     if name in POLICIES:
         check_guide(name, options)
         problem = with_fixed_sites(problem)
     guide = make_guide(problem, name, **options)
     if name in POLICIES and isinstance(problem.loss, str) and hasattr(pyro.infer, problem.loss):
-        problem = replace(problem, loss=VarGrad())
+        problem = replace(problem, loss=AnnealedVarGrad())
     outer = None if problem.outer is None else problem.outer.mapped(lambda other: replace(other, guide=guide))
     return replace(problem, guide=guide, outer=outer)
 

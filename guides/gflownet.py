@@ -59,6 +59,7 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from probmodels.errors import ProblemError
+from probmodels.guides.branches import Branches, read_branches
 from probmodels.guides.layout import move
 from probmodels.guides.outline import Outline, Variable, read_outline, run_model
 from probmodels.guides.policy_networks import NETWORKS, Autoregressive, Inputs, Network, broadcast, indicators, join
@@ -180,6 +181,7 @@ class DiscretePolicy(PyroModule):
         self._flows = flows
         # In a list, so that the model's parameters do not become those of the guide.
         self._program = [problem.model] if isinstance(problem.model, FixedSites) else []
+        self._branches: Branches | None = None  # what stands for the program
         if self._program and flows:
             raise ProblemError(f"{problem.name}: flows=True needs sites that are always there")
         latent = (*outline.discrete, *outline.continuous)
@@ -255,19 +257,57 @@ class DiscretePolicy(PyroModule):
             parts += [states[index] for index in group.outer]
             parts = [part for part in parts if part.shape[-1]] or parts[:1]
             state = group.network.begin(join(parts))
-            if self._program:
+            if self._program and self._branches is None:
                 self._follow(self._program[0], group, state, values, args, kwargs)
                 continue
             for place, variable in enumerate(group.members):
                 if heads is not None and local == set(self._common):
                     self._state(f"log_flow_{variable.name}", next(heads)(state).squeeze(-1), plates)
                 table = group.get_buffer(f"table_{place}")
-                value = self._draw(group.network, state, place, variable, table, plates)
+                there = None if self._branches is None else self._branches.has(variable.name, values)
+                value = self._draw(group.network, state, place, variable, table, plates, there)
                 values[variable.name] = value
                 hot = variable.layout.flat(indicators(value, table).to(like.dtype))
+                hot = hot if there is None else hot * there[..., None, None]
                 state = group.network.push(state, place, hot)
             states.append(state)
         return values
+
+    def for_many(
+        self, deciding: Sequence[str], runs: Mapping[tuple[int, ...], Mapping[str, Any]]
+    ) -> Callable[..., dict[str, Tensor]]:
+        """The same guide as a program that a plate around it runs for many draws at once.
+
+        Parameters
+        ----------
+        deciding
+            Sites whose values decide which sites a program has that come and go.
+        runs
+            Nodes of a run of this program by the places of their values.
+
+        Raises
+        ------
+        ProblemError
+            If there is no such program.
+        """
+        if not self._program:
+            return self
+        (group,) = self.policy
+        varying = [v for v in group.members if v.name in self._program[0].missing]
+        if any(v.plates or v.kind == "table" or v.layout.size > 1 for v in varying):
+            raise ProblemError("a site that comes and goes has several elements")
+        tables = {v.name: group.get_buffer(f"table_{place}") for place, v in enumerate(group.members)}
+        branches = read_branches([v.name for v in group.members], tables, deciding, runs)
+
+        def run(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
+            self._branches = branches
+            try:
+                found: dict[str, Tensor] = self(*args, **kwargs)
+                return found
+            finally:
+                self._branches = None
+
+        return run
 
     def _follow(
         self, program: FixedSites, group: _Group, state: Tensor, values: dict[str, Tensor], args: Any, kwargs: Any
@@ -286,11 +326,12 @@ class DiscretePolicy(PyroModule):
         variable: Variable,
         table: Tensor,
         plates: Mapping[str, Any],
+        there: Tensor | None,
     ) -> Tensor:
         batch = list(variable.layout.batch)
         for plate in variable.plates:
             batch[plate.dim] = plates[plate.name].subsample_size
-        fn = _distribution(network, state, place, variable, table, batch)
+        fn = _distribution(network, state, place, variable, table, batch, there)
         with ExitStack() as stack:
             for plate in variable.plates:
                 stack.enter_context(plates[plate.name])
@@ -421,13 +462,20 @@ class _Follow(Messenger):
 
 
 def _distribution(
-    network: Network, state: Tensor, place: int, variable: Variable, table: Tensor, batch: Sequence[int]
+    network: Network,
+    state: Tensor,
+    place: int,
+    variable: Variable,
+    table: Tensor,
+    batch: Sequence[int],
+    there: Tensor | None = None,
 ) -> Any:
-    """What a policy draws a site from, given what its network has passed."""
+    """What a policy draws a site from, given what its network has passed; uniform where the site is not there."""
     layout = variable.layout
     if layout.size > 1 or variable.kind == "table":
         return Autoregressive(network, state, place, layout, table, batch, (*layout.inner, *table.shape[1:]))
     logits = network.logits(state, place, None).squeeze(-2)
+    logits = logits if there is None else logits * there.unsqueeze(-1)
     lead = len(batch) + 1 - logits.dim()
     logits = logits.reshape((1,) * lead + logits.shape) if lead > 0 else logits
     if variable.kind == "categorical":

@@ -23,6 +23,7 @@ from .flows.balance import (
     TrajectoryBalance as TrajectoryBalance,
     VarGrad as VarGrad,
 )
+from .flows.seeding import AnnealedVarGrad as AnnealedVarGrad
 from .mcmc.kernels import Kernel as Kernel, NUTSKernel as NUTSKernel
 from .mcmc.run import run_mcmc as run_mcmc
 from .metrics.samples import (
@@ -49,6 +50,7 @@ from .variational.em import Phase as Phase, fit_em as fit_em
 from .variational.svi import fit_svi as fit_svi
 
 __all__ = [
+    "AnnealedVarGrad",
     "BackAndForth",
     "DetailedBalance",
     "Kernel",

@@ -26,7 +26,8 @@ from probmodels.inference import (
     run_mcmc,
     with_fixed_sites,
 )
-from probmodels.inference.flows.annealing import Density, anneal
+from probmodels.inference.flows.annealing import anneal
+from probmodels.inference.flows.density import Density
 from probmodels.inference.programs.traces import shared_plates
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated

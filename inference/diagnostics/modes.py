@@ -20,7 +20,8 @@ from pyro import poutine
 
 from probmodels.errors import ProblemError, ResultError
 from probmodels.inference.diagnostics.convergence import EQUAL_WEIGHTS, psis
-from probmodels.inference.flows.annealing import Annealed, Density, anneal
+from probmodels.inference.flows.annealing import Annealed, anneal
+from probmodels.inference.flows.density import Density, affordable
 from probmodels.inference.labels import group_of
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.draws import map_draws
@@ -36,9 +37,6 @@ __all__ = ["check_modes", "look_for_modes"]
 _log = logging.getLogger(__name__)
 
 _PARTICLES = 2000
-_WORK, _FEWEST = 2_000_000, 500  # numbers that all draws take, and the draws that an engine makes at least
-_MOST_ELEMENTS, _MOST_SITES = 4000, 40  # of what is looked into without being asked for
-_LISTED = 500  # configurations of a program that is run for each of them
 _RARE = 0.1  # of its posterior probability, below which a guide (almost) never draws a value
 _GROUPS = 8  # of annealed draws, for the Monte Carlo error
 _STREAM = 2
@@ -101,15 +99,9 @@ def check_modes(
 
 
 def look_for_modes(problem: Problem, result: Result, *, seed: int) -> None:
-    """What an engine does after a fit: `check_modes` where that takes no more than some two seconds of CPU time.
-
-    That is decided by the model alone, never by a clock: all latent sites have finitely many values, elements and rows
-    are few, and the model can be captured as a graph or has few configurations.
-    """
+    """What an engine does after a fit: `check_modes` where it is `affordable`."""
     latent = [site for site in problem.sites.values() if site.kind == "latent"]
-    if result.guide_state is None or not latent or not all(site.finite for site in latent):
-        return
-    if sum(math.prod(site.shape) for site in latent) > _MOST_ELEMENTS or len(latent) > _MOST_SITES:
+    if result.guide_state is None or not all(site.finite for site in latent):
         return
     try:
         modes = _look(problem, result, None, seed)
@@ -121,7 +113,7 @@ def look_for_modes(problem: Problem, result: Result, *, seed: int) -> None:
 
 
 def _look(problem: Problem, result: Result, num_particles: int | None, seed: int) -> xr.Dataset | None:
-    """As `check_modes`; with as many draws as are cheap for None, and nothing where these are too few."""
+    """As `check_modes`; with as many draws as are affordable for None, and nothing where these are too few."""
     assert result.guide_state is not None
     with fitted(problem, result.guide_state, seed=chain_seed(seed, _STREAM)) as (model, guide):
         with torch.no_grad(), whole(problem)():
@@ -129,11 +121,12 @@ def _look(problem: Problem, result: Result, num_particles: int | None, seed: int
             hidden = poutine.block(model, hide_fn=is_generated)
             trace: Any = poutine.trace(poutine.replay(hidden, trace=draw)).get_trace(*problem.args, **problem.kwargs)
         frames = shared_plates(trace, draw)
-        density = Density(problem, model, frames, num_particles or _PARTICLES)
-        if num_particles is None:
-            density.num_draws = min(_PARTICLES, _WORK // density.work)
-            if density.num_draws < _FEWEST or not (density.captured or density.num_configurations <= _LISTED):
-                return None
+        density = (
+            Density(problem, model, frames, num_particles) if num_particles else affordable(problem, model, frames)
+        )
+        if isinstance(density, str):
+            _log.info("%s: check_modes was not run: %s", problem.name, density)
+            return None
         found = anneal(density)
         log_guide = _log_guide(problem, guide, draw, frames, found)
     return _compared(problem, result, frames, found, log_guide)

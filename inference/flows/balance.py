@@ -188,6 +188,10 @@ class Balance(ELBO):
         self.step += 1
         return float(loss.detach())
 
+    def prepare(self, programs: Any, obstacle: str | None, say: Callable[[str], None]) -> str | None:
+        """Do what has to be done before the first step, if anything; says what was done. See `AnnealedVarGrad`."""
+        return None
+
     def as_objective(self) -> _Static | Balance:
         """A function that can be captured, or a copy of itself where it changes from step to step."""
         own = copy.deepcopy(self)
@@ -299,6 +303,10 @@ class _Static:
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """Loss over all data, after the checks of the objective."""
         return self.balance.loss(model, guide, *args, **kwargs)
+
+    def prepare(self, *args: Any) -> str | None:
+        """What the objective does before the first step, if it does anything, in words."""
+        return self.balance.prepare(*args)
 
 
 class VarGrad(Balance):

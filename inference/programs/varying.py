@@ -180,6 +180,17 @@ def _compare(problem: Problem, name: str, one: Any, two: Any) -> None:
             f"{problem.name}: site {name!r} has shape {shapes[0]} in one run of the model and {shapes[1]} in another; "
             "draw its elements as sites of their own, or give it the largest shape and mask what does not count"
         )
+    counts = [_num_values(leaf_of(node["fn"])) for node in (one, two)]
+    if counts[0] != counts[1]:
+        raise ProblemError(
+            f"{problem.name}: site {name!r} has {counts[0]} values in one run of the model and {counts[1]} in another; "
+            "give it all values that it may ever take, and those that are impossible a probability of zero"
+        )
+
+
+def _num_values(leaf: Any) -> int | None:
+    """Values of a categorical site; None for other kinds."""
+    return leaf.probs.shape[-1] if isinstance(leaf, dist.Categorical | dist.OneHotCategorical) else None
 
 
 def _pseudo(problem: Problem, name: str, node: Any) -> _Missing:

@@ -113,8 +113,11 @@ class Loop(ABC):
         Most steps that there can be.
     label
         Name on the progress bar.
+    annealing
+        What annealed draws were made for the guide, or why none; None where nobody asked for any.
     """
 
+    annealing: str | None = None
     number: int
     total: int
     label: str

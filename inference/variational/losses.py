@@ -36,6 +36,7 @@ from probmodels.inference.flows.balance import (
     model_loss,
 )
 from probmodels.inference.flows.exploration import drawn, with_values
+from probmodels.inference.flows.seeding import AnnealedVarGrad
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.traces import by_datum, plate_scale, sample_sites, scored, shared_plates
@@ -61,7 +62,8 @@ __all__ = [
 Objective = Callable[..., Tensor]
 
 BALANCES: dict[str, Callable[..., Balance]] = {
-    kind.__name__: kind for kind in (BackAndForth, DetailedBalance, SubTrajectoryBalance, TrajectoryBalance, VarGrad)
+    kind.__name__: kind
+    for kind in (AnnealedVarGrad, BackAndForth, DetailedBalance, SubTrajectoryBalance, TrajectoryBalance, VarGrad)
 }
 """Objectives of flow networks by name, as ``Problem.loss`` and phases may say it."""
 
@@ -243,6 +245,11 @@ class Composite:
         """Loss after the checks of all objectives."""
         first, *_ = [self._run(name, model, "loss")(guide, *args, **kwargs) for name in self.parts]
         return first
+
+    def prepare(self, *args: Any) -> str | None:
+        """What the objectives do before the first step, in words."""
+        said = [part.prepare(*args) for part in self.parts.values() if hasattr(part, "prepare")]
+        return "; ".join(filter(None, said)) or None
 
     def _run(self, name: str, model: Any, how: str = "__call__") -> Callable[..., Any]:
         """An objective, or a method of it, with its model at the present power."""

@@ -49,6 +49,7 @@ __all__ = ["Trainer", "fit"]
 
 _GRAPH_STEPS = 200  # steps that repay a capture
 _SAMPLE_STREAM = 1
+_ANNEAL_STREAM = 5  # beside those of draws, of minibatches and of check_modes
 _SMOOTH = 50  # steps over which losses are averaged to judge progress
 _AVERAGE = 6.94  # power of the weights of an average of parameters, whose sd then is a tenth of the steps made
 _log = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ class Trainer(Loop):
         ranks.equalise(programs.state().values())
         self.followers = followers(programs.model, programs.guide)
         self.gradients = [Gradient(programs, stage, self.followers) for stage in stages]
+        self.annealing = self._anneal()
         self._prepare()
         self.optimisers = [self._optimiser(stage) for stage in stages]
         self.resume()
@@ -212,6 +214,28 @@ class Trainer(Loop):
             values["kl"] = min(step / warmup, 1.0)
         rows = self.ranks.share(self.batches.at(step))
         return rows, {name: torch.as_tensor(value).to(self._like) for name, value in values.items()}
+
+    def _anneal(self) -> str | None:
+        """Let objectives make what they need before the first step, from the seed alone; what they say of it."""
+        saved, said = rng_tensors(), []
+        with quiet():
+            for place, stage in enumerate(self.stages):
+                pyro.set_rng_seed(chain_seed(self.options["seed"], _ANNEAL_STREAM, place))
+                prepare = getattr(stage.objective, "prepare", lambda *_: None)
+                said.append(prepare(self.programs, self._obstacle(stage), self.bar.say))
+        restore_rng(saved)
+        return "; ".join(filter(None, said)) or None
+
+    def _obstacle(self, stage: Stage) -> str | None:
+        """Why the posterior that a stage fits the guide to is not that of the model as it stands, with all rows."""
+        if any(size < rows for rows, size in self.batches.sizes.values()):
+            return "a step sees a part of the rows (batch_size)"
+        if self.options["kl_warmup"]:
+            return "the weight of the KL divergence changes (kl_warmup)"
+        others = [other for other in self.stages if other is not stage and other.moves != "guide"]
+        if any(self.programs.moved_by("model") for _ in others):
+            return "parameters of the model are learned, so that the posterior moves"
+        return None
 
     def _prepare(self) -> None:
         """Check everything that a step needs, and capture what can be, without a trace in state or random numbers."""
@@ -349,6 +373,8 @@ def fit(
         shown = {**settings, **{key: options.get(key) for key in _RECORDED}}
         tree = build_tree(problem, posterior, engine=engine, seed=seed, settings=shown, groups=groups)
     tree.attrs["execution"] = loop.execution
+    if loop.annealing is not None:
+        tree.attrs["annealing"] = loop.annealing
     result = Result(tree, state)
     if size == 1:
         with single_thread(), _default_dtype(dtype):
