@@ -1,12 +1,26 @@
 """Automatic policies for discrete sites on textbook models, and the time of flow networks beside torchgfn.
 
     python benchmarks/policies.py textbook
+    python benchmarks/policies.py bar
+    python benchmarks/policies.py short
+    python benchmarks/policies.py modes
     python benchmarks/policies.py hypergrid --python PATH
 
 ``textbook``: ``with_guide(problem, "gflownet")`` with its defaults and one setting of `fit_svi` for all models of
 ``tests/textbook.py``, against the listed posterior: the largest error of a marginal probability, the total variation,
 and the marginal error of a guide that is factorised where the model is not (``network="independent"``). Intervals are
 Student's over seeds, which draw the path of the optimiser; the network starts alike.
+
+``bar``: the same without any setting, ``with_guide(problem, "gflownet")`` and `fit_svi` with their defaults, on the
+textbook models and on four of several modes: total variation, CPU seconds of the fit with its check, and the verdict.
+
+``short``: fits of random models (``--fits``) that are ended after 25 to 400 steps, with annealed draws and without
+(`VarGrad`): how many pass though their total variation from enumeration is above 0.05 or 0.1, and how many fail though
+it is below 0.05.
+
+``modes``: `check_modes` on guides that are the exact posterior of a random model, or that without one of its modes:
+configurations from which the steepest ascent, one element at a time, leads to the same one. How often the verdict
+fails, by the mass of the mode; and how often on exact guides.
 
 ``hypergrid``: trajectory balance on the grid of 8 x 8 states of Bengio et al. (2021), with the network, step sizes,
 batches and exploration of torchgfn's example: two layers of 256 units, one trunk for forward and backward policy.
@@ -35,13 +49,15 @@ import pyro
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
+from policy_models import BAR, FAMILIES
 from torch import Tensor, nn
 
-from probmodels import Problem, fit_svi
+from probmodels import Problem, diagnose, fit_svi
 from probmodels.guides import with_guide
-from probmodels.inference import TrajectoryBalance, VarGrad, check_exact
+from probmodels.inference import TrajectoryBalance, VarGrad, check_exact, enumerate_posterior
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from lost_modes import ExactGuide, fit as fit_nothing
 from textbook import PROBLEMS
 
 FIT: dict[str, Any] = {"num_steps": 600, "lr": 0.03, "lr_decay": 0.05, "num_samples": 2, "progress": False}
@@ -97,6 +113,144 @@ def textbook(args: argparse.Namespace) -> None:
         )
         print(rows[-1], flush=True)
     common.report("policies_textbook", rows, fit=FIT, draws=DRAWS, epsilon=EPSILON, seeds=args.seeds)
+
+
+# -- defaults, and what the verdict says ------------------------------------------------------------------------------
+
+
+def judged_cell(problem: Problem, **options: Any) -> dict[str, Any]:
+    """Total variation, CPU time and verdict of a fit."""
+    start = time.process_time()
+    result = fit_svi(problem, progress=False, **options)
+    seconds = time.process_time() - start
+    found = float(check_exact(problem, result)["total_variation"].max())
+    return {"distance": found, "seconds": seconds, "verdict": diagnose(result).inference}
+
+
+def bar(args: argparse.Namespace) -> None:
+    """All models with defaults."""
+    rows = []
+    for name, problem in {**BAR, **PROBLEMS}.items():
+        if args.models and name not in args.models:
+            continue
+        found = []
+        for seed in args.seeds:
+            run = partial(judged_cell, with_guide(problem, "gflownet"), seed=seed)
+            found.append(common.cell("policies_bar", args.until, run, model=name, seed=seed))
+        distance = [one["distance"] for one in found]
+        rows.append(
+            {
+                "model": name,
+                "seeds": len(found),
+                "total variation, worst": max(distance),
+                "total variation": common.interval(distance),
+                "CPU s, most": max(one["seconds"] for one in found),
+                "CPU s": common.spread([one["seconds"] for one in found]),
+                "passed": sum(one["verdict"] == "passed" for one in found),
+            }
+        )
+        print(rows[-1], flush=True)
+    common.report("policies_bar", rows, seeds=args.seeds)
+
+
+SHORT_STEPS = (25, 50, 100, 200, 400)
+
+
+def short(args: argparse.Namespace) -> None:
+    """Short fits of random models, with annealed draws and without."""
+    rows = []
+    for kind in ("annealed", "VarGrad"):
+        found = []
+        for number in range(args.fits):
+            family, steps = list(FAMILIES)[number % len(FAMILIES)], SHORT_STEPS[number % len(SHORT_STEPS)]
+            problem = with_guide(FAMILIES[family](1000 + number), "gflownet")
+            problem = problem if kind == "annealed" else replace(problem, loss=VarGrad())
+            run = partial(judged_cell, problem, num_steps=steps, seed=number)
+            key = {"kind": kind, "number": number, "family": family, "steps": steps}
+            found.append(common.cell("policies_short", args.until, run, **key))
+            if number % 10 == 9:
+                print(kind, number + 1, flush=True)
+        passed = [one["distance"] for one in found if one["verdict"] == "passed"]
+        failed = [one["distance"] for one in found if one["verdict"] == "failed"]
+        rows.append(
+            {
+                "draws": kind,
+                "fits": len(found),
+                "total variation": common.spread([one["distance"] for one in found]),
+                "passed": len(passed),
+                "passed above 0.05": sum(one > 0.05 for one in passed),
+                "passed above 0.1": sum(one > 0.1 for one in passed),
+                "worst that passed": max(passed, default=0.0),
+                "failed": len(failed),
+                "failed below 0.05": sum(one < 0.05 for one in failed),
+                "not judged": len(found) - len(passed) - len(failed),
+            }
+        )
+    common.report("policies_short", rows, fits=args.fits, steps=SHORT_STEPS)
+
+
+def basins(problem: Problem, found: Any) -> np.ndarray:
+    """Number (configuration,) of the configuration that single steps of steepest ascent end in."""
+    values = [found[name].values.reshape(found.sizes["configuration"], -1) for name in problem.names("latent")]
+    table = np.concatenate(values, 1).astype(int)
+    counts = table.max(0) + 1
+    weight = np.cumprod([1, *counts[:-1]])
+    code = table @ weight
+    place = np.empty(counts.prod(), dtype=int)
+    place[code] = np.arange(len(table))
+    probability = found["probability"].values
+    best = np.arange(len(table))
+    for element, count in enumerate(counts):
+        for value in range(count):
+            other = place[code + (value - table[:, element]) * weight[element]]
+            best = np.where(probability[other] > probability[best], other, best)
+    while (best[best] != best).any():
+        best = best[best]
+    return best
+
+
+def modes_cell(family: str, number: int) -> dict[str, Any]:
+    """The verdict on an exact guide, and on one that lacks a mode."""
+    rng = np.random.default_rng(number)
+    problem = FAMILIES[family](2000 + number)
+    exact = enumerate_posterior(problem)
+    ends = basins(problem, exact)
+    probability = exact["probability"].values
+    masses = {int(end): float(probability[ends == end].sum()) for end in np.unique(ends)}
+    lost = int(rng.choice([end for end, mass in masses.items() if 0.02 < mass < 0.98] or list(masses)))
+    whole = ExactGuide(problem)
+    part = ExactGuide(problem)
+    part.weight *= torch.tensor(ends != lost)
+    verdicts = {}
+    for name, guide in (("exact", whole), ("lost", part)):
+        if float(guide.weight.sum()) > 0:
+            verdicts[name] = diagnose(fit_nothing(problem, guide, seed=number)[1]).inference
+    return {"mass": masses[lost], "number of modes": len(masses), **verdicts}
+
+
+BANDS = ((0.0, 0.05), (0.05, 0.1), (0.1, 0.2), (0.2, 0.5), (0.5, 1.0))
+
+
+def modes(args: argparse.Namespace) -> None:
+    """How often a lost mode is exposed, and how often an exact guide is blamed."""
+    found = []
+    for number in range(args.fits):
+        family = ("spin_glass", "constraints")[number % 2]
+        run = partial(modes_cell, family, number)
+        found.append(common.cell("policies_modes", args.until, run, number=number, family=family))
+        if number % 10 == 9:
+            print(number + 1, flush=True)
+    exact = [one["exact"] for one in found]
+    rows = [{"guide": "exact", "guides": len(exact), **_verdicts(exact)}]
+    for low, high in BANDS:
+        lost = [one["lost"] for one in found if low < one["mass"] <= high and "lost" in one]
+        rows.append({"guide": f"lacks {low:.0%} to {high:.0%}", "guides": len(lost), **_verdicts(lost)})
+    common.report("policies_modes", rows, fits=args.fits)
+
+
+def _verdicts(found: list[str]) -> dict[str, int]:
+    known = {name: found.count(name) for name in ("passed", "failed")}
+    return known | {"not judged": len(found) - sum(known.values())}
 
 
 # -- the grid ---------------------------------------------------------------------------------------------------------
@@ -320,8 +474,9 @@ def hypergrid(args: argparse.Namespace) -> None:
 def main() -> None:
     """Run the part that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("textbook", "hypergrid"))
-    parser.add_argument("--models", nargs="*", choices=list(PROBLEMS))
+    parser.add_argument("part", choices=("textbook", "bar", "short", "modes", "hypergrid"))
+    parser.add_argument("--models", nargs="*", choices=[*BAR, *PROBLEMS])
+    parser.add_argument("--fits", type=int, default=100, help="of random models")
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(5)))
     parser.add_argument("--fit-steps", type=int, default=FIT["num_steps"], help="of the textbook fits")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after these")
@@ -336,7 +491,7 @@ def main() -> None:
         print(json.dumps({"ours": ours, "torchgfn": torchgfn}[who](*map(int, numbers))))
         return
     args.until = time.monotonic() + 60 * args.minutes
-    (textbook if args.part == "textbook" else hypergrid)(args)
+    {"textbook": textbook, "bar": bar, "short": short, "modes": modes, "hypergrid": hypergrid}[args.part](args)
 
 
 if __name__ == "__main__":

@@ -247,6 +247,16 @@ def _modes(modes: xr.Dataset, findings: Sequence[Finding]) -> Iterator[Finding]:
         verdict += f"{-most(-modes['ess']):.0f} effective draws of {_LEAST_ANNEALED} needed, Pareto k-hat "
         verdict += f"{most(modes['khat']):.2f} of at most {KHAT_MAX}"
         yield Finding(False, verdict, "call check_modes with more num_particles, or check against run_mcmc")
+    elif not where and "distance" in modes and float(modes["distance"] + 2 * modes["distance_mcse"]) > _MOST_DISTANCE:
+        verdict = (
+            f"total variation between guide and posterior on annealed draws is about {float(modes['distance']):.2f} "
+        )
+        verdict += (
+            f"(at most {_MOST_DISTANCE}): its Monte Carlo error of {float(modes['distance_mcse']):.3f} leaves open "
+        )
+        verdict += "whether the guide is close enough"
+        advice = "take more steps, or call check_modes with more num_particles"
+        yield Finding(False, verdict, advice, judged=False)
     else:
         verdict = (
             f"the guide lacks no more than {max(0.0, may.get('missed', may.get('gap', 0.0))):.1%} of the mass that "
