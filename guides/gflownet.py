@@ -292,7 +292,8 @@ class DiscretePolicy(PyroModule):
         """
         if not self._program:
             return self
-        (group,) = self.policy
+        policy: Any = self.policy
+        (group,) = policy
         varying = [v for v in group.members if v.name in self._program[0].missing]
         if any(v.plates or v.kind == "table" or v.layout.size > 1 for v in varying):
             raise ProblemError("a site that comes and goes has several elements")
