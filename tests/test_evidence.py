@@ -123,7 +123,7 @@ def test_a_fitted_policy_is_close_in_every_measure() -> None:
     found = check_exact(problem, result)
     assert float(found["total_variation"].max()) < 0.1
     assert float(found["kl"].max()) < 0.05
-    weights = check_weights(problem, result, num_draws=500)
+    weights = check_weights(problem, result, num_draws=4000)
     assert (np.abs(weights["log_evidence"] - found["log_evidence"]) < 4 * weights["mcse"] + 1e-4).all()
     assert float(weights["khat"].max()) < 0.7
 
