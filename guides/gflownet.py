@@ -65,7 +65,7 @@ from probmodels.guides.outline import Outline, Variable, read_outline, run_model
 from probmodels.guides.policy_networks import NETWORKS, Autoregressive, Inputs, Network, broadcast, indicators, join
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import whole
-from probmodels.inference.programs.varying import FixedSites, is_discrete
+from probmodels.inference.programs.varying import FixedSites, is_discrete, num_values, seen
 from probmodels.inference.runtime.ops import isolated
 from probmodels.options import OneOf, Positive, checked
 
@@ -422,6 +422,7 @@ class _Follow(Messenger):
         super().__init__()
         self.places = {variable.name: place for place, variable in enumerate(group.members)}
         self.drawn: set[str] = set()
+        self._own: dict[str, int] = {}  # values that the program knows
         self._program, self._group, self._state, self._values, self._next = program, group, state, values, 0
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -439,6 +440,7 @@ class _Follow(Messenger):
                 self._push(gap, None)
             variable, table = group.members[place], group.get_buffer(f"table_{place}")
             batch = list(variable.layout.batch)
+            self._own[name] = num_values(msg["fn"])
             msg["fn"] = _distribution(group.network, self._state, place, variable, table, batch)
             self._next = place + 1
         elif is_discrete(msg):
@@ -450,6 +452,8 @@ class _Follow(Messenger):
             self.drawn.add(name)
             self._values[name] = msg["value"]
             self._push(self.places[name], msg["value"])
+            if name in self._program.growing:
+                msg["value"] = seen(msg["value"], self._own[name])
 
     def _push(self, place: int, value: Tensor | None) -> None:
         """Go on with a value, or past a site that is not there."""

@@ -214,11 +214,3 @@ def test_branches_are_read_from_runs() -> None:
 def test_refusals() -> None:
     with pytest.raises(ProblemError, match="batch=1"):
         AnnealedVarGrad(batch=1)
-
-    def growing() -> None:
-        count = int(pyro.sample("count", dist.Categorical(torch.ones(3)))) + 1
-        if count > 1:
-            pyro.sample("z", dist.Categorical(torch.ones(count)))
-
-    with pytest.raises(ProblemError, match="'z' has"):
-        with_guide(Problem("growing", growing), "gflownet")

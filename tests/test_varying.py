@@ -18,7 +18,7 @@ from torch import Tensor
 from probmodels.errors import ProblemError
 from probmodels.guides.auto import with_guide
 from probmodels.guides.gflownet import make_policy
-from probmodels.inference import Problem, fit_svi
+from probmodels.inference import Problem, check_exact, enumerate_posterior, fit_svi
 from probmodels.inference.flows.balance import VarGrad
 from probmodels.inference.programs.varying import with_fixed_sites
 
@@ -138,3 +138,64 @@ def test_a_program_without_bound_is_refused_when_it_runs_over() -> None:
     over = {f"more_{t}": torch.tensor(1.0) for t in range(40)} | {"more_40": torch.tensor(0.0)}
     with pytest.raises(ProblemError, match=r"'more_\d+' was in none of the prior draws"):
         poutine.condition(problem.model, over)()
+
+
+def number_of_parts(x: Tensor) -> None:
+    """One to three parts, each value in one of them: as many values of a label as there are parts."""
+    count = int(pyro.sample("count", dist.Categorical(torch.ones(3) / 3))) + 1
+    place = [torch.tensor([0.0]), torch.tensor([-2.0, 2.0]), torch.tensor([-2.0, 0.0, 2.0])][count - 1]
+    for i in range(len(x)):
+        z = pyro.sample(f"z_{i}", dist.Categorical(torch.ones(count) / count)) if count > 1 else torch.tensor(0)
+        pyro.sample(f"x_{i}", dist.Normal(place[z], 0.8), obs=x[i])
+
+
+PARTS = torch.tensor([-1.5, 1.8, 0.2])
+
+
+def test_labels_with_more_values_in_some_runs_than_in_others() -> None:
+    fixed = with_fixed_sites(Problem("parts", number_of_parts, args=(PARTS,)))
+    values = {"count": torch.tensor(1), **{f"z_{i}": torch.tensor(i % 2) for i in range(3)}}
+
+    def log_density(**changed: Tensor) -> float:
+        return float(poutine.trace(poutine.condition(fixed.model, values | changed)).get_trace(PARTS).log_prob_sum())
+
+    plain = poutine.trace(poutine.condition(number_of_parts, values)).get_trace(PARTS)
+    assert log_density() == pytest.approx(float(plain.log_prob_sum()), abs=1e-5)
+    assert log_density(z_0=torch.tensor(2)) == -np.inf
+    assert log_density(z_0=torch.tensor(2), count=torch.tensor(2)) > -np.inf
+
+    table = enumerate_posterior(fixed)
+    prior = torch.tensor([-2.0, 0.0, 2.0])
+    places = [prior[1:2], prior[[0, 2]], prior]
+    each = [torch.stack([dist.Normal(p, 0.8).log_prob(x) for p in places[k]]) for k in range(3) for x in PARTS]
+    logs = torch.stack([sum(each[3 * k + i].exp().mean().log() for i in range(3)) for k in range(3)])  # type: ignore[arg-type]
+    for count, expected in enumerate(logs.softmax(0).tolist()):
+        found = float(table["probability"].values[table["count"].values == count].sum())
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_automatic_policy_fits_labels_of_varying_range() -> None:
+    problem = with_guide(Problem("parts", number_of_parts, args=(PARTS,)), "gflownet", hidden=32)
+    result = fit_svi(problem, num_steps=250, num_samples=300, progress=False)
+    assert result.tree.attrs["execution"] == "graph"
+    assert float(check_exact(problem, result)["total_variation"]) < 0.05
+    assert np.isfinite(result.tree["sample_stats"]["log_weight"].values).all()
+
+
+def test_more_values_than_any_prior_draw_had_are_refused() -> None:
+    def rare() -> None:
+        many = pyro.sample("many", dist.Bernoulli(torch.tensor(1e-6)))
+        some = pyro.sample("some", dist.Bernoulli(0.5))
+        count = 4 if many else 2 + int(some)
+        pyro.sample("z", dist.Categorical(torch.ones(count) / count))
+
+    problem = with_fixed_sites(Problem("rare", rare))
+    with pytest.raises(ProblemError, match="'z' has 4 values, more than the 3"):
+        poutine.condition(problem.model, {"many": torch.tensor(1.0)})()
+
+    def masked() -> None:
+        count = 2 + int(pyro.sample("some", dist.Bernoulli(0.5)))
+        pyro.sample("z", dist.Categorical(torch.ones(count) / count).mask(True))
+
+    with pytest.raises(ProblemError, match="the masked site 'z'"):
+        with_fixed_sites(Problem("masked", masked))

@@ -257,6 +257,9 @@ class Rounds(Loop):
         problem, model = programs.problem, FixGenerated()(programs.model)
         objective: Any = objective_of(make_loss(problem, self.plan.num_particles))
         evaluate = getattr(objective, "differentiable_loss", objective)
+        if hasattr(objective, "prepare"):
+            moves = "hyperparameters are learned, so that the posterior moves"
+            self.annealing = objective.prepare(programs, moves, self.bar.say)
 
         def loss(values: Values) -> Tensor:
             with self.programs.standing_in(values):

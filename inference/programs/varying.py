@@ -3,7 +3,8 @@
 A program may draw how many values it draws: ``for t in range(length)``. Engines and results know a fixed set of sites.
 So a site that a run leaves out is drawn from a pseudo-prior, uniform over its values, on which nothing depends: the
 joint density grows by a normalised factor, and the posterior of what is there stays as it is, as in Carlin and Chib
-(1995).
+(1995). A categorical site that has fewer values in one run than in another, as ``Categorical(torch.ones(k) / k)`` does,
+has all of them, those that the run lacks with probability zero.
 
 References
 ----------
@@ -33,7 +34,7 @@ from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.traces import leaf_of, sample_sites
 from probmodels.inference.runtime.ops import is_generated, isolated
 
-__all__ = ["FixedSites", "is_discrete", "with_fixed_sites"]
+__all__ = ["FixedSites", "is_discrete", "num_values", "seen", "with_fixed_sites"]
 
 _FEW = 20  # prior draws after which sites that were in all of them are taken to be in every run
 
@@ -59,27 +60,31 @@ def with_fixed_sites(problem: Problem, num_traces: int = 200) -> Problem:
     """
     found: dict[str, Any] = {}
     counts: dict[str, int] = {}
+    growing: dict[str, int] = {}
     longest: list[str] = []
     total = 0
     with isolated(seed=0), torch.no_grad(), pyro.validation_enabled(False), whole(problem)():
-        while total < _FEW or (total < num_traces and min(counts.values(), default=total) < total):
+        while total < _FEW or (total < num_traces and (growing or min(counts.values(), default=total) < total)):
             trace: Any = poutine.trace(problem.model).get_trace(*problem.args, **problem.kwargs)
             sites = {node["name"]: node for node in sample_sites(trace) if not is_generated(node)}
             for name, node in sites.items():
                 counts[name] = counts.get(name, 0) + 1
-                if name in found:
-                    _compare(problem, name, found[name], node)
-                else:
-                    found[name] = node
+                known = found.setdefault(name, node)
+                _compare(problem, name, known, node)
+                sizes = [num_values(one["fn"]) for one in (known, node)]
+                if sizes[0] != sizes[1]:
+                    _refuse_mask(problem, name, node["fn"])
+                    growing[name] = max(sizes)
+                    found[name] = known if sizes[0] == growing[name] else node
             longest = max(longest, list(sites), key=len)
             total += 1
     gone = [name for name, count in counts.items() if count < total]
-    if not gone:
+    if not gone and not growing:
         return problem
     order = longest + [name for name in found if name not in longest]
     missing = {name: _pseudo(problem, name, found[name]) for name in order if name in gone}
     latent = tuple(name for name in order if not found[name]["is_observed"])
-    return replace(problem, model=FixedSites(problem.model, missing, latent, problem.name))
+    return replace(problem, model=FixedSites(problem.model, missing, latent, problem.name, growing))
 
 
 @dataclass(frozen=True)
@@ -103,11 +108,21 @@ class FixedSites(nn.Module):
         Latent sites as the longest run met them.
     label
         Name of the problem, for errors.
+    growing
+        Most values of the categorical sites that have more in some runs than in others.
     """
 
-    def __init__(self, model: Callable[..., Any], missing: Mapping[str, _Missing], order: tuple[str, ...], label: str):
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        missing: Mapping[str, _Missing],
+        order: tuple[str, ...],
+        label: str,
+        growing: Mapping[str, int],
+    ):
         super().__init__()
         self.model, self.missing, self.order, self.label = model, dict(missing), order, label
+        self.growing = dict(growing)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model and draw what it left out.
@@ -117,7 +132,7 @@ class FixedSites(nn.Module):
         ProblemError
             If a run has a discrete site that none of the runs before had.
         """
-        with _Names() as met:
+        with _Names() as met, _Padded(self.growing, self.label):
             value = self.model(*args, **kwargs)
         for name in met.names:
             self.check(name)
@@ -151,6 +166,39 @@ class FixedSites(nn.Module):
                     pyro.sample(name, site.prior)
 
 
+class _Padded(Messenger):
+    """Give categorical sites values that a run lacks, of probability zero; a program that is given one sees another."""
+
+    def __init__(self, growing: Mapping[str, int], label: str) -> None:
+        super().__init__()
+        self._growing, self._label = growing, label
+        self._own: dict[str, int] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name, fn = msg["name"], msg["fn"]
+        if name not in self._growing:
+            return
+        most, own, leaf = self._growing[name], num_values(fn), leaf_of(fn)
+        if own > most:
+            raise ProblemError(
+                f"{self._label}: the site {name!r} has {own} values, more than the {most} in the prior draws by which "
+                "sites were listed; list them from more draws by with_fixed_sites(problem, num_traces=...)"
+            )
+        self._own[name] = own
+        logits = torch.nn.functional.pad(leaf.logits, (0, most - own), value=-torch.inf)
+        padded = dist.Categorical(logits=logits, validate_args=False)
+        msg["fn"] = padded.expand(fn.batch_shape + fn.event_shape).to_event(fn.event_dim)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self._own:
+            msg["value"] = seen(msg["value"], self._own[msg["name"]])
+
+
+def seen(value: Any, count: int) -> Any:
+    """What a program sees that has fewer values: the last one in the place of those that it lacks."""
+    return value.clamp(max=count - 1)
+
+
 class _Names(Messenger):
     """Names of the discrete latent sites of a run."""
 
@@ -180,17 +228,22 @@ def _compare(problem: Problem, name: str, one: Any, two: Any) -> None:
             f"{problem.name}: site {name!r} has shape {shapes[0]} in one run of the model and {shapes[1]} in another; "
             "draw its elements as sites of their own, or give it the largest shape and mask what does not count"
         )
-    counts = [_num_values(leaf_of(node["fn"])) for node in (one, two)]
-    if counts[0] != counts[1]:
+
+
+def num_values(fn: Any) -> int:
+    """Values of a categorical site; 0 of other kinds, which do not change their number."""
+    leaf = leaf_of(fn)
+    return int(leaf.logits.shape[-1]) if isinstance(leaf, dist.Categorical) else 0
+
+
+def _refuse_mask(problem: Problem, name: str, fn: Any) -> None:
+    while isinstance(fn, dist.Independent | dist.ExpandedDistribution):
+        fn = fn.base_dist
+    if isinstance(fn, dist.MaskedDistribution):
         raise ProblemError(
-            f"{problem.name}: site {name!r} has {counts[0]} values in one run of the model and {counts[1]} in another; "
-            "give it all values that it may ever take, and those that are impossible a probability of zero"
+            f"{problem.name}: the masked site {name!r} has more values in some runs of the model than in others; give "
+            "it all of them in every run, and mask it by poutine.mask"
         )
-
-
-def _num_values(leaf: Any) -> int | None:
-    """Values of a categorical site; None for other kinds."""
-    return leaf.probs.shape[-1] if isinstance(leaf, dist.Categorical | dist.OneHotCategorical) else None
 
 
 def _pseudo(problem: Problem, name: str, node: Any) -> _Missing:
