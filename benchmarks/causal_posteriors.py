@@ -85,7 +85,7 @@ def table_cell(case: str, seed: int, *, forced: bool = False) -> dict[str, float
             return judged(test, result, z[rows:], x[rows:], case)
         finally:
             AbductionGuide.propose = said  # type: ignore[method-assign]
-    return judged(test, result, z[rows:], x[rows:], case) | effect_errors(problem, result, z[:rows], case)
+    return judged(test, result, z[rows:], x[rows:], case) | effect_errors(problem, result, z[:rows], case, seed)
 
 
 def _narrow(said: Callable[..., Proposal]) -> Callable[..., Proposal]:
@@ -153,10 +153,10 @@ def exact_posterior(case: str, x: Array) -> dict[str, Any]:
     return {key: np.array(found[key]) for key in ("mean", "sd", "other")} | {"draws": min(found["draws"])}
 
 
-def effect_errors(problem: Problem, result: Result, z: Array, case: str) -> dict[str, float]:
+def effect_errors(problem: Problem, result: Result, z: Array, case: str, seed: int) -> dict[str, float]:
     """The effect of a set to 1 instead of -1 on b, against least squares or the truth."""
     curve = CURVES[case]
-    found = effect(problem, result, "a", (-1.0, 1.0), outcomes=["b"], num_draws=399, progress=False)
+    found = effect(problem, result, "a", (-1.0, 1.0), outcomes=["b"], num_draws=399, seed=seed, progress=False)
     value, low, high = (float(found[key][0]) for key in ("effect", "low", "high"))
     truth = float(curve(np.ones(1))[0] - curve(-np.ones(1))[0])
     if case != "linear":
@@ -219,7 +219,7 @@ def chain_hits(seed: int) -> list[bool]:
             mechanisms.base[i] = float(found[0])
             mechanisms.weight[causes, i] = torch.as_tensor(found[1:]).to(mechanisms.weight)
             mechanisms.log_scale[i] = math.log(max((label[:, i] - design @ found).std() - 0.02, 0.001))
-    low, high = interval_of(mechanisms, ["a", "b", "c"], label, (-1.0, 1.0))
+    low, high = interval_of(mechanisms, ["a", "b", "c"], label, (-1.0, 1.0), seed)
     truth = 2 * np.array([weight[0], weight[1] + weight[0] * weight[2]])
     return [bool(hit) for hit in (low[1:] <= truth) & (truth <= high[1:])]
 
@@ -243,18 +243,18 @@ def curve_hits(seed: int) -> list[bool]:
         torch.distributions.Normal(location, mechanisms.scale(1)).log_prob(some[:, 1]).mean().neg().backward()
         optimiser.step()
         steps.step()
-    low, high = interval_of(mechanisms, ["a", "b"], label, (float(first), float(second)))
+    low, high = interval_of(mechanisms, ["a", "b"], label, (float(first), float(second)), seed)
     truth = float(curve(np.array(second)) - curve(np.array(first)))
     return [bool(low[1] <= truth <= high[1])]
 
 
 def interval_of(
-    mechanisms: Mechanisms, names: list[str], label: Array, values: tuple[float, float]
+    mechanisms: Mechanisms, names: list[str], label: Array, values: tuple[float, float], seed: int
 ) -> tuple[Array, Array]:
     """Ends (concept,) of 95 % intervals of what the first concept does to all."""
     seen = torch.as_tensor(label, dtype=torch.float32)
     draws = MechanismDraws(mechanisms, names, seen, list(range(1, len(names))))
-    generator, found = torch.Generator().manual_seed(0), []
+    generator, found = torch.Generator().manual_seed(seed), []
     for _ in range(199):
         carry = draws.draw(generator)
         low, high = (carry(seen[:1], {names[0]: value})[0].double().numpy() for value in values)

@@ -11,7 +11,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from probmodels import Result, diagnose, fit_svi
-from probmodels.causal_vae import check_draws, check_model, make_problem
+from probmodels.causal_vae import check_draws, check_model, make_problem, refine
 from probmodels.causal_vae.checks import _coverage
 from probmodels.datasets.causal import make_concepts
 from probmodels.guides.causal_vae import AbductionGuide, Mechanisms, Proposal
@@ -98,6 +98,14 @@ def test_without_labels_held_out_nothing_is_judged() -> None:
         assert words in finding.verdict
         assert not diagnose(result).ok
         assert not list(check_model(result))
+
+
+def test_refined_proposals_are_not_judged_but_their_mechanisms_are(fit: Result) -> None:
+    _, refined = refine(fit.rebuild(), fit, num_steps=2, progress=False)
+    (finding,) = check_draws(refined)
+    assert not finding.judged
+    assert "refined" in finding.verdict
+    assert [one.verdict for one in check_model(refined)] == [one.verdict for one in check_model(fit)]
 
 
 def test_many_rows_are_held_out_by_500_and_those_of_other_splits_by_none() -> None:
