@@ -8,6 +8,7 @@ are posterior uncertainty (North et al. 1982, Mon. Wea. Rev. 110).
 from __future__ import annotations
 
 import numpy as np
+import scipy.sparse
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
@@ -41,7 +42,9 @@ def align_draws(
         The same variables, relabelled.
     """
     u = posterior["U"].transpose("chain", "draw", "basis_space", "mode").values
-    v = posterior["V"].transpose("chain", "draw", "basis_time", "mode").values
+    site = "V" if "V" in posterior else "F"
+    line = "basis_time" if site == "V" else "time"
+    v = posterior[site].transpose("chain", "draw", line, "mode").values
     d = posterior["d"].transpose("chain", "draw", "mode").values
     if order == "match":
         overlap = np.abs(np.einsum("cdrk,rj->cdkj", u, reference_space) * np.einsum("cdrk,rj->cdkj", v, reference_time))
@@ -65,12 +68,12 @@ def align_draws(
             out[name] = (("chain", "draw", *axes, "mode"), picked, values.attrs)
     # The sum of both overlaps, not of their signs, which would leave a mode as drawn where pattern and series disagree.
     overlaps = np.einsum("cdrk,rk->cdk", out["U"].values, reference_space)
-    overlaps = overlaps + np.einsum("cdrk,rk->cdk", out["V"].values, reference_time)
+    overlaps = overlaps + np.einsum("cdrk,rk->cdk", out[site].values, reference_time)
     sign = np.where(overlaps < 0, -1.0, 1.0).astype(u.dtype)
     out["U"] = out["U"] * xr.DataArray(sign, dims=("chain", "draw", "mode"))
-    out["V"] = out["V"] * xr.DataArray(sign, dims=("chain", "draw", "mode"))
+    out[site] = out[site] * xr.DataArray(sign, dims=("chain", "draw", "mode"))
     out["U"] = out["U"].transpose("chain", "draw", "basis_space", "mode")
-    out["V"] = out["V"].transpose("chain", "draw", "basis_time", "mode")
+    out[site] = out[site].transpose("chain", "draw", line, "mode")
     return out.assign_coords({c: posterior[c] for c in posterior.coords if c not in out.coords})
 
 
@@ -105,10 +108,12 @@ def invariants(
     """
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, len(basis_space), (num_points, 2))
-    cols = rng.integers(0, len(basis_time), (num_points, 2))
-    u, v, d = (posterior[name].values for name in ("U", "V", "d"))
+    cols = rng.integers(0, basis_time.shape[0], (num_points, 2))
+    u, v, d = (posterior[name].values for name in ("U", "V" if "V" in posterior else "F", "d"))
 
     def at(basis: Array, points: NDArray[np.int64], frame: Array) -> Array:
+        if scipy.sparse.issparse(basis):  # the points themselves
+            return frame[:, :, points]
         return np.einsum("pr,cdrk->cdpk", basis[points], frame, optimize=True)
 
     u0, u1 = at(basis_space, rows[:, 0], u), at(basis_space, rows[:, 1], u)

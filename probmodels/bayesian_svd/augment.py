@@ -7,15 +7,24 @@ with a basis.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-from probmodels.bayesian_svd.model import MatrixData
+from probmodels.bayesian_svd.model import MatrixData, SideData
 
-__all__ = ["ReducedData"]
+__all__ = ["ReducedData", "basis_of"]
 
 Array = NDArray[np.float64]
+
+
+def basis_of(side: SideData) -> Any:
+    """Basis of a side (N, r): an array, or a sparse identity where coordinates are the points themselves."""
+    if side.basis is None:
+        return scipy.sparse.identity(side.values.shape[-1], format="csr")
+    return side.basis.numpy()
 
 
 class ReducedData:
@@ -36,7 +45,7 @@ class ReducedData:
     """
 
     def __init__(self, data: MatrixData) -> None:
-        self._space, self._time = data.space.basis.numpy(), data.time.basis.numpy()
+        self._space, self._time = basis_of(data.space), basis_of(data.time)
         self._design = data.design.numpy()
         self._effect_precision = float(data.effect_precision)
         self._shared_precision = float(data.shared_precision)
@@ -44,6 +53,7 @@ class ReducedData:
         num_cells, num_effects = len(self._space), self._design.shape[1]
         # Zero under a flat prior, where the basis avoids the design.
         self._design_time = self._time.T @ self._design
+        self._process = data.series is not None
         self._back = np.linalg.inv(data.design_root.numpy())
         self._root_weight = np.sqrt(data.weight.numpy())[:, None]
         self._columns = data.shared.numpy()
@@ -72,6 +82,8 @@ class ReducedData:
         """The data less all effects that are part of the state."""
         total = self._norm - 2.0 * self.shared @ self._cross + self.shared @ self._columns_gram @ self.shared
         z = self._z_data - np.einsum("p,pij->ij", self.shared, self._columns)
+        if self._process and self._flat and self._gaps is not None:
+            z = z - (z @ self._design) @ self._design.T
         if self._proper:
             along = self._along - np.einsum("p,pnq->nq", self.shared, self._columns_design)
             total += float((self.effects**2).sum() - 2.0 * (self.effects * along).sum())
@@ -105,11 +117,15 @@ class ReducedData:
             self.effects = mean + rng.standard_normal(mean.shape) / np.sqrt(precision)
         self._compose()
 
-    def local_effects(self, rng: np.random.Generator, noise: float) -> Array:
+    def local_effects(
+        self, rng: np.random.Generator, u: Array, d: Array, v: Array, noise: float
+    ) -> Array:
         """Coefficients of the named design in the units of the data (n, q), drawn here where integrated out."""
         effects = self.effects
         if self._flat:
             mean = self._along - np.einsum("p,pnq->nq", self.shared, self._columns_design)
+            if self._process:  # the part of the series along the design, which the data do not see
+                mean = mean - (self._space @ (u.T * d)) @ (v @ self._design_time)
             effects = mean + np.sqrt(noise) * rng.standard_normal(mean.shape)
         return effects @ self._back.T / self._root_weight
 
@@ -120,7 +136,7 @@ class _Gaps:
     def __init__(self, data: MatrixData) -> None:
         assert data.gaps is not None
         observed, mask = data.gaps.observed.numpy(), data.gaps.mask.numpy()
-        self._space, self._time = data.space.basis.numpy(), data.time.basis.numpy()
+        self._space, self._time = basis_of(data.space), basis_of(data.time)
         self._design = data.design.numpy()
         columns = data.gaps.shared.numpy()
         self._rows, self._cols = np.nonzero(~mask)

@@ -39,6 +39,7 @@ from probmodels.distributions.frames import (
     SequentialProjected,
     UniformFrame,
 )
+from probmodels.distributions.series import AutoregressiveSeries
 
 __all__ = [
     "ENGINES",
@@ -46,6 +47,7 @@ __all__ = [
     "REFERENCE",
     "Gaps",
     "MatrixData",
+    "SeriesData",
     "SideData",
     "frame_prior",
     "local_effects",
@@ -62,14 +64,28 @@ class SideData(NamedTuple):
     """Candidate covariances of one side in its base coordinates.
 
     ``values (G, r)`` eigenvalues, ``vectors (G, r, r)`` eigenvectors by columns or None where all are diagonal,
-    ``log_weights (k, G)`` log prior weights of the candidates for each mode, ``length_scales (G,)``, ``basis (N, r)``.
+    ``log_weights (k, G)`` log prior weights of the candidates for each mode, ``length_scales (G,)``, ``basis (N, r)``, or
+    None where the coordinates are the N points themselves.
     """
 
     values: Tensor
     vectors: Tensor | None
     log_weights: Tensor
     length_scales: Tensor
-    basis: Tensor
+    basis: Tensor | None
+
+    def at_points(self, coordinates: Tensor) -> Tensor:
+        """From coordinates (r, ...) to the points (N, ...)."""
+        return coordinates if self.basis is None else self.basis @ coordinates
+
+
+class SeriesData(NamedTuple):
+    """Series as a process in time: grid of decays per unit of time ``decay (G,)``, ``log_weights (k, G)``, and times
+    between neighbours ``steps (T-1,)`` in that unit."""
+
+    decay: Tensor
+    log_weights: Tensor
+    steps: Tensor
 
 
 class Gaps(NamedTuple):
@@ -92,7 +108,8 @@ class MatrixData(NamedTuple):
     the bases, ``shared_cross (p,)`` and ``shared_gram (p, p)``, products with the design ``shared_design (p, n, q)``,
     and the prior precision ``shared_precision ()``; ``gaps`` where entries are missing (``z``, ``rest`` and the
     products are then those of the data with each gap filled by its cell's least-squares effects: a start for
-    samplers, no part of the density).
+    samplers, no part of the density); ``series`` where the series of modes are a process in time in place of a frame:
+    ``z`` is then ``(ru, m)``, projected off the design where effects are flat.
     """
 
     z: Tensor
@@ -114,6 +131,7 @@ class MatrixData(NamedTuple):
     shared_design: Tensor
     shared_precision: Tensor
     gaps: Gaps | None
+    series: SeriesData | None = None
 
 
 def frame_prior(side: SideData, name: str) -> TorchDistribution:
@@ -139,7 +157,7 @@ def frame_prior(side: SideData, name: str) -> TorchDistribution:
 def _with_gaps(data: MatrixData, u: Tensor, d: Tensor, v: Tensor, shared: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Masked residual (n, m), its products with the design (n, q), Gram of the design at each row's times (n, q, q)."""
     assert data.gaps is not None
-    signal = (data.space.basis @ u * d) @ (data.time.basis @ v).T
+    signal = (data.space.at_points(u) * d) @ data.time.at_points(v).T
     mask = data.gaps.mask.to(signal.dtype)
     residual = (data.gaps.observed - signal - torch.einsum("p,pnm->nm", shared, data.gaps.shared)) * mask
     gram = torch.einsum("nt,tq,ts->nqs", mask, data.design, data.design)
@@ -180,7 +198,7 @@ class LowRankNormal(TorchDistribution):
         data = self.data
         if data.gaps is None:
             return (self.u * self.d) @ self.v.T + torch.einsum("p,pij->ij", self.shared, data.shared)
-        signal = (data.space.basis @ self.u * self.d) @ (data.time.basis @ self.v).T
+        signal = (data.space.at_points(self.u) * self.d) @ data.time.at_points(self.v).T
         return signal + torch.einsum("p,pnm->nm", self.shared, data.gaps.shared)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's own default)
@@ -205,7 +223,8 @@ class LowRankNormal(TorchDistribution):
             out = -0.5 * (data.num_free * torch.log(2 * math.pi * variance) + norm / variance)
             if flat or num_effects == 0:
                 return out
-            along = (residual @ (data.time.basis.T @ data.design)).square().sum()
+            design = data.design if data.time.basis is None else data.time.basis.T @ data.design
+            along = (residual @ design).square().sum()
             ratio = 1 / (variance * data.effect_precision)
             log_det = data.weight.numel() * num_effects * torch.log1p(ratio)
             return out - 0.5 * (log_det - along / variance * ratio / (1 + ratio))
@@ -233,7 +252,7 @@ def local_effects(
     eye = torch.eye(num_effects, dtype=data.z.dtype, device=data.z.device)
     if data.gaps is None:
         along = data.z_design - torch.einsum("p,pnq->nq", shared, data.shared_design)
-        along = along - (data.space.basis @ u * d) @ (data.design.T @ data.time.basis @ v).T
+        along = along - (data.space.at_points(u) * d) @ (data.design.T @ data.time.at_points(v)).T
         gram = eye.expand(along.shape[0], -1, -1)
     else:
         _, along, gram = _with_gaps(data, u, d, v, shared)
@@ -251,9 +270,36 @@ def _axes(*names: str, **flags: bool) -> Any:
     return {"event_dims": list(names), **flags}
 
 
+def _sample_frame(site: str, side: SideData, name: str, prior: str) -> Tensor:
+    """A frame in base coordinates (r, k), and the length-scales of its modes as leaves."""
+    frame = frame_prior(side, prior)
+    value: Tensor = pyro.sample(site, frame, infer=_axes(f"basis_{name}", "mode"))
+    if prior != "uniform":
+        logits = frame.component_logits(value)
+        index = pyro.sample(  # one candidate for each mode; under "macg" one for all
+            f"length_index_{name}",
+            dist.Categorical(logits=logits).to_event(logits.dim() - 1),
+            infer=_axes(*["mode"] * (logits.dim() - 1), generated=True),
+        )
+        scales = side.length_scales[index].expand(value.shape[-1])
+        pyro.sample(f"length_scale_{name}", dist.Delta(scales, event_dim=1), infer=_axes("mode", generated=True))
+    return value
+
+
+def _sample_series(series: SeriesData) -> Tensor:
+    """Series of unit variance (m, k), and their decays as leaves."""
+    process = AutoregressiveSeries(series.decay, series.steps, series.log_weights)
+    value: Tensor = pyro.sample("F", process, infer=_axes("time", "mode"))
+    logits = process.component_logits(value)
+    index = pyro.sample("decay_index", dist.Categorical(logits=logits).to_event(1), infer=_axes("mode", generated=True))
+    decay = dist.Delta(series.decay[index], event_dim=1)
+    pyro.sample("autocorrelation", decay, infer=_axes("mode", generated=True))
+    return value
+
+
 def model(data: MatrixData, prior: str = "conditioned") -> None:
-    """Sites ``U`` (ru, k), ``V`` (rv, k), ``d`` (k,), ``sigma``, ``Z``; leaves ``length_scale_*`` (k,),
-    ``fixed_effects``.
+    """Sites ``U`` (ru, k), ``V`` (rv, k) or ``F`` (m, k), ``d`` (k,), ``sigma``, ``Z``; leaves ``length_scale_*`` (k,)
+    and ``fixed_effects``, with ``F`` also ``autocorrelation`` (k,).
 
     Parameters
     ----------
@@ -263,19 +309,14 @@ def model(data: MatrixData, prior: str = "conditioned") -> None:
         Name of the frame prior, one of `FRAME_PRIORS`.
     """
     rank = data.space.log_weights.shape[0]
-    frames = {}
-    for site, side, name in (("U", data.space, "space"), ("V", data.time, "time")):
-        frame = frame_prior(side, prior)
-        frames[site] = pyro.sample(site, frame, infer=_axes(f"basis_{name}", "mode"))
-        if prior != "uniform":
-            logits = frame.component_logits(frames[site])
-            index = pyro.sample(  # one candidate for each mode; under "macg" one for all
-                f"length_index_{name}",
-                dist.Categorical(logits=logits).to_event(logits.dim() - 1),
-                infer=_axes(*["mode"] * (logits.dim() - 1), generated=True),
-            )
-            scales = side.length_scales[index].expand(rank)
-            pyro.sample(f"length_scale_{name}", dist.Delta(scales, event_dim=1), infer=_axes("mode", generated=True))
+    u = _sample_frame("U", data.space, "space", prior)
+    flat = not data.effect_precision.item() > 0
+    if data.series is None:
+        v = seen = _sample_frame("V", data.time, "time", prior)
+    else:
+        v = seen = _sample_series(data.series)
+        if flat:  # what lies along effects of flat prior is not seen
+            seen = v - data.design @ (data.design.T @ v)
     d = pyro.sample("d", dist.HalfNormal(data.scale).expand([rank]).to_event(1), infer=_axes("mode"))
     variance = dist.InverseGamma(data.noise_shape, data.noise_rate)
     sigma = pyro.sample(
@@ -289,14 +330,15 @@ def model(data: MatrixData, prior: str = "conditioned") -> None:
             dist.Normal(0.0, sd).expand([len(data.shared)]).to_event(1),
             infer=_axes("shared_effect"),
         )
-    event_dims = ("basis_space", "basis_time") if data.gaps is None else ("cell", "time")
+    time = "basis_time" if data.series is None else "time"
+    event_dims = ("basis_space", time) if data.gaps is None else ("cell", "time")
     observed = data.z if data.gaps is None else data.gaps.observed
     pyro.sample(
         "Z",
-        LowRankNormal(data, frames["U"], d, frames["V"], sigma, shared),
+        LowRankNormal(data, u, d, seen, sigma, shared),
         obs=observed,
         infer=_axes(*event_dims),
     )
     if data.design.shape[1]:
-        effects = local_effects(data, frames["U"], d, frames["V"], sigma, shared)
+        effects = local_effects(data, u, d, v, sigma, shared)
         pyro.sample("fixed_effects", effects.to_event(1), infer=_axes("cell", "effect", generated=True))

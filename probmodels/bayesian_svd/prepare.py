@@ -6,7 +6,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from torch.distributions import Distribution
 
 from probmodels.bayesian_svd.align import ORDERS, align_draws, invariants
 from probmodels.bayesian_svd.effects import effect_design, time_in_years
-from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SideData, model
+from probmodels.bayesian_svd.augment import basis_of
+from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SeriesData, SideData, model
 from probmodels.bayesian_svd.sampler import BlockGibbs
+from probmodels.bayesian_svd.series_sampler import SeriesGibbs
 from probmodels.datasets.calendars import decode_times
 from probmodels.datasets.labelled import arranged
 from probmodels.distributions.covariance import (
@@ -41,6 +43,7 @@ from probmodels.options import OneOf, Positive, checked, refuse_unused
 __all__ = ["make_problem", "space_distance", "tiny"]
 
 _MIN_TIMES = 10
+_DECAYS, _LARGEST_DECAY = 40, 2.65  # of a grid up to tanh(2.65) = 0.990
 _MOST_WIDENINGS = 3  # of the default grid of length-scales, by two each
 _WIDENED = "the default grid of length-scales in space was widened"
 _KERNELS_SPACE = tuple(name for name in KERNELS if name != "periodic")
@@ -193,6 +196,8 @@ def _check_unused(options: Mapping[str, Any], families: Mapping[str, Sequence[st
     if options["frame_prior"] == "uniform":
         kernels = ("kernel_space", "kernel_time", *lengths["space"], *lengths["time"])
         refuse("frame_prior='uniform'", *kernels, "num_length_scales", "period", "nugget", "tail")
+    if options["series"] != "frame":
+        refuse(f"series={options['series']!r}", "kernel_time", *lengths["time"], "period")
     smooth = [name for name, kinds in families.items() if set(kinds) != {"identity"}]
     for name, (scales, prior) in lengths.items():
         if name not in smooth:
@@ -228,6 +233,7 @@ def make_problem(
     covariates: Mapping[str, ArrayLike] | None = None,
     effect_scale: Scale | None = None,
     kernel_space: SpaceKernel | Annotated[Sequence[SpaceKernel], Len(1)] = "matern72",
+    series: Literal["frame", "iid", "ar1"] = "frame",
     kernel_time: Kernel | Annotated[Sequence[Kernel], Len(1)] = "identity",
     length_scales_space: Grid | None = None,
     length_scales_time: Grid | None = None,
@@ -263,6 +269,11 @@ def make_problem(
         Prior standard deviation of the coefficients of both kinds, in weighted units and for orthonormal time columns
         in the local case; None is a flat prior for local effects (modes are then orthogonal to them in time) and a
         scale a thousand times that of the data for shared ones.
+    series
+        What the series of the modes are. ``"ar1"`` and ``"iid"``: a process in time of unit variance, autoregressive with
+        a decay of each mode's own that is learned, or white. The modes are then those of the population that the times
+        were drawn from, and their uncertainty holds that other times would have given others. ``"frame"``: numbers,
+        orthonormal at these times; the modes are those of these times, and only noise makes them uncertain.
     kernel_space, kernel_time
         A kernel name for all modes, or one for each (see `probmodels.distributions.covariance.KERNELS`).
     length_scales_space, length_scales_time
@@ -350,16 +361,21 @@ def make_problem(
     )
     try:
         space = make_space(length_scales=length_scales_space)
-        time = _side(
-            "time",
-            time_distance(time_in_years(matrix["time"])),
-            families["time"],
-            length_scales_time,
-            length_prior_time,
-            complement=design if flat and num_effects else None,
-            period=period,
-            **grid,
-        )
+        if series == "frame":
+            process = None
+            time = _side(
+                "time",
+                time_distance(time_in_years(matrix["time"])),
+                families["time"],
+                length_scales_time,
+                length_prior_time,
+                complement=design if flat and num_effects else None,
+                period=period,
+                **grid,
+            )
+        else:
+            process = _process(matrix["time"], series, rank)
+            time = _points(matrix.sizes["time"], rank)
     except CovarianceError as error:
         raise DataError(str(error)) from error
     _check_bases({"space": space, "time": time}, rank, tail)
@@ -376,6 +392,7 @@ def make_problem(
         effect_scale=effect_scale,
         scale=scale,
         noise_prior=noise_prior,
+        series=process,
     )
     data_ = reduce(space=space)
     for _ in range(_MOST_WIDENINGS if length_scales_space is None and not uniform else 0):
@@ -396,19 +413,26 @@ def make_problem(
     return Problem(
         name="bayesian_svd",
         model=model,
-        guide=BayesianSVDGuide(),
+        guide=BayesianSVDGuide() if process is None else None,
         args=(data_,),
         kwargs={"prior": frame_prior},
         coords=_coords(rank, matrix, local, common),
         data=constant,
-        kernel=BlockGibbs if frame_prior in ("conditioned", "uniform") else None,
-        reparam={"U": FrameReparam(), "V": FrameReparam()},
+        kernel=_kernel(frame_prior, process),
+        reparam={"U": FrameReparam()} | ({"V": FrameReparam()} if process is None else {}),
         align=functools.partial(align_draws, reference_space=reference[0], reference_time=reference[1], order=order),
         invariants=functools.partial(
-            invariants, basis_space=space.basis.numpy(), basis_time=time.basis.numpy(), reference_space=reference[0]
+            invariants, basis_space=basis_of(space), basis_time=basis_of(time), reference_space=reference[0]
         ),
         diagnosed=_diagnosed(data_),
     )
+
+
+def _kernel(frame_prior: str, process: SeriesData | None) -> Any:
+    """The block sampler, where it serves the prior."""
+    if frame_prior not in ("conditioned", "uniform"):
+        return None
+    return BlockGibbs if process is None else SeriesGibbs
 
 
 def _check_extent(rank: int, seen: np.ndarray, num_effects: int) -> None:
@@ -441,7 +465,7 @@ def _check_told_apart(seen: np.ndarray, design: np.ndarray, effects: list[str]) 
 def _check_bases(sides: Mapping[str, SideData], rank: int, tail: float) -> None:
     """Check that both bases have room for all modes."""
     for name, side in sides.items():
-        if side.basis.shape[1] < rank:
+        if side.basis is not None and side.basis.shape[1] < rank:
             raise DataError(
                 f"the basis along {name} keeps {side.basis.shape[1]} directions at tail={tail}, fewer than the {rank} "
                 f"modes; lower tail (--tail) or rank (--rank), or allow shorter length-scales "
@@ -464,13 +488,16 @@ def _constant_data(
             "data": matrix.rename("data"),
             "weight": ("cell", weight),
             "basis_space_matrix": (("cell", "basis_space"), space.basis.numpy()),
-            "basis_time_matrix": (("time", "basis_time"), time.basis.numpy()),
             "length_scales_space": ("length_index_space", space.length_scales.numpy()),
-            "length_scales_time": ("length_index_time", time.length_scales.numpy()),
             "reference_space": (("basis_space", "mode"), reference[0]),
-            "reference_time": (("basis_time", "mode"), reference[1]),
+            "reference_time": (("time" if time.basis is None else "basis_time", "mode"), reference[1]),
         }
     )
+    if time.basis is not None:
+        constant["basis_time_matrix"] = ("time", "basis_time"), time.basis.numpy()
+        constant["length_scales_time"] = "length_index_time", time.length_scales.numpy()
+    if reduced.series is not None:
+        constant["decays"] = "decay_index", reduced.series.decay.numpy()
     if local.sizes["effect"]:
         constant["fixed_effects_design"] = local
     if common.sizes["effect"]:
@@ -492,9 +519,10 @@ def _coords(rank: int, matrix: xr.DataArray, local: xr.DataArray, common: xr.Dat
 
 def _diagnosed(data: MatrixData) -> tuple[str, ...]:
     """Sites whose convergence is judged: length-scales only where there is a choice."""
-    names = ["U", "V", "d", "sigma"]
+    names = ["U", "V" if data.series is None else "F", "d", "sigma"]
     names += ["length_scale_space"] * (len(data.space.length_scales) > 1)
     names += ["length_scale_time"] * (len(data.time.length_scales) > 1)
+    names += ["autocorrelation"] * (data.series is not None and len(data.series.decay) > 1)
     names += ["shared_effects"] * bool(len(data.shared))
     return tuple(names)
 
@@ -511,6 +539,7 @@ def _reduce(
     effect_scale: float | None,
     scale: float | None,
     noise_prior: tuple[float, float] | None,
+    series: SeriesData | None,
 ) -> MatrixData:
     """Project weighted data (n, m), zeros in the gaps, and shared covariates on the bases."""
     flat = effect_scale is None
@@ -521,7 +550,7 @@ def _reduce(
         return x - (x @ design) @ design.T if flat else x
 
     def inside(x: Tensor) -> Tensor:
-        return space.basis.T @ x @ time.basis
+        return space.basis.T @ (centred(x) if time.basis is None else x @ time.basis)
 
     filled = values
     if not bool(mask.all()):
@@ -545,7 +574,7 @@ def _reduce(
         num_free=number(free),
         space=space,
         time=time,
-        scale=number(scale if scale is not None else math.sqrt(norm)),
+        scale=number(scale if scale is not None else math.sqrt(norm / (1 if series is None else values.shape[1]))),
         noise_shape=number(shape),
         noise_rate=number(rate),
         design=design,
@@ -560,7 +589,36 @@ def _reduce(
         shared_design=shared_full @ design,
         shared_precision=number(shared_scale**-2),
         gaps=gaps,
+        series=series,
     )
+
+
+def _process(times: xr.DataArray, series: str, rank: int) -> SeriesData:
+    """Grid of decays over the usual step of the time axis, and the steps in units of it.
+
+    The grid is even in the inverse hyperbolic tangent of the decay, which spreads its information evenly; weights make
+    the prior uniform on (0, 1).
+    """
+    years = time_in_years(times)
+    steps = np.diff(years)
+    if (steps <= 0).any():
+        raise DataError(f"series={series!r} needs times that increase; sort the data by time and drop repeated ones")
+    steps = steps / np.median(steps)
+    near = np.abs(steps - steps.round()) < 0.15  # months and years differ in length
+    steps = np.where(near & (steps.round() > 0), steps.round(), steps)
+    if series == "iid":
+        decay, weights = np.zeros(1), np.ones(1)
+    else:
+        decay = np.tanh(np.linspace(0.0, _LARGEST_DECAY, _DECAYS))
+        weights = np.gradient(decay)
+    log_weights = torch.as_tensor(np.log(weights / weights.sum())).expand(rank, -1).contiguous()
+    return SeriesData(torch.as_tensor(decay), log_weights, torch.as_tensor(steps))
+
+
+def _points(num_times: int, rank: int) -> SideData:
+    """The side of a process in time, in coordinates of the times themselves."""
+    one = functools.partial(torch.ones, dtype=torch.float64)
+    return SideData(one(1, num_times), None, torch.zeros(rank, 1, dtype=torch.float64), 0 * one(1), None)
 
 
 def _wider_scales(data: MatrixData, families: Sequence[str]) -> dict[str, list[float]]:
@@ -598,7 +656,7 @@ def _wider_scales(data: MatrixData, families: Sequence[str]) -> dict[str, list[f
 
 def _reference(data: MatrixData, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Leading singular vectors of the reduced data less local effects, (ru, k), (rv, k); patterns of positive sum."""
-    along = data.time.basis.numpy().T @ data.design.numpy()  # zero where the basis avoids the effects
+    along = basis_of(data.time).T @ data.design.numpy()  # zero where the basis avoids the effects
     z = data.z.numpy()
     u, _, vt = np.linalg.svd(z - (z @ along) @ along.T, full_matrices=False)
     u, v = u[:, :rank], vt[:rank].T

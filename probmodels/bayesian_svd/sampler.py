@@ -28,12 +28,12 @@ from probmodels.inference.mcmc.kernels import Kernel
 from probmodels.inference.problem import Problem
 from probmodels.options import Count, Natural, NonNegative, checked
 
-__all__ = ["BlockGibbs"]
+__all__ = ["BlockGibbs", "Side", "orthonormal_rows"]
 
 Array = NDArray[np.float64]
 
 
-class _Side:
+class Side:
     """Arrays of one side as the compiled sweep takes them."""
 
     def __init__(self, side: SideData) -> None:
@@ -78,6 +78,7 @@ class BlockGibbs(Kernel):
     """
 
     on_cpu = True
+    _series = "v"  # array of the state that holds the series of the modes
 
     @checked(ProblemError)
     def __init__(
@@ -95,7 +96,7 @@ class BlockGibbs(Kernel):
             )
         self.data = data
         self.num_steps, self.num_passes, self.jitter = num_steps, num_passes, jitter
-        self.space, self.time = _Side(data.space), _Side(data.time)
+        self.space, self.time = Side(data.space), Side(data.time)
         self._rng = np.random.default_rng(0)
         self._accepted = np.zeros((3, 2))
         self._latest = np.zeros((3, 2))
@@ -124,8 +125,8 @@ class BlockGibbs(Kernel):
         size = np.maximum(size[:rank], 1e-6 * size[0])
         noise = max(self._data.total - float(size @ size), 1e-12 * self._data.total) / self._data.count
         error = self.jitter * math.sqrt(noise) / size[:, None]
-        u = _orthonormal_rows(left[:, :rank].T + error * rng.standard_normal((rank, z.shape[0])))
-        v = _orthonormal_rows(right[:rank] + error * rng.standard_normal((rank, z.shape[1])))
+        u = orthonormal_rows(left[:, :rank].T + error * rng.standard_normal((rank, z.shape[0])))
+        v = orthonormal_rows(right[:rank] + error * rng.standard_normal((rank, z.shape[1])))
         self._state = {
             "u": u,
             "v": v,
@@ -192,7 +193,9 @@ class BlockGibbs(Kernel):
             return params
         # A generator of its own, so that the chain does not depend on which draws are kept.
         rng = np.random.default_rng(self._rng.bit_generator.state["state"]["state"] % 2**64)
-        effects = self._data.local_effects(rng, float(self._state["noise"]))
+        effects = self._data.local_effects(
+            rng, *(self._state[name] for name in ("u", "d", self._series)), float(self._state["noise"])
+        )
         return {**params, "fixed_effects": torch.from_numpy(effects)}
 
     def sample_stats(self) -> dict[str, float]:
@@ -231,7 +234,7 @@ class BlockGibbs(Kernel):
         self._rng.bit_generator.state = json.loads(state["generator"])
 
 
-def _orthonormal_rows(rows: Array) -> Array:
+def orthonormal_rows(rows: Array) -> Array:
     """The frame nearest to given rows (polar factor)."""
     left, _, right = np.linalg.svd(rows, full_matrices=False)
     return np.ascontiguousarray(left @ right)

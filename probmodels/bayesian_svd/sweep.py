@@ -19,16 +19,30 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["best_log_tau", "column_images", "sweep"]
+__all__ = [
+    "JIT",
+    "best_log_tau",
+    "cholesky",
+    "column_images",
+    "grams_of",
+    "log_minors_of",
+    "log_prior",
+    "log_prior_pair",
+    "positive_normal",
+    "relabel",
+    "rotate",
+    "sweep",
+    "update_column",
+]
 
 Array = NDArray[np.float64]
 
 # Reassociated sums vectorise; NaN and infinity keep their meaning, on which the failure of a Cholesky step relies.
-_JIT: dict[str, Any] = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
+JIT: dict[str, Any] = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "arcp", "nsz"}}
 
 
-@njit(**_JIT)
-def _cholesky(a, q):
+@njit(**JIT)
+def cholesky(a, q):
     """Lower Cholesky factor of the leading q x q block, in place; log-determinant of the block, -inf on failure."""
     logdet = 0.0
     for i in range(q):
@@ -46,7 +60,7 @@ def _cholesky(a, q):
     return logdet
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def _forward(a, q, x):
     for i in range(q):
         s = x[i]
@@ -55,7 +69,7 @@ def _forward(a, q, x):
         x[i] = s / a[i, i]
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def _backward(a, q, x):
     for i in range(q - 1, -1, -1):
         s = x[i]
@@ -64,7 +78,7 @@ def _backward(a, q, x):
         x[i] = s / a[i, i]
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def _dot3(x, y, w):
     s = 0.0
     for j in range(x.shape[0]):
@@ -72,7 +86,7 @@ def _dot3(x, y, w):
     return s
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def _image(rows, vectors, g):
     """Rows (q, r) in the eigenbasis of candidate g."""
     if vectors.shape[0] == 0:
@@ -80,16 +94,16 @@ def _image(rows, vectors, g):
     return np.dot(rows, vectors[g])
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def _log_minor(image, values, q, work):
     """Log-determinant of the leading q x q block of frame' Omega frame, Omega given by its eigenvalues."""
     for a in range(q):
         for b in range(a + 1):
             work[a, b] = _dot3(image[a], image[b], values)
-    return _cholesky(work, q)
+    return cholesky(work, q)
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def _prepare(i, frame, y, values, vectors, g, cols, yhat, products, work):
     """Everything about column i that depends on the candidate g alone.
 
@@ -127,10 +141,10 @@ def _prepare(i, frame, y, values, vectors, g, cols, yhat, products, work):
                 s += products[p, j] * lam[j]
             work[a, b] = s
             p += 1
-    return 0.5 * _cholesky(work, i)
+    return 0.5 * cholesky(work, i)
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def _marginal(lam, log_tau, noise, products, num_before, shrink, precision, gram, work):
     """Log marginal of y and of the constraint C'f = 0 with f integrated out, up to terms free of (candidate, tau).
 
@@ -168,7 +182,7 @@ def _marginal(lam, log_tau, noise, products, num_before, shrink, precision, gram
             p += 1
     for a in range(q):
         work[a] = sums[p + a]
-    logdet_gram = _cholesky(gram, q)
+    logdet_gram = cholesky(gram, q)
     if not logdet_gram > -np.inf:
         return -np.inf, squared + noise * sum_shrink
     _forward(gram, q, work)
@@ -178,13 +192,13 @@ def _marginal(lam, log_tau, noise, products, num_before, shrink, precision, gram
     return value, squared + noise * sum_shrink
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def _log_size(d, scale, power):
     """Log prior of |f| = d beyond the Gaussian: HalfNormal(scale) times the power left from the polar coordinates."""
     return -0.5 * (d / scale) ** 2 + power * math.log(d)
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def _leave_others(frame, i, x):
     """Remove from x, in place, what lies along the columns of a frame other than i."""
     for a in range(frame.shape[0]):
@@ -194,8 +208,8 @@ def _leave_others(frame, i, x):
                 x[j] -= s * frame[a, j]
 
 
-@njit(**_JIT)
-def _update_column(rng, i, y, frame, g, log_tau, images, log_minors, d, noise, candidates, scale, num_steps):
+@njit(**JIT)
+def update_column(rng, i, y, frame, g, log_tau, images, log_minors, d, noise, candidates, scale, num_steps):
     """Draw (length-scale, tau, d_i, u_i) of column i from their joint conditional; true where the draw is accepted."""
     k, r = frame.shape
     values, vectors, log_weights, offset = candidates
@@ -294,7 +308,7 @@ def _update_column(rng, i, y, frame, g, log_tau, images, log_minors, d, noise, c
     return True
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def best_log_tau(i, y, frame, values, vectors, noise, lowest, highest):
     """The log_tau of the vector f of column i that fits y best, for each candidate, by golden-section search; (G,)."""
     k, r = frame.shape
@@ -328,7 +342,7 @@ def best_log_tau(i, y, frame, values, vectors, noise, lowest, highest):
     return out
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def column_images(frame, vectors, g):
     """All modes in the eigenbasis of each mode, (k, k, r)."""
     k, r = frame.shape
@@ -338,8 +352,8 @@ def column_images(frame, vectors, g):
     return images
 
 
-@njit(**_JIT)
-def _grams(images, values, g, precision, covariance):
+@njit(**JIT)
+def grams_of(images, values, g, precision, covariance):
     """frame' Lambda_j frame and frame' Omega_j frame for each mode j, (k, k, k)."""
     k = images.shape[0]
     for j in range(k):
@@ -353,8 +367,8 @@ def _grams(images, values, g, precision, covariance):
                 covariance[j, b, a] = covariance[j, a, b]
 
 
-@njit(**_JIT)
-def _rotate(m, a, b, c, s, rows, cols):
+@njit(**JIT)
+def rotate(m, a, b, c, s, rows, cols):
     """Givens rotation of rows and columns a, b of m: new a = c a + s b, new b = c b - s a."""
     if rows:
         for j in range(m.shape[1]):
@@ -368,16 +382,16 @@ def _rotate(m, a, b, c, s, rows, cols):
             m[j, b] = c * y - s * x
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def _minor(m, q, work):
     for a in range(q):
         for b in range(a + 1):
             work[a, b] = m[a, b]
-    return _cholesky(work, q)
+    return cholesky(work, q)
 
 
-@njit(**_JIT)
-def _log_prior_pair(precision, covariance, a, b, c, s, r, work):
+@njit(**JIT)
+def log_prior_pair(precision, covariance, a, b, c, s, r, work):
     """The terms of the sequential prior that a rotation (c, s) of columns a < b can change, after that rotation."""
     p = precision[a]
     out = -0.5 * (r - a) * math.log(c * c * p[a, a] + 2.0 * c * s * p[a, b] + s * s * p[b, b])
@@ -395,12 +409,12 @@ def _log_prior_pair(precision, covariance, a, b, c, s, r, work):
             else:
                 work[x, a] = value
         work[a, a] = c * c * h[a, a] + 2.0 * c * s * h[a, b] + s * s * h[b, b]
-        out += 0.5 * _cholesky(work, j)
+        out += 0.5 * cholesky(work, j)
     return out
 
 
-@njit(**_JIT)
-def _log_prior(precision, covariance, log_weights, g, r, work):
+@njit(**JIT)
+def log_prior(precision, covariance, log_weights, g, r, work):
     """The sequential prior of a whole frame, up to terms that no relabelling changes."""
     out = 0.0
     for j in range(g.shape[0]):
@@ -410,8 +424,8 @@ def _log_prior(precision, covariance, log_weights, g, r, work):
     return out
 
 
-@njit(**_JIT)
-def _relabel(m, p):
+@njit(**JIT)
+def relabel(m, p):
     out = np.empty_like(m)
     for j in range(p.shape[0]):
         for a in range(p.shape[0]):
@@ -420,32 +434,32 @@ def _relabel(m, p):
     return out
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def _try_rotation(rng, a, b, c, s, c2, s2, core, d, noise, grams, ru, rv, work):
     """Accept or refuse one rotation of the pair (a, b), by (c, s) in space and (c2, s2) in time."""
     aa = c * (c2 * core[a, a] + s2 * core[a, b]) + s * (c2 * core[b, a] + s2 * core[b, b])
     bb = s * (s2 * core[a, a] - c2 * core[a, b]) + c * (c2 * core[b, b] - s2 * core[b, a])
     log_ratio = (d[a] * (aa - core[a, a]) + d[b] * (bb - core[b, b])) / noise
     if s != 0.0:
-        log_ratio += _log_prior_pair(grams[0, 0], grams[0, 1], a, b, c, s, ru, work)
-        log_ratio -= _log_prior_pair(grams[0, 0], grams[0, 1], a, b, 1.0, 0.0, ru, work)
+        log_ratio += log_prior_pair(grams[0, 0], grams[0, 1], a, b, c, s, ru, work)
+        log_ratio -= log_prior_pair(grams[0, 0], grams[0, 1], a, b, 1.0, 0.0, ru, work)
     if s2 != 0.0:
-        log_ratio += _log_prior_pair(grams[1, 0], grams[1, 1], a, b, c2, s2, rv, work)
-        log_ratio -= _log_prior_pair(grams[1, 0], grams[1, 1], a, b, 1.0, 0.0, rv, work)
+        log_ratio += log_prior_pair(grams[1, 0], grams[1, 1], a, b, c2, s2, rv, work)
+        log_ratio -= log_prior_pair(grams[1, 0], grams[1, 1], a, b, 1.0, 0.0, rv, work)
     if not math.log(rng.random()) < log_ratio:
         return False
-    _rotate(core, a, b, c, s, True, False)
-    _rotate(core, a, b, c2, s2, False, True)
+    rotate(core, a, b, c, s, True, False)
+    rotate(core, a, b, c2, s2, False, True)
     for j in range(d.shape[0]):
         for kind in range(2):
             if s != 0.0:
-                _rotate(grams[0, kind, j], a, b, c, s, True, True)
+                rotate(grams[0, kind, j], a, b, c, s, True, True)
             if s2 != 0.0:
-                _rotate(grams[1, kind, j], a, b, c2, s2, True, True)
+                rotate(grams[1, kind, j], a, b, c2, s2, True, True)
     return True
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def _rotations(rng, z, space, time, d, noise, candidates_space, candidates_time, num_passes, accepted):
     """Moves within the spans of U and V: Givens pairs on one side or both, label swaps; then fresh scale-mixture
     variables.
@@ -461,8 +475,8 @@ def _rotations(rng, z, space, time, d, noise, candidates_space, candidates_time,
     grams = np.empty((2, 2, k, k, k))
     trial = np.empty((2, 2, k, k, k))
     work = np.empty((k, k))
-    _grams(images_u, values_u, g_u, grams[0, 0], grams[0, 1])
-    _grams(images_v, values_v, g_v, grams[1, 0], grams[1, 1])
+    grams_of(images_u, values_u, g_u, grams[0, 0], grams[0, 1])
+    grams_of(images_v, values_v, g_v, grams[1, 0], grams[1, 1])
     core = np.dot(np.dot(u, z), v.T)
     turn_u = np.eye(k)
     turn_v = np.eye(k)
@@ -490,21 +504,21 @@ def _rotations(rng, z, space, time, d, noise, candidates_space, candidates_time,
                 accepted[0, 1] += 1
                 if _try_rotation(rng, a, b, c, s, c2, s2, core, d, noise, grams, ru, rv, work):
                     accepted[0, 0] += 1
-                    _rotate(turn_u, a, b, c, s, True, False)
-                    _rotate(turn_v, a, b, c2, s2, True, False)
+                    rotate(turn_u, a, b, c, s, True, False)
+                    rotate(turn_v, a, b, c2, s2, True, False)
     p = np.arange(k)
     if k > 1 and num_passes > 0:
         a = int(k * rng.random())
         b = int(k * rng.random())
         if a != b:
             p[a], p[b] = b, a
-            log_ratio = -_log_prior(grams[0, 0], grams[0, 1], log_weights_u, g_u, ru, work)
-            log_ratio -= _log_prior(grams[1, 0], grams[1, 1], log_weights_v, g_v, rv, work)
+            log_ratio = -log_prior(grams[0, 0], grams[0, 1], log_weights_u, g_u, ru, work)
+            log_ratio -= log_prior(grams[1, 0], grams[1, 1], log_weights_v, g_v, rv, work)
             for side in range(2):
-                trial[side, 0] = _relabel(grams[side, 0], p)
-                trial[side, 1] = _relabel(grams[side, 1], p)
-            log_ratio += _log_prior(trial[0, 0], trial[0, 1], log_weights_u, g_u[p], ru, work)
-            log_ratio += _log_prior(trial[1, 0], trial[1, 1], log_weights_v, g_v[p], rv, work)
+                trial[side, 0] = relabel(grams[side, 0], p)
+                trial[side, 1] = relabel(grams[side, 1], p)
+            log_ratio += log_prior(trial[0, 0], trial[0, 1], log_weights_u, g_u[p], ru, work)
+            log_ratio += log_prior(trial[1, 0], trial[1, 1], log_weights_v, g_v[p], rv, work)
             accepted[1, 1] += 1
             if math.log(rng.random()) < log_ratio:
                 accepted[1, 0] += 1
@@ -527,8 +541,8 @@ def _rotations(rng, z, space, time, d, noise, candidates_space, candidates_time,
     return core
 
 
-@njit(**_JIT)
-def _log_minors(images, values, g):
+@njit(**JIT)
+def log_minors_of(images, values, g):
     k = images.shape[0]
     out = np.empty(k)
     work = np.empty((k, k))
@@ -537,8 +551,8 @@ def _log_minors(images, values, g):
     return out
 
 
-@njit(**_JIT)
-def _positive_normal(rng, mean, sd):
+@njit(**JIT)
+def positive_normal(rng, mean, sd):
     """A normal variable conditioned to be positive, by rejection (Robert 1995 for the far tail)."""
     low = -mean / sd
     if low < 0.5:
@@ -553,7 +567,7 @@ def _positive_normal(rng, mean, sd):
             return mean + sd * x
 
 
-@njit(**_JIT)
+@njit(**JIT)
 def sweep(rng, data, space, time, d, noise, candidates_space, candidates_time, prior, num_steps, num_passes, accepted):
     """One sweep over all parameters, in place; returns the new noise variance.
 
@@ -582,16 +596,16 @@ def sweep(rng, data, space, time, d, noise, candidates_space, candidates_time, p
     scale, noise_shape, noise_rate = prior
     u, g_u, log_tau_u, images_u = space
     v, g_v, log_tau_v, images_v = time
-    minors_u = _log_minors(images_u, candidates_space[0], g_u)
-    minors_v = _log_minors(images_v, candidates_time[0], g_v)
+    minors_u = log_minors_of(images_u, candidates_space[0], g_u)
+    minors_v = log_minors_of(images_v, candidates_time[0], g_v)
     for i in range(d.shape[0]):
         y = np.dot(z, v[i])
-        if _update_column(
+        if update_column(
             rng, i, y, u, g_u, log_tau_u, images_u, minors_u, d, noise, candidates_space, scale, num_steps
         ):
             accepted[2, 0] += 1
         y = np.dot(z_transposed, u[i])
-        if _update_column(
+        if update_column(
             rng, i, y, v, g_v, log_tau_v, images_v, minors_v, d, noise, candidates_time, scale, num_steps
         ):
             accepted[2, 0] += 1
@@ -601,6 +615,6 @@ def sweep(rng, data, space, time, d, noise, candidates_space, candidates_time, p
     precision = 1.0 / noise + 1.0 / (scale * scale)
     for i in range(d.shape[0]):  # exact: the residual separates over modes since both frames are orthonormal
         mean = core[i, i] / noise / precision
-        d[i] = _positive_normal(rng, mean, 1.0 / math.sqrt(precision))
+        d[i] = positive_normal(rng, mean, 1.0 / math.sqrt(precision))
         residual += d[i] * d[i] - 2.0 * d[i] * core[i, i]
     return (noise_rate + 0.5 * residual) / rng.standard_gamma(noise_shape + 0.5 * count)

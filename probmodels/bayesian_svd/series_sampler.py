@@ -1,0 +1,150 @@
+"""The exact block sampler of the Bayesian singular value decomposition whose series are a process in time.
+
+Each sweep draws, mode by mode, (decay, f_i) with f_i integrated out where the decay is chosen, then (length-scale,
+scale-mixture variable, d_i, u_i) as `BlockGibbs` does; then rotates pairs of modes at a fixed signal, swaps labels,
+moves the scale of each mode at a fixed signal, and draws d and sigma exactly. Local effects of proper prior are moved
+together with the part of the series that lies along them. ``docs/bayesian_svd.md`` derives the steps;
+`probmodels.bayesian_svd.series_sweep` is the compiled part.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from probmodels.bayesian_svd.augment import ReducedData, basis_of
+from probmodels.bayesian_svd.sampler import BlockGibbs, orthonormal_rows
+from probmodels.bayesian_svd.series_sweep import precision_times, sweep
+from probmodels.bayesian_svd.sweep import column_images
+from probmodels.distributions.series import tridiagonal_precision
+from probmodels.errors import ProblemError
+from probmodels.inference.problem import Problem
+from probmodels.options import Count, Natural, NonNegative, checked
+
+__all__ = ["SeriesGibbs"]
+
+Array = NDArray[np.float64]
+
+
+class SeriesGibbs(BlockGibbs):
+    """Exact block sampler of problems made with ``series="ar1"`` or ``"iid"``.
+
+    Parameters
+    ----------
+    problem
+        Made by `probmodels.bayesian_svd.make_problem`.
+    num_steps, num_passes, jitter
+        As for `BlockGibbs`.
+    """
+
+    _series = "f"
+
+    @checked(ProblemError)
+    def __init__(
+        self, problem: Problem, *, num_steps: Count = 6, num_passes: Natural = 10, jitter: NonNegative = 1.0
+    ) -> None:
+        super().__init__(problem, num_steps=num_steps, num_passes=num_passes, jitter=jitter)
+        series = self.data.series
+        if series is None:
+            raise ProblemError("SeriesGibbs samples problems whose series are a process: make_problem(series='ar1')")
+        self._decay = series.decay.numpy()
+        self._process = tuple(
+            np.ascontiguousarray(x.numpy()) for x in (*tridiagonal_precision(series.decay, series.steps), series.log_weights)
+        )
+        flat = float(self.data.effect_precision) == 0.0
+        self._hidden = np.ascontiguousarray(self.data.design.numpy().T if flat else np.empty((0, len(self.data.design))))
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Start near the plain SVD, spread over its sampling error; the model's arguments are already known."""
+        self._data = ReducedData(self.data)
+        z, rng = self._data.z, self._rng
+        rank, num_times = self.data.space.log_weights.shape[0], z.shape[1]
+        left, size, right = np.linalg.svd(z, full_matrices=False)
+        size = np.maximum(size[:rank], 1e-6 * size[0])
+        noise = max(self._data.total - float(size @ size), 1e-12 * self._data.total) / self._data.count
+        error = self.jitter * math.sqrt(noise) / size[:, None]
+        u = orthonormal_rows(left[:, :rank].T + error * rng.standard_normal((rank, z.shape[0])))
+        v = orthonormal_rows(right[:rank] + error * rng.standard_normal((rank, num_times)))
+        if len(self.space.length_scales) > 1:
+            self.space.adapt(v @ z.T, u, noise)
+        g = np.array([rng.choice(w.size, p=np.exp(w)) for w in self.space.log_weights], dtype=np.int64)
+        spread = np.exp(0.2 * self.jitter * rng.standard_normal(rank))
+        self._state = {
+            "u": u,
+            "f": v * math.sqrt(num_times) / spread[:, None],
+            "d": size / math.sqrt(num_times) * spread,
+            "noise": np.array(noise * math.exp(0.2 * self.jitter * rng.standard_normal())),
+            "g_u": g,
+            "log_tau_u": np.log(self.space.values[g].sum(axis=1)),
+            "images_u": column_images(u, self.space.vectors, g),
+            "decay": np.array([rng.choice(w.size, p=np.exp(w)) for w in self._process[3]], dtype=np.int64),
+        }
+
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One sweep from the kernel's own state, which ``params`` only mirrors."""
+        state, data, model = self._state, self._data, self.data
+        tried = self._accepted.copy()
+        noise = float(state["noise"])
+        if float(model.effect_precision) > 0:
+            self._move_effects()
+        data.draw(self._rng, state["u"], state["d"], state["f"], noise)
+        noise = sweep(
+            self._rng,
+            (data.z, data.z_transposed, data.total, data.count),
+            self._hidden,
+            (state["u"], state["g_u"], state["log_tau_u"], state["images_u"]),
+            (state["f"], state["decay"]),
+            state["d"],
+            noise,
+            self.space.arrays,
+            self._process,
+            (float(model.scale), float(model.noise_shape), float(model.noise_rate)),
+            self.num_steps,
+            self.num_passes,
+            self._accepted,
+        )
+        state["noise"][()] = noise
+        self._latest = self._accepted - tried
+        return self._draw()
+
+    def _move_effects(self) -> None:
+        """Hand parts of the local effects to the modes and back, the sum of both unchanged: b + c d u, f - c D.
+
+        Along each column of the design the data see only the sum, so that drawn in turn both would move slowly. Given
+        the rest c is normal.
+        """
+        state, effects, rng = self._state, self._data.effects, self._rng
+        prior = float(self.data.effect_precision)
+        patterns = basis_of(self.data.space) @ (state["u"].T * state["d"])  # (n, k)
+        diagonals, sides = self._process[:2]
+        image = np.empty(len(self.data.design))
+        for mode, decay in enumerate(state["decay"]):
+            for effect, column in enumerate(np.ascontiguousarray(self.data.design.numpy().T)):
+                precision_times(diagonals[decay], sides[decay], column, image)
+                precision = prior * float(patterns[:, mode] @ patterns[:, mode]) + float(column @ image)
+                linear = float(state["f"][mode] @ image) - prior * float(effects[:, effect] @ patterns[:, mode])
+                c = linear / precision + rng.standard_normal() / math.sqrt(precision)
+                effects[:, effect] += c * patterns[:, mode]
+                state["f"][mode] -= c * column
+
+    def _draw(self) -> dict[str, Tensor]:
+        """Copies of what the sweep moves, by site; modes in columns."""
+        state = self._state
+        draw = {
+            "U": state["u"].T.copy(),
+            "F": state["f"].T.copy(),
+            "d": state["d"].copy(),
+            "sigma": np.sqrt(state["noise"]),
+            "length_index_space": state["g_u"].copy(),
+            "length_scale_space": self.space.length_scales[state["g_u"]],
+            "decay_index": state["decay"].copy(),
+            "autocorrelation": self._decay[state["decay"]],
+        }
+        if len(self._data.shared):
+            draw["shared_effects"] = self._data.shared.copy()
+        return {site: torch.as_tensor(value) for site, value in draw.items()}
