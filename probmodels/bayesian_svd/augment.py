@@ -76,6 +76,9 @@ class ReducedData:
             self.count = float(data.gaps.mask.numel() - (num_cells * num_effects if self._flat else 0))
         if self._proper:  # a start from the whole data would hand their means to the modes
             self.effects = self._along.copy()
+        if len(self.shared):  # likewise
+            ridge = 1e-9 * np.trace(self._columns_gram) * np.eye(len(self.shared))
+            self.shared = np.linalg.solve(self._columns_gram + ridge, self._cross)
         self._compose()
 
     def _compose(self) -> None:

@@ -1,0 +1,297 @@
+"""Bayesian SVD whose series are a process in time: density, exactness of the block sampler, options."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from pyro import poutine
+from scipy import stats
+
+from probmodels import run_mcmc
+from probmodels.bayesian_svd import make_problem
+from probmodels.bayesian_svd.series_sampler import SeriesGibbs
+from probmodels.distributions.series import AutoregressiveSeries, tridiagonal_precision
+from probmodels.errors import DataError
+
+SCALES = [0.15, 0.4, 1.0]
+
+
+def problem(values: np.ndarray, times: np.ndarray | None = None, **options: Any) -> Any:
+    cells, size = values.shape
+    coords = {"cell": np.linspace(0, 1, cells), "time": np.arange(size, dtype=float) if times is None else times}
+    data = xr.DataArray(values, dims=("cell", "time"), coords=coords)
+    settings = {"rank": 2, "area_weights": False, "series": "ar1"}
+    if options.get("frame_prior") != "uniform":
+        settings |= {"length_scales_space": SCALES, "nugget": 1e-3, "tail": 0.0}
+    return make_problem(data, **{**settings, **options})
+
+
+def noise(cells: int = 8, times: int = 12, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((cells, times))
+
+
+# -- distribution -----------------------------------------------------------------------------------------------------
+
+
+def covariance(decay: float, steps: np.ndarray) -> np.ndarray:
+    times = np.concatenate([[0.0], np.cumsum(steps)])
+    return np.asarray(decay ** np.abs(times[:, None] - times))
+
+
+STEPS = np.array([1.0, 1.0, 7.0, 0.5, 1.0])
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.95])
+def test_the_precision_is_the_inverse_of_the_covariance(decay: float) -> None:
+    diagonal, side, log_det = (
+        x[0].numpy() for x in tridiagonal_precision(torch.tensor([decay], dtype=torch.float64), torch.tensor(STEPS))
+    )
+    precision = np.diag(diagonal) + np.diag(side, 1) + np.diag(side, -1)
+    np.testing.assert_allclose(precision @ covariance(decay, STEPS), np.eye(6), atol=1e-12)
+    assert log_det == pytest.approx(np.linalg.slogdet(precision)[1])
+
+
+def test_the_density_sums_over_decays() -> None:
+    decay, weights = torch.tensor([0.0, 0.6, 0.9]).double(), torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]).double()
+    process = AutoregressiveSeries(decay, torch.tensor(STEPS), weights.log())
+    value = torch.as_tensor(np.random.default_rng(0).standard_normal((4, 6, 2)))
+    one = [
+        [stats.multivariate_normal(cov=covariance(float(r), STEPS)).pdf(value[s, :, k].numpy()) for r in decay]
+        for s in range(4)
+        for k in range(2)
+    ]
+    parts = np.array(one).reshape(4, 2, 3) * weights.numpy()
+    np.testing.assert_allclose(process.log_prob(value), np.log(parts.sum(-1)).sum(-1))
+    np.testing.assert_allclose(process.component_logits(value).exp(), parts / parts.sum(-1, keepdims=True))
+
+
+def test_draws_have_the_covariance_of_the_process() -> None:
+    process = AutoregressiveSeries(torch.tensor([0.8]).double(), torch.tensor(STEPS), torch.zeros(1, 1).double())
+    torch.manual_seed(0)
+    draws = process.sample((40_000,))[..., 0].numpy()
+    assert np.abs(np.cov(draws.T) - covariance(0.8, STEPS)).max() < 5 * math.sqrt(2 / 40_000)
+
+
+@pytest.mark.parametrize(
+    ("decay", "steps", "message"),
+    [([1.0], [1.0], "below 1"), ([0.5], [0.0], "increase"), ([0.5, 0.6], [1.0], "give")],
+)
+def test_wrong_arguments_are_said(decay: list[float], steps: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AutoregressiveSeries(torch.tensor(decay), torch.tensor(steps), torch.zeros(1, 1))
+
+
+# -- density of the model ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+@pytest.mark.parametrize("effect_scale", [None, 2.0])
+def test_the_likelihood_is_that_of_the_data_with_effects_integrated_out(gaps: bool, effect_scale: float | None) -> None:
+    values = noise(6, 11) + 3.0
+    if gaps:
+        values[1, 4] = values[3, 7:9] = np.nan
+    found = problem(values, fixed_effects=("intercept", "trend"), effect_scale=effect_scale)
+    data = found.args[0]
+    torch.manual_seed(1)
+    trace = poutine.trace(found.model).get_trace(*found.args, **found.kwargs)
+    trace.compute_log_prob()
+    nodes = trace.nodes
+    u, f, d, sigma = (nodes[name]["value"].numpy() for name in ("U", "F", "d", "sigma"))
+    mean = (data.space.basis.numpy() @ u * d) @ f.T
+    design, seen = data.design.numpy(), np.isfinite(values)
+    want = 0.0
+    for row in range(6):
+        at = seen[row]
+        rest, columns = values[row, at] - mean[row, at], design[at]
+        if effect_scale is None:  # flat: the density of what is left, up to a constant of the design
+            q = np.linalg.qr(columns, mode="complete")[0][:, columns.shape[1] :]
+            want += stats.norm(0, sigma).logpdf(q.T @ rest).sum() - 0.5 * np.linalg.slogdet(columns.T @ columns)[1]
+        else:
+            cov = sigma**2 * np.eye(at.sum()) + effect_scale**2 * columns @ columns.T
+            want += stats.multivariate_normal(cov=cov).logpdf(rest)
+    assert float(nodes["Z"]["log_prob"]) == pytest.approx(want, rel=1e-9)
+
+
+# -- the sampler ------------------------------------------------------------------------------------------------------
+
+
+def functions(draw: dict[str, Any], basis: np.ndarray) -> np.ndarray:
+    """Numbers that no sign touches."""
+    u, f, d = basis @ draw["U"].numpy(), draw["F"].numpy(), draw["d"].numpy()
+    parts = [
+        d,
+        [float(draw["sigma"])],
+        u[3] * f[4],
+        u[1] * u[5],
+        f[2] * f[9],
+        np.log((f**2).sum(0)),
+        [(u[2] * d) @ f[7]],
+        draw["autocorrelation"].numpy(),
+        draw["length_scale_space"].numpy(),
+    ]
+    if "fixed_effects" in draw:
+        parts.append(draw["fixed_effects"].numpy()[[0, 5]].ravel())
+    if "shared_effects" in draw:
+        parts.append(draw["shared_effects"].numpy())
+    return np.concatenate([np.ravel(part) for part in parts])
+
+
+@pytest.mark.parametrize("prior", ["conditioned", pytest.param("uniform", marks=pytest.mark.slow)])
+def test_parameters_keep_their_prior_where_data_are_drawn_anew(prior: str) -> None:
+    """Geweke (2004): sweeps alternate with fresh data given the parameters."""
+    made = problem(
+        noise(8, 10),
+        rank=3,
+        scale=1.5,
+        noise_prior=(6.0, 1.8),
+        fixed_effects=("intercept", "trend"),
+        frame_prior=prior,
+    )
+    data, rng = made.args[0], np.random.default_rng(3)
+    basis, design = data.space.basis.numpy(), data.design.numpy()
+    torch.manual_seed(1)
+    exact = []
+    for _ in range(3000):
+        nodes = poutine.trace(made.model).get_trace(*made.args, **made.kwargs).nodes
+        draw = {n: node["value"] for n, node in nodes.items() if "value" in node and n != "fixed_effects"}
+        exact.append(functions({"length_scale_space": torch.zeros(3), **draw}, basis))
+    kernel = SeriesGibbs(made, num_steps=3, num_passes=2)
+    kernel.seed(5)
+    kernel.setup(0)
+    draw, kept, sweeps, batches = kernel.initial_params, [], 16_000, 40
+    for _ in range(sweeps):
+        fresh = (basis @ draw["U"].numpy() * draw["d"].numpy()) @ draw["F"].numpy().T
+        fresh += float(draw["sigma"]) * rng.standard_normal(fresh.shape)
+        fresh -= (fresh @ design) @ design.T
+        reduced = kernel._data
+        reduced.z = np.ascontiguousarray(basis.T @ fresh)
+        reduced.z_transposed, reduced.total = np.ascontiguousarray(reduced.z.T), float((fresh**2).sum())
+        draw = kernel.sample(draw)
+        kept.append(functions(draw, basis))
+    means = np.array(kept).reshape(batches, -1, len(kept[0])).mean(1)
+    error = np.sqrt(means.var(0, ddof=1) / batches + np.var(exact, 0) / len(exact))
+    moving = error > 1e-9
+    deviation = (means.mean(0) - np.mean(exact, 0))[moving] / error[moving]
+    assert np.abs(deviation).max() < 4.5
+    assert np.sqrt((deviation**2).mean()) < 1.6
+
+
+EFFECTS: dict[str, tuple[dict[str, Any], float]] = {
+    "complete, flat": ({"fixed_effects": ("intercept", "trend")}, 0.0),
+    "gaps, flat": ({"fixed_effects": ("intercept",)}, 0.2),
+    "proper": ({"fixed_effects": ("intercept", "trend"), "effect_scale": 1.0}, 0.0),
+    "gaps, shared, proper": (
+        {"fixed_effects": ("intercept",), "shared_effects": ("trend",), "effect_scale": 1.0},
+        0.2,
+    ),
+}
+NUM_DRAWS, BURN, THIN = 31, 150, 8
+
+
+def ranks(options: dict[str, Any], missing: float, sets: int, **wrong: Any) -> np.ndarray:
+    """Ranks of truths from the prior among posterior draws, sets of data by functions."""
+    settings = {"scale": 2.0, "noise_prior": (5.0, 0.75), **options}
+    template = problem(noise(), **settings)
+    data = template.args[0]
+    basis, rows = data.space.basis.numpy(), []
+    for index in range(sets):
+        rng = np.random.default_rng([7, index])
+        torch.manual_seed(int(rng.integers(2**31)))
+        nodes = poutine.trace(template.model).get_trace(*template.args, **template.kwargs).nodes
+        truth = {name: node["value"] for name, node in nodes.items() if "value" in node}
+        values = ((basis @ truth["U"].numpy()) * truth["d"].numpy()) @ truth["F"].numpy().T
+        size = data.design.shape[1]
+        proper = "effect_scale" in options
+        own = rng.standard_normal((8, size)) * (1.0 if proper else 3.0)  # a flat prior has no draws: any will do
+        values += own @ data.design.numpy().T
+        truth["fixed_effects"] = torch.as_tensor(own @ np.linalg.inv(data.design_root.numpy()).T)
+        if "shared_effects" in truth:
+            values += (np.arange(12.0) - 5.5) * float(truth["shared_effects"])
+        values += float(truth["sigma"]) * rng.standard_normal(values.shape)
+        gaps = rng.random(values.shape) < missing
+        gaps[:, ::3] = False
+        values[gaps] = np.nan
+        made = problem(values, **{**settings, **wrong})
+        kernel = SeriesGibbs(made)
+        kernel.seed(index)
+        kernel.setup(BURN)
+        draw, kept = kernel.initial_params, []
+        for step in range(BURN + THIN * NUM_DRAWS):
+            draw = kernel.sample(draw)
+            if step >= BURN and (step - BURN) % THIN == 0:
+                kept.append(functions(kernel.export(draw), basis))
+        want, draws = functions(truth, basis), np.array(kept)
+        if not proper:  # fixed effects of a flat prior are no draws of it
+            want, draws = (np.delete(x, np.s_[-2 * size :], axis=-1) for x in (want, draws))
+        below, equal = (draws < want).sum(0), (draws == want).sum(0)
+        rows.append(below + rng.integers(0, equal + 1))
+    return np.array(rows)
+
+
+def least_pvalue(found: np.ndarray) -> float:
+    rng = np.random.default_rng(0)
+    out = []
+    for rank in found.T:
+        out.append(stats.kstest((rank + rng.random(len(rank))) / (NUM_DRAWS + 1), "uniform").pvalue)
+        out.append(stats.chisquare(np.histogram(rank, bins=np.arange(0, NUM_DRAWS + 2, 4))[0]).pvalue)
+    return min(1.0, min(out) * len(out))
+
+
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        pytest.param(*values, id=name, marks=() if name == "gaps, flat" else pytest.mark.slow)
+        for name, values in EFFECTS.items()
+    ],
+)
+def test_ranks_are_uniform(options: dict[str, Any], missing: float) -> None:
+    assert least_pvalue(ranks(options, missing, 60)) > 1e-3
+
+
+def test_white_series_in_place_of_persistent_ones_are_found_out() -> None:
+    """A control: ranks of a model whose series are white, for data whose series are not."""
+    assert least_pvalue(ranks({"fixed_effects": ("intercept", "trend")}, 0.0, 60, series="iid")) < 1e-3
+
+
+def test_a_run_gives_labelled_draws_that_resume(tmp_path: Any) -> None:
+    rng = np.random.default_rng(0)
+    values = np.outer(np.sin(np.linspace(0, 3, 8)), rng.standard_normal(30)) + 0.2 * rng.standard_normal((8, 30))
+    made = problem(values, rank=1)
+    settings: dict[str, Any] = {"num_chains": 2, "warmup_steps": 30, "num_samples": 40, "seed": 1, "progress": False}
+    whole = run_mcmc(made, **settings, chain_method="sequential")
+    draws = whole.posterior
+    assert draws["F"].dims == ("chain", "draw", "time", "mode")
+    assert draws["autocorrelation"].dims == ("chain", "draw", "mode")
+    assert "V" not in draws
+    first = SeriesGibbs(made)
+    first.seed(3)
+    first.setup(5)
+    for _ in range(5):
+        first.sample({})
+    again = SeriesGibbs(made)
+    again.seed(9)
+    again.setup(5)
+    again.load_state_dict(first.state_dict())
+    for name, value in first.sample({}).items():
+        assert torch.equal(value, again.sample({})[name] if name == "U" else value)
+
+
+def test_what_a_process_does_not_use_is_refused() -> None:
+    with pytest.raises(DataError, match="kernel_time.*series='ar1'|series='ar1'.*kernel_time"):
+        problem(noise(), kernel_time="matern32")
+    with pytest.raises(DataError, match="times that increase"):
+        problem(noise(8, 12), times=np.array([0.0, 1, 2, 2, 4, 5, 6, 7, 8, 9, 10, 11]))
+
+
+def test_steps_of_months_count_as_one_and_gaps_as_long_as_they_are() -> None:
+    dates = np.concatenate(
+        [np.arange(f"{year}-11", f"{year + 1}-04", dtype="datetime64[M]") for year in range(2000, 2004)]
+    )
+    steps = problem(noise(8, 20), times=dates.astype("datetime64[ns]")).args[0].series.steps.numpy()
+    np.testing.assert_allclose(steps[:4], 1.0)
+    assert steps[4] == pytest.approx(8.0, abs=0.2)
