@@ -17,7 +17,7 @@ One chain of 1200 sweeps after 300 in each set, at the default settings of the s
 
 from __future__ import annotations
 
-import common  # isort: skip  (pins threads before numpy is loaded)
+import common  # noqa: F401  # isort: skip  (pins threads before numpy is loaded)
 
 import argparse
 from typing import Any
@@ -179,14 +179,19 @@ def trend(sets: int, seed: int) -> None:
                 pattern /= np.linalg.norm(pattern)
                 values = 3.0 * pattern @ autoregressive(rng, decay, times, 1) + 0.1 * rng.standard_normal((30, times))
                 draws = posterior(
-                    values, index, rank=1, frame_prior="uniform", fixed_effects=("intercept", "trend"), **_known(options)
+                    values,
+                    index,
+                    rank=1,
+                    frame_prior="uniform",
+                    fixed_effects=("intercept", "trend"),
+                    **_known(options),
                 )["fixed_effects"][..., 1]
                 held.append(holds(draws, np.zeros(30)).mean())
                 least.append(float(np.min(convergence(draws[None])["ess_bulk"])) * 1000 / DRAWS)
             error = np.std(held, ddof=1) / np.sqrt(sets)
             print(
-                f"AR(1) {decay:.1f}  {name:20s} holds zero {np.mean(held):.3f}±{error:.3f}, least ESS of a trend in 1000 "
-                f"sweeps: median {np.median(least):.0f}, smallest {np.min(least):.0f} ({sets} sets)",
+                f"AR(1) {decay:.1f}  {name:20s} holds zero {np.mean(held):.3f}±{error:.3f}, least ESS of a trend in "
+                f"1000 sweeps: median {np.median(least):.0f}, smallest {np.min(least):.0f} ({sets} sets)",
                 flush=True,
             )
 

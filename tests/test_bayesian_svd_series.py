@@ -282,7 +282,7 @@ def test_a_run_gives_labelled_draws_that_resume(tmp_path: Any) -> None:
 
 
 def test_what_a_process_does_not_use_is_refused() -> None:
-    with pytest.raises(DataError, match="kernel_time.*series='ar1'|series='ar1'.*kernel_time"):
+    with pytest.raises(DataError, match=r"kernel_time"):
         problem(noise(), kernel_time="matern32")
     with pytest.raises(DataError, match="times that increase"):
         problem(noise(8, 12), times=np.array([0.0, 1, 2, 2, 4, 5, 6, 7, 8, 9, 10, 11]))

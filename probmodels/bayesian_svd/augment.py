@@ -120,9 +120,7 @@ class ReducedData:
             self.effects = mean + rng.standard_normal(mean.shape) / np.sqrt(precision)
         self._compose()
 
-    def local_effects(
-        self, rng: np.random.Generator, u: Array, d: Array, v: Array, noise: float
-    ) -> Array:
+    def local_effects(self, rng: np.random.Generator, u: Array, d: Array, v: Array, noise: float) -> Array:
         """Coefficients of the named design in the units of the data (n, q), drawn here where integrated out."""
         effects = self.effects
         if self._flat:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["eof_difference", "mode_maps", "pcs", "residual_maps", "rhat_map", "scree"]
 
 
+_WHOSE = {"modes of the population": " of the population", "modes of these times": " of these times"}
+
+
 def _units(array: xr.DataArray) -> str:
     units = str(array.attrs.get("units", "1"))
     return {"1": "", "degC": "°C", "degree_C": "°C", "celsius": "°C"}.get(units, units)
@@ -27,7 +30,8 @@ def _units(array: xr.DataArray) -> str:
 
 def _mode_title(modes: xr.Dataset, i: int) -> str:
     mean, low, high = (100 * float(modes[f"explained_variance_fraction_{x}"][i]) for x in ("mean", "lower", "upper"))
-    return f"Mode {int(modes['mode'][i])}: {mean:.1f} % of variance [{low:.1f}, {high:.1f}]"
+    whose = _WHOSE.get(str(modes.attrs.get("estimand")), "")
+    return f"Mode {int(modes['mode'][i])}{whose}: {mean:.1f} % of variance [{low:.1f}, {high:.1f}]"
 
 
 def mode_maps(modes: xr.Dataset, *, sure: float = 0.95) -> Figure:
@@ -135,7 +139,8 @@ def scree(modes: xr.Dataset, comparison: xr.Dataset | None = None) -> Figure:
     ax.set_xticks(number)
     ax.set_xlim(number[0] - 0.5, number[-1] + 0.5)
     ax.set_xlabel("mode")
-    ax.set_ylabel("variance explained (%)")
+    whose = _WHOSE.get(str(modes.attrs.get("estimand")), "").replace(" of these times", "")
+    ax.set_ylabel(f"variance{whose} explained (%)")
     ax.legend(fontsize=SMALL, frameon=False)
     clean(ax)
     return figure

@@ -64,8 +64,8 @@ class SideData(NamedTuple):
     """Candidate covariances of one side in its base coordinates.
 
     ``values (G, r)`` eigenvalues, ``vectors (G, r, r)`` eigenvectors by columns or None where all are diagonal,
-    ``log_weights (k, G)`` log prior weights of the candidates for each mode, ``length_scales (G,)``, ``basis (N, r)``, or
-    None where the coordinates are the N points themselves.
+    ``log_weights (k, G)`` log prior weights of the candidates for each mode, ``length_scales (G,)``, ``basis (N, r)``,
+    or None where the coordinates are the N points themselves.
     """
 
     values: Tensor

@@ -12,7 +12,7 @@ from probmodels import plots
 from probmodels.bayesian_svd import figures as mode_figures
 from probmodels.bayesian_svd.eof import compare_eof
 from probmodels.bayesian_svd.report import write_report
-from probmodels.bayesian_svd.summary import summarise_modes, summary_table, write_modes
+from probmodels.bayesian_svd.summary import MODES_OF, summarise_modes, summary_table, write_modes
 from probmodels.errors import SummaryError
 from probmodels.inference.result import Result
 from probmodels.options import Fraction, checked
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["write_outputs"]
 
-_TRACED = ["d", "sigma", "length_scale_space", "length_scale_time"]
+_TRACED = ["d", "sigma", "autocorrelation", "length_scale_space", "length_scale_time"]
 
 
 @checked(SummaryError)
@@ -31,6 +31,9 @@ def write_outputs(
     result: Result, folder: str | Path, *, level: Fraction = 0.95, dpi: Annotated[int, Interval(ge=20, le=1200)] = 110
 ) -> Outputs:
     """Write ``modes.nc``, ``figures/*.png``, ``summary.txt`` and ``report.html``.
+
+    Where the series of a result are a process in time, all are of the modes of the population, and
+    ``modes_of_these_times.nc`` and a second table hold the modes of the field at these times, from the same draws.
 
     Parameters
     ----------
@@ -71,13 +74,16 @@ def write_outputs(
             figures["rhat_map"] = mode_figures.rhat_map(modes)
         figures["rank"] = plots.rank(posterior, traced)
     figures["trace"] = plots.plot_trace(posterior, traced)
-    written = write_all(
-        result,
-        folder,
-        table=summary_table(modes, comparison),
-        figures=figures | loss_figure(result),
-        files={"modes.nc": lambda file: write_modes(modes, file)},
-        dpi=dpi,
+    table, files = summary_table(modes, comparison), {"modes.nc": lambda file: write_modes(modes, file)}
+    these = None
+    if modes.attrs["estimand"] != (name := MODES_OF["times"]):
+        these = summarise_modes(tree, of="times", level=level)
+        table = "\n".join(
+            [f"{modes.attrs['estimand']}:", table, "", f"{name}:", summary_table(these, compare_eof(tree, these))]
+        )
+        files["modes_of_these_times.nc"] = lambda file: write_modes(these, file)
+    written = write_all(result, folder, table=table, figures=figures | loss_figure(result), files=files, dpi=dpi)
+    write_report(
+        tree, modes, written.figures, folder, diagnosis=written.diagnosis, comparison=comparison, these=these, dpi=dpi
     )
-    write_report(tree, modes, written.figures, folder, diagnosis=written.diagnosis, comparison=comparison, dpi=dpi)
     return replace(written, file="report.html")

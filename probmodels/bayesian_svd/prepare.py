@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from probmodels.bayesian_svd.align import ORDERS, align_draws, invariants
-from probmodels.bayesian_svd.effects import effect_design, time_in_years
 from probmodels.bayesian_svd.augment import basis_of
+from probmodels.bayesian_svd.effects import effect_design, time_in_years
 from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SeriesData, SideData, model
 from probmodels.bayesian_svd.sampler import BlockGibbs
 from probmodels.bayesian_svd.series_sampler import SeriesGibbs
@@ -270,10 +270,10 @@ def make_problem(
         in the local case; None is a flat prior for local effects (modes are then orthogonal to them in time) and a
         scale a thousand times that of the data for shared ones.
     series
-        What the series of the modes are. ``"ar1"`` and ``"iid"``: a process in time of unit variance, autoregressive with
-        a decay of each mode's own that is learned, or white. The modes are then those of the population that the times
-        were drawn from, and their uncertainty holds that other times would have given others. ``"frame"``: numbers,
-        orthonormal at these times; the modes are those of these times, and only noise makes them uncertain.
+        What the series of the modes are. ``"ar1"`` and ``"iid"``: a process in time of unit variance, autoregressive
+        with a decay of each mode's own that is learned, or white. The modes are then those of the population that the
+        times were drawn from, and their uncertainty holds that other times would have given others. ``"frame"``:
+        numbers, orthonormal at these times; the modes are those of these times, and only noise makes them uncertain.
     kernel_space, kernel_time
         A kernel name for all modes, or one for each (see `probmodels.distributions.covariance.KERNELS`).
     length_scales_space, length_scales_time
@@ -497,7 +497,7 @@ def _constant_data(
         constant["basis_time_matrix"] = ("time", "basis_time"), time.basis.numpy()
         constant["length_scales_time"] = "length_index_time", time.length_scales.numpy()
     if reduced.series is not None:
-        constant["decays"] = "decay_index", reduced.series.decay.numpy()
+        constant["time_steps"] = "step", reduced.series.steps.numpy()
     if local.sizes["effect"]:
         constant["fixed_effects_design"] = local
     if common.sizes["effect"]:

@@ -27,6 +27,7 @@ from probmodels._page import (
     write_page,
 )
 from probmodels.bayesian_svd.checks import misfit
+from probmodels.bayesian_svd.summary import MODES_OF
 from probmodels.inference.labels import group_of
 
 __all__ = ["write_report"]
@@ -59,6 +60,7 @@ def write_report(
     *,
     diagnosis: object = None,
     comparison: xr.Dataset | None = None,
+    these: xr.Dataset | None = None,
     rerun: str | None = None,
     dpi: int = 110,
 ) -> Path:
@@ -81,6 +83,8 @@ def write_report(
         whose table goes to the section on the sampler, or a text, or an object whose ``str`` is one.
     comparison
         From `probmodels.bayesian_svd.summary.compare_eof`.
+    these
+        Modes of the field at its times, where ``modes`` are those of the population.
     rerun
         Command that repeats the run; by default the one that reads the spec from the result file.
     dpi
@@ -103,7 +107,7 @@ def write_report(
         Section("data", "Data", _data(facts)),
         Section("maps", "Patterns", _how_to_read(modes) + shown("maps")),
         Section("pcs", "Principal components", _PCS + shown("pcs")),
-        Section("scree", "Variance explained", _SCREE + _mode_table(modes, comparison) + shown("scree")),
+        Section("scree", "Variance explained", _scree(modes, comparison, these) + shown("scree")),
         Section("eof", "Compared with deterministic EOFs", _comparison(comparison) + shown("eof")),
         Section("checks", "Does the model fit?", _checks(modes) + shown("checks")),
         Section("sampler", "Did the sampler work?", _sampler(facts, modes) + diagnostics(diagnosis) + shown("sampler")),
@@ -183,13 +187,27 @@ def _what_was_done(facts: _Facts, modes: xr.Dataset) -> Markup:
     unit = "matched by variational inference" if "svi" in facts.root("engine") else "drawn by Markov chain Monte Carlo"
     return paragraphs(
         f"The field, {size}, was written as fixed effects of time at each cell ({effects}) plus {modes.sizes['mode']} "
-        "modes plus independent noise: Z = effects + U diag(d) V' + noise. A mode is a pattern (a column of U), a "
-        "time series (a column of V) and a size d. Patterns are orthogonal to each other, and so are the series, as "
-        "for EOFs; unlike EOFs, they carry a prior that knows how smooth they are, and everything has a posterior "
-        "distribution.",
+        + _model_in_words(modes),
         f"That posterior was {unit}: {facts.num_chains} chain{'s' if facts.num_chains != 1 else ''} of "
         f"{facts.num_draws} draws. Cells weigh as their area where area weights are used. All that is shown below is "
         "reduced from these draws.",
+    )
+
+
+def _model_in_words(modes: xr.Dataset) -> str:
+    if _of_population(modes):
+        return (
+            "modes plus independent noise: Z = effects + U diag(d) F' + noise. A mode is a pattern (a column of U), a "
+            "time series (a column of F) and a size d. Patterns are orthogonal to each other, as for EOFs, and have a "
+            "prior that knows how smooth they are. Series are a process in time, of which these times are one "
+            "realisation: so the modes are those of the population that the times were drawn from, and their intervals "
+            "say how far another stretch of the same climate could differ."
+        )
+    return (
+        "modes plus independent noise: Z = effects + U diag(d) V' + noise. A mode is a pattern (a column of U), a "
+        "time series (a column of V) and a size d. Patterns are orthogonal to each other, and so are the series, as "
+        "for EOFs; unlike EOFs, they carry a prior that knows how smooth they are, and everything has a posterior "
+        "distribution. The modes are those of the field at these times."
     )
 
 
@@ -235,12 +253,18 @@ def _how_to_read(modes: xr.Dataset) -> Markup:
         "Two modes that explain nearly the same variance can turn into one another: any rotation of the pair fits "
         "the data almost as well. Then the standard deviation of one has the shape of the other, each pattern is "
         "less certain than both together, and neither should be given a physical meaning of its own.",
-        "North's rule of thumb (North et al. 1982) asks a related question: would another sample of years of the "
+    ]
+    north = (
+        "North's rule of thumb (North et al. 1982) asks the same question as these intervals: would another sample of "
+        "times of the same climate give the same modes? It does so by the variances alone and for independent times; "
+        "the posterior holds that times depend on each other, that patterns are smooth, and that there is noise."
+        if _of_population(modes)
+        else "North's rule of thumb (North et al. 1982) asks a related question: would another sample of years of the "
         "same climate give the same EOFs? Its sampling error is that of the population; the posterior's uncertainty "
         "is about the modes of these years, given the noise, and is usually the smaller. A mode that passes here and "
-        "fails North's rule is well measured, but may be a feature of the period.",
-    ]
-    out = paragraphs(*text)
+        "fails North's rule is well measured, but may be a feature of the period."
+    )
+    out = paragraphs(*text, north)
     if "rotation_share" in modes and modes.sizes["mode"] > 1:
         share = modes["rotation_share"].values - np.diag(np.diag(modes["rotation_share"].values))
         pairs = [(i, int(row.argmax()), 100 * row.max()) for i, row in enumerate(share) if row.max() > 0.25]
@@ -258,16 +282,38 @@ _PCS = paragraphs(
     "Time series of the modes, with mean zero and standard deviation one. The band holds, at each time separately, "
     "the stated probability. Multiply the series by the map of its mode to get the field that the mode contributes."
 )
-_SCREE = paragraphs(
-    "Each fraction is relative to the area-weighted variance of the anomalies, that is of the data after the fixed "
-    "effects were taken out. The posterior's interval is about these data; North's bar is about another sample of "
-    "years."
-)
+
+
+def _scree(modes: xr.Dataset, comparison: xr.Dataset | None, these: xr.Dataset | None) -> Markup:
+    if not _of_population(modes):
+        return paragraphs(
+            "Each fraction is relative to the area-weighted variance of the anomalies, that is of the data after the "
+            "fixed effects were taken out. The posterior's interval is about these data; North's bar is about another "
+            "sample of years."
+        ) + _mode_table(modes, comparison)
+    out = paragraphs(
+        "Each fraction is relative to the area-weighted variance of the population: of all modes and the noise. "
+        "Interval and North's bar answer the same question, how far another sample of times could lie from it; North's "
+        "takes all times for independent. The effective number of times is how many independent ones would tell as "
+        "much of the variance of a mode as these, whose values depend on those before them."
+    ) + _mode_table(modes, comparison)
+    if these is not None:
+        out += paragraphs(
+            "The modes of these times, from the same draws: the decomposition of the field as it was, about which only "
+            "noise leaves doubt. Maps and series of them are in modes_of_these_times.nc."
+        ) + _mode_table(these, None)
+    return out
+
+
+def _of_population(modes: xr.Dataset) -> bool:
+    return modes.attrs.get("estimand") == MODES_OF["population"]
 
 
 def _mode_table(modes: xr.Dataset, comparison: xr.Dataset | None) -> Markup:
     level = _level(modes)
     header = ["mode", f"variance, % [{level}]", f"d [{level}]"]
+    persistent = "autocorrelation_mean" in modes
+    header += [f"lag-1 autocorrelation [{level}]", f"effective times [{level}]"] if persistent else []
     scales = [x for x in ("length_scale_space", "length_scale_time") if f"{x}_mean" in modes]
     for name in scales:
         units = str(modes[f"{name}_mean"].attrs.get("units", "1"))
@@ -280,6 +326,8 @@ def _mode_table(modes: xr.Dataset, comparison: xr.Dataset | None) -> Markup:
             _interval(modes, "explained_variance_fraction", i, 100),
             _interval(modes, "singular_value", i),
         ]
+        if persistent:
+            row += [_interval(modes, "autocorrelation", i, digits=2), _interval(modes, "effective_times", i, digits=0)]
         row += [
             _interval(modes, name, i, digits=0 if float(modes[f"{name}_mean"].max()) > 20 else 2) for name in scales
         ]
@@ -351,7 +399,8 @@ def _provenance(facts: _Facts, modes: xr.Dataset, rerun: str | None) -> Markup:
         code(rerun or "probmodels run result.nc"),
         paragraphs(
             "Files beside this one: result.nc holds the draws and these settings, modes.nc the maps and series shown "
-            "here, by the CF conventions, for any tool that reads NetCDF.",
+            "here, by the CF conventions, for any tool that reads NetCDF"
+            + ("; modes_of_these_times.nc those of these times." if _of_population(modes) else "."),
             f"References: {modes.attrs.get('references', '')}",
         ),
     )

@@ -53,11 +53,11 @@ class SeriesGibbs(BlockGibbs):
         if series is None:
             raise ProblemError("SeriesGibbs samples problems whose series are a process: make_problem(series='ar1')")
         self._decay = series.decay.numpy()
-        self._process = tuple(
-            np.ascontiguousarray(x.numpy()) for x in (*tridiagonal_precision(series.decay, series.steps), series.log_weights)
-        )
+        process = (*tridiagonal_precision(series.decay, series.steps), series.log_weights)
+        self._process = tuple(np.ascontiguousarray(x.numpy()) for x in process)
         flat = float(self.data.effect_precision) == 0.0
-        self._hidden = np.ascontiguousarray(self.data.design.numpy().T if flat else np.empty((0, len(self.data.design))))
+        design = self.data.design.numpy().T
+        self._hidden = np.ascontiguousarray(design if flat else design[:0])
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Start near the plain SVD, spread over its sampling error; the model's arguments are already known."""

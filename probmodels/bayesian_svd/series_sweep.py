@@ -78,14 +78,15 @@ def _solve(pivot, ratio, x):
 
 
 @njit(**JIT)
-def _condition(diagonal, side, log_det_prior, weight, linear, design, mean, spread, inner, along, pivot, ratio):
+def _condition(prior, weight, linear, design, mean, spread, inner, along, pivot, ratio):
     """A series given data: precision ``Q = P + weight (I - DD')``, linear term ``linear``; P tridiagonal.
 
-    Fills ``mean`` = A^-1 linear with A = P + weight I, ``spread (q, T)`` = A^-1 D by rows, ``inner (q, q)`` the Cholesky
-    factor of D'(A^-1 P)D / weight and ``along (q,)`` = D' mean. The mean of the series is ``mean + spread' S^-1 along``
-    with S = inner inner', its covariance A^-1 + spread' S^-1 spread. Returns the log density of the data up to terms
-    that are free of P.
+    Fills ``mean`` = A^-1 linear with A = P + weight I, ``spread (q, T)`` = A^-1 D by rows, ``inner (q, q)`` the
+    Cholesky factor of S = D'(A^-1 P)D / weight, and ``along (q,)`` = D' mean. The mean of the series is
+    ``mean + spread' S^-1 along``, its covariance A^-1 + spread' S^-1 spread. Returns the log density of the data up to
+    terms that are free of P.
     """
+    diagonal, side, log_det_prior = prior
     num_effects, size = design.shape
     logdet = _factor(diagonal, side, weight, pivot, ratio)
     mean[:] = linear
@@ -139,7 +140,16 @@ def _draw_series(rng, i, y, d, noise, process, h, design, f):
             g = first + w
             if 0 <= g < num_candidates and log_weights[i, g] > -np.inf:
                 scores[w] = log_weights[i, g] + _condition(
-                    diagonals[g], sides[g], log_dets[g], weight, linear, design, mean, spread, inner, along, pivot, ratio
+                    (diagonals[g], sides[g], log_dets[g]),
+                    weight,
+                    linear,
+                    design,
+                    mean,
+                    spread,
+                    inner,
+                    along,
+                    pivot,
+                    ratio,
                 )
         scores = np.exp(scores - scores.max())
         level = rng.random() * scores.sum()
@@ -148,9 +158,7 @@ def _draw_series(rng, i, y, d, noise, process, h, design, f):
             level -= scores[w]
             w += 1
         h = first + w
-    _condition(
-        diagonals[h], sides[h], log_dets[h], weight, linear, design, mean, spread, inner, along, pivot, ratio
-    )
+    _condition((diagonals[h], sides[h], log_dets[h]), weight, linear, design, mean, spread, inner, along, pivot, ratio)
     # A^-1/2 noise: L' x = D^-1/2 e.
     for t in range(size):
         f[t] = rng.standard_normal() / math.sqrt(pivot[t])
@@ -335,9 +343,7 @@ def _rescale(rng, f, decay, d, scale, process):
 
 
 @njit(**JIT)
-def sweep(
-    rng, data, design, space, series, d, noise, candidates, process, prior, num_steps, num_passes, accepted
-):
+def sweep(rng, data, design, space, series, d, noise, candidates, process, prior, num_steps, num_passes, accepted):
     """One sweep over all parameters, in place; returns the new noise variance.
 
     Parameters
@@ -368,7 +374,7 @@ def sweep(
     scale, noise_shape, noise_rate = prior
     u, g_u, log_tau, images = space
     f, decay = series
-    k, size = f.shape
+    k = len(f)
     minors = log_minors_of(images, candidates[0], g_u)
     lengths = np.empty(k)
     sizes = np.empty(k)

@@ -19,6 +19,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
@@ -28,9 +29,10 @@ from probmodels._version import __version__
 from probmodels.bayesian_svd.eof import Anomalies, compare_eof, eof_baseline, make_anomalies, shared_mean, to_grid
 from probmodels.errors import SummaryError
 from probmodels.inference.diagnostics.convergence import convergence
-from probmodels.options import Count, Fraction, Seed, checked
+from probmodels.options import Count, Fraction, OneOf, Seed, checked
 
 __all__ = [
+    "MODES_OF",
     "SummaryError",
     "compare_eof",
     "eof_baseline",
@@ -48,6 +50,11 @@ _TEMPERATURE = ("degC", "K", "kelvin", "celsius", "degree_Celsius", "degrees_C",
 _BLOCK = 4_000_000  # doubles expanded at a time: 32 MB
 
 
+_OF = ("population", "times")
+MODES_OF = {"population": "modes of the population", "times": "modes of these times"}
+"""What `summarise_modes` can tell, in words."""
+
+
 @dataclass(frozen=True)
 class _Draws:
     """Draws of all chains, basis coordinates first so that one product expands them all."""
@@ -57,32 +64,86 @@ class _Draws:
     d: np.ndarray  # (draw, mode)
     sigma: np.ndarray  # (draw,)
     num_chains: int
+    basis_time: np.ndarray | None  # (time, basis_time); None where series are given at the times themselves
+    of: str  # one of _OF
+
+    def series(self, times: slice = slice(None), draws: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Series at some times, of some draws: (draw, time, mode)."""
+        chosen = self.time[:, draws]
+        if self.basis_time is None:
+            return chosen[times].transpose(1, 0, 2)
+        return _expand(self.basis_time[times], chosen)
+
+    def along(self, effects: np.ndarray) -> np.ndarray:
+        """Products of the series with effects (time, effect): (effect, draw, mode)."""
+        return np.tensordot(effects.T if self.basis_time is None else effects.T @ self.basis_time, self.time, 1)
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and sum of squares of each series over time (draw, mode), from its Gram matrix, not its expansion."""
+        if self.basis_time is None:
+            return self.time.mean(0), np.einsum("tsk,tsk->sk", self.time, self.time)
+        mean = np.einsum("r,rsk->sk", self.basis_time.mean(0), self.time)
+        gram = self.basis_time.T @ self.basis_time
+        return mean, np.einsum("rsk,rsk->sk", self.time, np.tensordot(gram, self.time, 1))
 
 
-def _draws(tree: xr.DataTree) -> _Draws:
+def _draws(tree: xr.DataTree, of: str | None) -> _Draws:
     if "posterior" not in tree.children or "constant_data" not in tree.children:
         raise SummaryError(f"the result has the groups {sorted(tree.children)}; posterior and constant_data are needed")
     posterior = tree["posterior"].to_dataset()
-    missing = {"U", "V", "d", "sigma"} - set(posterior.data_vars)
+    process = "F" in posterior
+    missing = {"U", "F" if process else "V", "d", "sigma"} - set(posterior.data_vars)
     if missing:
         raise SummaryError(f"the posterior lacks {sorted(missing)}; is this the result of a Bayesian SVD?")
+    if of == "population" and not process:
+        raise SummaryError(
+            "the series of this result are numbers, not a process in time, so that it knows the modes of its times "
+            "alone; infer with series='ar1' (--set model.series=ar1), or ask of='times'"
+        )
 
     def stacked(name: str, *dims: str) -> np.ndarray:
         array = posterior[name].transpose("chain", "draw", *dims).values.astype(float)
         return array.reshape(-1, *array.shape[2:])  # (draw of all chains, ...)
 
-    return _Draws(
-        np.ascontiguousarray(stacked("U", "basis_space", "mode").transpose(1, 0, 2)),
-        np.ascontiguousarray(stacked("V", "basis_time", "mode").transpose(1, 0, 2)),
-        stacked("d", "mode"),
-        stacked("sigma"),
-        posterior.sizes["chain"],
-    )
+    constant = tree["constant_data"].to_dataset()
+    space, d = stacked("U", "basis_space", "mode").transpose(1, 0, 2), stacked("d", "mode")
+    time = stacked("F", "time", "mode") if process else stacked("V", "basis_time", "mode")
+    time, basis = time.transpose(1, 0, 2), None
+    if not process:
+        basis = constant["basis_time_matrix"].transpose("time", ...).values.astype(float)
+    elif of == "times":
+        space, d, time = _of_these_times(space, d, time, constant)
+    space, time = np.ascontiguousarray(space), np.ascontiguousarray(time)
+    of = of or (_OF[0] if process else _OF[1])
+    return _Draws(space, time, d, stacked("sigma"), posterior.sizes["chain"], basis, of)
+
+
+def _of_these_times(
+    space: np.ndarray, d: np.ndarray, time: np.ndarray, constant: xr.Dataset
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The singular value decomposition of the signal of each draw at these times, fixed effects taken out.
+
+    It is what a decomposition of the field without noise would find. Signs follow the draws.
+    """
+    design = constant["fixed_effects_design"].values if "fixed_effects_design" in constant else np.zeros((len(time), 0))
+    effects = np.linalg.qr(design)[0] if design.shape[1] else design
+    signal = (time - np.tensordot(effects, np.tensordot(effects.T, time, 1), 1)) * d  # (time, draw, mode)
+    gram = np.einsum("tsi,tsj->sij", signal, signal)
+    values, turn = np.linalg.eigh(gram)
+    values, turn = np.sqrt(np.maximum(values[:, ::-1], 0.0)), turn[:, :, ::-1]
+    turn = turn * np.where(np.einsum("sii->si", turn) < 0, -1.0, 1.0)[:, None, :]
+    series = np.einsum("tsi,sij->tsj", signal, turn) / np.maximum(values, 1e-300)
+    return np.einsum("rsi,sij->rsj", space, turn), values, series
 
 
 @checked(SummaryError)
 def summarise_modes(
-    tree: xr.DataTree, *, level: Fraction = 0.95, check_draws: Count = 400, seed: Seed = 0
+    tree: xr.DataTree,
+    *,
+    of: Annotated[str, OneOf(_OF)] | None = None,
+    level: Fraction = 0.95,
+    check_draws: Count = 400,
+    seed: Seed = 0,
 ) -> xr.Dataset:
     """Posterior maps, principal components, explained variance and predictive checks of a Bayesian SVD.
 
@@ -92,6 +153,10 @@ def summarise_modes(
         Result with aligned draws: groups ``posterior`` (``U``, ``V``, ``d``, ``sigma``) and ``constant_data``
         (``basis_space_matrix``, ``basis_time_matrix``, ``data``, optionally ``weight``, ``fixed_effects_design``, and
         lat and lon over cell).
+    of
+        Whose modes: ``"population"``, of which these times are one realisation, where the series of the result are a
+        process in time; or ``"times"``, the modes of the field at these times. None for the population where it is
+        known.
     level
         Probability content of the intervals.
     check_draws
@@ -105,7 +170,8 @@ def summarise_modes(
         Over (mode, lat, lon), or (mode, cell) for cells without a grid: ``mode_mean``, ``mode_sd``, ``mode_lower``,
         ``mode_upper``, ``prob_positive``, and for two chains or more ``mode_r_hat`` and ``mode_ess``. Over
         (mode, time): ``pc_mean`` and so on. Over mode: ``explained_variance_fraction_*``, ``singular_value_*``,
-        ``length_scale_*``. Over mode and other_mode: ``rotation_share``, the part of a pattern's posterior variance
+        ``length_scale_*``, and for modes of the population ``autocorrelation_*`` and ``effective_times_*``. Over mode
+        and other_mode: ``rotation_share``, the part of a pattern's posterior variance
         that lies along the mean of another. Maps of the fit: ``noise_sd``, ``residual_sd``, ``observed_sd``,
         ``replicated_sd``, ``predictive_p_value`` (probability that replicated data vary more than those observed),
         ``residual_autocorrelation`` at lag 1, ``residual_neighbour_correlation`` with that of the nearest cell,
@@ -116,28 +182,32 @@ def summarise_modes(
     SummaryError
         If the tree lacks a group or variable, or an option is out of range.
     """
-    draws, constant, anomalies = _parts(tree)
+    draws, constant, anomalies = _parts(tree, of)
     basis_space = constant["basis_space_matrix"].transpose("cell", ...).values.astype(float)
-    basis_time = constant["basis_time_matrix"].transpose("time", ...).values.astype(float)
-    num_times, num_modes = len(basis_time), draws.d.shape[1]
+    num_times, num_modes = anomalies.values.shape[1], draws.d.shape[1]
     bounds = np.array([(1 - level) / 2, (1 + level) / 2])
-
-    # Moments of V over time need its Gram matrix only, not its expansion.
-    mean_v = np.einsum("r,rsk->sk", basis_time.mean(0), draws.time)
-    square_v = np.einsum("rsk,rsk->sk", draws.time, np.tensordot(basis_time.T @ basis_time, draws.time, 1))
-    spread = np.sqrt(np.maximum(square_v - num_times * mean_v**2, 0.0) / (num_times - 1))  # (draw, mode)
+    population = draws.of == "population"
+    mean_v, square_v = draws.moments()  # (draw, mode)
+    spread = np.sqrt(np.maximum(square_v - num_times * mean_v**2, 0.0) / (num_times - 1))
+    if population:  # the process has mean zero and variance one
+        mean_v, spread = np.zeros_like(mean_v), np.ones_like(spread)
 
     out = xr.Dataset(coords={"mode": np.arange(1, num_modes + 1, dtype=np.int32)})
     _add_maps(out, draws, basis_space / np.sqrt(anomalies.weight)[:, None], draws.d * spread, bounds)
-    _add_pcs(out, draws, basis_time, mean_v, spread, bounds)
-
-    design = constant["fixed_effects_design"].values if "fixed_effects_design" in constant else np.zeros((num_times, 0))
-    effects = np.linalg.qr(design)[0] if design.shape[1] else design
-    lost = np.sum(np.tensordot(effects.T @ basis_time, draws.time, 1) ** 2, axis=0)  # (draw, mode)
-    _add_interval(out, "explained_variance_fraction", draws.d**2 * (square_v - lost) / anomalies.total, bounds)
+    _add_pcs(out, draws, mean_v, spread, bounds)
+    if population:
+        everything = (draws.d**2).sum(1, keepdims=True) + len(basis_space) * draws.sigma[:, None] ** 2
+        fraction = draws.d**2 / everything
+    else:
+        design = constant["fixed_effects_design"].values if "fixed_effects_design" in constant else None
+        lost = 0.0 if design is None else np.sum(draws.along(np.linalg.qr(design)[0]) ** 2, axis=0)  # (draw, mode)
+        fraction = draws.d**2 * (square_v - lost) / anomalies.total
+    _add_interval(out, "explained_variance_fraction", fraction, bounds)
     _add_interval(out, "singular_value", draws.d, bounds)
     _add_interval(out, "sigma", draws.sigma[:, None], bounds)
     _add_length_scales(out, tree["posterior"].to_dataset(), constant, bounds)
+    if population:
+        _add_persistence(out, tree["posterior"].to_dataset(), constant, bounds)
     _add_rotation(out, draws, basis_space)
     _add_checks(out, draws, anomalies, constant, check_draws, seed)
     out["area_weight"] = "cell", anomalies.weight
@@ -145,7 +215,7 @@ def summarise_modes(
     out = to_grid(out, constant)
     time = constant["time"] if "time" in constant.coords else xr.DataArray(np.arange(num_times), dims="time")
     out = out.assign_coords(time=("time", time.values, time.attrs))
-    return _describe(out, tree, constant, level)
+    return _describe(out, tree, constant, level, draws.of)
 
 
 @checked(SummaryError)
@@ -169,14 +239,14 @@ def residual_checks(tree: xr.DataTree, *, check_draws: Count = 400, seed: Seed =
         If the tree lacks a group or variable, or an option is out of range.
     """
     out = xr.Dataset()
-    draws, constant, anomalies = _parts(tree)
+    draws, constant, anomalies = _parts(tree, None)
     _add_checks(out, draws, anomalies, constant, check_draws, seed)
     return out
 
 
-def _parts(tree: xr.DataTree) -> tuple[_Draws, xr.Dataset, Anomalies]:
+def _parts(tree: xr.DataTree, of: str | None) -> tuple[_Draws, xr.Dataset, Anomalies]:
     """Draws, data and anomalies of a result."""
-    draws, constant = _draws(tree), tree["constant_data"].to_dataset()
+    draws, constant = _draws(tree, of), tree["constant_data"].to_dataset()
     return draws, constant, make_anomalies(constant, shared_mean(tree))
 
 
@@ -213,13 +283,12 @@ def _add_maps(out: xr.Dataset, draws: _Draws, basis: np.ndarray, scale: np.ndarr
         out[name] = ("mode", "cell"), value
 
 
-def _add_pcs(
-    out: xr.Dataset, draws: _Draws, basis: np.ndarray, mean: np.ndarray, spread: np.ndarray, bounds: np.ndarray
-) -> None:
-    num_times, (num_draws, num_modes) = len(basis), draws.d.shape
+def _add_pcs(out: xr.Dataset, draws: _Draws, mean: np.ndarray, spread: np.ndarray, bounds: np.ndarray) -> None:
+    num_times = len(draws.time if draws.basis_time is None else draws.basis_time)
+    num_draws, num_modes = draws.d.shape
     series = {f"pc_{k}": np.empty((num_modes, num_times)) for k in ("mean", "sd", "lower", "upper")}
     for block in _blocks(num_times, num_draws, num_modes):
-        pc = (_expand(basis[block], draws.time) - mean[:, None, :]) / spread[:, None, :]
+        pc = (draws.series(block) - mean[:, None, :]) / spread[:, None, :]
         for name, value in _reduce(pc, bounds).items():
             series[f"pc_{name}"][:, block] = value.T
     for name, value in series.items():
@@ -247,6 +316,24 @@ def _add_length_scales(out: xr.Dataset, posterior: xr.Dataset, constant: xr.Data
             _add_interval(out, name, values, bounds, str(posterior[name].attrs.get("units", unit)))
 
 
+def _add_persistence(out: xr.Dataset, posterior: xr.Dataset, constant: xr.Dataset, bounds: np.ndarray) -> None:
+    """Autocorrelation of each series over one step, and how many independent times have as much of its variance.
+
+    The variance of a mean square of T correlated values is 2 / T^2 sum rho^(2 |t - s|): that of T^2 / sum values.
+    """
+    values = posterior["autocorrelation"].transpose("chain", "draw", "mode").values.reshape(-1, out.sizes["mode"])
+    _add_interval(out, "autocorrelation", values, bounds)
+    steps = constant["time_steps"].values
+    effective = np.empty_like(values)
+    for decay in np.unique(values):
+        total = inner = 1.0
+        for step in steps:  # inner: sum over earlier times, this one included
+            inner = 1.0 + decay ** (2 * step) * inner
+            total += 2 * inner - 1
+        effective[values == decay] = (len(steps) + 1) ** 2 / total
+    _add_interval(out, "effective_times", effective, bounds)
+
+
 def _add_rotation(out: xr.Dataset, draws: _Draws, basis_space: np.ndarray) -> None:
     """Share of the posterior variance of each unit pattern that lies along the mean pattern of another mode."""
     mean = draws.space.mean(1)  # (basis, mode)
@@ -272,7 +359,6 @@ def _add_checks(
     with the degrees of freedom of the cell and non-centrality |P signal|^2 / noise variance: no data need be simulated.
     """
     basis_space = constant["basis_space_matrix"].transpose("cell", ...).values.astype(float)
-    basis_time = constant["basis_time_matrix"].transpose("time", ...).values.astype(float)
     num_draws, num_modes = draws.d.shape
     num_cells = len(basis_space)
     rng = np.random.default_rng(seed)
@@ -288,7 +374,7 @@ def _add_checks(
     for start in range(0, len(chosen), step):
         index = chosen[start : start + step]
         u = _expand(basis_space * noise[:, None], draws.space[:, index]) * draws.d[index, None, :]  # (draw, cell, mode)
-        v = _expand(basis_time, draws.time[:, index])  # (draw, time, mode)
+        v = draws.series(draws=index)  # (draw, time, mode)
         if len(effects) == 1 and anomalies.complete:
             v = v - effects[0] @ (effects[0].T @ v)
             gram = np.einsum("sti,stj->sij", v, v)
@@ -342,7 +428,7 @@ def _nearest(constant: xr.Dataset) -> np.ndarray | None:
     return np.asarray(cKDTree(points).query(points, k=2)[1][:, 1])
 
 
-def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: float) -> xr.Dataset:
+def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: float, of: str) -> xr.Dataset:
     """Attributes of every variable and of the whole, as the CF conventions want them."""
     data = constant["data"]
 
@@ -350,7 +436,7 @@ def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: f
         return str(data.attrs.get(name) or constant.attrs.get(name) or tree.attrs.get(name) or default)
 
     units = attribute("units", "1")
-    _describe_intervals(out, units, level)
+    _describe_intervals(out, units, level, of)
     _describe_single(out, units)
     for array in out.data_vars.values():
         if array.attrs["units"] in _TEMPERATURE:
@@ -368,10 +454,12 @@ def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: f
     out.attrs = {
         "Conventions": "CF-1.11",
         "title": f"Modes of variability by Bayesian SVD: {title}",
+        "estimand": MODES_OF[of],
         "source": f"Bayesian SVD ({engine}), probmodels {__version__}" + (f", of {source}" if source else ""),
         "history": f"{attribute('created', 'undated')}: draws by {engine}, reduced by probmodels {__version__}",
         "references": REFERENCES,
-        "comment": "Cells of a map are in data units per standard deviation of the principal component of its mode.",
+        "comment": "Cells of a map are in data units per standard deviation of the principal component of its mode"
+        + (", that of the process that its series is." if of == "population" else "."),
         "interval_level": level,
         "spec_sha256": hashlib.sha256(attribute("spec", "{}").encode()).hexdigest(),
         "data_sha256": checksum or "unknown",
@@ -379,7 +467,7 @@ def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: f
     return out
 
 
-def _describe_intervals(out: xr.Dataset, units: str, level: float) -> None:
+def _describe_intervals(out: xr.Dataset, units: str, level: float, of: str) -> None:
     """Names and units of what has a posterior mean, a standard deviation and an interval."""
     percent = f"{100 * level:g} % equal-tailed interval"
     parts = {"mean": "posterior mean", "sd": "posterior standard deviation"}
@@ -387,8 +475,15 @@ def _describe_intervals(out: xr.Dataset, units: str, level: float) -> None:
     roots = {
         "mode": ("pattern per standard deviation of its principal component", units),
         "pc": ("standardised principal component", "1"),
-        "explained_variance_fraction": ("fraction of the weighted variance of the anomalies explained", "1"),
-        "singular_value": ("singular value", "1"),
+        "explained_variance_fraction": (
+            "fraction of the weighted variance of the anomalies explained"
+            if of == "times"
+            else "fraction of the weighted variance of the population explained",
+            "1",
+        ),
+        "singular_value": ("singular value", "1") if of == "times" else ("standard deviation of the mode", units),
+        "autocorrelation": ("autocorrelation of the principal component over one time step", "1"),
+        "effective_times": ("number of independent times that tell as much of the variance of the mode", "1"),
         "sigma": ("standard deviation of the noise of the weighted anomalies", units),
         "length_scale_space": ("length-scale of the pattern", None),
         "length_scale_time": ("length-scale of the principal component", None),
@@ -506,6 +601,8 @@ def summary_table(
     header = ["mode", f"variance % [{level:g} %]", f"d [{level:g} %]"]
     scales = [x for x in ("length_scale_space", "length_scale_time") if f"{x}_mean" in modes]
     units = {x: str(modes[f"{x}_mean"].attrs.get("units", "1")) for x in scales}
+    if "autocorrelation_mean" in modes:
+        header += ["lag-1", "eff. times"]
     header += [x.replace("length_scale_", "length ") + (f" ({units[x]})" if units[x] != "1" else "") for x in scales]
     worst = _worst(_diagnosed(modes, "mode_r_hat") if r_hat is None else r_hat, "max")
     least = _worst(_diagnosed(modes, "mode_ess") if ess is None else ess, "min")
@@ -519,6 +616,8 @@ def summary_table(
     rows = [header]
     for i, mode in enumerate(modes["mode"].values):
         row = [str(mode), interval("explained_variance_fraction", i, 100), interval("singular_value", i)]
+        if "autocorrelation_mean" in modes:
+            row += [f"{float(modes['autocorrelation_mean'][i]):.2f}", f"{float(modes['effective_times_mean'][i]):.0f}"]
         row += [f"{float(modes[f'{x}_mean'][i]):.4g}" for x in scales]
         row += [f"{worst[i]:.3f}"] if worst is not None else []
         row += [f"{least[i]:.0f}"] if least is not None else []

@@ -605,9 +605,7 @@ def sweep(rng, data, space, time, d, noise, candidates_space, candidates_time, p
         ):
             accepted[2, 0] += 1
         y = np.dot(z_transposed, u[i])
-        if update_column(
-            rng, i, y, v, g_v, log_tau_v, images_v, minors_v, d, noise, candidates_time, scale, num_steps
-        ):
+        if update_column(rng, i, y, v, g_v, log_tau_v, images_v, minors_v, d, noise, candidates_time, scale, num_steps):
             accepted[2, 0] += 1
         accepted[2, 1] += 2
     core = _rotations(rng, z, space, time, d, noise, candidates_space, candidates_time, num_passes, accepted)

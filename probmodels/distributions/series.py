@@ -1,8 +1,8 @@
 """Normal series in time: first-order autoregressions of unit variance whose decay is uncertain.
 
-A series f at times t_1 < t_2 < ... has correlation ``rho^|t - s|``, with ``rho`` per unit of time; at equal steps of one
-unit it is an AR(1) process, at unequal ones the same process seen less often. ``rho = 0`` is white noise. Its precision
-matrix is tridiagonal, so that a density costs O(T).
+A series f at times t_1 < t_2 < ... has correlation ``rho^|t - s|``, with ``rho`` per unit of time; at equal steps of
+one unit it is an AR(1) process, at unequal ones the same process seen less often. ``rho = 0`` is white noise. Its
+precision matrix is tridiagonal, so that a density costs O(T).
 
 The decay lives on a grid of G values with weights, and is summed out of the density; `component_logits` gives its exact
 conditional, as for the frames of `probmodels.distributions.frames`.
