@@ -310,7 +310,7 @@ def test_effects_have_their_exact_posterior(local, effect_scale, missing):
     draws = []
     for _ in range(3200):
         state.draw(rng, *frames, sigma**2)
-        draws.append(np.append(state.local_effects(rng, sigma**2).ravel(), state.shared))
+        draws.append(np.append(state.local_effects(rng, *frames, sigma**2).ravel(), state.shared))
     found = (np.array(draws[200:]) - mean) / np.sqrt(np.diag(covariance))
     for moment, expected in ((found, 0.0), (found**2, 1.0)):
         batches = moment.reshape(50, -1, moment.shape[1]).mean(1)

@@ -13,10 +13,11 @@ from pyro import poutine
 from scipy import stats
 
 from probmodels import run_mcmc
-from probmodels.bayesian_svd import make_problem
+from probmodels.bayesian_svd import make_problem, write_outputs
 from probmodels.bayesian_svd.series_sampler import SeriesGibbs
+from probmodels.bayesian_svd.summary import _add_persistence, summarise_modes
 from probmodels.distributions.series import AutoregressiveSeries, tridiagonal_precision
-from probmodels.errors import DataError
+from probmodels.errors import DataError, SummaryError
 
 SCALES = [0.15, 0.4, 1.0]
 
@@ -295,3 +296,42 @@ def test_steps_of_months_count_as_one_and_gaps_as_long_as_they_are() -> None:
     steps = problem(noise(8, 20), times=dates.astype("datetime64[ns]")).args[0].series.steps.numpy()
     np.testing.assert_allclose(steps[:4], 1.0)
     assert steps[4] == pytest.approx(8.0, abs=0.2)
+
+def test_summaries_name_whose_modes_they_are(tmp_path: Any) -> None:
+    """Intervals of the population are the wider ones; modes of these times agree with those of a frame."""
+    rng = np.random.default_rng(4)
+    x, times = np.linspace(0, 1, 12), 40
+    series = rng.standard_normal((2, times))
+    values = np.stack([np.sin(3 * x), np.cos(6 * x)], 1) @ (np.array([[2.0], [1.0]]) * series)
+    values += 0.2 * rng.standard_normal(values.shape)
+    settings: dict[str, Any] = {"num_chains": 2, "warmup_steps": 200, "num_samples": 400, "seed": 1, "progress": False}
+    results = {
+        name: run_mcmc(problem(values, series=name), **settings, chain_method="sequential") for name in ("ar1", "frame")
+    }
+    population, these = (summarise_modes(results["ar1"].tree, of=of) for of in ("population", "times"))
+    frame = summarise_modes(results["frame"].tree)
+    assert population.attrs["estimand"] == "modes of the population"
+    assert these.attrs["estimand"] == frame.attrs["estimand"] == "modes of these times"
+    fraction = "explained_variance_fraction"
+    width = [float((m[f"{fraction}_upper"] - m[f"{fraction}_lower"])[0]) for m in (population, these, frame)]
+    assert width[0] > 4 * width[1]
+    assert width[1] == pytest.approx(width[2], rel=0.3)
+    assert float(these[f"{fraction}_mean"][0]) == pytest.approx(float(frame[f"{fraction}_mean"][0]), abs=0.005)
+    assert float(np.abs(these["mode_mean"] - frame["mode_mean"]).max()) < 0.1
+    # Forty white values tell as much of a variance as they are; the truth of the first share is 4 times the second.
+    assert float(population["effective_times_upper"][0]) == pytest.approx(times, rel=0.01)
+    assert float(population["effective_times_lower"][0]) > times / 3
+    with pytest.raises(SummaryError, match="series='ar1'"):
+        summarise_modes(results["frame"].tree, of="population")
+    written = write_outputs(results["ar1"], tmp_path)
+    assert "modes of these times:" in written.table
+    assert (tmp_path / "modes_of_these_times.nc").exists()
+    assert "another stretch of the same climate" in (tmp_path / "report.html").read_text()
+
+
+def test_independent_times_of_correlated_ones() -> None:
+    """Closed form of equal steps, in the limit of many."""
+    posterior = xr.Dataset({"autocorrelation": (("chain", "draw", "mode"), np.full((1, 2, 1), 0.6))})
+    out = xr.Dataset(coords={"mode": [1]})
+    _add_persistence(out, posterior, xr.Dataset({"time_steps": ("step", np.ones(9999))}), np.array([0.025, 0.975]))
+    assert float(out["effective_times_mean"][0]) == pytest.approx(10_000 * (1 - 0.36) / (1 + 0.36), rel=1e-3)

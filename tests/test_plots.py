@@ -141,7 +141,7 @@ def test_mode_maps_show_mean_and_sd_with_their_scales(figures, modes):
     ]
     assert len(maps) == 6
     first = float(100 * modes["explained_variance_fraction_mean"][0])
-    assert maps[0].get_title(loc="left").startswith(f"Mode 1: {first:.1f} % of variance [")
+    assert maps[0].get_title(loc="left").startswith(f"Mode 1 of these times: {first:.1f} % of variance [")
     assert maps[1].get_title(loc="left") == "posterior sd"
     for i in range(3):
         mean, sd = (next(c for c in ax.collections if isinstance(c, QuadMesh)) for ax in maps[2 * i : 2 * i + 2])
