@@ -297,6 +297,7 @@ def test_steps_of_months_count_as_one_and_gaps_as_long_as_they_are() -> None:
     np.testing.assert_allclose(steps[:4], 1.0)
     assert steps[4] == pytest.approx(8.0, abs=0.2)
 
+
 def test_summaries_name_whose_modes_they_are(tmp_path: Any) -> None:
     """Intervals of the population are the wider ones; modes of these times agree with those of a frame."""
     rng = np.random.default_rng(4)
