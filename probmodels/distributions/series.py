@@ -69,9 +69,7 @@ class AutoregressiveSeries(TorchDistribution):
     support = constraints.independent(constraints.real, 2)
     has_rsample = False
 
-    def __init__(
-        self, decay: Tensor, steps: Tensor, log_weights: Tensor, *, validate_args: bool | None = None
-    ) -> None:
+    def __init__(self, decay: Tensor, steps: Tensor, log_weights: Tensor, *, validate_args: bool | None = None) -> None:
         if decay.dim() != 1 or log_weights.dim() != 2 or log_weights.shape[-1] != len(decay):
             raise ValueError(
                 f"decay of shape {tuple(decay.shape)} and log_weights of shape {tuple(log_weights.shape)}; give (G,) "
