@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 
 def basis_of(side: SideData) -> Any:
     """Basis of a side (N, r): an array, or a sparse identity where coordinates are the points themselves."""
-    if side.basis is None:
+    if not len(side.basis):
         return scipy.sparse.identity(side.values.shape[-1], format="csr")
     return side.basis.numpy()
 

@@ -65,18 +65,18 @@ class SideData(NamedTuple):
 
     ``values (G, r)`` eigenvalues, ``vectors (G, r, r)`` eigenvectors by columns or None where all are diagonal,
     ``log_weights (k, G)`` log prior weights of the candidates for each mode, ``length_scales (G,)``, ``basis (N, r)``,
-    or None where the coordinates are the N points themselves.
+    empty where the coordinates are the N points themselves.
     """
 
     values: Tensor
     vectors: Tensor | None
     log_weights: Tensor
     length_scales: Tensor
-    basis: Tensor | None
+    basis: Tensor
 
     def at_points(self, coordinates: Tensor) -> Tensor:
         """From coordinates (r, ...) to the points (N, ...)."""
-        return coordinates if self.basis is None else self.basis @ coordinates
+        return self.basis @ coordinates if len(self.basis) else coordinates
 
 
 class SeriesData(NamedTuple):
@@ -223,7 +223,7 @@ class LowRankNormal(TorchDistribution):
             out = -0.5 * (data.num_free * torch.log(2 * math.pi * variance) + norm / variance)
             if flat or num_effects == 0:
                 return out
-            design = data.design if data.time.basis is None else data.time.basis.T @ data.design
+            design = data.time.basis.T @ data.design if len(data.time.basis) else data.design
             along = (residual @ design).square().sum()
             ratio = 1 / (variance * data.effect_precision)
             log_det = data.weight.numel() * num_effects * torch.log1p(ratio)

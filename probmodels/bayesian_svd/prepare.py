@@ -465,7 +465,7 @@ def _check_told_apart(seen: np.ndarray, design: np.ndarray, effects: list[str]) 
 def _check_bases(sides: Mapping[str, SideData], rank: int, tail: float) -> None:
     """Check that both bases have room for all modes."""
     for name, side in sides.items():
-        if side.basis is not None and side.basis.shape[1] < rank:
+        if len(side.basis) and side.basis.shape[1] < rank:
             raise DataError(
                 f"the basis along {name} keeps {side.basis.shape[1]} directions at tail={tail}, fewer than the {rank} "
                 f"modes; lower tail (--tail) or rank (--rank), or allow shorter length-scales "
@@ -490,10 +490,10 @@ def _constant_data(
             "basis_space_matrix": (("cell", "basis_space"), space.basis.numpy()),
             "length_scales_space": ("length_index_space", space.length_scales.numpy()),
             "reference_space": (("basis_space", "mode"), reference[0]),
-            "reference_time": (("time" if time.basis is None else "basis_time", "mode"), reference[1]),
+            "reference_time": (("basis_time" if len(time.basis) else "time", "mode"), reference[1]),
         }
     )
-    if time.basis is not None:
+    if len(time.basis):
         constant["basis_time_matrix"] = ("time", "basis_time"), time.basis.numpy()
         constant["length_scales_time"] = "length_index_time", time.length_scales.numpy()
     if reduced.series is not None:
@@ -550,7 +550,7 @@ def _reduce(
         return x - (x @ design) @ design.T if flat else x
 
     def inside(x: Tensor) -> Tensor:
-        return space.basis.T @ (centred(x) if time.basis is None else x @ time.basis)
+        return space.basis.T @ (x @ time.basis if len(time.basis) else centred(x))
 
     filled = values
     if not bool(mask.all()):
@@ -618,7 +618,7 @@ def _process(times: xr.DataArray, series: str, rank: int) -> SeriesData:
 def _points(num_times: int, rank: int) -> SideData:
     """The side of a process in time, in coordinates of the times themselves."""
     one = functools.partial(torch.ones, dtype=torch.float64)
-    return SideData(one(1, num_times), None, torch.zeros(rank, 1, dtype=torch.float64), 0 * one(1), None)
+    return SideData(one(1, num_times), None, torch.zeros(rank, 1, dtype=torch.float64), 0 * one(1), one(0, 0))
 
 
 def _wider_scales(data: MatrixData, families: Sequence[str]) -> dict[str, list[float]]:

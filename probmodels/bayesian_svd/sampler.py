@@ -193,9 +193,8 @@ class BlockGibbs(Kernel):
             return params
         # A generator of its own, so that the chain does not depend on which draws are kept.
         rng = np.random.default_rng(self._rng.bit_generator.state["state"]["state"] % 2**64)
-        effects = self._data.local_effects(
-            rng, *(self._state[name] for name in ("u", "d", self._series)), float(self._state["noise"])
-        )
+        state = self._state
+        effects = self._data.local_effects(rng, state["u"], state["d"], state[self._series], float(state["noise"]))
         return {**params, "fixed_effects": torch.from_numpy(effects)}
 
     def sample_stats(self) -> dict[str, float]:
