@@ -44,6 +44,7 @@ FUNCTIONS = {
     "cholesky": lambda x: torch.linalg.cholesky(torch.eye(3) * 2 + x[:, None] * x[None, :]),
     "in place": lambda x: torch.zeros(3).add_(x).mul_(2).clamp_(min=0.1),
     "written into constants": lambda x: written(torch.zeros(4), slice(1, None), x) * torch.arange(4.0),
+    "written into new tensors": lambda x: written(torch.tensor([1.0, 2.0, 3.0]), slice(1), x[:1] ** 2) * x,
     "written to entries": lambda x: written(torch.ones(2, 3), (1, [2, 0, 1]), x**2),
     "written to a diagonal": lambda x: (x[:, None] * x + written(torch.zeros(9), slice(None, None, 4), x).view(3, 3)).T,
     "diagonals filled": lambda x: (x[:, None] * x).fill_diagonal_(2.0) * torch.arange(3.0),

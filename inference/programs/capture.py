@@ -22,18 +22,16 @@ from typing import Any, Literal
 import torch
 from pyro.infer.reparam import stable
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.grad_mode import _force_original_view_tracking
 from torch.distributions import Distribution
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from probmodels.errors import CaptureError
+from probmodels.inference.programs.record import changes_in_place, record
 from probmodels.inference.programs.simplify import is_random, simplify
 
 __all__ = ["COMPILERS", "Randomness", "batch", "capture", "compare", "compile_graph", "is_random", "lift", "where"]
@@ -73,9 +71,7 @@ def capture(
     """
     try:
         with _tracing():
-            graph = _traced(function, examples)
-            _replace(graph)
-            graph = _functional(graph, *examples)
+            graph = _functional(_traced(function, examples), *examples)
     except Exception as error:  # torch raises many kinds here, all of which mean the same: run the function itself
         raise CaptureError(f"the function cannot be captured as a graph ({_reason(error)})") from error
     for arguments in (examples, *checks):
@@ -96,7 +92,7 @@ def batch(graph: TensorFunction, *examples: Tensor, in_dims: Any = 0) -> GraphMo
     """
     try:
         with _tracing():
-            batched = make_fx(torch.func.vmap(graph, in_dims=in_dims, randomness="different"))(*examples)
+            batched = record(torch.func.vmap(graph, in_dims=in_dims, randomness="different"), *examples)
             batched = _functional(batched, *examples)
     except Exception as error:
         raise CaptureError(f"the graph cannot be batched ({_reason(error)})") from error
@@ -197,14 +193,6 @@ _CHEAPER = {
 }
 
 
-def _replace(graph: GraphModule) -> None:
-    """Exchange operations for cheaper formulas of the same value, which the next trace writes out."""
-    for node in graph.graph.nodes:
-        if node.op == "call_function":
-            node.target = _CHEAPER.get(node.target, node.target)
-    graph.recompile()
-
-
 def _traced(function: TensorFunction, examples: Sequence[Tensor], others: Sequence[Tensor] = ()) -> GraphModule:
     """Graph of a function as it runs at ``examples``; numbers that vary with ``others`` are not to be read either.
 
@@ -245,7 +233,7 @@ class _Trace:
             reading = _Reading([*arguments, *self._others], truths=truths, flip=flip)
             return reading.guarded(self._run(arguments, reading), guards)
 
-        return make_fx(run, tracing_mode="real")(*self._examples)
+        return record(run, *self._examples, formulas=_CHEAPER)
 
     def guarded(self) -> GraphModule:
         """Graph that is NaN where a truth value makes the function raise an error.
@@ -402,8 +390,7 @@ class _Reading(TorchDispatchMode):
         truth = func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool
         if varies and not (truth and self._may_read):
             raise _ReadError(traceback.extract_stack(), "truth" if truth else "value")
-        with disable_proxy_modes_tracing():
-            found = func(*args, **kwargs)
+        found = func(*args, **kwargs)
         if varies:
             self.truths.append((args[0], found, traceback.extract_stack()))
             found = found != (self._flip == len(self.truths) - 1)
@@ -498,41 +485,38 @@ def _is_bool(entry: Any) -> bool:
 
 @contextlib.contextmanager
 def _tracing() -> Iterator[None]:
-    """Quiet, and with one fake mode for all nodes, which make_fx would otherwise build anew for each of them.
+    """Quiet, and with gradients of what is written in place by views, not by strides, which differ in batches.
 
-    Gradients of what is written in place come by views, not by strides, which differ in batches; networks are traced
-    as the operations that they are made of, not as those of a library.
+    Networks are traced as the operations that they are made of, not as those of a library.
     """
-    from torch._inductor import config
-
-    # In such a context random operations that nobody reads would be dropped, and the others draw other numbers.
-    with warnings.catch_warnings(), config.patch(fallback_random=True):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
-        with tracing(context), _force_original_view_tracking(True), torch.backends.mkldnn.flags(enabled=False):
+        with _force_original_view_tracking(True), torch.backends.mkldnn.flags(enabled=False):
             yield
 
 
-def _functional(graph: TensorFunction, *examples: Tensor) -> GraphModule:
+def _functional(graph: GraphModule, *examples: Tensor) -> GraphModule:
     """Graph without operations in place, simplified."""
-    constants: dict[str, Tensor] = {}
-    if isinstance(graph, GraphModule):
-        names = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
-        values = {name: getattr(graph, name, None) for name in sorted(names)}
-        constants = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-        graph = _with_arguments(graph, list(constants.values()))  # or operations in place on them would be refused
     with torch.no_grad():
-        flat = make_fx(torch.func.functionalize(graph))(*constants.values(), *examples)
-    places = [node for node in flat.graph.nodes if node.op == "placeholder"]
-    for place, value in zip(places, constants.values(), strict=False):
+        if changes_in_place(graph):
+            names = sorted({node.target for node in graph.graph.nodes if node.op == "get_attr"})
+            constants = [getattr(graph, name) for name in names]
+            graph = _with_arguments(graph, constants)  # or operations in place on them would be refused
+            graph = record(torch.func.functionalize(graph), *constants, *examples)
+            _with_attributes(graph, constants)
+        return simplify(graph, *examples)
+
+
+def _with_attributes(graph: GraphModule, tensors: Sequence[Tensor]) -> None:
+    """Make the first arguments of a graph its attributes, in place."""
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for place, value in zip(places, tensors, strict=False):
         name = f"constant_argument_{place.name}"
-        flat.register_buffer(name, value)
-        with flat.graph.inserting_before(next(node for node in flat.graph.nodes if node.op != "placeholder")):
-            place.replace_all_uses_with(flat.graph.get_attr(name))
-        flat.graph.erase_node(place)
-    flat.recompile()
-    with torch.no_grad():
-        return simplify(flat, *examples)
+        graph.register_buffer(name, value)
+        with graph.graph.inserting_before(next(node for node in graph.graph.nodes if node.op != "placeholder")):
+            place.replace_all_uses_with(graph.graph.get_attr(name))
+        graph.graph.erase_node(place)
+    graph.recompile()
 
 
 def _with_arguments(graph: GraphModule, tensors: Sequence[Tensor]) -> GraphModule:
