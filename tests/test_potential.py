@@ -355,6 +355,33 @@ def test_discrete_sites_are_summed_out_exactly_also_in_batches():
         torch.testing.assert_close(batched[1][index], potential.evaluate(point)[1], rtol=1e-4, atol=1e-4)
 
 
+def chain(y):
+    """Two hidden states, one program step per time."""
+    transition = pyro.sample("transition", dist.Dirichlet(torch.ones(2, 2)).to_event(1))
+    mu = pyro.sample("mu", dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).to_event(1))
+    state = 0
+    for step in pyro.markov(range(len(y))):
+        state = pyro.sample(f"state_{step}", dist.Categorical(transition[state]), infer={"enumerate": "parallel"})
+        pyro.sample(f"y_{step}", dist.Normal(mu[state], 1.0), obs=y[step])
+
+
+def test_chains_unrolled_over_time_are_summed_step_by_step():
+    y = torch.randn(40, generator=torch.Generator().manual_seed(0))  # all paths at once would need terabytes
+    potential = Potential(Problem("chain", chain, args=(y,)))
+    points = torch.stack([potential._random(key) for key in range(3)])
+    found, _ = potential.batched(3)(points)
+    for z, density in zip(points, -found, strict=True):
+        values, volume = potential.constrain(z)
+        transition, mu = values["transition"], values["mu"]
+        emission = dist.Normal(mu, 1.0).log_prob(y[:, None])
+        forward = transition[0].log() + emission[0]
+        for term in emission[1:]:
+            forward = torch.logsumexp(forward[:, None] + transition.log(), 0) + term
+        prior = dist.Dirichlet(torch.ones(2, 2)).log_prob(transition).sum()
+        prior = prior + dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).log_prob(mu).sum()
+        torch.testing.assert_close(density, forward.logsumexp(0) + prior + volume, rtol=1e-5, atol=1e-4)
+
+
 def test_reparametrised_sites_are_exported_as_the_model_names_them():
     def model():
         scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))

@@ -93,7 +93,7 @@ class Enumeration:
         out = {}
         for (name, leaf), value in zip(leaves.items(), found, strict=True):
             node, shape = trace.nodes[name], self.problem.sites[name].shape
-            own = node["infer"]["_dim_to_symbol"][node["infer"]["_enumerate_dim"]]
+            own = _symbol(node)
             plates = [trace.plate_to_symbol[f.name] for f in sorted(_plates(node), key=lambda frame: frame.dim)]
             kept = [symbol for symbol in [*plates, own] if symbol in leaf._pyro_dims]
             gone = [axis for axis, symbol in enumerate(leaf._pyro_dims) if symbol not in kept]
@@ -138,7 +138,7 @@ class Enumeration:
                 single: Any = poutine.trace(poutine.condition(self._program, values)).get_trace(*args, **kwargs)
                 single.compute_log_prob()
                 pyro.set_rng_seed(turn)
-                found = self._at(self._trace(values), values)
+                found = self._at(self._trace(values, expand=False), values)
             for name, node in _factors(single.nodes).items():
                 if not _agree(found[name], node["log_prob"]):
                     raise ProblemError(
@@ -150,7 +150,7 @@ class Enumeration:
 
     def _at(self, trace: Any, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Log density of every site in an enumerated trace where discrete sites have the given values."""
-        places: dict[int, tuple[Tensor, int]] = {}
+        places: dict[str, tuple[Tensor, int]] = {}  # by symbol: sites of a Markov chain use dims in turns
         for name in self.names:
             node = trace.nodes[name]
             support = node["fn"].enumerate_support(expand=False)
@@ -160,12 +160,13 @@ class Enumeration:
             listed = support.reshape(len(support), *lead, *node["fn"].event_shape)
             same = listed == value
             same = same.flatten(same.dim() - num_event).all(-1) if num_event else same
-            places[node["infer"]["_enumerate_dim"]] = same.long().argmax(0), len(support)
+            places[_symbol(node)] = same.long().argmax(0), len(support)
         out: dict[str, Tensor] = {}
         for name, node in _factors(trace.nodes).items():
             found = node["log_prob"]
-            for dim, (index, count) in places.items():
-                if -dim <= found.dim() and found.shape[dim] == count > 1:
+            for dim, symbol in node["infer"].get("_dim_to_symbol", {}).items():
+                index, count = places.get(symbol, (None, 0))
+                if index is not None and -dim <= found.dim() and found.shape[dim] == count > 1:
                     index = index.reshape((1,) * (found.dim() - index.dim()) + index.shape)
                     found = torch.take_along_dim(found, index, dim)
             out[name] = found
@@ -180,24 +181,26 @@ class Enumeration:
             terms.setdefault(symbols, []).append(node["packed"]["log_prob"])
         return contract_to_tensor(terms, self._enumerated(trace))
 
-    def _trace(self, values: Mapping[str, Tensor]) -> Any:
-        program = poutine.enum(self._configured(values, self.names), first_available_dim=self._first_dim)
+    def _trace(self, values: Mapping[str, Tensor], *, expand: bool = True) -> Any:
+        configured = self._configured(values, self.names, expand=expand)
+        program = poutine.enum(configured, first_available_dim=self._first_dim)
         with self._refusing():
             trace: Any = poutine.trace(program).get_trace(*self.problem.args, **self.problem.kwargs)
             trace.compute_log_prob()
             trace.pack_tensors()
         return trace
 
-    def _configured(self, values: Mapping[str, Tensor], names: Sequence[str]) -> Any:
-        """The model at given values, its discrete sites marked for enumeration at their full shape.
+    def _configured(self, values: Mapping[str, Tensor], names: Sequence[str], *, expand: bool = True) -> Any:
+        """The model at given values, its discrete sites marked for enumeration, at their full shape or not.
 
-        Without the full shape, sites that no data tell apart would be one and the same random variable.
+        Without the full shape, sites that no data tell apart would be one and the same random variable. With it, the
+        values of a chain that is unrolled over time have a dim for every step.
         """
         wanted = set(names)
         given = {name: value for name, value in values.items() if name not in wanted}
 
         def configure(site: Any) -> Any:
-            return {"enumerate": "parallel", "expand": True, "num_samples": None} if site["name"] in wanted else {}
+            return {"enumerate": "parallel", "expand": expand, "num_samples": None} if site["name"] in wanted else {}
 
         return poutine.infer_config(poutine.condition(self._program, given), configure)
 
@@ -248,6 +251,12 @@ class Enumeration:
                 f"{self.problem.name}: the discrete sites {self.names} cannot be enumerated: {first}{line}; write the "
                 "model so that it broadcasts over dims left of its plates, as for Pyro's parallel enumeration"
             ) from error
+
+
+def _symbol(node: Any) -> str:
+    """Symbol of the dim that enumerates a site."""
+    symbol: str = node["infer"]["_dim_to_symbol"][node["infer"]["_enumerate_dim"]]
+    return symbol
 
 
 def _constant(node: Any, place: int) -> Tensor:
