@@ -118,6 +118,30 @@ class SlowKernel(ExactKernel):
         return super().sample(params)
 
 
+class StuckKernel(ExactKernel):
+    """The same chain, which hangs where the environment says and makes a file there."""
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        self._hang("setup")
+        super().setup(warmup_steps, *args, **kwargs)
+
+    def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self._count in (10, 40):
+            self._hang("warm-up" if self._count == 10 else "sampling")
+        return super().sample(params)
+
+    @staticmethod
+    def _hang(stage: str) -> None:
+        import os
+        import pathlib
+        import time
+
+        if os.environ.get("STUCK_IN") == stage:
+            pathlib.Path(os.environ["STUCK_FILE"]).touch()
+            for _ in range(6000):
+                time.sleep(0.01)
+
+
 def mean_problem(**changes: Any) -> Problem:
     y = data()
     fields: dict[str, Any] = {"name": "mean", "model": mean_model, "guide": MeanGuide(), "args": (y,)}

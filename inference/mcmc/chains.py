@@ -49,6 +49,7 @@ Reporter = Callable[[str, int, str], bool]
 _KERNEL_STREAM = 0
 _FLUSH_BYTES = 64 * 2**20
 _REPORT_SECONDS = 0.2
+_GRACE_SECONDS = 1.0  # that SIGTERM leaves to the end of a sweep and to saving
 WARMUP, SAMPLING = "warm-up", "sampling"
 
 
@@ -179,7 +180,7 @@ class Watch:
         self._label, self._progress, self._checkpoint, self._callbacks = label, progress, checkpoint, callbacks
         self._done: dict[int, int] = {}
         self._totals: dict[int, int] = {}
-        self._deadline, self._interrupts, self._doing = float("inf"), Interrupts(), ""
+        self._deadline, self._interrupts, self._doing = float("inf"), Interrupts(_GRACE_SECONDS), ""
 
     def __enter__(self) -> Self:
         self._bar = tqdm(disable=not self._progress, unit="sweep", desc=self._label, dynamic_ncols=True)
@@ -197,14 +198,22 @@ class Watch:
 
     @contextlib.contextmanager
     def running(self, plans: Sequence[ChainPlan], timeout: float | None) -> Iterator[None]:
-        """Count sweeps, and count interrupts instead of being torn out of a sweep, while the block runs."""
+        """Count sweeps, and count interrupts instead of being torn out of a sweep, while the block runs.
+
+        SIGTERM does not wait for long: what was saved is kept, and what the sweep or a start has done is lost.
+        """
         self._totals = {plan.chain: plan.num_sweeps for plan in plans}
         self._done = dict.fromkeys(self._totals, 0)
         self._deadline = float("inf") if timeout is None else time.monotonic() + timeout
         if self._progress:
             self._bar.reset(sum(self._totals.values()))
         with self._interrupts:
-            yield
+            try:
+                yield
+            except KeyboardInterrupt as error:
+                if not error.args:
+                    self.raise_if_stopped()
+                raise
 
     @property
     def stopping(self) -> bool:

@@ -198,6 +198,8 @@ def _listen(worker: _Worker, queue: list[ChainPlan], watch: Watch) -> Exception 
     except (EOFError, OSError):
         worker.plan = None
         worker.process.join(timeout=5)
+        if watch.stopping:  # the signal that stops the run may have ended the worker too
+            return None
         return ChainError(
             f"chain {chain}: its process ended with exit code {worker.process.exitcode} before the chain was done. "
             "A negative code is a signal (-9: often out of memory). If the call stands in a script that defines the "
@@ -207,6 +209,8 @@ def _listen(worker: _Worker, queue: list[ChainPlan], watch: Watch) -> Exception 
         watch.update(chain, *rest)
         return None
     worker.plan = None
+    if kind == "stopped" and not watch.stopping:
+        return ChainError(f"chain {chain}: its process was told to end (SIGTERM); its state is saved")
     if kind == "failed":
         return ChainError(f"chain {chain} failed:\n{rest[0]}")
     if kind == "refused":
@@ -219,11 +223,11 @@ def _listen(worker: _Worker, queue: list[ChainPlan], watch: Watch) -> Exception 
 
 def _work(pipe: Connection) -> None:
     """Main function of a worker: receive the problem, then chains, until told that there are no more."""
-    stop = False
+    stop = terminated = False
 
     def on_terminate(number: int, frame: object) -> None:
-        nonlocal stop
-        stop = True
+        nonlocal stop, terminated
+        stop = terminated = True
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
     signal.signal(signal.SIGTERM, on_terminate)
@@ -254,15 +258,15 @@ def _work(pipe: Connection) -> None:
             if plan == "stop":
                 continue
             if error is None:
-                stop = False
+                stop = terminated
                 torch.set_default_dtype(plan.dtype)
                 try:
-                    run_chain(problem, factory, plan, report)
+                    finished = run_chain(problem, factory, plan, report)
                 except (ProblemError, CheckpointError) as refusal:
                     pipe.send(("refused", type(refusal), str(refusal)))
                 except Exception:
                     pipe.send(("failed", traceback.format_exc()))
                 else:
-                    pipe.send(("done",))
+                    pipe.send(("done",) if finished or not terminated else ("stopped",))
             else:
                 pipe.send(("failed", error))

@@ -102,10 +102,17 @@ class Interrupts:
 
     The third one raises KeyboardInterrupt at once. Outside the main thread, which alone receives signals, it does
     nothing.
+
+    Parameters
+    ----------
+    grace
+        Seconds after SIGTERM at which KeyboardInterrupt is raised, wherever the block is by then; None for never.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace: float | None = None) -> None:
         self.count = 0
+        self._grace, self._overdue = grace, False
+        self._timer: threading.Timer | None = None
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -115,13 +122,24 @@ class Interrupts:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()
         for number, handler in self._handlers.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.count += 1
-        if self.count > 2:
+        if self.count > 2 or self._overdue:
             raise KeyboardInterrupt
+        if number == signal.SIGTERM and self._grace is not None and self._timer is None:
+            self._timer = threading.Timer(self._grace, self._end)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _end(self) -> None:
+        self._overdue = True
+        os.kill(os.getpid(), signal.SIGTERM)  # to the main thread, also where that waits
 
 
 @contextlib.contextmanager
