@@ -17,13 +17,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from inference_models import SCALE, ExactKernel, SlowKernel, StuckKernel, data, exact, mean_problem, normal_model
+from inference_models import SCALE, ExactKernel, SlowKernel, data, exact, mean_problem, normal_model
 from pyro.infer.reparam import LocScaleReparam
 
 from probmodels.errors import ChainError, CheckpointError, ProblemError
 from probmodels.inference import NUTSKernel, Problem, run_mcmc
 from probmodels.inference.diagnostics.convergence import convergence
-from probmodels.inference.runtime.checkpoint import ChainStore
 
 short = partial(run_mcmc, num_samples=40, warmup_steps=10, num_chains=2, chain_method="sequential", progress=False)
 
@@ -228,71 +227,6 @@ def test_interrupted_process_saves_and_resumes(tmp_path, method, number):
     resumed = short(mean_problem(kernel=SlowKernel), checkpoint=folder, **options)  # resumed by the other method
     plain = short(mean_problem(kernel=ExactKernel), **options)  # the same chain, without the sleep
     assert resumed.posterior.identical(plain.posterior)
-
-
-STAGES = """
-import sys, time
-from inference_models import StuckKernel, mean_problem
-from probmodels.inference import run_mcmc
-try:
-    run_mcmc(mean_problem(kernel=StuckKernel), num_samples=50, warmup_steps=20, num_chains=2, progress=False,
-             chain_method=sys.argv[1], checkpoint=sys.argv[2], checkpoint_every=0.0)
-except KeyboardInterrupt as error:
-    print("stopped", time.monotonic(), error, flush=True)
-"""
-
-
-@pytest.mark.parametrize("stage", ["setup", "warm-up", "sampling"])
-@pytest.mark.parametrize("method", ["sequential", pytest.param("process", marks=pytest.mark.slow)])
-def test_sigterm_is_obeyed_within_two_seconds_at_any_stage_and_what_was_saved_is_kept(tmp_path, method, stage):
-    folder, stuck = tmp_path / "run", tmp_path / "stuck"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "STUCK_IN": stage, "STUCK_FILE": str(stuck)}
-    command = [sys.executable, "-c", STAGES, method, str(folder)]
-    running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 90
-    while not stuck.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    began = time.monotonic()
-    running.terminate()
-    said, _ = running.communicate(timeout=30)
-    word, ended, message = said.split(" ", 2)
-    assert word == "stopped"
-    assert float(ended) - began < 2.0
-    assert "repeat the same call to resume" in message
-    saved = ChainStore(folder / "chain-0").resume()
-    assert (0 if saved is None else saved[1]) == {"setup": 0, "warm-up": 10, "sampling": 40}[stage]
-    options = {"num_samples": 50, "warmup_steps": 20, "num_chains": 2}
-    resumed = short(mean_problem(kernel=StuckKernel), checkpoint=folder, **options)
-    assert resumed.posterior.identical(short(mean_problem(kernel=ExactKernel), **options).posterior)
-
-
-def test_sigterm_ends_a_search_for_starts(tmp_path):
-    script = """
-import time
-import pyro.distributions as dist
-import pyro, torch
-from probmodels.inference import Problem, run_mcmc
-from probmodels.inference.mcmc import chees
-
-def find(*args, **options):
-    print("searching", flush=True)
-    while True:
-        torch.linalg.eigh(torch.randn(200, 200))
-
-chees.find_paths = find
-try:
-    run_mcmc(Problem("one", lambda: pyro.sample("x", dist.Normal(0.0, 1.0))), progress=False)
-except KeyboardInterrupt as error:
-    print(time.monotonic(), error)
-"""
-    running = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert running.stdout is not None
-    assert running.stdout.readline() == "searching\n"
-    began = time.monotonic()
-    running.terminate()
-    ended, message = running.communicate(timeout=30)[0].split(" ", 1)
-    assert float(ended) - began < 2.0
-    assert "stopped after 0 of" in message
 
 
 def test_time_limit_stops_and_says_so(tmp_path):

@@ -49,7 +49,6 @@ Reporter = Callable[[str, int, str], bool]
 _KERNEL_STREAM = 0
 _FLUSH_BYTES = 64 * 2**20
 _REPORT_SECONDS = 0.2
-_GRACE_SECONDS = 1.0  # that SIGTERM leaves to the end of a sweep and to saving
 WARMUP, SAMPLING = "warm-up", "sampling"
 
 
@@ -180,7 +179,7 @@ class Watch:
         self._label, self._progress, self._checkpoint, self._callbacks = label, progress, checkpoint, callbacks
         self._done: dict[int, int] = {}
         self._totals: dict[int, int] = {}
-        self._deadline, self._interrupts, self._doing = float("inf"), Interrupts(_GRACE_SECONDS), ""
+        self._deadline, self._interrupts, self._doing = float("inf"), Interrupts(), ""
 
     def __enter__(self) -> Self:
         self._bar = tqdm(disable=not self._progress, unit="sweep", desc=self._label, dynamic_ncols=True)

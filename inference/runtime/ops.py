@@ -100,19 +100,19 @@ def uniform_start(msg: Any) -> Tensor:
 class Interrupts:
     """Count SIGINT and SIGTERM inside a block instead of being torn out of a step by them.
 
-    The third one raises KeyboardInterrupt at once. Outside the main thread, which alone receives signals, it does
-    nothing.
-
-    Parameters
-    ----------
-    grace
-        Seconds after SIGTERM at which KeyboardInterrupt is raised, wherever the block is by then; None for never.
+    The third one raises KeyboardInterrupt at once, and SIGTERM after a grace time, wherever the block is by then. Where
+    not even that ends it, as in a long call of a library, SIGTERM ends the process. Outside the main thread, which
+    alone receives signals, all this does nothing.
     """
 
-    def __init__(self, grace: float | None = None) -> None:
+    _GRACE_SECONDS = 1.0  # to finish a step and to save
+    _LAST_SECONDS = 0.6  # to come back to Python
+
+    def __init__(self) -> None:
         self.count = 0
-        self._grace, self._overdue = grace, False
-        self._timer: threading.Timer | None = None
+        self._overdue = False
+        self._left, self._raised = threading.Event(), threading.Event()
+        self._clock: threading.Thread | None = None
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -122,24 +122,30 @@ class Interrupts:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer.join()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+        self._left.set()
+        try:
+            if self._clock is not None:
+                self._clock.join()
+        finally:
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.count += 1
         if self.count > 2 or self._overdue:
+            self._raised.set()
             raise KeyboardInterrupt
-        if number == signal.SIGTERM and self._grace is not None and self._timer is None:
-            self._timer = threading.Timer(self._grace, self._end)
-            self._timer.daemon = True
-            self._timer.start()
+        if number == signal.SIGTERM and self._clock is None:
+            self._clock = threading.Thread(target=self._end, daemon=True, name="probmodels-sigterm")
+            self._clock.start()
 
     def _end(self) -> None:
+        if self._left.wait(self._GRACE_SECONDS):
+            return
         self._overdue = True
         os.kill(os.getpid(), signal.SIGTERM)  # to the main thread, also where that waits
+        if not self._raised.wait(self._LAST_SECONDS):
+            os._exit(128 + signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -230,7 +230,7 @@ class Loop(ABC):
         """
         options, bar, saved_at = self.options, self.bar, time.monotonic()
         bar.count(self.label, self.number, self.total)
-        with Interrupts() as interrupts, quiet():
+        with Interrupts() as interrupts, quiet(), self._saying_where():
             # A run that stalled is at its end, also when it is asked for again.
             while not self.stalled and (step := self.advance()) is not None:
                 if bar.due:
@@ -242,12 +242,7 @@ class Loop(ABC):
                     break
                 if interrupted:
                     self.save()
-                    how = (
-                        "nothing was kept, since no checkpoint folder was given"
-                        if self.folder is None
-                        else f"the state is saved in {self.folder}; repeat the same call to resume"
-                    )
-                    raise KeyboardInterrupt(f"stopped after step {self.number} of {self.total}: {how}")
+                    raise KeyboardInterrupt
                 if due:
                     self.save()
                     saved_at = time.monotonic()
@@ -255,6 +250,21 @@ class Loop(ABC):
             bar.show(self.number, self.progress)
         self.save()
         self.settle()
+
+    @contextlib.contextmanager
+    def _saying_where(self) -> Iterator[None]:
+        """Let an interrupt say where the fit stands and how to resume."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            if error.args:
+                raise
+            how = (
+                "nothing was kept, since no checkpoint folder was given"
+                if self.folder is None
+                else f"the state is saved in {self.folder}; repeat the same call to resume"
+            )
+            raise KeyboardInterrupt(f"stopped after step {self.number} of {self.total}: {how}") from None
 
 
 @contextlib.contextmanager
