@@ -323,10 +323,10 @@ def interval(values: Iterable[float], *, factor: float = 1.0, digits: int = 3) -
 
 
 class Phases:
-    """CPU seconds of the phases of `run_mcmc`, of which it is a callback."""
+    """CPU seconds of the phases of `run_mcmc`, of which it is a callback; ``"called"`` begins when it is made."""
 
     def __init__(self) -> None:
-        self._begun: dict[str, float] = {}
+        self._begun = {"called": time.process_time()}
 
     def __call__(self, step: Any) -> None:
         self._begun.setdefault(step.phase, time.process_time())

@@ -1,9 +1,13 @@
 """Kill runs at random times, repeat each until it ends, and check that it gives the numbers of a run without kills.
 
-Usage: ``python benchmarks/faults.py [--runs 25] [--seed 0]``. Every run is a process of its own with a checkpoint
-folder. It and its workers are killed with SIGKILL at a random time after the engine was called, and the same call is
-repeated in a new process, until one gets to its end. So is a whole command, whose outputs have to be complete. Draws,
-statistics and parameters are compared bit for bit. Exits with 1 if any differ.
+    python benchmarks/faults.py [--runs 25] [--seed 0]
+    python benchmarks/faults.py --signal SIGTERM                # which runs obey within two seconds
+
+Every run is a process of its own with a checkpoint folder. It and its workers get the signal at a random time after the
+engine was called, and the same call is repeated in a new process, until one gets to its end. So is a whole command,
+whose outputs have to be complete. Draws, statistics and parameters are compared bit for bit. The last column is the
+longest time from a signal to the end of the process. Exits with 1 if any run differs, or if SIGTERM took longer than
+two seconds.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from probmodels.inference import Phase, Problem, Result, fit_bilevel, fit_em, fi
 
 _EVERY = 0.1  # seconds between two checkpoints
 _SHARE = 1.0  # of the time of a run left alone, within which a run is killed
+_OBEY = 2.0  # seconds that SIGTERM may take
 _TIMED = ("seconds",)  # what is measured and not computed
 
 
@@ -149,15 +154,16 @@ def numbers(result: Result) -> dict[str, np.ndarray]:
 def child(engine: str, checkpoint: str, target: str) -> None:
     """One attempt: says when the engine is called, writes the numbers at the end."""
     torch.set_num_threads(1)
-    for module in ("torch._dynamo", "torch.fx.experimental.proxy_tensor"):
-        importlib.import_module(module)  # which takes longer than most of these runs: kills shall hit the engine
+    importlib.import_module("torch._dynamo")  # which takes longer than most of these runs: kills shall hit the engine
     print("called", flush=True)
     options: dict[str, Any] = {"checkpoint": checkpoint, "checkpoint_every": _EVERY} if checkpoint else {}
     np.savez(target, **numbers(ENGINES[engine](progress=False, **options)))
 
 
-def attempt(engine: str, checkpoint: Path | str, target: Path, kill_after: float = float("inf")) -> float | None:
-    """Seconds from the call of the engine to its end, or None if it was killed before."""
+def attempt(
+    engine: str, checkpoint: Path | str, target: Path, kill_after: float = float("inf"), number: int = signal.SIGKILL
+) -> tuple[bool, float]:
+    """Whether a run got to its end, and seconds: from the call of the engine to its end, or from the signal to it."""
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", "import sys, faults; faults.child(*sys.argv[1:])"]
     running = subprocess.Popen(
@@ -174,13 +180,16 @@ def attempt(engine: str, checkpoint: Path | str, target: Path, kill_after: float
     try:
         _, errors = running.communicate(timeout=None if kill_after == float("inf") else kill_after)
     except subprocess.TimeoutExpired:
+        began = time.monotonic()
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(running.pid, signal.SIGKILL)
-        running.communicate()
-        return None
+            os.killpg(running.pid, number)
+        _, errors = running.communicate()
+        if running.returncode not in (0, -number, -signal.SIGINT, 128 + number, cli._INTERRUPTED):
+            raise SystemExit(f"{engine}: signal {number} made the run in {checkpoint} fail:\n{errors}") from None
+        return running.returncode == 0, time.monotonic() - began
     if running.returncode:
         raise SystemExit(f"{engine}: the run in {checkpoint} failed:\n{errors}")
-    return time.monotonic() - began
+    return True, time.monotonic() - began
 
 
 def same(one: Path, other: Path) -> bool:
@@ -197,27 +206,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=25, help="over all engines")
     parser.add_argument("--seed", type=int, default=0, help="of the times at which runs are killed")
+    parser.add_argument("--signal", choices=["SIGKILL", "SIGTERM"], default="SIGKILL")
     options = parser.parse_args(arguments)
     rng = np.random.default_rng(options.seed)
     counts = {engine: len(range(place, options.runs, len(ENGINES))) for place, engine in enumerate(ENGINES)}
+    number = signal.Signals[options.signal]
     bad = 0
-    print(f"{'engine':<12}{'runs':>6}{'kills':>7}{'equal':>7}{'seconds':>9}")
+    print(f"{'engine':<12}{'runs':>6}{'kills':>7}{'equal':>7}{'seconds':>9}{'to its end':>12}")
     with tempfile.TemporaryDirectory(prefix="faults-") as name:
         for engine, count in counts.items():
             if not count:
                 continue
             folder = Path(name, engine)
             folder.mkdir()
-            alone = attempt(engine, "", folder / "alone.npz")
-            assert alone is not None
-            kills = equal = 0
+            _, alone = attempt(engine, "", folder / "alone.npz")
+            equal, waits = 0, [0.0]
             for run in range(count):
                 target = folder / f"{run}.npz"
-                while attempt(engine, folder / f"run-{run}", target, _SHARE * alone * rng.random()) is None:
-                    kills += 1
+                ended = False
+                while not ended:
+                    after = _SHARE * alone * rng.random()
+                    ended, seconds = attempt(engine, folder / f"run-{run}", target, after, number)
+                    waits += [] if ended else [seconds]
                 equal += same(target, folder / "alone.npz")
-            bad += count - equal
-            print(f"{engine:<12}{count:>6}{kills:>7}{equal:>7}{alone:>9.1f}", flush=True)
+            bad += count - equal + (number == signal.SIGTERM and max(waits) > _OBEY)
+            kills = len(waits) - 1
+            print(f"{engine:<12}{count:>6}{kills:>7}{equal:>7}{alone:>9.1f}{max(waits):>12.2f}", flush=True)
     return 1 if bad else 0
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py commands
     python benchmarks/startup.py chains                         # two-level model, reference posteriors, 4 and 64 chains
-    python benchmarks/startup.py chains --models two_level --chains 64 --init uniform
+    python benchmarks/startup.py chains --models two_level --chains 64 --init uniform --seeds 0 1 2
 
 Part ``commands``: `import probmodels`, commands that only print, and the first use. Each row is a process of its own,
 run ``--repeats`` times after one run that is not counted and that fills the caches of the file system and of compiled
@@ -10,6 +10,7 @@ Python files. The first row is the interpreter alone.
 
 Part ``chains``: what `run_mcmc` spends on the graph, on starting points and on 300 sweeps of warm-up, and what the
 starts are worth: the least effective sample size of 200 draws per 1000 gradients of a chain, r-hat and divergences.
+Before the first sweep there are also the checks of the problem, and what torch loads when it first runs a graph.
 ``two_level`` has 100 groups with an intercept and a slope each (205 unknowns, 1,629 rows), ``markov`` is a hidden
 Markov chain of two states, unrolled over 30 steps.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 import common  # isort: skip  (pins threads before numpy is loaded)
 
 import argparse
+import itertools
 import resource
 import subprocess
 import sys
@@ -87,7 +89,7 @@ def markov_data(steps: int = 30) -> tuple[Tensor, ...]:
     return (torch.tensor(2.0 * states - 1 + rng.standard_normal(steps)),)
 
 
-def chains(names: list[str], counts: list[int], options: dict[str, Any]) -> None:
+def chains(names: list[str], counts: list[int], seeds: list[int], options: dict[str, Any]) -> None:
     """Phases of `run_mcmc` in CPU seconds."""
     import reference
 
@@ -98,7 +100,7 @@ def chains(names: list[str], counts: list[int], options: dict[str, Any]) -> None
     rows = []
     for name in names or [*own, *reference.NAMES]:
         problem = Problem(name, own[name][0], args=own[name][1]()) if name in own else reference.load(name).problem
-        for count in counts:
+        for count, seed in itertools.product(counts, seeds):
             phases = common.Phases()
             result = run_mcmc(
                 problem,
@@ -107,6 +109,7 @@ def chains(names: list[str], counts: list[int], options: dict[str, Any]) -> None
                 num_samples=200,
                 progress=False,
                 callbacks=[phases],
+                seed=seed,
                 **options,
             )
             starts = phases.between("finding starting points", "warm-up")
@@ -119,6 +122,8 @@ def chains(names: list[str], counts: list[int], options: dict[str, Any]) -> None
                 {
                     "model": name,
                     "chains": count,
+                    "seed": seed,
+                    "to first sweep, CPU s": phases.between("called", "warm-up"),
                     "graph, CPU s": phases.between("capturing the graph", "finding starting points"),
                     "starts, CPU s": starts,
                     "warm-up, CPU s": warmup,
@@ -148,10 +153,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=[], help="two_level, markov or reference posteriors")
     parser.add_argument("--chains", nargs="*", type=int, default=[4, 64])
     parser.add_argument("--init", default="pathfinder", choices=["pathfinder", "uniform", "prior"])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     options = parser.parse_args()
     if options.part == "chains":
-        chains(options.models, options.chains, {"init": options.init, "seed": options.seed})
+        chains(options.models, options.chains, options.seeds, {"init": options.init})
     else:
         commands(options.repeats)
 
