@@ -179,7 +179,7 @@ def _log_sigmoid_backward(gradient: Tensor, value: Tensor, buffer: Tensor) -> Te
     return gradient * torch.sigmoid(-value)
 
 
-_CHEAPER = {
+_CHEAPER: dict[Any, TensorFunction] = {
     torch.ops.aten.log_sigmoid_backward.default: _log_sigmoid_backward,
     torch.ops.aten.logsumexp.default: _logsumexp,
     torch.ops.aten.binary_cross_entropy_with_logits.default: _cross_entropy,
