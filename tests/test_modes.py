@@ -148,6 +148,29 @@ def test_annealing_that_found_too_little_does_not_pass_a_guide() -> None:
     assert "lacks no more" not in str(report)
 
 
+def test_a_rare_value_drawn_too_often_does_not_fail_a_guide_that_is_close() -> None:
+    def model() -> None:
+        pyro.sample("rare", dist.Bernoulli(1e-6))
+        pyro.sample("even", dist.Bernoulli(0.5))
+
+    def guide() -> None:
+        pyro.sample("rare", dist.Bernoulli(0.003))
+        pyro.sample("even", dist.Bernoulli(logits=pyro.param("logit", torch.tensor(0.0))))
+
+    problem = Problem("rare", model, guide, loss=VarGrad(2))
+    result = fit_svi(problem, num_steps=1, lr=1e-12, num_samples=1000, progress=False)
+    assert 0 < float(result.posterior["rare"].sum()) < 10
+    assert diagnose(result).inference == "passed"
+
+
+def test_a_distance_that_its_error_leaves_open_is_not_judged() -> None:
+    _, result = lost_modes.fit(lost_modes.PROBLEMS["magnet"], lost_modes.ExactGuide(lost_modes.PROBLEMS["magnet"]))
+    for distance, verdict in ((0.05, "passed"), (0.095, "not judged"), (0.15, "failed")):
+        result.tree["modes"]["distance"] = distance
+        result.tree["modes"]["distance_mcse"] = 0.01
+        assert diagnose(result).inference == verdict
+
+
 def coins() -> None:
     with pyro.plate("coin", 400):
         pyro.sample("z", dist.Bernoulli(0.5))
