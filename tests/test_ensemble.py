@@ -16,7 +16,8 @@ from test_mcmc import check_mean_and_sd
 
 from probmodels.errors import ProblemError
 from probmodels.inference import Problem, fit_svi, run_mcmc
-from probmodels.inference.mcmc.chees import ChEESKernel, Metric
+from probmodels.inference.mcmc.chees import ChEESKernel
+from probmodels.inference.mcmc.metric import Metric
 from probmodels.inference.mcmc.pathfinder import find_paths
 from probmodels.inference.programs.potential import Potential
 from probmodels.inference.runtime.ops import isolated

@@ -13,142 +13,21 @@ from torch import Tensor
 
 from probmodels.errors import ProblemError
 from probmodels.inference.mcmc.kernels import Kernel, Params
-from probmodels.inference.mcmc.pathfinder import find_paths
+from probmodels.inference.mcmc.metric import Metric, most_rows, whiten
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.potential import Potential
 from probmodels.inference.runtime.ops import part
 from probmodels.options import Count, Fraction, Positive, checked
 
-__all__ = ["ChEESKernel", "Metric"]
+__all__ = ["ChEESKernel"]
 
 _log = logging.getLogger(__name__)
 
-_DENSE_LIMIT = 200  # unknowns up to which a dense metric is tried
-_MAX_ROWS = 4096  # positions kept for a metric,
-_MAX_ENTRIES = 2**23  # and numbers in them
 _DIVERGENCE = 1000.0  # energy error above which a trajectory counts as divergent
 _WINDOWS = (0.1, 0.3, 0.6)  # where warm-up ends a window and renews the metric
-_PATH_ENTRIES = 2**21  # numbers in the starts of all chains up to which better ones are sought along paths
-_FEWEST = 8  # different draws along paths below which they say nothing about a metric
 _STUCK = 0.05  # mean acceptance over a window below which a chain counts as stuck
 _TIME = 1.5  # mean trajectory time to begin with, near a quarter period of a whitened normal
 _JITTER = 0.5  # trajectory times lie within this share of their mean
-
-
-class Metric:
-    """Linear map ``z = S x`` between the position ``z`` and a whitened ``x`` in which momenta are standard normal.
-
-    ``S`` is diagonal, triangular, or a diagonal times identity plus low rank.
-
-    Parameters
-    ----------
-    scale
-        Diagonal (size,).
-    factor
-        Lower triangle (size, size) of a dense ``S``, whose diagonal ``scale`` it replaces; or None.
-    vectors, stretch
-        Orthonormal columns (size, rank) and factors (rank,): ``S = diag(scale) (I + V (diag(stretch) - I) V')``.
-    """
-
-    def __init__(
-        self,
-        scale: Tensor,
-        factor: Tensor | None = None,
-        vectors: Tensor | None = None,
-        stretch: Tensor | None = None,
-    ) -> None:
-        self.scale, self.factor, self.vectors, self.stretch = scale, factor, vectors, stretch
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``S x`` for rows ``x`` (chain, size)."""
-        if self.factor is not None:
-            return x @ self.factor.T
-        if self.vectors is not None and self.stretch is not None:
-            x = x + ((x @ self.vectors) * (self.stretch - 1)) @ self.vectors.T
-        return x * self.scale
-
-    def transposed(self, gradient: Tensor) -> Tensor:
-        """``S' g``: a gradient with respect to ``z`` turned into one with respect to ``x``."""
-        if self.factor is not None:
-            return gradient @ self.factor
-        gradient = gradient * self.scale
-        if self.vectors is not None and self.stretch is not None:
-            gradient = gradient + ((gradient @ self.vectors) * (self.stretch - 1)) @ self.vectors.T
-        return gradient
-
-    def inverse(self, z: Tensor) -> Tensor:
-        """``S^-1 z``."""
-        if self.factor is not None:
-            return torch.linalg.solve_triangular(self.factor, z.T, upper=False).T
-        x = z / self.scale
-        if self.vectors is not None and self.stretch is not None:
-            x = x + ((x @ self.vectors) * (1 / self.stretch - 1)) @ self.vectors.T
-        return x
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Its tensors."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-    def renewed(self, rows: Tensor, kind: str, distinct: float = math.inf) -> Metric:
-        """Metric of the posterior that positions ``rows`` (step, chain, size) were drawn from, ``distinct`` of them.
-
-        A dense metric starts from the present one and is shrunk towards it, the more the fewer rows there are per
-        unknown. A low-rank one is made afresh and keeps the directions whose variance lies outside what noise alone
-        would give (Marchenko and Pastur 1967).
-        """
-        steps, chains, size = rows.shape
-        if kind == "auto":
-            kind = "dense" if size <= _DENSE_LIMIT else "low_rank"
-        flat = rows.reshape(-1, size).cpu().double()  # where all of linear algebra is to be had, in double precision
-        present = Metric(*(None if value is None else value.cpu().double() for value in self._tensors()))  # type: ignore[arg-type]
-        wide = present.inverse(flat) if kind == "dense" else flat
-        wide = wide - wide.mean(0)
-        variance = wide.square().mean(0)
-        standard = wide / variance.sqrt().clamp(min=1e-12)
-        effective = min(distinct, _effective_rows(standard.reshape(steps, chains, size)))
-        if kind == "dense":
-            scale = variance.clamp(min=1e-300) ** (0.5 * effective**2 / (effective**2 + 25))
-            # Half at as many rows as unknowns, next to nothing at ten times as many: small variances are meant.
-            weight = effective**2 / (effective**2 + size**2)
-            correlation = standard.T @ standard / len(standard)
-            correlation = weight * correlation + (1 - weight) * torch.eye(size, dtype=wide.dtype)
-            factor, failed = torch.linalg.cholesky_ex(correlation)
-            if failed or not bool(torch.isfinite(scale).all()):
-                return self
-            # S times the new factor is a square root of the covariance; its triangular form is the Cholesky factor.
-            root = present.forward((scale[:, None] * factor).T)
-            factor = torch.linalg.qr(root)[1].T
-            factor = factor * factor.diagonal().sign()
-            return Metric(self.scale, factor.to(rows))
-        scale = variance.sqrt().clamp(min=1e-12)
-        diagonal = Metric(scale.to(rows))
-        if kind == "diagonal" or effective < 8:
-            return diagonal
-        _, singular, vectors = torch.linalg.svd(standard / math.sqrt(len(standard)), full_matrices=False)
-        edge, variances = math.sqrt(size / effective), singular.square()
-        keep = variances > 1.2 * (1 + edge) ** 2
-        if edge < 0.5:
-            keep = keep | (variances < (1 - edge) ** 2 / 1.2)
-        if not keep.any():
-            return diagonal
-        return Metric(diagonal.scale, None, vectors[keep].T.contiguous().to(rows), singular[keep].to(rows))
-
-    @property
-    def spread(self) -> float:
-        """Sd of the prior of the log trajectory time: whitened by a dense metric, times far from one are noise."""
-        return 1.0 if self.factor is not None else 2.0
-
-    def _tensors(self) -> tuple[Tensor | None, ...]:
-        return self.scale, self.factor, self.vectors, self.stretch
-
-
-def _effective_rows(standard: Tensor) -> float:
-    """Number of independent rows that autocorrelated ones (step, chain, size), of unit variance, are worth."""
-    steps, chains, _ = standard.shape
-    if steps < 4:
-        return float(chains)
-    correlation = float((standard[1:] * standard[:-1]).mean().clamp(0, 0.999))
-    return max(float(chains), steps * chains * (1 - correlation) / (1 + correlation))
 
 
 class ChEESKernel(Kernel):
@@ -227,8 +106,8 @@ class ChEESKernel(Kernel):
         with torch.no_grad():
             z = self._find_starts()
             self._metric = Metric(torch.ones_like(z[0]))
-            if self.init in (None, "pathfinder") and z.numel() <= _PATH_ENTRIES:
-                z = self._descend(z)
+            if self.init in (None, "pathfinder"):
+                z, self._metric = whiten(self._evaluate, z, self._kind)
             self._place(z)
             self._progress = torch.zeros_like(z[:, 0])
             self._restart(self._first_step_size())
@@ -333,18 +212,6 @@ class ChEESKernel(Kernel):
                 setattr(self, f"_{name}", value)
         self._rows = list(state["rows"]) if "rows" in state else []
 
-    def _descend(self, z: Tensor) -> Tensor:
-        """Starts and a first metric from normals along quasi-Newton paths."""
-        size = z.shape[1]
-        wanted = 4 * min(size, _DENSE_LIMIT)  # a dense metric needs several rows per unknown
-        most = min(_MAX_ROWS, _MAX_ENTRIES // size)
-        paths = find_paths(self._evaluate, z, num_draws=max(1, min(max(10 * len(z), wanted), most) // len(z)))
-        # Copies stand where normals reached too far: they show no direction that others did not.
-        distinct = len(torch.unique(paths.draws.flatten(0, 1), dim=0))
-        if distinct >= _FEWEST:
-            self._metric = self._metric.renewed(paths.draws.to(z), self._kind, distinct)
-        return paths.starts.to(z)
-
     def _tally(self) -> None:
         """Running moments of the draws, for the progress bar alone."""
         if not self._seen:
@@ -428,8 +295,7 @@ class ChEESKernel(Kernel):
             return
         begin = max((end for end in self._ends if end < self._count), default=0)
         # The first half of a window is still on its way from the metric before.
-        rows = min(_MAX_ROWS, _MAX_ENTRIES // self._z.shape[1])
-        stride = max(1, math.ceil((later[0] - begin) * self.num_chains / (2 * rows)))
+        stride = max(1, math.ceil((later[0] - begin) * self.num_chains / (2 * most_rows(self._z.shape[1]))))
         if (self._count - begin) % stride == 0 and 2 * (self._count - begin) > later[0] - begin:
             self._rows.append(self._z)
         if self._count == later[0] and self._rows:

@@ -15,9 +15,10 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from probmodels.errors import ProblemError
-from probmodels.inference.mcmc.pathfinder import find_paths
+from probmodels.inference.mcmc.metric import Metric, whiten
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.potential import Potential
+from probmodels.inference.runtime.ops import part
 from probmodels.options import Fraction, Positive, checked
 
 __all__ = ["Kernel", "NUTSKernel"]
@@ -110,8 +111,10 @@ class _RecordingNUTS(NUTS):
 class NUTSKernel(Kernel):
     """Pyro's No-U-Turn sampler on the `Potential` of a problem.
 
-    ``sample`` moves one flat unconstrained vector ``z``; ``export`` returns the sites of the model, reparametrised and
-    deterministic ones recomputed. The potential runs as a captured graph where the model has one.
+    ``sample`` moves one flat vector ``x``; ``export`` returns the sites of the model, reparametrised and deterministic
+    ones recomputed. The unconstrained vector is ``z = c + S x``, where the start ``c`` and the map ``S``, which makes
+    scales alike and removes correlations, come from a normal along a quasi-Newton path (``init="pathfinder"``); with
+    other starts, ``z = x``. The potential runs as a captured graph where the model has one.
 
     Parameters
     ----------
@@ -138,7 +141,7 @@ class NUTSKernel(Kernel):
     Hoffman, M. D. and Gelman, A. (2014). The No-U-Turn sampler. JMLR 15.
     """
 
-    inits = ("uniform", "prior", "pathfinder")
+    inits = ("pathfinder", "uniform", "prior")
 
     @checked(ProblemError)
     def __init__(
@@ -168,12 +171,17 @@ class NUTSKernel(Kernel):
         self.say("capturing the graph")
         self._evaluate = self._potential.fastest(self._compiler)
         self.say("finding starting points")
-        self._nuts.initial_params = {"z": self._find_start()}
+        z, self._centre, self._metric = self._find_start(), None, None
+        if self.init in (None, "pathfinder"):
+            with torch.no_grad():
+                starts, self._metric = whiten(self._evaluate_rows, z[None])
+            z, self._centre = torch.zeros_like(z), starts[0]
+        self._nuts.initial_params = {"x": z}
         self._nuts.setup(warmup_steps)
 
     @property
     def initial_params(self) -> Params:
-        """Start of the chain: ``z`` (size,), unconstrained."""
+        """Start of the chain: ``x`` (size,)."""
         return self._nuts.initial_params
 
     @initial_params.setter
@@ -181,12 +189,12 @@ class NUTSKernel(Kernel):
         self._nuts.initial_params = params
 
     def sample(self, params: Params) -> Params:
-        """One trajectory from ``params``; ``z`` (size,) to ``z`` (size,)."""
+        """One trajectory from ``params``; ``x`` (size,) to ``x`` (size,)."""
         return self._nuts.sample(params)
 
     def export(self, params: Params) -> Params:
-        """Values of the model's latent and deterministic sites at ``z``."""
-        return self._potential.export(params["z"])
+        """Values of the model's latent and deterministic sites at ``x``."""
+        return self._potential.export(self._unwhitened(params["x"]))
 
     def attrs(self) -> dict[str, Any]:
         """Target acceptance and largest tree depth."""
@@ -225,9 +233,9 @@ class NUTSKernel(Kernel):
         (welford,) = mass._adapt_scheme.values()
         (inverse_mass,) = mass.inverse_mass_matrix.values()
         state: dict[str, Tensor | int | float | str] = {
-            "z": nuts._z_last["z"],
+            "x": nuts._z_last["x"],
             "potential": nuts._potential_energy_last,
-            "gradient": nuts._z_grads_last["z"],
+            "gradient": nuts._z_grads_last["x"],
             "t": nuts._t,
             "accept_count": nuts._accept_cnt,
             "mean_accept": nuts._mean_accept_prob,
@@ -239,12 +247,17 @@ class NUTSKernel(Kernel):
         }
         if welford.n_samples:
             state |= {"welford_mean": welford._mean, "welford_m2": welford._m2}
+        if self._metric is not None and self._centre is not None:
+            state |= {"centre": self._centre}
+            state |= {f"metric/{name}": value for name, value in self._metric.state_dict().items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from ``state_dict``."""
         nuts, adapter = self._nuts, self._nuts._adapter
-        nuts._cache({"z": state["z"]}, state["potential"], {"z": state["gradient"]})
+        self._centre = state.get("centre")
+        self._metric = None if self._centre is None else Metric(**part(state, "metric/"))
+        nuts._cache({"x": state["x"]}, state["potential"], {"x": state["gradient"]})
         nuts._t, nuts._accept_cnt = int(state["t"]), int(state["accept_count"])
         nuts._mean_accept_prob = float(state["mean_accept"])
         mass = adapter.mass_matrix_adapter
@@ -260,8 +273,24 @@ class NUTSKernel(Kernel):
                 name = key.removeprefix("averaging_")
                 setattr(averaging, name, int(value) if name == "_t" else value)
 
+    def _unwhitened(self, x: Tensor) -> Tensor:
+        """``z`` (size,) of ``x`` (size,)."""
+        if self._metric is None or self._centre is None:
+            return x
+        return self._centre + self._metric.forward(x[None])[0]
+
     def _energy_at(self, params: Params) -> Tensor:
-        return cast("Tensor", _WithGradient.apply(params["z"], self._evaluate))
+        return cast("Tensor", _WithGradient.apply(params["x"], self._evaluate_whitened))
+
+    def _evaluate_whitened(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Potential and its gradient with respect to ``x`` (size,)."""
+        potential, gradient = self._evaluate(self._unwhitened(x))
+        return potential, gradient if self._metric is None else self._metric.transposed(gradient[None])[0]
+
+    def _evaluate_rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Potential (1,) and gradient (1, size) of a single row of ``z``."""
+        potential, gradient = self._evaluate(rows[0])
+        return potential[None], gradient[None]
 
     def _find_start(self, tries: int = 100) -> Tensor:
         potential = self._potential
@@ -269,21 +298,16 @@ class NUTSKernel(Kernel):
             return potential.from_draw(self.init)
         if self.init == "prior":
             return potential.find_start(self._evaluate, potential.from_prior, tries)
-        z = potential.find_start(self._evaluate, lambda: potential.uniform(self._init_radius), tries)
-        if self.init == "pathfinder":
-            with torch.no_grad():
-                paths = find_paths(lambda rows: tuple(x[None] for x in self._evaluate(rows[0])), z[None])
-            z = paths.starts[0].to(z)
-        return z
+        return potential.find_start(self._evaluate, lambda: potential.uniform(self._init_radius), tries)
 
 
 class _WithGradient(torch.autograd.Function):
     """A scalar function whose gradient comes with its value."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, evaluate: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, evaluate: Any) -> Tensor:
         with torch.no_grad():
-            value, gradient = evaluate(z)
+            value, gradient = evaluate(x)
         ctx.save_for_backward(gradient)
         return cast("Tensor", value)
 

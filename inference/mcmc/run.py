@@ -115,8 +115,8 @@ def run_mcmc(
         ``"sequential"``: one after the other in this process; ``"dask"``: on the cluster of ``client``. None for
         vectorised where the kernel is, else processes.
     init
-        Where chains start: ``"pathfinder"`` (normals along quasi-Newton paths; the default of ChEES), ``"uniform"``
-        (the default of NUTS), ``"prior"``, or the draws of a guide or of an earlier run to start from.
+        Where chains start: ``"pathfinder"`` (normals along quasi-Newton paths; the default), ``"uniform"``,
+        ``"prior"``, or the draws of a guide or of an earlier run to start from.
     num_workers
         Processes; None for one per CPU, at most one per chain.
     client
