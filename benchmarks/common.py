@@ -322,20 +322,6 @@ def interval(values: Iterable[float], *, factor: float = 1.0, digits: int = 3) -
     return f"{found.mean():.{digits}f} ± {half:.{digits}f}"
 
 
-class Phases:
-    """CPU seconds of the phases of `run_mcmc`, of which it is a callback; ``"called"`` begins when it is made."""
-
-    def __init__(self) -> None:
-        self._begun = {"called": time.process_time()}
-
-    def __call__(self, step: Any) -> None:
-        self._begun.setdefault(step.phase, time.process_time())
-
-    def between(self, first: str, second: str) -> float:
-        """Seconds from the first time that one phase began to the first time that another did."""
-        return self._begun[second] - self._begun[first]
-
-
 class OutOfTime(Exception):
     """The time limit has passed."""
 

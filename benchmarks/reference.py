@@ -610,13 +610,25 @@ KERNELS: dict[str, dict[str, Any]] = {
 }
 
 
+class Phases:
+    """CPU seconds of the phases of `run_mcmc`, of which it is a callback; ``"called"`` begins when it is made."""
+
+    def __init__(self) -> None:
+        self._begun = {"called": time.process_time()}
+
+    def __call__(self, step: Any) -> None:
+        self._begun.setdefault(step.phase, time.process_time())
+
+    def between(self, first: str, second: str) -> float:
+        """Seconds from the first time that one phase began to the first time that another did."""
+        return self._begun[second] - self._begun[first]
+
+
 def measure(name: str, kernel: str, **options: Any) -> dict[str, Any]:
     """One run of a sampler on a posterior: the worst variables, divergences, verdict and CPU seconds."""
-    import common
-
     from probmodels.inference import run_mcmc
 
-    reference, phases = load(name), common.Phases()
+    reference, phases = load(name), Phases()
     problem = reference.problem
     start = time.process_time()
     result = run_mcmc(problem, kernel=kernel, **{**KERNELS[kernel], **options}, progress=False, callbacks=[phases])

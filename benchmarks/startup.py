@@ -101,7 +101,7 @@ def chains(names: list[str], counts: list[int], seeds: list[int], options: dict[
     for name in names or [*own, *reference.NAMES]:
         problem = Problem(name, own[name][0], args=own[name][1]()) if name in own else reference.load(name).problem
         for count, seed in itertools.product(counts, seeds):
-            phases = common.Phases()
+            phases = reference.Phases()
             result = run_mcmc(
                 problem,
                 num_chains=count,
