@@ -112,7 +112,16 @@ def sst(
         str, typer.Option(help="Terms of each location: intercept, trend, annual, semiannual.")
     ] = "intercept,trend",
     kernel: Annotated[str, typer.Option(help="Kernel of the patterns.")] = "matern72",
-    kernel_time: Annotated[str, typer.Option(help="Kernel of the series.")] = "identity",
+    series: Annotated[
+        str | None,
+        typer.Option(
+            help="ar1 or iid: modes of the population, of which these times are a sample; frame: modes of these times. "
+            "By default ar1, with --engine svi frame."
+        ),
+    ] = None,
+    kernel_time: Annotated[
+        str | None, typer.Option(help="Kernel of the series, with --series frame (default identity).")
+    ] = None,
     tail: Annotated[float, typer.Option(help="Share of the kernel's variance that a truncated basis may drop.")] = 1e-6,
     draws: Annotated[int | None, typer.Option(help="Draws kept per chain (default 1000); for mcmc.")] = None,
     warmup: Annotated[int | None, typer.Option(help="Sweeps before the first draw (default 500); for mcmc.")] = None,
@@ -154,6 +163,12 @@ def sst(
     if engine == "mcmc":
         own = {"num_samples": _or(draws, 1000), "warmup_steps": _or(warmup, 500), "thin": _or(thin, 1)}
         own["num_chains"] = _or(chains, 4)
+    if series is None:
+        series = "ar1" if engine == "mcmc" else "frame"
+    if series != "frame" and engine == "svi":
+        raise _Refusal(f"--series {series} needs --engine mcmc; take --series frame, or leave --engine out")
+    if series != "frame" and kernel_time is not None:
+        raise _Refusal(f"--kernel-time {kernel_time} is not used with --series {series}; take --series frame too")
     spec = {
         "method": "bayesian_svd",
         "data": {key: value for key, value in data.items() if value is not None},
@@ -161,7 +176,8 @@ def sst(
             "rank": rank,
             "fixed_effects": effects,
             "kernel_space": kernel,
-            "kernel_time": kernel_time,
+            "series": series,
+            **({"kernel_time": kernel_time or "identity"} if series == "frame" else {}),
             "tail": tail,
         },
         "inference": {"engine": engine, "seed": seed, **own},

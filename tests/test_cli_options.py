@@ -57,6 +57,7 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--fixed-effects": ["trendd", "intercept,3"],
         "--kernel": ["matern27", "", "3"],
         "--kernel-time": ["matern27", "", "3"],
+        "--series": ["ar2", "", "3"],
         "--tail": ["-1", "2", "nan", "inf", "small", ""],
         "--draws": NO_COUNT,
         "--warmup": ["-1", "1.5", "one", "", HUGE],
