@@ -182,6 +182,19 @@ def test_own_guides_that_run_in_a_plate_are_fitted_at_annealed_draws() -> None:
     assert worst(problem, result) < 0.02
 
 
+def test_more_draws_may_be_asked_for_in_each_step() -> None:
+    few, many = (fit_svi(SMALL, num_steps=2, num_particles=count, **FIT) for count in (2, 300))
+    assert not few.group("fit")["loss"].equals(many.group("fit")["loss"])
+    assert few.group("fit")["loss"].equals(fit_svi(SMALL, num_steps=2, **FIT).group("fit")["loss"])
+
+
+def test_replayed_values_say_so() -> None:
+    problem = with_guide(Problem("pair", pair), "gflownet", hidden=8)
+    phases = [{"objective": "replay", "options": {"loss": "AnnealedVarGrad"}}]
+    result = fit_em(problem, phases=phases, num_rounds=2, num_samples=10, progress=False)
+    assert "remembered values" in result.tree.attrs["annealing"]
+
+
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 

@@ -57,7 +57,8 @@ class AnnealedVarGrad(VarGrad):
     Parameters
     ----------
     num_particles
-        Draws of the guide in each step where none are annealed; at least 2.
+        Draws of the guide in each step where none are annealed, at least 2. Where some are, there are as many of these
+        and of the guide if this is larger than ``batch``.
     batch
         Draws of the guide, and annealed draws, in each step where there are some.
     **options
@@ -90,7 +91,7 @@ class AnnealedVarGrad(VarGrad):
         """
         if self.joint is not None:
             obstacle = "model and guide are fitted at the same draws (joint)"
-        found = obstacle or _make_seeds(programs, self.batch, say)
+        found = obstacle or _make_seeds(programs, max(self.batch, self.num_particles), say)
         self._seeds = None if isinstance(found, str) else found
         if isinstance(found, str):
             _log.info("%s: no annealed draws for the fit: %s", programs.problem.name, found)

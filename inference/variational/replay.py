@@ -49,6 +49,11 @@ class Memory:
         self._values: dict[str, Tensor] = {}  # (capacity, rows ...) by site
         self._valid: Tensor | None = None  # (capacity, data ...)
 
+    def prepare(self, programs: Any, obstacle: str | None, say: Any) -> str | None:
+        """What the balance does before the first step, in words."""
+        why = obstacle or "it is evaluated at remembered values (replay)"
+        return None if self._balance is None else self._balance.prepare(programs, why, say)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Remembered values by site, and which of them are any."""
         known = {} if self._valid is None else {"valid": self._valid}
