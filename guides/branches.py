@@ -1,4 +1,4 @@
-"""Which sites of a program that come and go are there, as a function of the values that decide it.
+"""Policies of programs whose sites come and go.
 
 A policy draws the sites of such a program one by one and runs it to see which come next. Where few values decide, each
 of their combinations is run once; then many draws can be made at once, and none needs the program.
@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from probmodels.errors import ProblemError
+from probmodels.guides.policy_networks import indicators, site_distribution
+from probmodels.inference.programs.varying import FixedSites, is_discrete, num_values, seen
 
-__all__ = ["Branches", "read_branches"]
+__all__ = ["Branches", "Follow", "read_branches"]
 
 
 @dataclass(frozen=True)
@@ -85,3 +88,54 @@ def read_branches(
         before[name] = tuple(deciding[i] for i in known)
         present[name] = [key for key, flag in short.items() if flag]
     return Branches({name: tables[name] for name in deciding}, before, present)
+
+
+class Follow(Messenger):
+    """Give the sites of a program the distributions of a policy, in the order in which the program meets them."""
+
+    def __init__(self, program: FixedSites, group: Any, state: Tensor, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.places = {variable.name: place for place, variable in enumerate(group.members)}
+        self.drawn: set[str] = set()
+        self._own: dict[str, int] = {}  # values that the program knows
+        self._program, self._group, self._state, self._values, self._next = program, group, state, values, 0
+
+    def _pyro_sample(self, msg: Any) -> None:
+        name, group = msg["name"], self._group
+        if name in self._values:  # continuous sites, drawn before
+            msg["value"], msg["done"] = self._values[name], True
+        elif name in self.places:
+            place = self.places[name]
+            if place < self._next:
+                raise ProblemError(
+                    f"{self._program.label}: the site {name!r} comes after {group.members[self._next - 1].name!r} in "
+                    "one run of the model and before it in another; draw sites in one order, whichever there are"
+                )
+            for gap in range(self._next, place):
+                self._push(gap, None)
+            variable, table = group.members[place], group.get_buffer(f"table_{place}")
+            batch = list(variable.layout.batch)
+            self._own[name] = num_values(msg["fn"])
+            msg["fn"] = site_distribution(group.network, self._state, place, variable, table, batch)
+            self._next = place + 1
+        elif is_discrete(msg):
+            self._program.check(name)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if name in self.places:
+            self.drawn.add(name)
+            self._values[name] = msg["value"]
+            self._push(self.places[name], msg["value"])
+            if name in self._program.growing:
+                msg["value"] = seen(msg["value"], self._own[name])
+
+    def _push(self, place: int, value: Tensor | None) -> None:
+        """Go on with a value, or past a site that is not there."""
+        network, layout = self._group.network, self._group.members[place].layout
+        table = self._group.get_buffer(f"table_{place}")
+        if value is None:
+            hot = self._state.new_zeros(*layout.rows(layout.batch), layout.size, len(table))
+        else:
+            hot = layout.flat(indicators(value, table).to(self._state.dtype))
+        self._state = network.push(self._state, place, hot)

@@ -53,19 +53,18 @@ import torch
 from annotated_types import Interval
 from pyro import poutine
 from pyro.nn import PyroModule, PyroParam
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from probmodels.errors import ProblemError
-from probmodels.guides.branches import Branches, read_branches
+from probmodels.guides.branches import Branches, Follow, read_branches
 from probmodels.guides.layout import move
 from probmodels.guides.outline import Outline, Variable, read_outline, run_model
-from probmodels.guides.policy_networks import NETWORKS, Autoregressive, Inputs, Network, broadcast, indicators, join
+from probmodels.guides.policy_networks import NETWORKS, Inputs, Network, broadcast, indicators, join, site_distribution
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import whole
-from probmodels.inference.programs.varying import FixedSites, is_discrete, num_values, seen
+from probmodels.inference.programs.varying import FixedSites
 from probmodels.inference.runtime.ops import isolated
 from probmodels.options import OneOf, Positive, checked
 
@@ -259,19 +258,25 @@ class DiscretePolicy(PyroModule):
             state = group.network.begin(join(parts))
             if self._program and self._branches is None:
                 self._follow(self._program[0], group, state, values, args, kwargs)
-                continue
-            for place, variable in enumerate(group.members):
-                if heads is not None and local == set(self._common):
-                    self._state(f"log_flow_{variable.name}", next(heads)(state).squeeze(-1), plates)
-                table = group.get_buffer(f"table_{place}")
-                there = None if self._branches is None else self._branches.has(variable.name, values)
-                value = self._draw(group.network, state, place, variable, table, plates, there)
-                values[variable.name] = value
-                hot = variable.layout.flat(indicators(value, table).to(like.dtype))
-                hot = hot if there is None else hot * there[..., None, None]
-                state = group.network.push(state, place, hot)
-            states.append(state)
+            else:
+                states.append(self._draw_group(group, state, values, plates, heads))
         return values
+
+    def _draw_group(
+        self, group: _Group, state: Tensor, values: dict[str, Tensor], plates: Mapping[str, Any], heads: Any
+    ) -> Tensor:
+        """Sample the sites of a group, which are added to the values; the state after them."""
+        for place, variable in enumerate(group.members):
+            if heads is not None and set(variable.local) == set(self._common):
+                self._state(f"log_flow_{variable.name}", next(heads)(state).squeeze(-1), plates)
+            table = group.get_buffer(f"table_{place}")
+            there = None if self._branches is None else self._branches.has(variable.name, values)
+            value = self._draw(group.network, state, place, variable, table, plates, there)
+            values[variable.name] = value
+            hot = variable.layout.flat(indicators(value, table).to(state.dtype))
+            hot = hot if there is None else hot * there[..., None, None]
+            state = group.network.push(state, place, hot)
+        return state
 
     def for_many(
         self, deciding: Sequence[str], runs: Mapping[tuple[int, ...], Mapping[str, Any]]
@@ -314,7 +319,7 @@ class DiscretePolicy(PyroModule):
         self, program: FixedSites, group: _Group, state: Tensor, values: dict[str, Tensor], args: Any, kwargs: Any
     ) -> None:
         """Run a program whose sites come and go, at values of the policy; draw the others as the program does."""
-        met = _Follow(program, group, state, values)
+        met = Follow(program, group, state, values)
         with poutine.block(hide_fn=lambda site: site["name"] not in met.places), met:
             program.model(*args, **kwargs)
         program.fill(met.drawn)
@@ -332,7 +337,7 @@ class DiscretePolicy(PyroModule):
         batch = list(variable.layout.batch)
         for plate in variable.plates:
             batch[plate.dim] = plates[plate.name].subsample_size
-        fn = _distribution(network, state, place, variable, table, batch, there)
+        fn = site_distribution(network, state, place, variable, table, batch, there)
         with ExitStack() as stack:
             for plate in variable.plates:
                 stack.enter_context(plates[plate.name])
@@ -413,81 +418,6 @@ class DiscretePolicy(PyroModule):
         for variable in self._continuous:
             move(variable.support, fn)
         return super()._apply(fn, recurse)
-
-
-class _Follow(Messenger):
-    """Give the sites of a program the distributions of a policy, in the order in which the program meets them."""
-
-    def __init__(self, program: FixedSites, group: _Group, state: Tensor, values: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.places = {variable.name: place for place, variable in enumerate(group.members)}
-        self.drawn: set[str] = set()
-        self._own: dict[str, int] = {}  # values that the program knows
-        self._program, self._group, self._state, self._values, self._next = program, group, state, values, 0
-
-    def _pyro_sample(self, msg: Any) -> None:
-        name, group = msg["name"], self._group
-        if name in self._values:  # continuous sites, drawn before
-            msg["value"], msg["done"] = self._values[name], True
-        elif name in self.places:
-            place = self.places[name]
-            if place < self._next:
-                raise ProblemError(
-                    f"{self._program.label}: the site {name!r} comes after {group.members[self._next - 1].name!r} in "
-                    "one run of the model and before it in another; draw sites in one order, whichever there are"
-                )
-            for gap in range(self._next, place):
-                self._push(gap, None)
-            variable, table = group.members[place], group.get_buffer(f"table_{place}")
-            batch = list(variable.layout.batch)
-            self._own[name] = num_values(msg["fn"])
-            msg["fn"] = _distribution(group.network, self._state, place, variable, table, batch)
-            self._next = place + 1
-        elif is_discrete(msg):
-            self._program.check(name)
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        name = msg["name"]
-        if name in self.places:
-            self.drawn.add(name)
-            self._values[name] = msg["value"]
-            self._push(self.places[name], msg["value"])
-            if name in self._program.growing:
-                msg["value"] = seen(msg["value"], self._own[name])
-
-    def _push(self, place: int, value: Tensor | None) -> None:
-        """Go on with a value, or past a site that is not there."""
-        network, layout = self._group.network, self._group.members[place].layout
-        table = self._group.get_buffer(f"table_{place}")
-        if value is None:
-            hot = self._state.new_zeros(*layout.rows(layout.batch), layout.size, len(table))
-        else:
-            hot = layout.flat(indicators(value, table).to(self._state.dtype))
-        self._state = network.push(self._state, place, hot)
-
-
-def _distribution(
-    network: Network,
-    state: Tensor,
-    place: int,
-    variable: Variable,
-    table: Tensor,
-    batch: Sequence[int],
-    there: Tensor | None = None,
-) -> Any:
-    """What a policy draws a site from, given what its network has passed; uniform where the site is not there."""
-    layout = variable.layout
-    if layout.size > 1 or variable.kind == "table":
-        return Autoregressive(network, state, place, layout, table, batch, (*layout.inner, *table.shape[1:]))
-    logits = network.logits(state, place, None).squeeze(-2)
-    logits = logits if there is None else logits * there.unsqueeze(-1)
-    lead = len(batch) + 1 - logits.dim()
-    logits = logits.reshape((1,) * lead + logits.shape) if lead > 0 else logits
-    if variable.kind == "categorical":
-        fn: Any = dist.Categorical(logits=logits)
-    else:
-        fn = dist.Bernoulli(logits=logits[..., 1] - logits[..., 0])
-    return fn.expand(batch) if len(fn.batch_shape) <= len(batch) else fn
 
 
 class _Head(nn.Module):

@@ -14,10 +14,10 @@ from torch.distributions import constraints
 
 from probmodels.errors import ProblemError
 from probmodels.guides.layout import Plate
-from probmodels.guides.outline import Layout
+from probmodels.guides.outline import Layout, Variable
 from probmodels.inference.problem import Problem
 
-__all__ = ["NETWORKS", "Autoregressive", "Inputs", "Network", "broadcast", "indicators", "join"]
+__all__ = ["NETWORKS", "Autoregressive", "Inputs", "Network", "broadcast", "indicators", "join", "site_distribution"]
 
 _WHOLE_LIMIT = 512  # observed numbers up to which they are an input of what lies outside of local plates
 
@@ -466,3 +466,27 @@ def indicators(value: Tensor, table: Tensor) -> Tensor:
     num_leaf = table.dim() - 1
     equal = value.unsqueeze(value.dim() - num_leaf) == table
     return equal.flatten(equal.dim() - num_leaf).all(-1) if num_leaf else equal
+
+
+def site_distribution(
+    network: Network,
+    state: Tensor,
+    place: int,
+    variable: Variable,
+    table: Tensor,
+    batch: Sequence[int],
+    there: Tensor | None = None,
+) -> Any:
+    """What a policy draws a site from, given what its network has passed; uniform where the site is not there."""
+    layout = variable.layout
+    if layout.size > 1 or variable.kind == "table":
+        return Autoregressive(network, state, place, layout, table, batch, (*layout.inner, *table.shape[1:]))
+    logits = network.logits(state, place, None).squeeze(-2)
+    logits = logits if there is None else logits * there.unsqueeze(-1)
+    lead = len(batch) + 1 - logits.dim()
+    logits = logits.reshape((1,) * lead + logits.shape) if lead > 0 else logits
+    if variable.kind == "categorical":
+        fn: Any = dist.Categorical(logits=logits)
+    else:
+        fn = dist.Bernoulli(logits=logits[..., 1] - logits[..., 0])
+    return fn.expand(batch) if len(fn.batch_shape) <= len(batch) else fn

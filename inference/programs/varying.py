@@ -58,6 +58,17 @@ def with_fixed_sites(problem: Problem, num_traces: int = 200) -> Problem:
         If a site that comes and goes is observed, continuous or without finite support, stands in a plate that is not
         always there, or has another shape or support from run to run.
     """
+    found, gone, growing, longest = _listed(problem, num_traces)
+    if not gone and not growing:
+        return problem
+    order = longest + [name for name in found if name not in longest]
+    missing = {name: _pseudo(problem, name, found[name]) for name in order if name in gone}
+    latent = tuple(name for name in order if not found[name]["is_observed"])
+    return replace(problem, model=FixedSites(problem.model, missing, latent, problem.name, growing))
+
+
+def _listed(problem: Problem, num_traces: int) -> tuple[dict[str, Any], list[str], dict[str, int], list[str]]:
+    """Nodes of sites by prior draws; those that come and go; most values where these vary; sites of the longest run."""
     found: dict[str, Any] = {}
     counts: dict[str, int] = {}
     growing: dict[str, int] = {}
@@ -79,12 +90,7 @@ def with_fixed_sites(problem: Problem, num_traces: int = 200) -> Problem:
             longest = max(longest, list(sites), key=len)
             total += 1
     gone = [name for name, count in counts.items() if count < total]
-    if not gone and not growing:
-        return problem
-    order = longest + [name for name in found if name not in longest]
-    missing = {name: _pseudo(problem, name, found[name]) for name in order if name in gone}
-    latent = tuple(name for name in order if not found[name]["is_observed"])
-    return replace(problem, model=FixedSites(problem.model, missing, latent, problem.name, growing))
+    return found, gone, growing, longest
 
 
 @dataclass(frozen=True)
