@@ -197,8 +197,6 @@ def compare_counterfactuals(
     ProblemError
         If ``found`` holds several interventions, shapes do not fit, it has no images, or no true concept varies.
     """
-    from probmodels import plots
-
     if "intervention" in found.dims:
         raise ProblemError("found holds a batch of interventions; choose one by found.sel(intervention=...)")
     drawn = found["counterfactual"]
@@ -207,30 +205,18 @@ def compare_counterfactuals(
     truth = np.asarray(ordered, dtype=np.float64)
     if truth.shape != drawn.shape[1:]:
         raise ProblemError(f"truth_concepts of shape {truth.shape} for concepts of shape {drawn.shape[1:]}")
-    names = [str(name) for name in drawn["concept"].values]
     if rows is not None and max(rows) >= len(truth):
         raise ProblemError(f"rows={list(rows)}; there are {len(truth)}")
+    places = np.arange(min(200 if truth_images is None else 6, len(truth))) if rows is None else np.asarray(rows)
     if truth_images is None:
-        places = np.arange(min(200, len(truth))) if rows is None else np.asarray(rows)
+        names = [str(name) for name in drawn["concept"].values]
         return _agreement(drawn.values[:, places], truth[places], names)
     image_axes = {dim: axes["data"] if dim == "data" else None for dim in ("data", "channel", "row", "column")}
     images = np.asarray(arranged(truth_images, "truth_images", image_axes, error=ProblemError))
     if "observation" not in found or found["observation"].shape != images.shape or images.ndim != 4:
         given = found["observation"].shape if "observation" in found else "none"
         raise ProblemError(f"truth_images of shape {images.shape} for images {given}; give those of the same rows")
-    places = np.arange(min(6, len(truth))) if rows is None else np.asarray(rows)
-    kinds = [found["factual_observation"].values, found["observation"].values, images]
-    shown = np.stack([_picture(part[places]) for part in kinds], 1)
-    factual, changed = found["factual"].mean("draw").values[places], drawn.mean("draw").values[places]
-    moved = [
-        k for k in range(len(names)) if np.abs(changed - factual)[:, k].max() > 1e-6 * (1 + np.abs(truth[:, k]).max())
-    ]
-    labels = [
-        [_spelled(names, part[i], moved) for part in (factual, changed, truth[places])] for i in range(len(places))
-    ]
-    figure = plots.image_grid(shown, "factual | counterfactual | truth", labels)
-    figure.set_size_inches(4.2, 1.3 * len(places) + 0.5)  # for what is written
-    return figure
+    return _side_by_side(found, truth, images, places)
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
@@ -478,6 +464,24 @@ def _agreement(drawn: Floats, truth: Floats, names: Sequence[str]) -> Figure:
         ax.set_title(names[i], fontsize=9)
         ax.set_xlabel("truth", fontsize=SMALL)
         clean(ax)
+    return figure
+
+
+def _side_by_side(found: xr.Dataset, truth: Floats, images: NDArray[Any], places: NDArray[Any]) -> Figure:
+    """Factual, counterfactual and true images of some places, with the concepts that changed."""
+    from probmodels import plots
+
+    kinds = [found["factual_observation"].values, found["observation"].values, images]
+    shown = np.stack([_picture(part[places]) for part in kinds], 1)
+    names = [str(name) for name in found["concept"].values]
+    factual, changed = (found[key].mean("draw").values[places] for key in ("factual", "counterfactual"))
+    far = np.abs(changed - factual).max(0) > 1e-6 * (1 + np.abs(truth).max(0))
+    moved = [int(k) for k in np.flatnonzero(far)]
+    labels = [
+        [_spelled(names, part[i], moved) for part in (factual, changed, truth[places])] for i in range(len(places))
+    ]
+    figure = plots.image_grid(shown, "factual | counterfactual | truth", labels)
+    figure.set_size_inches(4.2, 1.3 * len(places) + 0.5)  # for what is written
     return figure
 
 
