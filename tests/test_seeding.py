@@ -28,7 +28,10 @@ from probmodels.inference import (
     fit_svi,
     with_fixed_sites,
 )
+from probmodels.inference.flows import seeding
+from probmodels.inference.flows.annealing import Annealed
 from probmodels.inference.flows.density import Density
+from probmodels.inference.programs.programs import opened
 from probmodels.inference.programs.traces import shared_plates
 from probmodels.inference.runtime.ops import isolated
 
@@ -210,6 +213,23 @@ def test_vectorised_densities_are_those_of_the_program(name: str) -> None:
         values = density.values(index, [])
         one = poutine.trace(poutine.condition(problem.model, {k: v[7] for k, v in values.items()}))
         assert abs(float(one.get_trace(*problem.args).log_prob_sum()) - float(evaluate(index)[7].sum())) < 1e-3
+
+
+def test_few_draws_of_large_weight_are_not_all_that_steps_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    heavy = torch.full((2000,), -12.0, dtype=torch.float64)
+    heavy[:20] = 0.0
+
+    def weighted(density: Density) -> Annealed:
+        index, _ = density.start()
+        return Annealed(density.values(index, []), heavy[: len(index[0])], torch.zeros(len(index[0])), 1)
+
+    monkeypatch.setattr(seeding, "anneal", weighted)
+    loss = AnnealedVarGrad()
+    with opened(SQUARE, 0) as programs, pyro.validation_enabled(False):
+        assert "20 of them effective" in loss.prepare(programs, None, lambda _: None)
+    assert loss._seeds is not None
+    (draws,) = loss._seeds.values.values()
+    assert len(draws.unique(dim=0)) > 300
 
 
 def test_branches_are_read_from_runs() -> None:

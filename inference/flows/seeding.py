@@ -43,6 +43,7 @@ __all__ = ["AnnealedVarGrad"]
 _log = logging.getLogger(__name__)
 _PLATE = "_draws"
 _CHECKED = 5  # draws at which many at once must have the density of one by one
+_DIFFERENT = 0.25  # share of annealed draws that stay effective where they are drawn from again
 _DEPTH = 8.0  # nats below the density of a uniform policy, under which excluded and hopeless values are alike
 
 
@@ -258,10 +259,18 @@ def _many(guide: Any, density: Density, draw: Any, frames: Frames, args: Any, kw
 
 
 def _resampled(density: Density, many: _Many, found: Annealed, frames: Frames, batch: int) -> _Seeds:
-    """Annealed draws of equal weights, drawn in every row by itself."""
+    """Annealed draws of equal weights, drawn in every row by itself.
+
+    The loss holds at draws from anywhere. So where few draws have nearly all of the weight, weights are flattened, lest
+    these few be all that steps see.
+    """
     count, rows = len(found.log_weight), _sizes(frames)
-    weight = (found.log_weight - found.log_weight.logsumexp(0)).exp()
-    index = torch.multinomial(weight.reshape(count, -1).T, count, replacement=True).T.reshape(count, *rows)
+    effective = _effective(found.log_weight)
+    log_weight = found.log_weight
+    while _effective(log_weight) < _DIFFERENT * count and log_weight.isfinite().sum(0).min() > _DIFFERENT * count:
+        log_weight = 0.7 * log_weight
+    weight = (log_weight - log_weight.logsumexp(0)).exp().reshape(count, -1)
+    index = torch.multinomial(weight.T, count, replacement=True).T.reshape(count, *rows)
     values = {}
     for site in density.discrete:
         value = found.values[site.name]
@@ -270,7 +279,6 @@ def _resampled(density: Density, many: _Many, found: Annealed, frames: Frames, b
     log_evidence = found.log_weight.logsumexp(0) - math.log(count)
     log_p = torch.take_along_dim(found.log_joint, index, 0)
     lowest = (log_evidence + density.log_uniform - _DEPTH).to(log_p)
-    effective = float((1 / weight.square().sum(0)).min())
     return _Seeds(
         many,
         {site.name: site.table for site in density.discrete},
@@ -282,6 +290,12 @@ def _resampled(density: Density, many: _Many, found: Annealed, frames: Frames, b
         f"{count} draws in {found.num_steps} steps, {effective:.0f} of them effective"
         + (" in the worst row" if rows else ""),
     )
+
+
+def _effective(log_weight: Tensor) -> float:
+    """Effective draws of log weights (draw, *rows), in the worst row."""
+    weight = (log_weight - log_weight.logsumexp(0)).exp()
+    return float((1 / weight.square().sum(0)).min())
 
 
 def _index(value: Tensor, table: Tensor) -> Tensor:
