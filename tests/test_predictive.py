@@ -26,7 +26,7 @@ from probmodels.inference.predictive import (
     posterior_predictive,
     prior_predictive,
 )
-from probmodels.inference.programs import capture, draws
+from probmodels.inference.programs import draws, reading
 
 LOC = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
 JUMP = torch.tensor([[0.9, 0.1], [0.0, 1.0]], dtype=torch.float64)  # the second state is never left
@@ -236,7 +236,7 @@ def test_scalar_tensors_index_as_numbers_do():
         at([True, False, True]),
     ):
         wanted = x[index]
-        with capture._TensorIndices():
+        with reading._TensorIndices():
             assert torch.equal(x[index], wanted), index
 
 

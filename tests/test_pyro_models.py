@@ -57,9 +57,7 @@ def by_pyro(problem, potential, points):
     return torch.stack([value for _, value in found]), torch.stack(gradients)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if entry.slow else []) for name, entry in MODELS.items()]
-)
+@pytest.mark.parametrize("name", MODELS)
 def test_density_and_gradient_of_a_model_are_those_of_pyro(name):
     problem, reason = MODELS[name].make(), MODELS[name].reason
     potential = Potential(problem)

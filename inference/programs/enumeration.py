@@ -19,8 +19,8 @@ from torch import Tensor
 
 from probmodels.errors import ProblemError
 from probmodels.inference.problem import Problem
-from probmodels.inference.programs.capture import where
 from probmodels.inference.programs.minibatch import whole
+from probmodels.inference.programs.reading import where
 from probmodels.inference.runtime.ops import is_enumerable, is_generated, isolated
 
 __all__ = ["Enumeration"]

@@ -29,9 +29,11 @@ from torch.linalg import LinAlgError  # type: ignore[attr-defined]
 import probmodels.inference.programs.bijections  # noqa: F401 -- registers maps that torch lacks
 from probmodels.errors import CaptureError, ProblemError
 from probmodels.inference.problem import Problem, fault_of_enumeration
-from probmodels.inference.programs.capture import Randomness, batch, capture, compile_graph, is_random, where
+from probmodels.inference.programs.capture import batch, capture, compile_graph
 from probmodels.inference.programs.enumeration import Enumeration
 from probmodels.inference.programs.minibatch import whole
+from probmodels.inference.programs.reading import Randomness, where
+from probmodels.inference.programs.simplify import is_random
 from probmodels.inference.runtime.ops import FixGenerated
 
 __all__ = ["Potential", "Slot"]

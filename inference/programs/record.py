@@ -7,7 +7,7 @@ long as the operation itself. Programs that are unrolled over time have thousand
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,7 +17,9 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["changes_in_place", "record"]
+from probmodels.inference.programs.simplify import simplify
+
+__all__ = ["functional", "record", "with_arguments"]
 
 Formulas = Mapping[Any, Callable[..., Any]]
 _LIFTS = {torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift.default}
@@ -48,7 +50,44 @@ def record(function: Callable[..., Any], *examples: Tensor, formulas: Formulas |
     return GraphModule(mode.root, mode.graph)
 
 
-def changes_in_place(graph: GraphModule) -> bool:
+def functional(graph: GraphModule, *examples: Tensor) -> GraphModule:
+    """Graph without operations in place, simplified."""
+    with torch.no_grad():
+        if _changes_in_place(graph):
+            names = sorted({node.target for node in graph.graph.nodes if node.op == "get_attr"})
+            constants = [getattr(graph, name) for name in names]
+            graph = with_arguments(graph, constants)  # or operations in place on them would be refused
+            graph = record(torch.func.functionalize(graph), *constants, *examples)
+            _with_attributes(graph, constants)
+        return simplify(graph, *examples)
+
+
+def _with_attributes(graph: GraphModule, tensors: Sequence[Tensor]) -> None:
+    """Make the first arguments of a graph its attributes, in place."""
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for place, value in zip(places, tensors, strict=False):
+        name = f"constant_argument_{place.name}"
+        graph.register_buffer(name, value)
+        with graph.graph.inserting_before(next(node for node in graph.graph.nodes if node.op != "placeholder")):
+            place.replace_all_uses_with(graph.graph.get_attr(name))
+        graph.graph.erase_node(place)
+    graph.recompile()
+
+
+def with_arguments(graph: GraphModule, tensors: Sequence[Tensor]) -> GraphModule:
+    """Make attributes of a graph its first arguments, in place."""
+    with graph.graph.inserting_before(next(iter(graph.graph.nodes))):
+        places = [graph.graph.placeholder(f"lifted_{index}") for index in range(len(tensors))]
+    owners = {id(tensor): place for tensor, place in zip(tensors, places, strict=True)}
+    for node in list(graph.graph.nodes):
+        if node.op == "get_attr" and id(getattr(graph, node.target, None)) in owners:
+            node.replace_all_uses_with(owners[id(getattr(graph, node.target))])
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
+def _changes_in_place(graph: GraphModule) -> bool:
     """Whether an operation of a graph writes to its arguments or returns a part of their memory to be written to."""
     return any(node.op == "call_function" and _schema_changes(node.target) for node in graph.graph.nodes)
 

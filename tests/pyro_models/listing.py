@@ -30,15 +30,12 @@ class Entry:
         Why it has no graph: what the message says, and the code that it shows. None where there is a graph.
     near
         Values by site about which there is a density, where there is none at most points.
-    slow
-        Whether its graph takes more than about two seconds.
     """
 
     follows: str
     make: Callable[[], Problem]
     reason: tuple[str, str] | None = None
     near: Mapping[str, list[Any]] = field(default_factory=dict)
-    slow: bool = False
 
 
 MODELS: dict[str, Entry] = {}

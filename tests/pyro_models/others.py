@@ -129,7 +129,7 @@ def flat(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(loc, scale), obs=y)
 
 
-@listed("extended Kalman filter", "tutorial ekf", args=lambda: (random(5, 2).cumsum(0),), slow=True)
+@listed("extended Kalman filter", "tutorial ekf", args=lambda: (random(5, 2).cumsum(0),))
 def kalman(positions: Tensor) -> None:
     noise = pyro.sample("noise", dist.LogNormal(0.0, 1.0))
     model = NcvContinuous(4, 2.0)
@@ -179,7 +179,7 @@ def cevae(x: Tensor, t: Tensor) -> None:
         pyro.sample("y", dist.Laplace(logits, 1.0), obs=x[:, 0])
 
 
-@listed("tracking by assignments", "tutorial tracking_1d", args=lambda: (random(3, 2), torch.ones(3, 2)), slow=True)
+@listed("tracking by assignments", "tutorial tracking_1d", args=lambda: (random(3, 2), torch.ones(3, 2)))
 def tracking(observations: Tensor, mask: Tensor) -> None:
     with pyro.plate("objects", 2):
         loc = pyro.sample("loc", dist.Normal(0.0, 3.0))

@@ -34,7 +34,7 @@ def styles(hidden: int, *shape: int) -> tuple[Tensor, Tensor]:
     return probs_x, probs_y
 
 
-@listed("HMM: model 0", "examples/hmm.py", args=tones, slow=True)
+@listed("HMM: model 0", "examples/hmm.py", args=tones)
 def hmm_0(sequences: Tensor, lengths: Tensor) -> None:
     probs_x, probs_y = styles(2, 3)
     tones_plate = pyro.plate("tones", 3, dim=-1)
@@ -78,7 +78,7 @@ def hmm_2(sequences: Tensor, lengths: Tensor) -> None:
                     y = pyro.sample(f"y_{t}", fn, obs=sequences[batch, t]).long()
 
 
-@listed("HMM: model 3", "examples/hmm.py", args=tones, slow=True)
+@listed("HMM: model 3", "examples/hmm.py", args=tones)
 def hmm_3(sequences: Tensor, lengths: Tensor) -> None:
     probs_w = pyro.sample("probs_w", dist.Dirichlet(0.9 * torch.eye(2) + 0.1).to_event(1))
     probs_x, probs_y = styles(2, 2, 3)
@@ -150,7 +150,7 @@ def dives() -> tuple[Any, ...]:
     return (steps, angles, mask)
 
 
-@listed("mixed HMM", "examples/mixed_hmm/model.py", args=dives, slow=True)
+@listed("mixed HMM", "examples/mixed_hmm/model.py", args=dives)
 @config_enumerate
 def mixed_hmm(steps: Tensor, angles: Tensor, seen: Tensor, missing: float = 1e-3) -> None:
     concentration = pyro.sample("step_concentration", dist.LogNormal(torch.zeros(2), 1.0).to_event(1))
@@ -205,7 +205,7 @@ def cjs_1(history: Tensor) -> None:
     seen_again(history, lambda t: phi, rho)
 
 
-@listed("capture-recapture: model 3", "examples/capture_recapture/cjs.py", args=lambda: histories()[:1], slow=True)
+@listed("capture-recapture: model 3", "examples/capture_recapture/cjs.py", args=lambda: histories()[:1])
 def cjs_3(history: Tensor) -> None:
     phi_mean = pyro.sample("phi_mean", dist.Uniform(0.0, 1.0))
     mean = torch.log(phi_mean) - torch.log1p(-phi_mean)
@@ -325,7 +325,7 @@ def outbreak(bins: int) -> Any:
 
 
 infected = [[48.0, 45.0, 44.0, 40.0, 34.0], [2.0, 4.0, 4.0, 7.0, 11.0]]
-made("epidemiology: quantised SIR", "tutorial epi_intro", near={"auxiliary": infected}, slow=True)(lambda: outbreak(4))
+made("epidemiology: quantised SIR", "tutorial epi_intro", near={"auxiliary": infected})(lambda: outbreak(4))
 made("epidemiology: relaxed SIR", "tutorial epi_intro")(lambda: outbreak(1))
 
 

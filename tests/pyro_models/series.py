@@ -69,7 +69,7 @@ def matern() -> Any:
 # Time series
 
 
-@listed("local level by GaussianHMM", "documentation of GaussianHMM", args=lambda: (random(9, 1).cumsum(0),), slow=True)
+@listed("local level by GaussianHMM", "documentation of GaussianHMM", args=lambda: (random(9, 1).cumsum(0),))
 def gaussian_hmm(y: Tensor) -> None:
     level = pyro.sample("level", dist.LogNormal(0.0, 1.0))
     noise = pyro.sample("noise", dist.LogNormal(0.0, 1.0))
@@ -117,7 +117,7 @@ class DynamicModel(ForecastingModel):
             self.predict(hmm, zero_data)
 
 
-@made("forecasting: LinearHMM with stable noise", "tutorial forecasting_ii", slow=True)
+@made("forecasting: LinearHMM with stable noise", "tutorial forecasting_ii")
 def forecast_hmm() -> Any:
     return DynamicModel(), (random(8, 1).cumsum(0), torch.zeros(8, 0))
 
