@@ -7,10 +7,9 @@ import logging
 import math
 import traceback
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pyro
 import torch
@@ -18,8 +17,6 @@ from pyro import poutine
 from pyro.distributions.util import is_identically_one
 from pyro.infer import config_enumerate
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_sample, init_to_value
-from pyro.ops import packed
-from pyro.ops.contract import contract_to_tensor
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
@@ -34,6 +31,7 @@ from probmodels.inference.programs.enumeration import Enumeration
 from probmodels.inference.programs.minibatch import whole
 from probmodels.inference.programs.reading import Randomness, where
 from probmodels.inference.programs.simplify import is_random
+from probmodels.inference.programs.sums import Group, frames, group_sites, joint
 from probmodels.inference.runtime.ops import FixGenerated
 
 __all__ = ["Potential", "Slot"]
@@ -109,7 +107,7 @@ class Potential:
             self.slots, self._like = self._read_slots(trace)
             self._check_static()
             with self._explaining():
-                self._groups = self._group_sites(trace) if self._discrete else []
+                self._groups = self._grouped(trace) if self._discrete else []
         self._model = _KeepDensity(self._find_unused(trace), self._like)(self._model)
 
     @property
@@ -132,27 +130,7 @@ class Potential:
 
     def _log_density(self, parts: Sequence[Tensor]) -> Tensor:
         values, log_volume = self._constrain(parts)
-        return self._joint(self._trace(values)) + log_volume
-
-    def _joint(self, trace: Any) -> Tensor:
-        """Log density of a trace, discrete sites enumerated: masks apply inside of the sum, scales outside."""
-        if not self._discrete:
-            return cast("Tensor", trace.log_prob_sum())
-        trace.compute_log_prob()
-        trace.pack_tensors()
-        total: Any = 0.0
-        for names, outside in self._groups:
-            terms: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
-            for node in (trace.nodes[name] for name in names):
-                parts = node["packed"]
-                term = parts["log_prob"]
-                if outside:
-                    term = packed.scale_and_mask(parts["unscaled_log_prob"], mask=parts["mask"])
-                symbols = frozenset(trace.plate_to_symbol[f.name] for f in _frames(node) if f.vectorized)
-                terms.setdefault(symbols, []).append(term)
-            value = contract_to_tensor(terms, _enumerated(trace))
-            total = total + (value * trace.nodes[names[0]]["scale"] if outside else value)
-        return cast("Tensor", total)
+        return joint(self._trace(values), self._groups) + log_volume
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Potential (scalar) and its gradient (size,) at ``z`` (size,)."""
@@ -348,6 +326,11 @@ class Potential:
             for name, slot in self.slots.items()
         }
 
+    def _grouped(self, trace: Any) -> list[Group]:
+        """What is summed over together, of the sites of a trace."""
+        values = {name: trace.nodes[name]["value"] for name in self.slots}
+        return group_sites(self.problem.name, self._trace(values), self._discrete)
+
     def _random(self, key: int) -> Tensor:
         generator = torch.Generator().manual_seed(key)
         return (2 * torch.rand(self.size, dtype=torch.float64, generator=generator) - 1).to(self._like)
@@ -366,8 +349,8 @@ class Potential:
         if not hasattr(self, "_nesting_found"):
             with torch.no_grad(), self._whole():
                 nodes: Any = poutine.trace(self._model).get_trace(*self._args, **self._kwargs).nodes
-            frames = [-frame.dim for node in nodes.values() for frame in _frames(node) if frame.vectorized]
-            self._nesting_found = max(frames, default=0)
+            dims = [-frame.dim for node in nodes.values() for frame in frames(node) if frame.vectorized]
+            self._nesting_found = max(dims, default=0)
         return self._nesting_found
 
     def _read_slots(self, trace: Any) -> tuple[dict[str, Slot], Tensor]:
@@ -485,7 +468,7 @@ class Potential:
                 try:
                     run = self._trace(values)
                     wanted = [values[name] for name in names]
-                    gradients = torch.autograd.grad(self._joint(run), wanted, materialize_grads=True)
+                    gradients = torch.autograd.grad(joint(run, self._groups), wanted, materialize_grads=True)
                 except LinAlgError:
                     return {}
             for name, gradient in zip(names, gradients, strict=True):
@@ -496,30 +479,6 @@ class Potential:
                 unused[name] = unused.get(name, idle) & idle
         shapes = {name: trace.nodes[name]["fn"].batch_shape for name in names}
         return {name: idle for name, idle in unused.items() if idle.any() and idle.shape == shapes[name]}
-
-    def _group_sites(self, trace: Any) -> list[tuple[list[str], bool]]:
-        """Names of sites that are summed over together, and whether a scale that they share applies to the sum."""
-        values = {name: trace.nodes[name]["value"] for name in self.slots}
-        trace = self._trace(values)
-        trace.compute_log_prob()
-        trace.pack_tensors()
-        discrete = _enumerated(trace)
-        plain: list[str] = []
-        scaled: dict[float, list[str]] = {}
-        scales: dict[str, float] = {}
-        for name, node in trace.nodes.items():
-            if node["type"] != "sample" or isinstance(node["fn"], _Subsample):
-                continue
-            own = discrete.intersection(node["packed"]["log_prob"]._pyro_dims)
-            scale = torch.as_tensor(node["scale"], dtype=torch.float64)
-            if own and (scale.numel() > 1 or any(scales.setdefault(symbol, float(scale)) != scale for symbol in own)):
-                raise ProblemError(
-                    f"{self.problem.name}: site {name!r} has another poutine.scale than what shares its discrete sites "
-                    f"{self._discrete}; scale all of them by the same number"
-                )
-            (scaled.setdefault(float(scale), []) if own and scale != 1 else plain).append(name)
-        groups = [(plain, False), *((names, True) for names in scaled.values())]
-        return [group for group in groups if group[0]]
 
 
 class _KeepDensity(Messenger):
@@ -544,15 +503,6 @@ def _stochastic(trace: Any) -> Iterator[tuple[str, Any]]:
             yield name, node
 
 
-def _frames(node: Any) -> tuple[Any, ...]:
-    return cast("tuple[Any, ...]", node["cond_indep_stack"]) if node["type"] == "sample" else ()
-
-
 def _dims(node: Any) -> set[int]:
     """Dims of the plates around a site."""
-    return {frame.dim for frame in _frames(node) if frame.vectorized}
-
-
-def _enumerated(trace: Any) -> set[str]:
-    """Symbols of the dims of a packed trace that enumerate discrete sites."""
-    return set(trace.symbol_to_dim) - set(trace.plate_to_symbol.values())
+    return {frame.dim for frame in frames(node) if frame.vectorized}
