@@ -16,6 +16,7 @@ from pyro.infer.reparam import LocScaleReparam, stable
 from probmodels.errors import CaptureError, ProblemError
 from probmodels.inference import Problem
 from probmodels.inference.programs.capture import batch, capture, compare, compile_graph, lift
+from probmodels.inference.programs.enumeration import Enumeration
 from probmodels.inference.programs.potential import Potential
 
 Y = data()
@@ -380,6 +381,26 @@ def test_chains_unrolled_over_time_are_summed_step_by_step():
         prior = dist.Dirichlet(torch.ones(2, 2)).log_prob(transition).sum()
         prior = prior + dist.Normal(torch.tensor([-1.0, 1.0]), 1.0).log_prob(mu).sum()
         torch.testing.assert_close(density, forward.logsumexp(0) + prior + volume, rtol=1e-5, atol=1e-4)
+
+
+def test_states_of_chains_unrolled_over_time_are_found_step_by_step():
+    y = torch.randn(35, generator=torch.Generator().manual_seed(0))
+    values = {"transition": torch.tensor([[0.8, 0.2], [0.3, 0.7]]), "mu": torch.tensor([-1.0, 1.0])}
+    enumeration = Enumeration(Problem("chain", chain, args=(y,)))
+    emission = dist.Normal(values["mu"], 1.0).log_prob(y[:, None])
+    move = values["transition"].log()
+    before, after = [move[0] + emission[0]], [torch.zeros(2)]
+    for term in emission[1:]:
+        before.append(torch.logsumexp(before[-1][:, None] + move, 0) + term)
+    for term in emission.flip(0)[:-1]:
+        after.insert(0, torch.logsumexp(move + term + after[0], 1))
+    wanted = torch.softmax(torch.stack(before) + torch.stack(after), 1)
+    found = enumeration.marginals(values)
+    names = [f"state_{step}" for step in range(len(y))]
+    torch.testing.assert_close(torch.stack([found[name] for name in names]), wanted, rtol=1e-4, atol=1e-5)
+    drawn = [enumeration.assign(values, names, 1) for _ in range(30)]
+    mean = torch.stack([torch.stack([draw[name] for name in names]).float() for draw in drawn]).mean()
+    assert abs(mean - wanted[:, 1].mean()) < 0.06  # over four standard errors
 
 
 def test_reparametrised_sites_are_exported_as_the_model_names_them():

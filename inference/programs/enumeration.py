@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from pyro import poutine
 from pyro.infer import infer_discrete
 from pyro.ops import packed
 from pyro.ops.contract import contract_to_tensor
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
@@ -138,7 +140,7 @@ class Enumeration:
                 single: Any = poutine.trace(poutine.condition(self._program, values)).get_trace(*args, **kwargs)
                 single.compute_log_prob()
                 pyro.set_rng_seed(turn)
-                found = self._at(self._trace(values, expand=False), values)
+                found = self._at(self._trace(values), values)
             for name, node in _factors(single.nodes).items():
                 if not _agree(found[name], node["log_prob"]):
                     raise ProblemError(
@@ -181,28 +183,24 @@ class Enumeration:
             terms.setdefault(symbols, []).append(node["packed"]["log_prob"])
         return contract_to_tensor(terms, self._enumerated(trace))
 
-    def _trace(self, values: Mapping[str, Tensor], *, expand: bool = True) -> Any:
-        configured = self._configured(values, self.names, expand=expand)
-        program = poutine.enum(configured, first_available_dim=self._first_dim)
+    def _trace(self, values: Mapping[str, Tensor]) -> Any:
+        program = poutine.enum(self._configured(values, self.names), first_available_dim=self._first_dim)
         with self._refusing():
             trace: Any = poutine.trace(program).get_trace(*self.problem.args, **self.problem.kwargs)
             trace.compute_log_prob()
             trace.pack_tensors()
         return trace
 
-    def _configured(self, values: Mapping[str, Tensor], names: Sequence[str], *, expand: bool = True) -> Any:
-        """The model at given values, its discrete sites marked for enumeration, at their full shape or not.
-
-        Without the full shape, sites that no data tell apart would be one and the same random variable. With it, the
-        values of a chain that is unrolled over time have a dim for every step.
-        """
+    def _configured(self, values: Mapping[str, Tensor], names: Sequence[str]) -> Any:
+        """The model at given values, its discrete sites marked for enumeration at their full shape in plates."""
         wanted = set(names)
         given = {name: value for name, value in values.items() if name not in wanted}
 
         def configure(site: Any) -> Any:
-            return {"enumerate": "parallel", "expand": expand, "num_samples": None} if site["name"] in wanted else {}
+            return {"enumerate": "parallel", "expand": True, "num_samples": None} if site["name"] in wanted else {}
 
-        return poutine.infer_config(poutine.condition(self._program, given), configure)
+        program = _InPlates(wanted, -1 - self._first_dim)(poutine.condition(self._program, given))
+        return poutine.infer_config(program, configure)
 
     def _summed(self, trace: Any, name: str) -> Tensor:
         factors = _factors(trace.nodes)
@@ -251,6 +249,28 @@ class Enumeration:
                 f"{self.problem.name}: the discrete sites {self.names} cannot be enumerated: {first}{line}; write the "
                 "model so that it broadcasts over dims left of its plates, as for Pyro's parallel enumeration"
             ) from error
+
+
+class _InPlates(Messenger):
+    """Give enumerated values of sites the full shape of the last dims, which are those of plates, and no other.
+
+    Without it, sites that no data tell apart would be one and the same random variable. With the full shape also along
+    the dims of other enumerated sites, a chain that is unrolled over time would need a dim for every step.
+    """
+
+    def __init__(self, names: set[str], num_dims: int) -> None:
+        super().__init__()
+        self._names, self._num_dims = names, num_dims
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self._names:
+            return
+        fn = msg["fn"] = copy.copy(msg["fn"])
+        values = fn.enumerate_support(expand=False)
+        batch, event = fn.batch_shape, fn.event_shape
+        left = max(0, len(batch) - self._num_dims)
+        full = values.expand(len(values), *(1 for _ in batch[:left]), *batch[left:], *event)
+        fn.enumerate_support = lambda expand=True: full if expand else values
 
 
 def _symbol(node: Any) -> str:
