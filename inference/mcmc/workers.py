@@ -47,6 +47,7 @@ class _Pool:
     workers: list[_Worker] = field(default_factory=list)
     failure: Exception | None = None
     deadline: float = float("inf")
+    ended: bool = False
 
     @property
     def busy(self) -> list[_Worker]:
@@ -68,6 +69,7 @@ class _Pool:
         if self.failure is None:
             for worker in self.workers:
                 _send(worker, None)
+            self.ended = True
 
     def _stop(self, busy: list[_Worker]) -> None:
         """Start no other chain, and tell those that run to stop."""
@@ -85,9 +87,9 @@ class _Pool:
                     self.failure = _listen(worker, self.queue, self.watch) or self.failure
 
     def close(self) -> None:
-        """End all processes, at once those that run a chain and all after a failure."""
+        """End all processes, at once unless all chains have come to an end."""
         for worker in self.workers:
-            if self.failure is not None or worker.plan is not None:
+            if not self.ended:
                 worker.process.kill()
             worker.process.join(timeout=5)
             if worker.process.is_alive():
