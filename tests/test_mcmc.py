@@ -54,6 +54,28 @@ def test_nuts_finds_a_conjugate_posterior():
     assert result.diagnose(ess_min=100, rhat_max=1.05).ok
 
 
+def raw_regression(x, y):
+    beta = pyro.sample("beta", dist.Normal(y.new_zeros(2), 1e7).to_event(1))
+    log_sigma = pyro.sample("log_sigma", dist.Normal(y.new_tensor(10.0), 10.0))
+    with pyro.plate("row", len(y)):
+        pyro.sample("y", dist.Normal(beta[0] + beta[1] * x, log_sigma.exp()), obs=y)
+
+
+def test_nuts_moves_on_raw_scales_as_on_standardised_ones():
+    rng = np.random.default_rng(0)
+    x = rng.normal(67.0, 3.8, 300)
+    y = -60000.0 + 1250.0 * x + 19000.0 * rng.standard_normal(300)
+    problem = Problem("raw", raw_regression, args=(torch.tensor(x), torch.tensor(y)))
+    result = run_mcmc(problem, kernel="nuts", chain_method="sequential", num_chains=1, num_samples=150,
+                      warmup_steps=80, progress=False)  # fmt: skip
+    columns = np.stack([np.ones(300), x], 1)
+    inverse = np.linalg.inv(columns.T @ columns)
+    fitted = inverse @ columns.T @ y
+    sd = np.sqrt(((y - columns @ fitted) ** 2).sum() / (298 - 2) * inverse.diagonal())  # of Student's t
+    check_mean_and_sd(result.posterior["beta"].values, fitted, sd)
+    assert float(result.tree["sample_stats"]["n_steps"].mean()) < 12  # a mass matrix learned from far away: hundreds
+
+
 def scaled_model(y):
     scale = pyro.sample("scale", dist.LogNormal(y.new_zeros(()), 0.5))
     pyro.sample("w", dist.Normal(y.new_zeros(()), scale))

@@ -357,34 +357,34 @@ def test_check_accepts_draws_of_the_reference_and_refuses_shifted_ones(posterior
 
 
 QUICK = ("kidiq-kidscore_momiq", "mesquite-mesquite", "nes1980-nes", "sblri-blr")
-DEAR = ("one_comp_mm_elim_abs-one_comp_mm_elim_abs", "low_dim_gauss_mix-low_dim_gauss_mix")  # a minute and half of one
-
-
-@pytest.mark.parametrize(
-    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in ref.NAMES if name not in (*QUICK, *DEAR))]
+DEAR = (  # 140 CPU seconds together: left to the benchmark
+    "bball_drive_event_0-hmm_drive_0",
+    "hmm_example-hmm_example",
+    "low_dim_gauss_mix-low_dim_gauss_mix",
+    "one_comp_mm_elim_abs-one_comp_mm_elim_abs",
 )
-def test_vectorised_chains_meet_the_reference_or_fail_their_verdict(
-    name: str, test_data: Callable[[str], Path]
-) -> None:
+FUNNEL = "eight_schools-eight_schools_centered"
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_vectorised_chains_meet_the_reference(name: str, test_data: Callable[[str], Path]) -> None:
     test_data(f"posteriordb/{name}.json")
     found = ref.measure(name, "chees", num_samples=250, seed=1)
-    if name == "eight_schools-eight_schools_centered":  # a funnel: no metric whitens it
-        assert found["verdict"] == "failed"
-        assert found["divergences"] > 0
-        return
     assert ref.within(found), found
     assert found["verdict"] == "passed", found["reasons"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["earnings-logearn_height", "mesquite-mesquite"])
-def test_nuts_meets_the_reference_on_raw_scales(name: str, test_data: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("name", [name for name in ref.NAMES if name not in (*QUICK, *DEAR)])
+def test_longer_chains_meet_the_reference_or_fail_their_verdict(name: str, test_data: Callable[[str], Path]) -> None:
     test_data(f"posteriordb/{name}.json")
-    found = ref.measure(name, "nuts", kernel_options={}, warmup_steps=300, seed=1)
-    assert found["z"] < 4
-    assert abs(found["low"] - 1) < 4 * found["sd_error"]
-    assert abs(found["high"] - 1) < 4 * found["sd_error"]
-    assert found["gradients"] < 4000 * 15  # of 1023 at most, which a mass matrix in the given scales takes often
+    found = ref.measure(name, "chees", seed=0)
+    if name == FUNNEL:  # no metric whitens it
+        assert found["verdict"] == "failed"
+        assert found["divergences"] > 0
+    else:
+        assert ref.within(found), found
+        assert found["verdict"] == "passed", found["reasons"]
 
 
 @pytest.mark.parametrize(
