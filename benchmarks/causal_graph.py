@@ -2,6 +2,8 @@
 
     python benchmarks/causal_graph.py sem       [--seeds 5] [--minutes 60] [--python VENV/bin/python]
     python benchmarks/causal_graph.py pendulum  [--seeds 5] [--minutes 60] [--python VENV/bin/python]
+    python benchmarks/causal_graph.py flags     [--seeds 50] [--rows 300 1000] [--minutes 60]
+    python benchmarks/causal_graph.py sachs     --table DATA.csv --edges EDGES.csv
 
 ``sem``: structural equation models of 4, 6, 8 and 10 variables, 1000 rows, standardised. A seed makes graph, functions
 and rows. For the posterior: AUROC of edges, expected calibration error (ECE) of their probabilities with the 95 % range
@@ -10,6 +12,13 @@ are more probable than not; beside SHD of NOTEARS, linear and with networks.
 
 ``pendulum``: four labels of pictures, of which two are functions of the other two without any noise: no method that
 sees labels alone can know all directions. SHD by method, start and knowledge, and what the posterior says.
+
+``flags``: data outside of the model, of the kinds of `causal_kinds`, and of the model itself: how often the verdict on
+the model is that it does not fit, with Wilson's 95 % interval. Beside it, in how many data sets an edge that is not
+there has a probability above 0.95, and in how many of these the verdict says nothing.
+
+``sachs``: probabilities and verdict on proteins in cells (Sachs et al. 2005, `cyto_full_data.csv` and
+`cyto_full_target.csv` of the package cdt), raw values and logarithms.
 
 With ``--python`` an environment that has causal-learn, lingam and dagma runs PC, GES, DirectLiNGAM and DAGMA on the
 same tables; a line between two variables that has no direction is compared with the class of the truth as well (SHD of
@@ -30,10 +39,14 @@ from typing import Any
 
 import common
 import numpy as np
+import pandas as pd
 import xarray as xr
+from causal_kinds import KINDS
+from scipy.stats import binomtest
 
 from probmodels import acyclic_sem, fit_svi
-from probmodels.causal_graph import edge_probabilities, make_problem
+from probmodels.causal_graph import check_edges, edge_probabilities, make_problem
+from probmodels.causal_graph.edges import SERIAL
 from probmodels.datasets import load
 from probmodels.guides.acyclicity import to_dag
 from probmodels.inference.metrics.graphs import calibration_table, cpdag, edge_auroc, shd
@@ -224,15 +237,82 @@ def pendulum(options: argparse.Namespace, until: float) -> list[dict[str, Any]]:
     return lines
 
 
+def verdict(kind: str, seed: int, rows: int) -> dict[str, Any]:
+    """Whether a data set of a kind is flagged, and whether an edge that is not there is almost certain."""
+    values, truth = KINDS[kind](seed, rows)
+    found = check_edges(make_problem(pd.DataFrame(values, columns=[f"v{i}" for i in range(values.shape[1])])))
+    return {
+        "flagged": bool(found["doubtful"].any()),
+        "serial": found.attrs["serial_tail_probability"] < SERIAL,
+        "wrong": bool((found["edge_probability"].values[truth == 0] > 0.95).any()),
+    }
+
+
+def flags(options: argparse.Namespace, until: float) -> list[dict[str, Any]]:
+    """How often the verdict says that the model does not fit, by kind of data and number of rows."""
+    lines = []
+    for count in options.rows:
+        for kind in KINDS:
+            key = {"part": "flags", "kind": kind, "rows": count}
+            seeds = range(options.seeds)
+            rows = in_time(until, [(partial(verdict, kind, seed, count), key | {"seed": seed}) for seed in seeds])
+            if not rows:
+                continue
+            found = sum(row["flagged"] for row in rows)
+            ends = binomtest(found, len(rows)).proportion_ci(method="wilson")
+            wrong = [row for row in rows if row["wrong"]]
+            line = {"kind": kind, "rows": count, "data sets": len(rows), "flagged": found / len(rows)}
+            line |= {"95 % interval": f"{ends.low:.2f} to {ends.high:.2f}", "with a wrong edge > 0.95": len(wrong)}
+            lines.append(line | {"not flagged": sum(not row["flagged"] for row in wrong)})
+            print(lines[-1], flush=True)
+    return lines
+
+
+def sachs(options: argparse.Namespace, until: float) -> list[dict[str, Any]]:
+    """Edges above 0.99, how many of them are in the consensus, and the verdict."""
+    table, edges = pd.read_csv(options.table), pd.read_csv(options.edges)
+    truth = {(str(cause).lower(), str(effect).lower()) for cause, effect in edges.iloc[:, :2].values}
+    lines = []
+    for scale in ("raw", "logarithms"):
+        values = table if scale == "raw" else np.log(table.clip(lower=table[table > 0].min(), axis=1))
+        start = time.process_time()
+        problem = make_problem(values.iloc[: options.rows[-1]])
+        built = time.process_time() - start
+        found = check_edges(problem)
+        sure = found["edge_probability"].to_series()
+        sure = sure[sure > 0.99]
+        doubtful = found["doubtful"].to_series()
+        lines.append(
+            {
+                "values": scale,
+                "rows": problem.data.sizes["data"] if problem.data is not None else 0,
+                "edges > 0.99": len(sure),
+                "in the consensus": sum((c.lower(), e.lower()) in truth for c, e in sure.index),
+                "doubtful": int(doubtful[sure.index].sum()),
+                "tail probability": found.attrs["tail_probability"],
+                "serial tail probability": found.attrs["serial_tail_probability"],
+                "CPU s": f"{built:.0f} and {time.process_time() - start - built:.0f}",
+            }
+        )
+        print(lines[-1], flush=True)
+    return lines
+
+
 def main() -> None:
     """Print the table of a part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["sem", "pendulum"])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("part", choices=["sem", "pendulum", "flags", "sachs"])
+    parser.add_argument("--seeds", type=int, help="5, or 50 for flags")
+    parser.add_argument("--rows", type=int, nargs="+", default=[300, ROWS], help="of flags; sachs takes the last")
+    parser.add_argument("--table", help="of sachs: values, a column for each protein")
+    parser.add_argument("--edges", help="of sachs: cause and effect in each row")
     parser.add_argument("--minutes", type=float, default=np.inf, help="start no cell after these")
     parser.add_argument("--python", help="of an environment with causal-learn, lingam and dagma")
     options = parser.parse_args()
-    lines = {"sem": sem, "pendulum": pendulum}[options.part](options, time.monotonic() + 60 * options.minutes)
+    options.seeds = options.seeds or (50 if options.part == "flags" else 5)
+    lines = {"sem": sem, "pendulum": pendulum, "flags": flags, "sachs": sachs}[options.part](
+        options, time.monotonic() + 60 * options.minutes
+    )
     common.report(f"causal_graph_{options.part}", lines, seeds=options.seeds, num_rows=ROWS, **FIT)
 
 

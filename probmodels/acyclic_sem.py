@@ -25,7 +25,7 @@ https://arxiv.org/abs/2102.13647
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,27 +37,46 @@ import pyro.distributions as dist
 import torch
 import xarray as xr
 from annotated_types import Interval
+from numpy.typing import NDArray
 from pyro.distributions import constraints
 from pyro.nn import PyroModule
+from scipy.stats import levene
 from torch import Tensor, nn
 
+from probmodels.causal_graph.checks import dependence_findings
 from probmodels.causal_graph.knowledge import Edges, Knowledge, Names
+from probmodels.causal_graph.residuals import residual_tests
+from probmodels.causal_graph.scores import KERNELS
 from probmodels.causal_graph.tables import complete_labels, kept_labels
 from probmodels.errors import DataError, ResultError
 from probmodels.guides.acyclicity import log_determinant, to_dag, trace_exponential
+from probmodels.inference.diagnostics.findings import Finding
+from probmodels.inference.diagnostics.guides import still_falling
 from probmodels.inference.problem import Problem
 from probmodels.inference.result import Result
 from probmodels.inference.variational.constraints import Constraint
 from probmodels.options import Seed, checked, refuse_unused
 from probmodels.outputs import Outputs, loss_figure, write_all
 
-__all__ = ["ENGINES", "REFERENCE", "AcyclicSEM", "fitted_edges", "make_problem", "tiny", "write_outputs"]
+__all__ = [
+    "ENGINES",
+    "REFERENCE",
+    "AcyclicSEM",
+    "check_draws",
+    "check_model",
+    "fitted_edges",
+    "make_problem",
+    "tiny",
+    "write_outputs",
+]
 
 REFERENCE = "Zheng et al. (2018), https://arxiv.org/abs/1803.01422"
 ENGINES = ("svi",)
 
 _DECAY = 0.01  # of the outer weights of networks, or strengths could shrink for nothing
 _AXES = ["cause", "effect"]
+_NEAR = 0.1  # of the threshold: strengths within this share of it could as well be on its other side
+_UNEQUAL, _RARE = 1.25, 0.001  # ratio of standard deviations of noise, and its tail probability if they are equal
 _MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
     "notears": trace_exponential,
     "dagma": partial(log_determinant, s=None),
@@ -302,6 +321,58 @@ def fitted_edges(result: Result) -> pd.DataFrame:
     if truth is not None:
         columns["true"] = [int(truth.values[a, b]) for a, b in pairs]
     return pd.DataFrame(columns).sort_values("strength", ascending=False, ignore_index=True)
+
+
+def check_draws(result: Result) -> Iterator[Finding]:
+    """Findings on the fit of the one graph, in place of those on its draws, which are all the same.
+
+    They cannot see whether another start would lead to another graph.
+    """
+    yield from still_falling(result.tree)
+    model, graph = _fitted(result)
+    strength = model.strength().detach().double().numpy()
+    names = [str(name) for name in result.posterior["cause"].values]
+    cut = [f"{names[i]} -> {names[j]}" for i, j in np.argwhere((strength > model.threshold) & ~graph)]
+    verdict = f"{len(cut)} edges above the threshold were taken out to break cycles"
+    verdict += f", as {cut[0]}" if cut else ""
+    advice = "the constraint is not met: take more steps (num_steps), since its multiplier grows every 200"
+    yield Finding(bool(cut), verdict, advice if cut else "")
+    close = np.abs(strength - model.threshold) < _NEAR * model.threshold
+    if close.any():
+        verdict = f"{close.sum()} strengths are within {_NEAR:.0%} of threshold={model.threshold:g}"
+        yield Finding(False, verdict, "whether these edges are there hangs on the threshold")
+    verdict = f"one graph of {graph.sum()} edges, a point estimate: it has no probabilities, and other starts may lead "
+    yield Finding(False, f"{verdict}to others", "compare other values of start and seed; up to 12 concepts, take "
+                  "causal_graph")  # fmt: skip
+
+
+def check_model(result: Result) -> Iterator[Finding]:
+    """Findings on the noise under the graph: of one variance, and independent of causes, other concepts and rows.
+
+    Where noise has other variances, they, and not the data's independences, decide directions.
+    """
+    model, graph = _fitted(result)
+    residual = (model.x - model.fitted(model.x)).detach().double().numpy()
+    names = [str(name) for name in result.posterior["cause"].values]
+    spread = residual.std(0)
+    ratio, tail = float(spread.max() / spread.min()), float(levene(*residual.T, center="median").pvalue)
+    bad = ratio > _UNEQUAL and tail < _RARE
+    verdict = f"noise has standard deviations of {spread.min():.2f} to {spread.max():.2f}, that of "
+    verdict += f"{names[int(spread.argmin())]} and {names[int(spread.argmax())]} (ratio at most {_UNEQUAL:g}); "
+    verdict += "the model has 1 for all"
+    advice = "variances decide which concepts come first, so that directions may be wrong: state what is known, take "
+    advice += "concepts of one unit with standardise=False, or, up to 12 concepts, take causal_graph"
+    yield Finding(bad, verdict, advice if bad else "", part="model")
+    kernels = ("linear",) if model.mechanism == "linear" else KERNELS
+    tests = residual_tests(model.x.double().numpy(), graph, kernels=kernels)
+    yield from dependence_findings(tests, names, len(residual))
+
+
+def _fitted(result: Result) -> tuple[AcyclicSEM, NDArray[np.bool_]]:
+    """The model with its fitted parameters, and the graph (cause, effect)."""
+    model: Any = result.rebuild().model
+    model.load_state_dict(model.state_dict() | result.params())
+    return model, result.posterior["graph"].isel(chain=0, draw=0).transpose(*_AXES).values > 0
 
 
 @checked(ResultError)

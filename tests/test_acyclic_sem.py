@@ -102,3 +102,39 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 def test_tiny_is_deterministic() -> None:
     assert tiny().model.violation() == tiny().model.violation()
+
+
+# -- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+def fit(table: pd.DataFrame, *, steps: int = 1500, **options: Any) -> Result:
+    return fit_svi(make_problem(table, **options), num_steps=steps, lr=0.02, num_samples=2, progress=False)
+
+
+def test_a_right_graph_passes_as_a_point_estimate() -> None:
+    report = fit(linear_table()[0], mechanism="linear", standardise=False).diagnose()
+    assert report.ok, str(report)
+    assert report.model == "passed"
+    assert "one graph of 4 edges, a point estimate" in str(report)
+
+
+def test_other_variances_than_the_loss_assumes_fail() -> None:
+    report = fit(linear_table()[0], mechanism="linear").diagnose()  # standardised: variances decide directions
+    assert report.inference == "passed"
+    assert report.model == "failed"
+    assert "the model has 1 for all" in str(report)
+
+
+def test_a_graph_that_was_cut_out_of_cycles_fails() -> None:
+    report = fit(linear_table()[0], steps=100, mechanism="linear", standardise=False).diagnose()
+    assert report.inference == "failed"
+    assert "taken out to break cycles" in str(report)
+
+
+def test_dependent_residuals_fail() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(600)
+    table = pd.DataFrame({"x": x, "y": x + x**2 + rng.standard_normal(600)})
+    report = fit(table, mechanism="linear", standardise=False).diagnose()
+    assert report.model == "failed"
+    assert "residuals of x and y depend" in str(report)

@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[1]
 SPECS = sorted((ROOT / "examples").glob("*.toml"))
 OTHER_VERDICTS = {  # of examples that do not pass, and should not
     "bayesian_svd": "the model does not fit the data; the draws themselves passed",  # neighbouring cells are correlated
-    "acyclic_sem": "are all the same, as of a point estimate",
 }
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 
