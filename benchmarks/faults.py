@@ -1,7 +1,7 @@
 """Kill runs at random times, repeat each until it ends, and check that it gives the numbers of a run without kills.
 
     python benchmarks/faults.py [--runs 25] [--seed 0]
-    python benchmarks/faults.py --signal SIGTERM                # which runs obey within two seconds
+    python benchmarks/faults.py --signal SIGTERM --engines vectorized svi    # which runs obey within two seconds
 
 Every run is a process of its own with a checkpoint folder. It and its workers get the signal at a random time after the
 engine was called, and the same call is repeated in a new process, until one gets to its end. So is a whole command,
@@ -205,11 +205,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=25, help="over all engines")
+    parser.add_argument("--engines", nargs="*", choices=list(ENGINES), default=list(ENGINES))
     parser.add_argument("--seed", type=int, default=0, help="of the times at which runs are killed")
     parser.add_argument("--signal", choices=["SIGKILL", "SIGTERM"], default="SIGKILL")
     options = parser.parse_args(arguments)
     rng = np.random.default_rng(options.seed)
-    counts = {engine: len(range(place, options.runs, len(ENGINES))) for place, engine in enumerate(ENGINES)}
+    chosen = options.engines
+    counts = {engine: len(range(place, options.runs, len(chosen))) for place, engine in enumerate(chosen)}
     number = signal.Signals[options.signal]
     bad = 0
     print(f"{'engine':<12}{'runs':>6}{'kills':>7}{'equal':>7}{'seconds':>9}{'to its end':>12}")
