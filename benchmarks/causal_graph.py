@@ -3,7 +3,7 @@
     python benchmarks/causal_graph.py sem       [--seeds 5] [--minutes 60] [--python VENV/bin/python]
     python benchmarks/causal_graph.py pendulum  [--seeds 5] [--minutes 60] [--python VENV/bin/python]
     python benchmarks/causal_graph.py flags     [--seeds 50] [--rows 300 1000] [--minutes 60]
-    python benchmarks/causal_graph.py sachs     --table DATA.csv --edges EDGES.csv
+    python benchmarks/causal_graph.py sachs     --rows 853 --table DATA.csv --edges EDGES.csv
 
 ``sem``: structural equation models of 4, 6, 8 and 10 variables, 1000 rows, standardised. A seed makes graph, functions
 and rows. For the posterior: AUROC of edges, expected calibration error (ECE) of their probabilities with the 95 % range
