@@ -20,7 +20,6 @@ import common  # isort: skip  (pins threads before numpy is loaded)
 import argparse
 import dataclasses
 import time
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -41,22 +40,15 @@ Array = common.Array
 Draws = dict[str, Array]
 
 
-class TracedNUTS(NUTSKernel):
-    """Pyro's NUTS with a density that is recorded once instead of run through Python at each step."""
+class StartedNUTS(NUTSKernel):
+    """NUTS in the coordinates of the model, that starts where it is told."""
 
-    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
-        super().setup(warmup_steps, *args, **kwargs)
-        start = self._nuts.initial_params["z"].detach()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # branches depend on the problem, not on z
-            warnings.simplefilter("ignore", DeprecationWarning)
-            traced = torch.jit.trace(lambda z: self._potential({"z": z}), (start,), check_trace=False)
-        self._nuts.potential_fn = lambda params: traced(params["z"])
+    init = "uniform"
 
     def start_at(self, values: dict[str, Tensor]) -> None:
         """Start at given values of unconstrained frames and positive scales."""
-        parts = [bijection.inv(values[name]).reshape(-1) for name, (bijection, _) in self._layout.items()]
-        self._nuts.initial_params = {"z": torch.cat(parts)}
+        parts = [slot.bijection.inv(values[name]).reshape(-1) for name, slot in self._potential.slots.items()]
+        self._nuts.initial_params = {"x": torch.cat(parts)}
 
 
 def reference(side: SideData, candidate: int) -> Tensor:
@@ -179,7 +171,7 @@ def run_small(options: argparse.Namespace) -> None:
     chosen = for_nuts(problem, options.candidate)
     chains, nuts_seconds = [], 0.0
     for chain in range(options.chains):
-        nuts = TracedNUTS(chosen)
+        nuts = StartedNUTS(chosen)
         nuts.seed(options.seed + chain)
         nuts.setup(options.warmup, *chosen.args, **chosen.kwargs)
         params = nuts.initial_params
@@ -242,7 +234,7 @@ def run_large(options: argparse.Namespace) -> None:
         return {**out, "sigma^2": float(common.effective_sample_size(draws["sigma"] ** 2)[0])}
 
     chosen = for_nuts(problem, options.candidate)
-    nuts = TracedNUTS(chosen)
+    nuts = StartedNUTS(chosen)
     nuts.seed(options.seed)
     nuts.setup(options.warmup, *chosen.args, **chosen.kwargs)
     last = {name: torch.as_tensor(x[-1]) for name, x in block.items()}
