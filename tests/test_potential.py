@@ -453,3 +453,24 @@ def test_graph_of_one_chain_and_of_many_agree_on_a_model_with_plates():
         wanted = potential.evaluate(point)
         np.testing.assert_allclose(value[index], wanted[0], rtol=1e-12)
         np.testing.assert_allclose(gradient[index], wanted[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize("way", ["tolist", "numpy", "asarray", "dlpack", "flattened"])
+def test_values_that_leave_torch_all_at_once_are_no_constants(way):
+    """A graph would hold what an example had."""
+    read = {
+        "tolist": lambda z: sum(z.tolist()),
+        "numpy": lambda z: float(z.numpy().sum()),
+        "asarray": lambda z: float(np.asarray(z).sum()),
+        "dlpack": lambda z: float(np.from_dlpack(z).sum()),
+        "flattened": lambda z: sum(torch.stack([z, z]).flatten().tolist()),
+    }[way]
+
+    def function(z):
+        return torch.tensor(1.0 if read(z) > 8 else 0.0) + 0 * z.sum()
+
+    with pytest.raises(CaptureError, match="reads a value"):
+        capture(function, torch.zeros(4), checks=[(torch.ones(4),)])
+    data = torch.arange(4.0)
+    graph = capture(lambda z: z * read(data), torch.zeros(4), checks=[(torch.ones(4),)])
+    torch.testing.assert_close(graph(torch.ones(4)), torch.full((4,), read(data)))

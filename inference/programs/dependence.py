@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from probmodels.errors import ProblemError
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.minibatch import plate_sizes, subsampled, whole
+from probmodels.inference.programs.reading import LEAVING
 from probmodels.inference.programs.traces import sample_sites
 from probmodels.inference.runtime.ops import FixGenerated, is_generated, isolated
 from probmodels.inference.runtime.tensors import device_of
@@ -35,13 +36,10 @@ __all__ = ["Coupling", "check_rows", "coupling", "upstream"]
 
 _log = logging.getLogger(__name__)
 
-_LEAVE = frozenset(
+_LEAVE = LEAVING | {
     getattr(torch.Tensor, name)
-    for name in (
-        "tolist", "item", "numpy", "__array__", "__bool__", "__int__", "__float__", "__index__", "__complex__",
-        "data_ptr", "is_nonzero",
-    )
-)  # fmt: skip
+    for name in ("data_ptr", "item", "is_nonzero", "__bool__", "__int__", "__float__", "__index__", "__complex__")
+}
 _ROUNDS = 12  # a pair of rows is missed by all of them with probability 2^-12
 _ROWS = 16  # rows of a batch plate that are looked at, next to each other
 _ROUNDING = 256  # second differences that rounding may make, in units of the precision of the terms

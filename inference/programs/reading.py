@@ -29,7 +29,10 @@ from probmodels.inference.programs.formulas import FORMULAS
 from probmodels.inference.programs.record import functional, record
 from probmodels.inference.programs.simplify import is_random
 
-__all__ = ["Randomness", "reason", "traced", "where"]
+__all__ = ["LEAVING", "Randomness", "reason", "traced", "where"]
+
+LEAVING = frozenset(getattr(Tensor, name) for name in ("tolist", "numpy", "__array__", "__dlpack__"))
+"""What gives the values of a tensor, all at once, to something outside of torch."""
 
 _MOST_TRUTHS = 100  # that a function may read; each is tried
 _log = logging.getLogger(__name__)
@@ -117,7 +120,7 @@ class _Trace:
 
     def _run(self, arguments: Sequence[Tensor], reading: _Reading) -> Any:
         torch.set_rng_state(self._state)
-        with _unchecked(shortcuts=self.shortcuts), _TensorIndices(), reading:
+        with _unchecked(shortcuts=self.shortcuts), _TensorIndices(), _Leaving(reading), reading:
             return self._function(*arguments)
 
 
@@ -211,10 +214,10 @@ class _Reading(TorchDispatchMode):
         """Run an operation of ATen."""
         kwargs = kwargs or {}
         given = _tensors((args, list(kwargs.values())))
-        varies = is_random(func) or any(self._varies(tensor) for tensor in given)
+        varies = is_random(func) or any(self.varies(tensor) for tensor in given)
         if torch.Tag.data_dependent_output in func.tags:
             return self._read(func, args, kwargs, varies)
-        if torch.Tag.dynamic_output_shape in func.tags and any(map(self._varies, _deciding(func, args, given))):
+        if torch.Tag.dynamic_output_shape in func.tags and any(map(self.varies, _deciding(func, args, given))):
             raise _ReadError(traceback.extract_stack(), "shape")
         found = func(*args, **kwargs)
         if varies:
@@ -244,9 +247,23 @@ class _Reading(TorchDispatchMode):
         if torch._C._has_storage(tensor):
             self._varying.add(StorageWeakRef(tensor.untyped_storage()))
 
-    def _varies(self, tensor: Tensor) -> bool:
+    def varies(self, tensor: Tensor) -> bool:
         """Whether a tensor may vary; what has no memory of its own, as a sparse tensor, is taken to."""
         return not torch._C._has_storage(tensor) or StorageWeakRef(tensor.untyped_storage()) in self._varying
+
+
+class _Leaving(TorchFunctionMode):
+    """Refuse to give all values of a tensor that varies to Python or numpy: that is no operation of ATen."""
+
+    def __init__(self, reading: _Reading) -> None:
+        super().__init__()
+        self._reading = reading
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation of torch."""
+        if func in LEAVING and self._reading.varies(args[0]):
+            raise _ReadError(traceback.extract_stack(), "value")
+        return func(*args, **(kwargs or {}))
 
 
 class _ReadError(Exception):
