@@ -64,13 +64,10 @@ def dependence_findings(tests: ResidualTests, names: Sequence[str], rows: int) -
     where = f" of {', '.join(told[:4])}{f' and {len(told) - 4} more pairs' * (len(told) > 4)}" if dependent else ""
     verdict = f"residuals{where} {'depend' if dependent else 'show no dependence'} on causes or on each other "
     verdict += f"(tail probability {tests.dependence:.2g} over all pairs, at least {DEPENDENT:g})"
-    verdict += (
-        ""
-        if dependent
-        else (
-            "; hidden common causes can escape this test, above all linear ones, and so can noise that grows with its cause"
+    if not dependent:
+        verdict += (
+            "; hidden common causes, above all linear ones, and noise that grows with its cause can escape this test"
         )
-    )
     advice = "what the graph says of these concepts cannot be trusted, however close to 0 or 1: look for a hidden "
     advice += "common cause, noise that grows with its cause, values on a scale that bends relations (try logarithms), "
     advice += "or rows that were selected"
