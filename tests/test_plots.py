@@ -113,8 +113,11 @@ def draw_all(tree, modes, comparison) -> dict[str, Figure]:
 
 @pytest.fixture(scope="module")
 def figures(tree, modes, comparison):
-    before = dict(mpl.rcParams)
+    import matplotlib.pyplot as plt
+
+    before, known = dict(mpl.rcParams), plt.get_fignums()
     out = draw_all(tree, modes, comparison)
+    assert plt.get_fignums() == known, "pyplot has no figure of ours"
     assert dict(mpl.rcParams) == before, "no setting of matplotlib is touched"
     return out
 
@@ -126,12 +129,6 @@ def test_every_figure_draws_something_and_nothing_overlaps(figures):
         image = pixels(figure)
         assert len(np.unique(image.reshape(-1, 3), axis=0)) > 20, name
         assert overlapping_titles(figure) == [], name
-
-
-def test_pyplot_has_no_figure(figures):
-    import matplotlib.pyplot as plt
-
-    assert plt.get_fignums() == []
 
 
 def test_mode_maps_show_mean_and_sd_with_their_scales(figures, modes):
