@@ -138,7 +138,7 @@ def test_few_independent_draws_are_not_said_to_disagree() -> None:
     assert few.inference == "passed"
     assert "200 independent draws of the exact posterior" in str(few)
     assert "agree" not in str(few)
-    assert "hidden common causes can escape this test" in str(few)  # of a verdict that passes
+    assert "and noise that grows with its cause can escape this test" in str(few)  # of a verdict that passes
     least = run_mcmc(problem, num_samples=10, num_chains=2, **options).diagnose()
     assert least.inference == "not judged"
     guide = fit_svi(problem, num_steps=20, lr=0.01, num_samples=500, progress=False).diagnose()
