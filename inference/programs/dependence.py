@@ -41,6 +41,7 @@ _LEAVE = LEAVING | {
     for name in ("data_ptr", "item", "is_nonzero", "__bool__", "__int__", "__float__", "__index__", "__complex__")
 }
 _ROUNDS = 12  # a pair of rows is missed by all of them with probability 2^-12
+_FIT_ROUNDS = 4  # before a fit, whose start should take no longer than its first steps
 _ROWS = 16  # rows of a batch plate that are looked at, next to each other
 _ROUNDING = 256  # second differences that rounding may make, in units of the precision of the terms
 _Values = dict[str, Tensor]
@@ -192,7 +193,7 @@ def check_rows(problem: Problem) -> None:
     if not stacks:
         return
     for plate in sorted(set.intersection(*stacks) | (set(problem.batch_plates) & set.union(*stacks))):
-        found = coupling(problem, plate)
+        found = coupling(problem, plate, _FIT_ROUNDS)
         if found is not None and found.site:
             raise ProblemError(
                 f"{problem.name}: {found}; a plate says that its rows are independent given what lies outside: draw "

@@ -16,7 +16,9 @@ from numba import njit
 
 from probmodels.bayesian_svd.sweep import (
     JIT,
+    backward,
     cholesky,
+    forward,
     grams_of,
     log_minors_of,
     log_prior,
@@ -106,15 +108,31 @@ def _condition(prior, weight, linear, design, mean, spread, inner, along, pivot,
     logdet_inner = cholesky(inner, num_effects)
     # log det of Q is that of A plus that of weight * S.
     value -= 0.5 * (logdet_inner + num_effects * math.log(weight))
-    quad = 0.0
     half = along.copy()
-    for a in range(num_effects):
-        s = half[a]
-        for c in range(a):
-            s -= inner[a, c] * half[c]
-        half[a] = s / inner[a, a]
-        quad += half[a] * half[a]
-    return value + 0.5 * quad
+    forward(inner, num_effects, half)
+    return value + 0.5 * np.dot(half, half)
+
+
+@njit(**JIT)
+def _choose(rng, scores):
+    """A place, drawn with probability proportional to exp(scores)."""
+    weights = np.exp(scores - scores.max())
+    level = rng.random() * weights.sum()
+    place = 0
+    while place < len(weights) - 1 and (level > weights[place] or weights[place] == 0.0):
+        level -= weights[place]
+        place += 1
+    return place
+
+
+@njit(**JIT)
+def _seen(f, design):
+    """f'Mf: the square of what of a series lies outside of the design (q, T)."""
+    square = np.dot(f, f)
+    for a in range(design.shape[0]):
+        along = np.dot(design[a], f)
+        square -= along * along
+    return square
 
 
 @njit(**JIT)
@@ -151,13 +169,7 @@ def _draw_series(rng, i, y, d, noise, process, h, design, f):
                     pivot,
                     ratio,
                 )
-        scores = np.exp(scores - scores.max())
-        level = rng.random() * scores.sum()
-        w = 0
-        while w < _WINDOW - 1 and (level > scores[w] or scores[w] == 0.0):
-            level -= scores[w]
-            w += 1
-        h = first + w
+        h = first + _choose(rng, scores)
     _condition((diagonals[h], sides[h], log_dets[h]), weight, linear, design, mean, spread, inner, along, pivot, ratio)
     # A^-1/2 noise: L' x = D^-1/2 e.
     for t in range(size):
@@ -168,18 +180,10 @@ def _draw_series(rng, i, y, d, noise, process, h, design, f):
         f[t] += mean[t]
     if num_effects > 0:  # S^-1 along + S^-1/2 noise, through the Cholesky factor of S
         part = along.copy()
-        for a in range(num_effects):
-            s = part[a]
-            for c in range(a):
-                s -= inner[a, c] * part[c]
-            part[a] = s / inner[a, a]
+        forward(inner, num_effects, part)
         for a in range(num_effects):
             part[a] += rng.standard_normal()
-        for a in range(num_effects - 1, -1, -1):
-            s = part[a]
-            for c in range(a + 1, num_effects):
-                s -= inner[c, a] * part[c]
-            part[a] = s / inner[a, a]
+        backward(inner, num_effects, part)
         for a in range(num_effects):
             for t in range(size):
                 f[t] += part[a] * spread[a, t]
@@ -328,12 +332,7 @@ def _rescale(rng, f, decay, d, scale, process):
         for g in range(num_candidates):
             quads[g] = np.dot(diagonals[g], squares) + 2.0 * np.dot(sides[g], products)
             scores[g] = log_weights[i, g] + 0.5 * log_dets[g] - 0.5 * (size - 1) * math.log(quads[g])
-        scores = np.exp(scores - scores.max())
-        level = rng.random() * scores.sum()
-        h = 0
-        while h < num_candidates - 1 and (level > scores[h] or scores[h] == 0.0):
-            level -= scores[h]
-            h += 1
+        h = _choose(rng, scores)
         a = math.sqrt(0.5 * quads[h] / rng.standard_gamma(0.5 * (size - 1)))
         if math.log(rng.random()) < 0.5 * (1.0 - a * a) * (d[i] / scale) ** 2:
             decay[i] = h
@@ -380,10 +379,7 @@ def sweep(rng, data, design, space, series, d, noise, candidates, process, prior
     sizes = np.empty(k)
     for i in range(k):
         decay[i] = _draw_series(rng, i, np.dot(z_transposed, u[i]), d[i], noise, process, decay[i], design, f[i])
-        square = np.dot(f[i], f[i])
-        for a in range(design.shape[0]):
-            along = np.dot(design[a], f[i])
-            square -= along * along
+        square = _seen(f[i], design)
         lengths[i] = math.sqrt(max(square, 1e-300))
         sizes[i] = d[i] * lengths[i]
         y = np.dot(z, f[i]) / lengths[i]
@@ -397,10 +393,7 @@ def sweep(rng, data, design, space, series, d, noise, candidates, process, prior
     _rescale(rng, f, decay, d, scale, process)
     residual = total
     for i in range(k):  # exact: the residual separates over modes since patterns are orthonormal
-        square = np.dot(f[i], f[i])
-        for a in range(design.shape[0]):
-            along = np.dot(design[a], f[i])
-            square -= along * along
+        square = _seen(f[i], design)
         product = np.dot(u[i], np.dot(z, f[i]))
         precision = square / noise + 1.0 / (scale * scale)
         d[i] = positive_normal(rng, product / noise / precision, 1.0 / math.sqrt(precision))

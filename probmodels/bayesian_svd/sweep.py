@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 
 __all__ = [
     "JIT",
+    "backward",
     "best_log_tau",
     "cholesky",
     "column_images",
+    "forward",
     "grams_of",
     "log_minors_of",
     "log_prior",
@@ -61,7 +63,7 @@ def cholesky(a, q):
 
 
 @njit(**JIT)
-def _forward(a, q, x):
+def forward(a, q, x):
     for i in range(q):
         s = x[i]
         for c in range(i):
@@ -70,7 +72,7 @@ def _forward(a, q, x):
 
 
 @njit(**JIT)
-def _backward(a, q, x):
+def backward(a, q, x):
     for i in range(q - 1, -1, -1):
         s = x[i]
         for c in range(i + 1, q):
@@ -185,7 +187,7 @@ def _marginal(lam, log_tau, noise, products, num_before, shrink, precision, gram
     logdet_gram = cholesky(gram, q)
     if not logdet_gram > -np.inf:
         return -np.inf, squared + noise * sum_shrink
-    _forward(gram, q, work)
+    forward(gram, q, work)
     for a in range(q):
         quad += work[a] * work[a] / noise
     value = -0.5 * (logdet + logdet_gram + quad + num_before * log_tau)
@@ -265,8 +267,8 @@ def update_column(rng, i, y, frame, g, log_tau, images, log_minors, d, noise, ca
         f[j] = shrink[j] * yhat[here, j] + math.sqrt(noise * shrink[j]) * rng.standard_normal()
     for a in range(k - 1):
         rhs[a] = np.dot(cols[here, a], f)
-    _forward(gram, k - 1, rhs)
-    _backward(gram, k - 1, rhs)
+    forward(gram, k - 1, rhs)
+    backward(gram, k - 1, rhs)
     for a in range(k - 1):
         for j in range(r):
             f[j] -= shrink[j] * cols[here, a, j] * rhs[a]
