@@ -14,6 +14,7 @@ from scipy import stats
 
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem, write_outputs
+from probmodels.bayesian_svd.draws import read_draws
 from probmodels.bayesian_svd.series_sampler import SeriesGibbs
 from probmodels.bayesian_svd.summary import _add_persistence, summarise_modes
 from probmodels.distributions.series import AutoregressiveSeries, tridiagonal_precision
@@ -328,6 +329,20 @@ def test_summaries_name_whose_modes_they_are(tmp_path: Any) -> None:
     assert "modes of these times:" in written.table
     assert (tmp_path / "modes_of_these_times.nc").exists()
     assert "another stretch of the same climate" in (tmp_path / "report.html").read_text()
+
+
+def test_draws_add_up_to_the_field() -> None:
+    rng = np.random.default_rng(0)
+    values = np.outer(np.sin(np.linspace(0, 3, 8)), rng.standard_normal(30)) + 0.2 * rng.standard_normal((8, 30))
+    values += np.linspace(2, 3, 8)[:, None]
+    settings: dict[str, Any] = {"num_chains": 1, "warmup_steps": 100, "num_samples": 300, "seed": 1, "progress": False}
+    made = problem(values, rank=1, shared_effects=["trend"], area_weights=[*[0.5] * 4, *[1.5] * 4])
+    draws = read_draws(run_mcmc(made, **settings).tree)
+    field = draws.fixed() + draws.patterns() @ draws.series().transpose(0, 2, 1)
+    residual = field.mean(0) - values
+    np.testing.assert_allclose(residual.std(1), draws.noise_sd().mean(0), rtol=0.35)  # 30 values a cell
+    np.testing.assert_allclose(draws.noise_sd()[:, 0], draws.sigma / np.sqrt(0.5))
+    np.testing.assert_allclose(draws.patterns(slice(2, 3))[:, 0], draws.patterns()[:, 2])
 
 
 def test_independent_times_of_correlated_ones() -> None:

@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 from synthetic_modes import synthetic_result, toy_field
 
-from probmodels.bayesian_svd import eof as eof_module, summary
+from probmodels.bayesian_svd import draws as draws_module, eof as eof_module
 from probmodels.bayesian_svd.eof import eof_baseline, make_anomalies, to_grid
 from probmodels.bayesian_svd.summary import (
     SummaryError,
@@ -68,7 +68,7 @@ def test_maps_and_series_are_moments_of_the_expanded_draws(tree, level):
 
 
 def test_blocks_do_not_change_the_numbers(tree, modes, monkeypatch):
-    monkeypatch.setattr(summary, "_BLOCK", 1000)
+    monkeypatch.setattr(draws_module, "_BLOCK", 1000)
     small = summarise_modes(tree, check_draws=100)
     # Replicates are drawn block by block from one stream, and rounding may break the ties of folded ranks.
     for name in set(modes.data_vars) - {"predictive_p_value", "replicated_sd", "mode_r_hat", "mode_ess"}:

@@ -10,9 +10,10 @@ from annotated_types import Interval
 
 from probmodels import plots
 from probmodels.bayesian_svd import figures as mode_figures
+from probmodels.bayesian_svd.draws import MODES_OF
 from probmodels.bayesian_svd.eof import compare_eof
 from probmodels.bayesian_svd.report import write_report
-from probmodels.bayesian_svd.summary import MODES_OF, summarise_modes, summary_table, write_modes
+from probmodels.bayesian_svd.summary import summarise_modes, summary_table, write_modes
 from probmodels.errors import SummaryError
 from probmodels.inference.result import Result
 from probmodels.options import Fraction, checked

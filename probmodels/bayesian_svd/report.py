@@ -27,7 +27,7 @@ from probmodels._page import (
     write_page,
 )
 from probmodels.bayesian_svd.checks import misfit
-from probmodels.bayesian_svd.summary import MODES_OF
+from probmodels.bayesian_svd.draws import MODES_OF
 from probmodels.inference.labels import group_of
 
 __all__ = ["write_report"]

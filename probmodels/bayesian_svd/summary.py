@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -26,13 +24,13 @@ import xarray as xr
 from scipy.spatial import cKDTree
 
 from probmodels._version import __version__
+from probmodels.bayesian_svd.draws import MODES_OF, Draws, blocks, expand, read_draws
 from probmodels.bayesian_svd.eof import Anomalies, compare_eof, eof_baseline, make_anomalies, shared_mean, to_grid
 from probmodels.errors import SummaryError
 from probmodels.inference.diagnostics.convergence import convergence
 from probmodels.options import Count, Fraction, OneOf, Seed, checked
 
 __all__ = [
-    "MODES_OF",
     "SummaryError",
     "compare_eof",
     "eof_baseline",
@@ -47,100 +45,13 @@ REFERENCES = (
     "singular value decomposition"
 )
 _TEMPERATURE = ("degC", "K", "kelvin", "celsius", "degree_Celsius", "degrees_C", "degree_C", "Celsius", "deg_C")
-_BLOCK = 4_000_000  # doubles expanded at a time: 32 MB
-
-
-_OF = ("population", "times")
-MODES_OF = {"population": "modes of the population", "times": "modes of these times"}
-"""What `summarise_modes` can tell, in words."""
-
-
-@dataclass(frozen=True)
-class _Draws:
-    """Draws of all chains, basis coordinates first so that one product expands them all."""
-
-    space: np.ndarray  # (basis_space, draw, mode)
-    time: np.ndarray  # (basis_time, draw, mode)
-    d: np.ndarray  # (draw, mode)
-    sigma: np.ndarray  # (draw,)
-    num_chains: int
-    basis_time: np.ndarray | None  # (time, basis_time); None where series are given at the times themselves
-    of: str  # one of _OF
-
-    def series(self, times: slice = slice(None), draws: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Series at some times, of some draws: (draw, time, mode)."""
-        chosen = self.time[:, draws]
-        if self.basis_time is None:
-            return chosen[times].transpose(1, 0, 2)
-        return _expand(self.basis_time[times], chosen)
-
-    def along(self, effects: np.ndarray) -> np.ndarray:
-        """Products of the series with effects (time, effect): (effect, draw, mode)."""
-        return np.tensordot(effects.T if self.basis_time is None else effects.T @ self.basis_time, self.time, 1)
-
-    def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and sum of squares of each series over time (draw, mode), from its Gram matrix, not its expansion."""
-        if self.basis_time is None:
-            return self.time.mean(0), np.einsum("tsk,tsk->sk", self.time, self.time)
-        mean = np.einsum("r,rsk->sk", self.basis_time.mean(0), self.time)
-        gram = self.basis_time.T @ self.basis_time
-        return mean, np.einsum("rsk,rsk->sk", self.time, np.tensordot(gram, self.time, 1))
-
-
-def _draws(tree: xr.DataTree, of: str | None) -> _Draws:
-    if "posterior" not in tree.children or "constant_data" not in tree.children:
-        raise SummaryError(f"the result has the groups {sorted(tree.children)}; posterior and constant_data are needed")
-    posterior = tree["posterior"].to_dataset()
-    process = "F" in posterior
-    missing = {"U", "F" if process else "V", "d", "sigma"} - set(posterior.data_vars)
-    if missing:
-        raise SummaryError(f"the posterior lacks {sorted(missing)}; is this the result of a Bayesian SVD?")
-    if of == "population" and not process:
-        raise SummaryError(
-            "the series of this result are numbers, not a process in time, so that it knows the modes of its times "
-            "alone; infer with series='ar1' (--set model.series=ar1), or ask of='times'"
-        )
-
-    def stacked(name: str, *dims: str) -> np.ndarray:
-        array = posterior[name].transpose("chain", "draw", *dims).values.astype(float)
-        return array.reshape(-1, *array.shape[2:])  # (draw of all chains, ...)
-
-    constant = tree["constant_data"].to_dataset()
-    space, d = stacked("U", "basis_space", "mode").transpose(1, 0, 2), stacked("d", "mode")
-    time = stacked("F", "time", "mode") if process else stacked("V", "basis_time", "mode")
-    time, basis = time.transpose(1, 0, 2), None
-    if not process:
-        basis = constant["basis_time_matrix"].transpose("time", ...).values.astype(float)
-    elif of == "times":
-        space, d, time = _of_these_times(space, d, time, constant)
-    space, time = np.ascontiguousarray(space), np.ascontiguousarray(time)
-    of = of or (_OF[0] if process else _OF[1])
-    return _Draws(space, time, d, stacked("sigma"), posterior.sizes["chain"], basis, of)
-
-
-def _of_these_times(
-    space: np.ndarray, d: np.ndarray, time: np.ndarray, constant: xr.Dataset
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The singular value decomposition of the signal of each draw at these times, fixed effects taken out.
-
-    It is what a decomposition of the field without noise would find. Signs follow the draws.
-    """
-    design = constant["fixed_effects_design"].values if "fixed_effects_design" in constant else np.zeros((len(time), 0))
-    effects = np.linalg.qr(design)[0] if design.shape[1] else design
-    signal = (time - np.tensordot(effects, np.tensordot(effects.T, time, 1), 1)) * d  # (time, draw, mode)
-    gram = np.einsum("tsi,tsj->sij", signal, signal)
-    values, turn = np.linalg.eigh(gram)
-    values, turn = np.sqrt(np.maximum(values[:, ::-1], 0.0)), turn[:, :, ::-1]
-    turn = turn * np.where(np.einsum("sii->si", turn) < 0, -1.0, 1.0)[:, None, :]
-    series = np.einsum("tsi,sij->tsj", signal, turn) / np.maximum(values, 1e-300)
-    return np.einsum("rsi,sij->rsj", space, turn), values, series
 
 
 @checked(SummaryError)
 def summarise_modes(
     tree: xr.DataTree,
     *,
-    of: Annotated[str, OneOf(_OF)] | None = None,
+    of: Annotated[str, OneOf(tuple(MODES_OF))] | None = None,
     level: Fraction = 0.95,
     check_draws: Count = 400,
     seed: Seed = 0,
@@ -244,21 +155,10 @@ def residual_checks(tree: xr.DataTree, *, check_draws: Count = 400, seed: Seed =
     return out
 
 
-def _parts(tree: xr.DataTree, of: str | None) -> tuple[_Draws, xr.Dataset, Anomalies]:
+def _parts(tree: xr.DataTree, of: str | None) -> tuple[Draws, xr.Dataset, Anomalies]:
     """Draws, data and anomalies of a result."""
-    draws, constant = _draws(tree, of), tree["constant_data"].to_dataset()
+    draws, constant = read_draws(tree, of), tree["constant_data"].to_dataset()
     return draws, constant, make_anomalies(constant, shared_mean(tree))
-
-
-def _blocks(length: int, num_draws: int, num_modes: int) -> Iterator[slice]:
-    step = max(1, _BLOCK // (num_draws * num_modes))
-    for start in range(0, length, step):
-        yield slice(start, start + step)
-
-
-def _expand(basis: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-    """Rows of a basis (cell, basis) times draws (basis, draw, mode): (draw, cell, mode)."""
-    return np.tensordot(basis, coordinates, 1).transpose(1, 0, 2)
 
 
 def _reduce(values: np.ndarray, bounds: np.ndarray) -> dict[str, np.ndarray]:
@@ -267,11 +167,11 @@ def _reduce(values: np.ndarray, bounds: np.ndarray) -> dict[str, np.ndarray]:
     return {"mean": values.mean(0), "sd": values.std(0, ddof=1), "lower": lower, "upper": upper}
 
 
-def _add_maps(out: xr.Dataset, draws: _Draws, basis: np.ndarray, scale: np.ndarray, bounds: np.ndarray) -> None:
+def _add_maps(out: xr.Dataset, draws: Draws, basis: np.ndarray, scale: np.ndarray, bounds: np.ndarray) -> None:
     num_cells, (num_draws, num_modes) = len(basis), draws.d.shape
     maps: dict[str, np.ndarray] = {}
-    for block in _blocks(num_cells, num_draws, num_modes):
-        loading = _expand(basis[block], draws.space) * scale[:, None, :]  # (draw, cell, mode)
+    for block in blocks(num_cells, num_draws, num_modes):
+        loading = expand(basis[block], draws.space) * scale[:, None, :]  # (draw, cell, mode)
         reduced = {f"mode_{k}": v for k, v in _reduce(loading, bounds).items()}
         reduced["prob_positive"] = np.mean(loading > 0, axis=0)
         if draws.num_chains > 1:
@@ -283,11 +183,11 @@ def _add_maps(out: xr.Dataset, draws: _Draws, basis: np.ndarray, scale: np.ndarr
         out[name] = ("mode", "cell"), value
 
 
-def _add_pcs(out: xr.Dataset, draws: _Draws, mean: np.ndarray, spread: np.ndarray, bounds: np.ndarray) -> None:
+def _add_pcs(out: xr.Dataset, draws: Draws, mean: np.ndarray, spread: np.ndarray, bounds: np.ndarray) -> None:
     num_times = len(draws.time if draws.basis_time is None else draws.basis_time)
     num_draws, num_modes = draws.d.shape
     series = {f"pc_{k}": np.empty((num_modes, num_times)) for k in ("mean", "sd", "lower", "upper")}
-    for block in _blocks(num_times, num_draws, num_modes):
+    for block in blocks(num_times, num_draws, num_modes):
         pc = (draws.series(block) - mean[:, None, :]) / spread[:, None, :]
         for name, value in _reduce(pc, bounds).items():
             series[f"pc_{name}"][:, block] = value.T
@@ -334,7 +234,7 @@ def _add_persistence(out: xr.Dataset, posterior: xr.Dataset, constant: xr.Datase
     _add_interval(out, "effective_times", effective, bounds)
 
 
-def _add_rotation(out: xr.Dataset, draws: _Draws, basis_space: np.ndarray) -> None:
+def _add_rotation(out: xr.Dataset, draws: Draws, basis_space: np.ndarray) -> None:
     """Share of the posterior variance of each unit pattern that lies along the mean pattern of another mode."""
     mean = draws.space.mean(1)  # (basis, mode)
     gram_mean = basis_space.T @ (basis_space @ mean)
@@ -347,7 +247,7 @@ def _add_rotation(out: xr.Dataset, draws: _Draws, basis_space: np.ndarray) -> No
 
 def _add_checks(
     out: xr.Dataset,
-    draws: _Draws,
+    draws: Draws,
     anomalies: Anomalies,
     constant: xr.Dataset,
     check_draws: int,
@@ -370,10 +270,9 @@ def _add_checks(
     dof = np.where(anomalies.dof > 0, anomalies.dof, np.nan)
     exceed, replicated, residual = np.zeros(num_cells), np.zeros(num_cells), np.zeros(num_cells)
     signal = np.zeros(anomalies.values.shape)
-    step = max(1, _BLOCK // (num_cells * num_modes * (num_modes + effects.shape[2] * (len(effects) > 1))))
-    for start in range(0, len(chosen), step):
-        index = chosen[start : start + step]
-        u = _expand(basis_space * noise[:, None], draws.space[:, index]) * draws.d[index, None, :]  # (draw, cell, mode)
+    for block in blocks(len(chosen), num_cells, num_modes * (num_modes + effects.shape[2] * (len(effects) > 1))):
+        index = chosen[block]
+        u = expand(basis_space * noise[:, None], draws.space[:, index]) * draws.d[index, None, :]  # (draw, cell, mode)
         v = draws.series(draws=index)  # (draw, time, mode)
         if len(effects) == 1 and anomalies.complete:
             v = v - effects[0] @ (effects[0].T @ v)

@@ -1,0 +1,227 @@
+"""Draws of a Bayesian SVD as arrays: what maps, indices, forecasts and filled fields are made of.
+
+A draw says ``field = effects D' + patterns F' + noise``, cells by times, all in data units: patterns are ``w^-1/2 U d``
+with the area weight w, and noise of a cell has the standard deviation ``sigma w^-1/2``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from probmodels.errors import SummaryError
+
+__all__ = ["MODES_OF", "Draws", "blocks", "expand", "read_draws"]
+
+MODES_OF = {"population": "modes of the population", "times": "modes of these times"}
+"""Whose modes draws hold, in words."""
+
+_BLOCK = 4_000_000  # doubles expanded at a time: 32 MB
+
+_ALL = slice(None)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Draws of all chains, basis coordinates first so that one product expands them all.
+
+    Attributes
+    ----------
+    space
+        Coordinates of the patterns (basis_space, draw, mode).
+    time
+        Coordinates of the series (basis_time, draw, mode), or the series themselves (time, draw, mode).
+    d
+        Standard deviations of the modes of the population, or singular values of those of the times (draw, mode).
+    sigma
+        Standard deviation of the noise of the weighted data (draw,).
+    num_chains
+        Chains, each with as many draws, one after the other.
+    basis_space
+        Basis of the patterns (cell, basis_space).
+    weight
+        Area weight of each cell (cell,), mean 1.
+    basis_time
+        Basis of the series (time, basis_time); None where series are given at the times themselves.
+    design, shared_design
+        Columns of the fixed effects (time, effect), and of those that all cells share (time, shared_effect).
+    effects, shared_effects
+        Their coefficients in data units (draw, cell, effect), (draw, shared_effect); None where they were not kept.
+    decay
+        Correlation of each series over one unit of time (draw, mode); None where series are no process.
+    steps
+        Times between neighbours (time - 1,) in that unit; None likewise.
+    of
+        A key of `MODES_OF`.
+    """
+
+    space: np.ndarray
+    time: np.ndarray
+    d: np.ndarray
+    sigma: np.ndarray
+    num_chains: int
+    basis_space: np.ndarray
+    weight: np.ndarray
+    basis_time: np.ndarray | None
+    design: np.ndarray
+    effects: np.ndarray | None
+    shared_design: np.ndarray
+    shared_effects: np.ndarray | None
+    decay: np.ndarray | None
+    steps: np.ndarray | None
+    of: str
+
+    @property
+    def num_draws(self) -> int:
+        """Draws of all chains."""
+        return len(self.d)
+
+    def thinned(self, count: int) -> np.ndarray:
+        """Places of at most ``count`` draws, evenly spread."""
+        return np.unique(np.linspace(0, self.num_draws - 1, min(count, self.num_draws)).round().astype(int))
+
+    def series(self, times: slice = _ALL, draws: np.ndarray | slice = _ALL) -> np.ndarray:
+        """Series at some times, of some draws: (draw, time, mode)."""
+        chosen = self.time[:, draws]
+        if self.basis_time is None:
+            return chosen[times].transpose(1, 0, 2)
+        return expand(self.basis_time[times], chosen)
+
+    def patterns(self, cells: slice | np.ndarray = _ALL, draws: np.ndarray | slice = _ALL) -> np.ndarray:
+        """What one unit of each series adds to the field, in data units: (draw, cell, mode)."""
+        basis = self.basis_space[cells] / np.sqrt(self.weight[cells])[:, None]
+        return expand(basis, self.space[:, draws]) * self.d[draws][:, None, :]
+
+    def noise_sd(self, cells: slice | np.ndarray = _ALL, draws: np.ndarray | slice = _ALL) -> np.ndarray:
+        """Standard deviation of the noise in data units: (draw, cell)."""
+        return self.sigma[draws][:, None] / np.sqrt(self.weight[cells])
+
+    def fixed(self, cells: slice | np.ndarray = _ALL, draws: np.ndarray | slice = _ALL) -> np.ndarray:
+        """What fixed and shared effects add to the field, in data units: (draw, cell, time)."""
+        if self.effects is None or self.shared_effects is None:
+            raise SummaryError("the posterior lacks the fixed effects of its design; was the result cut down?")
+        found = self.effects[draws][:, cells] @ self.design.T
+        return found + (self.shared_effects[draws] @ self.shared_design.T)[:, None, :]
+
+    def along(self, effects: np.ndarray) -> np.ndarray:
+        """Products of the series with effects (time, effect): (effect, draw, mode)."""
+        return np.tensordot(effects.T if self.basis_time is None else effects.T @ self.basis_time, self.time, 1)
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and sum of squares of each series over time (draw, mode), from its Gram matrix, not its expansion."""
+        if self.basis_time is None:
+            return self.time.mean(0), np.einsum("tsk,tsk->sk", self.time, self.time)
+        mean = np.einsum("r,rsk->sk", self.basis_time.mean(0), self.time)
+        gram = self.basis_time.T @ self.basis_time
+        return mean, np.einsum("rsk,rsk->sk", self.time, np.tensordot(gram, self.time, 1))
+
+
+def read_draws(tree: xr.DataTree, of: str | None = None) -> Draws:
+    """Draws of a result.
+
+    Parameters
+    ----------
+    tree
+        Result of a Bayesian SVD with the groups ``posterior`` and ``constant_data``.
+    of
+        Whose modes, a key of `MODES_OF`; None for the population where series are a process, else for the times.
+
+    Returns
+    -------
+    Draws
+        All chains, one after the other.
+
+    Raises
+    ------
+    SummaryError
+        If a group or variable is absent, or modes of the population are asked where series are no process.
+    """
+    if "posterior" not in tree.children or "constant_data" not in tree.children:
+        raise SummaryError(f"the result has the groups {sorted(tree.children)}; posterior and constant_data are needed")
+    posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
+    process = "F" in posterior
+    missing = {"U", "F" if process else "V", "d", "sigma"} - set(posterior.data_vars)
+    if missing:
+        raise SummaryError(f"the posterior lacks {sorted(missing)}; is this the result of a Bayesian SVD?")
+    if of == "population" and not process:
+        raise SummaryError(
+            "the series of this result are numbers, not a process in time, so that it knows the modes of its times "
+            "alone; infer with series='ar1' (--set model.series=ar1), or ask of='times'"
+        )
+
+    def stacked(name: str, *dims: str) -> np.ndarray:
+        array = posterior[name].transpose("chain", "draw", *dims).values.astype(float)
+        return array.reshape(-1, *array.shape[2:])  # (draw of all chains, ...)
+
+    space, d = stacked("U", "basis_space", "mode").transpose(1, 0, 2), stacked("d", "mode")
+    time = stacked("F", "time", "mode") if process else stacked("V", "basis_time", "mode")
+    time, basis = time.transpose(1, 0, 2), None
+    design, shared_design = (_design(constant, name) for name in ("fixed_effects_design", "shared_effects_design"))
+    effects: np.ndarray | None = np.zeros((len(d), constant.sizes["cell"], 0))
+    shared: np.ndarray | None = np.zeros((len(d), 0))
+    if design.shape[1]:
+        effects = stacked("fixed_effects", "cell", "effect") if "fixed_effects" in posterior else None
+    if shared_design.shape[1]:
+        shared = stacked("shared_effects", "shared_effect") if "shared_effects" in posterior else None
+    if not process:
+        basis = constant["basis_time_matrix"].transpose("time", ...).values.astype(float)
+    elif of == "times":
+        space, d, time = _of_these_times(space, d, time, design)
+    basis_space = constant["basis_space_matrix"].transpose("cell", ...).values.astype(float)
+    weight = constant["weight"].values.astype(float) if "weight" in constant else np.ones(len(basis_space))
+    return Draws(
+        space=np.ascontiguousarray(space),
+        time=np.ascontiguousarray(time),
+        d=d,
+        sigma=stacked("sigma"),
+        num_chains=posterior.sizes["chain"],
+        basis_space=basis_space,
+        weight=weight,
+        basis_time=basis,
+        design=design,
+        effects=effects,
+        shared_design=shared_design,
+        shared_effects=shared,
+        decay=stacked("autocorrelation", "mode") if process and "autocorrelation" in posterior else None,
+        steps=constant["time_steps"].values.astype(float) if "time_steps" in constant else None,
+        of=of or ("population" if process else "times"),
+    )
+
+
+def _design(constant: xr.Dataset, name: str) -> np.ndarray:
+    """Columns of effects (time, effect), none where there are none."""
+    if name not in constant:
+        return np.zeros((constant.sizes["time"], 0))
+    return np.asarray(constant[name].transpose("time", ...).values, dtype=float)
+
+
+def _of_these_times(
+    space: np.ndarray, d: np.ndarray, time: np.ndarray, design: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The singular value decomposition of the signal of each draw at these times, fixed effects taken out.
+
+    It is what a decomposition of the field without noise would find. Signs follow the draws.
+    """
+    effects = np.linalg.qr(design)[0] if design.shape[1] else design
+    signal = (time - np.tensordot(effects, np.tensordot(effects.T, time, 1), 1)) * d  # (time, draw, mode)
+    gram = np.einsum("tsi,tsj->sij", signal, signal)
+    values, turn = np.linalg.eigh(gram)
+    values, turn = np.sqrt(np.maximum(values[:, ::-1], 0.0)), turn[:, :, ::-1]
+    turn = turn * np.where(np.einsum("sii->si", turn) < 0, -1.0, 1.0)[:, None, :]
+    series = np.einsum("tsi,sij->tsj", signal, turn) / np.maximum(values, 1e-300)
+    return np.einsum("rsi,sij->rsj", space, turn), values, series
+
+
+def blocks(length: int, num_draws: int, num_modes: int) -> Iterator[slice]:
+    """Slices of an axis that keep (draw, slice, mode) within 32 MB."""
+    step = max(1, _BLOCK // max(1, num_draws * num_modes))
+    for start in range(0, length, step):
+        yield slice(start, start + step)
+
+
+def expand(basis: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+    """Rows of a basis (cell, basis) times draws (basis, draw, mode): (draw, cell, mode)."""
+    return np.tensordot(basis, coordinates, 1).transpose(1, 0, 2)
