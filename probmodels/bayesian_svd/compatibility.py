@@ -27,7 +27,7 @@ class PublishedOnProblem(PublishedGibbs):
 
     def __init__(self, problem: Problem) -> None:
         from probmodels.bayesian_svd.effects import time_in_years
-        from probmodels.bayesian_svd.prepare import space_distance
+        from probmodels.bayesian_svd.sides import space_distance
 
         if not problem.args or not isinstance(problem.args[0], MatrixData) or problem.data is None:
             raise ProblemError(

@@ -23,24 +23,17 @@ from probmodels.bayesian_svd.effects import effect_design, time_in_years
 from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SeriesData, SideData, model
 from probmodels.bayesian_svd.sampler import BlockGibbs
 from probmodels.bayesian_svd.series_sampler import SeriesGibbs
+from probmodels.bayesian_svd.sides import check_bases, make_side, points, space_distance, wider_scales
 from probmodels.datasets.calendars import decode_times
 from probmodels.datasets.labelled import arranged
-from probmodels.distributions.covariance import (
-    KERNELS,
-    EigenGrid,
-    Kernel,
-    chordal_distance,
-    eigen_grid,
-    euclidean_distance,
-    time_distance,
-)
+from probmodels.distributions.covariance import KERNELS, Kernel, time_distance
 from probmodels.distributions.frames import FrameReparam
 from probmodels.errors import CovarianceError, DataError
 from probmodels.guides.bayesian_svd import BayesianSVDGuide
 from probmodels.inference.problem import Problem
 from probmodels.options import OneOf, Positive, checked, refuse_unused
 
-__all__ = ["make_problem", "space_distance", "tiny"]
+__all__ = ["make_problem", "tiny"]
 
 _MIN_TIMES = 10
 _DECAYS, _LARGEST_DECAY = 40, 2.65  # of a grid up to tanh(2.65) = 0.990
@@ -104,16 +97,6 @@ def _matrix(data: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, list[str]]:
     return data, mends
 
 
-def space_distance(data: xr.DataArray) -> Tensor:
-    """Chordal distance in km from lat and lon, Euclidean from x, y, z or from the cell coordinate itself."""
-    names = {str(c) for c in data.coords if data[c].dims == ("cell",)}
-    if {"lat", "lon"} <= names:
-        return chordal_distance(data["lat"].values, data["lon"].values)
-    axes: list[str] = [c for c in ("x", "y", "z") if c in names] or ["cell"]
-    points = np.stack([np.asarray(data[c].values, dtype=np.float64) for c in axes], axis=1)
-    return euclidean_distance(points)
-
-
 def _weights(data: xr.DataArray, area_weights: bool | Sequence[float]) -> np.ndarray:
     size = data.sizes["cell"]
     if area_weights is False:
@@ -144,46 +127,6 @@ def _families(name: str, kernel: str | Sequence[str], rank: int) -> list[str]:
     if len(families) != rank:
         raise DataError(f"kernel_{name} lists {len(families)} kernels for {rank} modes; give one name or one per mode")
     return families
-
-
-def _side(
-    name: str,
-    distance: Tensor,
-    families: Sequence[str],
-    length_scales: Sequence[float] | Mapping[str, Sequence[float]] | None,
-    prior: Distribution | None,
-    **grid_options: Any,
-) -> SideData:
-    """Candidate covariances of one side, with each mode's prior weights over them."""
-    if "identity" in families:  # white noise has no direction of little variance to leave out
-        grid_options["tail"] = 0.0
-    grid: EigenGrid = eigen_grid(
-        distance, kernels=list(dict.fromkeys(families)), length_scales=length_scales, **grid_options
-    )
-    log_weights = torch.full((len(families), len(grid.kernels)), -math.inf, dtype=torch.float64)
-    for i, family in enumerate(families):
-        index = [g for g, candidate in enumerate(grid.kernels) if candidate == family]
-        scales = grid.length_scales[index]
-        weight = torch.zeros(len(index), dtype=torch.float64)
-        if prior is not None and len(index) > 1:  # the mass of each grid point: density times the width of its cell
-            weight = _log_density(f"length_prior_{name}", prior, scales) + torch.gradient(scales)[0].log()
-        log_weights[i, index] = torch.log_softmax(weight, 0)
-    return SideData(grid.values, grid.vectors, log_weights, grid.length_scales, grid.basis)
-
-
-def _log_density(name: str, prior: Distribution, scales: Tensor) -> Tensor:
-    """Log density of a prior at each length-scale."""
-    if prior.batch_shape.numel() > 1 or prior.event_shape:
-        raise DataError(f"{name} is a batch of distributions or one of vectors; give one of a positive number")
-    try:
-        found = prior.log_prob(scales).double()
-    except ValueError as error:  # scales outside of its support
-        raise DataError(f"{name} has no density at the length-scales: {error}") from error
-    if found.shape != scales.shape or found.isnan().any() or not (found > -math.inf).any():
-        raise DataError(
-            f"{name} gives no length-scale of the grid a density; give a distribution over positive numbers"
-        )
-    return found
 
 
 def _check_unused(options: Mapping[str, Any], families: Mapping[str, Sequence[str]]) -> None:
@@ -351,7 +294,7 @@ def make_problem(
     # Effects of proper prior act outside a truncated basis, which the projected likelihood cannot see: no truncation.
     grid: dict[str, Any] = {"num_length_scales": num_length_scales, "nugget": nugget, "tail": tail if flat else 0.0}
     make_space = functools.partial(
-        _side,
+        make_side,
         "space",
         space_distance(matrix),
         families["space"],
@@ -363,7 +306,7 @@ def make_problem(
         space = make_space(length_scales=length_scales_space)
         if series == "frame":
             process = None
-            time = _side(
+            time = make_side(
                 "time",
                 time_distance(time_in_years(matrix["time"])),
                 families["time"],
@@ -375,10 +318,10 @@ def make_problem(
             )
         else:
             process = _process(matrix["time"], series, rank)
-            time = _points(matrix.sizes["time"], rank)
+            time = points(matrix.sizes["time"], rank)
     except CovarianceError as error:
         raise DataError(str(error)) from error
-    _check_bases({"space": space, "time": time}, rank, tail)
+    check_bases({"space": space, "time": time}, rank, tail)
 
     reduce = functools.partial(
         _reduce,
@@ -396,7 +339,8 @@ def make_problem(
     )
     data_ = reduce(space=space)
     for _ in range(_MOST_WIDENINGS if length_scales_space is None and not uniform else 0):
-        if not (wider := _wider_scales(data_, families["space"])):
+        patterns = data_.z @ torch.as_tensor(_reference(data_, rank)[1])
+        if not (wider := wider_scales(space, data_.z, patterns, families["space"])):
             break
         space = make_space(length_scales=wider)
         data_ = reduce(space=space)
@@ -460,17 +404,6 @@ def _check_told_apart(seen: np.ndarray, design: np.ndarray, effects: list[str]) 
             f"cell {worst} holds values at {seen[worst].sum()} times, which cannot tell its fixed effects "
             f"{effects} apart; drop the cell (--min-valid with a higher share) or an effect (--fixed-effects)"
         )
-
-
-def _check_bases(sides: Mapping[str, SideData], rank: int, tail: float) -> None:
-    """Check that both bases have room for all modes."""
-    for name, side in sides.items():
-        if len(side.basis) and side.basis.shape[1] < rank:
-            raise DataError(
-                f"the basis along {name} keeps {side.basis.shape[1]} directions at tail={tail}, fewer than the {rank} "
-                f"modes; lower tail (--tail) or rank (--rank), or allow shorter length-scales "
-                f"(--set model.length_scales_{name}=[...])"
-            )
 
 
 def _constant_data(
@@ -613,45 +546,6 @@ def _process(times: xr.DataArray, series: str, rank: int) -> SeriesData:
         weights = np.gradient(decay)
     log_weights = torch.as_tensor(np.log(weights / weights.sum())).expand(rank, -1).contiguous()
     return SeriesData(torch.as_tensor(decay), log_weights, torch.as_tensor(steps))
-
-
-def _points(num_times: int, rank: int) -> SideData:
-    """The side of a process in time, in coordinates of the times themselves."""
-    one = functools.partial(torch.ones, dtype=torch.float64)
-    return SideData(one(1, num_times), None, torch.zeros(rank, 1, dtype=torch.float64), 0 * one(1), one(0, 0))
-
-
-def _wider_scales(data: MatrixData, families: Sequence[str]) -> dict[str, list[float]]:
-    """Length-scales by kernel up to twice as long, where a leading pattern is likeliest at the longest; else none.
-
-    A pattern is scored as a draw of its candidate covariance with a free variance, plus white noise of the residual.
-    """
-    side, z = data.space, data.z
-    _, v = _reference(data, len(families))
-    patterns = z @ torch.as_tensor(v)
-    noise = (z.square().sum() - patterns.square().sum()).clamp(min=1e-12 * z.square().sum()) / z.numel()
-    wider: dict[str, list[float]] = {}
-    for mode, family in enumerate(families):
-        own = torch.nonzero(side.log_weights[mode] > -math.inf).ravel()
-        if len(own) < 2 or family == "periodic":
-            continue
-        pattern = patterns[:, mode]
-        variances = pattern.square().mean() * torch.logspace(-1.5, 1.5, 16, dtype=z.dtype)
-        scores = []
-        for g in own.tolist():
-            along = pattern if side.vectors is None else side.vectors[g].T @ pattern
-            total = variances[:, None] * side.values[g] / side.values[g].mean() + noise
-            scores.append(float((-0.5 * (total.log() + along.square() / total)).sum(1).max()))
-        scales = side.length_scales[own]
-        if scales[int(np.argmax(scores))] == scales.max():
-            first, last = float(scales.min()), float(scales.max())
-            wider[family] = np.geomspace(first, 2 * last, len(own)).tolist()
-    if wider:  # kernels that need no wider grid keep theirs
-        for mode, family in enumerate(families):
-            own = torch.nonzero(side.log_weights[mode] > -math.inf).ravel()
-            if family != "identity":
-                wider.setdefault(family, side.length_scales[own].tolist())
-    return wider
 
 
 def _reference(data: MatrixData, rank: int) -> tuple[np.ndarray, np.ndarray]:
