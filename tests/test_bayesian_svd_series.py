@@ -333,10 +333,11 @@ def test_summaries_name_whose_modes_they_are(tmp_path: Any) -> None:
 
 def test_draws_add_up_to_the_field() -> None:
     rng = np.random.default_rng(0)
-    values = np.outer(np.sin(np.linspace(0, 3, 8)), rng.standard_normal(30)) + 0.2 * rng.standard_normal((8, 30))
-    values += np.linspace(2, 3, 8)[:, None]
+    weight = np.repeat([0.5, 1.5], 4)
+    values = np.outer(np.sin(np.linspace(0, 3, 8)), rng.standard_normal(30)) + np.linspace(2, 3, 8)[:, None]
+    values += 0.2 / np.sqrt(weight)[:, None] * rng.standard_normal((8, 30))
     settings: dict[str, Any] = {"num_chains": 1, "warmup_steps": 100, "num_samples": 300, "seed": 1, "progress": False}
-    made = problem(values, rank=1, shared_effects=["trend"], area_weights=[*[0.5] * 4, *[1.5] * 4])
+    made = problem(values, rank=1, shared_effects=["trend"], area_weights=[*weight])
     draws = read_draws(run_mcmc(made, **settings).tree)
     field = draws.fixed() + draws.patterns() @ draws.series().transpose(0, 2, 1)
     residual = field.mean(0) - values
