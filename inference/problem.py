@@ -138,6 +138,9 @@ class Problem:
     transient
         Sites too large to keep draws of: results hold their mean and sd over draws, in group ``marginals``. With
         `run_mcmc`, deterministic or generated ones.
+    rounded
+        Large sites whose draws a saved result rounds, by less than a thousandth of their posterior sd. What ties
+        entries of a site together, as a sum of one, then holds to that error.
     outer
         Hyperparameters and what they are judged by; for `fit_bilevel`.
     options
@@ -159,6 +162,7 @@ class Problem:
     invariants: Callable[[xr.Dataset], xr.Dataset] | None = None
     diagnosed: tuple[str, ...] | None = None
     transient: tuple[str, ...] = ()
+    rounded: tuple[str, ...] = ()
     outer: Outer | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -217,6 +221,7 @@ class Problem:
             "kernel": _name_of(self.kernel) if self.kernel is not None else "",
             "reparametrised": ", ".join(self.reparam),
             "transient": ", ".join(self.transient),
+            "rounded": ", ".join(self.rounded),
             "outer": self.outer.problem.name if self.outer is not None else "",
             "diagnosed": ", ".join(self.diagnosed or ()),
         }
@@ -424,6 +429,7 @@ class Problem:
             ("batch_plates", self.batch_plates, plates),
             ("reparam", self.reparam, set(self.names("latent", "observed"))),
             ("transient", self.transient, set(self.names("latent", "generated", "deterministic"))),
+            ("rounded", self.rounded, set(self.names("latent", "generated", "deterministic"))),
         ):
             for name in given:
                 if name not in known:

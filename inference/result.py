@@ -28,6 +28,7 @@ from probmodels.inference.labels import group_of, read_json, to_dataset
 from probmodels.inference.problem import Problem
 from probmodels.inference.runtime.checkpoint import check_room
 from probmodels.inference.runtime.ops import clean_attrs, versions, write_atomically
+from probmodels.inference.runtime.packing import pack
 from probmodels.methods import get_method, refuse_code
 from probmodels.options import Draws, Fraction, Natural, OneOf, Seed, checked, hint, options_of
 
@@ -42,6 +43,7 @@ _JSON: Mapping[str, Any] = {  # root attributes, and of what kind they are
     "observed_by_model": [],
     "versions": {},
     "diagnosed": None,
+    "rounded": [],
 }
 _SHOWN = 12  # variables that a result shows of itself
 _ENTRIES = 4  # and of each of them
@@ -388,6 +390,9 @@ class Result:
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write ``result.nc`` and, where there is a guide, ``guide.safetensors``.
 
+        Draws of the variables that the problem names in ``rounded``, and of invariants, are rounded in the file by
+        less than a thousandth of their posterior standard deviation; all others keep every digit.
+
         Parameters
         ----------
         folder
@@ -414,7 +419,7 @@ class Result:
                 write_atomically(folder / _GUIDE, lambda file: save_file(state, str(file)))
             else:
                 (folder / _GUIDE).unlink(missing_ok=True)
-            tree = self.tree.map_over_datasets(_plain)
+            tree = pack(self.tree, read_json(self.tree.attrs, "rounded", []))
             tree.attrs = clean_attrs({**self.tree.attrs, "probmodels_format": _FORMAT, _SUM: _checksum(folder)})
             write_atomically(folder / _TREE, lambda file: tree.to_netcdf(file, engine="netcdf4"))
         except OSError as error:
@@ -612,6 +617,7 @@ def build_tree(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "finite_support": int(_is_finite(problem)),
             "diagnosed": json.dumps(list(problem.diagnosed) if problem.diagnosed is not None else None),
+            **({"rounded": json.dumps(list(problem.rounded))} if problem.rounded else {}),
         }
     )
     return tree
@@ -708,12 +714,3 @@ def _data_groups(problem: Problem, computed: Sequence[str]) -> dict[str, xr.Data
             [groups["observed_data"], to_dataset(values, problem.dims(), problem.coords, ())], join="exact"
         )
     return {name: group for name, group in groups.items() if group.variables}
-
-
-def _plain(dataset: xr.Dataset) -> xr.Dataset:
-    """Dataset without the encoding of the file that it came from and with attributes that netCDF can hold."""
-    plain = dataset.drop_encoding()
-    plain.attrs = clean_attrs(plain.attrs)
-    for variable in plain.variables.values():
-        variable.attrs = clean_attrs(variable.attrs)
-    return plain

@@ -369,6 +369,7 @@ def make_problem(
             invariants, basis_space=basis_of(space), basis_time=basis_of(time), reference_space=reference[0]
         ),
         diagnosed=_diagnosed(data_),
+        rounded=("U", "V" if process is None else "F", *["fixed_effects"] * bool(data_.design.shape[1])),
     )
 
 
