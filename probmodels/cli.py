@@ -122,7 +122,10 @@ def sst(
     kernel_time: Annotated[
         str | None, typer.Option(help="Kernel of the series, with --series frame (default identity).")
     ] = None,
-    tail: Annotated[float, typer.Option(help="Share of the kernel's variance that a truncated basis may drop.")] = 1e-6,
+    tail: Annotated[
+        float | None,
+        typer.Option(help="Share of the kernel's variance that a truncated basis may drop; 0 keeps every direction."),
+    ] = None,
     draws: Annotated[int | None, typer.Option(help="Draws kept per chain (default 1000); for mcmc.")] = None,
     warmup: Annotated[int | None, typer.Option(help="Sweeps before the first draw (default 500); for mcmc.")] = None,
     thin: Annotated[int | None, typer.Option(help="Sweeps per draw kept (default 1); for mcmc.")] = None,
@@ -178,7 +181,7 @@ def sst(
             "kernel_space": kernel,
             "series": series,
             **({"kernel_time": kernel_time or "identity"} if series == "frame" else {}),
-            "tail": tail,
+            **({} if tail is None else {"tail": tail}),
         },
         "inference": {"engine": engine, "seed": seed, **own},
         "output": {"path": str(out), "overwrite": overwrite},

@@ -20,6 +20,7 @@ __all__ = ["check_model", "misfit"]
 
 _OUTSIDE, _LAG, _NEIGHBOUR = 0.10, 0.2, 0.3
 _AT_END = 0.1  # share of draws at an end of a grid of length-scales that is worth a word
+_HIDDEN = 0.05  # share of the variance of a leading pattern of the data that the basis may leave out
 _SIDES = {"space": "length_scales_space", "time": "length_scales_time"}
 
 
@@ -48,6 +49,7 @@ def check_model(result: ResultLike) -> Iterator[Finding]:
             advice += f"{' or means over longer times' * (near == 'times')} lower the correlation"
             yield _finding(found[name], limit, verdict, advice)
     yield from _ends(tree)
+    yield from _hidden(group_of(tree, "constant_data"))
 
 
 def misfit(checks: xr.Dataset) -> dict[str, float]:
@@ -94,3 +96,17 @@ def _ends(tree: xr.DataTree) -> Iterator[Finding]:
                 verdict += f", {value:.4g} (at most {_AT_END:.0%})"
                 advice = f"give a wider grid, {option}=[...], or a prior, length_prior_{side}"
                 yield Finding(False, verdict, advice, part="model")
+
+
+def _hidden(constant: xr.Dataset) -> Iterator[Finding]:
+    """Leading patterns of the data that the basis in space does not show."""
+    if "hidden" not in constant:
+        return
+    hidden = constant["hidden"].values
+    mode = int(hidden.argmax())
+    verdict = (
+        f"{hidden[mode]:.0%} of the variance of leading pattern {mode + 1} of the data is of a scale that the basis "
+    )
+    verdict += f"in space does not show (at most {_HIDDEN:.0%})"
+    advice = "it counts as noise: give more functions, model.max_basis, or every direction, --tail 0"
+    yield _finding(float(hidden[mode]), _HIDDEN, verdict, advice)

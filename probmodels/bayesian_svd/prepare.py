@@ -23,7 +23,14 @@ from probmodels.bayesian_svd.effects import effect_design, time_in_years
 from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SeriesData, SideData, model
 from probmodels.bayesian_svd.sampler import BlockGibbs
 from probmodels.bayesian_svd.series_sampler import SeriesGibbs
-from probmodels.bayesian_svd.sides import check_bases, make_side, points, space_distance, wider_scales
+from probmodels.bayesian_svd.sides import (
+    Grid as SpaceGrid,
+    check_bases,
+    leading_patterns,
+    make_side,
+    points,
+    space_side,
+)
 from probmodels.datasets.calendars import decode_times
 from probmodels.datasets.labelled import arranged
 from probmodels.distributions.covariance import KERNELS, Kernel, time_distance
@@ -37,8 +44,7 @@ __all__ = ["make_problem", "tiny"]
 
 _MIN_TIMES = 10
 _DECAYS, _LARGEST_DECAY = 40, 2.65  # of a grid up to tanh(2.65) = 0.990
-_MOST_WIDENINGS = 3  # of the default grid of length-scales, by two each
-_WIDENED = "the default grid of length-scales in space was widened"
+_TAIL_TIME = 1e-6
 _KERNELS_SPACE = tuple(name for name in KERNELS if name != "periodic")
 
 SpaceKernel = Annotated[str, OneOf(_KERNELS_SPACE)]
@@ -138,7 +144,7 @@ def _check_unused(options: Mapping[str, Any], families: Mapping[str, Sequence[st
     lengths = {name: (f"length_scales_{name}", f"length_prior_{name}") for name in families}
     if options["frame_prior"] == "uniform":
         kernels = ("kernel_space", "kernel_time", *lengths["space"], *lengths["time"])
-        refuse("frame_prior='uniform'", *kernels, "num_length_scales", "period", "nugget", "tail")
+        refuse("frame_prior='uniform'", *kernels, "num_length_scales", "period", "nugget", "tail", "max_basis")
     if options["series"] != "frame":
         refuse(f"series={options['series']!r}", "kernel_time", *lengths["time"], "period")
     smooth = [name for name, kinds in families.items() if set(kinds) != {"identity"}]
@@ -148,7 +154,9 @@ def _check_unused(options: Mapping[str, Any], families: Mapping[str, Sequence[st
         elif options[scales] is not None and len(options[scales]) == 1:
             refuse(f"a single value of {scales}", prior)
     if not smooth:
-        refuse("kernels 'identity'", "nugget", "tail")
+        refuse("kernels 'identity'", "nugget", "tail", "max_basis")
+    if options["tail"] == 0:
+        refuse("tail=0", "max_basis")
     if all(options[lengths[name][0]] is not None for name in smooth):
         refuse("the length-scales given", "num_length_scales")
     if "periodic" not in families["time"]:
@@ -185,7 +193,8 @@ def make_problem(
     num_length_scales: Annotated[int, Interval(ge=1, le=500)] = 24,
     period: Positive | None = None,
     nugget: Annotated[float, Interval(ge=0, le=100)] = 1e-6,
-    tail: Annotated[float, Interval(ge=0, lt=1)] = 1e-6,
+    tail: Annotated[float, Interval(ge=0, lt=1)] | None = None,
+    max_basis: Annotated[int, Interval(ge=50, le=2000)] = 600,
     area_weights: bool | Annotated[Sequence[Positive], Len(1)] = True,
     frame_prior: Annotated[str, OneOf(FRAME_PRIORS)] = "conditioned",
     scale: Scale | None = None,
@@ -221,8 +230,9 @@ def make_problem(
         A kernel name for all modes, or one for each (see `probmodels.distributions.covariance.KERNELS`).
     length_scales_space, length_scales_time
         Grid on which the length-scales live: km or the coordinate's unit, years or the axis's unit. By default
-        ``num_length_scales`` log-spaced values from the spacing of the points to half the largest distance, which
-        for space is doubled up to three times where the leading patterns are likeliest at the longest.
+        ``num_length_scales`` log-spaced values from the spacing of the points to half the largest distance. For space
+        the longest is doubled up to three times where the leading patterns are likeliest there, and with more than
+        ``max_basis`` cells the shortest is the first that is plausible for a leading pattern.
     num_length_scales
         Number of length-scales on a grid that is not given.
     length_prior_space, length_prior_time
@@ -232,7 +242,10 @@ def make_problem(
     nugget
         White share of each covariance, relative to its variance.
     tail
-        Share of the roughest covariance's variance that the bases may leave out; 0 keeps full rank.
+        Share of the roughest covariance's variance that the bases may leave out; 0 keeps full rank. By default 1e-6,
+        and 1e-3 in space where its length-scales are chosen from the data (of the likeliest ones far less is left out).
+    max_basis
+        Most functions of which patterns in space are made; with fewer cells ``tail`` alone decides.
     area_weights
         True weights cells by cos(lat) where latitudes are known (noise variance is then ``sigma^2 / w``), False treats
         cells alike; numbers are weights of one's own. They are scaled to mean 1.
@@ -292,18 +305,19 @@ def make_problem(
         _check_told_apart(seen, q, list(local["effect"].values))
 
     # Effects of proper prior act outside a truncated basis, which the projected likelihood cannot see: no truncation.
-    grid: dict[str, Any] = {"num_length_scales": num_length_scales, "nugget": nugget, "tail": tail if flat else 0.0}
-    make_space = functools.partial(
-        make_side,
-        "space",
-        space_distance(matrix),
-        families["space"],
-        prior=length_prior_space,
-        weights=None if uniform else torch.as_tensor(weight),
-        **grid,
-    )
+    mask = torch.as_tensor(seen)
+    filled = _fill(values, mask, design)
+    leading = leading_patterns(filled - (filled @ design) @ design.T, rank)
+    tail = tail if flat else 0.0
     try:
-        space = make_space(length_scales=length_scales_space)
+        space, said, hidden = space_side(
+            matrix,
+            leading,
+            None if uniform else weight,
+            SpaceGrid(
+                families["space"], length_scales_space, length_prior_space, num_length_scales, nugget, tail, max_basis
+            ),
+        )
         if series == "frame":
             process = None
             time = make_side(
@@ -314,19 +328,22 @@ def make_problem(
                 length_prior_time,
                 complement=design if flat and num_effects else None,
                 period=period,
-                **grid,
+                num_length_scales=num_length_scales,
+                nugget=nugget,
+                tail=_TAIL_TIME if tail is None else tail,
             )
         else:
             process = _process(matrix["time"], series, rank)
             time = points(matrix.sizes["time"], rank)
     except CovarianceError as error:
         raise DataError(str(error)) from error
-    check_bases({"space": space, "time": time}, rank, tail)
+    check_bases({"space": space, "time": time}, rank)
 
-    reduce = functools.partial(
-        _reduce,
+    data_ = _reduce(
         values,
-        torch.as_tensor(seen),
+        filled,
+        mask,
+        space=space,
         time=time,
         design=design,
         design_root=design_root,
@@ -337,23 +354,12 @@ def make_problem(
         noise_prior=noise_prior,
         series=process,
     )
-    data_ = reduce(space=space)
-    for _ in range(_MOST_WIDENINGS if length_scales_space is None and not uniform else 0):
-        patterns = data_.z @ torch.as_tensor(_reference(data_, rank)[1])
-        if not (wider := wider_scales(space, data_.z, patterns, families["space"])):
-            break
-        space = make_space(length_scales=wider)
-        data_ = reduce(space=space)
-        longest = max(max(scales) for scales in wider.values())
-        mends = [x for x in mends if not x.startswith(_WIDENED)]
-        unit = " km" if {"lat", "lon"} <= {str(name) for name in matrix.coords} else ""
-        reach = f"{float(f'{longest:.2g}'):g}{unit}"
-        mends.append(f"{_WIDENED} to {reach}, since leading patterns are smoother than it allows")
     reference = _reference(data_, rank)
     constant = _constant_data(matrix, weight, data_, reference, local, common)
     for name, kinds in families.items():
         constant.attrs[f"kernel_{name}"] = kinds[0] if isinstance(named[name], str) else ",".join(kinds)
-    constant.attrs["mends"] = json.dumps(mends)
+    constant["hidden"] = "mode", hidden
+    constant.attrs["mends"] = json.dumps(mends + said)
     return Problem(
         name="bayesian_svd",
         model=model,
@@ -461,8 +467,18 @@ def _diagnosed(data: MatrixData) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _fill(values: Tensor, mask: Tensor, design: Tensor) -> Tensor:
+    """Data (n, m) with each gap filled by its cell's least-squares effects."""
+    if bool(mask.all()):
+        return values
+    gram = torch.einsum("nt,tq,ts->nqs", mask.to(values.dtype), design, design)
+    effects = torch.linalg.solve(gram, (values @ design).unsqueeze(-1)).squeeze(-1)
+    return torch.where(mask, values, effects @ design.T)
+
+
 def _reduce(
     values: Tensor,
+    filled: Tensor,
     mask: Tensor,
     space: SideData,
     time: SideData,
@@ -475,7 +491,7 @@ def _reduce(
     noise_prior: tuple[float, float] | None,
     series: SeriesData | None,
 ) -> MatrixData:
-    """Project weighted data (n, m), zeros in the gaps, and shared covariates on the bases."""
+    """Project weighted data (n, m), zeros in the gaps and filled, and shared covariates on the bases."""
     flat = effect_scale is None
     n = len(values)
     shared_full = torch.einsum("n,mp->pnm", weight.sqrt(), common)
@@ -486,11 +502,6 @@ def _reduce(
     def inside(x: Tensor) -> Tensor:
         return space.basis.T @ (x @ time.basis if len(time.basis) else centred(x))
 
-    filled = values
-    if not bool(mask.all()):
-        gram = torch.einsum("nt,tq,ts->nqs", mask.to(values.dtype), design, design)
-        effects = torch.linalg.solve(gram, (values @ design).unsqueeze(-1)).squeeze(-1)
-        filled = torch.where(mask, values, effects @ design.T)
     centre, shared_centre = centred(filled), centred(shared_full)
     z, shared = inside(filled), inside(shared_full)
     free = int(mask.sum()) - (n * design.shape[1] if flat else 0)

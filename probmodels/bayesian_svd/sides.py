@@ -5,29 +5,61 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse.linalg
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Distribution
 
 from probmodels.bayesian_svd.model import SideData
-from probmodels.distributions.covariance import EigenGrid, chordal_distance, eigen_grid, euclidean_distance
+from probmodels.distributions.covariance import EigenGrid, eigen_grid, euclidean_distance, sphere_points
+from probmodels.distributions.landmarks import LandmarkBasis
 from probmodels.errors import DataError
 
-__all__ = ["check_bases", "make_side", "points", "space_distance", "wider_scales"]
+__all__ = [
+    "Grid",
+    "Leading",
+    "check_bases",
+    "leading_patterns",
+    "make_side",
+    "points",
+    "positions",
+    "space_distance",
+    "space_side",
+]
+
+Array = NDArray[np.float64]
+
+_TAIL = 1e-6  # of variance that a basis leaves out of the roughest candidate
+_TAIL_CHOSEN = 1e-3  # where that candidate is rougher than any that is plausible, of which far less is left out
+_UNLIKELY = 15.0  # log likelihood below the likeliest
+_ROOM = 1.5  # by which a grid reaches beyond the plausible length-scales
+_PROFILE = 20  # length-scales that are tried
+_MOST_WIDENINGS = 3  # of the default grid of length-scales, by two each
+_MOST_DISTANCES = 12_000  # cells between which all distances are formed
+
+
+def positions(data: xr.DataArray) -> Array:
+    """Positions of the cells (n, p): on the sphere, in km, from lat and lon, else x, y, z or the cell coordinate."""
+    names = {str(c) for c in data.coords if data[c].dims == ("cell",)}
+    if {"lat", "lon"} <= names:
+        return sphere_points(data["lat"].values, data["lon"].values)
+    axes: list[str] = [c for c in ("x", "y", "z") if c in names] or ["cell"]
+    return np.stack([np.asarray(data[c].values, dtype=np.float64) for c in axes], axis=1)
 
 
 def space_distance(data: xr.DataArray) -> Tensor:
-    """Chordal distance in km from lat and lon, Euclidean from x, y, z or from the cell coordinate itself."""
-    names = {str(c) for c in data.coords if data[c].dims == ("cell",)}
-    if {"lat", "lon"} <= names:
-        return chordal_distance(data["lat"].values, data["lon"].values)
-    axes: list[str] = [c for c in ("x", "y", "z") if c in names] or ["cell"]
-    points = np.stack([np.asarray(data[c].values, dtype=np.float64) for c in axes], axis=1)
-    return euclidean_distance(points)
+    """Distances between cells: chordal, in km, from lat and lon, else Euclidean."""
+    if (size := data.sizes["cell"]) > _MOST_DISTANCES:
+        raise DataError(
+            f"{size} cells have {8e-9 * size**2:.0f} GB of distances between them; keep fewer directions (leave out "
+            "--tail 0, model.effect_scale and the kernel identity), or take a smaller region or a coarser grid"
+        )
+    return euclidean_distance(positions(data))
 
 
 def make_side(
@@ -44,6 +76,11 @@ def make_side(
     grid: EigenGrid = eigen_grid(
         distance, kernels=list(dict.fromkeys(families)), length_scales=length_scales, **grid_options
     )
+    return weigh(grid, families, name, prior)
+
+
+def weigh(grid: EigenGrid, families: Sequence[str], name: str, prior: Distribution | None) -> SideData:
+    """Candidates of a side with the prior weights of each mode over them."""
     log_weights = torch.full((len(families), len(grid.kernels)), -math.inf, dtype=torch.float64)
     for i, family in enumerate(families):
         index = [g for g, candidate in enumerate(grid.kernels) if candidate == family]
@@ -76,35 +113,190 @@ def points(num_times: int, rank: int) -> SideData:
     return SideData(one(1, num_times), None, torch.zeros(rank, 1, dtype=torch.float64), 0 * one(1), one(0, 0))
 
 
-def check_bases(sides: Mapping[str, SideData], rank: int, tail: float) -> None:
+def check_bases(sides: Mapping[str, SideData], rank: int) -> None:
     """Check that both bases have room for all modes."""
     for name, side in sides.items():
         if len(side.basis) and side.basis.shape[1] < rank:
             raise DataError(
-                f"the basis along {name} keeps {side.basis.shape[1]} directions at tail={tail}, fewer than the {rank} "
+                f"the basis along {name} keeps {side.basis.shape[1]} directions, fewer than the {rank} "
                 f"modes; lower tail (--tail) or rank (--rank), or allow shorter length-scales "
                 f"(--set model.length_scales_{name}=[...])"
             )
 
 
-def wider_scales(side: SideData, z: Tensor, patterns: Tensor, families: Sequence[str]) -> dict[str, list[float]]:
-    """Length-scales by kernel up to twice as long, where a leading pattern is likeliest at the longest; else none.
+# --------------------------------------------------------------------------------------------------------------------
+# The side of space
 
-    A pattern is scored as a draw of its candidate covariance with a free variance, plus white noise of the residual.
+
+class Leading(NamedTuple):
+    """Leading patterns of the data: ``patterns (n, k)``, data times the unit series of each, whose norms are the
+    singular values, and the ``noise`` variance of an entry that they leave."""
+
+    patterns: Array
+    noise: float
+
+
+class Grid(NamedTuple):
+    """What is known of the candidates in space beforehand; ``length_scales`` None where they are to be chosen."""
+
+    families: Sequence[str]
+    length_scales: Sequence[float] | None
+    prior: Distribution | None
+    num: int
+    nugget: float
+    tail: float | None
+    most: int
+
+
+def leading_patterns(centred: Tensor, rank: int) -> Leading:
+    """Leading patterns of data (n, m) less their effects, land and gaps filled."""
+    x = centred.numpy()
+    start = np.random.default_rng(0).standard_normal(min(x.shape))  # of our own: a function of the arguments
+    if rank < min(x.shape) // 4:
+        _, size, right = scipy.sparse.linalg.svds(x, rank, v0=start, tol=1e-6)
+        right = right[np.argsort(-size)]
+    else:
+        right = np.linalg.svd(x, full_matrices=False)[2][:rank]
+    patterns = x @ right.T
+    total = float(np.einsum("ij,ij->", x, x))
+    return Leading(patterns, max(total - float((patterns**2).sum()), 1e-12 * total) / x.size)
+
+
+def space_side(
+    data: xr.DataArray, leading: Leading, weight: Array | None, grid: Grid
+) -> tuple[SideData, list[str], Array]:
+    """Basis and candidates of the patterns, sentences on what was chosen, and what the basis does not show.
+
+    Parameters
+    ----------
+    data
+        Cells with their positions.
+    leading
+        Leading patterns of the data, by which length-scales are chosen where none are given.
+    weight
+        Weights of the cells (n,); None for patterns that are not weighted.
+    grid
+        Kernels, length-scales or how many, and the size of the basis.
+
+    Returns
+    -------
+    tuple
+        The side; sentences; share of the variance of each leading pattern that is outside of the basis, less what noise
+        would have there, shape (k,).
     """
-    noise = (z.square().sum() - patterns.square().sum()).clamp(min=1e-12 * z.square().sum()) / z.numel()
+    full = grid.tail == 0 or "identity" in grid.families or data.sizes["cell"] <= grid.most
+    side, said = (_every_direction if full else _smooth_directions)(data, leading, weight, grid)
+    return side, said, _hidden(side, leading)
+
+
+def _every_direction(
+    data: xr.DataArray, leading: Leading, weight: Array | None, grid: Grid
+) -> tuple[SideData, list[str]]:
+    """The basis of the roughest candidate, from all distances; its default grid grows where patterns ask for it."""
+    make = functools.partial(
+        make_side,
+        "space",
+        space_distance(data),
+        grid.families,
+        prior=grid.prior,
+        weights=None if weight is None else torch.as_tensor(weight),
+        num_length_scales=grid.num,
+        nugget=grid.nugget,
+        tail=_TAIL if grid.tail is None else grid.tail,
+    )
+    side = make(length_scales=grid.length_scales)
+    said: list[str] = []
+    for _ in range(_MOST_WIDENINGS if grid.length_scales is None else 0):
+        if not (wider := _wider_scales(side, leading, grid.families)):
+            break
+        side = make(length_scales=wider)
+        said = [_widened(max(max(scales) for scales in wider.values()), data)]
+    return side, said
+
+
+def _smooth_directions(
+    data: xr.DataArray, leading: Leading, weight: Array | None, grid: Grid
+) -> tuple[SideData, list[str]]:
+    """A basis of smooth functions, and a default grid of the length-scales that leading patterns can have.
+
+    Length-scales shorter than all that are plausible for any leading pattern cost most of the basis and would get no
+    posterior weight.
+    """
+    n = data.sizes["cell"]
+    basis = LandmarkBasis(positions(data), np.ones(n) if weight is None else weight, grid.most)
+    names = list(dict.fromkeys(grid.families))
+    said: list[str] = []
+    if grid.length_scales is None:
+        tail = _TAIL_CHOSEN if grid.tail is None else grid.tail
+        first, last = _plausible(basis, leading, grid)
+        usual = basis.extent / 2
+        if last > 1.5 * usual:
+            said.append(_widened(last, data))
+        candidates = [(name, float(x)) for name in names for x in np.geomspace(first[name], max(last, usual), grid.num)]
+    else:
+        tail = _TAIL if grid.tail is None else grid.tail
+        candidates = [(name, float(scale)) for name in names for scale in np.atleast_1d(grid.length_scales)]
+    roughest = {name: min(scale for other, scale in candidates if other == name) for name in names}
+    lost = np.max([basis.lost(name, scale) for name, scale in roughest.items()], axis=0)
+    enough = np.flatnonzero(lost <= tail)
+    rank = max(int(enough[0]) + 1 if enough.size else len(lost), min(4 * len(grid.families) + 20, len(lost)))
+    share = float(lost[rank - 1])
+    sentence = (
+        f"patterns are made of {rank} smooth functions on {n} cells, and their length-scales start at "
+        f"{_length(min(roughest.values()), data)}"
+    )
+    if grid.length_scales is None:
+        sentence += ": shorter ones are unlikely for the leading patterns"
+    if not enough.size:
+        sentence += (
+            f"; functions leave out {share:.1%} of the variance of the roughest (max_basis={grid.most} allows no more)"
+        )
+    said.append(f"{sentence}; tail=0 keeps every direction (--tail 0)")
+    return weigh(basis.grid(candidates, grid.nugget, rank, share), grid.families, "space", grid.prior), said
+
+
+def _plausible(basis: LandmarkBasis, leading: Leading, grid: Grid) -> tuple[dict[str, float], float]:
+    """The shortest length-scale by kernel that is plausible for a leading pattern, with room, and the longest."""
+    scales = np.geomspace(basis.spacing, 4 * basis.extent, _PROFILE)
+    first: dict[str, float] = {}
+    last = 0.0
+    for name in dict.fromkeys(grid.families):
+        modes = [i for i, family in enumerate(grid.families) if family == name]
+        nugget = max(grid.nugget, 1e-9)  # long scales have no room for less
+        tried = basis.grid([(name, float(x)) for x in scales], nugget, basis.functions.shape[1], 0.0)
+        scores = _scores(tried.values, tried.vectors, tried.basis.numpy().T @ leading.patterns[:, modes], leading.noise)
+        likely = scores > scores.max(0) - _UNLIKELY
+        shortest = scales[likely.argmax(0)].min()
+        first[name] = float(max(shortest / _ROOM, basis.spacing))
+        last = max(last, float(_ROOM * scales[len(scales) - 1 - likely[::-1].argmax(0)].max()))
+    return first, last
+
+
+def _scores(values: Tensor, vectors: Tensor | None, patterns: Array, noise: float) -> Array:
+    """Log likelihood of patterns (r, k), in coordinates of a basis, under each candidate, shape (G, k).
+
+    A pattern is scored as a draw of its candidate covariance with a free variance, plus white noise.
+    """
+    pattern = torch.as_tensor(patterns)
+    variances = pattern.square().mean(0) * torch.logspace(-1.5, 1.5, 16, dtype=pattern.dtype)[:, None]  # (16, k)
+    scores = []
+    for g, value in enumerate(values):
+        along = pattern if vectors is None else vectors[g].T @ pattern
+        total = variances[:, None] * (value / value.mean())[:, None] + noise  # (16, r, k)
+        scores.append((-0.5 * (total.log() + along.square() / total)).sum(1).max(0).values)
+    return torch.stack(scores).numpy()
+
+
+def _wider_scales(side: SideData, leading: Leading, families: Sequence[str]) -> dict[str, list[float]]:
+    """Length-scales by kernel up to twice as long, where a leading pattern is likeliest at the longest; else none."""
+    patterns = side.basis.numpy().T @ leading.patterns
     wider: dict[str, list[float]] = {}
     for mode, family in enumerate(families):
         own = torch.nonzero(side.log_weights[mode] > -math.inf).ravel()
-        if len(own) < 2 or family == "periodic":
+        if len(own) < 2:
             continue
-        pattern = patterns[:, mode]
-        variances = pattern.square().mean() * torch.logspace(-1.5, 1.5, 16, dtype=z.dtype)
-        scores = []
-        for g in own.tolist():
-            along = pattern if side.vectors is None else side.vectors[g].T @ pattern
-            total = variances[:, None] * side.values[g] / side.values[g].mean() + noise
-            scores.append(float((-0.5 * (total.log() + along.square() / total)).sum(1).max()))
+        vectors = None if side.vectors is None else side.vectors[own]
+        scores = _scores(side.values[own], vectors, patterns[:, [mode]], leading.noise)
         scales = side.length_scales[own]
         if scales[int(np.argmax(scores))] == scales.max():
             first, last = float(scales.min()), float(scales.max())
@@ -115,3 +307,23 @@ def wider_scales(side: SideData, z: Tensor, patterns: Tensor, families: Sequence
             if family != "identity":
                 wider.setdefault(family, side.length_scales[own].tolist())
     return wider
+
+
+def _hidden(side: SideData, leading: Leading) -> Array:
+    """Share of each leading pattern outside of the basis, less the share that white noise would have there."""
+    square = (leading.patterns**2).sum(0)
+    inside = ((side.basis.numpy().T @ leading.patterns) ** 2).sum(0)
+    noise = leading.noise * (len(leading.patterns) - side.basis.shape[1])
+    return np.clip((square - inside - noise) / square, 0.0, 1.0)
+
+
+def _widened(longest: float, data: xr.DataArray) -> str:
+    return (
+        f"the default grid of length-scales in space was widened to {_length(longest, data)}, since leading patterns "
+        "are smoother than it allows"
+    )
+
+
+def _length(value: float, data: xr.DataArray) -> str:
+    unit = " km" if {"lat", "lon"} <= {str(name) for name in data.coords} else ""
+    return f"{float(f'{value:.2g}'):g}{unit}"

@@ -48,6 +48,7 @@ __all__ = [
     "correlation",
     "eigen_grid",
     "euclidean_distance",
+    "sphere_points",
     "time_distance",
 ]
 
@@ -187,6 +188,28 @@ def chordal_distance(lat: ArrayLike | Tensor, lon: ArrayLike | Tensor, radius: P
         If the shapes or labels differ, an entry is not finite, a latitude lies outside [-90, 90] or the radius is not
         positive.
     """
+    return euclidean_distance(sphere_points(lat, lon, radius))
+
+
+@checked(CovarianceError)
+def sphere_points(lat: ArrayLike | Tensor, lon: ArrayLike | Tensor, radius: Positive = 6371.0) -> Array:
+    """Positions in space of points on the Earth, between which Euclidean distances are chords.
+
+    Parameters
+    ----------
+    lat, lon, radius
+        As for `chordal_distance`.
+
+    Returns
+    -------
+    Array
+        Shape (n, 3), in the unit of the radius.
+
+    Raises
+    ------
+    CovarianceError
+        As for `chordal_distance`.
+    """
     _check_labels(lat, lon)
     phi, lam = _finite(lat, "lat", (1,)), _finite(lon, "lon", (1,))
     if phi.shape != lam.shape:
@@ -194,7 +217,7 @@ def chordal_distance(lat: ArrayLike | Tensor, lon: ArrayLike | Tensor, radius: P
     if np.abs(phi).max() > 90:
         raise CovarianceError(f"latitude {phi[np.abs(phi).argmax()]} lies outside [-90, 90]; are lat and lon swapped?")
     phi, lam = np.deg2rad(phi), np.deg2rad(lam)
-    return euclidean_distance(radius * np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], 1))
+    return radius * np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], 1)
 
 
 @checked(CovarianceError)
