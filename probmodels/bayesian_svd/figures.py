@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -13,11 +13,9 @@ from matplotlib.ticker import FuncFormatter
 from probmodels._axes import BLUE, RED, SMALL, clean
 from probmodels.bayesian_svd.effects import time_in_years
 from probmodels.bayesian_svd.maps import draw_map, grid_of_maps, largest, stipple
+from probmodels.bayesian_svd.planes import joined_modes, joined_names
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["eof_difference", "mode_maps", "pcs", "residual_maps", "rhat_map", "scree"]
+__all__ = ["eof_difference", "mode_maps", "pcs", "plane_maps", "residual_maps", "rhat_map", "scree"]
 
 
 _WHOSE = {"modes of the population": " of the population", "modes of these times": " of these times"}
@@ -31,13 +29,16 @@ def _units(array: xr.DataArray) -> str:
 def _mode_title(modes: xr.Dataset, i: int) -> str:
     mean, low, high = (100 * float(modes[f"explained_variance_fraction_{x}"][i]) for x in ("mean", "lower", "upper"))
     whose = _WHOSE.get(str(modes.attrs.get("estimand")), "")
-    return f"Mode {int(modes['mode'][i])}{whose}: {mean:.1f} % of variance [{low:.1f}, {high:.1f}]"
+    number = int(modes["mode"][i])
+    mark = "~" * (number in joined_modes(modes))  # not separated from a neighbour
+    return f"Mode {number}{mark}{whose}: {mean:.1f} % of variance [{low:.1f}, {high:.1f}]"
 
 
 def mode_maps(modes: xr.Dataset, *, sure: float = 0.95) -> Figure:
     """Posterior mean and standard deviation of every mode, side by side.
 
-    Dots mark cells whose sign is positive, or negative, with more than the probability ``sure``.
+    Dots mark cells whose sign is positive, or negative, with more than the probability ``sure``. A mode that is not
+    separated from its neighbour bears a ``~``.
 
     Parameters
     ----------
@@ -60,6 +61,31 @@ def mode_maps(modes: xr.Dataset, *, sure: float = 0.95) -> Figure:
         low = min(float(np.nanquantile(sd[i], 0.01)), top / 2)  # at least a factor of two, or even fields look rough
         draw_map(figure, axes[i, 1], sd[i], unit, cmap="YlGnBu", vmin=low, vmax=top)
         axes[i, 1].set_title("posterior sd", fontsize=10, loc="left")
+    return figure
+
+
+def plane_maps(modes: xr.Dataset) -> Figure:
+    """Variance that each plane of modes that are not separated explains at a cell: mean, and width of its interval.
+
+    Raises
+    ------
+    KeyError
+        If the modes have no plane: all neighbours are separated.
+    """
+    if "plane_variance_mean" not in modes:
+        raise KeyError("the modes have no plane: all neighbours are separated")
+    mean = modes["plane_variance_mean"]
+    width = modes["plane_variance_upper"] - modes["plane_variance_lower"]
+    figure, axes = grid_of_maps(mean, modes.sizes["plane"], 2)
+    unit = _units(mean).replace("degC2", "°C²")
+    level = 100 * float(modes.attrs.get("interval_level", 0.95))
+    for i in range(modes.sizes["plane"]):
+        share = 100 * float(modes["plane_fraction_mean"][i])
+        sure = "well determined" if int(modes["plane_determined"][i]) else "not well determined"
+        title = f"{joined_names(modes, i)} together: {share:.1f} % of variance, {sure}"
+        for ax, array, words in ((axes[i, 0], mean, title), (axes[i, 1], width, f"width of the {level:g} % interval")):
+            draw_map(figure, ax, array[i], unit, cmap="YlGnBu", vmin=0, vmax=largest(mean[i]))
+            ax.set_title(words, fontsize=10, loc="left")
     return figure
 
 

@@ -67,6 +67,8 @@ def write_outputs(
     }
     if gridded:
         figures["mode_maps"] = mode_figures.mode_maps(modes)
+        if "plane" in modes.dims:
+            figures["plane_maps"] = mode_figures.plane_maps(modes)
         figures["eof_difference"] = mode_figures.eof_difference(modes, comparison)
         figures["residual_maps"] = mode_figures.residual_maps(modes)
     traced = [name for name in _TRACED if name in posterior and float(posterior[name].std()) > 0]

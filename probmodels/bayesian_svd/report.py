@@ -28,12 +28,15 @@ from probmodels._page import (
 )
 from probmodels.bayesian_svd.checks import misfit
 from probmodels.bayesian_svd.draws import MODES_OF
+from probmodels.bayesian_svd.planes import plane_sentences
 from probmodels.inference.labels import group_of
 
 __all__ = ["write_report"]
 
 _CAPTIONS = CAPTIONS | {
     "mode_maps": "Left: posterior mean of each pattern. Right: its posterior standard deviation.",
+    "plane_maps": "Modes that are not separated, together: the variance that they explain at each cell, and the width "
+    "of its interval.",
     "pcs": "Principal components: posterior mean, interval, and the EOF's.",
     "scree": "Variance explained by mode.",
     "eof_difference": "Left: deterministic EOFs. Right: posterior mean less EOF; dots where the EOF lies outside the "
@@ -43,7 +46,7 @@ _CAPTIONS = CAPTIONS | {
     "rhat_histogram": "Agreement of the chains over all entries.",
 }
 _PLACES = {
-    "maps": ("mode_maps",),
+    "maps": ("mode_maps", "plane_maps"),
     "pcs": ("pcs",),
     "scree": ("scree",),
     "eof": ("eof_difference",),
@@ -275,7 +278,27 @@ def _how_to_read(modes: xr.Dataset) -> Markup:
             )
         else:
             out += paragraphs("Here no mode has more than a quarter of its posterior variance along another one.")
-    return out
+    return out + _pairs(modes)
+
+
+def _pairs(modes: xr.Dataset) -> Markup:
+    """How neighbouring modes turn into one another, and the planes of those that are not separated."""
+    if "pair" not in modes.dims:
+        return Markup()
+    header = ["modes", "order", f"rotation, sd and {_level(modes)}"]
+    header += ["North's rule"] if "north_angle" in modes else []
+    rows = []
+    for i, first in enumerate(modes["pair"].values):
+        sd, low, high = (float(modes[f"rotation_{x}"][i]) for x in ("sd", "lower", "upper"))
+        row = [f"{first}, {first + 1}", f"{float(modes['order_probability'][i]):.2f}"]
+        row += [f"{sd:.0f}° [{low:.0f}, {high:.0f}]"]
+        rows.append(row + ([f"{float(modes['north_angle'][i]):.0f}°"] if "north_angle" in modes else []))
+    text = (
+        "How far two neighbours turn into one another: the posterior probability of their order, by pattern, and the "
+        "angle by which a draw's pair is rotated in the plane of both. Where the order is known with less than 95 %, "
+        "the two are not separated and marked by ~; an angle of 52° says that nothing is known."
+    )
+    return paragraphs(text) + table(header, rows) + bullets(plane_sentences(modes))
 
 
 _PCS = paragraphs(

@@ -26,6 +26,7 @@ from scipy.spatial import cKDTree
 from probmodels._version import __version__
 from probmodels.bayesian_svd.draws import MODES_OF, Draws, blocks, expand, read_draws
 from probmodels.bayesian_svd.eof import Anomalies, compare_eof, eof_baseline, make_anomalies, shared_mean, to_grid
+from probmodels.bayesian_svd.planes import add_planes, joined_modes, plane_sentences
 from probmodels.errors import SummaryError
 from probmodels.inference.diagnostics.convergence import convergence
 from probmodels.options import Count, Fraction, OneOf, Seed, checked
@@ -83,7 +84,11 @@ def summarise_modes(
         (mode, time): ``pc_mean`` and so on. Over mode: ``explained_variance_fraction_*``, ``singular_value_*``,
         ``length_scale_*``, and for modes of the population ``autocorrelation_*`` and ``effective_times_*``. Over mode
         and other_mode: ``rotation_share``, the part of a pattern's posterior variance
-        that lies along the mean of another. Maps of the fit: ``noise_sd``, ``residual_sd``, ``observed_sd``,
+        that lies along the mean of another. Over ``pair``, neighbouring modes: ``order_probability``, ``rotation_sd``,
+        ``rotation_lower``, ``rotation_upper`` and for the population ``north_angle``, as
+        `probmodels.bayesian_svd.planes` says. Over ``plane``, where modes are not separated: ``plane_first_mode``,
+        ``plane_last_mode``, ``plane_fraction_*``, ``plane_angle_*``, ``plane_determined``, and over the cells too
+        ``plane_variance_*``. Maps of the fit: ``noise_sd``, ``residual_sd``, ``observed_sd``,
         ``replicated_sd``, ``predictive_p_value`` (probability that replicated data vary more than those observed),
         ``residual_autocorrelation`` at lag 1, ``residual_neighbour_correlation`` with that of the nearest cell,
         ``area_weight``.
@@ -120,6 +125,7 @@ def summarise_modes(
     if population:
         _add_persistence(out, tree["posterior"].to_dataset(), constant, bounds)
     _add_rotation(out, draws, basis_space)
+    add_planes(out, draws, draws.d * spread, fraction, bounds)
     _add_checks(out, draws, anomalies, constant, check_draws, seed)
     out["area_weight"] = "cell", anomalies.weight
 
@@ -337,6 +343,9 @@ def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: f
     units = attribute("units", "1")
     _describe_intervals(out, units, level, of)
     _describe_single(out, units)
+    for name in out.data_vars:
+        if str(name).startswith("plane_variance"):
+            out[name].attrs["units"] = "1" if units == "1" else f"{units}2"
     for array in out.data_vars.values():
         if array.attrs["units"] in _TEMPERATURE:
             array.attrs["units_metadata"] = "temperature: difference"
@@ -512,9 +521,13 @@ def summary_table(
         mean, low, high = (scale * float(modes[f"{name}_{x}"][i]) for x in ("mean", "lower", "upper"))
         return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
-    rows = [header]
+    rows, joined = [header], joined_modes(modes)
     for i, mode in enumerate(modes["mode"].values):
-        row = [str(mode), interval("explained_variance_fraction", i, 100), interval("singular_value", i)]
+        row = [
+            str(mode) + "~" * (mode in joined),
+            interval("explained_variance_fraction", i, 100),
+            interval("singular_value", i),
+        ]
         if "autocorrelation_mean" in modes:
             row += [f"{float(modes['autocorrelation_mean'][i]):.2f}", f"{float(modes['effective_times_mean'][i]):.0f}"]
         row += [f"{float(modes[f'{x}_mean'][i]):.4g}" for x in scales]
@@ -532,6 +545,7 @@ def summary_table(
         lines.append(
             "* North's rule does not separate this mode from its neighbour: its pattern is defined up to rotation"
         )
+    lines += [f"~ {text[0].lower()}{text[1:]}" for text in plane_sentences(modes)]
     return "\n".join(lines)
 
 
