@@ -38,22 +38,26 @@ def test_patterns_of_equal_modes_are_wide_open_and_their_plane_is_not():
     modes = summarise_modes(tree)
     assert modes["order_probability"].item() < 0.95
     assert modes["rotation_sd"].item() > 20
-    assert modes["plane_first_mode"].values.tolist() == [1] and modes["plane_last_mode"].values.tolist() == [2]
+    assert modes["plane_first_mode"].values.tolist() == [1]
+    assert modes["plane_last_mode"].values.tolist() == [2]
     assert modes["plane_determined"].item() == 1
     # In one unit: sd of a pattern's entries over their size, and that of the plane's local standard deviation.
     single = modes["mode_sd"].mean().item() / np.sqrt((modes["mode_mean"] ** 2).mean().item())
     plane = (modes["plane_variance_sd"] / 2 / np.sqrt(modes["plane_variance_mean"])).mean().item()
     plane /= np.sqrt(modes["plane_variance_mean"].mean().item())
     assert single > 3 * plane
-    assert "~" in summary_table(modes) and "well determined" in plane_sentences(modes)[0]
+    assert "~" in summary_table(modes)
+    assert "well determined" in plane_sentences(modes)[0]
 
 
 def test_modes_of_unequal_size_are_separated_and_have_no_plane():
     tree, _ = inferred([4.0, 1.0], 2)
     modes = summarise_modes(tree)
     assert modes["order_probability"].item() == 1
-    assert modes["rotation_sd"].item() < 10 and modes["north_angle"].item() < 20
-    assert "plane" not in modes.dims and "~" not in summary_table(modes)
+    assert modes["rotation_sd"].item() < 10
+    assert modes["north_angle"].item() < 20
+    assert "plane" not in modes.dims
+    assert "~" not in summary_table(modes)
     with pytest.raises(KeyError, match="all neighbours are separated"):
         figures.plane_maps(modes)
 
@@ -103,7 +107,8 @@ def test_rotation_is_measured_in_degrees_whatever_signs_and_labels():
     assert not turned.separated
     unit = plane.projection()
     assert unit.shape[1] == unit.shape[2] == tree["constant_data"].sizes["cell"]
-    assert np.allclose(unit[0], unit[-1]) and np.trace(unit[0]) == pytest.approx(2)
+    assert np.allclose(unit[0], unit[-1])
+    assert np.trace(unit[0]) == pytest.approx(2)
     local = np.einsum("sii->si", unit) / plane.weight  # both modes of the same size would explain this
     assert np.all(plane.local_variance() >= local * plane.scale.min() ** 2 - 1e-9)
 
