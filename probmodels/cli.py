@@ -1,5 +1,5 @@
-"""The command line: ``probmodels sst``, ``run``, ``list``, ``schema``, ``show``, ``diagnose``, ``report``, ``compare``
-and ``predict``.
+"""The command line: ``probmodels sst``, ``run``, ``list``, ``schema``, ``show``, ``diagnose``, ``report``, ``compare``,
+``predict`` and ``indices``.
 
 Heavy imports happen inside the commands, so that ``--help`` answers at once.
 """
@@ -366,6 +366,33 @@ def predict(
         raise _Refusal(f"cannot write {out}: {error.strerror or error}; choose another file with --out") from error
     sizes = ", ".join(f"{dim} {size}" for dim, size in predicted.sizes.items())
     typer.echo(f"{', '.join(map(str, predicted.data_vars))} ({sizes}) written to {out}")
+
+
+@app.command()
+def indices(
+    folder: Folder,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to.", **_PATH)],
+    box: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=BOUNDS]",
+            help="Box such as nino34, or NAME=lat_min,lat_max,lon_min,lon_max; repeatable; none: those of El Niño.",
+        ),
+    ] = None,
+    effects: Annotated[
+        bool, typer.Option("--effects/--no-effects", help="Whether mean and trend of the cells belong to the index.")
+    ] = True,
+    min_covered: Annotated[float, typer.Option(help="Share of a box that cells of the field must cover.")] = 0.8,
+    level: Annotated[float, typer.Option(help="Probability of the intervals.")] = 0.95,
+) -> None:
+    """Write climate indices of a Bayesian SVD with their uncertainty: means over boxes."""
+    from probmodels.bayesian_svd.index_outputs import write_indices
+    from probmodels.bayesian_svd.indices import box_indices
+
+    found = box_indices(_load(folder).tree, box, effects=effects, min_covered=min_covered)
+    for sentence in write_indices(found, out, level=level):
+        typer.echo(f"Note: {sentence}")
+    typer.echo(f"{', '.join(map(str, found['index'].values))} written to {out / 'indices.csv'}")
 
 
 def _or(value: int | None, default: int) -> int:

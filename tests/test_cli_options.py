@@ -14,7 +14,8 @@ import pytest
 import typer
 import xarray as xr
 
-from probmodels import METHODS, Result, cli
+from probmodels import METHODS, Result, cli, run_mcmc
+from probmodels.bayesian_svd import make_problem
 from probmodels.datasets import LOADERS
 
 LONG = "x" * 300
@@ -36,6 +37,7 @@ WORKING: dict[str, list[str]] = {
     "report": ["RESULT"],
     "compare": ["RESULT", "OTHER"],
     "predict": ["RESULT", "--out=FOLDER/predicted.nc"],
+    "indices": ["MODES", "--box=one=20,30,170,180", "--out=FOLDER/indices"],
 }
 
 # Argument or option of a command to values that it cannot have.
@@ -119,6 +121,15 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--allow-fetch": NO_FLAG,
         "--allow-code": NO_FLAG,
     },
+    "indices": {
+        "folder": [*NO_RESULT, "RESULT"],
+        "--out": NO_FOLDER,
+        "--box": ["nowhere", "", "=20,30,170,180", "one=20,30", "one=20,20,170,180", "one=-60,-50,0,10"],
+        "--effects": NO_FLAG,
+        "--no-effects": NO_FLAG,
+        "--min-covered": ["-1", "2", "nan", "half", ""],
+        "--level": ["0", "1", "nan", "most", ""],
+    },
 }
 
 
@@ -177,8 +188,11 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             "/observed_data": xr.Dataset({"y": ("obs", y)}),
         }
         Result(xr.DataTree.from_dict(groups)).save(folder / name)
+    sampling: dict[str, Any] = {"num_samples": 10, "warmup_steps": 1, "num_chains": 1, "chain_method": "sequential"}
+    run_mcmc(make_problem(field, rank=2, series="ar1"), **sampling, progress=False).save(folder / "modes")
     names = {"FIELD": "field.nc", "FILE": "file", "FOLDER": "empty", "SPEC": "spec.toml", "RESULT": "one"}
-    return {key: str(folder / name) for key, name in names.items()} | {"OTHER": str(folder / "other")}
+    names |= {"OTHER": "other", "MODES": "modes"}
+    return {key: str(folder / name) for key, name in names.items()}
 
 
 @pytest.fixture

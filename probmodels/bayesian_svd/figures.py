@@ -15,7 +15,16 @@ from probmodels.bayesian_svd.effects import time_in_years
 from probmodels.bayesian_svd.maps import draw_map, grid_of_maps, largest, stipple
 from probmodels.bayesian_svd.planes import joined_modes, joined_names
 
-__all__ = ["eof_difference", "mode_maps", "pcs", "plane_maps", "residual_maps", "rhat_map", "scree"]
+__all__ = [
+    "eof_difference",
+    "mode_maps",
+    "pcs",
+    "plane_maps",
+    "residual_maps",
+    "rhat_map",
+    "scree",
+    "time_axis",
+]
 
 
 _WHOSE = {"modes of the population": " of the population", "modes of these times": " of these times"}
@@ -89,7 +98,7 @@ def plane_maps(modes: xr.Dataset) -> Figure:
     return figure
 
 
-def _time_axis(time: xr.DataArray) -> np.ndarray:
+def time_axis(time: xr.DataArray) -> np.ndarray:
     """Times as matplotlib can draw them: dates as they are, others and those before its first year as decimal years."""
     if time.dtype == object:
         return np.array([t.year + (t.dayofyr - 1) / 365.25 for t in time.values])
@@ -103,7 +112,7 @@ def pcs(modes: xr.Dataset, comparison: xr.Dataset | None = None) -> Figure:
     count = modes.sizes["mode"]
     figure = Figure(figsize=(10, 1.75 * count + 0.3), layout="constrained")
     axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
-    time = _time_axis(modes["time"])
+    time = time_axis(modes["time"])
     level = 100 * float(modes.attrs.get("interval_level", 0.95))
     for i, ax in enumerate(axes):
         ax.axhline(0, color="0.7", linewidth=0.7, zorder=0)

@@ -1,0 +1,339 @@
+"""Climate indices with posterior uncertainty: means of a field over boxes, such as those of El Niño.
+
+Two questions may be asked of a box, and both have an answer here.
+
+``field``: the mean of the field in the box as it was. Where every cell was observed this is a number without
+uncertainty; where cells have gaps, each draw fills them with its effects, its modes and noise.
+
+``signal``: the mean of what effects and modes say, noise left out, at gaps or not. It is uncertain at every time, and
+what the modes do not hold is not in it.
+
+Noise that fills gaps is independent from cell to cell in the model, which real residuals are not: in a mean they
+cancel less. The noise of the mean is therefore made as large as what the modes leave of the mean at times at which the
+box was observed, where that is larger (`noise_ratio` in what `box_indices` returns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from annotated_types import Len
+
+from probmodels.bayesian_svd.draws import Draws, blocks, read_draws
+from probmodels.bayesian_svd.eof import to_grid
+from probmodels.datasets.regions import Region, parse_region
+from probmodels.errors import DataError, SummaryError
+from probmodels.options import Count, Fraction, Seed, checked
+
+__all__ = ["NINO_BOXES", "box_indices", "index_table", "parse_boxes", "summarise_indices"]
+
+NINO_BOXES = ("nino12", "nino3", "nino34", "nino4")
+"""Names of the boxes of El Niño among `probmodels.datasets.regions.REGIONS`."""
+
+_WORDS = {
+    "field": "mean of the field in the box, gaps filled",
+    "signal": "mean of effects and modes in the box, noise left out",
+}
+
+Boxes = Mapping[str, str | Mapping[str, Sequence[float]]] | Annotated[Sequence[str], Len(1)]
+
+
+def parse_boxes(boxes: Boxes) -> dict[str, Region]:
+    """Boxes by name, from names of `REGIONS`, texts ``"name=lat_min,lat_max,lon_min,lon_max"``, or a table of them.
+
+    Raises
+    ------
+    DataError
+        If a name is unknown or given twice, or bounds cannot be read or hold no area.
+    """
+    if isinstance(boxes, Mapping):
+        pairs = [(str(name), bounds) for name, bounds in boxes.items()]
+    else:
+        pairs = [(name.strip(), bounds.strip() or name) for name, _, bounds in (x.partition("=") for x in boxes)]
+    found: dict[str, Region] = {}
+    for name, bounds in pairs:
+        if not name:
+            raise DataError(f"box={bounds!r} has no name; write it as 'name=lat_min,lat_max,lon_min,lon_max'")
+        if name in found:
+            raise DataError(f"the box {name!r} is given twice; give each a name of its own")
+        region = parse_region(bounds)
+        if region.width == 0 or region.south == region.north:
+            raise DataError(f"the box {name!r} ({region.bounds}) has no area; give bounds that differ")
+        found[name] = region
+    return found
+
+
+@checked(SummaryError)
+def box_indices(
+    tree: xr.DataTree,
+    boxes: Boxes | None = None,
+    *,
+    effects: bool = True,
+    min_covered: Fraction = 0.8,
+    num_draws: Count = 1000,
+    seed: Seed = 0,
+) -> xr.Dataset:
+    """Area-weighted means of the field over boxes, as draws of the posterior.
+
+    A cell counts with the area that it shares with the box, so that a box may cut cells.
+
+    Parameters
+    ----------
+    tree
+        Result of a Bayesian SVD on cells with latitude and longitude.
+    boxes
+        Names of `probmodels.datasets.regions.REGIONS` (nino12, nino3, nino34, nino4, ...), texts
+        ``"name=lat_min,lat_max,lon_min,lon_max"``, or a table of names and bounds. None for the boxes of El Niño that
+        the field covers.
+    effects
+        Whether the mean and the trend that the model has for each cell belong to the index; without them it is the
+        departure from them.
+    min_covered
+        Share of a box's area that cells of the field must cover. Land counts as not covered.
+    num_draws
+        Draws that are kept, of all chains together, evenly thinned.
+    seed
+        Seed of the noise that fills gaps.
+
+    Returns
+    -------
+    xr.Dataset
+        Over (chain, draw, index, time) ``field``, the mean of the field with its gaps filled, and ``signal``, that of
+        effects and modes alone. Over index: ``covered``, the share of the box that cells cover (NaN for scattered
+        cells); ``num_cells``; and ``noise_ratio``, the root mean square of what the modes leave of the mean of the box
+        over what noise that is independent from cell to cell would leave. Over (index, time): ``observed``, the share
+        of the box's cells, by area, that hold a value.
+
+    Raises
+    ------
+    SummaryError
+        If cells have no positions, a box is covered too little, or the result lacks what is needed.
+    DataError
+        If a box cannot be read.
+    """
+    draws, constant = read_draws(tree), tree["constant_data"].to_dataset()
+    lat, lon = _positions(constant)
+    regions = parse_boxes(boxes if boxes is not None else NINO_BOXES)
+    areas = {name: _overlap(lat, lon, region, constant) for name, region in regions.items()}
+    if boxes is None:
+        areas = {name: found for name, found in areas.items() if found[1] >= min_covered}
+        if not areas:
+            raise SummaryError(
+                f"the field covers none of the boxes {', '.join(NINO_BOXES)}; name one of your own: "
+                "'name=lat_min,lat_max,lon_min,lon_max' (--box)"
+            )
+    for name, (area, covered) in areas.items():
+        if not area.any() or covered < min_covered:
+            raise SummaryError(
+                f"cells of the field cover {max(covered, 0.0):.0%} of the box {name!r} ({regions[name].bounds}); "
+                f"at least {min_covered:.0%} are needed (min_covered), land counts as not covered; choose a box inside "
+                "the field"
+            )
+    chosen, chains = _thinned(draws, num_draws)
+    data = constant["data"].transpose("cell", "time").values.astype(float)
+    rng = np.random.default_rng(seed)
+    found = [_box(draws, data, area / area.sum(), chosen, effects, rng) for area, _ in areas.values()]
+
+    def chained(name: str) -> np.ndarray:
+        values = np.stack([x[name] for x in found], axis=1)  # (draw, index, time)
+        return values.reshape(chains, -1, *values.shape[1:])
+
+    time = constant["time"] if "time" in constant.coords else xr.DataArray(np.arange(data.shape[1]), dims="time")
+    units = str(constant["data"].attrs.get("units", "1"))
+    out = xr.Dataset(
+        {name: (("chain", "draw", "index", "time"), chained(name)) for name in _WORDS},
+        coords={"index": list(areas), "time": ("time", time.values, time.attrs)},
+    )
+    for name, words in _WORDS.items():
+        out[name].attrs = {"long_name": words, "units": units}
+    out["observed"] = ("index", "time"), np.stack([x["observed"] for x in found]), {"units": "1"}
+    out["covered"] = "index", [covered for _, covered in areas.values()], {"units": "1"}
+    out["num_cells"] = "index", [int((area > 0).sum()) for area, _ in areas.values()], {"units": "1"}
+    out["noise_ratio"] = "index", [float(x["noise_ratio"]) for x in found], {"units": "1"}
+    out["observed"].attrs["long_name"] = "share of the cells of the box, by area, that hold a value"
+    out["covered"].attrs["long_name"] = "share of the box that cells of the field cover"
+    out["noise_ratio"].attrs["long_name"] = "what modes leave of the mean over what independent noise would leave"
+    out.attrs = {"effects": int(effects), "bounds": "; ".join(f"{name}: {regions[name].bounds}" for name in areas)}
+    return out
+
+
+def _positions(constant: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    if not {"lat", "lon"} <= set(constant.variables):
+        raise SummaryError("the cells of this result have no lat and lon, which boxes need")
+    return constant["lat"].values.astype(float), constant["lon"].values.astype(float)
+
+
+def _overlap(lat: np.ndarray, lon: np.ndarray, region: Region, constant: xr.Dataset) -> tuple[np.ndarray, float]:
+    """Area on the unit sphere that each cell shares with a box, and the share of the box that they cover.
+
+    Cells of a grid reach half a step in each direction. Scattered cells count with their weight where their centre lies
+    in the box; what they cover is then unknown, NaN.
+    """
+    at = to_grid(xr.Dataset({"cell": ("cell", lat)}), constant)
+    offset = (lon - region.west) % 360
+    if "cell" in at.dims:
+        inside = (lat >= region.south) & (lat <= region.north) & (offset <= region.width)
+        weight = constant["weight"].values if "weight" in constant else np.ones(len(lat))
+        return np.where(inside, weight, 0.0), np.nan
+    half_lat, half_lon = (_half_step(at[name].values) for name in ("lat", "lon"))
+    south, north = np.maximum(lat - half_lat, region.south), np.minimum(lat + half_lat, region.north)
+    height = np.sin(np.deg2rad(np.minimum(north, 90.0))) - np.sin(np.deg2rad(np.maximum(south, -90.0)))
+    width = sum(
+        np.clip(np.minimum(offset + turn + half_lon, region.width) - np.maximum(offset + turn - half_lon, 0.0), 0, None)
+        for turn in (-360.0, 0.0, 360.0)
+    )
+    area = np.clip(height, 0.0, None) * width
+    area[area < 1e-6 * area.max(initial=0.0)] = 0.0  # touched through rounding of coordinates
+    full = region.width * (np.sin(np.deg2rad(region.north)) - np.sin(np.deg2rad(region.south)))
+    return area, min(float(area.sum() / full), 1.0)
+
+
+def _half_step(axis: np.ndarray) -> float:
+    return float(np.median(np.diff(np.unique(axis)))) / 2 if len(axis) > 1 else 0.5
+
+
+def _thinned(draws: Draws, count: int) -> tuple[np.ndarray, int]:
+    """Places of at most ``count`` draws, as many of each chain, and the number of chains."""
+    chains = draws.num_chains
+    length = draws.num_draws // chains
+    own = np.unique(np.linspace(0, length - 1, min(max(count // chains, 1), length)).round().astype(int))
+    return (np.arange(chains)[:, None] * length + own).ravel(), chains
+
+
+def _box(
+    draws: Draws, data: np.ndarray, share: np.ndarray, chosen: np.ndarray, effects: bool, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Draws of one box: field and signal (draw, time), observed share (time,), noise ratio."""
+    cells = np.flatnonzero(share)
+    share, data = share[cells], data[cells]
+    seen = np.isfinite(data)
+    mean, observed = share @ np.where(seen, data, 0.0), share @ seen
+    own, common = _coefficients(draws)
+    fixed = (share @ own[chosen][:, cells]) @ draws.design.T + common[chosen] @ draws.shared_design.T
+    signal, noise = fixed.copy(), np.empty(len(chosen))
+    for part in _draw_blocks(draws, cells, chosen):
+        pattern = share @ draws.patterns(cells, chosen[part])  # (draw, mode)
+        noise[part] = (share**2 * draws.noise_sd(cells, chosen[part]) ** 2).sum(1)
+        for times in blocks(data.shape[1], *pattern.shape):
+            signal[part, times] += np.einsum("sk,stk->st", pattern, draws.series(times, chosen[part]))
+    whole = observed > 1 - 1e-9
+    ratio = np.sqrt(np.mean((mean - signal)[:, whole] ** 2) / noise.mean()) if whole.any() else np.nan
+    field = np.broadcast_to(mean, signal.shape).copy()
+    if not whole.all():
+        gaps = np.where(seen, 0.0, share[:, None])[:, ~whole]
+        field[:, ~whole] += _filled(draws, cells, chosen, gaps, np.flatnonzero(~whole), max(ratio, 1.0), rng)
+    if not effects:
+        field, signal = field - fixed, signal - fixed
+    return {"field": field, "signal": signal, "observed": observed, "noise_ratio": np.asarray(ratio)}
+
+
+def _filled(
+    draws: Draws,
+    cells: np.ndarray,
+    chosen: np.ndarray,
+    gaps: np.ndarray,
+    times: np.ndarray,
+    inflation: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """What the missing cells add to a mean: (draw, time), with the share of each gap (cell, time), zero where observed.
+
+    Noise of the mean is ``inflation`` times that of independent cells.
+    """
+    out = np.empty((len(chosen), len(times)))
+    effects, shared = _coefficients(draws)
+    for part in _draw_blocks(draws, cells, chosen):
+        index = chosen[part]
+        patterns, sd = draws.patterns(cells, index), draws.noise_sd(cells, index)
+        own = effects[index][:, cells]  # (draw, cell, effect)
+        common = shared[index] @ draws.shared_design[times].T  # (draw, time)
+        for place, time in enumerate(times):
+            gap = gaps[:, place]
+            series = draws.series(slice(time, time + 1), index)[:, 0]
+            filled = ((gap @ patterns) * series).sum(1) + (gap @ own) @ draws.design[time]
+            filled += gap.sum() * common[:, place]
+            noise = inflation * np.sqrt((gap**2 * sd**2).sum(1))
+            out[part, place] = filled + noise * rng.standard_normal(len(index))
+    return out
+
+
+def _coefficients(draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients of the effects of each cell (draw, cell, effect), and of shared ones (draw, shared_effect)."""
+    if draws.effects is None or draws.shared_effects is None:
+        raise SummaryError("the posterior lacks the fixed effects of its design; was the result cut down?")
+    return draws.effects, draws.shared_effects
+
+
+def _draw_blocks(draws: Draws, cells: np.ndarray, chosen: np.ndarray) -> Iterator[slice]:
+    """Slices of the draws chosen, within which patterns of these cells take little memory."""
+    return blocks(len(chosen), len(cells), draws.d.shape[1])
+
+
+@checked(SummaryError)
+def summarise_indices(indices: xr.Dataset, *, level: Fraction = 0.95) -> xr.Dataset:
+    """Posterior mean, standard deviation and equal-tailed interval of each index at each time.
+
+    Parameters
+    ----------
+    indices
+        From `box_indices`, or any data set whose variables have the dims chain and draw.
+    level
+        Probability content of the intervals.
+
+    Returns
+    -------
+    xr.Dataset
+        ``field_mean``, ``field_sd``, ``field_lower``, ``field_upper``, likewise for ``signal``, over (index, time).
+
+    Raises
+    ------
+    SummaryError
+        If no variable has draws, or the level is out of range.
+    """
+    names = [str(name) for name, array in indices.data_vars.items() if {"chain", "draw"} <= set(array.dims)]
+    if not names:
+        raise SummaryError(f"no variable has the dims chain and draw; there are {list(indices.data_vars)}")
+    tails, over = [(1 - level) / 2, (1 + level) / 2], ("chain", "draw")
+    out = xr.Dataset(attrs={**indices.attrs, "interval_level": level})
+    for name in names:
+        array = indices[name]
+        limits = array.quantile(tails, over).drop_vars("quantile")
+        parts = {"mean": array.mean(over), "sd": array.std(over, ddof=1), "lower": limits[0], "upper": limits[1]}
+        for part, values in parts.items():
+            out[f"{name}_{part}"] = values.assign_attrs(
+                units=array.attrs.get("units", "1"), long_name=f"{array.attrs.get('long_name', name)}, {part}"
+            )
+    return out
+
+
+@checked(SummaryError)
+def index_table(summary: xr.Dataset) -> pd.DataFrame:
+    """Summary of indices as a table: one row for each index, estimand and time.
+
+    Parameters
+    ----------
+    summary
+        From `summarise_indices`.
+
+    Returns
+    -------
+    pd.DataFrame
+        Columns ``index``, ``estimand``, ``time``, ``mean``, ``sd``, ``lower``, ``upper``.
+    """
+    names = [str(name).removesuffix("_mean") for name in summary.data_vars if str(name).endswith("_mean")]
+    time = summary["time"].values
+    label = np.datetime_as_string(time, unit="D") if np.issubdtype(time.dtype, np.datetime64) else time.astype(str)
+    parts = ("mean", "sd", "lower", "upper")
+    rows = [
+        pd.DataFrame(
+            {"index": str(index), "estimand": name, "time": label}
+            | {part: summary[f"{name}_{part}"].sel(index=index).values for part in parts}
+        )
+        for index in summary["index"].values
+        for name in names
+    ]
+    return pd.concat(rows, ignore_index=True)
