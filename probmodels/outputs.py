@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from probmodels.inference.diagnostics.findings import Report
     from probmodels.inference.result import Result
 
-__all__ = ["Dpi", "Outputs", "loss_figure", "write_all"]
+__all__ = ["Dpi", "Outputs", "laid_out", "loss_figure", "write_all"]
 
 Dpi = Annotated[int, Interval(ge=20, le=1200)]
 
@@ -66,6 +66,7 @@ def write_all(
     figures: Mapping[str, Figure] | None = None,
     files: Mapping[str, Callable[[Path], object] | None] | None = None,
     dpi: Dpi = 110,
+    pdf: bool = False,
 ) -> Outputs:
     """Write ``summary.txt``, tables as ``<name>.csv`` and figures as ``figures/<name>.png``.
 
@@ -91,6 +92,8 @@ def write_all(
         call wrote.
     dpi
         Resolution of the figures.
+    pdf
+        Whether to write each figure as ``figures/<name>.pdf`` too.
 
     Raises
     ------
@@ -104,7 +107,10 @@ def write_all(
         "summary.txt": lambda file: file.write_text(text, encoding="utf-8")
     }
     writers |= {f"{name}.csv": _csv(frame) for name, frame in (tables or {}).items()}
-    writers |= {f"figures/{name}.png": _png(figure, dpi, mark) for name, figure in (figures or {}).items()}
+    for name, figure in (figures or {}).items():
+        writers[f"figures/{name}.png"] = _png(figure, dpi, mark)
+        if pdf:
+            writers[f"figures/{name}.pdf"] = _pdf(figure)
     writers |= files or {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,6 +129,7 @@ def write_all(
         for path in (folder / "figures").glob("*.png"):
             if f"figures/{path.name}" not in writers and _mark_of(path) == mark:
                 path.unlink()
+                path.with_suffix(".pdf").unlink(missing_ok=True)
     except OSError as error:
         raise ResultError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
     return Outputs(
@@ -143,7 +150,19 @@ def _csv(frame: pd.DataFrame) -> Callable[[Path], object]:
 
 
 def _png(figure: Figure, dpi: int, mark: str) -> Callable[[Path], object]:
-    return lambda file: figure.savefig(file, dpi=dpi, format="png", metadata={"Source": mark})
+    return lambda file: laid_out(figure).savefig(file, dpi=dpi, format="png", metadata={"Source": mark})
+
+
+def _pdf(figure: Figure) -> Callable[[Path], object]:
+    return lambda file: laid_out(figure).savefig(file, format="pdf", metadata={"CreationDate": None})
+
+
+def laid_out(figure: Figure) -> Figure:
+    """The same figure with the places of its axes settled, which saving would otherwise compute for every file."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine(None)
+    return figure
 
 
 def _mark_of(path: Path) -> str | None:

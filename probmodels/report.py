@@ -106,8 +106,9 @@ def write_report(result: Result, folder: str | Path, *, dpi: Annotated[int, Inte
     ResultError
         If the folder cannot be written, or the method of another package fails to write its outputs.
     """
-    write_outputs, figures = _own_outputs(result), draw_result(result)
+    write_outputs = _own_outputs(result)
     if write_outputs is None:
+        figures = draw_result(result)
         summary, more = result.head(_MOST)
         written = write_all(
             result,
@@ -132,7 +133,9 @@ def write_report(result: Result, folder: str | Path, *, dpi: Annotated[int, Inte
         files = written.figures or {path.stem: path for path in sorted((written.folder / "figures").glob("*.png"))}
         own = {name: image(path, name, dpi=dpi) for name, path in files.items()}
         images = {
-            name: image(figure, name, _CAPTIONS[name], dpi=dpi) for name, figure in figures.items() if name not in own
+            name: image(figure, name, _CAPTIONS[name], dpi=dpi)
+            for name, figure in draw_result(result).items()
+            if name not in own
         }
     try:
         _write_page(result, written, images, own)

@@ -55,6 +55,29 @@ def test_figures_that_are_no_longer_drawn_go_and_those_of_others_stay(tmp_path: 
     assert not (tmp_path / "note.txt").exists()
 
 
+def test_figures_as_pdf_come_and_go_with_their_pictures(tmp_path: Path) -> None:
+    def figure() -> Figure:
+        found = Figure(layout="constrained")
+        found.subplots().set_title("a title")
+        return found
+
+    write_all(result(), tmp_path, table="", figures={"old": figure(), "kept": figure()}, pdf=True)
+    first = (tmp_path / "figures" / "kept.pdf").read_bytes()
+    assert first.startswith(b"%PDF")
+    write_all(result(), tmp_path, table="", figures={"kept": figure()}, pdf=True)
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"kept.png", "kept.pdf"}
+    assert (tmp_path / "figures" / "kept.pdf").read_bytes() == first  # no date of its own
+
+
+def test_a_layout_is_settled_once(tmp_path: Path) -> None:
+    figure = Figure(layout="constrained")
+    ax = figure.subplots()
+    ax.set_ylabel("a long label")
+    write_all(result(), tmp_path, table="", figures={"one": figure}, pdf=True)
+    assert figure.get_layout_engine() is None
+    assert ax.get_position().x0 < 0.12  # where the engine put it; 0.125 without
+
+
 def test_a_failure_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     write_all(result(), tmp_path, table="first", figures={"one": Figure()})
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

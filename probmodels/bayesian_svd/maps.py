@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from itertools import pairwise
 from typing import Any
@@ -12,11 +12,16 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
+from matplotlib.transforms import Bbox
 
 from probmodels._axes import BLUE, GREY, SMALL
 
 __all__ = ["coast", "draw_map", "grid_of_maps", "largest", "latitude", "longitude", "map_axes", "stipple"]
+
+_FINE = 4000  # cells above which a field is a picture within a PDF, not one shape per cell
+_BESIDE = 10.0  # degrees beside a map within which the points of a coast are kept, so that lines reach its frame
 
 
 @cache
@@ -31,6 +36,33 @@ def coast() -> tuple[list[np.ndarray], list[np.ndarray]]:
         seam = (np.abs(np.abs(ring[:, 0]) - 180) < 0.02) | (ring[:, 1] < -89)
         lines += [piece for piece in np.split(ring, np.flatnonzero(seam[1:] & seam[:-1]) + 1) if len(piece) > 1]
     return rings, lines
+
+
+@lru_cache(maxsize=8)
+def _coast_within(extent: tuple[float, float, float, float]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Land and coasts that a map shows, cut at its frame: what lies outside would only fill the files of figures."""
+    west, east, south, north = extent
+    frame = Bbox([[west, south], [east, north]])
+    rings, lines = coast()
+    land: list[np.ndarray] = []
+    coasts: list[np.ndarray] = []
+    for shift in (-360.0, 0.0, 360.0, 720.0):
+        for ring in rings:
+            if ring[:, 0].max() + shift > west and ring[:, 0].min() + shift < east:
+                cut = Path(ring + np.array([shift, 0.0])).clip_to_bbox(frame)
+                land += [np.asarray(polygon) for polygon in cut.to_polygons()]
+        for line in lines:
+            moved = line + np.array([shift, 0.0])
+            lon, lat = moved.T
+            seen = (lon > west - _BESIDE) & (lon < east + _BESIDE) & (lat > south - _BESIDE) & (lat < north + _BESIDE)
+            pieces = np.split(moved, np.flatnonzero(np.diff(seen)) + 1)
+            coasts += [piece for piece, kept in zip(pieces, _first_of(seen), strict=True) if kept and len(piece) > 1]
+    return land, coasts
+
+
+def _first_of(seen: np.ndarray) -> np.ndarray:
+    """Whether each run of equal values holds."""
+    return seen[np.concatenate([[0], np.flatnonzero(np.diff(seen)) + 1])]
 
 
 def _edges(centres: np.ndarray) -> np.ndarray:
@@ -75,14 +107,9 @@ def _stretch(south: float, north: float) -> float:
 def map_axes(ax: Axes, extent: tuple[float, float, float, float]) -> None:
     """Turn axes into a map in plate carrée: land, coast, ticks in degrees, aspect true in the middle latitude."""
     west, east, south, north = extent
-    rings, lines = coast()
-    for shift in (-360, 0, 360, 720):
-        near, coasts = (
-            [x + np.array([shift, 0]) for x in pieces if x[:, 0].max() + shift > west and x[:, 0].min() + shift < east]
-            for pieces in (rings, lines)
-        )
-        ax.add_collection(PolyCollection(near, facecolor="0.9", edgecolor="none", zorder=0), autolim=False)
-        ax.add_collection(LineCollection(coasts, color="0.25", linewidth=0.6, zorder=3), autolim=False)
+    land, coasts = _coast_within(extent)
+    ax.add_collection(PolyCollection(land, facecolor="0.9", edgecolor="none", zorder=0), autolim=False)
+    ax.add_collection(LineCollection(coasts, color="0.25", linewidth=0.6, zorder=3), autolim=False)
     ax.set_xlim(west, east)
     ax.set_ylim(south, north)
     ax.set_aspect(_stretch(south, north))
@@ -119,6 +146,7 @@ def draw_map(figure: Figure, ax: Axes, array: xr.DataArray, label: str, **style:
             _edges(array["lat"].values),
             array.transpose("lat", "lon").values,
             zorder=1,
+            rasterized=array.size > _FINE,
             **style,
         )
     else:

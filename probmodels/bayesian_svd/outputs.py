@@ -85,7 +85,9 @@ def write_outputs(
             [f"{modes.attrs['estimand']}:", table, "", f"{name}:", summary_table(these, compare_eof(tree, these))]
         )
         files["modes_of_these_times.nc"] = lambda file: write_modes(these, file)
-    written = write_all(result, folder, table=table, figures=figures | loss_figure(result), files=files, dpi=dpi)
+    written = write_all(
+        result, folder, table=table, figures=figures | loss_figure(result), files=files, dpi=dpi, pdf=True
+    )
     write_report(
         tree, modes, written.figures, folder, diagnosis=written.diagnosis, comparison=comparison, these=these, dpi=dpi
     )
