@@ -151,12 +151,15 @@ def test_mode_maps_show_mean_and_sd_with_their_scales(figures, modes):
     assert labels == ["°C per sd of PC"] * 6
 
 
-def test_dots_mark_cells_of_certain_sign(modes):
+@pytest.mark.parametrize("draw", [mode_figures.mode_maps, mode_figures.leading_modes])
+def test_dots_mark_cells_of_uncertain_sign(modes, draw):
     shown = modes.copy()
-    shown["prob_positive"] = xr.full_like(modes["prob_positive"], 0.5)
-    shown["prob_positive"][0, 2, 3] = 0.96
-    shown["prob_positive"][0, 4, 5] = 0.01
-    ax = mode_figures.mode_maps(shown).axes[0]
+    shown["prob_positive"] = xr.full_like(modes["prob_positive"], 0.99)
+    shown["prob_positive"][0, 1, 1] = 0.01
+    shown["prob_positive"][0, 2, 3] = 0.94
+    shown["prob_positive"][0, 4, 5] = 0.06
+    shown["prob_positive"][0, 0, 0] = np.nan
+    ax = draw(shown).axes[0]
     (dots,) = (c for c in ax.collections if isinstance(c, PathCollection))
     at = {tuple(x) for x in np.asarray(dots.get_offsets())}
     expected = {(float(modes["lon"][j]), float(modes["lat"][i])) for i, j in ((2, 3), (4, 5))}

@@ -45,7 +45,7 @@ REFERENCES = (
     "North et al. (1982), https://doi.org/10.1175/1520-0493(1982)110<0699:SEITEO>2.0.CO;2; probmodels, Bayesian "
     "singular value decomposition"
 )
-_TEMPERATURE = ("degC", "K", "kelvin", "celsius", "degree_Celsius", "degrees_C", "degree_C", "Celsius", "deg_C")
+TEMPERATURE = ("degC", "K", "kelvin", "celsius", "degree_Celsius", "degrees_C", "degree_C", "Celsius", "deg_C")
 
 
 @checked(SummaryError)
@@ -347,7 +347,7 @@ def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: f
         if str(name).startswith("plane_variance"):
             out[name].attrs["units"] = "1" if units == "1" else f"{units}2"
     for array in out.data_vars.values():
-        if array.attrs["units"] in _TEMPERATURE:
+        if array.attrs["units"] in TEMPERATURE:
             array.attrs["units_metadata"] = "temperature: difference"
     _describe_axes(out)
     engine = attribute("engine", "inference")
