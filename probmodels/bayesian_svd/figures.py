@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from probmodels._axes import BLUE, RED, SMALL, clean
 from probmodels.bayesian_svd.effects import time_in_years
-from probmodels.bayesian_svd.maps import draw_map, grid_of_maps, largest, stipple
+from probmodels.bayesian_svd.maps import draw_map, grid_of_maps, largest, stipple, uncertain_sign
 from probmodels.bayesian_svd.planes import joined_modes, joined_names
 
 __all__ = [
@@ -25,9 +25,7 @@ __all__ = [
     "residual_maps",
     "rhat_map",
     "scree",
-    "time_axis",
     "trend_map",
-    "uncertain_sign",
 ]
 
 
@@ -45,11 +43,6 @@ def _mode_title(modes: xr.Dataset, i: int) -> str:
     number = int(modes["mode"][i])
     mark = "~" * (number in joined_modes(modes))  # not separated from a neighbour
     return f"Mode {number}{mark}{whose}: {mean:.1f} % of variance [{low:.1f}, {high:.1f}]"
-
-
-def uncertain_sign(probability: xr.DataArray, sure: float = 0.95) -> xr.DataArray:
-    """Where the sign is neither positive nor negative with more than the probability ``sure``; false where unknown."""
-    return (probability <= sure) & (probability >= 1 - sure)
 
 
 def leading_modes(

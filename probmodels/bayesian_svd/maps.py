@@ -18,7 +18,17 @@ from matplotlib.transforms import Bbox
 
 from probmodels._axes import BLUE, GREY, SMALL
 
-__all__ = ["coast", "draw_map", "grid_of_maps", "largest", "latitude", "longitude", "map_axes", "stipple"]
+__all__ = [
+    "coast",
+    "draw_map",
+    "grid_of_maps",
+    "largest",
+    "latitude",
+    "longitude",
+    "map_axes",
+    "stipple",
+    "uncertain_sign",
+]
 
 _FINE = 4000  # cells above which a field is a picture within a PDF, not one shape per cell
 _BESIDE = 10.0  # degrees beside a map within which the points of a coast are kept, so that lines reach its frame
@@ -189,3 +199,8 @@ def stipple(ax: Axes, shown: xr.DataArray) -> None:
     thinned = shown.transpose("lat", "lon")[::step, ::step]
     lat, lon = np.nonzero(thinned.values)
     ax.scatter(thinned["lon"].values[lon], thinned["lat"].values[lat], s=1.3, color="0.1", linewidth=0, zorder=2)
+
+
+def uncertain_sign(probability: xr.DataArray, sure: float = 0.95) -> xr.DataArray:
+    """Where the sign is neither positive nor negative with more than the probability ``sure``; false where unknown."""
+    return (probability <= sure) & (probability >= 1 - sure)
