@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -348,7 +349,18 @@ def test_draws_add_up_to_the_field() -> None:
 
 def test_independent_times_of_correlated_ones() -> None:
     """Closed form of equal steps, in the limit of many."""
-    posterior = xr.Dataset({"autocorrelation": (("chain", "draw", "mode"), np.full((1, 2, 1), 0.6))})
+    values = noise(times=12)
+    settings: dict[str, Any] = {"num_chains": 1, "warmup_steps": 1, "num_samples": 2, "progress": False}
+    draws = read_draws(run_mcmc(problem(values, rank=1), **settings).tree)
     out = xr.Dataset(coords={"mode": [1]})
-    _add_persistence(out, posterior, xr.Dataset({"time_steps": ("step", np.ones(9999))}), np.array([0.025, 0.975]))
+    even = replace(draws, decay=np.full((2, 1), 0.6), steps=np.ones(9999))
+    _add_persistence(out, even, np.array([0.025, 0.975]))
     assert float(out["effective_times_mean"][0]) == pytest.approx(10_000 * (1 - 0.36) / (1 + 0.36), rel=1e-3)
+    # A series that is half one process, half another: the sum over lags of (.5 a^lag + .5 b^lag)^2.
+    mixed = replace(even, decay=np.array([[0.8, 0.3]] * 2), turn=np.full((2, 2, 1), np.sqrt(0.5)), d=np.ones((2, 1)))
+    out = xr.Dataset(coords={"mode": [1]})
+    _add_persistence(out, mixed, np.array([0.025, 0.975]))
+    lags = np.arange(1, 200)
+    assert float(out["autocorrelation_mean"][0]) == pytest.approx(0.55)
+    total = 1 + 2 * np.sum((0.5 * 0.8**lags + 0.5 * 0.3**lags) ** 2)
+    assert float(out["effective_times_mean"][0]) == pytest.approx(10_000 / total, rel=1e-3)

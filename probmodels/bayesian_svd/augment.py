@@ -7,6 +7,7 @@ with a basis.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,14 @@ class ReducedData:
                 mean = mean - (self._space @ (u.T * d)) @ (v @ self._design_time)
             effects = mean + np.sqrt(noise) * rng.standard_normal(mean.shape)
         return effects @ self._back.T / self._root_weight
+
+    def state(self) -> dict[str, Array]:
+        """What a chain needs to go on."""
+        return {"shared": self.shared.copy(), "effects": self.effects.copy()}
+
+    def load(self, state: Mapping[str, Array]) -> None:
+        """Go on from `state`."""
+        self.shared, self.effects = state["shared"].copy(), state["effects"].copy()
 
 
 class _Gaps:

@@ -1,7 +1,10 @@
 """Draws of a Bayesian SVD as arrays: what maps, indices, forecasts and filled fields are made of.
 
 A draw says ``field = effects D' + patterns F' + noise``, cells by times, all in data units: patterns are ``w^-1/2 U d``
-with the area weight w, and noise of a cell has the standard deviation ``sigma w^-1/2``.
+with the area weight w, and noise of a cell has the standard deviation ``sigma w^-1/2``, or ``sigma`` times its level
+where noise is correlated. There the sampler's patterns are orthonormal in coordinates that make noise white; here they
+are turned, in each draw, to the modes of the same signal that are orthonormal by area, largest first. Series of modes
+are then mixtures of the processes that were sampled.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from probmodels.bayesian_svd.eof import cell_weights
+from probmodels.bayesian_svd.noise import Noise
 from probmodels.errors import SummaryError
 
 __all__ = ["MODES_OF", "Draws", "blocks", "expand", "read_draws"]
@@ -51,7 +56,14 @@ class Draws:
     effects, shared_effects
         Their coefficients in data units (draw, cell, effect), (draw, shared_effect); None where they were not kept.
     decay
-        Correlation of each series over one unit of time (draw, mode); None where series are no process.
+        Correlation over one unit of time of each process (draw, process); None where series are no process.
+    turn
+        Series of the modes by processes, ``series = processes @ turn`` (draw, process, mode), orthogonal; None where
+        each series is a process of its own.
+    noise_level
+        Standard deviation of the noise of each cell over sigma, in data units (cell,).
+    noise
+        Covariance of the noise of the weighted data; None where it is white.
     steps
         Times between neighbours (time - 1,) in that unit; None likewise.
     of
@@ -71,7 +83,10 @@ class Draws:
     shared_design: np.ndarray
     shared_effects: np.ndarray | None
     decay: np.ndarray | None
+    turn: np.ndarray | None
     steps: np.ndarray | None
+    noise_level: np.ndarray
+    noise: Noise | None
     of: str
 
     @property
@@ -97,7 +112,17 @@ class Draws:
 
     def noise_sd(self, cells: slice | np.ndarray = _ALL, draws: np.ndarray | slice = _ALL) -> np.ndarray:
         """Standard deviation of the noise in data units: (draw, cell)."""
-        return self.sigma[draws][:, None] / np.sqrt(self.weight[cells])
+        return self.sigma[draws][:, None] * self.noise_level[cells]
+
+    def noise_variance(self) -> np.ndarray:
+        """Variance of the noise of all cells together, weighted by area: (draw,)."""
+        return self.sigma**2 * float(self.weight @ self.noise_level**2)
+
+    def autocorrelation(self) -> np.ndarray:
+        """Correlation of each series over one unit of time (draw, mode)."""
+        if self.decay is None:
+            raise SummaryError("series that are no process have no autocorrelation; infer with series='ar1'")
+        return self.decay if self.turn is None else np.einsum("sj,sji->si", self.decay, self.turn**2)
 
     def fixed(self, cells: slice | np.ndarray = _ALL, draws: np.ndarray | slice = _ALL) -> np.ndarray:
         """What fixed and shared effects add to the field, in data units: (draw, cell, time)."""
@@ -168,10 +193,14 @@ def read_draws(tree: xr.DataTree, of: str | None = None) -> Draws:
         shared = stacked("shared_effects", "shared_effect") if "shared_effects" in posterior else None
     if not process:
         basis = constant["basis_time_matrix"].transpose("time", ...).values.astype(float)
-    elif of == "times":
-        space, d, time = _of_these_times(space, d, time, design)
     basis_space = constant["basis_space_matrix"].transpose("cell", ...).values.astype(float)
-    weight = constant["weight"].values.astype(float) if "weight" in constant else np.ones(len(basis_space))
+    weight = cell_weights(constant)
+    level, noise, turn = 1 / np.sqrt(weight), None, None
+    if "noise_level" in constant:
+        level, noise = constant["noise_level"].values.astype(float), _noise(constant)
+        space, d, time, turn = _by_area(space, d, time, basis_space)
+    if process and of == "times":
+        space, d, time = _of_these_times(space, d, time, design)
     return Draws(
         space=np.ascontiguousarray(space),
         time=np.ascontiguousarray(time),
@@ -186,6 +215,9 @@ def read_draws(tree: xr.DataTree, of: str | None = None) -> Draws:
         shared_design=shared_design,
         shared_effects=shared,
         decay=stacked("autocorrelation", "mode") if process and "autocorrelation" in posterior else None,
+        turn=turn,
+        noise_level=level,
+        noise=noise,
         steps=constant["time_steps"].values.astype(float) if "time_steps" in constant else None,
         of=of or ("population" if process else "times"),
     )
@@ -196,6 +228,35 @@ def _design(constant: xr.Dataset, name: str) -> np.ndarray:
     if name not in constant:
         return np.zeros((constant.sizes["time"], 0))
     return np.asarray(constant[name].transpose("time", ...).values, dtype=float)
+
+
+def _noise(constant: xr.Dataset) -> Noise:
+    """Covariance of the noise that a result keeps."""
+    vectors, values = constant["noise_vectors"].values.astype(float), constant["noise_values"].values.astype(float)
+    attrs = constant.attrs
+    share = np.full(len(vectors), float(attrs["noise_share"]))
+    kernel, scale = str(attrs["noise_kernel"]), float(attrs["noise_length_scale"])
+    return Noise(vectors, values, float(attrs["noise_decay"]), kernel, scale, share)
+
+
+def _by_area(
+    space: np.ndarray, d: np.ndarray, time: np.ndarray, basis: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The same signal by patterns that are orthonormal over the cells: patterns, d, series, and how series turn.
+
+    Signs follow the modes of the mean covariance of the signal.
+    """
+    loading = space * d
+    gram = basis.T @ basis
+    values, turn = np.linalg.eigh(np.einsum("rsi,rsj->sij", loading, np.tensordot(gram, loading, 1)))
+    values, turn = np.sqrt(np.maximum(values[:, ::-1], 1e-300)), turn[:, :, ::-1]
+    turned = np.einsum("rsi,sij->rsj", loading, turn) / values
+    root = np.linalg.cholesky(gram)  # of the mean covariance over cells only its leading modes matter
+    flat = (root.T @ loading.reshape(len(loading), -1)) / np.sqrt(len(d))
+    leading = np.linalg.svd(flat, full_matrices=False)[0][:, : d.shape[1]]
+    sign = np.where(np.einsum("rk,rsk->sk", root @ leading, turned) < 0, -1.0, 1.0)
+    turn = turn * sign[:, None, :]
+    return turned * sign, values, np.einsum("tsi,sij->tsj", time, turn), turn
 
 
 def _of_these_times(

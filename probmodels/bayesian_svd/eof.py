@@ -94,11 +94,7 @@ def make_anomalies(constant: xr.Dataset, shared: np.ndarray | None = None) -> An
         data = data - constant["shared_effects_design"].transpose("time", ...).values @ shared
     observed = np.isfinite(data)
     filled = np.where(observed, data, 0.0)
-    weight = constant["weight"].values.astype(float) if "weight" in constant else np.ones(len(data))
-    if not (weight > 0).all():
-        raise SummaryError(
-            f"{np.sum(~(weight > 0))} cells have a weight that is not positive; leave them out of the field"
-        )
+    weight = cell_weights(constant)
     if "fixed_effects_design" in constant:
         design = constant["fixed_effects_design"].transpose("time", ...).values.astype(float)
     else:
@@ -111,6 +107,18 @@ def make_anomalies(constant: xr.Dataset, shared: np.ndarray | None = None) -> An
     effects = masked @ (vectors * np.where(kept, 1 / np.sqrt(np.where(kept, size, 1.0)), 0.0)[:, None, :])
     bare = Anomalies(filled, observed, weight, effects, observed.sum(1) - kept.sum(1))
     return Anomalies(bare.remove_effects(filled), observed, weight, effects, bare.dof)
+
+
+def cell_weights(constant: xr.Dataset) -> np.ndarray:
+    """Weights of the cells that a result keeps, (cell,); ones where there are none."""
+    if "weight" not in constant:
+        return np.ones(constant.sizes["cell"])
+    weight = constant["weight"].values.astype(float)
+    if not (weight > 0).all():
+        raise SummaryError(
+            f"{np.sum(~(weight > 0))} cells have a weight that is not positive; leave them out of the field"
+        )
+    return weight
 
 
 def shared_mean(tree: xr.DataTree) -> np.ndarray | None:

@@ -47,6 +47,7 @@ __all__ = [
     "REFERENCE",
     "Gaps",
     "MatrixData",
+    "NoiseData",
     "SeriesData",
     "SideData",
     "frame_prior",
@@ -97,6 +98,25 @@ class Gaps(NamedTuple):
     shared: Tensor
 
 
+class NoiseData(NamedTuple):
+    """Noise that is correlated between cells and between times, its variance apart.
+
+    ``whitener (n, n)`` takes weighted data to coordinates where noise is white in space, ``root (n, n)`` back; ``left
+    (ru, n)`` has the basis of the patterns in these as orthonormal rows; ``phi (T-1,)`` is the correlation of the
+    noise of neighbouring times.
+    """
+
+    whitener: Tensor
+    root: Tensor
+    left: Tensor
+    phi: Tensor
+
+    def filter(self, x: Tensor) -> Tensor:
+        """What is new along the last axis (T): white where x has the noise's persistence."""
+        later = (x[..., 1:] - self.phi * x[..., :-1]) / (1 - self.phi.square()).sqrt()
+        return torch.cat([x[..., :1], later], -1)
+
+
 class MatrixData(NamedTuple):
     """Everything that model, guide and kernel need to know of the data, weighted and in reduced coordinates.
 
@@ -109,7 +129,8 @@ class MatrixData(NamedTuple):
     and the prior precision ``shared_precision ()``; ``gaps`` where entries are missing (``z``, ``rest`` and the
     products are then those of the data with each gap filled by its cell's least-squares effects: a start for
     samplers, no part of the density); ``series`` where the series of modes are a process in time in place of a frame:
-    ``z`` is then ``(ru, m)``, projected off the design where effects are flat.
+    ``z`` is then ``(ru, m)``, projected off the design where effects are flat; ``noise`` where the noise is correlated:
+    data and design are then in the coordinates where it is white (n x m in all), the design orthonormal there.
     """
 
     z: Tensor
@@ -132,6 +153,16 @@ class MatrixData(NamedTuple):
     shared_precision: Tensor
     gaps: Gaps | None
     series: SeriesData | None = None
+    noise: NoiseData | None = None
+
+    def whitened(self, weighted: Tensor) -> MatrixData:
+        """The same with complete weighted data (n, m) in place of its own, where noise is correlated."""
+        assert self.noise is not None
+        white = self.noise.filter(self.noise.whitener @ weighted)
+        along = white @ self.design
+        centred = white - along @ self.design.T
+        z = self.noise.left @ centred
+        return self._replace(z=z, rest=centred.square().sum() - z.square().sum(), z_design=along, gaps=None)
 
 
 def frame_prior(side: SideData, name: str) -> TorchDistribution:
@@ -241,13 +272,52 @@ class LowRankNormal(TorchDistribution):
         return -0.5 * (data.num_free * torch.log(2 * math.pi * variance) + norm / variance + log_det)
 
 
+class EffectsOfCells(TorchDistribution):
+    """Effects (n, q) about a mean, correlated between cells and between effects: ``loc + sigma root e back'``.
+
+    ``loc (n, q)``, ``root (n, n)``, ``back (q, q)``, ``sigma ()``; e is standard normal.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012 (the attribute that torch defines)
+    support = constraints.independent(constraints.real, 2)
+
+    def __init__(self, loc: Tensor, root: Tensor, back: Tensor, sigma: Tensor) -> None:
+        self.loc, self.root, self.back, self.sigma = loc, root, back, sigma
+        super().__init__(batch_shape=torch.Size(), event_shape=loc.shape, validate_args=False)
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's own default)
+        with torch.no_grad():
+            noise = torch.randn(torch.Size(sample_shape) + self.loc.shape, dtype=self.loc.dtype)
+            return self.loc + self.sigma * self.root @ noise @ self.back.T
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> EffectsOfCells:
+        if torch.Size(batch_shape) != self.batch_shape:
+            raise ValueError(f"EffectsOfCells has no batch; cannot expand to {tuple(batch_shape)}")
+        return self
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        n, q = self.loc.shape
+        back = torch.linalg.inv(self.back)
+        white = torch.linalg.solve(self.root, value - self.loc) @ back.T / self.sigma
+        log_det = q * torch.linalg.slogdet(self.root)[1] - n * torch.linalg.slogdet(back)[1]
+        log_det = log_det + n * q * (self.sigma.log() + 0.5 * math.log(2 * math.pi))
+        return -0.5 * white.square().sum() - log_det
+
+
 def local_effects(
     data: MatrixData, u: Tensor, d: Tensor, v: Tensor, sigma: Tensor, shared: Tensor
-) -> dist.MultivariateNormal:
-    """Exact conditional of the local effects given everything else, in the units of the data; batch (n,), event (q,).
+) -> TorchDistribution:
+    """Exact conditional of the local effects given everything else, in the units of the data.
 
-    The coefficients are those of the named design, before orthonormalisation and without the weights.
+    Batch (n,) and event (q,), or event (n, q) where noise correlates the cells. The coefficients are those of the named
+    design, before orthonormalisation and without the weights.
     """
+    if data.noise is not None:
+        seen = data.noise.filter(v.T)
+        along = data.z_design - (data.noise.left.T @ u * d) @ (seen @ data.design)
+        root = data.weight.rsqrt().unsqueeze(-1) * data.noise.root
+        back = torch.linalg.inv(data.design_root)
+        return EffectsOfCells(root @ along @ back.T, root, back, sigma)
     num_effects = data.design.shape[1]
     eye = torch.eye(num_effects, dtype=data.z.dtype, device=data.z.device)
     if data.gaps is None:
@@ -315,13 +385,20 @@ def model(data: MatrixData, prior: str = "conditioned") -> None:
         v = seen = _sample_frame("V", data.time, "time", prior)
     else:
         v = seen = _sample_series(data.series)
+        if data.noise is not None:
+            seen = data.noise.filter(v.T).T
         if flat:  # what lies along effects of flat prior is not seen
-            seen = v - data.design @ (data.design.T @ v)
+            seen = seen - data.design @ (data.design.T @ seen)
     d = pyro.sample("d", dist.HalfNormal(data.scale).expand([rank]).to_event(1), infer=_axes("mode"))
     variance = dist.InverseGamma(data.noise_shape, data.noise_rate)
     sigma = pyro.sample(
         "sigma", dist.TransformedDistribution(variance, [dist.transforms.PowerTransform(torch.tensor(0.5))])
     )
+    if data.noise is not None and data.gaps is not None:  # what is missing has no density of its own
+        count = int((~data.gaps.mask).sum())
+        flat_ = dist.Normal(data.z.new_zeros(count), 1.0).mask(False).to_event(1)
+        missing = pyro.sample("missing", flat_, infer=_axes("gap"))
+        data = data.whitened(data.gaps.observed.masked_scatter(~data.gaps.mask, missing))
     shared = data.z.new_zeros(0)
     if len(data.shared):
         sd = data.shared_precision.rsqrt()
@@ -341,4 +418,6 @@ def model(data: MatrixData, prior: str = "conditioned") -> None:
     )
     if data.design.shape[1]:
         effects = local_effects(data, u, d, v, sigma, shared)
-        pyro.sample("fixed_effects", effects.to_event(1), infer=_axes("cell", "effect", generated=True))
+        if effects.batch_shape:  # cells are independent
+            effects = effects.to_event(1)
+        pyro.sample("fixed_effects", effects, infer=_axes("cell", "effect", generated=True))

@@ -12,10 +12,8 @@ from probmodels import plots
 from probmodels.bayesian_svd import figures as mode_figures
 from probmodels.bayesian_svd.draws import MODES_OF
 from probmodels.bayesian_svd.eof import compare_eof
-from probmodels.bayesian_svd.local import local_variance, trend_maps
 from probmodels.bayesian_svd.report import write_report
 from probmodels.bayesian_svd.summary import summarise_modes, summary_table, write_modes
-from probmodels.bayesian_svd.tables import effect_tables, mode_tables
 from probmodels.errors import SummaryError
 from probmodels.inference.result import Result
 from probmodels.options import Fraction, checked
@@ -33,7 +31,7 @@ _TRACED = ["d", "sigma", "autocorrelation", "length_scale_space", "length_scale_
 def write_outputs(
     result: Result, folder: str | Path, *, level: Fraction = 0.95, dpi: Annotated[int, Interval(ge=20, le=1200)] = 110
 ) -> Outputs:
-    """Write ``report.html``, ``modes.nc``, ``summary.txt``, figures as PNG and PDF, and their numbers as CSV.
+    """Write ``modes.nc``, ``figures/*.png``, ``summary.txt`` and ``report.html``.
 
     Where the series of a result are a process in time, all are of the modes of the population, and
     ``modes_of_these_times.nc`` and a second table hold the modes of the field at these times, from the same draws.
@@ -62,11 +60,8 @@ def write_outputs(
     tree, posterior = result.tree, result.posterior
     modes = summarise_modes(tree, level=level)
     comparison = compare_eof(tree, modes)
-    local, trend = local_variance(tree, level=level), trend_maps(tree, level=level)
-    modes = modes.assign({name: array.variable for part in (local, trend) for name, array in part.data_vars.items()})
     gridded = "lat" in modes.dims
     figures: dict[str, Figure] = {
-        "leading_modes": mode_figures.leading_modes(modes, comparison),
         "pcs": mode_figures.pcs(modes, comparison),
         "scree": mode_figures.scree(modes, comparison),
     }
@@ -74,9 +69,6 @@ def write_outputs(
         figures["mode_maps"] = mode_figures.mode_maps(modes)
         if "plane" in modes.dims:
             figures["plane_maps"] = mode_figures.plane_maps(modes)
-        figures["local_variance"] = mode_figures.local_variance_maps(local, level=level)
-        if trend.data_vars:
-            figures["trend"] = mode_figures.trend_map(trend)
         figures["eof_difference"] = mode_figures.eof_difference(modes, comparison)
         figures["residual_maps"] = mode_figures.residual_maps(modes)
     traced = [name for name in _TRACED if name in posterior and float(posterior[name].std()) > 0]
@@ -86,22 +78,15 @@ def write_outputs(
         figures["rank"] = plots.rank(posterior, traced)
     figures["trace"] = plots.plot_trace(posterior, traced)
     table, files = summary_table(modes, comparison), {"modes.nc": lambda file: write_modes(modes, file)}
-    these, summaries = None, [(modes, comparison)]
+    these = None
     if modes.attrs["estimand"] != (name := MODES_OF["times"]):
         these = summarise_modes(tree, of="times", level=level)
-        summaries.append((these, compare_eof(tree, these)))
-        table = "\n".join([f"{modes.attrs['estimand']}:", table, "", f"{name}:", summary_table(*summaries[1])])
+        table = "\n".join(
+            [f"{modes.attrs['estimand']}:", table, "", f"{name}:", summary_table(these, compare_eof(tree, these))]
+        )
         files["modes_of_these_times.nc"] = lambda file: write_modes(these, file)
-    tables = mode_tables(*summaries) | effect_tables(local, trend)
     written = write_all(
-        result,
-        folder,
-        table=table,
-        tables={f"tables/{key}": frame for key, frame in tables.items()},
-        figures=figures | loss_figure(result),
-        files=files,
-        dpi=dpi,
-        pdf=True,
+        result, folder, table=table, figures=figures | loss_figure(result), files=files, dpi=dpi, pdf=True
     )
     write_report(
         tree, modes, written.figures, folder, diagnosis=written.diagnosis, comparison=comparison, these=these, dpi=dpi

@@ -230,7 +230,7 @@ def add_planes(out: xr.Dataset, draws: Draws, scale: np.ndarray, fraction: np.nd
     for name, values in zip(("lower", "upper"), np.quantile([x.angle for x in turns], bounds, axis=1), strict=True):
         _put(out, f"rotation_{name}", "pair", values, f"{name} end of the interval of that angle", "degree")
     if "effective_times_mean" in out:
-        variance = (scale**2 + draws.sigma[:, None] ** 2).mean(0)
+        variance = (scale**2 + draws.noise_variance()[:, None] / len(draws.weight)).mean(0)
         error = variance * np.sqrt(2 / out["effective_times_mean"].values)
         gap = np.maximum(np.abs(variance[:-1] - variance[1:]), 1e-300)
         angle = np.minimum(np.rad2deg(np.maximum(error[:-1], error[1:]) / gap), UNKNOWN)

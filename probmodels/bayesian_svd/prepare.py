@@ -21,6 +21,7 @@ from probmodels.bayesian_svd.align import ORDERS, align_draws, invariants
 from probmodels.bayesian_svd.augment import basis_of
 from probmodels.bayesian_svd.effects import effect_design, time_in_years
 from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SeriesData, SideData, model
+from probmodels.bayesian_svd.noise import Noise, estimate_noise, with_noise
 from probmodels.bayesian_svd.sampler import BlockGibbs
 from probmodels.bayesian_svd.series_sampler import SeriesGibbs
 from probmodels.bayesian_svd.sides import (
@@ -29,6 +30,7 @@ from probmodels.bayesian_svd.sides import (
     leading_patterns,
     make_side,
     points,
+    space_distance,
     space_side,
 )
 from probmodels.datasets.calendars import decode_times
@@ -45,6 +47,7 @@ __all__ = ["make_problem", "tiny"]
 _MIN_TIMES = 10
 _DECAYS, _LARGEST_DECAY = 40, 2.65  # of a grid up to tanh(2.65) = 0.990
 _TAIL_TIME = 1e-6
+_MOST_CORRELATED = 5_000  # cells: matrices of cells by cells
 _KERNELS_SPACE = tuple(name for name in KERNELS if name != "periodic")
 
 SpaceKernel = Annotated[str, OneOf(_KERNELS_SPACE)]
@@ -145,6 +148,12 @@ def _check_unused(options: Mapping[str, Any], families: Mapping[str, Sequence[st
     if options["frame_prior"] == "uniform":
         kernels = ("kernel_space", "kernel_time", *lengths["space"], *lengths["time"])
         refuse("frame_prior='uniform'", *kernels, "num_length_scales", "period", "nugget", "tail", "max_basis")
+    if options["noise"] == "correlated":
+        if options["series"] == "frame":
+            raise DataError("noise='correlated' needs series that are a process: series='ar1' or 'iid'")
+        for name in ("effect_scale", "shared_effects"):
+            if options[name]:
+                raise DataError(f"noise='correlated' has effects of flat prior, each cell's own: leave out {name}")
     if options["series"] != "frame":
         refuse(f"series={options['series']!r}", "kernel_time", *lengths["time"], "period")
     smooth = [name for name, kinds in families.items() if set(kinds) != {"identity"}]
@@ -197,6 +206,7 @@ def make_problem(
     max_basis: Annotated[int, Interval(ge=50, le=2000)] = 600,
     area_weights: bool | Annotated[Sequence[Positive], Len(1)] = True,
     frame_prior: Annotated[str, OneOf(FRAME_PRIORS)] = "conditioned",
+    noise: Literal["white", "correlated"] = "white",
     scale: Scale | None = None,
     noise_prior: tuple[Scale, Scale] | None = None,
     order: Annotated[str, OneOf(ORDERS)] | None = None,
@@ -251,6 +261,12 @@ def make_problem(
         cells alike; numbers are weights of one's own. They are scaled to mean 1.
     frame_prior
         "conditioned" (default), "projected", "macg" or "uniform". The block sampler serves the first and the last.
+    noise
+        What no mode holds. ``"white"``: independent, of variance ``sigma^2 / weight``. ``"correlated"``: each cell has
+        a level of its own, near cells and neighbouring times are correlated (see `probmodels.bayesian_svd.noise`);
+        this covariance is estimated once, beforehand, and only its size sigma is sampled. The sites ``U``, ``d`` and
+        ``F`` are then in coordinates where noise is white; `read_draws` and the summaries turn them into modes.
+        Needs a process in time, effects of flat prior that are each cell's own, and at most 5,000 cells.
     scale
         Scale of the HalfNormal prior of d; by default the norm of the data.
     noise_prior
@@ -297,6 +313,11 @@ def make_problem(
             f"{sorted(overlap)} cannot be local and shared at once under a flat prior; drop one or set effect_scale"
         )
 
+    if noise == "correlated" and matrix.sizes["cell"] > _MOST_CORRELATED:
+        raise DataError(
+            f"noise='correlated' takes at most {_MOST_CORRELATED} cells, not {matrix.sizes['cell']}; take a coarser "
+            "grid or a smaller region, or noise='white'"
+        )
     weight = _weights(matrix, area_weights)
     values = torch.as_tensor(np.where(seen, matrix.values, 0.0) * np.sqrt(weight)[:, None])
     q, r = np.linalg.qr(local.values)
@@ -354,10 +375,18 @@ def make_problem(
         noise_prior=noise_prior,
         series=process,
     )
+    found: Noise | None = None
+    if noise == "correlated":
+        assert process is not None
+        distance, steps = space_distance(matrix).numpy(), process.steps.numpy()
+        found, complete = estimate_noise(values.numpy(), seen, local.values, steps, distance, rank)
+        data_ = with_noise(data_, found, complete, local.values, scale=scale, default_rate=noise_prior is None)
     reference = _reference(data_, rank)
     constant = _constant_data(matrix, weight, data_, reference, local, common)
     for name, kinds in families.items():
         constant.attrs[f"kernel_{name}"] = kinds[0] if isinstance(named[name], str) else ",".join(kinds)
+    if found is not None:
+        _keep_noise(constant, found, weight)
     constant["hidden"] = "mode", hidden
     constant.attrs["mends"] = json.dumps(mends + said)
     return Problem(
@@ -372,7 +401,7 @@ def make_problem(
         reparam={"U": FrameReparam()} | ({"V": FrameReparam()} if process is None else {}),
         align=functools.partial(align_draws, reference_space=reference[0], reference_time=reference[1], order=order),
         invariants=functools.partial(
-            invariants, basis_space=basis_of(space), basis_time=basis_of(time), reference_space=reference[0]
+            invariants, basis_space=basis_of(data_.space), basis_time=basis_of(time), reference_space=reference[0]
         ),
         diagnosed=_diagnosed(data_),
         rounded=("U", "V" if process is None else "F", *["fixed_effects"] * bool(data_.design.shape[1])),
@@ -443,6 +472,15 @@ def _constant_data(
     if common.sizes["effect"]:
         constant["shared_effects_design"] = common.rename(effect="shared_effect")
     return constant
+
+
+def _keep_noise(constant: xr.Dataset, noise: Noise, weight: np.ndarray) -> None:
+    """What summaries need of the covariance of the noise: levels in data units, correlation, persistence."""
+    constant["noise_level"] = "cell", noise.level / np.sqrt(weight)
+    constant["noise_vectors"] = ("cell", "noise_component"), noise.vectors.astype(np.float32)
+    constant["noise_values"] = "noise_component", noise.values
+    constant.attrs |= {"noise_kernel": noise.kernel, "noise_length_scale": noise.length_scale}
+    constant.attrs |= {"noise_share": float(noise.share.mean()), "noise_decay": noise.decay}
 
 
 def _coords(rank: int, matrix: xr.DataArray, local: xr.DataArray, common: xr.DataArray) -> dict[str, Any]:

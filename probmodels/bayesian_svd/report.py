@@ -34,14 +34,7 @@ from probmodels.inference.labels import group_of
 __all__ = ["write_report"]
 
 _CAPTIONS = CAPTIONS | {
-    "leading_modes": "The leading modes: posterior mean of each pattern, with dots where its sign is uncertain "
-    "(probability of either sign under 95 %); its principal component; and the share of variance that it explains.",
-    "mode_maps": "Left: posterior mean of each pattern, with dots where its sign is uncertain. Right: its posterior "
-    "standard deviation.",
-    "local_variance": "Share of the variance of each cell, fixed effects taken out, that each mode explains: posterior "
-    "mean, and both ends of the interval. What all modes together leave over is noise.",
-    "trend": "Left: posterior mean of the linear trend of each cell, with dots where its sign is uncertain. Right: the "
-    "probability that it is positive.",
+    "mode_maps": "Left: posterior mean of each pattern. Right: its posterior standard deviation.",
     "plane_maps": "Modes that are not separated, together: the variance that they explain at each cell, and the width "
     "of its interval.",
     "pcs": "Principal components: posterior mean, interval, and the EOF's.",
@@ -53,11 +46,9 @@ _CAPTIONS = CAPTIONS | {
     "rhat_histogram": "Agreement of the chains over all entries.",
 }
 _PLACES = {
-    "first": ("leading_modes",),
     "maps": ("mode_maps", "plane_maps"),
     "pcs": ("pcs",),
-    "scree": ("scree", "local_variance"),
-    "trend": ("trend",),
+    "scree": ("scree",),
     "eof": ("eof_difference",),
     "checks": ("residual_maps",),
     "sampler": ("rhat_map", "rhat_histogram", "trace", "rank", "loss"),
@@ -114,13 +105,12 @@ def write_report(
         return join(*(images[name] for name in _PLACES[place] if name in images))
 
     sections = [
-        Section("verdict", "Verdict", verdict(diagnosis) + _overview(modes) + shown("first")),
+        Section("verdict", "Verdict", verdict(diagnosis) + _overview(modes)),
         Section("done", "What was done", _what_was_done(facts, modes)),
         Section("data", "Data", _data(facts)),
         Section("maps", "Patterns", _how_to_read(modes) + shown("maps")),
         Section("pcs", "Principal components", _PCS + shown("pcs")),
         Section("scree", "Variance explained", _scree(modes, comparison, these) + shown("scree")),
-        *([Section("trend", "Trend", _TREND + shown("trend"))] if "trend" in images else []),
         Section("eof", "Compared with deterministic EOFs", _comparison(comparison) + shown("eof")),
         Section("checks", "Does the model fit?", _checks(modes) + shown("checks")),
         Section("sampler", "Did the sampler work?", _sampler(facts, modes) + diagnostics(diagnosis) + shown("sampler")),
@@ -259,8 +249,8 @@ def _how_to_read(modes: xr.Dataset) -> Markup:
     text = [
         f"Colours on the left show the departure{units} that goes with one standard deviation of the mode's principal "
         "component. The sign of a mode as a whole is arbitrary: turn both its map and its series round and nothing "
-        "changes. Dots mark cells where the sign relative to the rest of the pattern is not certain to 95 %: there "
-        "the colour may be noise.",
+        "changes. Dots mark cells where the sign relative to the rest of the pattern is certain to 95 %; where dots "
+        "are missing, the colour may be noise.",
         "The maps on the right show the posterior standard deviation, in the same unit: how far the pattern is still "
         "open, given these data. Where it is as large as the mean, the pattern says little about that cell.",
         "Two modes that explain nearly the same variance can turn into one another: any rotation of the pair fits "
@@ -314,12 +304,6 @@ def _pairs(modes: xr.Dataset) -> Markup:
 _PCS = paragraphs(
     "Time series of the modes, with mean zero and standard deviation one. The band holds, at each time separately, "
     "the stated probability. Multiply the series by the map of its mode to get the field that the mode contributes."
-)
-
-
-_TREND = paragraphs(
-    "The trend of each cell is part of the model, so that its interval holds what the modes and the noise can add to a "
-    "straight line by chance."
 )
 
 
@@ -439,8 +423,7 @@ def _provenance(facts: _Facts, modes: xr.Dataset, rerun: str | None) -> Markup:
         paragraphs(
             "Files beside this one: result.nc holds the draws and these settings, modes.nc the maps and series shown "
             "here, by the CF conventions, for any tool that reads NetCDF"
-            + ("; modes_of_these_times.nc those of these times." if _of_population(modes) else ".")
-            + " figures/ holds every figure as PNG and PDF, tables/ the numbers behind them as CSV.",
+            + ("; modes_of_these_times.nc those of these times." if _of_population(modes) else "."),
             f"References: {modes.attrs.get('references', '')}",
         ),
     )

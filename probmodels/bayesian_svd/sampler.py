@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probmodels.bayesian_svd.augment import ReducedData
+from probmodels.bayesian_svd.correlated import seen_by_modes
 from probmodels.bayesian_svd.model import MatrixData, SideData
 from probmodels.bayesian_svd.sweep import best_log_tau, column_images, sweep
 from probmodels.errors import ProblemError
@@ -118,7 +118,7 @@ class BlockGibbs(Kernel):
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Start near the plain SVD, spread over its sampling error; the model's arguments are already known."""
-        self._data = ReducedData(self.data)
+        self._data = seen_by_modes(self.data)
         z, rng = self._data.z, self._rng
         rank = self.data.space.log_weights.shape[0]
         left, size, right = np.linalg.svd(z, full_matrices=False)
@@ -216,8 +216,7 @@ class BlockGibbs(Kernel):
         """State of chain and generator."""
         out: dict[str, Any] = {name: torch.from_numpy(value.copy()) for name, value in self._state.items()}
         out["accepted"] = torch.from_numpy(self._accepted.copy())
-        out["shared"] = torch.from_numpy(self._data.shared.copy())
-        out["effects"] = torch.from_numpy(self._data.effects.copy())
+        out |= {f"data_{name}": torch.from_numpy(value) for name, value in self._data.state().items()}
         out["offset_u"], out["offset_v"] = (torch.from_numpy(side.offset.copy()) for side in (self.space, self.time))
         out["generator"] = json.dumps(self._rng.bit_generator.state)
         return out
@@ -228,8 +227,8 @@ class BlockGibbs(Kernel):
             self._state[name] = state[name].numpy().copy()
         self._accepted = state["accepted"].numpy().copy()
         self.space.offset, self.time.offset = (state[f"offset_{side}"].numpy().copy() for side in "uv")
-        self._data.shared = state["shared"].numpy().copy()
-        self._data.effects = state["effects"].numpy().copy()
+        own = {name.removeprefix("data_"): value.numpy() for name, value in state.items() if name.startswith("data_")}
+        self._data.load(own)
         self._rng.bit_generator.state = json.loads(state["generator"])
 
 

@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from probmodels.bayesian_svd.augment import ReducedData, basis_of
+from probmodels.bayesian_svd.augment import basis_of
+from probmodels.bayesian_svd.correlated import seen_by_modes
+from probmodels.bayesian_svd.noise import unfiltered_by
 from probmodels.bayesian_svd.sampler import BlockGibbs, orthonormal_rows
 from probmodels.bayesian_svd.series_sweep import precision_times, sweep
 from probmodels.bayesian_svd.sweep import column_images
@@ -55,13 +57,22 @@ class SeriesGibbs(BlockGibbs):
         self._decay = series.decay.numpy()
         process = (*tridiagonal_precision(series.decay, series.steps), series.log_weights)
         self._process = tuple(np.ascontiguousarray(x.numpy()) for x in process)
+        num_times = len(series.steps) + 1
+        phi = np.zeros(num_times - 1) if self.data.noise is None else self.data.noise.phi.numpy()
+        self._phi, innovation = phi, 1.0 - phi**2
+        diagonal = np.append(1.0, 1.0 / innovation)
+        diagonal[:-1] += phi**2 / innovation
+        self._filter = (phi, np.sqrt(innovation), diagonal, -phi / innovation)
         flat = float(self.data.effect_precision) == 0.0
-        design = self.data.design.numpy().T
-        self._hidden = np.ascontiguousarray(design if flat else design[:0])
+        rows = np.ascontiguousarray(self.data.design.numpy().T[: None if flat else 0])
+        pulled = rows.copy()  # by the transposed filter
+        pulled[:, 1:] /= self._filter[1]
+        pulled[:, :-1] -= phi / self._filter[1] * rows[:, 1:]
+        self._effects = (rows, pulled, unfiltered_by(rows, phi))
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Start near the plain SVD, spread over its sampling error; the model's arguments are already known."""
-        self._data = ReducedData(self.data)
+        self._data = seen_by_modes(self.data)
         z, rng = self._data.z, self._rng
         rank, num_times = self.data.space.log_weights.shape[0], z.shape[1]
         left, size, right = np.linalg.svd(z, full_matrices=False)
@@ -76,7 +87,7 @@ class SeriesGibbs(BlockGibbs):
         spread = np.exp(0.2 * self.jitter * rng.standard_normal(rank))
         self._state = {
             "u": u,
-            "f": v * math.sqrt(num_times) / spread[:, None],
+            "f": unfiltered_by(v * math.sqrt(num_times) / spread[:, None], self._phi),
             "d": size / math.sqrt(num_times) * spread,
             "noise": np.array(noise * math.exp(0.2 * self.jitter * rng.standard_normal())),
             "g_u": g,
@@ -96,7 +107,8 @@ class SeriesGibbs(BlockGibbs):
         noise = sweep(
             self._rng,
             (data.z, data.z_transposed, data.total, data.count),
-            self._hidden,
+            self._filter,
+            self._effects,
             (state["u"], state["g_u"], state["log_tau_u"], state["images_u"]),
             (state["f"], state["decay"]),
             state["d"],

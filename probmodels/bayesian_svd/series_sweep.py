@@ -2,9 +2,10 @@
 
 The conventions are those of `probmodels.bayesian_svd.sweep`: frames by rows, plain arrays in reduced coordinates. Modes
 are ``d_i u_i f_i'`` with orthonormal patterns u_i and series f_i of unit variance, independent normal processes whose
-precision matrices are tridiagonal, one of G candidates each. Local effects of flat prior are integrated out by
-M = I - DD', D the orthonormal design: the data ``z (ru, T)`` are projected already. ``docs/bayesian_svd.md`` derives
-the steps.
+precision matrices are tridiagonal, one of G candidates each. Noise that persists in time is white after a filter L,
+the root of its tridiagonal precision: the data ``z (ru, T)`` are filtered already. Local effects of flat prior are
+integrated out by M = I - DD', D the orthonormal filtered design: the data are projected already.
+``docs/bayesian_svd.md`` derives the steps.
 """
 
 from __future__ import annotations
@@ -48,22 +49,24 @@ def precision_times(diagonal, side, x, out):
 
 
 @njit(**JIT)
-def _factor(diagonal, side, shift, pivot, ratio):
-    """LDL' of a tridiagonal matrix plus ``shift`` times the identity: pivots (T,), subdiagonal (T-1,); log det."""
+def _factor(prior, weight, filter_, pivot, ratio):
+    """LDL' of the tridiagonal P + ``weight`` L'L: pivots (T,), subdiagonal (T-1,); log det."""
+    diagonal, side = prior[0], prior[1]
+    square, beside = filter_[2], filter_[3]
     logdet = 0.0
     product = 1.0
     size = diagonal.shape[0]
     for t in range(size):
-        p = diagonal[t] + shift
+        p = diagonal[t] + weight * square[t]
         if t > 0:
-            p -= ratio[t - 1] * side[t - 1]
+            p -= ratio[t - 1] * (side[t - 1] + weight * beside[t - 1])
         pivot[t] = p
         product *= p
         if product > 1e200 or product < 1e-200 or t + 1 == size:
             logdet += math.log(product)
             product = 1.0
         if t + 1 < size:
-            ratio[t] = side[t] / p
+            ratio[t] = (side[t] + weight * beside[t]) / p
     return logdet
 
 
@@ -80,29 +83,50 @@ def _solve(pivot, ratio, x):
 
 
 @njit(**JIT)
-def _condition(prior, weight, linear, design, mean, spread, inner, along, pivot, ratio):
-    """A series given data: precision ``Q = P + weight (I - DD')``, linear term ``linear``; P tridiagonal.
+def _filter(filter_, x, out):
+    """L times a series (T,): what is new at each time, in units of the noise's persistence."""
+    phi, root = filter_[0], filter_[1]
+    out[0] = x[0]
+    for t in range(1, x.shape[0]):
+        out[t] = (x[t] - phi[t - 1] * x[t - 1]) / root[t - 1]
 
-    Fills ``mean`` = A^-1 linear with A = P + weight I, ``spread (q, T)`` = A^-1 D by rows, ``inner (q, q)`` the
-    Cholesky factor of S = D'(A^-1 P)D / weight, and ``along (q,)`` = D' mean. The mean of the series is
-    ``mean + spread' S^-1 along``, its covariance A^-1 + spread' S^-1 spread. Returns the log density of the data up to
-    terms that are free of P.
+
+@njit(**JIT)
+def _filter_transposed(filter_, x, out):
+    """L' times a series (T,)."""
+    phi, root = filter_[0], filter_[1]
+    size = x.shape[0]
+    out[0] = x[0]
+    for t in range(1, size):
+        out[t] = x[t] / root[t - 1]
+    for t in range(size - 1):
+        out[t] -= phi[t] / root[t] * x[t + 1]
+
+
+@njit(**JIT)
+def _condition(prior, weight, linear, filter_, effects, mean, spread, inner, along, pivot, ratio):
+    """A series given data: precision ``Q = P + weight L'(I - DD')L``, linear term ``linear``; P and L'L tridiagonal.
+
+    With E = L'D, fills ``mean`` = A^-1 linear where A = P + weight L'L, ``spread (q, T)`` = A^-1 E by rows, ``inner
+    (q, q)`` the Cholesky factor of S = I / weight - E'A^-1 E, and ``along (q,)`` = E' mean. The mean of the series is
+    ``mean + spread' S^-1 along``, its covariance A^-1 + spread' S^-1 spread. S is formed without cancellation, as
+    E'A^-1 P L^-1 D / weight. Returns the log density of the data up to terms that are free of P.
     """
-    diagonal, side, log_det_prior = prior
-    num_effects, size = design.shape
-    logdet = _factor(diagonal, side, weight, pivot, ratio)
+    pulled, lifted = effects[1], effects[2]
+    num_effects, size = pulled.shape
+    logdet = _factor(prior, weight, filter_, pivot, ratio)
     mean[:] = linear
     _solve(pivot, ratio, mean)
-    value = 0.5 * (log_det_prior - logdet + np.dot(linear, mean))
+    value = 0.5 * (prior[2] - logdet + np.dot(linear, mean))
     if num_effects == 0:
         return value
     image = np.empty(size)
     for a in range(num_effects):
-        spread[a] = design[a]
+        spread[a] = pulled[a]
         _solve(pivot, ratio, spread[a])
-        along[a] = np.dot(design[a], mean)
+        along[a] = np.dot(pulled[a], mean)
     for a in range(num_effects):
-        precision_times(diagonal, side, design[a], image)
+        precision_times(prior[0], prior[1], lifted[a], image)
         for b in range(a, num_effects):
             inner[b, a] = np.dot(spread[b], image) / weight
     logdet_inner = cholesky(inner, num_effects)
@@ -127,7 +151,7 @@ def _choose(rng, scores):
 
 @njit(**JIT)
 def _seen(f, design):
-    """f'Mf: the square of what of a series lies outside of the design (q, T)."""
+    """f'Mf: the square of what of a filtered series lies outside of the design (q, T)."""
     square = np.dot(f, f)
     for a in range(design.shape[0]):
         along = np.dot(design[a], f)
@@ -136,7 +160,7 @@ def _seen(f, design):
 
 
 @njit(**JIT)
-def _draw_series(rng, i, y, d, noise, process, h, design, f):
+def _draw_series(rng, i, y, d, noise, process, h, filter_, effects, f):
     """Draw the decay (an index, returned) and the series ``f (T,)`` of mode i, given the data along its pattern ``y``.
 
     The series is integrated out where the decay is chosen, from a window of candidates that lies at random about the
@@ -144,9 +168,10 @@ def _draw_series(rng, i, y, d, noise, process, h, design, f):
     """
     diagonals, sides, log_dets, log_weights = process
     num_candidates, size = diagonals.shape
-    num_effects = design.shape[0]
+    num_effects = len(effects[0])
     weight = d * d / noise
-    linear = y * (d / noise)
+    linear = np.empty(size)
+    _filter_transposed(filter_, y * (d / noise), linear)
     mean, pivot, ratio = np.empty(size), np.empty(size), np.empty(max(size - 1, 1))
     spread = np.empty((num_effects, size))
     inner = np.empty((num_effects, num_effects))
@@ -161,7 +186,8 @@ def _draw_series(rng, i, y, d, noise, process, h, design, f):
                     (diagonals[g], sides[g], log_dets[g]),
                     weight,
                     linear,
-                    design,
+                    filter_,
+                    effects,
                     mean,
                     spread,
                     inner,
@@ -170,7 +196,8 @@ def _draw_series(rng, i, y, d, noise, process, h, design, f):
                     ratio,
                 )
         h = first + _choose(rng, scores)
-    _condition((diagonals[h], sides[h], log_dets[h]), weight, linear, design, mean, spread, inner, along, pivot, ratio)
+    prior = (diagonals[h], sides[h], log_dets[h])
+    _condition(prior, weight, linear, filter_, effects, mean, spread, inner, along, pivot, ratio)
     # A^-1/2 noise: L' x = D^-1/2 e.
     for t in range(size):
         f[t] = rng.standard_normal() / math.sqrt(pivot[t])
@@ -342,7 +369,9 @@ def _rescale(rng, f, decay, d, scale, process):
 
 
 @njit(**JIT)
-def sweep(rng, data, design, space, series, d, noise, candidates, process, prior, num_steps, num_passes, accepted):
+def sweep(
+    rng, data, filter_, effects, space, series, d, noise, candidates, process, prior, num_steps, num_passes, accepted
+):
     """One sweep over all parameters, in place; returns the new noise variance.
 
     Parameters
@@ -350,10 +379,13 @@ def sweep(rng, data, design, space, series, d, noise, candidates, process, prior
     rng
         NumPy generator.
     data
-        ``z (ru, T)``, projected off the design where effects are flat, and its transpose, both contiguous; squared norm
-        of the data before reduction; number of free entries.
-    design
-        Orthonormal rows (q, T) of the effects that are integrated out.
+        ``z (ru, T)``, filtered along time, projected off the design where effects are flat, and its transpose, both
+        contiguous; squared norm of the data before reduction; number of free entries.
+    filter_
+        L: correlation of the noise between neighbouring times and the root of one less its square (T-1,), both; then
+        the diagonal (T,) of L'L and what is beside it (T-1,). Noise that is white has the correlation zero.
+    effects
+        Rows (q, T) of the effects that are integrated out: orthonormal ones D of the filtered design, L'D, L^-1 D.
     space, series
         State of the patterns: frame (k, ru), candidates (k,), log_tau (k,), images (k, k, ru); and of the series
         (k, T), decays (k,) as places in the grid.
@@ -377,12 +409,16 @@ def sweep(rng, data, design, space, series, d, noise, candidates, process, prior
     minors = log_minors_of(images, candidates[0], g_u)
     lengths = np.empty(k)
     sizes = np.empty(k)
+    design = effects[0]
+    new = np.empty(f.shape[1])
     for i in range(k):
-        decay[i] = _draw_series(rng, i, np.dot(z_transposed, u[i]), d[i], noise, process, decay[i], design, f[i])
-        square = _seen(f[i], design)
+        y = np.dot(z_transposed, u[i])
+        decay[i] = _draw_series(rng, i, y, d[i], noise, process, decay[i], filter_, effects, f[i])
+        _filter(filter_, f[i], new)
+        square = _seen(new, design)
         lengths[i] = math.sqrt(max(square, 1e-300))
         sizes[i] = d[i] * lengths[i]
-        y = np.dot(z, f[i]) / lengths[i]
+        y = np.dot(z, new) / lengths[i]
         if update_column(
             rng, i, y, u, g_u, log_tau, images, minors, sizes, noise, candidates, scale * lengths[i], num_steps
         ):
@@ -393,8 +429,9 @@ def sweep(rng, data, design, space, series, d, noise, candidates, process, prior
     _rescale(rng, f, decay, d, scale, process)
     residual = total
     for i in range(k):  # exact: the residual separates over modes since patterns are orthonormal
-        square = _seen(f[i], design)
-        product = np.dot(u[i], np.dot(z, f[i]))
+        _filter(filter_, f[i], new)
+        square = _seen(new, design)
+        product = np.dot(u[i], np.dot(z, new))
         precision = square / noise + 1.0 / (scale * scale)
         d[i] = positive_normal(rng, product / noise / precision, 1.0 / math.sqrt(precision))
         residual += d[i] * d[i] * square - 2.0 * d[i] * product

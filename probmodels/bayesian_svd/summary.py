@@ -7,7 +7,8 @@ a block of cells at a time, and reduced to what is looked at. With draws U, V, d
 - the principal component is ``(V - mean V) / sd(V)`` with ``V <- B_time V``,
 - the fraction of variance is ``d^2 |P V|^2 / total``, where P removes the fixed effects and the total is the weighted
   sum of squares of the anomalies, as for EOFs,
-- the noise of a cell has the standard deviation ``sigma w^-1/2``.
+- the noise of a cell has the standard deviation ``sigma w^-1/2``, or ``sigma`` times its level where noise is
+  correlated.
 
 Intervals are equal-tailed. A draw counts as one, whatever its chain.
 """
@@ -26,6 +27,7 @@ from scipy.spatial import cKDTree
 from probmodels._version import __version__
 from probmodels.bayesian_svd.draws import MODES_OF, Draws, blocks, expand, read_draws
 from probmodels.bayesian_svd.eof import Anomalies, compare_eof, eof_baseline, make_anomalies, shared_mean, to_grid
+from probmodels.bayesian_svd.noise import filtered_by
 from probmodels.bayesian_svd.planes import add_planes, joined_modes, plane_sentences
 from probmodels.errors import SummaryError
 from probmodels.inference.diagnostics.convergence import convergence
@@ -45,7 +47,7 @@ REFERENCES = (
     "North et al. (1982), https://doi.org/10.1175/1520-0493(1982)110<0699:SEITEO>2.0.CO;2; probmodels, Bayesian "
     "singular value decomposition"
 )
-TEMPERATURE = ("degC", "K", "kelvin", "celsius", "degree_Celsius", "degrees_C", "degree_C", "Celsius", "deg_C")
+_TEMPERATURE = ("degC", "K", "kelvin", "celsius", "degree_Celsius", "degrees_C", "degree_C", "Celsius", "deg_C")
 
 
 @checked(SummaryError)
@@ -112,7 +114,7 @@ def summarise_modes(
     _add_maps(out, draws, basis_space / np.sqrt(anomalies.weight)[:, None], draws.d * spread, bounds)
     _add_pcs(out, draws, mean_v, spread, bounds)
     if population:
-        everything = (draws.d**2).sum(1, keepdims=True) + len(basis_space) * draws.sigma[:, None] ** 2
+        everything = (draws.d**2).sum(1, keepdims=True) + draws.noise_variance()[:, None]
         fraction = draws.d**2 / everything
     else:
         design = constant["fixed_effects_design"].values if "fixed_effects_design" in constant else None
@@ -121,9 +123,10 @@ def summarise_modes(
     _add_interval(out, "explained_variance_fraction", fraction, bounds)
     _add_interval(out, "singular_value", draws.d, bounds)
     _add_interval(out, "sigma", draws.sigma[:, None], bounds)
-    _add_length_scales(out, tree["posterior"].to_dataset(), constant, bounds)
+    if draws.turn is None:
+        _add_length_scales(out, tree["posterior"].to_dataset(), constant, bounds)
     if population:
-        _add_persistence(out, tree["posterior"].to_dataset(), constant, bounds)
+        _add_persistence(out, draws, bounds)
     _add_rotation(out, draws, basis_space)
     add_planes(out, draws, draws.d * spread, fraction, bounds)
     _add_checks(out, draws, anomalies, constant, check_draws, seed)
@@ -222,22 +225,26 @@ def _add_length_scales(out: xr.Dataset, posterior: xr.Dataset, constant: xr.Data
             _add_interval(out, name, values, bounds, str(posterior[name].attrs.get("units", unit)))
 
 
-def _add_persistence(out: xr.Dataset, posterior: xr.Dataset, constant: xr.Dataset, bounds: np.ndarray) -> None:
+def _add_persistence(out: xr.Dataset, draws: Draws, bounds: np.ndarray) -> None:
     """Autocorrelation of each series over one step, and how many independent times have as much of its variance.
 
-    The variance of a mean square of T correlated values is 2 / T^2 sum rho^(2 |t - s|): that of T^2 / sum values.
+    The variance of a mean square of T correlated values is 2 / T^2 sum r(t - s)^2: that of T^2 / sum values. For series
+    that mix processes of decay rho_j by shares p_j of their variance, r^2 is sum_jl p_j p_l (rho_j rho_l)^lag.
     """
-    values = posterior["autocorrelation"].transpose("chain", "draw", "mode").values.reshape(-1, out.sizes["mode"])
-    _add_interval(out, "autocorrelation", values, bounds)
-    steps = constant["time_steps"].values
-    effective = np.empty_like(values)
-    for decay in np.unique(values):
-        total = inner = 1.0
-        for step in steps:  # inner: sum over earlier times, this one included
-            inner = 1.0 + decay ** (2 * step) * inner
-            total += 2 * inner - 1
-        effective[values == decay] = (len(steps) + 1) ** 2 / total
-    _add_interval(out, "effective_times", effective, bounds)
+    assert draws.decay is not None
+    assert draws.steps is not None
+    _add_interval(out, "autocorrelation", draws.autocorrelation(), bounds)
+    decay = draws.decay
+    products = decay**2 if draws.turn is None else decay[:, :, None] * decay[:, None, :]
+    unique, place = np.unique(products, return_inverse=True)
+    total, inner = np.ones(len(unique)), np.ones(len(unique))
+    for step in draws.steps:  # inner: sum over earlier times, this one included
+        inner = 1.0 + unique**step * inner
+        total += 2 * inner - 1
+    sums = total[place].reshape(products.shape)
+    if draws.turn is not None:
+        sums = np.einsum("sji,sjl,sli->si", draws.turn**2, sums, draws.turn**2)
+    _add_interval(out, "effective_times", (len(draws.steps) + 1) ** 2 / sums, bounds)
 
 
 def _add_rotation(out: xr.Dataset, draws: Draws, basis_space: np.ndarray) -> None:
@@ -264,21 +271,21 @@ def _add_checks(
     About the fixed effects, the replicated sum of squares of a cell is noise variance times a non-central chi-square
     with the degrees of freedom of the cell and non-centrality |P signal|^2 / noise variance: no data need be simulated.
     """
-    basis_space = constant["basis_space_matrix"].transpose("cell", ...).values.astype(float)
     num_draws, num_modes = draws.d.shape
-    num_cells = len(basis_space)
+    num_cells = len(draws.weight)
     rng = np.random.default_rng(seed)
     chosen = np.unique(np.linspace(0, num_draws - 1, min(check_draws, num_draws)).round().astype(int))
     mask = anomalies.observed.astype(float)
     effects = anomalies.effects
-    noise = 1 / np.sqrt(anomalies.weight)
+    noise = draws.noise_level
+    scale = _persistent_share(draws, anomalies)
     observed = np.sum(anomalies.values**2, axis=1)  # (cell,)
     dof = np.where(anomalies.dof > 0, anomalies.dof, np.nan)
     exceed, replicated, residual = np.zeros(num_cells), np.zeros(num_cells), np.zeros(num_cells)
     signal = np.zeros(anomalies.values.shape)
     for block in blocks(len(chosen), num_cells, num_modes * (num_modes + effects.shape[2] * (len(effects) > 1))):
         index = chosen[block]
-        u = expand(basis_space * noise[:, None], draws.space[:, index]) * draws.d[index, None, :]  # (draw, cell, mode)
+        u = draws.patterns(draws=index)  # (draw, cell, mode)
         v = draws.series(draws=index)  # (draw, time, mode)
         if len(effects) == 1 and anomalies.complete:
             v = v - effects[0] @ (effects[0].T @ v)
@@ -294,7 +301,8 @@ def _add_checks(
         square = np.maximum(square, 0.0)
         cross = np.sum(u * np.einsum("nt,sti->sni", anomalies.values, v, optimize=True), axis=2)
         variance = draws.sigma[index, None] ** 2 * noise**2  # (draw, cell)
-        fake = variance * rng.noncentral_chisquare(np.where(anomalies.dof > 0, anomalies.dof, 1), square / variance)
+        spread = variance * scale
+        fake = spread * rng.noncentral_chisquare(np.where(anomalies.dof > 0, anomalies.dof / scale, 1), square / spread)
         exceed += np.sum(fake >= observed, axis=0)
         replicated += np.sum(np.sqrt(fake / dof), axis=0)
         residual += np.sum(observed - 2 * cross + square, axis=0)
@@ -306,6 +314,8 @@ def _add_checks(
     out["replicated_sd"] = "cell", replicated / count
     out["predictive_p_value"] = "cell", np.where(np.isfinite(dof), exceed / count, np.nan)
     rest = anomalies.values - anomalies.remove_effects(signal / count)
+    if draws.noise is not None:
+        rest = _white(rest, draws) * mask
     both = mask[:, 1:] * mask[:, :-1]
     with np.errstate(invalid="ignore", divide="ignore"):  # cells without neighbouring values become NaN
         lag = np.sum(rest[:, 1:] * rest[:, :-1], axis=1) / both.sum(1)
@@ -315,6 +325,31 @@ def _add_checks(
             product = np.sum(rest * rest[near] * both, axis=1)
             size = np.sqrt(np.sum(rest**2 * both, axis=1) * np.sum(rest[near] ** 2 * both, axis=1))
             out["residual_neighbour_correlation"] = "cell", product / size
+
+
+def _persistent_share(draws: Draws, anomalies: Anomalies) -> float:
+    """How much rarer independent values of the noise are than values: 1 where it is white.
+
+    A sum of squares e'Me of persistent noise has the mean tr MA and the variance 2 tr MAMA, A its correlation: that of
+    a chi-square with dof / scale degrees of freedom times scale = tr MAMA / tr MA.
+    """
+    if draws.noise is None or draws.steps is None:
+        return 1.0
+    times = np.concatenate([[0.0], np.cumsum(draws.steps)])
+    process = draws.noise.decay ** np.abs(times[:, None] - times)
+    if draws.design.shape[1]:
+        basis = np.linalg.qr(draws.design)[0]
+        process = process - basis @ (basis.T @ process)
+    return max(1.0, float(np.sum(process * process.T) / np.trace(process)))
+
+
+def _white(rest: np.ndarray, draws: Draws) -> np.ndarray:
+    """Residuals (cell, time) as the model has them white: each cell less what near cells and the time before tell."""
+    assert draws.noise is not None
+    assert draws.steps is not None
+    noise = draws.noise
+    symmetric = (noise.vectors / np.sqrt(noise.values)) @ noise.vectors.T
+    return filtered_by(symmetric @ (np.sqrt(draws.weight)[:, None] * rest), noise.decay**draws.steps)
 
 
 def _nearest(constant: xr.Dataset) -> np.ndarray | None:
@@ -347,7 +382,7 @@ def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: f
         if str(name).startswith("plane_variance"):
             out[name].attrs["units"] = "1" if units == "1" else f"{units}2"
     for array in out.data_vars.values():
-        if array.attrs["units"] in TEMPERATURE:
+        if array.attrs["units"] in _TEMPERATURE:
             array.attrs["units_metadata"] = "temperature: difference"
     _describe_axes(out)
     engine = attribute("engine", "inference")

@@ -1,0 +1,286 @@
+"""The covariance of what no mode holds: a level of each cell, correlation between near cells, persistence in time.
+
+With ``e (n, T)`` the residual of the weighted data, ``cov(vec e) = sigma^2 A kron N``: A the correlation of an AR(1)
+process in time, and N of cells: ``N_ij = s_i s_j (p_i p_j)^1/2 C_ij``, with level s_i, of whose square the share p_i is
+correlated with other cells by a Matern kernel C, and the rest white. In coordinates ``N^-1/2 e`` along space, and
+filtered by the process along time, the residual is white: there the modes are sampled, and their exact sampler needs no
+other change. `estimate_noise` finds s, p, C and the persistence from the data before sampling; they are held fixed,
+which n T residuals for 2 n + 3 numbers allow, and sigma is sampled.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+
+from probmodels.bayesian_svd.model import MatrixData, NoiseData, SideData
+from probmodels.distributions.covariance import correlation
+
+__all__ = ["Noise", "estimate_noise", "filtered_by", "unfiltered_by", "whitened_side", "with_noise"]
+
+Array = NDArray[np.float64]
+
+_KERNELS = ("matern12", "matern32")
+_NUM_SCALES = 10
+_ROUNDS = 10
+_FILLS = 30  # rounds of filling gaps by modes
+_MOST = 1200  # cells from which the correlation is estimated
+_SHRINK = 10.0  # residuals' worth of the mean variance in that of a cell
+_STEPS = 8  # of expectation maximisation in each round
+_LEAST = 1e-3  # share of a cell's variance that is white
+
+
+class Noise(NamedTuple):
+    """Covariance of the noise of the weighted data, up to its variance.
+
+    ``vectors (n, n)`` and ``values (n,)`` eigenvectors by columns and eigenvalues of the covariance of cells; ``decay``
+    correlation over one unit of time; ``kernel`` and ``length_scale`` of what is correlated, ``share (n,)`` of the
+    variance of each cell that it is, the rest being white.
+    """
+
+    vectors: Array
+    values: Array
+    decay: float
+    kernel: str
+    length_scale: float
+    share: Array
+
+    @property
+    def level(self) -> Array:
+        """Standard deviation of each cell (n,)."""
+        return np.sqrt((self.vectors**2) @ self.values)
+
+    @property
+    def whitener(self) -> Array:
+        """Matrix (n, n) that takes weighted data to coordinates where noise is white in space."""
+        return (self.vectors / np.sqrt(self.values)).T
+
+    @property
+    def root(self) -> Array:
+        """Inverse of the whitener."""
+        return self.vectors * np.sqrt(self.values)
+
+
+def filtered_by(x: Array, phi: Array) -> Array:
+    """Innovations of unit variance along the last axis of x (..., T), given the correlations of neighbours (T-1,)."""
+    out = x.copy()
+    out[..., 1:] = (x[..., 1:] - phi * x[..., :-1]) / np.sqrt(1 - phi**2)
+    return out
+
+
+def unfiltered_by(x: Array, phi: Array) -> Array:
+    """Inverse of `filtered_by`."""
+    root = np.sqrt(1 - phi**2)
+    out = x.copy()
+    for t in range(1, x.shape[-1]):
+        out[..., t] = phi[t - 1] * out[..., t - 1] + root[t - 1] * x[..., t]
+    return out
+
+
+def _centred(x: Array, design: Array) -> Array:
+    """Off the columns of a design (T, q), by least squares."""
+    basis = np.linalg.qr(design)[0]
+    return x - (x @ basis) @ basis.T
+
+
+def estimate_noise(
+    values: Array, seen: NDArray[np.bool_], design: Array, steps: Array, distance: Array, rank: int, seed: int = 0
+) -> tuple[Noise, Array]:
+    """Find the covariance of the noise about modes, in turns with the modes.
+
+    Parameters
+    ----------
+    values
+        Weighted data (n, T), anything in the gaps.
+    seen
+        True where observed (n, T).
+    design
+        Columns of the effects of each cell (T, q), in any basis.
+    steps
+        Times between neighbours (T-1,), in the unit of the decay.
+    distance
+        Distances of the cells (n, n).
+    rank
+        Number of modes.
+    seed
+        Of the choice of cells for the correlation where they are many.
+
+    Returns
+    -------
+    tuple
+        The covariance, and the data with gaps filled by effects and modes (n, T).
+    """
+    n, num_times = values.shape
+    filled = _filled(values, seen, design, rank)
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(n, min(n, _MOST), replace=False))
+    noise = Noise(np.eye(n), np.ones(n), 0.0, "none", 0.0, np.zeros(n))
+    spectra = _spectra(distance[np.ix_(chosen, chosen)])
+    known = seen.copy()  # an innovation needs the value before it
+    known[:, 1:] &= seen[:, :-1]
+    own_white: Array | None = None
+    for _ in range(_ROUNDS):
+        phi = noise.decay**steps
+        white = _centred(noise.whitener @ filtered_by(filled, phi), filtered_by(design.T, phi).T)
+        u, d, vt = np.linalg.svd(white, full_matrices=False)
+        residual = white - (u[:, :rank] * d[:rank]) @ vt[:rank]
+        lagged = unfiltered_by(residual, phi)
+        ones = np.abs(steps - 1) < 1e-6
+        products = np.sum(lagged[:, 1:][:, ones] * lagged[:, :-1][:, ones])
+        decay = float(np.clip(products / np.sum(lagged[:, :-1][:, ones] ** 2), 0.0, 0.98))
+        own = filtered_by(noise.root @ lagged, decay**steps) * known
+        both = np.maximum(known.astype(float) @ known.T, 1.0)
+        # Along the modes themselves no noise is left to see; it is expected to be as elsewhere. Without this, cells
+        # that modes fit closely get ever less noise.
+        free = num_times - rank - design.shape[1]
+        hidden = noise.root @ u[:, :rank]
+        moments = (own @ own.T) / both * (num_times / free)
+        moments += (np.sum(residual**2) / ((n - rank) * free)) * (hidden @ hidden.T)
+        size = _shrunken(np.diag(moments), np.diag(both))
+        unit = moments / np.sqrt(size[:, None] * size)
+        kernel, scale, share = _likeliest(spectra, unit[np.ix_(chosen, chosen)])
+        shape = correlation(distance, kernel, scale).numpy()
+        own_white = (1 - share) * np.ones(n) if own_white is None else own_white
+        covariance, own_white = _with_own(unit, shape, own_white)
+        covariance *= np.sqrt(size[:, None] * size) / size.mean()
+        values_, vectors = np.linalg.eigh(covariance)
+        noise = Noise(vectors, values_.clip(1e-10 * values_[-1]), decay, kernel, scale, 1 - own_white)
+    return noise, filled
+
+
+def _shrunken(variance: Array, count: Array) -> Array:
+    """Variances drawn a little to their mean, the more the fewer values they come from."""
+    return (count * variance + _SHRINK * variance.mean()) / (count + _SHRINK)
+
+
+def _with_own(unit: Array, shape: Array, own: Array) -> tuple[Array, Array]:
+    """Covariance of unit variance whose white part differs by cell, and that part, by expectation maximisation.
+
+    ``unit (n, n)`` second moments of unit variance, ``shape (n, n)`` correlation of the other part, ``own (n,)`` a
+    start.
+    """
+    for _ in range(_STEPS):
+        root = np.sqrt(1 - own)
+        covariance = shape * root[:, None] * root + np.diag(own)
+        precision = np.linalg.inv(covariance)
+        image = precision @ unit
+        expected = own - own**2 * np.diag(precision) + own**2 * np.einsum("ij,ji->i", image, precision)
+        own = np.clip(expected, _LEAST, 0.999)
+    root = np.sqrt(1 - own)
+    return shape * root[:, None] * root + np.diag(own), own
+
+
+def _filled(values: Array, seen: NDArray[np.bool_], design: Array, rank: int) -> Array:
+    """Gaps filled by the effects of each cell and leading modes, in turns."""
+    if seen.all():
+        return values
+    basis = np.linalg.qr(design)[0]
+    gram = np.einsum("nt,tq,ts->nqs", seen.astype(float), basis, basis)
+    effects = np.linalg.solve(gram, (np.where(seen, values, 0.0) @ basis)[..., None])[..., 0]
+    filled = np.where(seen, values, effects @ basis.T)
+    for _ in range(_FILLS):
+        effects = filled @ basis
+        rest = filled - effects @ basis.T
+        _, vectors = np.linalg.eigh(rest @ rest.T)
+        u = vectors[:, -rank:]
+        filled = np.where(seen, values, effects @ basis.T + u @ (u.T @ rest))
+    return filled
+
+
+def _spectra(distance: Array) -> list[tuple[str, float, Array, Array]]:
+    """Kernel, length-scale, eigenvalues and eigenvectors of candidate correlations."""
+    near = np.median(np.sort(distance, axis=1)[:, 1])
+    out = []
+    for kernel in _KERNELS:
+        for scale in np.geomspace(near / 2, max(distance.max() / 3, near), _NUM_SCALES):
+            values, vectors = np.linalg.eigh(correlation(distance, kernel, float(scale)).numpy())
+            out.append((kernel, float(scale), values.clip(0), vectors))
+    return out
+
+
+def _likeliest(spectra: list[tuple[str, float, Array, Array]], moments: Array) -> tuple[str, float, float]:
+    """Kernel, length-scale and share under which the second moments (n, n) of unit residuals are likeliest."""
+    best = (np.inf, "", 0.0, 0.0)
+    for kernel, scale, values, vectors in spectra:
+        along = np.einsum("nj,nm,mj->j", vectors, moments, vectors, optimize=True)
+
+        def minus(share: float, values: Array = values, along: Array = along) -> float:
+            variance = share * values + 1 - share
+            return float(np.sum(np.log(variance) + along / variance))
+
+        found = minimize_scalar(minus, bounds=(0.0, 0.999), method="bounded")
+        if found.fun < best[0]:
+            best = (found.fun, kernel, scale, float(found.x))
+    return best[1:]
+
+
+def whitened_side(side: SideData, noise: Noise) -> tuple[SideData, Array]:
+    """A side in coordinates where noise is white, and its basis there as orthonormal rows (r, n).
+
+    The patterns keep their span and their candidate covariances; what is orthonormal is the whitened basis.
+    """
+    white, turn = np.linalg.qr(noise.whitener @ side.basis.numpy())
+    basis = torch.as_tensor(np.ascontiguousarray(np.linalg.solve(turn.T, side.basis.numpy().T).T))
+    if side.vectors is None and bool((side.values == side.values[:, :1]).all()):  # white stays so by definition
+        return side._replace(basis=basis), white.T
+    values, vectors = [], []
+    for place in range(len(side.values)):
+        root = turn * np.sqrt(side.values[place].numpy())
+        if side.vectors is not None:
+            root = (turn @ side.vectors[place].numpy()) * np.sqrt(side.values[place].numpy())
+        variances, axes = np.linalg.eigh(root @ root.T)
+        values.append(np.maximum(variances, 1e-12 * variances[-1]))
+        vectors.append(axes)
+    return (
+        side._replace(
+            values=torch.as_tensor(np.array(values)), vectors=torch.as_tensor(np.array(vectors)), basis=basis
+        ),
+        np.ascontiguousarray(white.T),
+    )
+
+
+def with_noise(
+    data: MatrixData, noise: Noise, filled: Array, design: Array, *, scale: float | None, default_rate: bool
+) -> MatrixData:
+    """Data of white noise as data of correlated noise.
+
+    Parameters
+    ----------
+    data
+        Reduced data of white noise with series as a process and effects of flat prior.
+    noise
+        From `estimate_noise`.
+    filled
+        Weighted data (n, T) with gaps filled; what a chain starts from.
+    design
+        Named columns of the effects (T, q).
+    scale
+        Of the HalfNormal prior of d; None for the norm of the whitened data.
+    default_rate
+        Whether the rate of the prior of the noise variance is the default one, a thousandth of the whitened variance.
+    """
+    assert data.series is not None
+    space, left = whitened_side(data.space, noise)
+    phi = noise.decay ** data.series.steps.numpy()
+    basis, root = np.linalg.qr(filtered_by(np.ascontiguousarray(design.T), phi).T)
+    colour = NoiseData(*map(torch.as_tensor, (noise.whitener, noise.root, left, phi)))
+    gaps, (n, num_times) = data.gaps, filled.shape
+    out = data._replace(
+        space=space,
+        design=torch.as_tensor(basis),
+        design_root=torch.as_tensor(root),
+        num_free=torch.tensor(float(n * (num_times - basis.shape[1])), dtype=torch.float64),
+        noise=colour,
+        shared_design=data.shared_design[:, :, : basis.shape[1]],
+    ).whitened(torch.as_tensor(filled))
+    norm = float(out.z.square().sum() + out.rest)
+    number = functools.partial(torch.tensor, dtype=torch.float64)
+    if default_rate:
+        out = out._replace(noise_rate=number(0.5e-3 * norm / float(out.num_free)))
+    return out._replace(gaps=gaps, scale=number(math.sqrt(norm / num_times) if scale is None else scale))

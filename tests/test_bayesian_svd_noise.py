@@ -1,0 +1,310 @@
+"""Correlated noise of the Bayesian SVD: its density, its conditionals, the sampler, its estimate, and refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from pyro import poutine
+
+from probmodels import run_mcmc
+from probmodels.bayesian_svd import make_problem
+from probmodels.bayesian_svd.checks import check_model, misfit
+from probmodels.bayesian_svd.correlated import CorrelatedData, Missing
+from probmodels.bayesian_svd.draws import read_draws
+from probmodels.bayesian_svd.noise import (
+    Noise,
+    estimate_noise,
+    filtered_by,
+    unfiltered_by,
+    with_noise,
+)
+from probmodels.bayesian_svd.series_sampler import SeriesGibbs
+from probmodels.bayesian_svd.summary import residual_checks, summarise_modes
+from probmodels.distributions.covariance import correlation, euclidean_distance
+from probmodels.errors import DataError
+
+CELLS, TIMES = 8, 12
+
+
+def problem(values: np.ndarray, **options: Any) -> Any:
+    places = {"cell": np.linspace(0, 1, len(values)), "time": np.arange(values.shape[1], dtype=float)}
+    data = xr.DataArray(values, dims=("cell", "time"), coords=places)
+    settings: dict[str, Any] = {"rank": 2, "series": "ar1", "length_scales_space": [0.15, 0.4, 1.0], "tail": 0.0}
+    return make_problem(data, **{**settings, **options})
+
+
+def covariance(cells: int = CELLS) -> np.ndarray:
+    """Of noise: a level of each cell, partly correlated with its neighbours."""
+    level = np.linspace(0.5, 1.5, cells)
+    share = np.linspace(0.5, 0.9, cells)
+    shape = correlation(euclidean_distance(np.linspace(0, 1, cells)[:, None]), "matern32", 0.3).numpy()
+    unit = shape * np.sqrt(share[:, None] * share) + np.diag(1 - share)
+    return unit * level[:, None] * level
+
+
+def known(values: np.ndarray, decay: float = 0.6, **options: Any) -> Any:
+    """A problem whose noise is known."""
+    white = problem(np.where(np.isnan(values), np.nan, values), **options)
+    data = white.args[0]
+    sizes, vectors = np.linalg.eigh(covariance(len(values)))
+    noise = Noise(vectors, sizes, decay, "matern32", 0.3, np.ones(len(values)))
+    named = data.design.numpy() @ data.design_root.numpy()
+    filled = np.where(np.isnan(values), 0.0, values)
+    made = with_noise(data, noise, filled, named, scale=options.get("scale"), default_rate="noise_prior" not in options)
+    return replace(white, args=(made,))
+
+
+def ar1(decay: float, times: int = TIMES) -> np.ndarray:
+    return np.asarray(decay ** np.abs(np.subtract.outer(np.arange(times), np.arange(times))), dtype=float)
+
+
+def test_a_filter_makes_the_process_white_and_is_undone() -> None:
+    phi = 0.7 ** np.array([1.0, 1.0, 3.0, 1.0])
+    times = np.concatenate([[0.0], np.cumsum([1.0, 1.0, 3.0, 1.0])])
+    process = 0.7 ** np.abs(times[:, None] - times)
+    matrix = filtered_by(np.eye(5), phi).T
+    np.testing.assert_allclose(matrix @ process @ matrix.T, np.eye(5), atol=1e-12)
+    np.testing.assert_allclose(unfiltered_by(filtered_by(np.eye(5), phi), phi), np.eye(5), atol=1e-12)
+
+
+def test_the_density_is_that_of_correlated_noise_with_effects_integrated_out() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((CELLS, TIMES))
+    made = known(values, fixed_effects=("intercept", "trend"))
+    data = made.args[0]
+    dense = np.linalg.inv(np.kron(covariance(), ar1(0.6)))  # rows of the data one after the other
+    design = np.kron(np.eye(CELLS), np.stack([np.ones(TIMES), np.arange(TIMES) - 5.5], 1))
+    inner = np.linalg.inv(design.T @ dense @ design)
+    project = dense - dense @ design @ inner @ design.T @ dense
+
+    def both(seed: int) -> tuple[float, float]:
+        torch.manual_seed(seed)
+        trace = poutine.trace(made.model).get_trace(*made.args, **made.kwargs)
+        trace.compute_log_prob(lambda name, _: name == "Z")
+        draw = {name: trace.nodes[name]["value"].numpy() for name in ("U", "F", "d", "sigma")}
+        residual = values - (data.space.basis.numpy() @ draw["U"] * draw["d"]) @ draw["F"].T
+        free, variance = CELLS * (TIMES - 2), float(draw["sigma"]) ** 2
+        direct = -0.5 * (residual.ravel() @ project @ residual.ravel() / variance + free * np.log(variance))
+        return float(trace.nodes["Z"]["log_prob"]), float(direct)
+
+    (first, want_first), (second, want_second) = both(1), both(2)
+    np.testing.assert_allclose(first - second, want_first - want_second, rtol=1e-8)
+
+
+def test_fixed_effects_have_the_conditional_of_generalised_least_squares() -> None:
+    values = np.random.default_rng(1).standard_normal((CELLS, TIMES))
+    made = known(values, fixed_effects=("intercept", "trend"))
+    torch.manual_seed(3)
+    node = poutine.trace(made.model).get_trace(*made.args, **made.kwargs).nodes
+    signal = (made.args[0].space.basis @ node["U"]["value"] * node["d"]["value"]) @ node["F"]["value"].T
+    design, precision = made.data["fixed_effects_design"].values, np.linalg.inv(ar1(0.6))
+    gram = np.linalg.inv(design.T @ precision @ design)
+    effects = node["fixed_effects"]["fn"]
+    np.testing.assert_allclose(effects.loc, (values - signal.numpy()) @ precision @ design @ gram, atol=1e-10)
+    torch.manual_seed(0)
+    draws = effects.sample((20_000,)).numpy().reshape(20_000, -1) / float(node["sigma"]["value"])
+    want = np.kron(covariance(), gram)
+    np.testing.assert_allclose(np.cov(draws.T), want, atol=5 * np.sqrt(2 / 20_000) * np.diag(want).max())
+
+
+def test_what_is_missing_has_its_conditional() -> None:
+    rng = np.random.default_rng(2)
+    mask = rng.random((CELLS, TIMES)) > 0.3
+    mask[:, 4], mask[2, 3:9] = True, False  # a complete time, and a gap along time
+    phi = 0.6 ** np.r_[np.ones(6), 2.0, np.ones(4)]
+    times = np.r_[0.0, np.cumsum(np.log(phi) / np.log(0.6))]
+    full = np.kron(covariance(), 0.6 ** np.abs(times[:, None] - times))
+    residual, gone = rng.standard_normal((CELLS, TIMES)), ~mask.ravel()
+    gain = full[np.ix_(gone, ~gone)] @ np.linalg.inv(full[np.ix_(~gone, ~gone)])
+    missing = Missing(mask, np.linalg.inv(covariance()), phi)
+    found = missing.draw(None, residual, 0.0)
+    np.testing.assert_allclose(found[~mask], gain @ residual[mask], atol=1e-9)
+    np.testing.assert_array_equal(found[mask], residual[mask])
+    draws = np.array([missing.draw(rng, residual, 0.5)[~mask] for _ in range(4000)])
+    want = 0.25 * (full[np.ix_(gone, gone)] - gain @ full[np.ix_(~gone, gone)])
+    np.testing.assert_allclose(np.cov(draws.T), want, atol=5 * np.sqrt(2 / 4000) * np.diag(want).max())
+
+
+def functions(draw: dict[str, Any], basis: np.ndarray) -> np.ndarray:
+    """Numbers that no sign touches."""
+    u, f, d = basis @ draw["U"].numpy(), draw["F"].numpy(), draw["d"].numpy()
+    parts = [d, [float(draw["sigma"])], u[3] * f[4], u[1] * u[5], f[2] * f[9], np.log((f**2).sum(0))]
+    return np.concatenate([*map(np.ravel, parts), draw["autocorrelation"].numpy(), draw["length_scale_space"].numpy()])
+
+
+@pytest.mark.parametrize("missing", [0.0, pytest.param(0.25, marks=pytest.mark.slow)])
+def test_parameters_keep_their_prior_where_data_are_drawn_anew(missing: float) -> None:
+    """Geweke (2004): sweeps alternate with fresh data given the parameters."""
+    rng = np.random.default_rng(3)
+    values = rng.standard_normal((CELLS, TIMES))
+    values[rng.random(values.shape) < missing] = np.nan
+    values[:, 5] = 1.0
+    made = known(values, scale=1.5, noise_prior=(6.0, 1.8), fixed_effects=("intercept",))
+    data, exact = made.args[0], []
+    basis, left = data.space.basis.numpy(), data.noise.left.numpy()
+    root, phi, design = data.noise.root.numpy(), data.noise.phi.numpy(), data.design.numpy()
+    torch.manual_seed(1)
+    for _ in range(3000):
+        nodes = poutine.trace(made.model).get_trace(*made.args, **made.kwargs).nodes
+        draw = {n: node["value"] for n, node in nodes.items() if "value" in node}
+        exact.append(functions({"length_scale_space": torch.zeros(2), **draw}, basis))
+    kernel = SeriesGibbs(made, num_steps=3, num_passes=2)
+    kernel.seed(5)
+    kernel.setup(0)
+    draw, kept, sweeps, batches = kernel.initial_params, [], 12_000, 40
+    seen = kernel._data
+    assert isinstance(seen, CorrelatedData)
+    for _ in range(sweeps):
+        white = (left.T @ draw["U"].numpy() * draw["d"].numpy()) @ filtered_by(draw["F"].numpy().T, phi)
+        white += float(draw["sigma"]) * rng.standard_normal(white.shape)
+        if missing:
+            # Effects have a flat prior: those of the last draw stand for any.
+            complete = root @ unfiltered_by(white, phi)
+            seen._fill(complete)
+        else:
+            centred = white - (white @ design) @ design.T
+            seen._set(np.ascontiguousarray(left @ centred), float((centred**2).sum()))
+        draw = kernel.sample(draw)
+        kept.append(functions(draw, basis))
+    means = np.array(kept).reshape(batches, -1, len(kept[0])).mean(1)
+    error = np.sqrt(means.var(0, ddof=1) / batches + np.var(exact, 0) / len(exact))
+    moving = error > 1e-9
+    deviation = (means.mean(0) - np.mean(exact, 0))[moving] / error[moving]
+    assert np.abs(deviation).max() < 4.5
+    assert np.sqrt((deviation**2).mean()) < 1.6
+
+
+def simulated(rng: np.random.Generator, cells: int, times: int, decay: float) -> tuple[np.ndarray, np.ndarray]:
+    """Signal of two modes, and noise, both (cell, time)."""
+    x = np.linspace(0, 1, cells)
+    patterns = np.stack([np.sin(3 * x), np.cos(5 * x)], 1) * [3.0, 2.0]
+    series = unfiltered_by(rng.standard_normal((2, times)), np.full(times - 1, 0.7))
+    noise = np.linalg.cholesky(covariance(cells)) @ unfiltered_by(
+        rng.standard_normal((cells, times)), np.full(times - 1, decay)
+    )
+    return patterns @ series, 0.5 * noise
+
+
+def test_the_covariance_of_noise_is_found() -> None:
+    rng = np.random.default_rng(4)
+    signal, noise = simulated(rng, 30, 500, 0.5)
+    seen = rng.random(signal.shape) > 0.1
+    distance = euclidean_distance(np.linspace(0, 1, 30)[:, None]).numpy()
+    values = np.where(seen, signal + noise, 0.0)
+    found, _ = estimate_noise(values, seen, np.ones((500, 1)), np.ones(499), distance, 2)
+    want = np.sqrt(np.diag(covariance(30)))
+    ratio = found.level / want
+    assert np.abs(ratio / ratio.mean() - 1).max() < 0.35  # the level trebles over the cells; modes take part of it
+    assert np.corrcoef(found.level, want)[0, 1] > 0.9
+    assert abs(found.decay - 0.5) < 0.13  # gaps filled without noise draw it down
+    near = found.vectors * found.values @ found.vectors.T
+    near = near[np.arange(29), np.arange(1, 30)] / found.level[1:] / found.level[:-1]
+    truth = covariance(30)[np.arange(29), np.arange(1, 30)] / want[1:] / want[:-1]
+    assert np.median(np.abs(near - truth)) < 0.1
+    assert np.abs(near - truth).max() < 0.3
+    white, _ = estimate_noise(
+        signal + 0.5 * rng.standard_normal(signal.shape), seen | True, np.ones((500, 1)), np.ones(499), distance, 2
+    )
+    assert white.decay < 0.06
+    assert white.share.mean() < 0.1
+
+
+def test_a_run_resumes_and_holds_the_truth() -> None:
+    rng = np.random.default_rng(5)
+    signal, noise = simulated(rng, 20, 200, 0.5)
+    values = signal + noise
+    gaps = np.zeros(values.shape, bool)
+    gaps[4:9, 50:60] = gaps[10:14, 120:130] = True
+    made = problem(np.where(gaps, np.nan, values), noise="correlated")
+    first = SeriesGibbs(made)
+    first.seed(3)
+    first.setup(5)
+    for _ in range(20):
+        first.sample({})
+    state = first.state_dict()
+    second = SeriesGibbs(made)
+    second.seed(4)
+    second.setup(5)
+    second.load_state_dict(state)
+    for _ in range(3):
+        one, two = first.export(first.sample({})), second.export(second.sample({}))
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, two[name], err_msg=name)
+    draws, root = [], np.sqrt(made.data["weight"].values)[:, None]
+    for step in range(400):
+        first.sample({})
+        if step >= 100:
+            draws.append((first._data._complete / root)[gaps])  # type: ignore[union-attr]
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    held = np.mean((low <= values[gaps]) & (values[gaps] <= high))
+    assert held > 0.85  # 90 correlated values
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"series": "frame"}, "needs series that are a process"),
+        ({"effect_scale": 1.0}, "leave out effect_scale"),
+        ({"shared_effects": ["trend"]}, "leave out shared_effects"),
+        ({"noise": "red"}, "choose one of"),
+    ],
+)
+def test_what_correlated_noise_does_not_serve_is_refused(options: dict[str, Any], message: str) -> None:
+    values = np.random.default_rng(0).standard_normal((CELLS, TIMES))
+    with pytest.raises(DataError, match=message):
+        problem(values, **{"noise": "correlated", **options})
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, Any]:
+    """Of the same data with correlated noise, under both models of noise."""
+    rng = np.random.default_rng(6)
+    signal, noise = simulated(rng, 25, 300, 0.5)
+    settings: dict[str, Any] = {"num_chains": 2, "warmup_steps": 200, "num_samples": 400, "seed": 1, "progress": False}
+    return {
+        name: run_mcmc(problem(signal + noise, noise=name), **settings, chain_method="sequential")
+        for name in ("white", "correlated")
+    }
+
+
+def test_modes_are_orthonormal_by_area_and_of_the_same_signal(results: dict[str, Any]) -> None:
+    tree = results["correlated"].tree
+    draws = read_draws(tree)
+    posterior, basis = tree["posterior"], tree["constant_data"]["basis_space_matrix"].values
+    unit = draws.patterns() * np.sqrt(draws.weight)[None, :, None] / draws.d[:, None, :]
+    want = np.broadcast_to(np.eye(2), (draws.num_draws, 2, 2))
+    np.testing.assert_allclose(np.einsum("sni,snj->sij", unit, unit), want, atol=1e-6)
+    loading, series = (basis @ posterior["U"].values * posterior["d"].values[:, :, None])[0], posterior["F"].values[0]
+    signal = loading[5] @ series[5].T
+    weighted = np.sqrt(draws.weight)[:, None] * draws.patterns()[5] @ draws.series()[5].T
+    np.testing.assert_allclose(weighted, signal, atol=1e-4 * np.abs(signal).max())
+    assert (np.diff(draws.d, axis=1) <= 0).all()
+    # Each mode keeps its sign from draw to draw.
+    mean = draws.patterns().mean(0)
+    assert (np.einsum("sni,ni->si", draws.patterns(), mean) > 0).mean() > 0.99
+
+
+def test_the_verdict_sees_noise_that_is_not_white_and_passes_its_model(results: dict[str, Any]) -> None:
+    found = {name: misfit(residual_checks(result.tree)) for name, result in results.items()}
+    assert found["white"]["neighbour"] > 0.3
+    assert found["white"]["lag"] > 0.3
+    assert abs(found["correlated"]["neighbour"]) < 0.2
+    assert abs(found["correlated"]["lag"]) < 0.1
+    assert found["correlated"]["outside"] < 0.2
+    assert [x for x in check_model(results["white"]) if x.harmful]
+    assert [x.verdict for x in check_model(results["correlated"]) if x.harmful] == []
+
+
+def test_the_share_of_variance_counts_the_level_of_each_cell(results: dict[str, Any]) -> None:
+    modes = summarise_modes(results["correlated"].tree)
+    x = np.linspace(0, 1, 25)
+    patterns = np.stack([3 * np.sin(3 * x), 2 * np.cos(5 * x)], 1)
+    want = np.linalg.eigvalsh(patterns.T @ patterns)[-1]
+    want /= np.sum(patterns**2) + 0.25 * np.trace(covariance(25))
+    low, high = (float(modes[f"explained_variance_fraction_{end}"][0]) for end in ("lower", "upper"))
+    assert low < want < high
