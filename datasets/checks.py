@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from pathlib import Path
@@ -13,11 +14,27 @@ from numpy.typing import NDArray
 
 from probmodels.errors import DataError, ProbmodelsError
 
-__all__ = ["AnyPath", "Share", "as_array", "check_size", "existing_file", "existing_folder"]
+__all__ = [
+    "SMALLER",
+    "AnyPath",
+    "Share",
+    "as_array",
+    "check_fits",
+    "check_size",
+    "existing_file",
+    "existing_folder",
+    "free_memory",
+]
 
 AnyPath = str | os.PathLike[str]
 Share = Annotated[float, Interval(ge=0, lt=1)]  # of rows that are held back: some have to be left
 
+SMALLER = (
+    "choose a smaller region (--region) or a shorter period (--period), or make the grid coarser first, for example "
+    "with 'cdo gridboxmean,2,2 IN OUT'"
+)
+
+_SMALL = 2**28  # bytes below which nobody asks what is free
 _MOST_NUMBERS = 1 << 31  # 16 GiB of 64-bit floats
 
 
@@ -118,3 +135,37 @@ def check_size(**sizes: int) -> None:
     if count > _MOST_NUMBERS:
         listed = ", ".join(f"{name}={size}" for name, size in sizes.items())
         raise DataError(f"{listed}: together {count:.3g} numbers, which do not fit in memory; choose smaller sizes")
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that are free, a limit of the control group included; None where nobody says."""
+    found = []
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with contextlib.suppress(OSError, ValueError):  # the limit may be the word "max"
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return min(found, default=None)
+
+
+def check_fits(what: str, needed: int, remedy: str) -> None:
+    """Check that something fits into memory; below 256 MiB nobody asks.
+
+    Parameters
+    ----------
+    what
+        Needs it, such as ``"5000 x 1000 values"``.
+    needed
+        Bytes.
+    remedy
+        What to change, as a sentence would go on.
+
+    Raises
+    ------
+    DataError
+        If it needs more than is free.
+    """
+    free = None if needed < _SMALL else free_memory()
+    if free is not None and needed > free:
+        raise DataError(f"{what} need about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; {remedy}")

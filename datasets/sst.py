@@ -31,6 +31,7 @@ from annotated_types import Interval, Len
 
 from probmodels.datasets.calendars import Period, Season, month_number, parse_period, parse_season, year_month
 from probmodels.datasets.cells import area_weight, from_cells, ocean_cells, to_matrix
+from probmodels.datasets.checks import SMALLER, check_fits
 from probmodels.datasets.climate import (
     in_celsius,
     mask_ice,
@@ -65,7 +66,7 @@ from probmodels.options import Probability, checked, refuse_unused
 
 __all__ = ["REGIONS", "default_field", "default_path", "from_cells", "load_sst", "open_field", "to_matrix"]
 
-
+_COPIES = 5  # of the values that reading and repairing them takes
 Months: TypeAlias = str | int | slice | Sequence[Any]  # what parse_period reads
 
 
@@ -251,20 +252,16 @@ def _read(
     rows, columns, east = _cells(parts[0]["lat"].values, parts[0]["lon"].values, box, mends)
     runs = np.split(columns, np.flatnonzero(np.diff(columns) != 1) + 1)  # a box over the seam of the file is two runs
     months = [month_number(part["time"].values) for part in parts]
-    first, last = min(m.min() for m in months), max(m.max() for m in months)
-    for name, wanted in (("period", span), ("base_period", base)):
-        if wanted is not None and not any(wanted.covers(m).any() for m in months):
-            raise DataError(
-                f"{name} {wanted.label} is empty: the field covers {year_month(first)} to {year_month(last)}; "
-                "choose within that"
-            )
+    _check_periods(months, span, base)
     selected, invalid = [], 0
-    for part, number in zip(parts, months, strict=True):
-        keep = np.ones(len(number), dtype=bool)
-        if span is not None:
-            margin = 12 if season is not None else 0
-            keep = Period(span.first - margin, span.last + margin, "").covers(number)
-            keep |= base.covers(number) if base is not None else False
+    wanted_times = [_needed(number, span, season, base) for number in months]
+    count = sum(int(keep.sum()) for keep in wanted_times)
+    check_fits(
+        f"{count} times of {len(rows)} x {len(columns)} cells",
+        _COPIES * 8 * count * len(rows) * len(columns),
+        SMALLER,
+    )
+    for part, keep in zip(parts, wanted_times, strict=True):
         if keep.any():
             strip = part.isel(time=as_slice(np.flatnonzero(keep)), lat=as_slice(rows))
             read = join([load_into_memory(strip.isel(lon=as_slice(run))) for run in runs], "lon")
@@ -282,6 +279,26 @@ def _read(
     if invalid:
         mends.append(f"{invalid} values lie outside of the valid range that the file declares; masked.")
     return join(selected).assign_coords(lon=east)
+
+
+def _check_periods(months: Sequence[np.ndarray], span: Period | None, base: Period | None) -> None:
+    """Check that the field has times in the periods."""
+    first, last = min(m.min() for m in months), max(m.max() for m in months)
+    for name, wanted in (("period", span), ("base_period", base)):
+        if wanted is not None and not any(wanted.covers(m).any() for m in months):
+            raise DataError(
+                f"{name} {wanted.label} is empty: the field covers {year_month(first)} to {year_month(last)}; "
+                "choose within that"
+            )
+
+
+def _needed(months: np.ndarray, span: Period | None, season: Season | None, base: Period | None) -> np.ndarray:
+    """Which times, by their months, are analysed or needed for a season or the climatology."""
+    if span is None:
+        return np.ones(len(months), dtype=bool)
+    margin = 12 if season is not None else 0
+    keep = Period(span.first - margin, span.last + margin, "").covers(months)
+    return keep if base is None else keep | base.covers(months)
 
 
 def _cells(

@@ -438,6 +438,8 @@ def _execute(
     options |= {"device": device} if device is not None and "device" in options else {}
     if checkpoint.exists():
         typer.echo(f"Continuing from {checkpoint}.")
+    elif not quiet:
+        _say_cost(problem, spec["inference"])
     _say(f"compiling, and running {spec['inference']['engine']}", quiet=quiet)
     try:
         result = run_engine(spec, problem, **options)
@@ -482,6 +484,18 @@ def _say_mends(problem: Any) -> None:
     mends = json.loads(problem.data.attrs.get("mends", "[]")) if problem.data is not None else []
     for sentence in mends:
         typer.echo(f"Note: {sentence}")
+
+
+def _say_cost(problem: Problem, options: dict[str, Any]) -> None:
+    """Say how long sampling will take, where its kernel can tell, and how much memory."""
+    from probmodels.inference.mcmc.cost import foresee
+
+    if options["engine"] != "mcmc" or options.get("kernel") is not None or options.get("chain_method") is not None:
+        return
+    names = ("num_chains", "num_samples", "warmup_steps", "thin", "num_workers")
+    cost = foresee(problem, **{name: options[name] for name in names if options.get(name) is not None})
+    if cost is not None:
+        typer.echo(f"{cost}.", err=True)
 
 
 def _say_changes(former: Path, problem: Problem) -> None:

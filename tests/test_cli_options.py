@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -353,6 +354,7 @@ def test_a_run_says_what_it_does_from_the_first_moment(inside: Callable[..., tup
     found = [said.find(f"{step} ...") for step in [*steps, "compiling, and running mcmc", "writing to run"]]
     assert found == sorted(found)
     assert found[0] == 0
+    assert re.search(r"\d+ chains? of \d+ sweeps, .* ms each, .* will take about \d.*, and .* GiB of memory\.", said)
 
 
 def test_what_is_listed_is_read_without_importing_it() -> None:

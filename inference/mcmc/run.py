@@ -30,6 +30,7 @@ from probmodels.inference.distributed.pools import Client
 from probmodels.inference.labels import take_marginals, to_dataset
 from probmodels.inference.mcmc.chains import ChainPlan, KernelFactory, Progress, Watch, bare, kernel_name, run_in_turn
 from probmodels.inference.mcmc.chees import ChEESKernel
+from probmodels.inference.mcmc.cost import check_room_in_memory, num_processes
 from probmodels.inference.mcmc.kernels import Kernel, NUTSKernel
 from probmodels.inference.predictive import complete
 from probmodels.inference.problem import Problem
@@ -245,6 +246,8 @@ class _Run:
     ) -> Result:
         """Run the chains and put their draws together."""
         started = time.monotonic()
+        processes = num_processes(self.num_chains, num_workers) if self.method == "process" else 0
+        check_room_in_memory(self.problem, self.num_chains, self.num_samples, processes)
         with contextlib.ExitStack() as stack:
             if checkpoint is None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="probmodels-")))

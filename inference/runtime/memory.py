@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
-
 import torch
 
+from probmodels.datasets.checks import free_memory
 from probmodels.errors import ProblemError
 
 __all__ = ["check_memory", "free_bytes"]
@@ -18,14 +16,7 @@ def free_bytes(device: torch.device) -> int | None:
     """Memory that is free on a device, a limit of the control group included; None where nobody says."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    found = []
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    with contextlib.suppress(OSError, ValueError):  # the limit may be the word "max"
-        group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return min(found, default=None)
+    return free_memory()
 
 
 def check_memory(name: str, needed: int, device: torch.device, what: str, remedy: str) -> None:

@@ -27,6 +27,7 @@ from probmodels.bayesian_svd.series_sampler import SeriesGibbs
 from probmodels.bayesian_svd.sides import (
     Grid as SpaceGrid,
     check_bases,
+    check_room,
     leading_patterns,
     make_side,
     points,
@@ -306,6 +307,7 @@ def make_problem(
     num_effects = local.sizes["effect"]
     seen = np.isfinite(matrix.values)
     _check_extent(rank, seen, num_effects)
+    check_room(*seen.shape, max_basis)
     flat = effect_scale is None
     overlap = set(local["effect"].values) & set(common["effect"].values)
     if flat and overlap:

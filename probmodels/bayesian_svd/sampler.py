@@ -24,6 +24,7 @@ from probmodels.bayesian_svd.correlated import seen_by_modes
 from probmodels.bayesian_svd.model import MatrixData, SideData
 from probmodels.bayesian_svd.sweep import best_log_tau, column_images, sweep
 from probmodels.errors import ProblemError
+from probmodels.inference.mcmc.cost import seconds_of_sweep
 from probmodels.inference.mcmc.kernels import Kernel
 from probmodels.inference.problem import Problem
 from probmodels.options import Count, Natural, NonNegative, checked
@@ -111,6 +112,13 @@ class BlockGibbs(Kernel):
         kernel = cls(problem)
         kernel.setup(0)
         kernel.sample({})
+
+    @classmethod
+    def seconds_of_sweep(cls, problem: Problem) -> float:
+        """Time of a sweep of the problem, with its draw."""
+        kernel = cls(problem)
+        kernel.setup(0)
+        return seconds_of_sweep(kernel)
 
     def seed(self, seed: int) -> None:
         """Seed the kernel's own generator; call before `setup`."""

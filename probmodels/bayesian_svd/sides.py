@@ -16,14 +16,16 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from probmodels.bayesian_svd.model import SideData
+from probmodels.datasets.checks import SMALLER, check_fits
 from probmodels.distributions.covariance import EigenGrid, eigen_grid, euclidean_distance, sphere_points
-from probmodels.distributions.landmarks import LandmarkBasis
+from probmodels.distributions.landmarks import LandmarkBasis, num_landmarks
 from probmodels.errors import DataError
 
 __all__ = [
     "Grid",
     "Leading",
     "check_bases",
+    "check_room",
     "leading_patterns",
     "make_side",
     "points",
@@ -40,6 +42,7 @@ _UNLIKELY = 15.0  # log likelihood below the likeliest
 _ROOM = 1.5  # by which a grid reaches beyond the plausible length-scales
 _PROFILE = 20  # length-scales that are tried
 _MOST_WIDENINGS = 3  # of the default grid of length-scales, by two each
+_COPIES = 6  # of the data that preparing them takes
 _MOST_DISTANCES = 12_000  # cells between which all distances are formed
 
 
@@ -162,6 +165,24 @@ def leading_patterns(centred: Tensor, rank: int) -> Leading:
     return Leading(patterns, max(total - float((patterns**2).sum()), 1e-12 * total) / x.size)
 
 
+def check_room(cells: int, times: int, most: int) -> None:
+    """Check that data and basis fit into memory.
+
+    Raises
+    ------
+    DataError
+        If they do not.
+    """
+    marks = min(cells, num_landmarks(most))
+    functions = min(cells, most)
+    needed = _COPIES * cells * times + 3 * cells * functions + 6 * marks**2 + 2 * _PROFILE * functions**2
+    check_fits(
+        f"{cells} cells x {times} times",
+        8 * needed,
+        SMALLER,
+    )
+
+
 def space_side(
     data: xr.DataArray, leading: Leading, weight: Array | None, grid: Grid
 ) -> tuple[SideData, list[str], Array]:
@@ -224,35 +245,44 @@ def _smooth_directions(
     """
     n = data.sizes["cell"]
     basis = LandmarkBasis(positions(data), np.ones(n) if weight is None else weight, grid.most)
-    names = list(dict.fromkeys(grid.families))
-    said: list[str] = []
-    if grid.length_scales is None:
-        tail = _TAIL_CHOSEN if grid.tail is None else grid.tail
-        first, last = _plausible(basis, leading, grid)
-        usual = basis.extent / 2
-        if last > 1.5 * usual:
-            said.append(_widened(last, data))
-        candidates = [(name, float(x)) for name in names for x in np.geomspace(first[name], max(last, usual), grid.num)]
-    else:
-        tail = _TAIL if grid.tail is None else grid.tail
-        candidates = [(name, float(scale)) for name in names for scale in np.atleast_1d(grid.length_scales)]
-    roughest = {name: min(scale for other, scale in candidates if other == name) for name in names}
+    chosen = grid.length_scales is None
+    candidates, said = _chosen(basis, leading, grid, data) if chosen else (_given(grid), [])
+    tail = (_TAIL_CHOSEN if chosen else _TAIL) if grid.tail is None else grid.tail
+    roughest: dict[str, float] = {}
+    for name, scale in candidates:
+        roughest[name] = min(scale, roughest.get(name, math.inf))
     lost = np.max([basis.lost(name, scale) for name, scale in roughest.items()], axis=0)
-    enough = np.flatnonzero(lost <= tail)
-    rank = max(int(enough[0]) + 1 if enough.size else len(lost), min(4 * len(grid.families) + 20, len(lost)))
-    share = float(lost[rank - 1])
+    fits = bool(lost[-1] <= tail)
+    rank = int(np.argmax(lost <= tail)) + 1 if fits else len(lost)
+    rank = max(rank, min(4 * len(grid.families) + 20, len(lost)))
     sentence = (
         f"patterns are made of {rank} smooth functions on {n} cells, and their length-scales start at "
         f"{_length(min(roughest.values()), data)}"
     )
-    if grid.length_scales is None:
+    if chosen:
         sentence += ": shorter ones are unlikely for the leading patterns"
-    if not enough.size:
-        sentence += (
-            f"; functions leave out {share:.1%} of the variance of the roughest (max_basis={grid.most} allows no more)"
-        )
+    if not fits:
+        sentence += f"; of the roughest, {lost[-1]:.1%} of the variance is left out (max_basis={grid.most})"
     said.append(f"{sentence}; tail=0 keeps every direction (--tail 0)")
-    return weigh(basis.grid(candidates, grid.nugget, rank, share), grid.families, "space", grid.prior), said
+    made = basis.grid(candidates, grid.nugget, rank, float(lost[rank - 1]))
+    return weigh(made, grid.families, "space", grid.prior), said
+
+
+def _given(grid: Grid) -> list[tuple[str, float]]:
+    """Candidates, by kernel and length-scale, of the length-scales that are given."""
+    scales = np.atleast_1d(np.asarray(grid.length_scales, dtype=np.float64)).tolist()
+    return [(name, scale) for name in dict.fromkeys(grid.families) for scale in scales]
+
+
+def _chosen(
+    basis: LandmarkBasis, leading: Leading, grid: Grid, data: xr.DataArray
+) -> tuple[list[tuple[str, float]], list[str]]:
+    """Candidates of length-scales that are plausible for leading patterns, and a sentence where they are very long."""
+    first, longest = _plausible(basis, leading, grid)
+    usual = basis.extent / 2
+    scales = {name: np.geomspace(first[name], max(longest, usual), grid.num).tolist() for name in first}
+    said = [_widened(longest, data)] if longest > _ROOM * usual else []
+    return [(name, scale) for name in scales for scale in scales[name]], said
 
 
 def _plausible(basis: LandmarkBasis, leading: Leading, grid: Grid) -> tuple[dict[str, float], float]:

@@ -28,13 +28,18 @@ from probmodels.distributions._spectra import Array
 from probmodels.distributions.covariance import EigenGrid, correlation
 from probmodels.errors import CovarianceError
 
-__all__ = ["LandmarkBasis", "spread_landmarks"]
+__all__ = ["LandmarkBasis", "num_landmarks", "spread_landmarks"]
 
 _ROWS = 4096  # points extended at a time
 _PER_FUNCTION = 2.5  # landmarks for each function, where there are points enough: fewer would alias
 _LEAST = 1500  # landmarks
 _SPACINGS = 3.0  # length-scale that makes the functions, in distances between landmarks
 _ROUNDING = 1e-11  # of the largest eigenvalue; functions below are rounding error where they are extended
+
+
+def num_landmarks(num_functions: int) -> int:
+    """Landmarks for so many functions, where there are points enough."""
+    return max(_LEAST, int(_PER_FUNCTION * num_functions))
 
 
 def spread_landmarks(points: Array, num: int) -> np.ndarray:
@@ -74,7 +79,7 @@ class LandmarkBasis:
 
     def __init__(self, points: Array, weights: Array, num_functions: int) -> None:
         n = len(points)
-        num = min(n, max(_LEAST, int(_PER_FUNCTION * num_functions)))
+        num = min(n, num_landmarks(num_functions))
         self._chosen = np.arange(n) if num == n else spread_landmarks(points, num)
         marks = points[self._chosen]
         self._distance = cdist(marks, marks)
