@@ -307,7 +307,7 @@ def make_problem(
     num_effects = local.sizes["effect"]
     seen = np.isfinite(matrix.values)
     _check_extent(rank, seen, num_effects)
-    check_room(*seen.shape, max_basis)
+    check_room(seen.shape[0], seen.shape[1], max_basis)
     flat = effect_scale is None
     overlap = set(local["effect"].values) & set(common["effect"].values)
     if flat and overlap:
