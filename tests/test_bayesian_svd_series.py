@@ -326,9 +326,11 @@ def test_summaries_name_whose_modes_they_are(tmp_path: Any) -> None:
     assert float(population["effective_times_lower"][0]) > times / 3
     with pytest.raises(SummaryError, match="series='ar1'"):
         summarise_modes(results["frame"].tree, of="population")
-    written = write_outputs(results["ar1"], tmp_path)
+    written = write_outputs(results["ar1"], tmp_path, rotation="varimax")
     assert "modes of these times:" in written.table
-    assert (tmp_path / "modes_of_these_times.nc").exists()
+    assert "rotated modes of the population:" in written.table
+    assert {"modes_of_these_times.nc", "modes_varimax.nc"} <= {path.name for path in tmp_path.iterdir()}
+    assert "Rotated modes" in (tmp_path / "report.html").read_text()
     assert "another stretch of the same climate" in (tmp_path / "report.html").read_text()
 
 

@@ -9,7 +9,7 @@ from synthetic_modes import synthetic_result, toy_field
 
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import figures, make_problem
-from probmodels.bayesian_svd.planes import UNKNOWN, groups_of, plane_sentences, read_plane
+from probmodels.bayesian_svd.patterns.planes import UNKNOWN, groups_of, plane_sentences, read_plane
 from probmodels.bayesian_svd.summary import summarise_modes, summary_table
 from probmodels.errors import SummaryError
 

@@ -10,9 +10,10 @@ are then mixtures of the processes that were sampled.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.linalg
 import xarray as xr
 
 from probmodels.bayesian_svd.eof import cell_weights
@@ -134,6 +135,22 @@ class Draws:
     def along(self, effects: np.ndarray) -> np.ndarray:
         """Products of the series with effects (time, effect): (effect, draw, mode)."""
         return np.tensordot(effects.T if self.basis_time is None else effects.T @ self.basis_time, self.time, 1)
+
+    def orthonormal(self) -> Draws:
+        """The same draws in an orthonormal basis of the weighted field; bases of white noise are so already."""
+        if self.noise is None:
+            return self
+        root = np.linalg.cholesky(self.basis_space.T @ self.basis_space)
+        basis = scipy.linalg.solve_triangular(root, self.basis_space.T, lower=True).T
+        return replace(self, space=np.tensordot(root.T, self.space, 1), basis_space=basis)
+
+    def spread(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each series (draw, mode): 0 and 1 for those of the population."""
+        if self.of == "population":
+            return np.zeros_like(self.d), np.ones_like(self.d)
+        mean, square = self.moments()
+        times = len(self.time if self.basis_time is None else self.basis_time)
+        return mean, np.sqrt(np.maximum(square - times * mean**2, 0.0) / (times - 1))
 
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean and sum of squares of each series over time (draw, mode), from its Gram matrix, not its expansion."""

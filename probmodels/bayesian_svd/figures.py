@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from probmodels._axes import BLUE, RED, SMALL, clean
 from probmodels.bayesian_svd.effects import time_in_years
 from probmodels.bayesian_svd.maps import draw_map, grid_of_maps, largest, stipple
-from probmodels.bayesian_svd.planes import joined_modes, joined_names
+from probmodels.bayesian_svd.patterns.planes import joined_modes, joined_names
 
 __all__ = [
     "eof_difference",
@@ -38,9 +38,11 @@ def _units(array: xr.DataArray) -> str:
 def _mode_title(modes: xr.Dataset, i: int) -> str:
     mean, low, high = (100 * float(modes[f"explained_variance_fraction_{x}"][i]) for x in ("mean", "lower", "upper"))
     whose = _WHOSE.get(str(modes.attrs.get("estimand")), "")
-    number = int(modes["mode"][i])
+    number, kind = int(modes["mode"][i]), str(modes.attrs.get("rotation", "")).split(":")[0].capitalize()
     mark = "~" * (number in joined_modes(modes))  # not separated from a neighbour
-    return f"Mode {number}{mark}{whose}: {mean:.1f} % of variance [{low:.1f}, {high:.1f}]"
+    return (
+        f"{f'{kind} mode' if kind else 'Mode'} {number}{mark}{whose}: {mean:.1f} % of variance [{low:.1f}, {high:.1f}]"
+    )
 
 
 def mode_maps(modes: xr.Dataset, *, sure: float = 0.95) -> Figure:
@@ -130,7 +132,7 @@ def pcs(modes: xr.Dataset, comparison: xr.Dataset | None = None) -> Figure:
         ax.plot(
             time, modes["pc_mean"][i], color=BLUE, linewidth=1.2 if len(time) < 200 else 0.7, label="posterior mean"
         )
-        ax.set_title(_mode_title(modes, i).replace("Mode", "PC"), fontsize=10, loc="left")
+        ax.set_title(_mode_title(modes, i).replace("Mode ", "PC ").replace(" mode ", " PC "), fontsize=10, loc="left")
         ax.set_ylabel("sd", fontsize=SMALL)
         clean(ax)
         ax.margins(x=0.01)

@@ -12,11 +12,12 @@ from probmodels import plots
 from probmodels.bayesian_svd import figures as mode_figures
 from probmodels.bayesian_svd.draws import MODES_OF
 from probmodels.bayesian_svd.eof import compare_eof
+from probmodels.bayesian_svd.patterns.rotation import ROTATIONS
 from probmodels.bayesian_svd.report import write_report
 from probmodels.bayesian_svd.summary import summarise_modes, summary_table, write_modes
 from probmodels.errors import SummaryError
 from probmodels.inference.result import Result
-from probmodels.options import Fraction, checked
+from probmodels.options import Fraction, OneOf, checked
 from probmodels.outputs import Outputs, loss_figure, write_all
 
 if TYPE_CHECKING:
@@ -29,7 +30,12 @@ _TRACED = ["d", "sigma", "autocorrelation", "length_scale_space", "length_scale_
 
 @checked(SummaryError)
 def write_outputs(
-    result: Result, folder: str | Path, *, level: Fraction = 0.95, dpi: Annotated[int, Interval(ge=20, le=1200)] = 110
+    result: Result,
+    folder: str | Path,
+    *,
+    level: Fraction = 0.95,
+    dpi: Annotated[int, Interval(ge=20, le=1200)] = 110,
+    rotation: Annotated[str, OneOf(ROTATIONS)] | None = None,
 ) -> Outputs:
     """Write ``modes.nc``, ``figures/*.png``, ``summary.txt`` and ``report.html``.
 
@@ -46,6 +52,9 @@ def write_outputs(
         Probability of the intervals.
     dpi
         Resolution of the figures.
+    rotation
+        ``"varimax"`` or ``"promax"``: rotated modes are written beside the others, as ``modes_varimax.nc``, figures and
+        a table of their own.
 
     Returns
     -------
@@ -85,6 +94,13 @@ def write_outputs(
             [f"{modes.attrs['estimand']}:", table, "", f"{name}:", summary_table(these, compare_eof(tree, these))]
         )
         files["modes_of_these_times.nc"] = lambda file: write_modes(these, file)
+    if rotation is not None:
+        rotated = summarise_modes(tree, level=level, rotation=rotation)
+        table += f"\n\nrotated {rotated.attrs['estimand']}:\n{summary_table(rotated)}"
+        files[f"modes_{rotation}.nc"] = lambda file: write_modes(rotated, file)
+        figures["rotated_pcs"] = mode_figures.pcs(rotated)
+        if gridded:
+            figures["rotated_maps"] = mode_figures.mode_maps(rotated)
     written = write_all(
         result, folder, table=table, figures=figures | loss_figure(result), files=files, dpi=dpi, pdf=True
     )

@@ -28,7 +28,7 @@ from probmodels._page import (
 )
 from probmodels.bayesian_svd.checks import misfit
 from probmodels.bayesian_svd.draws import MODES_OF
-from probmodels.bayesian_svd.planes import plane_sentences
+from probmodels.bayesian_svd.patterns.planes import plane_sentences
 from probmodels.inference.labels import group_of
 
 __all__ = ["write_report"]
@@ -37,6 +37,8 @@ _CAPTIONS = CAPTIONS | {
     "mode_maps": "Left: posterior mean of each pattern. Right: its posterior standard deviation.",
     "plane_maps": "Modes that are not separated, together: the variance that they explain at each cell, and the width "
     "of its interval.",
+    "rotated_maps": "Rotated modes: posterior mean of each pattern, and its posterior standard deviation.",
+    "rotated_pcs": "Series of the rotated modes.",
     "pcs": "Principal components: posterior mean, interval, and the EOF's.",
     "scree": "Variance explained by mode.",
     "eof_difference": "Left: deterministic EOFs. Right: posterior mean less EOF; dots where the EOF lies outside the "
@@ -49,6 +51,7 @@ _PLACES = {
     "maps": ("mode_maps", "plane_maps"),
     "pcs": ("pcs",),
     "scree": ("scree",),
+    "rotated": ("rotated_maps", "rotated_pcs"),
     "eof": ("eof_difference",),
     "checks": ("residual_maps",),
     "sampler": ("rhat_map", "rhat_histogram", "trace", "rank", "loss"),
@@ -115,6 +118,8 @@ def write_report(
         Section("checks", "Does the model fit?", _checks(modes) + shown("checks")),
         Section("sampler", "Did the sampler work?", _sampler(facts, modes) + diagnostics(diagnosis) + shown("sampler")),
     ]
+    if rotated := shown("rotated"):
+        sections.insert(6, Section("rotated", "Rotated modes", _ROTATED + rotated))
     placed = {name for names in _PLACES.values() for name in names}
     if rest := [name for name in images if name not in placed]:
         sections.append(Section("more", "Further figures", join(*(images[name] for name in rest))))
@@ -304,6 +309,14 @@ def _pairs(modes: xr.Dataset) -> Markup:
 _PCS = paragraphs(
     "Time series of the modes, with mean zero and standard deviation one. The band holds, at each time separately, "
     "the stated probability. Multiply the series by the map of its mode to get the field that the mode contributes."
+)
+
+
+_ROTATED = paragraphs(
+    "Rotation looks for simple patterns, each large in one region and small elsewhere, in the space that the modes "
+    "span. Every draw was rotated on its own, and labels and signs follow one reference. The rotated patterns are not "
+    "orthogonal, and depend on how many modes are rotated. Where other rotations are nearly as simple, the standard "
+    "deviation shows it."
 )
 
 

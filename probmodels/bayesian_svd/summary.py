@@ -15,8 +15,6 @@ Intervals are equal-tailed. A draw counts as one, whatever its chain.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -24,11 +22,12 @@ import numpy as np
 import xarray as xr
 from scipy.spatial import cKDTree
 
-from probmodels._version import __version__
+from probmodels.bayesian_svd.attributes import describe
 from probmodels.bayesian_svd.draws import MODES_OF, Draws, blocks, expand, read_draws
 from probmodels.bayesian_svd.eof import Anomalies, compare_eof, eof_baseline, make_anomalies, shared_mean, to_grid
 from probmodels.bayesian_svd.noise import filtered_by
-from probmodels.bayesian_svd.planes import add_planes, joined_modes, plane_sentences
+from probmodels.bayesian_svd.patterns.planes import add_planes, joined_modes, plane_sentences
+from probmodels.bayesian_svd.patterns.rotation import ROTATIONS, rotate_draws
 from probmodels.errors import SummaryError
 from probmodels.inference.diagnostics.convergence import convergence
 from probmodels.options import Count, Fraction, OneOf, Seed, checked
@@ -43,12 +42,6 @@ __all__ = [
     "write_modes",
 ]
 
-REFERENCES = (
-    "North et al. (1982), https://doi.org/10.1175/1520-0493(1982)110<0699:SEITEO>2.0.CO;2; probmodels, Bayesian "
-    "singular value decomposition"
-)
-_TEMPERATURE = ("degC", "K", "kelvin", "celsius", "degree_Celsius", "degrees_C", "degree_C", "Celsius", "deg_C")
-
 
 @checked(SummaryError)
 def summarise_modes(
@@ -58,6 +51,7 @@ def summarise_modes(
     level: Fraction = 0.95,
     check_draws: Count = 400,
     seed: Seed = 0,
+    rotation: Annotated[str, OneOf(ROTATIONS)] | None = None,
 ) -> xr.Dataset:
     """Posterior maps, principal components, explained variance and predictive checks of a Bayesian SVD.
 
@@ -77,6 +71,10 @@ def summarise_modes(
         Number of draws that the predictive checks use, evenly thinned; at most those there are.
     seed
         Seed of the replicated data.
+    rotation
+        ``"varimax"`` or ``"promax"`` rotates the modes of each draw to simple patterns, by
+        `probmodels.bayesian_svd.patterns.rotation`. Patterns are then no longer orthogonal; with promax the series
+        correlate, so that shares of variance do not add up to that of all modes.
 
     Returns
     -------
@@ -88,11 +86,13 @@ def summarise_modes(
         and other_mode: ``rotation_share``, the part of a pattern's posterior variance
         that lies along the mean of another. Over ``pair``, neighbouring modes: ``order_probability``, ``rotation_sd``,
         ``rotation_lower``, ``rotation_upper`` and for the population ``north_angle``, as
-        `probmodels.bayesian_svd.planes` says. Over ``plane``, where modes are not separated: ``plane_first_mode``,
-        ``plane_last_mode``, ``plane_fraction_*``, ``plane_angle_*``, ``plane_determined``, and over the cells too
-        ``plane_variance_*``. Maps of the fit: ``noise_sd``, ``residual_sd``, ``observed_sd``,
-        ``replicated_sd``, ``predictive_p_value`` (probability that replicated data vary more than those observed),
-        ``residual_autocorrelation`` at lag 1, ``residual_neighbour_correlation`` with that of the nearest cell,
+        `probmodels.bayesian_svd.patterns.planes` says. Over ``plane``, where modes are not separated:
+        ``plane_first_mode``, ``plane_last_mode``, ``plane_fraction_*``, ``plane_angle_*``, ``plane_determined``, and
+        over the cells too ``plane_variance_*``. Rotated modes have none of these and no length-scales; those of promax
+        have ``series_correlation_*`` over mode and other_mode. Maps of the fit: ``noise_sd``, ``residual_sd``,
+        ``observed_sd``, ``replicated_sd``, ``predictive_p_value`` (probability that replicated data vary more than
+        those observed), ``residual_autocorrelation`` at lag 1, ``residual_neighbour_correlation`` with that of the
+        nearest cell,
         ``area_weight``.
 
     Raises
@@ -101,25 +101,24 @@ def summarise_modes(
         If the tree lacks a group or variable, or an option is out of range.
     """
     draws, constant, anomalies = _parts(tree, of)
-    basis_space = constant["basis_space_matrix"].transpose("cell", ...).values.astype(float)
+    population, correlation = draws.of == "population", None
+    everything = (draws.d**2).sum(1, keepdims=True) + draws.noise_variance()[:, None]
+    if rotation is not None:
+        draws, correlation = rotate_draws(draws, rotation)
     num_times, num_modes = anomalies.values.shape[1], draws.d.shape[1]
     bounds = np.array([(1 - level) / 2, (1 + level) / 2])
-    population = draws.of == "population"
-    mean_v, square_v = draws.moments()  # (draw, mode)
-    spread = np.sqrt(np.maximum(square_v - num_times * mean_v**2, 0.0) / (num_times - 1))
-    if population:  # the process has mean zero and variance one
-        mean_v, spread = np.zeros_like(mean_v), np.ones_like(spread)
+    mean, spread = draws.spread()
 
     out = xr.Dataset(coords={"mode": np.arange(1, num_modes + 1, dtype=np.int32)})
-    _add_maps(out, draws, basis_space / np.sqrt(anomalies.weight)[:, None], draws.d * spread, bounds)
-    _add_pcs(out, draws, mean_v, spread, bounds)
+    out.coords["other_mode"] = "other_mode", out["mode"].values
+    _add_maps(out, draws, draws.basis_space / np.sqrt(anomalies.weight)[:, None], draws.d * spread, bounds)
+    _add_pcs(out, draws, mean, spread, bounds)
     if population:
-        everything = (draws.d**2).sum(1, keepdims=True) + draws.noise_variance()[:, None]
         fraction = draws.d**2 / everything
     else:
         design = constant["fixed_effects_design"].values if "fixed_effects_design" in constant else None
         lost = 0.0 if design is None else np.sum(draws.along(np.linalg.qr(design)[0]) ** 2, axis=0)  # (draw, mode)
-        fraction = draws.d**2 * (square_v - lost) / anomalies.total
+        fraction = draws.d**2 * (draws.moments()[1] - lost) / anomalies.total
     _add_interval(out, "explained_variance_fraction", fraction, bounds)
     _add_interval(out, "singular_value", draws.d, bounds)
     _add_interval(out, "sigma", draws.sigma[:, None], bounds)
@@ -127,15 +126,19 @@ def summarise_modes(
         _add_length_scales(out, tree["posterior"].to_dataset(), constant, bounds)
     if population:
         _add_persistence(out, draws, bounds)
-    _add_rotation(out, draws, basis_space)
-    add_planes(out, draws, draws.d * spread, fraction, bounds)
+    if correlation is None:
+        _add_rotation(out, draws)
+        add_planes(out, draws, draws.d * spread, fraction, bounds)
+    elif rotation == "promax":
+        for key, value in _reduce(correlation, bounds).items():
+            out[f"series_correlation_{key}"] = ("mode", "other_mode"), value
     _add_checks(out, draws, anomalies, constant, check_draws, seed)
     out["area_weight"] = "cell", anomalies.weight
 
     out = to_grid(out, constant)
     time = constant["time"] if "time" in constant.coords else xr.DataArray(np.arange(num_times), dims="time")
     out = out.assign_coords(time=("time", time.values, time.attrs))
-    return _describe(out, tree, constant, level, draws.of)
+    return describe(out, tree, constant, level, draws.of, rotation)
 
 
 @checked(SummaryError)
@@ -247,15 +250,14 @@ def _add_persistence(out: xr.Dataset, draws: Draws, bounds: np.ndarray) -> None:
     _add_interval(out, "effective_times", (len(draws.steps) + 1) ** 2 / sums, bounds)
 
 
-def _add_rotation(out: xr.Dataset, draws: Draws, basis_space: np.ndarray) -> None:
+def _add_rotation(out: xr.Dataset, draws: Draws) -> None:
     """Share of the posterior variance of each unit pattern that lies along the mean pattern of another mode."""
     mean = draws.space.mean(1)  # (basis, mode)
-    gram_mean = basis_space.T @ (basis_space @ mean)
+    gram_mean = draws.basis_space.T @ (draws.basis_space @ mean)
     length = np.sqrt(np.sum(mean * gram_mean, axis=0))
     along = np.einsum("rsi,rj->sij", draws.space, gram_mean / np.maximum(length, 1e-300))
     spread = np.maximum(1 - length**2, 1e-300)  # patterns have unit norm
     out["rotation_share"] = ("mode", "other_mode"), np.minimum(along.var(0) / spread[:, None], 1.0)
-    out.coords["other_mode"] = "other_mode", out["mode"].values
 
 
 def _add_checks(
@@ -368,120 +370,6 @@ def _nearest(constant: xr.Dataset) -> np.ndarray | None:
     return np.asarray(cKDTree(points).query(points, k=2)[1][:, 1])
 
 
-def _describe(out: xr.Dataset, tree: xr.DataTree, constant: xr.Dataset, level: float, of: str) -> xr.Dataset:
-    """Attributes of every variable and of the whole, as the CF conventions want them."""
-    data = constant["data"]
-
-    def attribute(name: str, default: str = "") -> str:
-        return str(data.attrs.get(name) or constant.attrs.get(name) or tree.attrs.get(name) or default)
-
-    units = attribute("units", "1")
-    _describe_intervals(out, units, level, of)
-    _describe_single(out, units)
-    for name in out.data_vars:
-        if str(name).startswith("plane_variance"):
-            out[name].attrs["units"] = "1" if units == "1" else f"{units}2"
-    for array in out.data_vars.values():
-        if array.attrs["units"] in _TEMPERATURE:
-            array.attrs["units_metadata"] = "temperature: difference"
-    _describe_axes(out)
-    engine = attribute("engine", "inference")
-    title = (
-        attribute("title")
-        or ", ".join(x for x in map(attribute, ("long_name", "region", "period")) if x not in ("", "all"))
-        or "field"
-    )
-    sources = json.loads(attribute("source_files", "[]"))
-    source = attribute("source") or ", ".join(str(x["name"]) for x in sources)
-    checksum = attribute("data_sha256") or attribute("sha256") or " ".join(str(x["sha256"]) for x in sources)
-    out.attrs = {
-        "Conventions": "CF-1.11",
-        "title": f"Modes of variability by Bayesian SVD: {title}",
-        "estimand": MODES_OF[of],
-        "source": f"Bayesian SVD ({engine}), probmodels {__version__}" + (f", of {source}" if source else ""),
-        "history": f"{attribute('created', 'undated')}: draws by {engine}, reduced by probmodels {__version__}",
-        "references": REFERENCES,
-        "comment": "Cells of a map are in data units per standard deviation of the principal component of its mode"
-        + (", that of the process that its series is." if of == "population" else "."),
-        "interval_level": level,
-        "spec_sha256": hashlib.sha256(attribute("spec", "{}").encode()).hexdigest(),
-        "data_sha256": checksum or "unknown",
-    }
-    return out
-
-
-def _describe_intervals(out: xr.Dataset, units: str, level: float, of: str) -> None:
-    """Names and units of what has a posterior mean, a standard deviation and an interval."""
-    percent = f"{100 * level:g} % equal-tailed interval"
-    parts = {"mean": "posterior mean", "sd": "posterior standard deviation"}
-    parts |= {"lower": f"lower end of the {percent}", "upper": f"upper end of the {percent}"}
-    roots = {
-        "mode": ("pattern per standard deviation of its principal component", units),
-        "pc": ("standardised principal component", "1"),
-        "explained_variance_fraction": (
-            "fraction of the weighted variance of the anomalies explained"
-            if of == "times"
-            else "fraction of the weighted variance of the population explained",
-            "1",
-        ),
-        "singular_value": ("singular value", "1") if of == "times" else ("standard deviation of the mode", units),
-        "autocorrelation": ("autocorrelation of the principal component over one time step", "1"),
-        "effective_times": ("number of independent times that tell as much of the variance of the mode", "1"),
-        "sigma": ("standard deviation of the noise of the weighted anomalies", units),
-        "length_scale_space": ("length-scale of the pattern", None),
-        "length_scale_time": ("length-scale of the principal component", None),
-    }
-    for root, (label, unit) in roots.items():
-        for part, words in parts.items():
-            if (name := f"{root}_{part}") in out:
-                out[name].attrs["long_name"] = f"{label}, {words}"
-                if unit is not None:
-                    out[name].attrs["units"] = unit
-        if f"{root}_mean" in out:
-            linked = [f"{root}_{p}" for p in ("sd", "lower", "upper") if f"{root}_{p}" in out]
-            if root == "mode":
-                linked += [x for x in ("prob_positive", "mode_r_hat", "mode_ess") if x in out]
-            out[f"{root}_mean"].attrs["ancillary_variables"] = " ".join(linked)
-
-
-def _describe_single(out: xr.Dataset, units: str) -> None:
-    """Names and units of variables that are one number by mode or cell."""
-    single = {
-        "prob_positive": ("posterior probability that the pattern is positive", "1"),
-        "mode_r_hat": ("rank-normalised split R-hat of the pattern", "1"),
-        "mode_ess": ("bulk effective sample size of the pattern", "1"),
-        "rotation_share": ("share of the posterior variance of a pattern along the mean pattern of another mode", "1"),
-        "noise_sd": ("standard deviation of the noise of the model, posterior mean", units),
-        "residual_sd": ("standard deviation of the data about fixed effects and modes", units),
-        "observed_sd": ("standard deviation of the data about the fixed effects", units),
-        "replicated_sd": ("standard deviation of replicated data about the fixed effects, posterior mean", units),
-        "predictive_p_value": ("posterior probability that replicated data vary more than those observed", "1"),
-        "residual_autocorrelation": ("lag-1 autocorrelation of the residual", "1"),
-        "residual_neighbour_correlation": ("correlation of the residual with that of the nearest cell", "1"),
-        "area_weight": ("area weight", "1"),
-    }
-    for name, (label, unit) in single.items():
-        if name in out:
-            out[name].attrs.update(long_name=label, units=unit)
-
-
-def _describe_axes(out: xr.Dataset) -> None:
-    """Names and units of the coordinates."""
-    out["mode"].attrs.update(long_name="number of the mode", units="1")
-    out["other_mode"].attrs.update(long_name="number of the other mode", units="1")
-    if "lat" in out.coords:
-        out["lat"].attrs.update(standard_name="latitude", long_name="latitude", units="degrees_north")
-        out["lon"].attrs.update(standard_name="longitude", long_name="longitude", units="degrees_east")
-    if "lat" in out.dims:
-        out["lat"].attrs["axis"], out["lon"].attrs["axis"] = "Y", "X"
-    if np.issubdtype(out["time"].dtype, np.number):
-        out["time"].attrs = {"long_name": "time step", "units": str(out["time"].attrs.get("units", "1"))}
-    else:
-        out["time"].attrs = {"standard_name": "time", "long_name": "time", "axis": "T"}
-        if np.issubdtype(out["time"].dtype, np.datetime64):
-            out["time"].attrs["units_metadata"] = "leap_seconds: unknown"
-
-
 @checked(SummaryError)
 def write_modes(modes: xr.Dataset, path: str | Path) -> Path:
     """Write the maps and series of `summarise_modes` as NetCDF that keeps to the CF conventions 1.11.
@@ -580,6 +468,8 @@ def summary_table(
         lines.append(
             "* North's rule does not separate this mode from its neighbour: its pattern is defined up to rotation"
         )
+    if "rotation" in modes.attrs:
+        lines.append(str(modes.attrs["rotation"]))
     lines += [f"~ {text[0].lower()}{text[1:]}" for text in plane_sentences(modes)]
     return "\n".join(lines)
 

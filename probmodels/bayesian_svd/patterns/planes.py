@@ -34,6 +34,7 @@ __all__ = [
     "groups_of",
     "joined_modes",
     "joined_names",
+    "main_axes",
     "plane_of",
     "plane_sentences",
     "read_plane",
@@ -46,7 +47,7 @@ UNKNOWN = 90 / np.sqrt(3)
 """Root mean square in degrees of an angle of which nothing is known, uniform between -90 and 90."""
 
 _ALL = slice(None)
-_DENSE = 300  # coordinates up to which the mean projection is formed
+_DENSE = 300  # coordinates up to which the mean matrix is formed
 
 
 @dataclass(frozen=True)
@@ -137,15 +138,15 @@ class Plane:
 
 
 def plane_of(draws: Draws, modes: Sequence[int], scale: np.ndarray) -> Plane:
-    """The plane of some modes of draws; ``scale`` (draw, mode) as in `Plane`, of all modes."""
+    """The plane of some modes of draws with an orthonormal basis; ``scale`` as in `Plane`, of all modes."""
     index = [mode - 1 for mode in modes]
     frames = draws.space[:, :, index]
-    return Plane(tuple(modes), frames, scale[:, index], draws.basis_space, draws.weight, _mean_plane(frames))
+    return Plane(tuple(modes), frames, scale[:, index], draws.basis_space, draws.weight, main_axes(frames, len(index)))
 
 
-def _mean_plane(frames: np.ndarray) -> np.ndarray:
-    """Leading eigenvectors of the mean projection (basis, mode)."""
-    size, num_draws, count = frames.shape
+def main_axes(frames: np.ndarray, count: int) -> np.ndarray:
+    """Leading eigenvectors (basis, count) of the mean of X X' over draws, from all X (basis, draw, mode)."""
+    size, num_draws = frames.shape[:2]
     flat = frames.reshape(size, -1)
     if size <= max(_DENSE, count):
         return np.asarray(scipy.linalg.eigh(flat @ flat.T / num_draws, subset_by_index=(size - count, size - 1))[1])
@@ -181,13 +182,10 @@ def read_plane(
     SummaryError
         If the result lacks what is needed, or a mode.
     """
-    draws = read_draws(tree, of)
+    draws = read_draws(tree, of).orthonormal()
     if len(set(modes)) < len(modes) or max(modes) > draws.d.shape[1]:
         raise SummaryError(f"modes={list(modes)}; give different numbers between 1 and {draws.d.shape[1]}")
-    mean, square = draws.moments()
-    times = len(draws.time if draws.basis_time is None else draws.basis_time)
-    spread = np.sqrt(np.maximum(square - times * mean**2, 0.0) / (times - 1))
-    return plane_of(draws, modes, draws.d * (1.0 if draws.of == "population" else spread))
+    return plane_of(draws, modes, draws.d * draws.spread()[1])
 
 
 def add_planes(out: xr.Dataset, draws: Draws, scale: np.ndarray, fraction: np.ndarray, bounds: np.ndarray) -> None:
@@ -204,7 +202,7 @@ def add_planes(out: xr.Dataset, draws: Draws, scale: np.ndarray, fraction: np.nd
     bounds
         Probabilities of the ends of intervals (2,).
     """
-    count = draws.d.shape[1]
+    count, draws = draws.d.shape[1], draws.orthonormal()
     if count < 2:
         return
     turns = [plane_of(draws, (i, i + 1), scale).rotation() for i in range(1, count)]

@@ -1,0 +1,1 @@
+"""What patterns do together: planes of modes that are not separated, and rotations to simple patterns."""
