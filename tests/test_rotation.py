@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import xarray as xr
 from synthetic_modes import synthetic_result, toy_field
 
 from probmodels.bayesian_svd.draws import read_draws
+from probmodels.bayesian_svd.noise import Noise
 from probmodels.bayesian_svd.patterns.rotation import rotate, rotate_draws
 from probmodels.bayesian_svd.summary import summarise_modes, summary_table, write_modes
 from probmodels.errors import SummaryError
@@ -170,3 +172,17 @@ def test_rotation_of_one_mode_and_unknown_rotations_are_refused():
     for wrong in ("verimax", "", 1, True, ["varimax"]):
         with pytest.raises(SummaryError, match="rotation"):
             summarise_modes(tree, rotation=wrong)
+
+
+def test_a_basis_that_is_not_orthonormal_changes_neither_patterns_nor_rotations():
+    """Where noise is correlated, coordinates are those in which it is white."""
+    tree, *_ = simple()
+    draws = read_draws(tree)
+    skew = np.eye(24) + 0.2 * np.random.default_rng(0).standard_normal((24, 24))
+    noise = Noise(np.eye(24), np.ones(24), 0.0, "matern32", 1.0, np.zeros(24))
+    space = np.tensordot(np.linalg.inv(skew), draws.space, 1)
+    skewed = replace(draws, noise=noise, basis_space=draws.basis_space @ skew, space=space)
+    again = skewed.orthonormal()
+    assert np.allclose(again.basis_space.T @ again.basis_space, np.eye(24))
+    assert np.allclose(again.patterns(), draws.patterns())
+    assert np.allclose(rotate_draws(skewed, "varimax")[0].patterns(), rotate_draws(draws, "varimax")[0].patterns())
