@@ -380,19 +380,41 @@ def indices(
         ),
     ] = None,
     effects: Annotated[
-        bool, typer.Option("--effects/--no-effects", help="Whether mean and trend of the cells belong to the index.")
+        bool,
+        typer.Option("--effects/--no-effects", help="Whether mean and trend of the cells belong to a box's index."),
     ] = True,
     min_covered: Annotated[float, typer.Option(help="Share of a box that cells of the field must cover.")] = 0.8,
+    index: Annotated[list[str] | None, typer.Option(help="Index that is a mode: pdo or npgo; repeatable.")] = None,
+    remove_mean: Annotated[
+        bool, typer.Option("--remove-mean", help="Take the mean of the region out before the mode is found.")
+    ] = False,
+    base: Annotated[str | None, typer.Option(help="Period over which such an index has mean 0 and sd 1.")] = None,
+    published: Annotated[
+        Path | None, typer.Option("--published", help="CSV file of a published index to express in modes.", **_PATH)
+    ] = None,
+    fitted: Annotated[str | None, typer.Option(help="Period whose published values are used, e.g. 1950:1993.")] = None,
+    series: Annotated[
+        Path | None, typer.Option("--with", help="CSV file of a series to correlate all indices with.", **_PATH)
+    ] = None,
+    column: Annotated[str | None, typer.Option(help="Column of that file, where there are several.")] = None,
+    missing: Annotated[
+        list[float] | None, typer.Option(help="Value of that file that means missing, e.g. -99.9; repeatable.")
+    ] = None,
+    max_lag: Annotated[int, typer.Option(help="Largest lag of the correlation, in steps.")] = 0,
+    detrend: Annotated[
+        bool, typer.Option("--detrend", help="Take a line out of both before they are correlated.")
+    ] = False,
     level: Annotated[float, typer.Option(help="Probability of the intervals.")] = 0.95,
 ) -> None:
-    """Write climate indices of a Bayesian SVD with their uncertainty: means over boxes."""
-    from probmodels.bayesian_svd.index_outputs import write_indices
-    from probmodels.bayesian_svd.indices import box_indices
+    """Write climate indices of a Bayesian SVD with their uncertainty, and their correlation with a series."""
+    from probmodels.bayesian_svd.indices.outputs import indices_to_folder
 
-    found = box_indices(_load(folder).tree, box, effects=effects, min_covered=min_covered)
-    for sentence in write_indices(found, out, level=level):
+    asked: dict[str, Any] = {"boxes": box, "modes": index or (), "missing": missing or ()}
+    asked |= {"effects": effects, "min_covered": min_covered, "remove_mean": remove_mean, "base": base}
+    asked |= {"published": published, "fitted": fitted, "series": series, "column": column}
+    for sentence in indices_to_folder(_load(folder).tree, out, level=level, max_lag=max_lag, detrend=detrend, **asked):
         typer.echo(f"Note: {sentence}")
-    typer.echo(f"{', '.join(map(str, found['index'].values))} written to {out / 'indices.csv'}")
+    typer.echo(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
 def _or(value: int | None, default: int) -> int:

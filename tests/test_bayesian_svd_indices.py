@@ -12,8 +12,8 @@ import xarray as xr
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
 from probmodels.bayesian_svd.draws import read_draws
-from probmodels.bayesian_svd.index_outputs import index_sentences, write_indices
-from probmodels.bayesian_svd.indices import box_indices, index_table, parse_boxes, summarise_indices
+from probmodels.bayesian_svd.indices.boxes import box_indices, index_table, parse_boxes, summarise_indices
+from probmodels.bayesian_svd.indices.outputs import index_sentences, write_indices
 from probmodels.errors import DataError, SummaryError
 
 LAT, LON = np.arange(-8.75, 9.0, 2.5), np.arange(183.75, 217.0, 2.5)
@@ -200,7 +200,7 @@ def test_scattered_cells_count_where_they_lie_in_the_box() -> None:
 def test_what_is_written_can_be_read(gapped: tuple[xr.DataTree, xr.DataArray], tmp_path: Path) -> None:
     found = box_indices(gapped[0], ["box=-5,5,190,205", "all=-8,8,182,216"], num_draws=60)
     assert found.sizes == {"chain": 2, "draw": 30, "index": 2, "time": TIMES}
-    sentences = write_indices(found, tmp_path / "new")
+    sentences = write_indices({"boxes": found}, tmp_path / "new")
     assert any("30 of 60 times have gaps in the box" in sentence for sentence in sentences)
     table = pd.read_csv(tmp_path / "new" / "indices.csv")
     assert list(table) == ["index", "estimand", "time", "mean", "sd", "lower", "upper"]
@@ -209,7 +209,7 @@ def test_what_is_written_can_be_read(gapped: tuple[xr.DataTree, xr.DataArray], t
     draws = found["signal"].sel(index="box", time="1991-03-01").values.ravel()
     assert row["mean"] == pytest.approx(draws.mean(), rel=1e-4)
     assert row["lower"] == pytest.approx(np.quantile(draws, 0.025), rel=1e-3)
-    with xr.open_dataset(tmp_path / "new" / "indices.nc") as read:
+    with xr.open_dataset(tmp_path / "new" / "indices.nc", group="boxes") as read:
         np.testing.assert_allclose(read["field"].values, found["field"].values, atol=1e-5)
         assert "30 of 60 times" in read.attrs["comment"]
     assert (tmp_path / "new" / "indices.png").stat().st_size > 5000
@@ -222,3 +222,21 @@ def test_a_summary_needs_draws(complete: xr.DataTree) -> None:
     wide = summarise_indices(box_indices(complete, BOX))
     assert (summary["signal_upper"] - summary["signal_lower"] < wide["signal_upper"] - wide["signal_lower"]).all()
     assert len(index_table(summary)) == 2 * TIMES
+
+
+def test_correlated_noise_counts_with_its_covariance() -> None:
+    data = field()
+    data[7, :, :] = data[7].where((np.abs(data["lat"]) > 5) | (data["lon"] < 190) | (data["lon"] > 205))
+    tree = inferred(data, noise="correlated", draws=400)
+    draws, constant = read_draws(tree), tree["constant_data"]
+    assert draws.noise is not None
+    lat, lon = constant["lat"].values, constant["lon"].values
+    share = np.where((np.abs(lat) < 5) & (lon > 190) & (lon < 205), np.cos(np.deg2rad(lat)), 0.0)
+    share /= share.sum()
+    covariance = (draws.noise.vectors * draws.noise.values) @ draws.noise.vectors.T
+    root = share / np.sqrt(draws.weight)
+    own = draws.sigma * np.sqrt(root @ covariance @ root)
+    found = box_indices(tree, BOX).sel(index="box")
+    extra = (found["field"] - found["signal"])[..., 7].values.ravel()
+    inflation = max(float(found["noise_ratio"]), 1.0)
+    assert (extra / (inflation * own)).std() == pytest.approx(1.0, abs=4 / np.sqrt(1600))

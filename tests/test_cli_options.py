@@ -38,7 +38,16 @@ WORKING: dict[str, list[str]] = {
     "report": ["RESULT"],
     "compare": ["RESULT", "OTHER"],
     "predict": ["RESULT", "--out=FOLDER/predicted.nc"],
-    "indices": ["MODES", "--box=one=20,30,170,180", "--out=FOLDER/indices"],
+    "indices": [
+        "MODES",
+        "--box=one=30,40,180,200",
+        "--index=pdo",
+        "--published=SERIES",
+        "--fitted=1990:1996",
+        "--with=SERIES",
+        "--max-lag=2",
+        "--out=FOLDER/indices",
+    ],
 }
 
 # Argument or option of a command to values that it cannot have.
@@ -125,10 +134,20 @@ WRONG: dict[str, dict[str, list[str]]] = {
     "indices": {
         "folder": [*NO_RESULT, "RESULT"],
         "--out": NO_FOLDER,
-        "--box": ["nowhere", "", "=20,30,170,180", "one=20,30", "one=20,20,170,180", "one=-60,-50,0,10"],
+        "--box": ["nowhere", "", "=30,40,180,200", "one=30,40", "one=30,30,180,200", "one=-60,-50,0,10"],
         "--effects": NO_FLAG,
         "--no-effects": NO_FLAG,
         "--min-covered": ["-1", "2", "nan", "half", ""],
+        "--index": ["amo", ""],
+        "--remove-mean": NO_FLAG,
+        "--base": ["never", "", "1997:1991"],
+        "--published": ["", "absent.csv", "FILE", "FOLDER"],
+        "--fitted": ["never", "", "1991:1991"],
+        "--with": ["", "absent.csv", "FILE", "FOLDER"],
+        "--column": ["nothing", ""],
+        "--missing": ["cold", ""],
+        "--max-lag": ["-1", "1.5", "one", "", HUGE, "90"],
+        "--detrend": NO_FLAG,
         "--level": ["0", "1", "nan", "most", ""],
     },
 }
@@ -190,9 +209,16 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         }
         Result(xr.DataTree.from_dict(groups)).save(folder / name)
     sampling: dict[str, Any] = {"num_samples": 10, "warmup_steps": 1, "num_chains": 1, "chain_method": "sequential"}
-    run_mcmc(make_problem(field, rank=2, series="ar1"), **sampling, progress=False).save(folder / "modes")
+    wide = xr.DataArray(
+        rng.standard_normal((len(months), 5, 7)),
+        dims=("time", "lat", "lon"),
+        coords={"time": months, "lat": np.arange(25.0, 50.0, 5.0), "lon": np.arange(170.0, 240.0, 10.0)},
+    )
+    run_mcmc(make_problem(wide, rank=3, series="ar1"), **sampling, progress=False).save(folder / "modes")
+    values = "\n".join(f"{str(month)[:7]},{rng.standard_normal():.3f}" for month in months)
+    (folder / "series.csv").write_text(f"time,rain\n{values}\n")
     names = {"FIELD": "field.nc", "FILE": "file", "FOLDER": "empty", "SPEC": "spec.toml", "RESULT": "one"}
-    names |= {"OTHER": "other", "MODES": "modes"}
+    names |= {"OTHER": "other", "MODES": "modes", "SERIES": "series.csv"}
     return {key: str(folder / name) for key, name in names.items()}
 
 

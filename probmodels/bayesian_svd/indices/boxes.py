@@ -8,9 +8,10 @@ uncertainty; where cells have gaps, each draw fills them with its effects, its m
 ``signal``: the mean of what effects and modes say, noise left out, at gaps or not. It is uncertain at every time, and
 what the modes do not hold is not in it.
 
-Noise that fills gaps is independent from cell to cell in the model, which real residuals are not: in a mean they
-cancel less. The noise of the mean is therefore made as large as what the modes leave of the mean at times at which the
-box was observed, where that is larger (`noise_ratio` in what `box_indices` returns).
+Where the model has noise that is independent from cell to cell, real residuals are often alike in neighbours: in a
+mean they cancel less. The noise of the mean is therefore made as large as what the modes leave of the mean at times at
+which the box was observed, where that is larger (`noise_ratio` in what `box_indices` returns). Noise that the model
+has correlated between cells fills gaps with its full variance, whatever residuals near by were observed.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def box_indices(
         Over (chain, draw, index, time) ``field``, the mean of the field with its gaps filled, and ``signal``, that of
         effects and modes alone. Over index: ``covered``, the share of the box that cells cover (NaN for scattered
         cells); ``num_cells``; and ``noise_ratio``, the root mean square of what the modes leave of the mean of the box
-        over what noise that is independent from cell to cell would leave. Over (index, time): ``observed``, the share
+        over what the noise of the model would leave. Over (index, time): ``observed``, the share
         of the box's cells, by area, that hold a value.
 
     Raises
@@ -116,7 +117,7 @@ def box_indices(
         If a box cannot be read.
     """
     draws, constant = read_draws(tree), tree["constant_data"].to_dataset()
-    lat, lon = _positions(constant)
+    lat, lon = cell_positions(constant)
     regions = parse_boxes(boxes if boxes is not None else NINO_BOXES)
     areas = {name: _overlap(lat, lon, region, constant) for name, region in regions.items()}
     if boxes is None:
@@ -133,7 +134,7 @@ def box_indices(
                 f"at least {min_covered:.0%} are needed (min_covered), land counts as not covered; choose a box inside "
                 "the field"
             )
-    chosen, chains = _thinned(draws, num_draws)
+    chosen, chains = thinned(draws, num_draws)
     data = constant["data"].transpose("cell", "time").values.astype(float)
     rng = np.random.default_rng(seed)
     found = [_box(draws, data, area / area.sum(), chosen, effects, rng) for area, _ in areas.values()]
@@ -156,12 +157,12 @@ def box_indices(
     out["noise_ratio"] = "index", [float(x["noise_ratio"]) for x in found], {"units": "1"}
     out["observed"].attrs["long_name"] = "share of the cells of the box, by area, that hold a value"
     out["covered"].attrs["long_name"] = "share of the box that cells of the field cover"
-    out["noise_ratio"].attrs["long_name"] = "what modes leave of the mean over what independent noise would leave"
+    out["noise_ratio"].attrs["long_name"] = "what modes leave of the mean over what noise of the model would leave"
     out.attrs = {"effects": int(effects), "bounds": "; ".join(f"{name}: {regions[name].bounds}" for name in areas)}
     return out
 
 
-def _positions(constant: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+def cell_positions(constant: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     if not {"lat", "lon"} <= set(constant.variables):
         raise SummaryError("the cells of this result have no lat and lon, which boxes need")
     return constant["lat"].values.astype(float), constant["lon"].values.astype(float)
@@ -196,7 +197,7 @@ def _half_step(axis: np.ndarray) -> float:
     return float(np.median(np.diff(np.unique(axis)))) / 2 if len(axis) > 1 else 0.5
 
 
-def _thinned(draws: Draws, count: int) -> tuple[np.ndarray, int]:
+def thinned(draws: Draws, count: int) -> tuple[np.ndarray, int]:
     """Places of at most ``count`` draws, as many of each chain, and the number of chains."""
     chains = draws.num_chains
     length = draws.num_draws // chains
@@ -217,7 +218,7 @@ def _box(
     signal, noise = fixed.copy(), np.empty(len(chosen))
     for part in _draw_blocks(draws, cells, chosen):
         pattern = share @ draws.patterns(cells, chosen[part])  # (draw, mode)
-        noise[part] = (share**2 * draws.noise_sd(cells, chosen[part]) ** 2).sum(1)
+        noise[part] = _noise_of_mean(draws, cells, chosen[part], share) ** 2
         for times in blocks(data.shape[1], *pattern.shape):
             signal[part, times] += np.einsum("sk,stk->st", pattern, draws.series(times, chosen[part]))
     whole = observed > 1 - 1e-9
@@ -242,13 +243,13 @@ def _filled(
 ) -> np.ndarray:
     """What the missing cells add to a mean: (draw, time), with the share of each gap (cell, time), zero where observed.
 
-    Noise of the mean is ``inflation`` times that of independent cells.
+    Noise of the mean is ``inflation`` times that of the model.
     """
     out = np.empty((len(chosen), len(times)))
     effects, shared = _coefficients(draws)
     for part in _draw_blocks(draws, cells, chosen):
         index = chosen[part]
-        patterns, sd = draws.patterns(cells, index), draws.noise_sd(cells, index)
+        patterns = draws.patterns(cells, index)
         own = effects[index][:, cells]  # (draw, cell, effect)
         common = shared[index] @ draws.shared_design[times].T  # (draw, time)
         for place, time in enumerate(times):
@@ -256,9 +257,17 @@ def _filled(
             series = draws.series(slice(time, time + 1), index)[:, 0]
             filled = ((gap @ patterns) * series).sum(1) + (gap @ own) @ draws.design[time]
             filled += gap.sum() * common[:, place]
-            noise = inflation * np.sqrt((gap**2 * sd**2).sum(1))
+            noise = inflation * _noise_of_mean(draws, cells, index, gap)
             out[part, place] = filled + noise * rng.standard_normal(len(index))
     return out
+
+
+def _noise_of_mean(draws: Draws, cells: np.ndarray, index: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Standard deviation that noise has in a mean with these shares of the cells: (draw,)."""
+    if draws.noise is None:
+        return np.asarray(np.sqrt((share**2 * draws.noise_sd(cells, index) ** 2).sum(1)))
+    along = draws.noise.vectors[cells].T @ (share / np.sqrt(draws.weight[cells]))
+    return np.asarray(draws.sigma[index] * np.sqrt((along**2) @ draws.noise.values))
 
 
 def _coefficients(draws: Draws) -> tuple[np.ndarray, np.ndarray]:

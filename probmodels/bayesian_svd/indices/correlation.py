@@ -1,0 +1,186 @@
+"""Correlation of an uncertain series with another one, with the uncertainty of both the series and the sample.
+
+A correlation of two series of T times is uncertain even where both are known: they might have come out otherwise. For
+independent times Fisher's transform of it has the standard deviation ``(T - 3)^-1/2``. Series that persist have fewer
+independent times: with autocorrelations r and s over one step, ``T (1 - r s) / (1 + r s)`` (Bartlett, 1935; Bretherton
+et al., 1999), and the standard deviation grows by the root of that factor. Each draw of the uncertain series has a
+correlation and an effective number of times of its own, and gets one draw of what another sample would have given;
+together they are the posterior.
+
+Autocorrelations are those of first-order autoregressive processes, corrected for the bias of their estimate,
+``(1 + 3 r) / T`` (Kendall, 1954). Series with a trend or a cycle are none: take these out first. Draws of an index do
+not know the other series: where noise makes the index uncertain, correlations are drawn towards zero.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import xarray as xr
+from annotated_types import Interval
+
+from probmodels.bayesian_svd.indices.series import match_series
+from probmodels.errors import DataError, SummaryError
+from probmodels.options import Seed, checked
+
+__all__ = ["correlate", "correlation_sentences", "effective_times"]
+
+_LEAST = 10  # pairs of values
+_MOST_PERSISTENT = 0.99
+_FEW = 10.0  # effective times
+
+
+@checked(SummaryError)
+def correlate(
+    index: xr.DataArray,
+    series: xr.DataArray,
+    *,
+    max_lag: Annotated[int, Interval(ge=0, le=1200)] = 0,
+    detrend: bool = False,
+    seed: Seed = 0,
+) -> xr.Dataset:
+    """Posterior of the correlation of an index with a series, at lags from ``-max_lag`` to ``max_lag``.
+
+    Parameters
+    ----------
+    index
+        Draws, dims (chain, draw, time) and at most one more, dates along time: an index of
+        `probmodels.bayesian_svd.indices.boxes`, or a principal component.
+    series
+        Over time, from `load_series`, of the same step; times without a partner are left out.
+    max_lag
+        Largest lag in steps. At a positive lag the index leads: its value at t is set beside that of the series at t +
+        lag.
+    detrend
+        Whether to take a straight line out of both, over the times that have a pair.
+    seed
+        Seed of the sampling variability.
+
+    Returns
+    -------
+    xr.Dataset
+        Over (chain, draw, ..., lag): ``sample_correlation``, that of these times; ``correlation``, with what other
+        samples would have given; ``effective_times``. Over lag: ``num_pairs``.
+
+    Raises
+    ------
+    DataError
+        If the dates differ in step or do not overlap in ten times or more, or the series does not vary.
+    SummaryError
+        If the index lacks draws or dates.
+    """
+    if not {"chain", "draw", "time"} <= set(index.dims) or index.ndim > 4:
+        raise SummaryError(f"index has dims {tuple(map(str, index.dims))}; give (chain, draw, ..., time)")
+    if series.dims != ("time",) or "time" not in series.coords:
+        raise SummaryError(f"series has dims {tuple(map(str, series.dims))}; give one over time, with dates")
+    index = index.transpose("chain", "draw", ..., "time")
+    rng = np.random.default_rng(seed)
+    lags = np.arange(-max_lag, max_lag + 1)
+    shape = (*index.shape[:-1], len(lags))
+    sample, size = np.empty(shape), np.empty(shape)
+    pairs = np.empty(len(lags), dtype=np.int64)
+    for place, lag in enumerate(lags):
+        other = match_series(series, index["time"], shift=int(lag))
+        both = np.isfinite(other)
+        pairs[place] = both.sum()
+        if both.sum() < _LEAST:
+            raise DataError(
+                f"the series {str(series.name)!r} and the field have {both.sum()} times in common at lag {lag}; at "
+                f"least {_LEAST} are needed"
+            )
+        x, y = index.values[..., both].astype(float), other[both]
+        if detrend:
+            x, y = (_detrended(values, np.flatnonzero(both)) for values in (x, y))
+        if np.ptp(y) < 1e-12 * max(1.0, np.abs(y).max()):
+            raise DataError(f"the series {str(series.name)!r} does not vary over the {both.sum()} times in common")
+        sample[..., place], size[..., place] = _correlation(x, y), effective_times(x, y, np.flatnonzero(both))
+    spread = np.sqrt(pairs / (size * (pairs - 3)))
+    limit = 1 - 1e-12
+    drawn = np.tanh(np.arctanh(np.clip(sample, -limit, limit)) + spread * rng.standard_normal(shape))
+    dims = (*index.dims[:-1], "lag")
+    out = xr.Dataset(
+        {"correlation": (dims, drawn), "sample_correlation": (dims, sample), "effective_times": (dims, size)},
+        coords={name: x for name, x in index.coords.items() if "time" not in x.dims} | {"lag": lags},
+    )
+    out["num_pairs"] = "lag", pairs
+    out["lag"].attrs["long_name"] = "steps by which the index leads"
+    out["correlation"].attrs["long_name"] = "correlation, with the variability of samples"
+    out["sample_correlation"].attrs["long_name"] = "correlation of these times"
+    out["effective_times"].attrs["long_name"] = "effectively independent times"
+    out.attrs = {"series": str(series.name), "detrended": int(detrend), "cycle": _cycle(series)}
+    return out
+
+
+def effective_times(x: np.ndarray, y: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Effectively independent times of the correlation of two series.
+
+    Parameters
+    ----------
+    x, y
+        Values (..., T) and (T,).
+    times
+        Their times as whole numbers, ascending, (T,); neighbours are those one apart.
+
+    Returns
+    -------
+    np.ndarray
+        Shape (...), 2 to T.
+    """
+    product = np.clip(_persistence(x, times) * _persistence(y, times), -0.5, _MOST_PERSISTENT**2)
+    return np.clip(len(times) * (1 - product) / (1 + product), 2.0, len(times))
+
+
+def _persistence(values: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Autocorrelation over one step, from neighbours that are there, corrected for bias."""
+    centred = values - values.mean(-1, keepdims=True)
+    near = np.diff(times) == 1
+    if near.sum() < _LEAST:
+        return np.zeros(values.shape[:-1])
+    product = (centred[..., 1:] * centred[..., :-1])[..., near].mean(-1)
+    found = product / np.maximum((centred**2).mean(-1), 1e-300)
+    return np.clip(found + (1 + 3 * found) / len(times), -_MOST_PERSISTENT, _MOST_PERSISTENT)
+
+
+def _detrended(values: np.ndarray, times: np.ndarray) -> np.ndarray:
+    line = np.linalg.qr(np.stack([np.ones(len(times)), times - times.mean()], axis=1))[0]
+    return np.asarray(values - (values @ line) @ line.T)
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x, y = x - x.mean(-1, keepdims=True), y - y.mean()
+    return np.asarray((x @ y) / np.maximum(np.sqrt((x**2).sum(-1) * (y**2).sum()), 1e-300))
+
+
+def _cycle(series: xr.DataArray) -> float:
+    """Share of a monthly series' variance that its mean cycle of the year has beyond what chance gives it."""
+    month = series["time"].dt.month.values
+    count = np.array([(month == m).sum() for m in range(1, 13)])
+    if count.min() < 3:
+        return 0.0
+    means = np.array([series.values[month == m].mean() for m in range(1, 13)])
+    share = float((count * (means - series.values.mean()) ** 2).sum() / (series.size * series.values.var()))
+    return max(share - 11 / (series.size - 1), 0.0)
+
+
+def correlation_sentences(correlation: xr.Dataset) -> list[str]:
+    """What a reader of correlations has to know: few independent times, a cycle of the year left in the series.
+
+    Parameters
+    ----------
+    correlation
+        From `correlate`.
+    """
+    found = []
+    size = float(correlation["effective_times"].mean(("chain", "draw")).min())
+    if size < _FEW:
+        found.append(
+            f"the two series persist so much that their {int(correlation['num_pairs'].min())} common times tell as "
+            f"much as {size:.0f} independent ones; expect little of the correlation."
+        )
+    if (cycle := float(correlation.attrs["cycle"])) > 0.1:
+        found.append(
+            f"the series {correlation.attrs['series']!r} has a cycle of the year, {cycle:.0%} of its variance; indices "
+            "are anomalies: take the mean of each month out of the series first."
+        )
+    return found

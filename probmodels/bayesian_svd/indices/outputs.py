@@ -1,0 +1,349 @@
+"""What a user reads of climate indices: a table, a NetCDF file of draws, a figure, sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypedDict, Unpack
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from annotated_types import Interval
+from matplotlib.figure import Figure
+
+from probmodels._axes import BLUE, RED, SMALL, clean
+from probmodels.bayesian_svd.figures import time_axis
+from probmodels.bayesian_svd.indices.boxes import box_indices, index_table, summarise_indices
+from probmodels.bayesian_svd.indices.correlation import correlate, correlation_sentences
+from probmodels.bayesian_svd.indices.decadal import DEFINITIONS, mode_index, published_index
+from probmodels.bayesian_svd.indices.series import load_series
+from probmodels.errors import SummaryError
+from probmodels.options import Default, Fraction, OneOf, checked, filled, refuse_unused
+
+__all__ = [
+    "draw_correlations",
+    "draw_indices",
+    "index_sentences",
+    "indices_to_folder",
+    "write_correlations",
+    "write_indices",
+]
+
+_LARGE_RATIO = 1.5  # of noise in the mean of a box
+_AGREEMENT = 0.9  # of patterns
+_HELD = 0.9  # by 95 % intervals
+_SHOWN = {
+    "field": (RED, "field, gaps filled"),
+    "published": ("0.5", "with residual"),
+    "signal": (BLUE, "signal"),
+}
+
+
+def draw_indices(summaries: Sequence[xr.Dataset]) -> Figure:
+    """Series of each index with its interval: of the signal, and of the field or the published series.
+
+    Parameters
+    ----------
+    summaries
+        From `probmodels.bayesian_svd.indices.boxes.summarise_indices`, over the same times.
+    """
+    shown = [(str(name), summary) for summary in summaries for name in summary["index"].values]
+    figure = Figure(figsize=(10, 1.9 * len(shown) + 0.3), layout="constrained")
+    axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    time, level = time_axis(shown[0][1]["time"]), 100 * float(shown[0][1].attrs.get("interval_level", 0.95))
+    for (name, summary), ax in zip(shown, axes, strict=True):
+        one = summary.sel(index=name)
+        ax.axhline(0, color="0.7", linewidth=0.7, zorder=0)
+        for part, (colour, words) in _SHOWN.items():
+            if f"{part}_mean" not in one:
+                continue
+            low, high = one[f"{part}_lower"], one[f"{part}_upper"]
+            ax.fill_between(time, low, high, color=colour, alpha=0.3, linewidth=0, label=f"{words}, {level:g} %")
+            ax.plot(time, one[f"{part}_mean"], color=colour, linewidth=0.8)
+        ax.set_title(name, fontsize=10, loc="left")
+        ax.set_ylabel(str(one["signal_mean"].attrs.get("units", "")).replace("1", "sd"), fontsize=SMALL)
+        ax.legend(fontsize=SMALL, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.98))
+        ax.margins(x=0.01)
+        clean(ax)
+    return figure
+
+
+def index_sentences(indices: xr.Dataset) -> list[str]:
+    """What a reader of the indices has to know: what a box lacks, how noise behaves, how sure a pattern is.
+
+    Parameters
+    ----------
+    indices
+        From `probmodels.bayesian_svd.indices.boxes.box_indices`, or from `mode_index` or `published_index` of
+        `probmodels.bayesian_svd.indices.decadal`.
+    """
+    about = {"covered": _said_of_box, "pattern_agreement": _said_of_mode, "residual_sd": _said_of_published}
+    say = next((say for key, say in about.items() if key in indices), None)
+    if say is None:
+        raise SummaryError(f"indices of another kind: they hold none of {', '.join(about)}")
+    return [f"{name}: {x}" for name in indices["index"].values for x in say(indices.sel(index=name))]
+
+
+def _said_of_box(one: xr.Dataset) -> Iterator[str]:
+    covered, ratio, observed = float(one["covered"]), float(one["noise_ratio"]), one["observed"].values
+    if np.isnan(covered):
+        yield "cells have no grid; how much of the box they cover is unknown."
+    elif covered < 0.995:
+        yield f"cells cover {covered:.0%} of the box; the rest is land or outside of the field."
+    if (gaps := int((observed < 1 - 1e-9).sum())) > 0:
+        yield f"{gaps} of {len(observed)} times have gaps in the box, which draws fill."
+    if np.isnan(ratio):
+        yield "the box is never observed as a whole, so that its noise could not be checked."
+    elif ratio > _LARGE_RATIO:
+        yield (
+            f"modes leave {ratio:.1f} times as much of the mean of the box as the noise of the model would; "
+            "intervals of the signal are too narrow, those of filled gaps allow for it."
+        )
+
+
+def _said_of_mode(one: xr.Dataset) -> Iterator[str]:
+    if not int(one.attrs["mean_removed"]):
+        yield "the global mean is not taken out, unless the data had it taken out before."
+    if one.attrs["base_period"].startswith("all"):
+        yield f"mean and spread are those of {one.attrs['base_period']}."
+    if (agreement := float(one["pattern_agreement"])) < _AGREEMENT:
+        yield (
+            f"patterns of the draws correlate {agreement:.2f} with their mean: another mode explains nearly as much, "
+            "and the data do not settle which pattern the index is of."
+        )
+
+
+def _said_of_published(one: xr.Dataset) -> Iterator[str]:
+    sd, decay = (float(one[f"residual_{x}"].mean()) for x in ("sd", "autocorrelation"))
+    yield f"residuals of {one.attrs['fitted_values']} values of {one.attrs['fitted']}: sd {sd:.2f}, lag-1 {decay:.2f}."
+    if int(one["num_elsewhere"]):
+        held, correlation = float(one["held_elsewhere"]), float(one["correlation_elsewhere"])
+        yield (
+            f"of {int(one['num_elsewhere'])} values that were not used, 95 % intervals hold {held:.0%}; their "
+            f"correlation with the mean is {correlation:.3f}."
+        )
+        if held < _HELD:
+            yield "intervals are too narrow for what was not used: the two products drift apart, or the modes do."
+
+
+@checked(SummaryError)
+def write_indices(indices: Mapping[str, xr.Dataset], folder: str | Path, *, level: Fraction = 0.95) -> list[str]:
+    """Write ``indices.csv`` (mean, sd and interval at each time), ``indices.nc`` (all draws) and ``indices.png``.
+
+    Parameters
+    ----------
+    indices
+        By the name of their group in ``indices.nc``: from `probmodels.bayesian_svd.indices.boxes.box_indices`, or from
+        `mode_index` or `published_index` of `probmodels.bayesian_svd.indices.decadal`, of one result.
+    folder
+        Where to; made where it is missing, files of the same names are replaced.
+    level
+        Probability of the intervals.
+
+    Returns
+    -------
+    list
+        What a reader has to know, sentence by sentence.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    groups, sentences, summaries = {}, [], []
+    for name, one in indices.items():
+        summary, said = summarise_indices(one, level=level), index_sentences(one)
+        both = xr.merge([one, summary], combine_attrs="override")
+        both.attrs |= {"interval_level": level, "comment": " ".join(said)}
+        groups[name] = both
+        sentences += said
+        summaries.append(summary)
+    pd.concat([index_table(x) for x in summaries]).to_csv(folder / "indices.csv", index=False, float_format="%.6g")
+    encoding = {
+        f"/{group}": {
+            str(name): {"dtype": "float32"} for name, x in both.data_vars.items() if {"chain", "draw"} <= set(x.dims)
+        }
+        for group, both in groups.items()
+    }
+    xr.DataTree.from_dict(groups).to_netcdf(folder / "indices.nc", engine="netcdf4", encoding=encoding)
+    draw_indices(summaries).savefig(folder / "indices.png", dpi=110)
+    return sentences
+
+
+def draw_correlations(table: pd.DataFrame) -> Figure:
+    """Correlation of each index with a series over lags, with intervals that hold the variability of samples.
+
+    Parameters
+    ----------
+    table
+        Columns ``index``, ``estimand``, ``lag``, ``mean``, ``lower``, ``upper``, as in ``correlations.csv``.
+    """
+    names = list(dict.fromkeys(table["index"]))
+    figure = Figure(figsize=(6.5, 2.2 * len(names) + 0.3), layout="constrained")
+    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    for name, ax in zip(names, axes, strict=True):
+        ax.axhline(0, color="0.7", linewidth=0.7, zorder=0)
+        kinds = list(table[table["index"] == name].groupby("estimand", sort=False))
+        for place, (estimand, part) in enumerate(kinds):
+            shift = 0.12 * (place - (len(kinds) - 1) / 2)
+            reach = [part["mean"] - part["lower"], part["upper"] - part["mean"]]
+            style = {"fmt": "o", "markersize": 3, "linewidth": 1, "capsize": 2, "color": (BLUE, RED, "0.3")[place % 3]}
+            ax.errorbar(part["lag"] + shift, part["mean"], np.clip(reach, 0, None), label=str(estimand), **style)
+        ax.set_title(name, fontsize=10, loc="left")
+        ax.set_ylabel("correlation", fontsize=SMALL)
+        clean(ax)
+    axes[-1].set_xlabel("lag: steps by which the index leads", fontsize=SMALL)
+    axes[0].legend(fontsize=SMALL, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.98))
+    return figure
+
+
+@checked(SummaryError)
+def write_correlations(
+    indices: Mapping[str, xr.Dataset],
+    series: xr.DataArray,
+    folder: str | Path,
+    *,
+    max_lag: Annotated[int, Interval(ge=0, le=1200)] = 0,
+    detrend: bool = False,
+    level: Fraction = 0.95,
+) -> list[str]:
+    """Write ``correlations.csv`` and ``correlations.png``: correlations of all indices with a series.
+
+    Parameters
+    ----------
+    indices
+        As for `write_indices`.
+    series
+        From `probmodels.bayesian_svd.indices.series.load_series`.
+    folder
+        Where to; made where it is missing, files of the same names are replaced.
+    max_lag, detrend
+        As for `probmodels.bayesian_svd.indices.correlation.correlate`.
+    level
+        Probability of the intervals.
+
+    Returns
+    -------
+    list
+        What a reader has to know, sentence by sentence.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[pd.DataFrame] = []
+    sentences: list[str] = []
+    for one in indices.values():
+        for name in _SHOWN.keys() & one.data_vars.keys():
+            found = correlate(one[name], series, max_lag=max_lag, detrend=detrend)
+            rows.append(_correlation_rows(found, level).assign(series=str(series.name), estimand=name))
+            sentences += [x for x in correlation_sentences(found) if x not in sentences]
+    order = ["index", "estimand", "series", "lag", "mean", "sd", "lower", "upper"]
+    table = pd.concat(rows, ignore_index=True)[[*order, "sample_correlation", "effective_times", "num_pairs"]]
+    table = table.sort_values(["index", "estimand", "lag"], ignore_index=True)
+    table.to_csv(folder / "correlations.csv", index=False, float_format="%.5g")
+    draw_correlations(table).savefig(folder / "correlations.png", dpi=110)
+    return sentences
+
+
+def _correlation_rows(found: xr.Dataset, level: float) -> pd.DataFrame:
+    """One row for each index and lag."""
+    over = ("chain", "draw")
+    low, high = found["correlation"].quantile([(1 - level) / 2, (1 + level) / 2], over)
+    parts = {"mean": found["correlation"].mean(over), "sd": found["correlation"].std(over, ddof=1)}
+    parts |= {"lower": low.drop_vars("quantile"), "upper": high.drop_vars("quantile")}
+    parts |= {key: found[key].mean(over) for key in ("sample_correlation", "effective_times")}
+    return xr.Dataset(parts | {"num_pairs": found["num_pairs"]}).to_dataframe().reset_index()
+
+
+class Request(TypedDict, total=False):
+    """What `indices_to_folder` is asked for.
+
+    Parameters
+    ----------
+    boxes
+        As for `probmodels.bayesian_svd.indices.boxes.box_indices`.
+    effects, min_covered
+        Likewise.
+    modes
+        Keys of `probmodels.bayesian_svd.indices.decadal.DEFINITIONS`.
+    remove_mean, base
+        As for `probmodels.bayesian_svd.indices.decadal.mode_index`.
+    published, fitted
+        File of a published series, and the period of its values that `published_index` of the same module uses.
+    series
+        File of a series to correlate all indices with.
+    column, missing
+        As for `probmodels.bayesian_svd.indices.series.load_series`.
+    max_lag, detrend
+        As for `probmodels.bayesian_svd.indices.correlation.correlate`.
+    """
+
+    boxes: Annotated[Sequence[str] | None, Default(None)]
+    effects: Annotated[bool, Default(True)]
+    min_covered: Annotated[Fraction, Default(0.8)]
+    modes: Annotated[Sequence[Annotated[str, OneOf(tuple(DEFINITIONS))]], Default(())]
+    remove_mean: Annotated[bool, Default(False)]
+    base: Annotated[str | None, Default(None)]
+    published: Annotated[str | Path | None, Default(None)]
+    fitted: Annotated[str | None, Default(None)]
+    series: Annotated[str | Path | None, Default(None)]
+    column: Annotated[str | None, Default(None)]
+    missing: Annotated[Sequence[float], Default(())]
+    max_lag: Annotated[Annotated[int, Interval(ge=0, le=1200)], Default(0)]
+    detrend: Annotated[bool, Default(False)]
+
+
+@checked(SummaryError)
+def indices_to_folder(
+    tree: xr.DataTree, folder: str | Path, *, level: Fraction = 0.95, **request: Unpack[Request]
+) -> list[str]:
+    """Compute and write what ``probmodels indices`` is asked for: boxes, modes, a published series, correlations.
+
+    Parameters
+    ----------
+    tree
+        Result of a Bayesian SVD.
+    folder
+        Where to.
+    level
+        Probability of the intervals.
+
+    Returns
+    -------
+    list
+        What a reader has to know, sentence by sentence.
+
+    Raises
+    ------
+    SummaryError
+        If an option is given that is not used, or the result lacks what is asked for.
+    DataError
+        If a file, a box or a period cannot be used.
+    """
+    asked: dict[str, Any] = dict(filled(Request, request))
+    boxed = bool(asked["boxes"]) or not (asked["modes"] or asked["published"])
+    for used, what, names in (
+        (boxed, "no boxes", ("effects", "min_covered")),
+        (bool(asked["modes"]), "no modes", ("remove_mean", "base")),
+        (asked["published"] is not None, "no published series", ("fitted",)),
+        (asked["series"] is not None, "no series", ("column", "missing", "max_lag", "detrend")),
+    ):
+        if not used:
+            refuse_unused(indices_to_folder, what, **{name: asked[name] for name in names})
+    other = None
+    if asked["series"] is not None:
+        other = load_series(asked["series"], column=asked["column"], missing=asked["missing"])
+    found: dict[str, xr.Dataset] = {}
+    if boxed:
+        boxes = asked["boxes"] or None
+        found["boxes"] = box_indices(tree, boxes, effects=asked["effects"], min_covered=asked["min_covered"])
+    if asked["modes"]:
+        parts = [mode_index(tree, x, remove_mean=asked["remove_mean"], base=asked["base"]) for x in asked["modes"]]
+        found |= dict(zip(asked["modes"], parts, strict=True))
+    if asked["published"] is not None:
+        if asked["fitted"] is None:
+            raise SummaryError("published needs the period whose values are used: fitted='1950-1993' (--fitted)")
+        found["published"] = published_index(tree, load_series(asked["published"]), fitted=asked["fitted"])
+    sentences = write_indices(found, folder, level=level)
+    if other is not None:
+        sentences += write_correlations(
+            found, other, folder, max_lag=asked["max_lag"], detrend=asked["detrend"], level=level
+        )
+    return sentences
