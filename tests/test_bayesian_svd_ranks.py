@@ -1,0 +1,192 @@
+"""Number of modes: the conditional of what is missing, hidden blocks, scores, the choice, and refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from probmodels.bayesian_svd.noise import Noise, unfiltered_by
+from probmodels.bayesian_svd.quick import Table, _States, quick_fit, shrunken
+from probmodels.bayesian_svd.ranks import compare_ranks, draw_ranks, hide_blocks
+from probmodels.errors import DataError
+
+
+def field(rank: int = 2, times: int = 150, seed: int = 0, strength: float = 3.0) -> xr.DataArray:
+    """White noise on a grid of 6 x 8 cells and a few strong modes of persistent series; months."""
+    rng = np.random.default_rng(seed)
+    cells = 48
+    patterns = np.linalg.qr(rng.standard_normal((cells, rank)))[0] * strength * np.arange(rank, 0, -1)
+    series = unfiltered_by(rng.standard_normal((rank, times)), np.full(times - 1, 0.7))
+    values = patterns @ series + rng.standard_normal((cells, times)) + 10
+    months = (np.datetime64("1990-01", "M") + np.arange(times)).astype("datetime64[ns]")
+    coords = {"time": months, "lat": np.arange(0.0, 12.0, 2.0), "lon": np.arange(160.0, 176.0, 2.0)}
+    return xr.DataArray(values.T.reshape(times, 6, 8), coords, ("time", "lat", "lon"))
+
+
+def test_what_is_missing_has_its_exact_conditional() -> None:
+    rng = np.random.default_rng(0)
+    n, times, variance, decay = 5, 7, 0.7, np.array([0.9, 0.3])
+    root = rng.standard_normal((n, n))
+    values, vectors = np.linalg.eigh(root @ root.T + np.eye(n))
+    noise = Noise(vectors, values, 0.6, "matern12", 1.0, np.ones(n))
+    steps = np.array([1.0, 1.0, 2.0, 1.0, 1.0, 1.0])
+    lag = np.abs(np.subtract.outer(*[np.concatenate([[0.0], np.cumsum(steps)])] * 2))
+    modes = rng.standard_normal((n, 2))
+    dense = variance * np.kron((vectors * values) @ vectors.T, 0.6**lag)
+    for mode, rho in zip(modes.T, decay, strict=True):
+        dense += np.kron(np.outer(mode, mode), rho**lag)
+    seen = rng.random((n, times)) > 0.3
+    table = Table(np.zeros((n, times)), seen, np.zeros((times, 0)), steps, np.zeros((n, n)))
+    states = _States(table, noise, noise.whitener @ modes, decay, variance, 0.6**steps)
+    data = rng.standard_normal((n, times))
+    mean, _, moments, spread, _ = states.conditional(np.where(seen, data, 0.0), rng)
+
+    there = seen.ravel()
+    gain = dense[np.ix_(~there, there)] @ np.linalg.inv(dense[np.ix_(there, there)])
+    conditional = dense[np.ix_(~there, ~there)] - gain @ dense[np.ix_(there, ~there)]
+    np.testing.assert_allclose(mean.ravel()[~there], gain @ data.ravel()[there], rtol=1e-9)
+    np.testing.assert_allclose(spread.ravel()[~there], conditional.diagonal(), rtol=1e-9)
+    full = np.zeros((n * times, n * times))
+    full[np.ix_(~there, ~there)] = conditional
+    expected = np.einsum("itjs,ts->ij", full.reshape(n, times, n, times), np.linalg.inv(0.6**lag))
+    np.testing.assert_allclose(moments, noise.whitener @ expected @ noise.whitener.T, atol=1e-9)
+    draws = np.array([states.conditional(np.where(seen, data, 0.0), rng)[4][~seen] for _ in range(1500)])
+    np.testing.assert_allclose(np.cov(draws.T), conditional, atol=6 * conditional.max() / np.sqrt(1500))
+
+
+def test_variances_are_shrunken_to_what_the_axes_hold() -> None:
+    rng = np.random.default_rng(1)
+    n, times, strength = 100, 400, 4.0
+    values = rng.standard_normal((n, times))
+    values[0] += np.sqrt(strength) * rng.standard_normal(times)
+    spectrum, vectors = np.linalg.eigh(values @ values.T / times)
+    along = strength * vectors[0, -1] ** 2  # variance of the signal along the axis found
+    assert shrunken(spectrum[-1:], n, times)[0] == pytest.approx(along, rel=0.15)
+    assert (shrunken(spectrum[:-1], n, times) == 0).all()  # noise alone
+
+
+def test_noise_without_modes_gives_none() -> None:
+    rng = np.random.default_rng(2)
+    values = rng.standard_normal((30, 200))
+    seen = np.ones_like(values, dtype=bool)
+    seen[5:9, 20:40] = False
+    distance = np.abs(np.subtract.outer(np.arange(30.0), np.arange(30.0)))
+    table = Table(np.where(seen, values, 0.0), seen, np.ones((200, 1)), np.ones(199), distance)
+    fit = quick_fit(table, 3, correlated=False, rng=rng)
+    assert fit.spectrum[0] < fit.edge
+    assert np.abs(fit.mean[~seen]).max() < 0.5  # the mean of each cell
+    assert fit.variance[~seen] == pytest.approx(1.0, abs=0.1)
+    assert (fit.variance[seen] == 0).all()
+    np.testing.assert_array_equal(fit.mean[seen], values[seen])
+
+
+@pytest.fixture(scope="module")
+def comparison() -> xr.Dataset:
+    found: xr.Dataset = compare_ranks(field(), [1, 2, 3, 4], noise="white", progress=False)
+    return found
+
+
+def test_the_right_number_is_chosen_and_said(comparison: xr.Dataset) -> None:
+    assert comparison.attrs["chosen"] == 2
+    assert "2 modes" in comparison.attrs["sentence"]
+    np.testing.assert_array_equal(comparison["num_modes"], [1, 2, 2, 2])
+    assert float(comparison["rmse"].sel(rank=1)) > 1.02 * float(comparison["rmse"].sel(rank=2))
+    assert float(comparison["coverage"].sel(rank=2)) == pytest.approx(0.95, abs=0.03)
+    assert float(comparison["crps"].sel(rank=2)) == pytest.approx(
+        0.564 * float(comparison["rmse"].sel(rank=2)), rel=0.05
+    )
+
+
+def test_standard_errors_are_of_blocks(comparison: xr.Dataset) -> None:
+    square, size = comparison["square"].values, comparison["size"].values
+    np.testing.assert_allclose(np.sqrt(square.sum(1) / size.sum()), comparison["rmse"])
+    rng = np.random.default_rng(0)
+    places = rng.integers(len(size), size=(2000, len(size)))
+    means = square[0][places].sum(1) / size[places].sum(1)
+    assert float(comparison["rmse_se"][0]) == pytest.approx(np.sqrt(means).std(), rel=0.1)
+
+
+def test_the_largest_rank_of_all_is_said_to_be_so() -> None:
+    found = compare_ranks(field(rank=4), [1, 2], noise="white", progress=False)
+    assert "compare more than 2" in found.attrs["sentence"]
+
+
+def test_correlated_noise_is_not_taken_for_modes() -> None:
+    rng = np.random.default_rng(4)
+    data = field(rank=1, seed=4)
+    lat, lon = (x.ravel() for x in np.meshgrid(np.arange(6), np.arange(8), indexing="ij"))
+    root = np.linalg.cholesky(np.exp(-np.hypot(np.subtract.outer(lat, lat), np.subtract.outer(lon, lon)) / 2))
+    data = data + (rng.standard_normal((150, 48)) @ root.T).reshape(data.shape)
+    found = compare_ranks(data, [1, 2, 3], progress=False)
+    white = compare_ranks(data, [1, 2, 3], noise="white", progress=False)
+    assert found.attrs["chosen"] == 1
+    assert int(white["num_modes"][-1]) == 3  # the control: white noise needs modes for what is local
+    assert float(found["crps"].min()) < float(white["crps"].min())
+
+
+def test_blocks_are_boxes_of_a_grid_and_neighbours_without_one() -> None:
+    lat, lon = (x.ravel() for x in np.meshgrid(np.arange(6), np.arange(8), indexing="ij"))
+    data = xr.DataArray(np.zeros((48, 60)), dims=("cell", "time"))
+    grid = data.assign_coords(lat_index=("cell", lat), lon_index=("cell", lon))
+    seen = np.ones((48, 60), dtype=bool)
+    distance = np.hypot(np.subtract.outer(lat, lat), np.subtract.outer(lon, lon))
+    for array in (grid, data):
+        blocks = hide_blocks(array.to_dataset(name="data"), seen, distance, (5, 2, 3), 0.2, 1, 0)
+        assert (blocks >= 0).mean() == pytest.approx(0.2, abs=0.02)
+        assert ((blocks < 0).sum(1) >= 0.4 * 60).all()
+        whole = [b for b in range(blocks.max() + 1) if (blocks == b).sum() == 5 * 6]
+        assert len(whole) > 3
+        for number in whole:
+            cells, times = np.nonzero(blocks == number)
+            assert np.ptp(times) == 4
+            assert np.ptp(lat[cells]) <= (1 if array is grid else 3)
+            assert distance[np.ix_(cells, cells)].max() <= 4.0
+
+
+def test_what_is_missing_is_never_scored() -> None:
+    seen = np.random.default_rng(0).random((48, 60)) > 0.3
+    data = xr.Dataset({"data": (("cell", "time"), np.zeros((48, 60)))})
+    distance = np.abs(np.subtract.outer(np.arange(48.0), np.arange(48.0)))
+    blocks = hide_blocks(data, seen, distance, (5, 2, 2), 0.2, 1, 0)
+    assert (blocks[~seen] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"block": (200, 1, 1)}, "150 times, of which a block may have 75"),
+        ({"block": (3, 5, 2)}, "6 cells along latitude"),
+        ({"block": (3, 2, 9)}, "8 cells along longitude"),
+        ({"block": (75, 3, 4)}, "at least 10 are needed"),
+        ({"share": 0.001}, "at least 10 are needed"),
+        ({"share": 0.0}, "share=0.0"),
+        ({"share": 1.0}, "share=1.0"),
+        ({"ranks": [60]}, "rank=60 is out of range"),
+        ({"ranks": []}, "ranks="),
+        ({"ranks": [0]}, "ranks"),
+        ({"noise": "red"}, "noise='red'"),
+        ({"block": (3, 2)}, "block"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_first(
+    options: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("refused too late")
+
+    monkeypatch.setattr("probmodels.bayesian_svd.ranks.quick_fit", never)
+    with pytest.raises(DataError, match=words):
+        compare_ranks(field(), **{"ranks": [1, 2], "progress": False, **options})
+
+
+def test_the_figure_shows_errors_and_variances_beyond_the_choice(comparison: xr.Dataset) -> None:
+    left, right = draw_ranks(comparison).axes
+    assert [line.get_label() for line in left.lines if "least" in str(line.get_label())] == ["least error: 2"]
+    labels = {str(line.get_label()): line for line in right.lines}
+    assert np.asarray(labels["the 2 chosen"].get_ydata()).min() > float(comparison["edge"][-1])
+    beyond = np.asarray(labels["beyond them"].get_ydata())
+    assert len(beyond) >= 5
+    assert beyond.max() < float(comparison["edge"][-1])
