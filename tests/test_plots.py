@@ -89,10 +89,30 @@ def overlapping_titles(figure: Figure) -> list[tuple[str, str]]:
     return [(a, b) for i, (a, first) in enumerate(boxes) for b, second in boxes[i + 1 :] if first.overlaps(second)]
 
 
+def joined(modes: xr.Dataset) -> xr.Dataset:
+    """The same with the first two modes in a plane."""
+    square = (modes["mode_mean"][:2] ** 2).sum("mode", skipna=False).expand_dims("plane").assign_attrs(units="degC2")
+    found = modes.assign({f"plane_variance_{k}": square * x for k, x in {"mean": 1, "lower": 0.5, "upper": 2}.items()})
+    found["plane_variance_mean"].attrs["units"] = "degC2"
+    whole = {"plane_first_mode": 1, "plane_last_mode": 2, "plane_determined": 1, "plane_fraction_mean": 0.5}
+    return found.assign({name: ("plane", [value]) for name, value in whole.items()})
+
+
 def draw_all(tree, modes, comparison) -> dict[str, Figure]:
     posterior = tree["posterior"].to_dataset()
     r_hat = xr.Dataset({"U": modes["mode_r_hat"], "d": ("k", [1.0, 1.02, np.nan])})
+    shares = xr.Dataset({f"local_fraction_{x}": np.abs(modes["mode_mean"]) / 10 for x in ("mean", "lower", "upper")})
+    shares = shares.assign(
+        {f"modes_fraction_{x}": shares[f"local_fraction_{x}"].sum("mode") for x in ("mean", "lower")}
+    )
+    shares["modes_fraction_upper"] = shares["modes_fraction_mean"]
+    named = modes["mode_mean"][0].assign_attrs(long_name="linear trend", units="degC (10 year)-1")
+    trend = xr.Dataset({"trend_mean": named, "trend_prob_positive": modes["prob_positive"][0]})
     return {
+        "leading_modes": mode_figures.leading_modes(modes, comparison),
+        "local_variance_maps": mode_figures.local_variance_maps(shares),
+        "trend_map": mode_figures.trend_map(trend),
+        "plane_maps": mode_figures.plane_maps(joined(modes)),
         "mode_maps": mode_figures.mode_maps(modes),
         "pcs": mode_figures.pcs(modes, comparison),
         "scree": mode_figures.scree(modes, comparison),
@@ -151,12 +171,15 @@ def test_mode_maps_show_mean_and_sd_with_their_scales(figures, modes):
     assert labels == ["°C per sd of PC"] * 6
 
 
-def test_dots_mark_cells_of_certain_sign(modes):
+@pytest.mark.parametrize("draw", [mode_figures.mode_maps, mode_figures.leading_modes])
+def test_dots_mark_cells_of_uncertain_sign(modes, draw):
     shown = modes.copy()
-    shown["prob_positive"] = xr.full_like(modes["prob_positive"], 0.5)
-    shown["prob_positive"][0, 2, 3] = 0.96
-    shown["prob_positive"][0, 4, 5] = 0.01
-    ax = mode_figures.mode_maps(shown).axes[0]
+    shown["prob_positive"] = xr.full_like(modes["prob_positive"], 0.99)
+    shown["prob_positive"][0, 1, 1] = 0.01
+    shown["prob_positive"][0, 2, 3] = 0.94
+    shown["prob_positive"][0, 4, 5] = 0.06
+    shown["prob_positive"][0, 0, 0] = np.nan
+    ax = draw(shown).axes[0]
     (dots,) = (c for c in ax.collections if isinstance(c, PathCollection))
     at = {tuple(x) for x in np.asarray(dots.get_offsets())}
     expected = {(float(modes["lon"][j]), float(modes["lat"][i])) for i, j in ((2, 3), (4, 5))}

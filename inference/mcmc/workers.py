@@ -1,4 +1,4 @@
-"""Processes that run chains: spawned, single-threaded, watched, and told to stop through their pipe."""
+"""Processes that run chains: single-threaded, watched, and told to stop through their pipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 import traceback
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnContext, SpawnProcess
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +32,7 @@ _GRACE_SECONDS = 20.0  # for the other chains to save after one has failed
 
 @dataclass
 class _Worker:
-    process: SpawnProcess
+    process: ForkServerProcess | SpawnProcess
     pipe: Connection
     plan: ChainPlan | None = None
     told: bool = False
@@ -126,10 +126,10 @@ def run_in_processes(
     """
     payload = pack(problem, factory)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    pool = _Pool(watch, list(plans))
+    pool, context = _Pool(watch, list(plans)), _context(problem, factory)
     try:
         for _ in range(min(num_workers or cpus, len(plans))):
-            pool.workers.append(_start(payload, needs_main=b"__main__" in payload))
+            pool.workers.append(_start(payload, context, needs_main=b"__main__" in payload))
         pool.run()
     finally:
         pool.close()
@@ -161,8 +161,20 @@ def pack(problem: Problem, factory: KernelFactory) -> bytes:
     return payload
 
 
-def _start(payload: bytes, *, needs_main: bool) -> _Worker:
-    context = multiprocessing.get_context("spawn")
+def _context(problem: Problem, factory: KernelFactory) -> ForkServerContext | SpawnContext:
+    """How workers start: on Linux as forks of one process that has imported what all of them need, else from nothing.
+
+    That process stays for later runs; it has no threads, and no state of this one.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    needed = {getattr(part, "__module__", "") for part in (problem.model, getattr(factory, "func", factory))}
+    context.set_forkserver_preload([__name__, *sorted(name for name in needed if name.startswith("probmodels."))])
+    return context
+
+
+def _start(payload: bytes, context: ForkServerContext | SpawnContext, *, needs_main: bool) -> _Worker:
     pipe, far_end = context.Pipe()
     process = context.Process(target=_work, args=(far_end,), daemon=True, name="probmodels-chain")
     with one_thread_environment(), interrupts_ignored(), contextlib.nullcontext() if needs_main else main_hidden():

@@ -12,18 +12,20 @@ from matplotlib.ticker import FuncFormatter
 
 from probmodels._axes import BLUE, RED, SMALL, clean
 from probmodels.bayesian_svd.effects import time_in_years
-from probmodels.bayesian_svd.maps import draw_map, grid_of_maps, largest, stipple
+from probmodels.bayesian_svd.maps import draw_map, grid_of_maps, largest, stipple, uncertain_sign
 from probmodels.bayesian_svd.patterns.planes import joined_modes, joined_names
 
 __all__ = [
     "eof_difference",
+    "leading_modes",
+    "local_variance_maps",
     "mode_maps",
     "pcs",
     "plane_maps",
     "residual_maps",
     "rhat_map",
     "scree",
-    "time_axis",
+    "trend_map",
 ]
 
 
@@ -45,11 +47,123 @@ def _mode_title(modes: xr.Dataset, i: int) -> str:
     )
 
 
+def leading_modes(
+    modes: xr.Dataset, comparison: xr.Dataset | None = None, *, most: int = 6, sure: float = 0.95
+) -> Figure:
+    """The leading modes on one page: map, principal component with its interval, explained variance with its own.
+
+    Dots mark cells whose sign is uncertain: neither positive nor negative with more than the probability ``sure``.
+
+    Parameters
+    ----------
+    modes
+        From `probmodels.bayesian_svd.summary.summarise_modes`.
+    comparison
+        From `probmodels.bayesian_svd.eof.compare_eof`: the EOFs' shares of variance are drawn too.
+    most
+        Modes that are shown, the first ones.
+    sure
+        Probability of the sign above which a cell has no dot.
+    """
+    count = min(modes.sizes["mode"], most)
+    figure = Figure(figsize=(11.0, 2.05 * count + 0.6), layout="constrained")
+    grid = figure.add_gridspec(count, 3, width_ratios=[1.15, 1.35, 0.6])
+    time, unit = time_axis(modes["time"]), f"{_units(modes['mode_mean'])} per sd of PC".strip()
+    level = 100 * float(modes.attrs.get("interval_level", 0.95))
+    for i in range(count):
+        left, right = figure.add_subplot(grid[i, 0]), figure.add_subplot(grid[i, 1])
+        mean = modes["mode_mean"][i]
+        bound = largest(mean)
+        draw_map(figure, left, mean, unit, cmap="RdBu_r", vmin=-bound, vmax=bound)
+        stipple(left, uncertain_sign(modes["prob_positive"][i], sure))
+        left.set_title(_mode_title(modes, i).partition(":")[0], fontsize=10, loc="left")
+        right.axhline(0, color="0.7", linewidth=0.7, zorder=0)
+        right.fill_between(
+            time, modes["pc_lower"][i], modes["pc_upper"][i], color=BLUE, alpha=0.3, linewidth=0, label=f"{level:g} %"
+        )
+        right.plot(time, modes["pc_mean"][i], color=BLUE, linewidth=1.0 if len(time) < 200 else 0.7, label="mean")
+        right.set_title(f"PC {int(modes['mode'][i])} (sd), with its {level:g} % interval", fontsize=10, loc="left")
+        right.margins(x=0.01)
+        clean(right)
+    _shares(figure.add_subplot(grid[:, 2]), modes, comparison, count)
+    return figure
+
+
+def _shares(ax: Any, modes: xr.Dataset, comparison: xr.Dataset | None, count: int) -> None:
+    """Explained variance of the modes beside their rows, with the interval, and that of the EOFs."""
+    mean, low, high = (
+        100 * modes[f"explained_variance_fraction_{x}"].values[:count] for x in ("mean", "lower", "upper")
+    )
+    place = np.arange(count)
+    error = [(mean - low).clip(0), (high - mean).clip(0)]  # a narrow interval may lie beside the mean
+    ax.errorbar(mean, place, xerr=error, fmt="o", color=BLUE, capsize=3, markersize=5, linewidth=1.4)
+    top = 1.25 * float(high.max())
+    for at, *numbers in zip(place, mean, low, high, strict=True):
+        middle = float(np.clip(numbers[0], 0.3 * top, 0.7 * top))
+        ax.text(middle, at - 0.09, "{:.1f} % [{:.1f}, {:.1f}]".format(*numbers), ha="center", fontsize=SMALL)
+    if comparison is not None:
+        share = 100 * comparison["eof_fraction"].values[:count]
+        ax.plot(share, place + 0.09, "s", color=RED, markerfacecolor="white", markersize=4, label="EOF")
+        ax.legend(fontsize=SMALL, frameon=False, loc="lower right")
+    ax.set_ylim(count - 0.5, -0.5)
+    ax.set_xlim(0, top)
+    ax.set_yticks(place, [str(x) for x in modes["mode"].values[:count]])
+    whose = _WHOSE.get(str(modes.attrs.get("estimand")), "")
+    ax.set_title(f"share of the variance\n{whose} (%)".replace("\n ", "\n"), fontsize=9, loc="left")
+    clean(ax)
+
+
+def local_variance_maps(local: xr.Dataset, *, level: float = 0.95) -> Figure:
+    """Share of the variance of each cell that each mode explains: mean, and lower and upper end of the interval.
+
+    Parameters
+    ----------
+    local
+        From `probmodels.bayesian_svd.patterns.local.local_variance`.
+    level
+        Probability of the intervals, for the titles.
+    """
+    count, kinds = local.sizes["mode"], ("mean", "lower", "upper")
+    figure, axes = grid_of_maps(local["local_fraction_mean"], count + 1, 3, width=4.2)
+    whose = _WHOSE.get(str(local.attrs.get("estimand")), "").replace(" of", " of the variance of", 1)
+    for j, kind in enumerate(kinds):
+        for i in range(count + 1):
+            array = local[f"local_fraction_{kind}"][i] if i < count else local[f"modes_fraction_{kind}"]
+            draw_map(figure, axes[i, j], 100 * array, "% of the cell's variance", cmap="YlGnBu", vmin=0, vmax=100)
+            name = f"Mode {int(local['mode'][i])}" if i < count else "All modes"
+            words = f"share{whose}" if kind == "mean" else f"{kind} end of {100 * level:g} %"
+            axes[i, j].set_title(f"{name}: {words}", fontsize=9, loc="left")
+    return figure
+
+
+def trend_map(trend: xr.Dataset, *, sure: float = 0.95) -> Figure:
+    """Trend of each cell, with dots where its sign is uncertain, and the probability that it is positive.
+
+    Parameters
+    ----------
+    trend
+        From `probmodels.bayesian_svd.patterns.local.trend_maps`.
+    sure
+        Probability of the sign above which a cell has no dot.
+    """
+    mean, probability = trend["trend_mean"], trend["trend_prob_positive"]
+    figure, axes = grid_of_maps(mean, 1, 2)
+    bound = largest(mean)
+    unit = _units(mean).replace("degC", "°C").replace("(10 year)-1", "per decade")
+    draw_map(figure, axes[0, 0], mean, unit, cmap="RdBu_r", vmin=-bound, vmax=bound)
+    stipple(axes[0, 0], uncertain_sign(probability, sure))
+    axes[0, 0].set_title(str(mean.attrs["long_name"]), fontsize=10, loc="left")
+    steps = [0, 0.025, 0.1, 0.3, 0.7, 0.9, 0.975, 1]
+    draw_map(figure, axes[0, 1], probability, "P(trend > 0)", cmap="RdBu_r", norm=BoundaryNorm(steps, 256))
+    axes[0, 1].set_title("probability that the trend is positive", fontsize=10, loc="left")
+    return figure
+
+
 def mode_maps(modes: xr.Dataset, *, sure: float = 0.95) -> Figure:
     """Posterior mean and standard deviation of every mode, side by side.
 
-    Dots mark cells whose sign is positive, or negative, with more than the probability ``sure``. A mode that is not
-    separated from its neighbour bears a ``~``.
+    Dots mark cells whose sign is uncertain: neither positive nor negative with more than the probability ``sure``. A
+    mode that is not separated from its neighbour bears a ``~``.
 
     Parameters
     ----------
@@ -57,7 +171,7 @@ def mode_maps(modes: xr.Dataset, *, sure: float = 0.95) -> Figure:
         From `probmodels.bayesian_svd.summary.summarise_modes`: ``mode_mean``, ``mode_sd``, ``prob_positive`` over
         (mode, lat, lon), ``explained_variance_fraction_*`` over mode.
     sure
-        Probability of the sign above which a cell is dotted.
+        Probability of the sign above which a cell has no dot.
     """
     mean, sd = modes["mode_mean"], modes["mode_sd"]
     figure, axes = grid_of_maps(mean, modes.sizes["mode"], 2)
@@ -65,8 +179,7 @@ def mode_maps(modes: xr.Dataset, *, sure: float = 0.95) -> Figure:
     for i in range(modes.sizes["mode"]):
         bound = largest(mean[i])
         draw_map(figure, axes[i, 0], mean[i], unit, cmap="RdBu_r", vmin=-bound, vmax=bound)
-        probability = modes["prob_positive"][i]
-        stipple(axes[i, 0], (probability > sure) | (probability < 1 - sure))
+        stipple(axes[i, 0], uncertain_sign(modes["prob_positive"][i], sure))
         axes[i, 0].set_title(_mode_title(modes, i), fontsize=10, loc="left")
         top = largest(sd[i])
         low = min(float(np.nanquantile(sd[i], 0.01)), top / 2)  # at least a factor of two, or even fields look rough

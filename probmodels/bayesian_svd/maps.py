@@ -18,7 +18,17 @@ from matplotlib.transforms import Bbox
 
 from probmodels._axes import BLUE, GREY, SMALL
 
-__all__ = ["coast", "draw_map", "grid_of_maps", "largest", "latitude", "longitude", "map_axes", "stipple"]
+__all__ = [
+    "coast",
+    "draw_map",
+    "grid_of_maps",
+    "largest",
+    "latitude",
+    "longitude",
+    "map_axes",
+    "stipple",
+    "uncertain_sign",
+]
 
 _FINE = 4000  # cells above which a field is a picture within a PDF, not one shape per cell
 _BESIDE = 10.0  # degrees beside a map within which the points of a coast are kept, so that lines reach its frame
@@ -126,11 +136,22 @@ def grid_of_maps(array: xr.DataArray, rows: int, columns: int, *, width: float =
     """Figure whose panels have the shape of the map, (rows, columns) axes."""
     if "lat" not in array.coords:
         figure = Figure(figsize=(width * columns, 2.4 * rows), layout="constrained")
-    else:
-        west, east, south, north = _extent(array)
-        height = (width - 1.5) * (north - south) / (east - west) * _stretch(south, north)
-        figure = Figure(figsize=(width * columns, (min(height, 1.6 * width) + 0.6) * rows + 0.1), layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False)
+        return figure, figure.subplots(rows, columns, squeeze=False)
+    west, east, south, north = _extent(array)
+    height = min((width - 1.5) * (north - south) / (east - west) * _stretch(south, north), 1.6 * width)
+    figure = Figure(figsize=(width * columns, (height + 0.6) * rows + 0.1))
+    # Margins in inches: all maps have the same frame, so that no layout engine has to measure every label.
+    left, right, bottom, top = 0.55, 0.1, 0.25, 0.35
+    across, down = figure.get_size_inches()
+    space = {
+        "left": left / across,
+        "right": 1 - right / across,
+        "bottom": bottom / down,
+        "top": 1 - top / down,
+        "wspace": (left + right) / (width - left - right),
+        "hspace": 0.6 / height,
+    }
+    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=space)
 
 
 def draw_map(figure: Figure, ax: Axes, array: xr.DataArray, label: str, **style: Any) -> None:
@@ -178,3 +199,8 @@ def stipple(ax: Axes, shown: xr.DataArray) -> None:
     thinned = shown.transpose("lat", "lon")[::step, ::step]
     lat, lon = np.nonzero(thinned.values)
     ax.scatter(thinned["lon"].values[lon], thinned["lat"].values[lat], s=1.3, color="0.1", linewidth=0, zorder=2)
+
+
+def uncertain_sign(probability: xr.DataArray, sure: float = 0.95) -> xr.DataArray:
+    """Where the sign is neither positive nor negative with more than the probability ``sure``; false where unknown."""
+    return (probability <= sure) & (probability >= 1 - sure)

@@ -12,9 +12,12 @@ from probmodels import plots
 from probmodels.bayesian_svd import figures as mode_figures
 from probmodels.bayesian_svd.draws import MODES_OF
 from probmodels.bayesian_svd.eof import compare_eof
+from probmodels.bayesian_svd.indices.el_nino import el_nino_sentences, el_nino_table
+from probmodels.bayesian_svd.patterns.local import local_variance, trend_maps
 from probmodels.bayesian_svd.patterns.rotation import ROTATIONS
 from probmodels.bayesian_svd.report import write_report
 from probmodels.bayesian_svd.summary import summarise_modes, summary_table, write_modes
+from probmodels.bayesian_svd.tables import effect_tables, mode_tables
 from probmodels.errors import SummaryError
 from probmodels.inference.result import Result
 from probmodels.options import Fraction, OneOf, checked
@@ -37,7 +40,7 @@ def write_outputs(
     dpi: Annotated[int, Interval(ge=20, le=1200)] = 110,
     rotation: Annotated[str, OneOf(ROTATIONS)] | None = None,
 ) -> Outputs:
-    """Write ``modes.nc``, ``figures/*.png``, ``summary.txt`` and ``report.html``.
+    """Write ``report.html``, ``modes.nc``, ``summary.txt``, figures as PNG and PDF, and their numbers as CSV.
 
     Where the series of a result are a process in time, all are of the modes of the population, and
     ``modes_of_these_times.nc`` and a second table hold the modes of the field at these times, from the same draws.
@@ -69,8 +72,11 @@ def write_outputs(
     tree, posterior = result.tree, result.posterior
     modes = summarise_modes(tree, level=level)
     comparison = compare_eof(tree, modes)
+    local, trend = local_variance(tree, level=level), trend_maps(tree, level=level)
+    modes = modes.assign({name: array.variable for part in (local, trend) for name, array in part.data_vars.items()})
     gridded = "lat" in modes.dims
     figures: dict[str, Figure] = {
+        "leading_modes": mode_figures.leading_modes(modes, comparison),
         "pcs": mode_figures.pcs(modes, comparison),
         "scree": mode_figures.scree(modes, comparison),
     }
@@ -78,6 +84,9 @@ def write_outputs(
         figures["mode_maps"] = mode_figures.mode_maps(modes)
         if "plane" in modes.dims:
             figures["plane_maps"] = mode_figures.plane_maps(modes)
+        figures["local_variance"] = mode_figures.local_variance_maps(local, level=level)
+        if trend.data_vars:
+            figures["trend"] = mode_figures.trend_map(trend)
         figures["eof_difference"] = mode_figures.eof_difference(modes, comparison)
         figures["residual_maps"] = mode_figures.residual_maps(modes)
     traced = [name for name in _TRACED if name in posterior and float(posterior[name].std()) > 0]
@@ -87,12 +96,11 @@ def write_outputs(
         figures["rank"] = plots.rank(posterior, traced)
     figures["trace"] = plots.plot_trace(posterior, traced)
     table, files = summary_table(modes, comparison), {"modes.nc": lambda file: write_modes(modes, file)}
-    these = None
+    these, summaries = None, [(modes, comparison)]
     if modes.attrs["estimand"] != (name := MODES_OF["times"]):
         these = summarise_modes(tree, of="times", level=level)
-        table = "\n".join(
-            [f"{modes.attrs['estimand']}:", table, "", f"{name}:", summary_table(these, compare_eof(tree, these))]
-        )
+        summaries.append((these, compare_eof(tree, these)))
+        table = "\n".join([f"{modes.attrs['estimand']}:", table, "", f"{name}:", summary_table(*summaries[1])])
         files["modes_of_these_times.nc"] = lambda file: write_modes(these, file)
     if rotation is not None:
         rotated = summarise_modes(tree, level=level, rotation=rotation)
@@ -101,10 +109,30 @@ def write_outputs(
         figures["rotated_pcs"] = mode_figures.pcs(rotated)
         if gridded:
             figures["rotated_maps"] = mode_figures.mode_maps(rotated)
+    tables = mode_tables(*summaries) | effect_tables(local, trend)
+    el_nino = el_nino_table(tree, modes, level=level)
+    if len(el_nino):
+        tables["el_nino"] = el_nino
+        table = "\n".join([table, "", *el_nino_sentences(el_nino)])
     written = write_all(
-        result, folder, table=table, figures=figures | loss_figure(result), files=files, dpi=dpi, pdf=True
+        result,
+        folder,
+        table=table,
+        tables={f"tables/{key}": frame for key, frame in tables.items()},
+        figures=figures | loss_figure(result),
+        files=files,
+        dpi=dpi,
+        pdf=True,
     )
     write_report(
-        tree, modes, written.figures, folder, diagnosis=written.diagnosis, comparison=comparison, these=these, dpi=dpi
+        tree,
+        modes,
+        written.figures,
+        folder,
+        diagnosis=written.diagnosis,
+        comparison=comparison,
+        these=these,
+        el_nino=el_nino,
+        dpi=dpi,
     )
     return replace(written, file="report.html")

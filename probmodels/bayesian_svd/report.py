@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -27,14 +28,23 @@ from probmodels._page import (
     write_page,
 )
 from probmodels.bayesian_svd.checks import misfit
+from probmodels.bayesian_svd.citing import bibtex, methods_paragraphs
 from probmodels.bayesian_svd.draws import MODES_OF
+from probmodels.bayesian_svd.indices.el_nino import el_nino_sentences
 from probmodels.bayesian_svd.patterns.planes import plane_sentences
 from probmodels.inference.labels import group_of
 
 __all__ = ["write_report"]
 
 _CAPTIONS = CAPTIONS | {
-    "mode_maps": "Left: posterior mean of each pattern. Right: its posterior standard deviation.",
+    "leading_modes": "The leading modes: posterior mean of each pattern, with dots where its sign is uncertain "
+    "(probability of either sign under 95 %); its principal component; and the share of variance that it explains.",
+    "mode_maps": "Left: posterior mean of each pattern, with dots where its sign is uncertain. Right: its posterior "
+    "standard deviation.",
+    "local_variance": "Share of the variance of each cell, fixed effects taken out, that each mode explains: posterior "
+    "mean, and both ends of the interval. What all modes together leave over is noise.",
+    "trend": "Left: posterior mean of the linear trend of each cell, with dots where its sign is uncertain. Right: the "
+    "probability that it is positive.",
     "plane_maps": "Modes that are not separated, together: the variance that they explain at each cell, and the width "
     "of its interval.",
     "rotated_maps": "Rotated modes: posterior mean of each pattern, and its posterior standard deviation.",
@@ -48,9 +58,11 @@ _CAPTIONS = CAPTIONS | {
     "rhat_histogram": "Agreement of the chains over all entries.",
 }
 _PLACES = {
+    "first": ("leading_modes",),
     "maps": ("mode_maps", "plane_maps"),
     "pcs": ("pcs",),
-    "scree": ("scree",),
+    "scree": ("scree", "local_variance"),
+    "trend": ("trend",),
     "rotated": ("rotated_maps", "rotated_pcs"),
     "eof": ("eof_difference",),
     "checks": ("residual_maps",),
@@ -67,6 +79,7 @@ def write_report(
     diagnosis: object = None,
     comparison: xr.Dataset | None = None,
     these: xr.Dataset | None = None,
+    el_nino: pd.DataFrame | None = None,
     rerun: str | None = None,
     dpi: int = 110,
 ) -> Path:
@@ -91,6 +104,8 @@ def write_report(
         From `probmodels.bayesian_svd.summary.compare_eof`.
     these
         Modes of the field at its times, where ``modes`` are those of the population.
+    el_nino
+        From `probmodels.bayesian_svd.indices.el_nino.el_nino_table`; nothing is said of El Niño without.
     rerun
         Command that repeats the run; by default the one that reads the spec from the result file.
     dpi
@@ -108,12 +123,14 @@ def write_report(
         return join(*(images[name] for name in _PLACES[place] if name in images))
 
     sections = [
-        Section("verdict", "Verdict", verdict(diagnosis) + _overview(modes)),
+        Section("verdict", "Verdict", verdict(diagnosis) + _overview(modes) + shown("first")),
         Section("done", "What was done", _what_was_done(facts, modes)),
         Section("data", "Data", _data(facts)),
         Section("maps", "Patterns", _how_to_read(modes) + shown("maps")),
         Section("pcs", "Principal components", _PCS + shown("pcs")),
         Section("scree", "Variance explained", _scree(modes, comparison, these) + shown("scree")),
+        *([Section("trend", "Trend", _TREND + shown("trend"))] if "trend" in images else []),
+        *([Section("el_nino", "El Niño", _el_nino(el_nino))] if el_nino is not None and len(el_nino) else []),
         Section("eof", "Compared with deterministic EOFs", _comparison(comparison) + shown("eof")),
         Section("checks", "Does the model fit?", _checks(modes) + shown("checks")),
         Section("sampler", "Did the sampler work?", _sampler(facts, modes) + diagnostics(diagnosis) + shown("sampler")),
@@ -124,6 +141,8 @@ def write_report(
     if rest := [name for name in images if name not in placed]:
         sections.append(Section("more", "Further figures", join(*(images[name] for name in rest))))
     last = _provenance(facts, modes, rerun)
+    paper = paragraphs(*methods_paragraphs(tree, modes, diagnosis), _CITE) + code(bibtex(tree))
+    sections.append(Section("cite", "For the methods section, and how to cite", paper))
     sections.append(Section("provenance", "Settings, provenance, and how to run it again", last))
     title = str(modes.attrs.get("title", "Modes of variability"))
     subtitle = f"Bayesian singular value decomposition, {facts.root('created', 'undated')}"
@@ -254,8 +273,8 @@ def _how_to_read(modes: xr.Dataset) -> Markup:
     text = [
         f"Colours on the left show the departure{units} that goes with one standard deviation of the mode's principal "
         "component. The sign of a mode as a whole is arbitrary: turn both its map and its series round and nothing "
-        "changes. Dots mark cells where the sign relative to the rest of the pattern is certain to 95 %; where dots "
-        "are missing, the colour may be noise.",
+        "changes. Dots mark cells where the sign relative to the rest of the pattern is not certain to 95 %: there "
+        "the colour may be noise.",
         "The maps on the right show the posterior standard deviation, in the same unit: how far the pattern is still "
         "open, given these data. Where it is as large as the mean, the pattern says little about that cell.",
         "Two modes that explain nearly the same variance can turn into one another: any rotation of the pair fits "
@@ -318,6 +337,36 @@ _ROTATED = paragraphs(
     "orthogonal, and depend on how many modes are rotated. Where other rotations are nearly as simple, the standard "
     "deviation shows it."
 )
+
+_CITE = (
+    "The terms of a data set may ask for more; see its page. BibTeX of what the text above refers to, as far as the "
+    "data set is known:"
+)
+
+_TREND = paragraphs(
+    "The trend of each cell is part of the model, so that its interval holds what the modes and the noise can add to a "
+    "straight line by chance."
+)
+
+
+def _el_nino(found: pd.DataFrame) -> Markup:
+    rows = [
+        [
+            row.time,
+            f"{row.mean:.2f} [{row.lower:.2f}, {row.upper:.2f}]",
+            f"{row.prob_el_nino:.2f}",
+            f"{row.prob_la_nina:.2f}",
+        ]
+        for row in found.itertuples()
+        if max(row.prob_el_nino, row.prob_la_nina) >= 0.5
+    ]
+    size = found.attrs["threshold"]
+    header = ["time", "index of Niño 3.4", f"P(above {size:g})", f"P(below −{size:g})"]
+    sentences = el_nino_sentences(found)
+    text = "All times are in tables/el_nino.csv; listed are those of either with a probability of 0.5 or more."
+    if len(sentences) == 1:
+        return bullets(sentences) + paragraphs("The index of every time is in tables/el_nino.csv.")
+    return bullets(sentences) + paragraphs(text) + table(header, rows)
 
 
 def _scree(modes: xr.Dataset, comparison: xr.Dataset | None, these: xr.Dataset | None) -> Markup:
@@ -436,7 +485,8 @@ def _provenance(facts: _Facts, modes: xr.Dataset, rerun: str | None) -> Markup:
         paragraphs(
             "Files beside this one: result.nc holds the draws and these settings, modes.nc the maps and series shown "
             "here, by the CF conventions, for any tool that reads NetCDF"
-            + ("; modes_of_these_times.nc those of these times." if _of_population(modes) else "."),
+            + ("; modes_of_these_times.nc those of these times." if _of_population(modes) else ".")
+            + " figures/ holds every figure as PNG and PDF, tables/ the numbers behind them as CSV.",
             f"References: {modes.attrs.get('references', '')}",
         ),
     )

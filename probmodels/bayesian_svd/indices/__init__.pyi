@@ -6,6 +6,7 @@ from .boxes import (
 )
 from .correlation import correlate as correlate
 from .decadal import DEFINITIONS as DEFINITIONS, mode_index as mode_index, published_index as published_index
+from .el_nino import el_nino_sentences as el_nino_sentences, el_nino_table as el_nino_table
 from .outputs import (
     indices_to_folder as indices_to_folder,
     write_correlations as write_correlations,
@@ -18,6 +19,8 @@ __all__ = [
     "NINO_BOXES",
     "box_indices",
     "correlate",
+    "el_nino_sentences",
+    "el_nino_table",
     "index_table",
     "indices_to_folder",
     "load_series",
