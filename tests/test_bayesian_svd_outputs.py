@@ -281,8 +281,8 @@ def test_winters_of_el_nino_are_named_with_both_their_years():
     assert "1970/71" not in warm
     assert "1970/71 (1.00)" in cold
     strict = el_nino_table(tree, summarise_modes(tree, check_draws=5), threshold=1.0)
-    assert (strict["prob_el_nino"][3] < 0.05)
-    assert (strict["prob_el_nino"][0] > 0.99)
+    assert strict["prob_el_nino"][3] < 0.05
+    assert strict["prob_el_nino"][0] > 0.99
 
 
 def test_nothing_is_said_of_el_nino_where_the_field_does_not_reach_it(tree):
