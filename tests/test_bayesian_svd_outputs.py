@@ -12,14 +12,14 @@ import xarray as xr
 from synthetic_modes import synthetic_result, toy_field
 
 from probmodels.bayesian_svd import make_problem, write_outputs
-from probmodels.bayesian_svd.citing import bibtex, data_set, methods_paragraphs
 from probmodels.bayesian_svd.eof import compare_eof
 from probmodels.bayesian_svd.figures import leading_modes, local_variance_maps, trend_map
 from probmodels.bayesian_svd.indices import el_nino_sentences, el_nino_table
 from probmodels.bayesian_svd.maps import uncertain_sign
 from probmodels.bayesian_svd.patterns.local import local_variance, trend_maps
+from probmodels.bayesian_svd.reporting.citing import bibtex, data_set, methods_paragraphs
+from probmodels.bayesian_svd.reporting.tables import effect_tables, mode_tables
 from probmodels.bayesian_svd.summary import summarise_modes
-from probmodels.bayesian_svd.tables import effect_tables, mode_tables
 from probmodels.datasets.fetch import SOURCES
 from probmodels.datasets.sst import load_sst
 from probmodels.errors import SummaryError

@@ -16,8 +16,8 @@ from probmodels.bayesian_svd.indices.el_nino import el_nino_sentences, el_nino_t
 from probmodels.bayesian_svd.patterns.local import local_variance, trend_maps
 from probmodels.bayesian_svd.patterns.rotation import ROTATIONS
 from probmodels.bayesian_svd.report import write_report
+from probmodels.bayesian_svd.reporting.tables import effect_tables, mode_tables
 from probmodels.bayesian_svd.summary import summarise_modes, summary_table, write_modes
-from probmodels.bayesian_svd.tables import effect_tables, mode_tables
 from probmodels.errors import SummaryError
 from probmodels.inference.result import Result
 from probmodels.options import Fraction, OneOf, checked

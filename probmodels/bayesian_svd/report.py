@@ -28,10 +28,10 @@ from probmodels._page import (
     write_page,
 )
 from probmodels.bayesian_svd.checks import misfit
-from probmodels.bayesian_svd.citing import bibtex, methods_paragraphs
 from probmodels.bayesian_svd.draws import MODES_OF
 from probmodels.bayesian_svd.indices.el_nino import el_nino_sentences
 from probmodels.bayesian_svd.patterns.planes import plane_sentences
+from probmodels.bayesian_svd.reporting.citing import bibtex, methods_paragraphs
 from probmodels.inference.labels import group_of
 
 __all__ = ["write_report"]
