@@ -119,6 +119,13 @@ def sst(
             "By default ar1, with --engine svi frame."
         ),
     ] = None,
+    noise: Annotated[
+        str | None,
+        typer.Option(
+            help="What no mode holds: white, or correlated, between near cells and neighbouring times, of a level of "
+            "each cell (with --series ar1 or iid; default white)."
+        ),
+    ] = None,
     kernel_time: Annotated[
         str | None, typer.Option(help="Kernel of the series, with --series frame (default identity).")
     ] = None,
@@ -166,12 +173,7 @@ def sst(
     if engine == "mcmc":
         own = {"num_samples": _or(draws, 1000), "warmup_steps": _or(warmup, 500), "thin": _or(thin, 1)}
         own["num_chains"] = _or(chains, 4)
-    if series is None:
-        series = "ar1" if engine == "mcmc" else "frame"
-    if series != "frame" and engine == "svi":
-        raise _Refusal(f"--series {series} needs --engine mcmc; take --series frame, or leave --engine out")
-    if series != "frame" and kernel_time is not None:
-        raise _Refusal(f"--kernel-time {kernel_time} is not used with --series {series}; take --series frame too")
+    series, noise = _process(engine, series, noise, kernel_time)
     spec = {
         "method": "bayesian_svd",
         "data": {key: value for key, value in data.items() if value is not None},
@@ -180,6 +182,7 @@ def sst(
             "fixed_effects": effects,
             "kernel_space": kernel,
             "series": series,
+            "noise": noise,
             **({"kernel_time": kernel_time or "identity"} if series == "frame" else {}),
             **({} if tail is None else {"tail": tail}),
         },
@@ -192,6 +195,20 @@ def sst(
         for change in changes:
             change_spec(spec, change)
     _execute(spec, device=device, strict=strict, quiet=quiet)
+
+
+def _process(engine: str, series: str | None, noise: str | None, kernel_time: str | None) -> tuple[str, str]:
+    """What the series and the noise are, by default or as asked, where they go together."""
+    if series is None:
+        series = "ar1" if engine == "mcmc" else "frame"
+    if series != "frame" and engine == "svi":
+        raise _Refusal(f"--series {series} needs --engine mcmc; take --series frame, or leave --engine out")
+    if series != "frame" and kernel_time is not None:
+        raise _Refusal(f"--kernel-time {kernel_time} is not used with --series {series}; take --series frame too")
+    if noise == "correlated" and series == "frame":
+        given = "--engine svi" if engine == "svi" else "--series frame"
+        raise _Refusal(f"--noise correlated needs series that are a process: leave {given} out, or take --noise white")
+    return series, "white" if noise is None else noise
 
 
 @app.command()

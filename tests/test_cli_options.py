@@ -70,6 +70,7 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--kernel": ["matern27", "", "3"],
         "--kernel-time": ["matern27", "", "3"],
         "--series": ["ar2", "", "3"],
+        "--noise": ["red", "", "3"],
         "--tail": ["-1", "2", "nan", "inf", "small", ""],
         "--draws": NO_COUNT,
         "--warmup": ["-1", "1.5", "one", "", HUGE],
@@ -351,6 +352,28 @@ def test_a_key_of_another_engine_is_told_as_such(inside: Callable[..., tuple[int
     status, said = inside("run", "SPEC", "--out=run", "--set", "data.name=petals", "--quiet")
     assert status == 2
     assert "unknown key 'path' of data set 'petals'" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--series=frame"], "needs series that are a process: leave --series frame out"),
+        (["--engine=svi", "--steps=3"], "needs series that are a process: leave --engine svi out"),
+    ],
+)
+def test_correlated_noise_is_refused_where_series_are_numbers(
+    inside: Callable[..., tuple[int, str]], given: list[str], message: str
+) -> None:
+    status, said = inside("sst", "FIELD", "--rank=2", "--out=run", "--quiet", *given, "--noise=correlated")
+    assert status == 2
+    assert message in said
+
+
+@pytest.mark.parametrize("noise", ["white", "correlated"])
+def test_the_noise_is_as_asked(inside: Callable[..., tuple[int, str]], noise: str) -> None:
+    status, said = inside("sst", "FIELD", *WORKING["sst"][1:5], "--out=run", f"--noise={noise}", "--quiet")
+    assert status == 0, said
+    assert ("noise_level" in Result.load(Path("run")).tree["constant_data"]) == (noise == "correlated")
 
 
 def test_the_module_is_the_command_line() -> None:
