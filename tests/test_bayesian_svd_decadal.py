@@ -184,7 +184,7 @@ def test_all_kinds_come_together(made: tuple[xr.DataTree, np.ndarray], tmp_path:
     file = tmp_path / "theirs.csv"
     asked = {"boxes": ["west=30,45,170,195"], "modes": ["pdo"], "published": file, "fitted": "1960-1974"}
     said = indices_to_folder(tree, tmp_path / "out", **asked, series=file, max_lag=2)
-    assert {x.split(":")[0] for x in said} >= {"pdo", "theirs"}
+    assert {x.split(":")[0] for x in said} >= {"pdo", "published theirs"}
     read = np.genfromtxt(tmp_path / "out" / "correlations.csv", delimiter=",", names=True, dtype=None, encoding="utf-8")
     assert len(read) == 5 * (2 + 1 + 2)  # lags by estimands of the box, of pdo, of the published one
     chosen = read[(read["index"] == "pdo") & (read["lag"] == 0)]

@@ -21,6 +21,7 @@ OTHER_VERDICTS = {  # of examples that do not pass, and should not
     "bayesian_svd": "the model does not fit the data; the draws themselves passed",  # neighbouring cells are correlated
 }
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+EMBEDDED = ("bayesian_svd", "explore_field", "pacific_decadal_oscillation")  # scripts that use the default field
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)
@@ -78,7 +79,7 @@ def test_specs_run_and_their_verdict_is_the_one_that_they_announce(path: Path, t
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_scripts_run_and_their_assertions_hold(path: Path, tmp_path: Path) -> None:
-    if path.stem == "bayesian_svd" and find_spec("eofs") is None:
+    if path.stem in EMBEDDED and find_spec("eofs") is None:
         pytest.skip("the default field comes with the package eofs (extra 'sst')")
     small = {"PROBMODELS_EXAMPLE_DRAWS": "40", "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(

@@ -2,10 +2,10 @@
 
 A correlation of two series of T times is uncertain even where both are known: they might have come out otherwise. For
 independent times Fisher's transform of it has the standard deviation ``(T - 3)^-1/2``. Series that persist have fewer
-independent times: with autocorrelations r and s over one step, ``T (1 - r s) / (1 + r s)`` (Bartlett, 1935; Bretherton
-et al., 1999), and the standard deviation grows by the root of that factor. Each draw of the uncertain series has a
-correlation and an effective number of times of its own, and gets one draw of what another sample would have given;
-together they are the posterior.
+independent times: with autocorrelations r and s over one step, T over ``1 + 2 sum_k (1 - k / T) (r s)^k`` (Bartlett,
+1935; Bretherton et al., 1999), and the standard deviation grows by the root of that sum. Each draw of the uncertain
+series has a correlation and an effective number of times of its own, and gets one draw of what another sample would
+have given; together they are the posterior.
 
 Autocorrelations are those of first-order autoregressive processes, corrected for the bias of their estimate,
 ``(1 + 3 r) / T`` (Kendall, 1954). Series with a trend or a cycle are none: take these out first. Draws of an index do
@@ -127,8 +127,10 @@ def effective_times(x: np.ndarray, y: np.ndarray, times: np.ndarray) -> np.ndarr
     np.ndarray
         Shape (...), 2 to T.
     """
-    product = np.clip(_persistence(x, times) * _persistence(y, times), -0.5, _MOST_PERSISTENT**2)
-    return np.clip(len(times) * (1 - product) / (1 + product), 2.0, len(times))
+    size = len(times)
+    p = np.clip(_persistence(x, times) * _persistence(y, times), -0.5, _MOST_PERSISTENT**2)
+    factor = (1 + p) / (1 - p) - 2 / size * p * (1 - p**size) / (1 - p) ** 2  # 1 + 2 sum_k (1 - k / T) p^k
+    return np.clip(size / factor, 2.0, size)
 
 
 def _persistence(values: np.ndarray, times: np.ndarray) -> np.ndarray:

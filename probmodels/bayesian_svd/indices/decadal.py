@@ -292,12 +292,12 @@ def published_index(
             signal[place] = columns @ found
             spread[place] = scale
             shown[place] = signal[place] + scale * _autoregressive(decay[place], np.diff(steps), rng)
-    name = str(series.name)
+    name = f"published {series.name}"
     values = {"signal": signal[:, None], "published": shown[:, None]}
     out = _labelled(values, chains, [name], constant)
-    out["signal"].attrs = {"long_name": f"{name} in terms of the modes of the field", "units": "1"}
+    out["signal"].attrs = {"long_name": f"{series.name} in terms of the modes of the field", "units": "1"}
     out["published"].attrs = {
-        "long_name": f"{name} in terms of the modes of the field, with its residual",
+        "long_name": f"{series.name} in terms of the modes of the field, with its residual",
         "units": "1",
     }
     for key, x in (("residual_sd", spread), ("residual_autocorrelation", decay)):
@@ -310,7 +310,7 @@ def published_index(
         held = float(np.mean((low <= target[other]) & (target[other] <= high)))
     out["correlation_elsewhere"], out["held_elsewhere"] = ("index", [correlation]), ("index", [held])
     out["num_elsewhere"] = "index", [int(other.sum())]
-    out.attrs = {"fitted": period.label, "fitted_values": int(use.sum()), "series": name}
+    out.attrs = {"fitted": period.label, "fitted_values": int(use.sum()), "series": str(series.name)}
     return out
 
 
