@@ -200,10 +200,21 @@ def test_a_methods_section_says_what_was_done(tree):
     assert "fixed effects of each cell (intercept, trend), 3 modes" in model
     assert "Matérn-7/2" in model
     assert "autoregressive processes" in model
+    assert "noise, independent between cells and times" in model
     assert "modes of the population" in model
     assert "2 chains of 50 draws after 250 sweeps of warm-up, one of 2 sweeps kept, seed 7" in sampler
     worst = found.diagnose().table["r_hat_max"].max()
     assert f"R-hat (Vehtari et al., 2021) is {worst:.3f}" in sampler
+
+
+def test_noise_that_is_correlated_is_said(tree):
+    known = told(tree)
+    noise = {"noise_kernel": "matern32", "noise_length_scale": 812.3, "noise_share": 0.63, "noise_decay": 0.25}
+    known["constant_data"].attrs |= noise
+    model = methods_paragraphs(known, summarise_modes(tree, check_draws=5))[1]
+    assert "independent" not in model
+    for words in ("63 %", "Matérn-3/2, length-scale 812 km", "correlation of 0.25 between neighbouring times"):
+        assert words in model
 
 
 def test_what_is_not_known_is_not_said(tree):

@@ -66,8 +66,10 @@ def leading_modes(
         Probability of the sign above which a cell has no dot.
     """
     count = min(modes.sizes["mode"], most)
-    figure = Figure(figsize=(11.0, 2.05 * count + 0.6), layout="constrained")
-    grid = figure.add_gridspec(count, 3, width_ratios=[1.15, 1.35, 0.6])
+    height = 2.05 * count + 0.6
+    figure = Figure(figsize=(11.0, height))
+    margins = {"left": 0.05, "right": 0.985, "bottom": 0.3 / height, "top": 1 - 0.45 / height}
+    grid = figure.add_gridspec(count, 3, width_ratios=[1.2, 1.35, 0.6], hspace=0.3, wspace=0.17, **margins)
     time, unit = time_axis(modes["time"]), f"{_units(modes['mode_mean'])} per sd of PC".strip()
     level = 100 * float(modes.attrs.get("interval_level", 0.95))
     for i in range(count):

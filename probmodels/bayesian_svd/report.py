@@ -214,24 +214,25 @@ def _what_was_done(facts: _Facts, modes: xr.Dataset) -> Markup:
     unit = "matched by variational inference" if "svi" in facts.root("engine") else "drawn by Markov chain Monte Carlo"
     return paragraphs(
         f"The field, {size}, was written as fixed effects of time at each cell ({effects}) plus {modes.sizes['mode']} "
-        + _model_in_words(modes),
+        + _model_in_words(modes, "noise_kernel" in facts.constant.attrs),
         f"That posterior was {unit}: {facts.num_chains} chain{'s' if facts.num_chains != 1 else ''} of "
         f"{facts.num_draws} draws. Cells weigh as their area where area weights are used. All that is shown below is "
         "reduced from these draws.",
     )
 
 
-def _model_in_words(modes: xr.Dataset) -> str:
+def _model_in_words(modes: xr.Dataset, correlated: bool) -> str:
+    noise = "noise that is correlated between cells and times" if correlated else "independent noise"
     if _of_population(modes):
         return (
-            "modes plus independent noise: Z = effects + U diag(d) F' + noise. A mode is a pattern (a column of U), a "
+            f"modes plus {noise}: Z = effects + U diag(d) F' + noise. A mode is a pattern (a column of U), a "
             "time series (a column of F) and a size d. Patterns are orthogonal to each other, as for EOFs, and have a "
             "prior that knows how smooth they are. Series are a process in time, of which these times are one "
             "realisation: so the modes are those of the population that the times were drawn from, and their intervals "
             "say how far another stretch of the same climate could differ."
         )
     return (
-        "modes plus independent noise: Z = effects + U diag(d) V' + noise. A mode is a pattern (a column of U), a "
+        f"modes plus {noise}: Z = effects + U diag(d) V' + noise. A mode is a pattern (a column of U), a "
         "time series (a column of V) and a size d. Patterns are orthogonal to each other, and so are the series, as "
         "for EOFs; unlike EOFs, they carry a prior that knows how smooth they are, and everything has a posterior "
         "distribution. The modes are those of the field at these times."

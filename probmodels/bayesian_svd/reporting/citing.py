@@ -153,9 +153,9 @@ def _of_model(tree: xr.DataTree, modes: xr.Dataset) -> str:
     names = [str(x) for x in constant["effect"].values] if "effect" in constant.coords else []
     effects = f"fixed effects of each cell ({', '.join(names)}), " if names else ""
     text = (
-        f"The field was modelled as the sum of {effects}{modes.sizes['mode']} modes and independent Gaussian noise: "
-        f"Z = {'B D′ + ' if names else ''}U diag(d) {'F' if population else 'V'}′ + noise. Patterns U are "
-        "orthonormal in area-weighted coordinates"
+        f"The field was modelled as the sum of {effects}{modes.sizes['mode']} modes and Gaussian noise"
+        f"{_noise(constant)}: Z = {'B D′ + ' if names else ''}U diag(d) {'F' if population else 'V'}′ + noise. "
+        "Patterns U are orthonormal in area-weighted coordinates"
     )
     kernel = str(constant.attrs.get("kernel_space", options.get("kernel_space", "")))
     prior = str(options.get("frame_prior", "conditioned"))
@@ -275,6 +275,20 @@ def _kernel(name: str) -> str:
     if name.startswith("matern"):
         return f"a Matérn-{name[6]}/{name[7:]}"
     return f"a {name}" if "," not in name else f"one of the kernels {name}"
+
+
+def _noise(constant: xr.Dataset) -> str:
+    """What the noise is like: its covariance where it has one, which was estimated before sampling."""
+    if "noise_kernel" not in constant.attrs:
+        return ", independent between cells and times"
+    unit = " km" if "lat" in constant.coords else ""
+    return (
+        " with a level of each cell, "
+        f"{100 * float(constant.attrs['noise_share']):.0f} % of whose variance is correlated in space "
+        f"({_kernel(str(constant.attrs['noise_kernel'])).removeprefix('a ')}, length-scale "
+        f"{float(constant.attrs['noise_length_scale']):.0f}{unit}), and a correlation of "
+        f"{float(constant.attrs['noise_decay']):.2f} between neighbouring times, all estimated from the data beforehand"
+    )
 
 
 def _level(modes: xr.Dataset) -> str:
