@@ -83,9 +83,9 @@ def sst(
     files: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILE]... | fetch NAME",
+            metavar="[FILE]... | fetch NAME | fill FILE...",
             help="NetCDF files or a pattern; none for the embedded field of Pacific winters; 'fetch' and one of "
-            "ersstv5, hadisst, oisst, cobe2 downloads that data set.",
+            "ersstv5, hadisst, oisst, cobe2 downloads that data set; 'fill' and files fills the gaps of a field.",
         ),
     ] = None,
     region: Annotated[str | None, typer.Option(help="Name such as north_pacific, or lat0,lat1,lon0,lon1.")] = None,
@@ -107,7 +107,7 @@ def sst(
     anomalies: Annotated[
         bool, typer.Option("--anomalies/--no-anomalies", help="Whether to remove the climatology.")
     ] = True,
-    rank: Annotated[int, typer.Option(help="Number of modes.")] = 4,
+    rank: Annotated[int | None, typer.Option(help="Number of modes (default 4, with 'fill' 20).")] = None,
     fixed_effects: Annotated[
         str, typer.Option(help="Terms of each location: intercept, trend, annual, semiannual.")
     ] = "intercept,trend",
@@ -151,6 +151,11 @@ def sst(
     if files and files[0] == "fetch":
         _fetch(files[1:], quiet=quiet)
         return
+    filling = files is not None and files[:1] == ["fill"]
+    if filling:
+        files = (files or [])[1:]
+        if engine != "mcmc" or series not in (None, "ar1"):
+            raise _Refusal("'sst fill' needs --engine mcmc and --series ar1; leave both out")
     data = {
         "name": "sst",
         "path": None if not files else files[0] if len(files) == 1 else files,
@@ -178,13 +183,14 @@ def sst(
         "method": "bayesian_svd",
         "data": {key: value for key, value in data.items() if value is not None},
         "model": {
-            "rank": rank,
+            "rank": _or(rank, 20 if filling else 4),
             "fixed_effects": effects,
             "kernel_space": kernel,
             "series": series,
             "noise": noise,
             **({"kernel_time": kernel_time or "identity"} if series == "frame" else {}),
             **({} if tail is None else {"tail": tail}),
+            **({"noise": "correlated", "hold_out": 0.05} if filling else {}),
         },
         "inference": {"engine": engine, "seed": seed, **own},
         "output": {"path": str(out), "overwrite": overwrite},

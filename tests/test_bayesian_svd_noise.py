@@ -165,7 +165,7 @@ def test_parameters_keep_their_prior_where_data_are_drawn_anew(missing: float) -
         if missing:
             # Effects have a flat prior: those of the last draw stand for any.
             complete = root @ unfiltered_by(white, phi)
-            seen._fill(complete)
+            seen.take(complete)
         else:
             centred = white - (white @ design) @ design.T
             seen._set(np.ascontiguousarray(left @ centred), float((centred**2).sum()))
@@ -239,7 +239,7 @@ def test_a_run_resumes_and_holds_the_truth() -> None:
     for step in range(400):
         first.sample({})
         if step >= 100:
-            draws.append((first._data._complete / root)[gaps])  # type: ignore[union-attr]
+            draws.append((first._data.complete / root)[gaps])  # type: ignore[union-attr]
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     held = np.mean((low <= values[gaps]) & (values[gaps] <= high))
     assert held > 0.85  # 90 correlated values

@@ -23,6 +23,7 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
         "shared_effects": ("empty list",),
         "length_scales_space": ("list",),
         "nugget": ("zero",),
+        "hold_out": ("zero",),
         "tail": ("zero",),
         "area_weights": ("true",),
     },

@@ -106,6 +106,8 @@ class CorrelatedData:
     ----------
     static
         True where nothing is missing.
+    complete
+        Weighted data (n, T) with what is missing as drawn last; where something is missing.
     shared, effects
         Of the interface of `ReducedData`; empty.
     """
@@ -125,7 +127,7 @@ class CorrelatedData:
         if data.gaps is not None:
             mask = data.gaps.mask.numpy()
             self._missing = Missing(mask, self._whitener.T @ self._whitener, self._phi)
-            self._complete = data.gaps.observed.numpy().copy()
+            self.complete = data.gaps.observed.numpy().copy()
             self._lifted = unfiltered_by(np.ascontiguousarray(self._design.T), self._phi)  # (q, T)
         self._set(np.ascontiguousarray(data.z.numpy()), float(data.z.square().sum() + data.rest))
 
@@ -140,12 +142,12 @@ class CorrelatedData:
         effects = self._along - signal @ (filtered_by(f, self._phi) @ self._design)
         effects += np.sqrt(noise) * rng.standard_normal(effects.shape)
         mean = self._root @ (signal @ f + effects @ self._lifted)
-        residual = self._missing.draw(rng, self._complete - mean, np.sqrt(noise))
-        self._fill(np.where(self._missing.mask, self._complete, mean + residual))
+        residual = self._missing.draw(rng, self.complete - mean, np.sqrt(noise))
+        self.take(np.where(self._missing.mask, self.complete, mean + residual))
 
-    def _fill(self, complete: Array) -> None:
+    def take(self, complete: Array) -> None:
         """Take complete weighted data (n, T)."""
-        self._complete = complete
+        self.complete = complete
         white = filtered_by(self._whitener @ complete, self._phi)
         self._along = white @ self._design
         total = float(np.vdot(white, white) - np.vdot(self._along, self._along))
@@ -161,12 +163,12 @@ class CorrelatedData:
 
     def state(self) -> dict[str, Array]:
         """What a chain needs to go on."""
-        return {} if self._missing is None else {"complete": self._complete.copy()}
+        return {} if self._missing is None else {"complete": self.complete.copy()}
 
     def load(self, state: Mapping[str, Array]) -> None:
         """Go on from `state`."""
         if self._missing is not None:
-            self._fill(state["complete"])
+            self.take(state["complete"])
 
 
 def seen_by_modes(data: MatrixData) -> ReducedData | CorrelatedData:

@@ -12,6 +12,7 @@ from probmodels import plots
 from probmodels.bayesian_svd import figures as mode_figures
 from probmodels.bayesian_svd.draws import MODES_OF
 from probmodels.bayesian_svd.eof import compare_eof
+from probmodels.bayesian_svd.fill import fill_field, held_out_sentence, write_filled
 from probmodels.bayesian_svd.indices.el_nino import el_nino_sentences, el_nino_table
 from probmodels.bayesian_svd.patterns.local import local_variance, trend_maps
 from probmodels.bayesian_svd.patterns.rotation import ROTATIONS
@@ -42,6 +43,7 @@ def write_outputs(
 ) -> Outputs:
     """Write ``report.html``, ``modes.nc``, ``summary.txt``, figures as PNG and PDF, and their numbers as CSV.
 
+    Where its problem held blocks out, ``filled.nc`` holds the field with its gaps filled.
     Where the series of a result are a process in time, all are of the modes of the population, and
     ``modes_of_these_times.nc`` and a second table hold the modes of the field at these times, from the same draws.
 
@@ -102,6 +104,10 @@ def write_outputs(
         summaries.append((these, compare_eof(tree, these)))
         table = "\n".join([f"{modes.attrs['estimand']}:", table, "", f"{name}:", summary_table(*summaries[1])])
         files["modes_of_these_times.nc"] = lambda file: write_modes(these, file)
+    if "held_out_block" in tree["constant_data"]:
+        filled = fill_field(result, level=level, progress=False)
+        table += f"\n\n{held_out_sentence(filled)}"
+        files["filled.nc"] = lambda file: write_filled(filled, file)
     if rotation is not None:
         rotated = summarise_modes(tree, level=level, rotation=rotation)
         table += f"\n\nrotated {rotated.attrs['estimand']}:\n{summary_table(rotated)}"

@@ -20,6 +20,7 @@ from torch.distributions import Distribution
 from probmodels.bayesian_svd.align import ORDERS, align_draws, invariants
 from probmodels.bayesian_svd.augment import basis_of
 from probmodels.bayesian_svd.effects import effect_design, time_in_years
+from probmodels.bayesian_svd.held_out import blocks_of_cells
 from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SeriesData, SideData, model
 from probmodels.bayesian_svd.noise import Noise, estimate_noise, with_noise
 from probmodels.bayesian_svd.sampler import BlockGibbs
@@ -31,6 +32,7 @@ from probmodels.bayesian_svd.sides import (
     leading_patterns,
     make_side,
     points,
+    positions,
     space_distance,
     space_side,
 )
@@ -41,7 +43,7 @@ from probmodels.distributions.frames import FrameReparam
 from probmodels.errors import CovarianceError, DataError
 from probmodels.guides.bayesian_svd import BayesianSVDGuide
 from probmodels.inference.problem import Problem
-from probmodels.options import OneOf, Positive, checked, refuse_unused
+from probmodels.options import Count, OneOf, Positive, checked, refuse_unused
 
 __all__ = ["make_problem", "tiny"]
 
@@ -149,6 +151,8 @@ def _check_unused(options: Mapping[str, Any], families: Mapping[str, Sequence[st
     if options["frame_prior"] == "uniform":
         kernels = ("kernel_space", "kernel_time", *lengths["space"], *lengths["time"])
         refuse("frame_prior='uniform'", *kernels, "num_length_scales", "period", "nugget", "tail", "max_basis")
+    if not options["hold_out"]:
+        refuse("hold_out=0", "hold_out_block")
     if options["noise"] == "correlated":
         if options["series"] == "frame":
             raise DataError("noise='correlated' needs series that are a process: series='ar1' or 'iid'")
@@ -208,6 +212,8 @@ def make_problem(
     area_weights: bool | Annotated[Sequence[Positive], Len(1)] = True,
     frame_prior: Annotated[str, OneOf(FRAME_PRIORS)] = "conditioned",
     noise: Literal["white", "correlated"] = "white",
+    hold_out: Annotated[float, Interval(ge=0, le=0.5)] = 0.0,
+    hold_out_block: tuple[Count, Count] = (6, 12),
     scale: Scale | None = None,
     noise_prior: tuple[Scale, Scale] | None = None,
     order: Annotated[str, OneOf(ORDERS)] | None = None,
@@ -268,6 +274,11 @@ def make_problem(
         this covariance is estimated once, beforehand, and only its size sigma is sampled. The sites ``U``, ``d`` and
         ``F`` are then in coordinates where noise is white; `read_draws` and the summaries turn them into modes.
         Needs a process in time, effects of flat prior that are each cell's own, and at most 5,000 cells.
+    hold_out
+        Share of the observed entries that are hidden from the model, in blocks of space and time, so that
+        `probmodels.bayesian_svd.fill.fill_field` can check its intervals on them.
+    hold_out_block
+        Size of such a block: times in a row, and nearest cells.
     scale
         Scale of the HalfNormal prior of d; by default the norm of the data.
     noise_prior
@@ -306,6 +317,11 @@ def make_problem(
     common = effect_design(matrix["time"], shared_effects, covariates)
     num_effects = local.sizes["effect"]
     seen = np.isfinite(matrix.values)
+    held_out: np.ndarray | None = None
+    if hold_out:
+        times, cells = hold_out_block
+        unseen, held_out = blocks_of_cells(seen, positions(matrix), times=times, cells=cells, share=hold_out)
+        seen &= ~unseen
     _check_extent(rank, seen, num_effects)
     check_room(seen.shape[0], seen.shape[1], max_basis)
     flat = effect_scale is None
@@ -389,6 +405,8 @@ def make_problem(
         constant.attrs[f"kernel_{name}"] = kinds[0] if isinstance(named[name], str) else ",".join(kinds)
     if found is not None:
         _keep_noise(constant, found, weight)
+    if held_out is not None:
+        constant["held_out_block"] = ("cell", "time"), held_out.astype(np.int32)
     constant["hidden"] = "mode", hidden
     constant.attrs["mends"] = json.dumps(mends + said)
     return Problem(

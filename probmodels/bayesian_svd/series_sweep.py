@@ -30,7 +30,7 @@ from probmodels.bayesian_svd.sweep import (
     update_column,
 )
 
-__all__ = ["precision_times", "sweep"]
+__all__ = ["draw_all_series", "precision_times", "sweep"]
 
 _WINDOW = 8  # candidates among which a decay is drawn at a time
 
@@ -436,3 +436,12 @@ def sweep(
         d[i] = positive_normal(rng, product / noise / precision, 1.0 / math.sqrt(precision))
         residual += d[i] * d[i] * square - 2.0 * d[i] * product
     return (noise_rate + 0.5 * residual) / rng.standard_gamma(noise_shape + 0.5 * count)
+
+
+@njit(**JIT)
+def draw_all_series(rng, z_transposed, filter_, effects, u, d, noise, process, series):
+    """Draw decays and series of all modes given patterns, d and noise, in place; arguments as of `sweep`."""
+    f, decay = series
+    for i in range(len(f)):
+        y = np.dot(z_transposed, u[i])
+        decay[i] = _draw_series(rng, i, y, d[i], noise, process, decay[i], filter_, effects, f[i])

@@ -1,0 +1,179 @@
+"""Gaps filled from a posterior: values, intervals that are checked on blocks held out, and refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+from probmodels import run_mcmc
+from probmodels.bayesian_svd import make_problem, write_outputs
+from probmodels.bayesian_svd.fill import _calibrated, fill_field
+from probmodels.bayesian_svd.held_out import crps_of_draws, hide_blocks
+from probmodels.bayesian_svd.noise import unfiltered_by
+from probmodels.cli import app
+from probmodels.errors import DataError, SummaryError
+
+SETTINGS: dict[str, Any] = {"num_chains": 2, "warmup_steps": 60, "num_samples": 60, "progress": False}
+
+
+def field(seed: int = 0) -> tuple[xr.DataArray, np.ndarray]:
+    """A field on 5 x 6 cells of two modes and correlated noise, and where its gaps are (time, lat, lon)."""
+    rng = np.random.default_rng(seed)
+    lat, lon = np.meshgrid(np.arange(5) * 4.0 + 30, np.arange(6) * 5.0 + 180, indexing="ij")
+    phi = np.full(179, 0.7)
+    series = unfiltered_by(rng.standard_normal((2, 180)), phi)
+    patterns = np.stack([np.sin(lat / 12) * 2, np.cos(lon / 9)])
+    apart = np.hypot(lat.ravel()[:, None] - lat.ravel(), lon.ravel()[:, None] - lon.ravel())
+    root = np.linalg.cholesky(np.exp(-apart / 8) + 0.05 * np.eye(30))
+    noise = 0.5 * (root @ unfiltered_by(rng.standard_normal((30, 180)), np.full(179, 0.4))).T.reshape(180, 5, 6)
+    values = np.einsum("kt,kij->tij", series, patterns) + noise + 10.0
+    gaps = np.zeros(values.shape, bool)
+    for _ in range(40):
+        t, i, j = rng.integers(175), rng.integers(4), rng.integers(5)
+        gaps[t : t + 5, i : i + 2, j : j + 2] = True
+    dates = np.arange("2000-01", "2015-01", dtype="datetime64[M]").astype("datetime64[ns]")
+    coords = {"time": dates, "lat": lat[:, 0], "lon": lon[0]}
+    return xr.DataArray(values, dims=("time", "lat", "lon"), coords=coords, attrs={"units": "degC"}), gaps
+
+
+def inferred(data: xr.DataArray, **options: Any) -> Any:
+    problem = make_problem(data, rank=2, series="ar1", noise="correlated", num_length_scales=5, **options)
+    return run_mcmc(problem, **SETTINGS, chain_method="sequential", seed=1)
+
+
+@pytest.fixture(scope="module")
+def filled() -> tuple[Any, xr.Dataset, xr.DataArray, np.ndarray]:
+    data, gaps = field()
+    result = inferred(data.where(~gaps), hold_out=0.1, hold_out_block=(5, 4))
+    return result, fill_field(result, seed=2, progress=False), data, gaps
+
+
+def test_observed_values_stay_and_gaps_are_filled_with_intervals(filled: Any) -> None:
+    _, made, data, gaps = filled
+    assert made["filled"].dims == ("time", "lat", "lon")
+    assert made["filled"].attrs["units"] == "degC"
+    np.testing.assert_array_equal(made["status"].values, gaps)
+    np.testing.assert_allclose(made["filled"].values[~gaps], data.values[~gaps])
+    assert (made["filled_sd"].values[~gaps] == 0).all()
+    assert (made["filled_sd"].values[gaps] > 0).all()
+    error = made["filled"].values[gaps] - data.values[gaps]
+    spread = np.sqrt(np.mean((data.values - data.values.mean(0))[gaps] ** 2))
+    assert np.sqrt(np.mean(error**2)) < 0.4 * spread
+    held = (made["filled_lower"].values <= data.values) & (data.values <= made["filled_upper"].values)
+    assert 0.88 < held[gaps].mean() < 0.99  # some 700 values in 40 blocks
+    assert made.attrs["held_out_coverage"] == pytest.approx(0.95, abs=0.05)
+    assert 0.5 < made.attrs["held_out_rmse"] / np.sqrt(np.mean(error**2)) < 2
+
+
+def test_blocks_held_out_are_not_seen() -> None:
+    """Values that are held out change nothing but the scores and what is filled beside them."""
+    data, gaps = field()
+    first = make_problem(data.where(~gaps), rank=2, hold_out=0.1, hold_out_block=(5, 4))
+    block = first.data["held_out_block"].transpose("time", "cell").values.reshape(data.shape)
+    wrong = data.where(~gaps).where(block < 0, 99.0).where(~gaps)
+    second = make_problem(wrong, rank=2, hold_out=0.1, hold_out_block=(5, 4))
+    for one, two in ((first.args[0].z, second.args[0].z), (first.args[0].gaps.observed, second.args[0].gaps.observed)):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_the_same_seed_fills_alike_and_nothing_is_claimed_unchecked() -> None:
+    data, gaps = field()
+    result = inferred(data.where(~gaps))
+    one, two = (fill_field(result, num_draws=20, seed=4, progress=False) for _ in range(2))
+    xr.testing.assert_identical(one, two)
+    assert "held_out_rmse" not in one.attrs
+
+
+def test_a_field_without_gaps_is_refused() -> None:
+    data, _ = field()
+    problem = make_problem(data, rank=2, series="ar1", noise="correlated", num_length_scales=3)
+    result = run_mcmc(problem, num_chains=1, warmup_steps=2, num_samples=2, progress=False)
+    with pytest.raises(SummaryError, match="nothing is missing"):
+        fill_field(result)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_intervals_too_narrow_or_wide_are_corrected(factor: float) -> None:
+    rng = np.random.default_rng(3)
+    hidden, block = hide_blocks(np.ones((20, 240), bool), np.arange(20)[:, None], rng, times=4, share=0.4)
+    values = rng.standard_normal(hidden.sum())
+    draws = factor * rng.standard_normal((400, hidden.sum()))
+    months = np.arange(240) % 12
+    found, scores = _calibrated(draws, values, hidden, block, months, rng.standard_normal((20, 2)), 0.9)
+    np.testing.assert_allclose(found.mean(), 1 / factor, rtol=0.1)
+    assert scores["coverage"] == pytest.approx(0.9, abs=0.03)
+    assert abs(scores["coverage_uncalibrated"] - 0.9) > 0.08
+
+
+def test_blocks_hide_what_they_should() -> None:
+    rng = np.random.default_rng(0)
+    seen = rng.random((30, 100)) > 0.1
+    near = np.stack([np.arange(30), (np.arange(30) + 1) % 30], 1)
+    hidden, block = hide_blocks(seen, near, rng, times=5, share=0.2)
+    assert not hidden[~seen].any()
+    assert 0.2 <= hidden.sum() / seen.sum() < 0.21
+    assert (np.bincount(block[hidden]) <= 10).all()
+    np.testing.assert_array_equal(hidden, block >= 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"times": 200}, "longer than the record"),
+        ({"share": 1.0}, "above 0 and below 1"),
+        ({"share": 0.99, "least": 50}, "hide a smaller share"),
+    ],
+)
+def test_blocks_that_cannot_be_hidden_are_refused(options: dict[str, Any], message: str) -> None:
+    settings: dict[str, Any] = {"times": 5, "share": 0.1}
+    with pytest.raises(DataError, match=message):
+        hide_blocks(np.ones((30, 100), bool), np.arange(30)[:, None], np.random.default_rng(0), **settings | options)
+
+
+def test_the_score_of_draws_is_that_of_their_distribution() -> None:
+    draws = np.random.default_rng(1).standard_normal((200_000, 1))
+    want = 2 * np.exp(-0.5) / np.sqrt(2 * np.pi) + (2 * 0.8413447 - 1) - 1 / np.sqrt(np.pi)
+    assert crps_of_draws(draws, np.array([1.0]))[0] == pytest.approx(want, abs=0.01)
+
+
+def test_white_noise_is_refused() -> None:
+    data, gaps = field()
+    problem = make_problem(data.where(~gaps), rank=2, series="ar1", num_length_scales=3)
+    result = run_mcmc(problem, num_chains=1, warmup_steps=2, num_samples=2, progress=False)
+    with pytest.raises(SummaryError, match="infer with noise='correlated'"):
+        fill_field(result)
+
+
+def test_a_run_that_held_blocks_out_writes_the_filled_field(filled: Any, tmp_path: Path) -> None:
+    result, made, _, gaps = filled
+    written = write_outputs(result, tmp_path)
+    assert "95 % intervals hold" in written.table
+    with xr.open_dataset(tmp_path / "filled.nc") as found:
+        np.testing.assert_array_equal(found["status"].values == 1, gaps)
+        np.testing.assert_allclose(found["filled"].values[~gaps], made["filled"].values[~gaps], rtol=1e-6)
+        assert found.attrs["Conventions"] == "CF-1.11"
+        assert found["filled_lower"].dtype == np.float32
+
+
+@pytest.mark.slow
+def test_the_command_fills_a_file(tmp_path: Path) -> None:
+    data, gaps = field()
+    data.where(~gaps).rename("sst").to_dataset().to_netcdf(tmp_path / "sst.nc")
+    small = ["--draws", "20", "--warmup", "20", "--chains", "2", "--rank", "2", "--set", "model.hold_out=0.1"]
+    small += ["--set", "model.hold_out_block=[5,4]", "--no-anomalies", "--quiet", "--out", str(tmp_path / "run")]
+    found = CliRunner().invoke(app, ["sst", "fill", str(tmp_path / "sst.nc"), *small])
+    assert found.exit_code == 0, found.output
+    assert "gaps filled: blocks held out" in found.output
+    with xr.open_dataset(tmp_path / "run" / "filled.nc") as made:
+        assert made["filled"].sizes == {"time": 180, "lat": 5, "lon": 6}
+        np.testing.assert_array_equal(np.asarray(made["status"].values == 1), gaps)
+
+
+def test_the_command_fills_by_population_modes_alone() -> None:
+    found = CliRunner().invoke(app, ["sst", "fill", "x.nc", "--series", "frame"])
+    assert "needs --engine mcmc and --series ar1" in str(found.exception)
