@@ -30,7 +30,7 @@ import xarray as xr  # noqa: E402
 from numpy.typing import ArrayLike, NDArray  # noqa: E402
 from scipy import linalg, stats  # noqa: E402
 
-from probmodels.bayesian_svd.published import PublishedGibbs  # noqa: E402
+from probmodels.bayesian_svd.published.sampler import PublishedGibbs  # noqa: E402
 from probmodels.distributions.covariance import correlation, euclidean_distance  # noqa: E402
 from probmodels.inference.mcmc.kernels import Kernel  # noqa: E402
 

@@ -31,7 +31,7 @@ from sklearn.covariance import LedoitWolf
 
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
-from probmodels.bayesian_svd.fill import fill_field
+from probmodels.bayesian_svd.gaps.fill import fill_field
 from probmodels.datasets.sst import load_sst, to_matrix
 
 FILE = "sst/ersst_v5_north_pacific_1950_2019.nc"

@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from probmodels.bayesian_svd.gaps.ranks import compare_ranks
 from probmodels.bayesian_svd.noise import filtered_by, unfiltered_by
-from probmodels.bayesian_svd.ranks import compare_ranks
 from probmodels.datasets.sst import load_sst
 from probmodels.distributions.covariance import correlation, euclidean_distance
 

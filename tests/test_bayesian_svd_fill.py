@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem, write_outputs
-from probmodels.bayesian_svd.fill import _calibrated, fill_field
-from probmodels.bayesian_svd.held_out import crps_of_draws, hide_blocks
+from probmodels.bayesian_svd.gaps.blocks import crps_of_draws, hide_blocks
+from probmodels.bayesian_svd.gaps.fill import _calibrated, fill_field
 from probmodels.bayesian_svd.noise import unfiltered_by
 from probmodels.cli import app
-from probmodels.errors import DataError, SummaryError
+from probmodels.errors import SummaryError
 
 SETTINGS: dict[str, Any] = {"num_chains": 2, "warmup_steps": 60, "num_samples": 60, "progress": False}
 
@@ -49,7 +49,7 @@ def inferred(data: xr.DataArray, **options: Any) -> Any:
 @pytest.fixture(scope="module")
 def filled() -> tuple[Any, xr.Dataset, xr.DataArray, np.ndarray]:
     data, gaps = field()
-    result = inferred(data.where(~gaps), hold_out=0.1, hold_out_block=(5, 4))
+    result = inferred(data.where(~gaps), hold_out=0.1, hold_out_block=(5, 2, 2))
     return result, fill_field(result, seed=2, progress=False), data, gaps
 
 
@@ -73,10 +73,10 @@ def test_observed_values_stay_and_gaps_are_filled_with_intervals(filled: Any) ->
 def test_blocks_held_out_are_not_seen() -> None:
     """Values that are held out change nothing but the scores and what is filled beside them."""
     data, gaps = field()
-    first = make_problem(data.where(~gaps), rank=2, hold_out=0.1, hold_out_block=(5, 4))
+    first = make_problem(data.where(~gaps), rank=2, hold_out=0.1, hold_out_block=(5, 2, 2))
     block = first.data["held_out_block"].transpose("time", "cell").values.reshape(data.shape)
     wrong = data.where(~gaps).where(block < 0, 99.0).where(~gaps)
-    second = make_problem(wrong, rank=2, hold_out=0.1, hold_out_block=(5, 4))
+    second = make_problem(wrong, rank=2, hold_out=0.1, hold_out_block=(5, 2, 2))
     for one, two in ((first.args[0].z, second.args[0].z), (first.args[0].gaps.observed, second.args[0].gaps.observed)):
         np.testing.assert_array_equal(one, two)
 
@@ -100,7 +100,9 @@ def test_a_field_without_gaps_is_refused() -> None:
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 def test_intervals_too_narrow_or_wide_are_corrected(factor: float) -> None:
     rng = np.random.default_rng(3)
-    hidden, block = hide_blocks(np.ones((20, 240), bool), np.arange(20)[:, None], rng, times=4, share=0.4)
+    places = np.linspace(0, 1, 20)[:, None]
+    block = hide_blocks(xr.Dataset(), np.ones((20, 240), bool), places, (4, 1, 1), 0.4, 1, seed=0)
+    hidden = block >= 0
     values = rng.standard_normal(hidden.sum())
     draws = factor * rng.standard_normal((400, hidden.sum()))
     months = np.arange(240) % 12
@@ -108,31 +110,6 @@ def test_intervals_too_narrow_or_wide_are_corrected(factor: float) -> None:
     np.testing.assert_allclose(found.mean(), 1 / factor, rtol=0.1)
     assert scores["coverage"] == pytest.approx(0.9, abs=0.03)
     assert abs(scores["coverage_uncalibrated"] - 0.9) > 0.08
-
-
-def test_blocks_hide_what_they_should() -> None:
-    rng = np.random.default_rng(0)
-    seen = rng.random((30, 100)) > 0.1
-    near = np.stack([np.arange(30), (np.arange(30) + 1) % 30], 1)
-    hidden, block = hide_blocks(seen, near, rng, times=5, share=0.2)
-    assert not hidden[~seen].any()
-    assert 0.2 <= hidden.sum() / seen.sum() < 0.21
-    assert (np.bincount(block[hidden]) <= 10).all()
-    np.testing.assert_array_equal(hidden, block >= 0)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"times": 200}, "longer than the record"),
-        ({"share": 1.0}, "above 0 and below 1"),
-        ({"share": 0.99, "least": 50}, "hide a smaller share"),
-    ],
-)
-def test_blocks_that_cannot_be_hidden_are_refused(options: dict[str, Any], message: str) -> None:
-    settings: dict[str, Any] = {"times": 5, "share": 0.1}
-    with pytest.raises(DataError, match=message):
-        hide_blocks(np.ones((30, 100), bool), np.arange(30)[:, None], np.random.default_rng(0), **settings | options)
 
 
 def test_the_score_of_draws_is_that_of_their_distribution() -> None:
@@ -165,7 +142,7 @@ def test_the_command_fills_a_file(tmp_path: Path) -> None:
     data, gaps = field()
     data.where(~gaps).rename("sst").to_dataset().to_netcdf(tmp_path / "sst.nc")
     small = ["--draws", "20", "--warmup", "20", "--chains", "2", "--rank", "2", "--set", "model.hold_out=0.1"]
-    small += ["--set", "model.hold_out_block=[5,4]", "--no-anomalies", "--quiet", "--out", str(tmp_path / "run")]
+    small += ["--set", "model.hold_out_block=[5,2,2]", "--no-anomalies", "--quiet", "--out", str(tmp_path / "run")]
     found = CliRunner().invoke(app, ["sst", "fill", str(tmp_path / "sst.nc"), *small])
     assert found.exit_code == 0, found.output
     assert "gaps filled: blocks held out" in found.output

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from probmodels.bayesian_svd.gaps.blocks import hide_blocks
+from probmodels.bayesian_svd.gaps.quick import Table, _States, quick_fit, shrunken
+from probmodels.bayesian_svd.gaps.ranks import compare_ranks, draw_ranks
 from probmodels.bayesian_svd.noise import Noise, unfiltered_by
-from probmodels.bayesian_svd.quick import Table, _States, quick_fit, shrunken
-from probmodels.bayesian_svd.ranks import compare_ranks, draw_ranks, hide_blocks
 from probmodels.errors import DataError
 
 
@@ -132,9 +133,10 @@ def test_blocks_are_boxes_of_a_grid_and_neighbours_without_one() -> None:
     data = xr.DataArray(np.zeros((48, 60)), dims=("cell", "time"))
     grid = data.assign_coords(lat_index=("cell", lat), lon_index=("cell", lon))
     seen = np.ones((48, 60), dtype=bool)
+    places = np.stack([lat, lon], 1)
     distance = np.hypot(np.subtract.outer(lat, lat), np.subtract.outer(lon, lon))
     for array in (grid, data):
-        blocks = hide_blocks(array.to_dataset(name="data"), seen, distance, (5, 2, 3), 0.2, 1, 0)
+        blocks = hide_blocks(array.to_dataset(name="data"), seen, places, (5, 2, 3), 0.2, 1, 0)
         assert (blocks >= 0).mean() == pytest.approx(0.2, abs=0.02)
         assert ((blocks < 0).sum(1) >= 0.4 * 60).all()
         whole = [b for b in range(blocks.max() + 1) if (blocks == b).sum() == 5 * 6]
@@ -149,8 +151,7 @@ def test_blocks_are_boxes_of_a_grid_and_neighbours_without_one() -> None:
 def test_what_is_missing_is_never_scored() -> None:
     seen = np.random.default_rng(0).random((48, 60)) > 0.3
     data = xr.Dataset({"data": (("cell", "time"), np.zeros((48, 60)))})
-    distance = np.abs(np.subtract.outer(np.arange(48.0), np.arange(48.0)))
-    blocks = hide_blocks(data, seen, distance, (5, 2, 2), 0.2, 1, 0)
+    blocks = hide_blocks(data, seen, np.arange(48.0)[:, None], (5, 2, 2), 0.2, 1, 0)
     assert (blocks[~seen] == -1).all()
 
 
@@ -177,7 +178,7 @@ def test_what_cannot_be_compared_is_refused_first(
     def never(*_: Any, **__: Any) -> None:
         raise AssertionError("refused too late")
 
-    monkeypatch.setattr("probmodels.bayesian_svd.ranks.quick_fit", never)
+    monkeypatch.setattr("probmodels.bayesian_svd.gaps.ranks.quick_fit", never)
     with pytest.raises(DataError, match=words):
         compare_ranks(field(), **{"ranks": [1, 2], "progress": False, **options})
 

@@ -8,7 +8,7 @@ import xarray as xr
 
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
-from probmodels.bayesian_svd.compatibility import published_gibbs
+from probmodels.bayesian_svd.published.compatibility import published_gibbs
 from probmodels.errors import ProblemError
 
 

@@ -12,7 +12,7 @@ import xarray as xr
 from wrong_values import WRONG
 
 from probmodels import plots
-from probmodels.bayesian_svd.compatibility import published_gibbs
+from probmodels.bayesian_svd.published.compatibility import published_gibbs
 from probmodels.diffusion.fitted import classes_of, fitted_model, fitted_problem
 from probmodels.discrete_vae import code_usage, exact_log_likelihood, tiny
 from probmodels.errors import ProbmodelsError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from probmodels.bayesian_svd.published import PublishedGibbs
+from probmodels.bayesian_svd.published.sampler import PublishedGibbs
 from probmodels.distributions import covariance
 from probmodels.errors import ProblemError
 

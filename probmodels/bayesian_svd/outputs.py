@@ -12,7 +12,7 @@ from probmodels import plots
 from probmodels.bayesian_svd import figures as mode_figures
 from probmodels.bayesian_svd.draws import MODES_OF
 from probmodels.bayesian_svd.eof import compare_eof
-from probmodels.bayesian_svd.fill import fill_field, held_out_sentence, write_filled
+from probmodels.bayesian_svd.gaps.fill import fill_field, held_out_sentence, write_filled
 from probmodels.bayesian_svd.indices.el_nino import el_nino_sentences, el_nino_table
 from probmodels.bayesian_svd.patterns.local import local_variance, trend_maps
 from probmodels.bayesian_svd.patterns.rotation import ROTATIONS

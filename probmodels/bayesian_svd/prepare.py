@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 from probmodels.bayesian_svd.align import ORDERS, align_draws, invariants
 from probmodels.bayesian_svd.augment import basis_of
 from probmodels.bayesian_svd.effects import effect_design, time_in_years
-from probmodels.bayesian_svd.held_out import blocks_of_cells
+from probmodels.bayesian_svd.gaps.blocks import Block, choose_block, hide_blocks
 from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SeriesData, SideData, model
 from probmodels.bayesian_svd.noise import Noise, estimate_noise, with_noise
 from probmodels.bayesian_svd.sampler import BlockGibbs
@@ -43,7 +43,7 @@ from probmodels.distributions.frames import FrameReparam
 from probmodels.errors import CovarianceError, DataError
 from probmodels.guides.bayesian_svd import BayesianSVDGuide
 from probmodels.inference.problem import Problem
-from probmodels.options import Count, OneOf, Positive, checked, refuse_unused
+from probmodels.options import OneOf, Positive, checked, refuse_unused
 
 __all__ = ["make_problem", "tiny"]
 
@@ -213,7 +213,7 @@ def make_problem(
     frame_prior: Annotated[str, OneOf(FRAME_PRIORS)] = "conditioned",
     noise: Literal["white", "correlated"] = "white",
     hold_out: Annotated[float, Interval(ge=0, le=0.5)] = 0.0,
-    hold_out_block: tuple[Count, Count] = (6, 12),
+    hold_out_block: Block | None = None,
     scale: Scale | None = None,
     noise_prior: tuple[Scale, Scale] | None = None,
     order: Annotated[str, OneOf(ORDERS)] | None = None,
@@ -276,9 +276,10 @@ def make_problem(
         Needs a process in time, effects of flat prior that are each cell's own, and at most 5,000 cells.
     hold_out
         Share of the observed entries that are hidden from the model, in blocks of space and time, so that
-        `probmodels.bayesian_svd.fill.fill_field` can check its intervals on them.
+        `probmodels.bayesian_svd.gaps.fill.fill_field` can check its intervals on them.
     hold_out_block
-        Size of such a block: times in a row, and nearest cells.
+        Size of such a block: times, and cells along latitude and longitude (of cells without a grid, as many nearest
+        ones); by default 6 x 3 x 4, less where the data are small.
     scale
         Scale of the HalfNormal prior of d; by default the norm of the data.
     noise_prior
@@ -319,9 +320,9 @@ def make_problem(
     seen = np.isfinite(matrix.values)
     held_out: np.ndarray | None = None
     if hold_out:
-        times, cells = hold_out_block
-        unseen, held_out = blocks_of_cells(seen, positions(matrix), times=times, cells=cells, share=hold_out)
-        seen &= ~unseen
+        chosen = choose_block(matrix, hold_out_block)
+        held_out = hide_blocks(matrix, seen, positions(matrix), chosen, hold_out, num_effects, seed=0)
+        seen &= held_out < 0
     _check_extent(rank, seen, num_effects)
     check_room(seen.shape[0], seen.shape[1], max_basis)
     flat = effect_scale is None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from probmodels.bayesian_svd.model import MatrixData
-from probmodels.bayesian_svd.published import PublishedGibbs
+from probmodels.bayesian_svd.published.sampler import PublishedGibbs
 from probmodels.distributions.covariance import time_distance
 from probmodels.errors import ProblemError
 from probmodels.inference.problem import Problem

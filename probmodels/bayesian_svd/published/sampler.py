@@ -32,7 +32,7 @@ from scipy import linalg
 from scipy.special import log_ndtr, ndtr, ndtri
 from torch import Tensor
 
-from probmodels.bayesian_svd._published_side import cholesky, factorise, log_normal, make_side, project
+from probmodels.bayesian_svd.published.side import cholesky, factorise, log_normal, make_side, project
 from probmodels.errors import ProblemError
 from probmodels.inference.mcmc.kernels import Kernel
 

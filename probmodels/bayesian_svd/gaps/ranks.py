@@ -1,8 +1,4 @@
-"""How many modes a field has: blocks of space and time are hidden, and each number of modes fills them.
-
-Single hidden entries would not do. Their neighbours in space and time tell nearly all of them, so that they reward
-modes that fit the noise. A block is large enough that only what is shared with the rest of the field can fill it.
-"""
+"""How many modes a field has: blocks of space and time are hidden, and each number of modes fills them."""
 
 from __future__ import annotations
 
@@ -19,22 +15,18 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from probmodels._axes import BLUE, RED, SMALL, clean
+from probmodels.bayesian_svd.gaps.blocks import Block, choose_block, hide_blocks
+from probmodels.bayesian_svd.gaps.quick import QuickFit, Table, quick_fit
 from probmodels.bayesian_svd.prepare import make_problem
-from probmodels.bayesian_svd.quick import QuickFit, Table, quick_fit
-from probmodels.bayesian_svd.sides import space_distance
+from probmodels.bayesian_svd.sides import positions, space_distance
 from probmodels.errors import DataError
-from probmodels.options import Count, Positive, Seed, checked
+from probmodels.options import Positive, Seed, checked
 
-__all__ = ["compare_ranks", "draw_ranks", "hide_blocks"]
+__all__ = ["compare_ranks", "draw_ranks"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Block = tuple[Count, Count, Count]
 
-_BLOCK = (6, 3, 4)
-_LEAST = 10  # blocks
-_TRIES = 50  # places looked at for each block
-_KEPT = 0.4  # share of the values of each cell that stays
 _LEVEL = 0.95
 
 
@@ -55,7 +47,7 @@ def compare_ranks(
 ) -> xr.Dataset:
     """Compare numbers of modes by how well they fill hidden blocks of the data.
 
-    Each number is fitted without sampling (`probmodels.bayesian_svd.quick`) to what is left, and gives a normal
+    Each number is fitted without sampling (`probmodels.bayesian_svd.gaps.quick`) to what is left, and gives a normal
     distribution of each hidden entry.
 
     Parameters
@@ -118,8 +110,8 @@ def compare_ranks(
     else:
         design = np.zeros((values.shape[1], 0))
     distance = space_distance(constant["data"]).numpy()
-    size = _block(constant, block)
-    blocks = hide_blocks(constant, seen, distance, size, share, design.shape[1], seed)
+    size = choose_block(constant, block)
+    blocks = hide_blocks(constant, seen, positions(constant["data"]), size, share, design.shape[1], seed)
     hidden = blocks >= 0
     table = Table(
         np.where(seen & ~hidden, values * root, 0.0), seen & ~hidden, design, constant["time_steps"].values, distance
@@ -142,91 +134,6 @@ def compare_ranks(
     found.attrs["units"] = units
     found.attrs["sentence"] = _sentence(found, size)
     return found
-
-
-def _block(constant: xr.Dataset, block: Block | None) -> Block:
-    """The block as given, or that of the data."""
-    num_cells, num_times = (constant["data"].sizes[name] for name in ("cell", "time"))
-    if "lat_index" in constant.coords:
-        axes = [len(np.unique(constant[name].values)) for name in ("lat_index", "lon_index")]
-    else:
-        axes = [max(int(np.sqrt(num_cells)), 1)] * 2
-    if block is None:
-        times = max(min(_BLOCK[0], num_times // 10), 1)
-        return (times, max(min(_BLOCK[1], axes[0] // 4), 1), max(min(_BLOCK[2], axes[1] // 4), 1))
-    names = ("times", "cells along latitude", "cells along longitude")
-    for name, own, most in zip(names, block, (num_times, *axes), strict=True):
-        if own > max(most // 2, 1):
-            raise DataError(
-                f"block={tuple(block)} is too large: the data have {most} {name}, of which a block may "
-                f"have {max(most // 2, 1)}; take a smaller block"
-            )
-    return block
-
-
-def hide_blocks(
-    constant: xr.Dataset, seen: Mask, distance: Array, block: Block, share: float, num_effects: int, seed: int
-) -> NDArray[np.int64]:
-    """Number of the block in which each entry is hidden (n, T), -1 where it is not.
-
-    Parameters
-    ----------
-    constant
-        Holds ``data (cell, time)``, with coordinates ``lat_index`` and ``lon_index`` where cells are on a grid.
-    seen
-        True where observed (n, T).
-    distance
-        Distances of the cells (n, n).
-    block
-        Times, and cells along latitude and longitude.
-    share
-        Of the observed entries to hide.
-    num_effects
-        Effects of each cell, for which enough values stay.
-    seed
-        Of the places.
-
-    Raises
-    ------
-    DataError
-        If fewer than ten blocks can be hidden.
-    """
-    (n, num_times), (length, rows, columns) = seen.shape, block
-    wanted = share * seen.sum()
-    advice = "take a smaller block or a larger share"
-    if (expected := wanted / (length * min(rows * columns, n))) < _LEAST:
-        raise DataError(
-            f"share={share} of {seen.sum()} entries are {expected:.1f} blocks of {length} x {rows} x {columns}; at "
-            f"least {_LEAST} are needed to tell ranks apart; {advice}"
-        )
-    rng = np.random.default_rng(seed)
-    index = [constant[name].values for name in ("lat_index", "lon_index") if name in constant.coords]
-    out = np.full(seen.shape, -1)
-    left = seen.sum(axis=1)
-    least = np.maximum(_KEPT * left, num_effects + 3)
-    count = done = 0
-    for _ in range(_TRIES * (int(expected) + 1)):
-        if done >= wanted:
-            break
-        cell, first = int(rng.integers(n)), int(rng.integers(num_times - length + 1))
-        if len(index) == 2:
-            south, west = (axis[cell] - rng.integers(width) for axis, width in zip(index, block[1:], strict=True))
-            inside = (index[0] >= south) & (index[0] < south + rows) & (index[1] >= west) & (index[1] < west + columns)
-        else:
-            inside = np.zeros(n, dtype=bool)
-            inside[np.argsort(distance[cell], kind="stable")[: rows * columns]] = True
-        place = np.zeros_like(seen)
-        place[inside, first : first + length] = True
-        place &= seen & (out < 0)
-        lost = place.sum(axis=1)
-        if 2 * place.sum() < length * inside.sum() or (left - lost < least)[lost > 0].any():
-            continue
-        out[place] = count
-        left -= lost
-        count, done = count + 1, done + int(place.sum())
-    if count < _LEAST:
-        raise DataError(f"only {count} blocks fit into what is observed; at least {_LEAST} are needed; {advice}")
-    return out
 
 
 def _scored(

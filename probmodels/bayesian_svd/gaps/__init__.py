@@ -1,0 +1,1 @@
+"""Gaps: blocks that are hidden, how well modes fill them, and fields filled with intervals."""

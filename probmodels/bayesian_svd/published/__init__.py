@@ -1,0 +1,1 @@
+"""The sampler that was published, for comparison, and what makes its problems."""
