@@ -82,9 +82,13 @@ def test_what_an_index_does_not_know_widens_the_interval() -> None:
 def test_trends_are_taken_out_where_that_is_asked() -> None:
     line = np.linspace(0, 8, 300)
     x, y = np.random.default_rng(7).standard_normal((2, 300))
-    assert float(correlate(known(x + line), series(y + line))["sample_correlation"].mean()) > 0.8
+    found = correlate(known(x + line), series(y + line))
+    assert float(found["sample_correlation"].mean()) > 0.8
+    assert any("the two lines" in sentence for sentence in correlation_sentences(found))
+    assert not correlation_sentences(correlate(known(x + line), series(y)))  # a trend of one alone misleads nobody
     low, high = interval(correlate(known(x + line), series(y + line), detrend=True))
     assert low < 0 < high < 0.2
+    assert not correlation_sentences(correlate(known(x + line), series(y + line), detrend=True))
 
 
 def test_months_without_a_partner_are_left_out() -> None:

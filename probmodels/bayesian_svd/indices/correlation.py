@@ -29,6 +29,7 @@ __all__ = ["correlate", "correlation_sentences", "effective_times"]
 _LEAST = 10  # pairs of values
 _MOST_PERSISTENT = 0.99
 _FEW = 10.0  # effective times
+_TREND = 0.25  # share of variance
 
 
 @checked(SummaryError)
@@ -80,6 +81,7 @@ def correlate(
     shape = (*index.shape[:-1], len(lags))
     sample, size = np.empty(shape), np.empty(shape)
     pairs = np.empty(len(lags), dtype=np.int64)
+    trends = np.empty(len(lags))
     for place, lag in enumerate(lags):
         other = match_series(series, index["time"], shift=int(lag))
         both = np.isfinite(other)
@@ -90,8 +92,13 @@ def correlate(
                 f"least {_LEAST} are needed"
             )
         x, y = index.values[..., both].astype(float), other[both]
+        straight = [_detrended(values, np.flatnonzero(both)) for values in (x, y)]
+        trends[place] = min(
+            1 - after.var(-1).mean() / max(before.var(-1).mean(), 1e-300)
+            for before, after in zip((x, y), straight, strict=True)
+        )
         if detrend:
-            x, y = (_detrended(values, np.flatnonzero(both)) for values in (x, y))
+            x, y = straight
         if np.ptp(y) < 1e-12 * max(1.0, np.abs(y).max()):
             raise DataError(f"the series {str(series.name)!r} does not vary over the {both.sum()} times in common")
         sample[..., place], size[..., place] = _correlation(x, y), effective_times(x, y, np.flatnonzero(both))
@@ -109,6 +116,7 @@ def correlate(
     out["sample_correlation"].attrs["long_name"] = "correlation of these times"
     out["effective_times"].attrs["long_name"] = "effectively independent times"
     out.attrs = {"series": str(series.name), "detrended": int(detrend), "cycle": _cycle(series)}
+    out.attrs["trend"] = float(trends.max())
     return out
 
 
@@ -166,7 +174,7 @@ def _cycle(series: xr.DataArray) -> float:
 
 
 def correlation_sentences(correlation: xr.Dataset) -> list[str]:
-    """What a reader of correlations has to know: few independent times, a cycle of the year left in the series.
+    """What a reader of correlations has to know: few independent times, a cycle of the year or trends left in.
 
     Parameters
     ----------
@@ -184,5 +192,10 @@ def correlation_sentences(correlation: xr.Dataset) -> list[str]:
         found.append(
             f"the series {correlation.attrs['series']!r} has a cycle of the year, {cycle:.0%} of its variance; indices "
             "are anomalies: take the mean of each month out of the series first."
+        )
+    if not int(correlation.attrs["detrended"]) and (trend := float(correlation.attrs["trend"])) > _TREND:
+        found.append(
+            f"a straight line holds {trend:.0%} or more of the variance of both series; their correlation is largely "
+            "that of the two lines; take these out (detrend=True, --detrend)."
         )
     return found
