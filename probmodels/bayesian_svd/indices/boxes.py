@@ -311,7 +311,8 @@ def summarise_indices(indices: xr.Dataset, *, level: Fraction = 0.95) -> xr.Data
     for name in names:
         array = indices[name]
         limits = array.quantile(tails, over).drop_vars("quantile")
-        parts = {"mean": array.mean(over), "sd": array.std(over, ddof=1), "lower": limits[0], "upper": limits[1]}
+        sd = array.std(over, ddof=1).where(array.max(over) > array.min(over), 0.0)  # of one number, without rounding
+        parts = {"mean": array.mean(over), "sd": sd, "lower": limits[0], "upper": limits[1]}
         for part, values in parts.items():
             out[f"{name}_{part}"] = values.assign_attrs(
                 units=array.attrs.get("units", "1"), long_name=f"{array.attrs.get('long_name', name)}, {part}"

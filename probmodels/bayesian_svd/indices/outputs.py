@@ -185,13 +185,13 @@ def draw_correlations(table: pd.DataFrame) -> Figure:
         for place, (estimand, part) in enumerate(kinds):
             shift = 0.12 * (place - (len(kinds) - 1) / 2)
             reach = [part["mean"] - part["lower"], part["upper"] - part["mean"]]
-            style = {"fmt": "o", "markersize": 3, "linewidth": 1, "capsize": 2, "color": (BLUE, RED, "0.3")[place % 3]}
+            style = {"fmt": "o", "markersize": 3, "linewidth": 1, "capsize": 2, "color": _SHOWN[str(estimand)][0]}
             ax.errorbar(part["lag"] + shift, part["mean"], np.clip(reach, 0, None), label=str(estimand), **style)
         ax.set_title(name, fontsize=10, loc="left")
         ax.set_ylabel("correlation", fontsize=SMALL)
+        ax.legend(fontsize=SMALL, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.98))
         clean(ax)
     axes[-1].set_xlabel("lag: steps by which the index leads", fontsize=SMALL)
-    axes[0].legend(fontsize=SMALL, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.98))
     return figure
 
 
