@@ -14,7 +14,7 @@ import xarray as xr
 from probmodels.datasets.calendars import is_date
 from probmodels.errors import DataError
 
-__all__ = ["REGRID", "check_degrees", "find_axes", "lacking"]
+__all__ = ["REGRID", "check_degrees", "find_axes", "find_places", "lacking"]
 
 REGRID = "regrid it first, for example with 'cdo remapbil,r360x180 IN OUT'"
 
@@ -56,6 +56,47 @@ def find_axes(dataset: xr.Dataset) -> dict[str, str]:
         found = [name for name in scalars if _by_attributes(name, free[name]) == "time" or _is_date(free[name])]
         axes |= {"time": found[0]} if found else {}
     return axes
+
+
+def find_places(dataset: xr.Dataset, axes: Mapping[str, str], variable: str | None) -> tuple[str, str] | None:
+    """Names of latitudes and longitudes of single cells: of a curvilinear grid, or of a list of stations.
+
+    Parameters
+    ----------
+    dataset
+        A file.
+    axes
+        What `find_axes` found.
+    variable
+        Name of the field, where it is known.
+
+    Returns
+    -------
+    tuple or None
+        Variables that share their one or two dims; None where latitude and longitude are axes of a rectangular grid.
+    """
+    if {"lat", "lon"} <= set(axes) and all(_declared(dataset.variables[axes[key]]) == key for key in ("lat", "lon")):
+        return None
+    wanted = None if variable is None or variable not in dataset else set(dataset[variable].dims)
+    found: dict[str, list[str]] = {"lat": [], "lon": []}
+    for name, v in dataset.variables.items():
+        key = _declared(v) or _place_name(str(name))
+        lies = wanted is None or set(v.dims) <= wanted
+        if key in found and v.ndim in (1, 2) and v.dtype.kind in "iuf" and lies and "bound" not in str(name).lower():
+            found[key].append(str(name))
+    for lat in found["lat"]:
+        dims = dataset.variables[lat].dims
+        for lon in found["lon"]:
+            fields = [v for v in dataset.data_vars.values() if set(dims) < set(v.dims)]
+            if dataset.variables[lon].dims == dims and fields:
+                return lat, lon
+    return None
+
+
+def _place_name(name: str) -> str | None:
+    """Whether a variable is called like a latitude or longitude of cells."""
+    found = re.fullmatch(_MAPS, name.lower())
+    return None if found is None else found[2]
 
 
 def _by_cf_xarray(dataset: xr.Dataset) -> _Rule:

@@ -1,15 +1,21 @@
-"""Cells of a map as rows of a matrix, and back."""
+"""Cells of a map as rows of a matrix, and back; cells that lie on no rectangular grid."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from probmodels.datasets.regions import Region, arrange_longitudes
 from probmodels.errors import DataError
 from probmodels.options import Probability, checked, refuse_unused
 
-__all__ = ["area_weight", "from_cells", "ocean_cells", "to_matrix"]
+__all__ = ["area_weight", "cells_inside", "from_cells", "ocean_cells", "place_coords", "scattered_matrix", "to_matrix"]
+
+_AREAS = r"areacell[ao]|cell_?area|t?area(_t)?"  # names of the areas of cells
 
 
 def area_weight(lat: np.ndarray) -> np.ndarray:
@@ -148,3 +154,104 @@ def from_cells(cells: xr.DataArray | np.ndarray, template: xr.DataArray) -> xr.D
         "lon": ("lon", lon, {"standard_name": "longitude", "units": "degrees_east", "axis": "X"}),
     }
     return xr.DataArray(grid, coords, (*rest, "lat", "lon"), name=cells.name, attrs=cells.attrs)
+
+
+# -------------------------------------------------------------------------------- cells on no rectangular grid
+
+
+def place_coords(
+    dataset: xr.Dataset, places: tuple[str, str], field: xr.DataArray, where: str, mends: list[str]
+) -> dict[str, np.ndarray]:
+    """Latitude, longitude and relative area of each cell of a curvilinear grid or list of stations.
+
+    Areas are those of the file, else come from the positions of neighbours; stations count alike.
+    """
+    lat, lon = (dataset.variables[name].transpose(*dataset.variables[places[0]].dims).values for name in places)
+    lat, lon = lat.astype(np.float64), lon.astype(np.float64)
+    wrong = ~(np.isfinite(lat) & np.isfinite(lon) & (np.abs(lat) <= 90 + 1e-3) & (np.abs(lon) <= 540))
+    if wrong.all() or np.ptp(lat[~wrong]) == np.ptp(lon[~wrong]) == 0:
+        raise DataError(
+            f"{where}: '{places[0]}' and '{places[1]}' are not degrees; give the file latitudes and longitudes"
+        )
+    lat, lon = np.where(wrong, np.nan, lat), np.where(wrong, np.nan, lon)
+    dims = dataset.variables[places[0]].dims
+    shape = " x ".join(str(size) for size in lat.shape)
+    area = _area_of_file(dataset, field, dims)
+    if area is not None:
+        how = f"weighted by their areas '{area}'"
+        areas = dataset.variables[area].transpose(*dims).values.astype(np.float64)
+        areas = np.where(np.isfinite(areas) & (areas > 0) & (areas < 1e15), areas, np.nan)
+    elif lat.ndim == 2 and min(lat.shape) > 1:
+        how, areas = "weighted by the areas that the positions of their neighbours give", _areas_of_positions(lat, lon)
+    else:
+        how, areas = "of equal weight, as the file gives them no area", np.ones(lat.shape)
+    kind = "stations" if lat.ndim == 1 else "cells of a curvilinear grid"
+    areas = np.where(np.isnan(areas) & ~wrong, np.nanmedian(areas), areas)
+    mends.append(f"{where}: {shape} {kind} ({', '.join(map(str, dims))}), {how}.")
+    return {"lat": lat, "lon": lon, "area": areas / np.nanmax(areas)}
+
+
+def _area_of_file(dataset: xr.Dataset, field: xr.DataArray, dims: tuple[object, ...]) -> str | None:
+    """Name of the variable that holds the areas of the cells."""
+    measures = re.search(r"area:\s*(\w+)", str(field.attrs.get("cell_measures", "")))
+    for name, variable in dataset.variables.items():
+        named = re.fullmatch(_AREAS, str(name).lower()) or variable.attrs.get("standard_name") == "cell_area"
+        if set(variable.dims) == set(dims) and (named or (measures is not None and name == measures[1])):
+            return str(name)
+    return None
+
+
+def _areas_of_positions(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
+    """Areas of the parallelograms between half-way points to the neighbours of each cell, on the unit sphere."""
+    phi, lam = np.deg2rad(lat), np.deg2rad(lon)
+    points = np.stack([np.cos(phi) * np.cos(lam), np.cos(phi) * np.sin(lam), np.sin(phi)], axis=-1)
+    across = np.cross(np.gradient(points, axis=0), np.gradient(points, axis=1))
+    areas = np.linalg.norm(across, axis=-1)
+    areas[~(areas > 1e-12)] = np.nan
+    return np.ones(lat.shape) if np.isnan(areas).all() else areas
+
+
+def cells_inside(lat: np.ndarray, lon: np.ndarray, region: Region | None, mends: list[str]) -> np.ndarray:
+    """Places, flattened, of the cells in a region, each position once, ordered from south-west row by row.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
+    inside = np.isfinite(lat) & np.isfinite(lon)
+    if region is not None:
+        east = (lon - region.west) % 360
+        inside &= (lat >= region.south) & (lat <= region.north) & (east <= region.width)
+    found = np.flatnonzero(inside)
+    if not len(found):
+        covered = f"{np.nanmin(lat):g} to {np.nanmax(lat):g} N, {np.nanmin(lon):g} to {np.nanmax(lon):g} E"
+        assert region is not None
+        raise DataError(
+            f"region {region.label} ({region.bounds}) holds no cell of the field, which covers {covered}; choose a "
+            "region inside it"
+        )
+    places = np.stack([np.round(lat.ravel()[found], 4), np.round(lon.ravel()[found] % 360, 4) % 360], 1)
+    _, first = np.unique(places, axis=0, return_index=True)
+    if (repeated := len(found) - len(first)) > 0:
+        mends.append(f"{repeated} cells lie where others do, as where a grid overlaps itself; kept once.")
+    return found[np.sort(first)]
+
+
+def scattered_matrix(field: xr.DataArray, ocean: np.ndarray, attrs: Mapping[str, str]) -> xr.DataArray:
+    """Cells (time, cell) of no rectangular grid as the matrix (cell, time) that `to_matrix` makes of others."""
+    field = field.isel(cell=np.flatnonzero(ocean))
+    lat, lon = field["lat"].values, field["lon"].values
+    west = arrange_longitudes(lon)[1][0]
+    coords = {
+        "cell": np.arange(len(lat)),
+        "time": field["time"].variable,
+        "lat": ("cell", lat, {"standard_name": "latitude", "units": "degrees_north"}),
+        "lon": (
+            "cell",
+            np.round(west + (lon - west + 1e-4) % 360 - 1e-4, 4),
+            {"standard_name": "longitude", "units": "degrees_east"},
+        ),
+        "area_weight": ("cell", field["area"].values / field["area"].values.max()),
+    }
+    return xr.DataArray(field.values.T, coords, ("cell", "time"), name=field.name, attrs=dict(attrs))

@@ -1,7 +1,7 @@
 """Steps from a raw field to what is analysed: units, plausible values, months, anomalies, seasons, the period.
 
-Every step takes a field in memory with dims (time, lat, lon), and appends to ``mends`` a sentence on each change that
-the caller did not ask for.
+Every step takes a field in memory with dims (time, lat, lon) or (time, cell), and appends to ``mends`` a sentence on
+each change that the caller did not ask for.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = [
     "monthly_values",
     "refuse_infinities",
     "remove_climatology",
+    "said_of_ice",
     "season_means",
     "unique_times",
     "within_period",
@@ -32,7 +33,9 @@ _TEMPERATURE = r"temperature$|\b(sst|ssta|tos|tas|ts|temp|thetao)\b"
 _OTHER_UNITS = r".*[\s/*^\d%].*|none|unitless|dimensionless|fraction|[cmk]?m|h?pa|mb|mbar|k?g|w|j|s|psu|sigma"
 _SEA = r"\bsea|sst|\btos\b"
 _ABSOLUTE = {"degC": (-10.0, 60.0), "K": (200.0, 340.0), "degF": (14.0, 140.0)}  # what temperatures of the sea can be
+_FREEZING = -1.8  # degC, which products of sea surface temperature give under ice
 _LEVEL = 0.2  # mean of anomalies beside their spread, at most
+_HARMONICS = 3  # of the year, in the climatology of daily values
 _CYCLE = 3.0  # variance of their monthly means beside what chance explains, at most
 
 
@@ -41,9 +44,9 @@ _CYCLE = 3.0  # variance of their monthly means beside what chance explains, at 
 
 def _spot(field: xr.DataArray, wrong: np.ndarray) -> str:
     """Where the first of the wrong values lies, for messages."""
-    t, i, j = (int(k[0]) for k in np.nonzero(wrong))
-    place = f"{field['lat'].values[i]:g} N, {field['lon'].values[j]:g} E"
-    return f"the first is {field.values[t, i, j]:g} on {str(field['time'].values[t])[:10]} at {place}"
+    first = field[tuple(int(k[0]) for k in np.nonzero(wrong))]
+    place = f"{float(first['lat']):g} N, {float(first['lon']):g} E"
+    return f"the first is {float(first):g} on {str(first['time'].values)[:10]} at {place}"
 
 
 def refuse_infinities(field: xr.DataArray) -> None:
@@ -115,7 +118,7 @@ def _refuse_two_scales(field: xr.DataArray) -> None:
     """Raise DataError where some time steps are in kelvin and others are not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of steps without a value
-        middle = np.nanmedian(field.values, axis=(1, 2))
+        middle = np.nanmedian(field.values.reshape(len(field), -1), axis=1)
     kelvin = (middle > 200) & (middle < 340)
     other = np.abs(middle) < 100
     if kelvin.any() and other.any():
@@ -204,6 +207,19 @@ def mask_ice(field: xr.DataArray, ice: float, kind: str, mends: list[str]) -> xr
 # -------------------------------------------------------------------------------------------------------- dates
 
 
+def said_of_ice(field: xr.DataArray, kind: str, mends: list[str]) -> None:
+    """Say how many values lie at the freezing point of sea water, where products put it under ice."""
+    if kind == "anomaly" or field.attrs.get("units") != "degC":
+        return
+    frozen = (field.values >= _FREEZING - 1e-3) & (field.values <= _FREEZING + 1e-3)
+    cells = frozen.any(axis=0)
+    if cells.any():
+        mends.append(
+            f"{int(frozen.sum())} values in {int(cells.sum())} cells are {_FREEZING:g} degC, the freezing point, as "
+            "under sea ice, where the field does not vary; ice=-1.79 (--ice=-1.79) masks them."
+        )
+
+
 def unique_times(field: xr.DataArray, mends: list[str]) -> xr.DataArray:
     """Ascending dates, each once; equal fields of one date are merged, different ones refused."""
     field = field.isel(time=np.argsort(field["time"].values, kind="stable"))
@@ -223,10 +239,10 @@ def unique_times(field: xr.DataArray, mends: list[str]) -> xr.DataArray:
     return field.isel(time=np.setdiff1d(np.arange(len(dates)), twins))
 
 
-def monthly_values(field: xr.DataArray, mends: list[str]) -> tuple[xr.DataArray, str]:
-    """Daily or weekly values averaged to months; monthly values dated by the first of the month."""
+def monthly_values(field: xr.DataArray, mends: list[str], *, keep: bool = False) -> tuple[xr.DataArray, str]:
+    """Daily or weekly values averaged to months, or kept; monthly values dated by the first of the month."""
     step = frequency(field["time"].values)
-    if step not in ("submonthly", "monthly"):
+    if step not in ("submonthly", "monthly") or (keep and step == "submonthly"):
         return field, step
     months = month_number(field["time"].values)
     starts = as_dates((months - 12 * 1970).astype("datetime64[M]"))
@@ -239,7 +255,7 @@ def monthly_values(field: xr.DataArray, mends: list[str]) -> tuple[xr.DataArray,
     if not full.all():
         sentence += "; dropped for lack of half their days: " + ", ".join(year_month(int(m)) for m in present[~full])
     mends.append(sentence + ".")
-    coords = {"time": np.unique(starts)[full], "lat": field["lat"], "lon": field["lon"]}
+    coords = field.drop_vars("time").coords | {"time": np.unique(starts)[full]}
     return xr.DataArray(values, coords, field.dims, name=field.name, attrs=field.attrs), "monthly"
 
 
@@ -268,18 +284,42 @@ def remove_climatology(
         mends.append(f"The base period {base.label} reaches beyond the data; {span_of(used)} was used.")
     values = field.values.copy()
     before = np.isfinite(values).sum()
+    smooth = frequency(field["time"].values) == "submonthly"
     for month in np.unique(months % 12):
         rows = months % 12 == month
         if not (rows & inside).any():
             raise DataError(
                 f"base period {wanted.label} holds no month {month + 1} to take a climatology from; choose a longer one"
             )
-        values[rows] -= _mean(values[rows & inside])
+        if not smooth:
+            values[rows] -= _mean(values[rows & inside])
+    if smooth:
+        values -= _smooth_cycle(field["time"].values, values, inside)
+        mends.append(
+            f"The seasonal cycle that was removed is a mean and {_HARMONICS} harmonics of the year at each cell."
+        )
     lost = int(before - np.isfinite(values).sum())
     if lost:
         mends.append(f"{lost} values have no climatology, as their cells are missing in the whole base period; masked.")
     label = span_of(used).replace(" to ", "/")
     return "anomaly", Period(int(used[0]), int(used[-1]), label), field.copy(data=values)
+
+
+def _smooth_cycle(dates: np.ndarray, values: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Mean and harmonics of the year, fitted to each cell over the times ``inside``; NaN where too few are there."""
+    year = dates.astype("datetime64[Y]")
+    phase = 2 * np.pi * (dates - year) / ((year + 1).astype(dates.dtype) - year)
+    waves = [wave(n * phase) for n in range(1, _HARMONICS + 1) for wave in (np.cos, np.sin)]
+    design = np.stack([np.ones(len(dates)), *waves], 1)
+    flat = values.reshape(len(values), -1)
+    used, there = design[inside], np.isfinite(flat[inside])
+    gram = np.einsum("tq,ts,tn->nqs", used, used, there, optimize=True)
+    fits = there.sum(0) > 2 * used.shape[1]
+    fits[fits] = np.linalg.cond(gram[fits]) < 1e6
+    right = used.T @ np.where(there, flat[inside], 0.0)
+    cycle = np.full(flat.shape, np.nan)
+    cycle[:, fits] = design @ np.linalg.solve(gram[fits], right.T[fits][..., None])[..., 0].T
+    return cycle.reshape(values.shape)
 
 
 def season_means(field: xr.DataArray, season: Season, span: Period | None, step: str, mends: list[str]) -> xr.DataArray:
@@ -300,7 +340,7 @@ def season_means(field: xr.DataArray, season: Season, span: Period | None, step:
         raise DataError(f"no complete season {season.label} within the period; choose a longer one")
     kept = candidates[complete]
     values = np.stack([field.values[member & (years == y)].mean(axis=0) for y in kept])
-    coords = {"time": season.stamps(kept), "lat": field["lat"], "lon": field["lon"]}
+    coords = field.drop_vars("time").coords | {"time": season.stamps(kept)}
     long_name = f"{season.label} mean of {field.attrs.get('long_name', field.name)}"
     return xr.DataArray(values, coords, field.dims, name=field.name, attrs=field.attrs | {"long_name": long_name})
 

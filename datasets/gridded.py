@@ -11,7 +11,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +20,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import xarray as xr
 
-from probmodels.datasets.axes import check_degrees, find_axes, lacking
+from probmodels.datasets.axes import check_degrees, find_axes, find_places, lacking
 from probmodels.datasets.calendars import decode_times, frequency, month_number, span_of
+from probmodels.datasets.cells import place_coords
 from probmodels.datasets.headers import check_declared_sizes, check_netcdf
 from probmodels.datasets.regions import arrange_longitudes
 from probmodels.datasets.units import same_units
@@ -93,6 +94,7 @@ def open_field(path_or_paths: Source, *, variable: str | None = None) -> xr.Data
     xr.DataArray
         Dims (time, lat, lon), values and units as in the file; ``attrs["mends"]`` is a JSON list of repairs.
         Values stay on disk where dask is installed; without it they are read to have their fill values masked.
+        Curvilinear grids are (time, row, column), stations (time, row), with lat and lon of each cell as coords.
 
     Raises
     ------
@@ -104,8 +106,9 @@ def open_field(path_or_paths: Source, *, variable: str | None = None) -> xr.Data
     if find_spec("dask") is not None:
         parts = [part if part.chunks is not None else part.chunk({"time": "auto"}) for part in parts]
     field = join([mask_invalid(part) for part in parts])
-    index, lon = arrange_longitudes(field["lon"].values)
-    field = field.isel(lon=as_slice(index)).assign_coords(lon=lon)
+    if "lon" in field.dims:
+        index, lon = arrange_longitudes(field["lon"].values)
+        field = field.isel(lon=as_slice(index)).assign_coords(lon=lon)
     sample = field.isel(time=sorted({0, field.sizes["time"] // 2, field.sizes["time"] - 1}))
     field = mask_fill_values(field, fill_values(sample), mends=mends)
     field.attrs["mends"] = json.dumps(mends)
@@ -325,50 +328,75 @@ def _choose_variable(dataset: xr.Dataset, dims: set[Any], variable: str | None, 
 
 
 def _canonical(dataset: xr.Dataset, variable: str | None, *, where: str, mends: list[str]) -> xr.DataArray:
-    """The field of one dataset, lazily, as (time, lat, lon) with decoded dates, longitudes in the order of the file."""
+    """The field of one dataset, lazily, as (time, lat, lon) with decoded dates, longitudes in the order of the file.
+
+    Fields of a curvilinear grid or of stations are (time, row, column) or (time, row), with lat, lon and, where the
+    file has it, the area of each cell as coords.
+    """
     axes = find_axes(dataset)
-    if set(axes) != {"time", "lat", "lon"}:
+    places = find_places(dataset, axes, variable) if "time" in axes else None
+    if places is None and set(axes) != {"time", "lat", "lon"}:
         raise DataError(f"{where}: no recognisable field: {lacking(dataset, axes)}")
     time = dataset.variables[axes["time"]]
     single = time.ndim == 0  # one map, its date beside it
-    dim = {key: str(dataset.variables[name].dims[0]) for key, name in axes.items() if key != "time" or not single}
-    name = _choose_variable(dataset, set(dim.values()), variable, where)
-    field = _without_extra(dataset[name], name, set(dim.values()), where)
-    check_degrees(dataset, axes, field, where)
+    if places is None:
+        across = [str(dataset.variables[axes[key]].dims[0]) for key in ("lat", "lon")]
+    else:
+        across = [str(dim) for dim in dataset.variables[places[0]].dims]
+    along = [] if single else [str(time.dims[0])]
+    name = _choose_variable(dataset, {*along, *across}, variable, where)
+    field = _without_extra(dataset[name], name, {*along, *across}, where)
+    if places is None:
+        check_degrees(dataset, axes, field, where)
     if single:
-        field, dim = field.expand_dims("time"), {"time": "time", **dim}
-    field = field.transpose(dim["time"], dim["lat"], dim["lon"])
-    for key, d in dim.items():
-        if field.sizes[d] == 0:
-            raise DataError(f"{where}: the {key} axis of '{name}' is empty")
+        field, along = field.expand_dims("time"), ["time"]
+    field = field.transpose(*along, *across)
+    for dim in (*along, *across):
+        if field.sizes[dim] == 0:
+            raise DataError(f"{where}: the axis {dim} of '{name}' is empty")
+    dates, time_order = _dates(dataset, time, where, mends)
+    field = field.isel({along[0]: as_slice(time_order)})
+    if places is None:
+        field, coords = _on_grid(dataset, axes, field, across, where, mends)
+        dims = ("time", "lat", "lon")
+    else:
+        dims = ("time", "row", "column")[: 1 + len(across)]
+        coords = {key: (dims[1:], values) for key, values in place_coords(dataset, places, field, where, mends).items()}
+    values = field.variable.copy(deep=False)  # a DataArray made anew from it keeps the values on disk
+    values.dims = dims
+    values.attrs = _with_valid_range(field.variable, name, where, mends)
+    return xr.DataArray(values, {"time": dates[time_order], **coords}, name=name)
 
+
+def _on_grid(
+    dataset: xr.Dataset, axes: Mapping[str, str], field: xr.DataArray, dims: Sequence[str], where: str, mends: list[str]
+) -> tuple[xr.DataArray, dict[str, Any]]:
+    """A field of a rectangular grid with ascending latitudes, and its axes."""
     lat, lon = (dataset.variables[axes[key]].values.astype(np.float64) for key in ("lat", "lon"))
-    lat_order = np.argsort(lat, kind="stable")
+    order = np.argsort(lat, kind="stable")
     if len(np.unique(np.round(lat, 4))) != len(lat):
         raise DataError(f"{where}: latitudes repeat; remove the doubled rows")
     if (repeated := len(lon) - len(arrange_longitudes(lon)[0])) > 0:
         mends.append(f"{where}: {repeated} longitudes repeat around the circle; kept once.")
+    return field.isel({dims[0]: as_slice(order)}), {"lat": np.round(lat[order], 4), "lon": np.round(lon, 4)}
+
+
+def _dates(dataset: xr.Dataset, time: xr.Variable, where: str, mends: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Dates of a time axis, and their order."""
     bounds = _time_bounds(dataset, time)
-    dates, time_mends = decode_times(
+    dates, said = decode_times(
         np.atleast_1d(time.values),
         time.attrs,
         where=where,
         bounds=bounds,
         coverage_start=str(dataset.attrs.get("time_coverage_start", "")),
     )
-    mends.extend(time_mends)
+    mends.extend(said)
     if "bounds" in time.attrs and bounds is None:
         mends.extend(_said_of_bounds(dates, time.attrs["bounds"], where))
-    time_order = np.argsort(dates, kind="stable")
     if (np.diff(dates) < np.timedelta64(0, "s")).any():
         mends.append(f"{where}: times are not in order; sorted, {str(dates.min())[:10]} to {str(dates.max())[:10]}.")
-
-    field = field.isel({dim["time"]: as_slice(time_order), dim["lat"]: as_slice(lat_order)})
-    coords = {"time": dates[time_order], "lat": np.round(lat[lat_order], 4), "lon": np.round(lon, 4)}
-    values = field.variable.copy(deep=False)  # a DataArray made anew from it keeps the values on disk
-    values.dims = ("time", "lat", "lon")
-    values.attrs = _with_valid_range(field.variable, name, where, mends)
-    return xr.DataArray(values, coords, name=name)
+    return dates, np.argsort(dates, kind="stable")
 
 
 def _said_of_bounds(dates: np.ndarray, name: str, where: str) -> list[str]:
@@ -451,10 +479,11 @@ def as_slice(index: np.ndarray) -> np.ndarray | slice:
 
 def _check_agreement(first: xr.DataArray, part: xr.DataArray, first_name: str, name: str) -> None:
     for axis in ("lat", "lon"):
-        if first.sizes[axis] != part.sizes[axis] or not np.allclose(first[axis], part[axis], atol=1e-3):
+        one, other = first[axis].values, part[axis].values
+        if one.shape != other.shape or not np.allclose(one, other, atol=1e-3, equal_nan=True):
             raise DataError(
-                f"{name}: its {axis} axis ({part.sizes[axis]} values from {float(part[axis][0]):g}) differs from that "
-                f"of {first_name} ({first.sizes[axis]} from {float(first[axis][0]):g}); "
+                f"{name}: its {axis} axis ({other.size} values from {other.flat[0]:g}) differs from that "
+                f"of {first_name} ({one.size} from {one.flat[0]:g}); "
                 "open only files of one grid together"
             )
     for what, one, other in (
@@ -503,7 +532,7 @@ def mask_fill_values(field: xr.DataArray, fill: Sequence[float], *, mends: list[
         field = field.astype(np.float64)
     huge = np.isfinite(field) & (np.abs(field) >= _HUGE)
     wrong = huge | field.isin(np.asarray(fill, dtype=field.dtype))
-    found = [f"{v:g}" for v in fill]
+    found = [f"{v:g}" + ", sea ice in HadISST" * (v == -1000.0) for v in fill]
     if field.chunks is None and bool(huge.any()):
         found.append("beyond 1e15")
     if found:

@@ -30,7 +30,14 @@ import xarray as xr
 from annotated_types import Interval, Len
 
 from probmodels.datasets.calendars import Period, Season, month_number, parse_period, parse_season, year_month
-from probmodels.datasets.cells import area_weight, from_cells, ocean_cells, to_matrix
+from probmodels.datasets.cells import (
+    area_weight,
+    cells_inside,
+    from_cells,
+    ocean_cells,
+    scattered_matrix,
+    to_matrix,
+)
 from probmodels.datasets.checks import SMALLER, check_fits
 from probmodels.datasets.climate import (
     in_celsius,
@@ -38,6 +45,7 @@ from probmodels.datasets.climate import (
     monthly_values,
     refuse_infinities,
     remove_climatology,
+    said_of_ice,
     season_means,
     unique_times,
     within_period,
@@ -103,6 +111,7 @@ def load_sst(
     anomalies: bool = True,
     min_valid: Probability = 0.5,
     ice: float | None = None,
+    daily: bool = False,
     fill: float | Sequence[float] = (),
     variable: str | None = None,
 ) -> xr.DataArray:
@@ -134,6 +143,9 @@ def load_sst(
         Share of time steps that a cell must have to count as ocean, 0 to 1.
     ice
         Temperature in degC at or below which water is taken for sea ice and masked, usually -1.8; None masks none.
+    daily
+        Whether to keep values more often than monthly as they are, with a smooth climatology; they are averaged to
+        months otherwise. Not used with a season.
     fill
         Further values that mean "missing".
     variable
@@ -142,7 +154,8 @@ def load_sst(
     Returns
     -------
     xr.DataArray
-        Dims (time, lat, lon), degC for temperatures, otherwise the units of the file.
+        Dims (time, lat, lon), degC for temperatures, otherwise the units of the file. A curvilinear grid or a list of
+        stations gives the matrix (cell, time) that `to_matrix` makes of other fields.
 
     Raises
     ------
@@ -153,6 +166,8 @@ def load_sst(
     """
     if not anomalies:
         refuse_unused(load_sst, "anomalies=False", base_period=base_period)
+    if daily:
+        refuse_unused(load_sst, "daily=True", season=season)
     box = None if region is None else parse_region(region)
     span = None if period is None else parse_period(period)
     months_of = None if season is None else parse_season(season)
@@ -171,8 +186,10 @@ def load_sst(
     kind, field = in_celsius(field.astype(np.float64), mends)
     if ice is not None:
         field = mask_ice(field, ice, kind, mends)
+    else:
+        said_of_ice(field, kind, mends)
     field = unique_times(field, mends)
-    field, step = monthly_values(field, mends)
+    field, step = monthly_values(field, mends, keep=daily)
     if anomalies:
         kind, base, field = remove_climatology(field, kind, base, span, mends)
     else:
@@ -196,7 +213,7 @@ def load_sst(
 
 
 def _labelled(field: xr.DataArray, ocean: np.ndarray, attrs: Mapping[str, str], *, said: bool) -> xr.DataArray:
-    """The canonical field; ``said``: whether its long name has to name anomalies."""
+    """The canonical field, or the matrix of cells; ``said``: whether its long name has to name anomalies."""
     long_name = str(field.attrs.get("long_name", field.name))
     if said and "anom" not in long_name.lower():
         long_name += " anomaly"
@@ -206,6 +223,8 @@ def _labelled(field: xr.DataArray, ocean: np.ndarray, attrs: Mapping[str, str], 
         **attrs,
         "period": "/".join(year_month(int(m)) for m in month_number(field["time"].values[[0, -1]])),
     }
+    if "cell" in field.dims:
+        return scattered_matrix(field, ocean, attrs)
     lat = field["lat"].values
     coords = {
         "time": ("time", field["time"].values, {"standard_name": "time", "axis": "T"}),
@@ -249,22 +268,16 @@ def _read(
     mends: list[str],
 ) -> xr.DataArray:
     """Only the cells and dates that are needed, in memory."""
-    rows, columns, east = _cells(parts[0]["lat"].values, parts[0]["lon"].values, box, mends)
-    runs = np.split(columns, np.flatnonzero(np.diff(columns) != 1) + 1)  # a box over the seam of the file is two runs
+    cells = _OnGrid(parts[0], box, mends) if "lat" in parts[0].dims else _Scattered(parts[0], box, mends)
     months = [month_number(part["time"].values) for part in parts]
     _check_periods(months, span, base)
     selected, invalid = [], 0
     wanted_times = [_needed(number, span, season, base) for number in months]
     count = sum(int(keep.sum()) for keep in wanted_times)
-    check_fits(
-        f"{count} times of {len(rows)} x {len(columns)} cells",
-        _COPIES * 8 * count * len(rows) * len(columns),
-        SMALLER,
-    )
+    check_fits(f"{count} times of {cells.shape} cells", _COPIES * 8 * count * cells.num, SMALLER)
     for part, keep in zip(parts, wanted_times, strict=True):
         if keep.any():
-            strip = part.isel(time=as_slice(np.flatnonzero(keep)), lat=as_slice(rows))
-            read = join([load_into_memory(strip.isel(lon=as_slice(run))) for run in runs], "lon")
+            read = cells.read(part.isel(time=as_slice(np.flatnonzero(keep))))
             valid = mask_invalid(read)
             invalid += (lost := int(read.notnull().sum() - valid.notnull().sum()))
             if lost and not valid.notnull().any():
@@ -278,7 +291,51 @@ def _read(
             selected.append(valid)
     if invalid:
         mends.append(f"{invalid} values lie outside of the valid range that the file declares; masked.")
-    return join(selected).assign_coords(lon=east)
+    return cells.labelled(join(selected))
+
+
+class _OnGrid:
+    """The cells of a rectangular grid in a region."""
+
+    def __init__(self, first: xr.DataArray, box: Region | None, mends: list[str]) -> None:
+        self._rows, columns, self._east = _cells(first["lat"].values, first["lon"].values, box, mends)
+        self.shape, self.num = f"{len(self._rows)} x {len(columns)}", len(self._rows) * len(columns)
+        # A box over the seam of the file is two runs.
+        self._runs = np.split(columns, np.flatnonzero(np.diff(columns) != 1) + 1)
+
+    def read(self, part: xr.DataArray) -> xr.DataArray:
+        """Their values, in memory."""
+        strip = part.isel(lat=as_slice(self._rows))
+        return join([load_into_memory(strip.isel(lon=as_slice(run))) for run in self._runs], "lon")
+
+    def labelled(self, field: xr.DataArray) -> xr.DataArray:
+        """With longitudes from west to east."""
+        return field.assign_coords(lon=self._east)
+
+
+class _Scattered:
+    """The cells of a curvilinear grid or a list of stations in a region, as (time, cell)."""
+
+    def __init__(self, first: xr.DataArray, box: Region | None, mends: list[str]) -> None:
+        self._dims = first.dims[1:]
+        self._places = {name: first[name].values for name in ("lat", "lon", "area")}
+        lat = self._places["lat"]
+        self._chosen = cells_inside(lat, self._places["lon"], box, mends)
+        index = np.unravel_index(self._chosen, lat.shape)
+        self._window = {dim: slice(i.min(), i.max() + 1) for dim, i in zip(self._dims, index, strict=True)}
+        sizes = [window.stop - window.start for window in self._window.values()]
+        self._inside = np.ravel_multi_index([i - i.min() for i in index], sizes)
+        self.shape, self.num = " x ".join(map(str, sizes)), int(np.prod(sizes))
+
+    def read(self, part: xr.DataArray) -> xr.DataArray:
+        """Their values, in memory."""
+        window = load_into_memory(part.isel(self._window).drop_vars(["lat", "lon", "area"]))
+        values = window.values.reshape(window.sizes["time"], -1)[:, self._inside]
+        return xr.DataArray(values, {"time": part["time"]}, ("time", "cell"), name=part.name, attrs=part.attrs)
+
+    def labelled(self, field: xr.DataArray) -> xr.DataArray:
+        """With the place and area of each cell."""
+        return field.assign_coords({name: ("cell", v.ravel()[self._chosen]) for name, v in self._places.items()})
 
 
 def _check_periods(months: Sequence[np.ndarray], span: Period | None, base: Period | None) -> None:

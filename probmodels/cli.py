@@ -98,6 +98,9 @@ def sst(
     ice: Annotated[
         float | None, typer.Option(help="Temperature at or below which a value is sea ice, e.g. -1.79.")
     ] = None,
+    daily: Annotated[
+        bool, typer.Option("--daily", help="Keep values more often than monthly as they are; else months are averaged.")
+    ] = False,
     fill: Annotated[
         list[float] | None, typer.Option(help="Value of the file that means missing, e.g. 0; repeatable.")
     ] = None,
@@ -165,6 +168,7 @@ def sst(
         "base_period": base_period,
         "variable": variable,
         "ice": ice,
+        "daily": daily or None,
         "fill": fill or None,
         "min_valid": min_valid,
         "anomalies": None if anomalies else False,

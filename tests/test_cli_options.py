@@ -63,6 +63,7 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--fill": ["cold", "nan", "inf", ""],
         "--min-valid": ["-1", "2", "nan", "half", ""],
         "--anomalies": NO_FLAG,
+        "--daily": NO_FLAG,
         "--no-anomalies": NO_FLAG,
         "--set": ["", "model.rank", "=3", "model.rank=0", "model.rnk=3", "data.fill=cold"],
         "--rank": [*NO_COUNT, "99"],

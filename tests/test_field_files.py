@@ -263,15 +263,12 @@ def test_matrices_with_dates_as_objects() -> None:
 # -- grids --------------------------------------------------------------------------------------------------------
 
 INDICES = (np.arange(5.0), np.arange(7.0))
-CURVED = {"latitude": ("degrees_north", 60.0), "longitude": ("degrees_east", 150.0)}
 
 
 @pytest.mark.parametrize(
-    ("options", "curved", "message"),
+    ("options", "message"),
     [
-        ({"names": ("time", "y", "x"), "axes": INDICES, "lat": {}, "lon": {}}, True, "two-dimensional here.*remapbil"),
-        ({"names": ("time", "j", "i"), "axes": INDICES, "lat": {}, "lon": {}}, True, "two-dimensional: regrid.*remapb"),
-        ({"names": ("time", "y", "x"), "axes": INDICES, "lat": {}, "lon": {}}, False, "count rows and columns"),
+        ({"names": ("time", "y", "x"), "axes": INDICES, "lat": {}, "lon": {}}, "count rows and columns"),
         (
             {
                 "names": ("time", "y", "x"),
@@ -279,38 +276,29 @@ CURVED = {"latitude": ("degrees_north", 60.0), "longitude": ("degrees_east", 150
                 "lat": {"units": "km", "standard_name": "projection_y_coordinate", "axis": "Y"},
                 "lon": {"units": "km", "standard_name": "projection_x_coordinate", "axis": "X"},
             },
-            False,
             "'y' holds projection y coordinate, no latitudes; regrid",
         ),
-        ({"lat": {"units": "km", "axis": "Y"}, "lon": {"units": "km"}}, False, "'lat' is in units 'km'.*regrid"),
-        ({"lon": {"units": "m"}}, False, "'lon' is in units 'm'.*regrid"),
+        ({"lat": {"units": "km", "axis": "Y"}, "lon": {"units": "km"}}, "'lat' is in units 'km'.*regrid"),
+        ({"lon": {"units": "m"}}, "'lon' is in units 'm'.*regrid"),
         (
             {
                 "names": ("time", "rlat", "rlon"),
                 "lat": {"units": "degrees", "standard_name": "grid_latitude", "axis": "Y"},
                 "lon": {"units": "degrees", "standard_name": "grid_longitude", "axis": "X"},
             },
-            True,
             "'rlat' holds grid latitude, no latitudes; regrid",
         ),
-        ({"axes": (LAT, 1e5 * LON)}, False, r"longitudes 'lon' from 1.5e\+07.* are not degrees.*regrid"),
+        ({"axes": (LAT, 1e5 * LON)}, r"longitudes 'lon' from 1.5e\+07.* are not degrees.*regrid"),
         (
             {"axes": (LAT, np.where(LON == 150, 1e20, LON))},
-            False,
             r"longitudes 'lon' from 160 to 1e\+20 are not degrees",
         ),
-        ({"axes": (LAT, np.where(LON == 150, np.nan, LON))}, False, "1 of 7 longitudes are missing"),
+        ({"axes": (LAT, np.where(LON == 150, np.nan, LON))}, "1 of 7 longitudes are missing"),
     ],
-    ids=["y, x", "j, i", "y, x alone", "projected", "km", "metres", "rotated", "metres as degrees", "1e20", "missing"],
+    ids=["y, x alone", "projected", "km", "metres", "rotated", "metres as degrees", "1e20", "missing"],
 )
-def test_grids_that_are_not_of_degrees(options: dict[str, Any], curved: bool, message: str, tmp_path: Path) -> None:
+def test_grids_that_are_not_of_degrees(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "sst.nc", **options)
-    if curved:
-        with netCDF4.Dataset(path, "a") as file:
-            for name, (units, start) in CURVED.items():
-                plane = file["sst"].dimensions[1:]
-                file.createVariable(name, "f8", plane)[:] = start + np.arange(35.0).reshape(5, 7) / 3
-                file[name].units = units
     with pytest.raises(DataError, match=message):
         load(path)
 

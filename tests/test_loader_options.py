@@ -215,6 +215,7 @@ def test_paths_that_lead_nowhere_are_refused(name: str, option: str, files: Path
         ("planetoid", {"graph": False, "retained": 0.5}, "retained=0.5 is not used with graph=False"),
         ("sem", {"graph": "chain", "degree": 1.0}, "degree=1.0 is not used with graph='chain'"),
         ("sem", {"graph": [["v1", "v2"]], "degree": 1.0}, "degree=1.0 is not used with a graph that is given"),
+        ("sst", {"daily": True, "season": "DJF"}, "season='DJF' is not used with daily=True"),
         ("sst", {"anomalies": False, "base_period": 1991}, "base_period=1991 is not used with anomalies=False"),
     ],
 )

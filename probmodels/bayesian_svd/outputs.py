@@ -76,7 +76,7 @@ def write_outputs(
     comparison = compare_eof(tree, modes)
     local, trend = local_variance(tree, level=level), trend_maps(tree, level=level)
     modes = modes.assign({name: array.variable for part in (local, trend) for name, array in part.data_vars.items()})
-    gridded = "lat" in modes.dims
+    gridded = "lat" in modes.coords
     figures: dict[str, Figure] = {
         "leading_modes": mode_figures.leading_modes(modes, comparison),
         "pcs": mode_figures.pcs(modes, comparison),

@@ -208,7 +208,7 @@ def make_problem(
     period: Positive | None = None,
     nugget: Annotated[float, Interval(ge=0, le=100)] = 1e-6,
     tail: Annotated[float, Interval(ge=0, lt=1)] | None = None,
-    max_basis: Annotated[int, Interval(ge=50, le=2000)] = 600,
+    max_basis: Annotated[int, Interval(ge=50, le=2000)] = 500,
     area_weights: bool | Annotated[Sequence[Positive], Len(1)] = True,
     frame_prior: Annotated[str, OneOf(FRAME_PRIORS)] = "conditioned",
     noise: Literal["white", "correlated"] = "white",
