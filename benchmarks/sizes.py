@@ -5,6 +5,8 @@ of Matérn 7/2 patterns with length-scales from 1300 to 2500 km, AR(1) series, a
 of the fifth mode. Every row is a process of its own, and printed as it comes. Set-up is `make_problem` with
 ``series="ar1"`` and the effects intercept and trend; a sweep is one of `SeriesGibbs`. ``--all-directions`` adds rows
 with ``tail=0`` for the sizes up to it. ``--run`` makes one size a whole run: four chains of 1500 sweeps, files, report.
+``--agreement`` compares posteriors at one size with those of ``tail=0``: differences of means in Monte Carlo errors,
+and ratios of standard deviations, over patterns in data units at every tenth cell, d and sigma.
 """
 
 from __future__ import annotations
@@ -127,6 +129,36 @@ def measure(num_cells: int, num_times: int, tail: float | None, whole: bool, see
     return row
 
 
+def agreement(num_cells: int, num_times: int, seed: int) -> dict[str, Any]:
+    """Posteriors of the default basis and of every direction."""
+    data = simulate(num_cells, num_times, seed)
+    found = []
+    functions = 0
+    for tail in (None, 0.0):
+        problem = make_problem(data, rank=5, fixed_effects=["intercept", "trend"], series="ar1", tail=tail)
+        functions = functions or problem.data.sizes["basis_space"]
+        posterior = run_mcmc(
+            problem, num_chains=4, num_samples=1000, warmup_steps=500, seed=seed, progress=False
+        ).posterior
+        basis = problem.data["basis_space_matrix"].values[::10]
+        d, sigma = posterior["d"].values, posterior["sigma"].values
+        patterns = basis @ posterior["U"].transpose("chain", "draw", "basis_space", "mode").values * d[:, :, None]
+        draws = np.concatenate([patterns.reshape(*sigma.shape, -1), d, sigma[..., None]], 2)
+        batches = draws.reshape(40, -1, draws.shape[2]).mean(1)  # of 100 draws
+        found.append((draws.mean((0, 1)), batches.var(0, ddof=1) / len(batches), draws.std((0, 1))))
+    (mean, error, sd), (other_mean, other_error, other_sd) = found
+    z, ratio = (mean - other_mean) / np.sqrt(error + other_error), sd / other_sd
+    return {
+        "cells": num_cells,
+        "times": num_times,
+        "functions": functions,
+        "rms difference, Monte Carlo errors": float(np.sqrt(np.mean(z**2))),
+        "largest": float(np.abs(z).max()),
+        "largest, sds": float(np.abs((mean - other_mean) / other_sd).max()),
+        "ratio of sds": "{:.3f} ({:.3f} to {:.3f})".format(*np.quantile(ratio, [0.5, 0.025, 0.975])),
+    }
+
+
 def _peak(who: int) -> float:
     return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30
 
@@ -136,11 +168,16 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=[f"{n}x{m}" for n, m in SIZES], help="cells x times")
     parser.add_argument("--all-directions", type=int, default=0, help="largest number of cells for rows with tail=0")
     parser.add_argument("--run", default="", help="a size whose run is done whole")
+    parser.add_argument("--agreement", action="store_true", help="compare posteriors at the first size, no more")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--row", help=argparse.SUPPRESS)  # what the script calls itself with
     options = parser.parse_args()
     if options.row:
         print(json.dumps(measure(*json.loads(options.row))))
+        return
+    if options.agreement:
+        n, m = map(int, options.sizes[0].split("x"))
+        common.report("sizes_agreement", [agreement(n, m, options.seed)], **vars(options))
         return
     rows: list[dict[str, Any]] = []
     for size in options.sizes:

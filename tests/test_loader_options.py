@@ -105,7 +105,12 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
     "pendulum": {"noise": ("zero",)},
     "planetoid": {"download": ("true",), "retained": ("zero",)},
     "sem": {"graph": ("empty list",), "degree": ("zero",), "test": ("zero",)},
-    "sst": {"min_valid": ("zero",), "ice": ("negative", "zero"), "fill": ("negative", "zero", "list", "empty list")},
+    "sst": {
+        "min_valid": ("zero",),
+        "ice": ("negative", "zero"),
+        "fill": ("negative", "zero", "list", "empty list"),
+        "daily": ("true",),
+    },
     "tu": {"download": ("true",), "deleted": ("zero",), "added": ("zero",)},
     "wine": {"validation": ("zero",), "stop": ("zero",), "standardise": ("true",)},
 }
