@@ -356,9 +356,9 @@ def _canonical(dataset: xr.Dataset, variable: str | None, *, where: str, mends: 
             raise DataError(f"{where}: the axis {dim} of '{name}' is empty")
     dates, time_order = _dates(dataset, time, where, mends)
     field = field.isel({along[0]: as_slice(time_order)})
+    dims: tuple[str, ...] = ("time", "lat", "lon")
     if places is None:
         field, coords = _on_grid(dataset, axes, field, across, where, mends)
-        dims = ("time", "lat", "lon")
     else:
         dims = ("time", "row", "column")[: 1 + len(across)]
         coords = {key: (dims[1:], values) for key, values in place_coords(dataset, places, field, where, mends).items()}
@@ -479,11 +479,11 @@ def as_slice(index: np.ndarray) -> np.ndarray | slice:
 
 def _check_agreement(first: xr.DataArray, part: xr.DataArray, first_name: str, name: str) -> None:
     for axis in ("lat", "lon"):
-        one, other = first[axis].values, part[axis].values
-        if one.shape != other.shape or not np.allclose(one, other, atol=1e-3, equal_nan=True):
+        own, theirs = first[axis].values, part[axis].values
+        if own.shape != theirs.shape or not np.allclose(own, theirs, atol=1e-3, equal_nan=True):
             raise DataError(
-                f"{name}: its {axis} axis ({other.size} values from {other.flat[0]:g}) differs from that "
-                f"of {first_name} ({one.size} from {one.flat[0]:g}); "
+                f"{name}: its {axis} axis ({theirs.size} values from {theirs.flat[0]:g}) differs from that "
+                f"of {first_name} ({own.size} from {own.flat[0]:g}); "
                 "open only files of one grid together"
             )
     for what, one, other in (
