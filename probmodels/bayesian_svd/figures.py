@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from probmodels._axes import BLUE, RED, SMALL, clean
 from probmodels.bayesian_svd.effects import time_in_years
-from probmodels.bayesian_svd.maps import draw_map, grid_of_maps, largest, stipple, uncertain_sign
+from probmodels.bayesian_svd.maps import colour_bar, draw_map, grid_of_maps, largest, stipple, uncertain_sign
 from probmodels.bayesian_svd.patterns.planes import joined_modes, joined_names
 
 __all__ = [
@@ -126,15 +126,22 @@ def local_variance_maps(local: xr.Dataset, *, level: float = 0.95) -> Figure:
         Probability of the intervals, for the titles.
     """
     count, kinds = local.sizes["mode"], ("mean", "lower", "upper")
-    figure, axes = grid_of_maps(local["local_fraction_mean"], count + 1, 3, width=4.2)
+    figure, axes = grid_of_maps(local["local_fraction_mean"], count + 1, 3, width=4.7, bars=False)
     whose = _WHOSE.get(str(local.attrs.get("estimand")), "").replace(" of", " of the variance of", 1)
+    style: dict[str, Any] = {"cmap": "YlGnBu", "vmin": 0, "vmax": 100, "bar": False}
     for j, kind in enumerate(kinds):
         for i in range(count + 1):
             array = local[f"local_fraction_{kind}"][i] if i < count else local[f"modes_fraction_{kind}"]
-            draw_map(figure, axes[i, j], 100 * array, "% of the cell's variance", cmap="YlGnBu", vmin=0, vmax=100)
+            drawn = draw_map(figure, axes[i, j], 100 * array, "%", **style)
+            axes[i, j].label_outer()
             name = f"Mode {int(local['mode'][i])}" if i < count else "All modes"
             words = f"share{whose}" if kind == "mean" else f"{kind} end of {100 * level:g} %"
             axes[i, j].set_title(f"{name}: {words}", fontsize=9, loc="left")
+    if drawn is not None:  # one bar for all, which have one scale
+        axes[0, 0].get_gridspec().update(right=0.92, wspace=0.06, hspace=0.22)
+        colour_bar(
+            figure.colorbar(drawn, cax=figure.add_axes((0.94, 0.3, 0.012, 0.4))), "% of the variance of the cell"
+        )
     return figure
 
 

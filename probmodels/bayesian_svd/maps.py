@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
@@ -20,6 +21,7 @@ from probmodels._axes import BLUE, GREY, SMALL
 
 __all__ = [
     "coast",
+    "colour_bar",
     "draw_map",
     "grid_of_maps",
     "largest",
@@ -132,35 +134,38 @@ def map_axes(ax: Axes, extent: tuple[float, float, float, float]) -> None:
         spine.set_color(GREY)
 
 
-def grid_of_maps(array: xr.DataArray, rows: int, columns: int, *, width: float = 5.2) -> tuple[Figure, np.ndarray]:
-    """Figure whose panels have the shape of the map, (rows, columns) axes."""
+def grid_of_maps(
+    array: xr.DataArray, rows: int, columns: int, *, width: float = 5.2, bars: bool = True
+) -> tuple[Figure, np.ndarray]:
+    """Figure whose panels have the shape of the map, (rows, columns) axes, with room for a colour bar at each or, where
+    ``bars`` is False, for one on the right of all.
+    """
     if "lat" not in array.coords:
         figure = Figure(figsize=(width * columns, 2.4 * rows), layout="constrained")
         return figure, figure.subplots(rows, columns, squeeze=False)
     west, east, south, north = _extent(array)
     height = min((width - 1.5) * (north - south) / (east - west) * _stretch(south, north), 1.6 * width)
-    figure = Figure(figsize=(width * columns, (height + 0.6) * rows + 0.1))
     # Margins in inches: all maps have the same frame, so that no layout engine has to measure every label.
-    left, right, bottom, top = 0.55, 0.1, 0.25, 0.35
-    across, down = figure.get_size_inches()
-    space = {
-        "left": left / across,
-        "right": 1 - right / across,
-        "bottom": bottom / down,
-        "top": 1 - top / down,
-        "wspace": (left + right) / (width - left - right),
-        "hspace": 0.6 / height,
-    }
+    left, bottom, top, below = 0.55, 0.25, 0.35, 0.6 if bars else 0.35
+    right, beside, own = (0.1, 0.65, width - 0.65) if bars else (0.85, 0.15, width - 1.5)
+    across = left + columns * own + (columns - 1) * beside + right
+    down = bottom + rows * height + (rows - 1) * below + top
+    figure = Figure(figsize=(across, down))
+    space = {"left": left / across, "right": 1 - right / across, "bottom": bottom / down, "top": 1 - top / down}
+    space |= {"wspace": beside / own, "hspace": below / height}
     return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=space)
 
 
-def draw_map(figure: Figure, ax: Axes, array: xr.DataArray, label: str, **style: Any) -> None:
-    """Draw a field (lat, lon), or cells as points, or without positions as a line over cells; with its colour bar."""
+def draw_map(figure: Figure, ax: Axes, array: xr.DataArray, label: str, *, bar: bool = True, **style: Any) -> Any:
+    """Draw a field (lat, lon), or cells as points, or without positions as a line over cells; with its colour bar.
+
+    Returns what a colour bar for several maps may be made of; None for a line.
+    """
     if "lat" not in array.coords:
         ax.plot(array.values, color=BLUE, linewidth=1)
         ax.set_ylabel(label, fontsize=SMALL)
         ax.tick_params(labelsize=SMALL)
-        return
+        return None
     if "lat" in array.dims:
         drawn: Any = ax.pcolormesh(
             _edges(array["lon"].values),
@@ -175,12 +180,18 @@ def draw_map(figure: Figure, ax: Axes, array: xr.DataArray, label: str, **style:
             array["lon"], array["lat"], c=array.values, s=22, edgecolor="0.3", linewidth=0.3, zorder=4, **style
         )
     map_axes(ax, _extent(array))
-    bar = figure.colorbar(drawn, ax=ax, shrink=0.85, aspect=18, pad=0.02)
+    if bar:
+        colour_bar(figure.colorbar(drawn, ax=ax, shrink=0.85, aspect=18, pad=0.02), label, even="norm" not in style)
+    return drawn
+
+
+def colour_bar(bar: Colorbar, label: str, *, even: bool = True) -> None:
+    """Small ticks and a label; ``even`` where colours are not in steps of their own."""
     bar.ax.tick_params(labelsize=SMALL, length=2.5)
-    if "norm" in style:
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    else:
+    if even:
         bar.ax.yaxis.set_major_locator(MaxNLocator(5))
+    else:
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     bar.set_label(label, fontsize=SMALL)
     bar.outline.set_linewidth(0.4)
 
