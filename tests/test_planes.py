@@ -29,7 +29,14 @@ def population(sizes, seed, times=60):
 def inferred(sizes, seed, times=60):
     data, patterns = population(sizes, seed, times)
     problem = make_problem(data, rank=2, series="iid", area_weights=False, kernel_space="matern72")
-    options = {"num_chains": 1, "warmup_steps": 150, "num_samples": 500, "progress": False, "seed": seed}
+    options = {
+        "num_chains": 1,
+        "chain_method": "sequential",
+        "warmup_steps": 150,
+        "num_samples": 500,
+        "progress": False,
+        "seed": seed,
+    }
     return run_mcmc(problem, **options).tree, patterns
 
 
@@ -66,7 +73,9 @@ def test_plane_of_modes_under_the_noise_is_not_called_determined():
     rng = np.random.default_rng(3)
     noise = xr.DataArray(rng.standard_normal((30, 20)), dims=("cell", "time"))
     problem = make_problem(noise, rank=2, series="iid", frame_prior="uniform")
-    tree = run_mcmc(problem, num_chains=1, warmup_steps=100, num_samples=300, progress=False).tree
+    tree = run_mcmc(
+        problem, num_chains=1, chain_method="sequential", warmup_steps=100, num_samples=300, progress=False
+    ).tree
     modes = summarise_modes(tree)
     assert modes["plane_determined"].values.tolist() == [0]
     assert "not well determined" in plane_sentences(modes)[0]

@@ -370,7 +370,7 @@ def _grid(constant: xr.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.
         rows, columns = (np.atleast_1d(attrs[name]).astype(float) for name in ("grid_lat", "grid_lon"))
         return rows, columns, constant["lat_index"].values.astype(int), constant["lon_index"].values.astype(int)
     position = _lat_lon(constant)
-    if position is None:
+    if position is None or "field" in constant.coords:
         return None
     lat, lon = position
     rows, columns = _axis(lat), _axis(lon)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import pandas as pd
 from annotated_types import Interval
 
 from probmodels import plots
@@ -14,6 +16,7 @@ from probmodels.bayesian_svd.draws import MODES_OF
 from probmodels.bayesian_svd.eof import compare_eof
 from probmodels.bayesian_svd.gaps.fill import fill_field, held_out_sentence, write_filled
 from probmodels.bayesian_svd.indices.el_nino import el_nino_sentences, el_nino_table
+from probmodels.bayesian_svd.joint.stack import split_fields
 from probmodels.bayesian_svd.patterns.local import local_variance, trend_maps
 from probmodels.bayesian_svd.patterns.rotation import ROTATIONS
 from probmodels.bayesian_svd.report import write_report
@@ -25,6 +28,7 @@ from probmodels.options import Fraction, OneOf, checked
 from probmodels.outputs import Outputs, loss_figure, write_all
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.figure import Figure
 
 __all__ = ["write_outputs"]
@@ -76,27 +80,9 @@ def write_outputs(
     comparison = compare_eof(tree, modes)
     local, trend = local_variance(tree, level=level), trend_maps(tree, level=level)
     modes = modes.assign({name: array.variable for part in (local, trend) for name, array in part.data_vars.items()})
-    gridded = "lat" in modes.coords
-    figures: dict[str, Figure] = {
-        "leading_modes": mode_figures.leading_modes(modes, comparison),
-        "pcs": mode_figures.pcs(modes, comparison),
-        "scree": mode_figures.scree(modes, comparison),
-    }
-    if gridded:
-        figures["mode_maps"] = mode_figures.mode_maps(modes)
-        if "plane" in modes.dims:
-            figures["plane_maps"] = mode_figures.plane_maps(modes)
-        figures["local_variance"] = mode_figures.local_variance_maps(local, level=level)
-        if trend.data_vars:
-            figures["trend"] = mode_figures.trend_map(trend)
-        figures["eof_difference"] = mode_figures.eof_difference(modes, comparison)
-        figures["residual_maps"] = mode_figures.residual_maps(modes)
-    traced = [name for name in _TRACED if name in posterior and float(posterior[name].std()) > 0]
-    if posterior.sizes["chain"] > 1:
-        if gridded:
-            figures["rhat_map"] = mode_figures.rhat_map(modes)
-        figures["rank"] = plots.rank(posterior, traced)
-    figures["trace"] = plots.plot_trace(posterior, traced)
+    joint = "field" in tree["constant_data"].coords  # one map or box would mix the fields
+    mapped = "lat" in modes.coords and not joint
+    figures = _figures(modes, comparison, local, trend, posterior, level=level, mapped=mapped)
     table, files = summary_table(modes, comparison), {"modes.nc": lambda file: write_modes(modes, file)}
     these, summaries = None, [(modes, comparison)]
     if modes.attrs["estimand"] != (name := MODES_OF["times"]):
@@ -108,15 +94,19 @@ def write_outputs(
         filled = fill_field(result, level=level, progress=False)
         table += f"\n\n{held_out_sentence(filled)}"
         files["filled.nc"] = lambda file: write_filled(filled, file)
+    for name, part in _by_field(tree, modes).items():
+        files[f"modes_{name}.nc"] = functools.partial(write_modes, part)
+        if "lat" in part.coords:
+            figures[f"mode_maps_{name}"] = mode_figures.mode_maps(part)
     if rotation is not None:
         rotated = summarise_modes(tree, level=level, rotation=rotation)
         table += f"\n\nrotated {rotated.attrs['estimand']}:\n{summary_table(rotated)}"
         files[f"modes_{rotation}.nc"] = lambda file: write_modes(rotated, file)
         figures["rotated_pcs"] = mode_figures.pcs(rotated)
-        if gridded:
+        if mapped:
             figures["rotated_maps"] = mode_figures.mode_maps(rotated)
     tables = mode_tables(*summaries) | effect_tables(local, trend)
-    el_nino = el_nino_table(tree, modes, level=level)
+    el_nino = pd.DataFrame() if joint else el_nino_table(tree, modes, level=level)
     if len(el_nino):
         tables["el_nino"] = el_nino
         table = "\n".join([table, "", *el_nino_sentences(el_nino)])
@@ -142,3 +132,44 @@ def write_outputs(
         dpi=dpi,
     )
     return replace(written, file="report.html")
+
+
+def _by_field(tree: xr.DataTree, modes: xr.Dataset) -> dict[str, xr.Dataset]:
+    """The modes of each field of a joint decomposition, by names that files may have."""
+    if "field" not in tree["constant_data"].coords:
+        return {}
+    return {"".join(x if x.isalnum() else "_" for x in k): part for k, part in split_fields(modes, tree).items()}
+
+
+def _figures(
+    modes: xr.Dataset,
+    comparison: xr.Dataset,
+    local: xr.Dataset,
+    trend: xr.Dataset,
+    posterior: xr.Dataset,
+    *,
+    level: float,
+    mapped: bool,
+) -> dict[str, Figure]:
+    """Figures of the modes and of the draws."""
+    figures: dict[str, Figure] = {
+        "leading_modes": mode_figures.leading_modes(modes, comparison),
+        "pcs": mode_figures.pcs(modes, comparison),
+        "scree": mode_figures.scree(modes, comparison),
+    }
+    if mapped:
+        figures["mode_maps"] = mode_figures.mode_maps(modes)
+        if "plane" in modes.dims:
+            figures["plane_maps"] = mode_figures.plane_maps(modes)
+        figures["local_variance"] = mode_figures.local_variance_maps(local, level=level)
+        if trend.data_vars:
+            figures["trend"] = mode_figures.trend_map(trend)
+        figures["eof_difference"] = mode_figures.eof_difference(modes, comparison)
+        figures["residual_maps"] = mode_figures.residual_maps(modes)
+    traced = [name for name in _TRACED if name in posterior and float(posterior[name].std()) > 0]
+    if posterior.sizes["chain"] > 1:
+        if mapped:
+            figures["rhat_map"] = mode_figures.rhat_map(modes)
+        figures["rank"] = plots.rank(posterior, traced)
+    figures["trace"] = plots.plot_trace(posterior, traced)
+    return figures

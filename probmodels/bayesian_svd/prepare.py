@@ -50,6 +50,7 @@ __all__ = ["make_problem", "tiny"]
 _MIN_TIMES = 10
 _DECAYS, _LARGEST_DECAY = 40, 2.65  # of a grid up to tanh(2.65) = 0.990
 _TAIL_TIME = 1e-6
+_FRESH = 1e6  # steps after which nothing is left of a series: between members of an ensemble
 _MOST_CORRELATED = 5_000  # cells: matrices of cells by cells
 _KERNELS_SPACE = tuple(name for name in KERNELS if name != "periodic")
 
@@ -360,6 +361,8 @@ def make_problem(
         )
         if series == "frame":
             process = None
+            if "member" in matrix.coords and set(families["time"]) != {"identity"}:
+                raise DataError("members share their times, so that kernel_time has none; give series='ar1' or 'iid'")
             time = make_side(
                 "time",
                 time_distance(time_in_years(matrix["time"])),
@@ -605,11 +608,16 @@ def _process(times: xr.DataArray, series: str, rank: int) -> SeriesData:
     """
     years = time_in_years(times)
     steps = np.diff(years)
+    fresh = np.zeros(len(steps), dtype=bool)
+    if "member" in times.coords:
+        fresh = times["member"].values[1:] != times["member"].values[:-1]
+        steps[fresh] = np.median(steps[~fresh])
     if (steps <= 0).any():
         raise DataError(f"series={series!r} needs times that increase; sort the data by time and drop repeated ones")
     steps = steps / np.median(steps)
     near = np.abs(steps - steps.round()) < 0.15  # months and years differ in length
     steps = np.where(near & (steps.round() > 0), steps.round(), steps)
+    steps[fresh] = _FRESH
     if series == "iid":
         decay, weights = np.zeros(1), np.ones(1)
     else:

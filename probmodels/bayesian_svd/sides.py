@@ -12,6 +12,7 @@ import scipy.sparse.linalg
 import torch
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -43,16 +44,34 @@ _ROOM = 1.5  # by which a grid reaches beyond the plausible length-scales
 _PROFILE = 20  # length-scales that are tried
 _MOST_WIDENINGS = 3  # of the default grid of length-scales, by two each
 _COPIES = 6  # of the data that preparing them takes
+_APART = 1000.0  # distance between fields, in their largest extent
 _MOST_DISTANCES = 12_000  # cells between which all distances are formed
 
 
 def positions(data: xr.DataArray) -> Array:
-    """Positions of the cells (n, p): on the sphere, in km, from lat and lon, else x, y, z or the cell coordinate."""
+    """Positions of the cells (n, p): on the sphere, in km, from lat and lon, else x, y, z or the cell coordinate.
+
+    Cells of different fields, by a coordinate ``field``, are so far apart that no kernel joins them.
+    """
     names = {str(c) for c in data.coords if data[c].dims == ("cell",)}
     if {"lat", "lon"} <= names:
-        return sphere_points(data["lat"].values, data["lon"].values)
-    axes: list[str] = [c for c in ("x", "y", "z") if c in names] or ["cell"]
-    return np.stack([np.asarray(data[c].values, dtype=np.float64) for c in axes], axis=1)
+        found = sphere_points(data["lat"].values, data["lon"].values)
+    else:
+        axes: list[str] = [c for c in ("x", "y", "z") if c in names] or ["cell"]
+        found = np.stack([np.asarray(data[c].values, dtype=np.float64) for c in axes], axis=1)
+    if "field" in names:
+        place = np.unique(data["field"].values, return_inverse=True)[1]
+        found = np.column_stack([found, _APART * np.ptp(found, axis=0).max() * place])
+    return found
+
+
+def _within_fields(data: xr.DataArray, num: int) -> list[float]:
+    """Length-scales from the spacing of cells to the largest extent of a field."""
+    found, labels = positions(data), data["field"].values
+    own = [found[labels == label] for label in np.unique(labels)]
+    extent = max(float(np.linalg.norm(np.ptp(x, axis=0))) for x in own)
+    spacing = min(float(np.median(cKDTree(x).query(x, k=2)[0][:, 1])) for x in own if len(x) > 1)
+    return np.geomspace(min(spacing, extent / 8), extent, num).tolist()
 
 
 def space_distance(data: xr.DataArray) -> Tensor:
@@ -205,6 +224,8 @@ def space_side(
         The side; sentences; share of the variance of each leading pattern that is outside of the basis, less what noise
         would have there, shape (k,).
     """
+    if "field" in data.coords and grid.length_scales is None:
+        grid = grid._replace(length_scales=_within_fields(data, grid.num))
     full = grid.tail == 0 or "identity" in grid.families or data.sizes["cell"] <= grid.most
     side, said = (_every_direction if full else _smooth_directions)(data, leading, weight, grid)
     return side, said, _hidden(side, leading)

@@ -365,6 +365,9 @@ def _nearest(constant: xr.Dataset) -> np.ndarray | None:
         if not axes or any(constant[name].dtype.kind not in "iuf" for name in axes):
             return None
         points = np.stack([constant[name].values.astype(float) for name in axes], axis=1)
+    if "field" in constant.coords:  # neighbours are of the same field
+        place = np.unique(constant["field"].values, return_inverse=True)[1]
+        points = np.column_stack([points, 1e3 * (1 + np.ptp(points)) * place])
     if len(points) < 2:
         return None
     return np.asarray(cKDTree(points).query(points, k=2)[1][:, 1])

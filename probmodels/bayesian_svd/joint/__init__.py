@@ -1,0 +1,1 @@
+"""Several fields, members or lags in one decomposition, and what couples two fields."""
