@@ -10,8 +10,9 @@ times)^1/2)^2; each one before has 1.6 to 3 times that of the next. Noise is whi
 (Matern 3/2 of e-folding 2 to 4 cells, a quarter of it white), persistent (AR(1) of .6), of a level of each cell (log-
 normal of sd .4), or all of these with a fifth of the entries missing in blocks. Ranks 1 to 7 are compared at the
 default settings. Printed are, for each kind: how often the chosen rank is that of the simulation, and how often it is
-below and above; the error of hidden blocks of the chosen rank over that of the best, median and largest; the coverage
-of 95 % intervals at the chosen rank; CPU seconds of a set.
+below and above; the error of hidden blocks of the chosen rank over that of the best, median and largest; how often
+the number of axes above the edge of noise at the largest rank is that of the simulation (``edge``); the coverage of
+95 % intervals at the chosen rank; CPU seconds of a set.
 
 ``field``: monthly anomalies of ERSST v5 in the north Pacific (``DIR`` holds ``ersst_v5_north_pacific_1950_2019.nc``),
 717 cells, 20 % hidden in blocks of 6 months x 3 x 4 cells.
@@ -82,10 +83,14 @@ def simulate(kind: str, rng: np.random.Generator) -> tuple[xr.DataArray, int]:
 
 def known(args: argparse.Namespace) -> None:
     """Fields of known rank."""
-    columns = ("right", "below", "above", "error / best", "coverage", "CPU s")
+    columns = ("right", "below", "above", "best right", "error / best", "edge", "coverage", "CPU s")
     print("kind        sets  " + "  ".join(f"{name:>12s}" for name in columns), flush=True)
     for kind in args.kinds:
-        chosen, ratio, inside, place = [], [], [], sorted(KINDS).index(kind)
+        place = list(KINDS).index(kind)
+        chosen: list[int] = []
+        ratio: list[float] = []
+        inside: list[float] = []
+        edge = best = 0
         start = time.process_time()
         for number in range(args.sets):
             rng = np.random.default_rng([args.seed, place, number])
@@ -95,6 +100,8 @@ def known(args: argparse.Namespace) -> None:
             chosen.append(found.attrs["chosen"] - rank)
             ratio.append(float(own["rmse"] / found["rmse"].min()))
             inside.append(float(own["coverage"]))
+            best += found.attrs["best"] == rank
+            edge += int(found["num_modes"][-1]) == rank
             if args.verbose:
                 print(
                     rank,
@@ -108,7 +115,13 @@ def known(args: argparse.Namespace) -> None:
         seconds = (time.process_time() - start) / args.sets
         off = np.array(chosen)
         cells = [f"{np.sum(off == 0)}", f"{np.sum(off < 0)}", f"{np.sum(off > 0)}"]
-        cells += [f"{np.median(ratio):.3f} ({max(ratio):.3f})", f"{np.mean(inside):.3f}", f"{seconds:.1f}"]
+        cells += [
+            f"{best}",
+            f"{np.median(ratio):.3f} ({max(ratio):.3f})",
+            f"{edge}",
+            f"{np.mean(inside):.3f}",
+            f"{seconds:.1f}",
+        ]
         print(f"{kind:12s}{args.sets:4d}  " + "  ".join(f"{cell:>12s}" for cell in cells), flush=True)
 
 

@@ -1,5 +1,5 @@
-"""The command line: ``probmodels sst``, ``run``, ``list``, ``schema``, ``show``, ``diagnose``, ``report``, ``compare``,
-``predict`` and ``indices``.
+"""The command line: ``probmodels sst``, ``ranks``, ``run``, ``list``, ``schema``, ``show``, ``diagnose``, ``report``,
+``compare``, ``predict`` and ``indices``.
 
 Heavy imports happen inside the commands, so that ``--help`` answers at once.
 """
@@ -219,6 +219,48 @@ def _process(engine: str, series: str | None, noise: str | None, kernel_time: st
         given = "--engine svi" if engine == "svi" else "--series frame"
         raise _Refusal(f"--noise correlated needs series that are a process: leave {given} out, or take --noise white")
     return series, "white" if noise is None else noise
+
+
+@app.command()
+def ranks(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILE]...", help="As in sst; none for the embedded field of Pacific winters."),
+    ] = None,
+    region: Annotated[str | None, typer.Option(help="As in sst.")] = None,
+    period: Annotated[str | None, typer.Option(help="As in sst.")] = None,
+    season: Annotated[str | None, typer.Option(help="As in sst.")] = None,
+    base_period: Annotated[str | None, typer.Option(help="As in sst.")] = None,
+    fixed_effects: Annotated[str, typer.Option(help="As in sst.")] = "intercept,trend",
+    rank: Annotated[str, typer.Option(help="Numbers of modes to compare.")] = "1,2,3,4,5,6,8,10",
+    block: Annotated[
+        str | None, typer.Option(metavar="TIMES,LAT,LON", help="Times and cells of a hidden block; default 6,3,4.")
+    ] = None,
+    share: Annotated[float, typer.Option(help="Share of the values to hide.")] = 0.15,
+    noise: Annotated[str, typer.Option(help="correlated or white.")] = "correlated",
+    seed: Annotated[int, typer.Option(help="Seed of the places of the blocks.")] = 0,
+    out: Out = Path("runs/ranks"),
+    quiet: Quiet = False,
+) -> None:
+    """Compare numbers of modes: hide blocks of a field and see which fills them best (no sampling)."""
+    from probmodels.bayesian_svd.gaps.rank_outputs import write_ranks
+    from probmodels.bayesian_svd.gaps.ranks import compare_ranks
+    from probmodels.datasets.sst import load_sst
+
+    data: Any = load_sst(
+        None if not files else files[0] if len(files) == 1 else files,
+        region=region,
+        period=period,
+        season=season,
+        base_period=base_period,
+    )
+    effects = [term for term in fixed_effects.replace(" ", "").split(",") if term]
+    options: dict[str, Any] = {"noise": noise, "share": share, "seed": seed, "fixed_effects": effects}
+    if block is not None:
+        options["block"] = _counts("block", block)
+    _make_folder(out / "ranks.csv")
+    found = compare_ranks(data, _counts("rank", rank), **options, progress=not quiet)
+    typer.echo(f"{write_ranks(found, out)}\n\n{found.attrs['sentence']}\n\nFigure: {out / 'ranks.png'}")
 
 
 @app.command()
@@ -442,6 +484,14 @@ def indices(
     for sentence in indices_to_folder(_load(folder).tree, out, level=level, max_lag=max_lag, detrend=detrend, **asked):
         typer.echo(f"Note: {sentence}")
     typer.echo(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
+def _counts(name: str, text: str) -> tuple[int, ...]:
+    """Whole numbers that a text lists."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise _Refusal(f"--{name} {text} is no list of whole numbers; write e.g. 3,4,5") from error
 
 
 def _or(value: int | None, default: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import xarray as xr
 
 from probmodels.bayesian_svd.gaps.blocks import hide_blocks
 from probmodels.bayesian_svd.gaps.quick import Table, _States, quick_fit, shrunken
-from probmodels.bayesian_svd.gaps.ranks import compare_ranks, draw_ranks
+from probmodels.bayesian_svd.gaps.rank_outputs import draw_ranks, write_ranks
+from probmodels.bayesian_svd.gaps.ranks import compare_ranks
 from probmodels.bayesian_svd.noise import Noise, unfiltered_by
 from probmodels.errors import DataError
 
@@ -191,3 +193,16 @@ def test_the_figure_shows_errors_and_variances_beyond_the_choice(comparison: xr.
     beyond = np.asarray(labels["beyond them"].get_ydata())
     assert len(beyond) >= 5
     assert beyond.max() < float(comparison["edge"][-1])
+
+
+def test_what_is_written_can_be_read_again(comparison: xr.Dataset, tmp_path: Path) -> None:
+    text = write_ranks(comparison, tmp_path / "out")
+    assert len(text.splitlines()) == 2 + comparison.sizes["rank"]
+    with xr.open_dataset(tmp_path / "out" / "ranks.nc") as found:
+        xr.testing.assert_allclose(found[["rmse", "spectrum"]], comparison[["rmse", "spectrum"]])
+        assert found.attrs["chosen"] == comparison.attrs["chosen"]
+    lines = (tmp_path / "out" / "ranks.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["rank", "1", "2", "3", "4"]
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot write"):
+        write_ranks(comparison, tmp_path / "file" / "below")

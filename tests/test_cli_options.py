@@ -30,6 +30,7 @@ NO_FLAG = ["yes"]  # as --flag=yes
 # Arguments that work but for what a case changes.
 WORKING: dict[str, list[str]] = {
     "sst": ["FIELD", "--rank=2", "--draws=10", "--warmup=1", "--chains=1", "--out=FOLDER/sst", "--quiet"],
+    "ranks": ["FIELD", "--rank=1,2", "--block=1,1,1", "--share=0.2", "--out=FOLDER/ranks", "--quiet"],
     "run": ["SPEC", "--out=FOLDER/run", "--quiet"],
     "list": [],
     "schema": ["bayesian_svd"],
@@ -84,6 +85,21 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--out": NO_FOLDER,
         "--strict": NO_FLAG,
         "--overwrite": NO_FLAG,
+        "--quiet": NO_FLAG,
+    },
+    "ranks": {
+        "files": ["absent.nc", "FILE", "FOLDER", "*.nope", LONG],
+        "--region": ["nowhere", "1,2,3", "nan,0,0,0", "50,10,0,10"],
+        "--period": ["never", "2050:2060"],
+        "--season": ["XYZ", "Q"],
+        "--base-period": ["never", "2050:2060"],
+        "--fixed-effects": ["trendd", "intercept,3"],
+        "--rank": [*NO_COUNT, "1,two", "0,1", "99"],
+        "--block": ["", "1,1", "0,1,1", "1,1,1,1", "999,1,1", "a,b,c", HUGE],
+        "--share": ["0", "1", "-1", "2", "nan", "half", ""],
+        "--noise": ["red", ""],
+        "--seed": NO_SEED,
+        "--out": NO_FOLDER,
         "--quiet": NO_FLAG,
     },
     "run": {

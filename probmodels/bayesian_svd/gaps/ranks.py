@@ -8,13 +8,11 @@ from typing import Annotated, Literal
 import numpy as np
 import xarray as xr
 from annotated_types import Interval, Len
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from probmodels._axes import BLUE, RED, SMALL, clean
 from probmodels.bayesian_svd.gaps.blocks import Block, choose_block, hide_blocks
 from probmodels.bayesian_svd.gaps.quick import QuickFit, Table, quick_fit
 from probmodels.bayesian_svd.prepare import make_problem
@@ -22,7 +20,7 @@ from probmodels.bayesian_svd.sides import positions, space_distance
 from probmodels.errors import DataError
 from probmodels.options import Positive, Seed, checked
 
-__all__ = ["compare_ranks", "draw_ranks"]
+__all__ = ["compare_ranks"]
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -74,16 +72,15 @@ def compare_ranks(
     Returns
     -------
     xr.Dataset
-        Over ``rank``: ``rmse``, ``crps``, ``log_score`` (mean log density) and ``coverage`` (of 95 % intervals) of
-        hidden entries in units of the data, each with its standard error over blocks (``..._se``); ``loss``, the mean
-        log density of the best rank less that of each, with the standard error of this paired difference; and
-        ``num_modes``, how many modes exceed noise: where these are fewer than the rank, the rest count for nothing,
-        and the rank is not chosen. Over (rank, block) ``square`` and ``density``, and over block ``size``: sums of
-        squares and of log densities, and the number of entries. Over (rank, axis) ``spectrum``: the variance of the
-        data along each axis in coordinates where noise is white, over that of noise, and over rank ``edge``, what
-        noise alone exceeds in 5 of 100 data sets. Attributes: ``best``, the rank of largest log density among those
-        whose modes all exceed noise; ``chosen``, the smallest whose loss is within one standard error; ``sentence``,
-        which says so; ``block``.
+        Over ``rank``: ``rmse``, ``crps`` and ``coverage`` (of 95 % intervals) of hidden entries in units of the data,
+        each with its standard error over blocks (``..._se``); ``excess``, the mean square error over that of the best
+        rank, with the standard error of this paired difference; and ``num_modes``, how many modes exceed noise: where
+        these are fewer than the rank, the rest count for nothing, and the rank is not chosen. Over (rank, block)
+        ``square`` and over block ``size``: sum of squares and number of entries. Over (rank, axis) ``spectrum``: the
+        variance of the data along each axis in coordinates where noise is white, over that of noise, and over rank
+        ``edge``, what noise alone exceeds in 5 of 100 data sets. Attributes: ``best``, the rank of least error among
+        those whose modes all exceed noise; ``chosen``, the smallest whose excess is within one standard error;
+        ``sentence``, which says so; ``block``.
 
     Raises
     ------
@@ -160,20 +157,18 @@ def _scored(
     out = xr.Dataset(coords={"rank": list(ranks)})
     out["rmse"], out["rmse_se"] = ("rank", np.sqrt(mean)), ("rank", se / (2 * np.sqrt(mean)))
     inside = (np.abs(z) < stats.norm.ppf((1 + _LEVEL) / 2)).astype(float)
-    density = by_block(stats.norm.logpdf(errors, scale=sds))
-    for name, sums in (("crps", by_block(crps)), ("log_score", density), ("coverage", by_block(inside))):
-        mean, se = averaged(sums)
+    for name, entries in (("crps", crps), ("coverage", inside)):
+        mean, se = averaged(by_block(entries))
         out[name], out[f"{name}_se"] = ("rank", mean), ("rank", se)
     out["num_modes"] = "rank", list(num_modes)
     # A rank of which some modes do not exceed noise is a lower rank in truth.
     full = np.array(num_modes) == np.array(ranks)
     full[0] |= not full.any()
-    best = int(np.argmax(np.where(full, out["log_score"].values, -np.inf)))
-    loss, se = averaged(density[best] - density)
-    out["loss"], out["loss_se"] = ("rank", loss), ("rank", se)
-    out["square"], out["density"] = (("rank", "block"), square), (("rank", "block"), density)
-    out["size"] = "block", size
-    out.attrs = {"best": int(ranks[best]), "chosen": int(ranks[int(np.argmax(full & (loss <= se)))])}
+    best = int(np.argmin(np.where(full, out["rmse"].values, np.inf)))
+    excess, se = averaged(square - square[best])
+    out["excess"], out["excess_se"] = ("rank", excess), ("rank", se)
+    out["square"], out["size"] = (("rank", "block"), square), ("block", size)
+    out.attrs = {"best": int(ranks[best]), "chosen": int(ranks[int(np.argmax(full & (excess <= se)))])}
     return out
 
 
@@ -189,42 +184,9 @@ def _sentence(found: xr.Dataset, block: Block) -> str:
     )
     if chosen < best:
         text += f"; {chosen} do as well within one standard error"
+    sharpest = int(found["rank"][int(np.argmin(found["crps"].values))])
+    if sharpest not in (best, chosen):
+        text += f". Their distributions are best with {sharpest} (least CRPS): the error says which means are best, CRPS which intervals"
     if best == ranks[-1] and len(ranks) > 1:
         text += f". That is the largest number compared: more may fill better, so compare more than {best}"
     return text + "."
-
-
-@checked(DataError)
-def draw_ranks(comparison: xr.Dataset) -> Figure:
-    """Errors by number of modes, and variances along all axes beside the edge of noise.
-
-    Parameters
-    ----------
-    comparison
-        From `compare_ranks`.
-    """
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    rank, chosen, best = comparison["rank"].values, comparison.attrs["chosen"], comparison.attrs["best"]
-    left.errorbar(rank, comparison["rmse"], comparison["rmse_se"], color=BLUE, marker="o", markersize=4, capsize=2)
-    for place, colour, words in ((best, BLUE, "least error"), (chosen, RED, "fewest within one standard error")):
-        left.axvline(place, color=colour, linewidth=0.8, linestyle="--", label=f"{words}: {place}")
-    left.set_xlabel("number of modes")
-    units = comparison.attrs["units"]
-    left.set_ylabel("error of hidden blocks" + ("" if units == "1" else f" ({units})"), fontsize=SMALL)
-    left.legend(fontsize=SMALL, frameon=False)
-
-    widest = comparison.isel(rank=-1)
-    shown = min(comparison.sizes["axis"], max(2 * int(rank[-1]), int(rank[-1]) + 5))
-    axis, spectrum = np.arange(1, shown + 1), widest["spectrum"].values[:shown]
-    reported = axis <= chosen
-    for which, colour, words in ((reported, RED, f"the {chosen} chosen"), (~reported, BLUE, "beyond them")):
-        right.plot(axis[which], spectrum[which], "o", color=colour, markersize=4, label=words)
-    right.axhline(float(widest["edge"]), color="0.4", linewidth=0.8, linestyle="--", label="edge of noise")
-    right.set_yscale("log")
-    right.set_xlabel("mode")
-    right.set_ylabel("variance over that of noise", fontsize=SMALL)
-    right.legend(fontsize=SMALL, frameon=False)
-    for ax in (left, right):
-        clean(ax)
-    return figure
