@@ -186,7 +186,7 @@ def _sentence(found: xr.Dataset, block: Block) -> str:
         text += f"; {chosen} do as well within one standard error"
     sharpest = int(found["rank"][int(np.argmin(found["crps"].values))])
     if sharpest not in (best, chosen):
-        text += f". Their distributions are best with {sharpest} (least CRPS): the error says which means are best, CRPS which intervals"
+        text += f". CRPS is least with {sharpest} modes: these have the best intervals"
     if best == ranks[-1] and len(ranks) > 1:
         text += f". That is the largest number compared: more may fill better, so compare more than {best}"
     return text + "."
