@@ -157,8 +157,9 @@ def sst(
     filling = files is not None and files[:1] == ["fill"]
     if filling:
         files = (files or [])[1:]
-        if engine != "mcmc" or series not in (None, "ar1"):
-            raise _Refusal("'sst fill' needs --engine mcmc and --series ar1; leave both out")
+        if engine != "mcmc" or series not in (None, "ar1") or noise not in (None, "correlated"):
+            raise _Refusal("'sst fill' needs --engine mcmc, --series ar1 and --noise correlated; leave them out")
+        noise = "correlated"
     data = {
         "name": "sst",
         "path": None if not files else files[0] if len(files) == 1 else files,
@@ -194,7 +195,7 @@ def sst(
             "noise": noise,
             **({"kernel_time": kernel_time or "identity"} if series == "frame" else {}),
             **({} if tail is None else {"tail": tail}),
-            **({"noise": "correlated", "hold_out": 0.05} if filling else {}),
+            **({"hold_out": 0.05} if filling else {}),
         },
         "inference": {"engine": engine, "seed": seed, **own},
         "output": {"path": str(out), "overwrite": overwrite},

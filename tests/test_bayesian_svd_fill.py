@@ -151,6 +151,7 @@ def test_the_command_fills_a_file(tmp_path: Path) -> None:
         np.testing.assert_array_equal(np.asarray(made["status"].values == 1), gaps)
 
 
-def test_the_command_fills_by_population_modes_alone() -> None:
-    found = CliRunner().invoke(app, ["sst", "fill", "x.nc", "--series", "frame"])
-    assert "needs --engine mcmc and --series ar1" in str(found.exception)
+@pytest.mark.parametrize("option", [["--series", "frame"], ["--engine", "svi"], ["--noise", "white"]])
+def test_the_command_fills_by_correlated_noise_alone(option: list[str]) -> None:
+    found = CliRunner().invoke(app, ["sst", "fill", "x.nc", *option])
+    assert "needs --engine mcmc, --series ar1 and --noise correlated" in str(found.exception)

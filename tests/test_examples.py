@@ -21,7 +21,12 @@ OTHER_VERDICTS = {  # of examples that do not pass, and should not
     "bayesian_svd": "the model does not fit the data; the draws themselves passed",  # neighbouring cells are correlated
 }
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
-EMBEDDED = ("bayesian_svd", "explore_field", "pacific_decadal_oscillation")  # scripts that use the default field
+EMBEDDED = (
+    "bayesian_svd",
+    "explore_field",
+    "pacific_decadal_oscillation",
+    "ranks_and_noise",
+)  # scripts that use the default field
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda path: path.stem)

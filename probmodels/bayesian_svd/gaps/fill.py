@@ -53,6 +53,7 @@ def fill_field(
     *,
     level: Fraction = 0.95,
     num_draws: Annotated[int, Interval(ge=20, le=5000)] = 100,
+    keep_draws: bool = False,
     seed: Seed = 0,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -67,6 +68,8 @@ def fill_field(
         Probability content of the intervals.
     num_draws
         Draws of the posterior that are used, evenly thinned.
+    keep_draws
+        Whether the draws are returned too, as ``filled_draws`` over draw and the dims of the field.
     seed
         Of the draws.
     progress
@@ -110,7 +113,7 @@ def fill_field(
         places = positions(constant["data"])
         factor, scores = _calibrated(again, values[hidden], hidden, block, _months(constant), places, level)
     attrs = {"source": f"Bayesian SVD, probmodels {__version__}", "references": REFERENCE}
-    return _dataset(constant, seen, filled, factor, scores, level, attrs)
+    return _dataset(constant, seen, filled, factor, scores, level, keep_draws, attrs)
 
 
 def held_out_sentence(filled: xr.Dataset) -> str:
@@ -283,6 +286,7 @@ def _dataset(
     factor: Array,
     scores: dict[str, float],
     level: float,
+    keep_draws: bool,
     attrs: dict[str, Any],
 ) -> xr.Dataset:
     """What `fill_field` returns."""
@@ -295,6 +299,7 @@ def _dataset(
         parts["filled"][~seen], parts["filled_sd"][~seen] = mean, spread.std(0, ddof=1)
         for name, end in (("filled_lower", (1 - level) / 2), ("filled_upper", (1 + level) / 2)):
             parts[name][~seen] = mean + np.quantile(spread, end, axis=0)
+        filled = mean + spread
     units = str(data.attrs.get("units") or constant.attrs.get("units") or "1")
     percent = f"{100 * level:g} % interval"
     words = {
@@ -307,6 +312,11 @@ def _dataset(
     status = np.where(seen, 0.0, 1.0).T
     flags = {"flag_values": np.array([0, 1], np.int8), "flag_meanings": "observed filled"}
     out["status"] = ("time", "cell"), status, {"long_name": "whether a value was observed or filled", **flags}
+    if keep_draws:
+        draws = np.repeat(data.values[None].astype(np.float32), len(filled), 0)
+        draws[:, ~seen] = filled
+        out["filled_draws"] = ("draw", "time", "cell"), draws.transpose(0, 2, 1), {**out["filled"].attrs}
+        out["filled_draws"].attrs["long_name"] = "data, gaps filled by draws of the posterior"
     out["filled"].attrs["ancillary_variables"] = "filled_sd filled_lower filled_upper status"
     out = to_grid(out.assign_coords(time=constant["time"].variable), constant)
     out.attrs = {"Conventions": "CF-1.11", "title": "Field with gaps filled", "interval_level": level, **attrs}
