@@ -1,5 +1,5 @@
 """The command line: ``probmodels sst``, ``ranks``, ``run``, ``list``, ``schema``, ``show``, ``diagnose``, ``report``,
-``compare``, ``predict`` and ``indices``.
+``compare``, ``predict``, ``indices``, ``forecast`` and ``project``.
 
 Heavy imports happen inside the commands, so that ``--help`` answers at once.
 """
@@ -36,6 +36,7 @@ _RESULT = "result.nc"
 _CHECKPOINT = "checkpoint"
 _INTERRUPTED = 130  # exit status
 _AGAIN = "the same command again goes on from what is kept, or starts anew"
+_IMAGES = (".png", ".pdf", ".svg")
 _MOST = 10_000_000  # draws
 _LARGEST = 2**63 - 1  # seed
 
@@ -386,7 +387,7 @@ def compare(
     if method not in WEIGHTINGS:
         raise _Refusal(f"--method {method} is unknown; choose {' or '.join(WEIGHTINGS)}")
     if figure is not None:
-        if figure.suffix not in (".png", ".pdf", ".svg"):
+        if figure.suffix not in _IMAGES:
             raise _Refusal(f"--figure {figure} must end in .png, .pdf or .svg")
         _make_folder(figure)
     judged = {}
@@ -493,6 +494,67 @@ def _counts(name: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise _Refusal(f"--{name} {text} is no list of whole numbers; write e.g. 3,4,5") from error
+
+
+@app.command()
+def forecast(
+    folder: Folder,
+    out: Annotated[Path, typer.Option("--out", "-o", help="NetCDF file to write.", **_PATH)],
+    steps: Annotated[int, typer.Option(min=1, max=10_000, help="Steps of the record, such as months.")] = 12,
+    new: Annotated[
+        str | None, typer.Option(help="File with months after the record, from the last of which it starts.")
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(help="Box whose mean is forecast: NAME=lat0,lat1,lon0,lon1 or a region; repeatable."),
+    ] = None,
+    lags: Annotated[
+        bool, typer.Option("--lags", help="Autoregression on lags of up to 12 steps instead of the model's AR(1).")
+    ] = False,
+    table: Annotated[Path | None, typer.Option("--table", help="CSV file of series and boxes.", **_PATH)] = None,
+    figure: Annotated[Path | None, typer.Option("--figure", help="Image of fan charts.", **_PATH)] = None,
+    num_samples: Annotated[int, typer.Option(min=2, max=_MOST, help="Draws of the result that are used.")] = 1000,
+    beyond: Annotated[bool, typer.Option("--beyond", help="Forecast further than the process tells.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST, help="Seed; the same seed gives the same forecast.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+) -> None:
+    """Forecast series, field and box means beyond the record of a Bayesian SVD with --series ar1."""
+    _check_free(overwrite, out, table, figure)
+    if figure is not None and figure.suffix not in _IMAGES:
+        raise _Refusal(f"--figure {figure} must end in .png, .pdf or .svg")
+    result = _load(folder)
+    from probmodels.bayesian_svd.commands import forecast_result
+
+    options: dict[str, Any] = {"new": new, "boxes": box or [], "lags": lags, "table": table, "figure": figure}
+    options |= {"num_draws": num_samples, "beyond": beyond, "seed": seed, "source": str(folder)}
+    typer.echo(forecast_result(result, out, steps, **options))
+
+
+@app.command()
+def project(
+    folder: Folder,
+    file: Annotated[
+        str, typer.Argument(help="NetCDF file with the base period of the fit and months after its record.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="NetCDF file to write.", **_PATH)],
+    level: Annotated[float, typer.Option(help="Probability of the intervals, between 0 and 1.")] = 0.95,
+    num_samples: Annotated[int, typer.Option(min=2, max=_MOST, help="Draws of the result that are used.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, max=_LARGEST, help="Seed; the same seed gives the same draws.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Principal components of months after the record of a Bayesian SVD, its patterns as they are."""
+    _check_free(overwrite, out)
+    result = _load(folder)
+    from probmodels.bayesian_svd.commands import project_result
+
+    typer.echo(project_result(result, file, out, level=level, num_draws=num_samples, seed=seed, source=str(folder)))
+
+
+def _check_free(overwrite: bool, *files: Path | None) -> None:
+    """Check that no file would be replaced unasked."""
+    for file in files:
+        if file is not None and (file.is_dir() or (file.exists() and not overwrite)):
+            raise _Refusal(f"{file} exists already; choose another file, or pass --overwrite")
 
 
 def _or(value: int | None, default: int) -> int:

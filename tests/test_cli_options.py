@@ -15,9 +15,9 @@ import pytest
 import typer
 import xarray as xr
 
-from probmodels import METHODS, Result, cli, run_mcmc
-from probmodels.bayesian_svd import make_problem
+from probmodels import METHODS, Result, cli
 from probmodels.datasets import LOADERS
+from probmodels.spec import build_problem, load_data, load_spec, read_spec, run_engine
 
 LONG = "x" * 300
 HUGE = "9" * 40
@@ -49,6 +49,8 @@ WORKING: dict[str, list[str]] = {
         "--max-lag=2",
         "--out=FOLDER/indices",
     ],
+    "forecast": ["SVD", "--out=FOLDER/forecast.nc", "--steps=2", "--beyond"],
+    "project": ["SVD", "LATER", "--out=FOLDER/projection.nc"],
 }
 
 # Argument or option of a command to values that it cannot have.
@@ -168,6 +170,29 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--detrend": NO_FLAG,
         "--level": ["0", "1", "nan", "most", ""],
     },
+    "forecast": {
+        "folder": [*NO_RESULT, "RESULT"],
+        "--out": ["", "FILE/below.nc", f"FOLDER/{LONG}.nc", "FOLDER"],
+        "--steps": [*NO_COUNT, "5000"],
+        "--new": ["", "absent.nc", "FILE", "FOLDER", LONG, "FIELD"],
+        "--box": ["", "=", "nowhere", "a=1,2,3", "a=", "a=nan,0,0,0", "a=-50,-40,0,10"],
+        "--lags": NO_FLAG,
+        "--table": ["", "FILE/below.csv", f"FOLDER/{LONG}.csv", "FOLDER"],
+        "--figure": ["fan.txt", "", "FILE/below.png", f"FOLDER/{LONG}.png"],
+        "--num-samples": [*NO_COUNT, "1"],
+        "--beyond": NO_FLAG,
+        "--seed": NO_SEED,
+        "--overwrite": NO_FLAG,
+    },
+    "project": {
+        "folder": [*NO_RESULT, "RESULT"],
+        "file": ["", "absent.nc", "FILE", "FOLDER", LONG, "FIELD"],
+        "--out": ["", "FILE/below.nc", f"FOLDER/{LONG}.nc", "FOLDER"],
+        "--level": ["0", "1", "-1", "nan", "inf", "half", ""],
+        "--num-samples": [*NO_COUNT, "1"],
+        "--seed": NO_SEED,
+        "--overwrite": NO_FLAG,
+    },
 }
 
 
@@ -211,6 +236,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         attrs={"units": "degC", "standard_name": "sea_surface_temperature"},
     )
     field.to_netcdf(folder / "field.nc")
+    more = field[:6].assign_coords(time=months[:6] + (months[-1] - months[0]) + np.timedelta64(40, "D"))
+    xr.concat([field, more], "time").to_netcdf(folder / "later.nc")
     (folder / "file").write_text("neither TOML nor NetCDF\n")
     (folder / "empty").mkdir()
     (folder / "spec.toml").write_text(
@@ -237,6 +264,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     (folder / "series.csv").write_text(f"time,rain\n{values}\n")
     names = {"FIELD": "field.nc", "FILE": "file", "FOLDER": "empty", "SPEC": "spec.toml", "RESULT": "one"}
     names |= {"OTHER": "other", "MODES": "modes", "SERIES": "series.csv"}
+    spec = load_spec({**read_spec(folder / "spec.toml"), "output": {"path": str(folder / "svd")}})
+    spec["model"] |= {"series": "ar1", "fixed_effects": ["intercept", "trend"]}
+    run_engine(spec, build_problem(spec, load_data(spec)), progress=False).save(folder / "svd")
+    names |= {"SVD": "svd", "LATER": "later.nc"}
     return {key: str(folder / name) for key, name in names.items()}
 
 

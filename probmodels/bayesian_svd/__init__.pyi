@@ -1,15 +1,23 @@
 from .checks import check_model as check_model
+from .forecast_figures import fan_charts as fan_charts
+from .forecasting import box_weights as box_weights, forecast as forecast, forecast_table as forecast_table
 from .model import ENGINES as ENGINES, REFERENCE as REFERENCE
 from .outputs import write_outputs as write_outputs
 from .prepare import make_problem as make_problem, tiny as tiny
+from .projection import project as project
 from .sampler import BlockGibbs as BlockGibbs
 
 __all__ = [
     "ENGINES",
     "REFERENCE",
     "BlockGibbs",
+    "box_weights",
     "check_model",
+    "fan_charts",
+    "forecast",
+    "forecast_table",
     "make_problem",
+    "project",
     "tiny",
     "write_outputs",
 ]

@@ -16,7 +16,7 @@ from probmodels.datasets.labelled import arranged
 from probmodels.errors import DataError
 from probmodels.options import hint
 
-__all__ = ["TERMS", "effect_design", "time_in_years"]
+__all__ = ["TERMS", "continue_design", "effect_design", "time_in_years"]
 
 TERMS = ("intercept", "trend", "annual", "semiannual")
 
@@ -85,19 +85,14 @@ def effect_design(
                     f"covariate {term!r} must hold {years.size} finite values, one per time; got shape {series.shape}"
                 )
             columns[term] = series
-        elif term == "intercept":
-            columns[term] = np.ones_like(years)
-        elif term == "trend":
-            columns[term] = (years - years.mean()) / (10.0 if dated else 1.0)
-        elif term in _HARMONICS:
-            if not dated:
+        elif term in TERMS:
+            if term in _HARMONICS and not dated:
                 raise DataError(f"the term {term!r} needs dates on the time axis; this one is numeric")
-            if np.unique(np.round(years % 1.0, 2)).size < 3:
+            if term in _HARMONICS and np.unique(np.round(years % 1.0, 2)).size < 3:
                 raise DataError(
                     f"the term {term!r} cannot be told from the intercept: the data hold one time of year only; drop it"
                 )
-            phase = 2.0 * np.pi * _HARMONICS[term] * years
-            columns[f"{term}_cos"], columns[f"{term}_sin"] = np.cos(phase), np.sin(phase)
+            columns |= _columns(term, years, float(years.mean()), dated)
         else:
             raise DataError(f"unknown effect {term!r}{hint(term, known)}")
     design = np.stack(list(columns.values()), axis=1) if columns else np.zeros((years.size, 0))
@@ -106,3 +101,62 @@ def effect_design(
             f"the fixed effects {list(columns)} are linearly dependent over these {years.size} times; drop one"
         )
     return xr.DataArray(design, dims=("time", "effect"), coords={"effect": list(columns)})
+
+
+def _columns(term: str, years: NDArray[np.float64], centre: float, dated: bool) -> dict[str, NDArray[np.float64]]:
+    """Columns of one of `TERMS`; ``centre`` is the mean time of the data that effects are fitted to."""
+    if term == "intercept":
+        return {term: np.ones_like(years)}
+    if term == "trend":
+        return {term: (years - centre) / (10.0 if dated else 1.0)}
+    phase = 2.0 * np.pi * _HARMONICS[term] * years
+    return {f"{term}_cos": np.cos(phase), f"{term}_sin": np.sin(phase)}
+
+
+def continue_design(
+    design: xr.DataArray, time: xr.DataArray, later: xr.DataArray, covariates: Mapping[str, ArrayLike] | None = None
+) -> NDArray[np.float64]:
+    """Columns of a design at other times, centred and scaled as they were at those of the fit.
+
+    Parameters
+    ----------
+    design
+        What `effect_design` gave, dims (time, effect).
+    time, later
+        The times of the fit, and those to continue to.
+    covariates
+        Values at the later times of the columns that are no terms of ours.
+
+    Returns
+    -------
+    array
+        Shape (later, effect).
+
+    Raises
+    ------
+    DataError
+        If a covariate is not given at the later times, is of the wrong length or not finite, or is none of the columns.
+    """
+    covariates = dict(covariates or {})
+    years, dated = time_in_years(time), np.issubdtype(time.dtype, np.datetime64)
+    fitted: dict[str, NDArray[np.float64]] = {}
+    continued: dict[str, NDArray[np.float64]] = {}
+    for term in TERMS:
+        fitted |= _columns(term, years, float(years.mean()), dated)
+        continued |= _columns(term, time_in_years(later), float(years.mean()), dated)
+    names = [str(name) for name in design["effect"].values]
+    columns = []
+    for name, column in zip(names, design.transpose("time", "effect").values.T, strict=True):
+        if name in fitted and np.allclose(fitted[name], column, rtol=1e-6, atol=1e-6):  # not a covariate of that name
+            columns.append(continued[name])
+            continue
+        if name not in covariates:
+            raise DataError(
+                f"the effect {name!r} is a covariate: give its {later.size} values at the new times, "
+                f"covariates={{{name!r}: ...}}"
+            )
+        given = np.asarray(arranged(covariates[name], f"covariate {name!r}", {"time": later.values}), dtype=np.float64)
+        if given.shape != (later.size,) or not np.isfinite(given).all():
+            raise DataError(f"covariate {name!r} must hold {later.size} finite values, one for each new time")
+        columns.append(given)
+    return np.stack(columns, axis=1) if columns else np.zeros((later.size, 0))

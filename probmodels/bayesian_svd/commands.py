@@ -1,0 +1,147 @@
+"""What the commands ``probmodels forecast`` and ``probmodels project`` do with a result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from probmodels.bayesian_svd.forecast_figures import fan_charts
+from probmodels.bayesian_svd.forecasting import box_weights, forecast, forecast_table
+from probmodels.bayesian_svd.projection import new_matrix, project
+from probmodels.bayesian_svd.summary import write_modes
+from probmodels.datasets.sst import load_sst
+from probmodels.errors import DataError, SpecError, SummaryError
+from probmodels.inference.labels import read_json
+from probmodels.inference.result import Result
+from probmodels.inference.runtime.ops import write_atomically
+
+__all__ = ["forecast_result", "project_result", "read_new"]
+
+_KEPT = ("region", "season", "variable", "ice", "fill", "anomalies")  # options of the fit that new files share
+_REVISED = 0.05  # of the standard deviation of the record: how far months that both hold may differ
+
+
+def read_new(result: Result, file: str) -> xr.DataArray:
+    """Months after the record of a result from a file, as its spec loaded those of the record.
+
+    The file has to hold the base period of the fit as well, so that its anomalies are of the same climatology; months
+    that it shares with the record are compared.
+
+    Raises
+    ------
+    SpecError
+        If the result did not come from a spec with ``data.name = "sst"``.
+    DataError
+        If the file cannot be read, lacks the base period, differs from the record, or has no month after it.
+    """
+    table = read_json(result.tree.attrs, "spec", {}).get("data", {})
+    if not isinstance(table, dict) or table.get("name") != "sst":
+        raise SpecError(
+            "the result keeps no spec with data.name='sst'; give the new field in Python: project(result, new)"
+        )
+    constant = result.tree["constant_data"].to_dataset()
+    options: dict[str, Any] = {name: table[name] for name in _KEPT if name in table}
+    base = str(constant["data"].attrs.get("base_period", ""))
+    if base:
+        options["base_period"] = base
+    try:
+        found = load_sst(file, min_valid=0.0, **options)
+    except DataError as error:
+        said = f"; its base period is that of the fit, {base}, which it has to hold too" if base else ""
+        raise DataError(f"{file}: {error}{said}") from error
+    matrix = new_matrix(found, constant)
+    record = constant["data"].transpose("cell", "time")
+    both = np.intersect1d(matrix["time"].values, record["time"].values)
+    if both.size:
+        own, other = record.sel(time=both).values, matrix.sel(time=both).values
+        apart = float(np.nanmean(np.abs(own - other)) / np.nanstd(own))
+        if not apart < _REVISED:
+            raise DataError(
+                f"{file}: the {both.size} times that it shares with the record differ from it, by {apart:.2g} of its "
+                "standard deviation: another data set, version or climatology; fit the new file instead"
+            )
+    later = np.flatnonzero(matrix["time"].values > record["time"].values[-1])
+    if not later.size:
+        raise DataError(
+            f"{file} ends at {str(matrix['time'].values[-1])[:10]}, not after the record, which ends at "
+            f"{str(record['time'].values[-1])[:10]}; give a file with newer months"
+        )
+    new = matrix.isel(time=later).assign_coords(cell=constant["cell"].values)
+    return new.assign_attrs({name: found.attrs[name] for name in ("units", "kind", "season") if name in found.attrs})
+
+
+def _weights(result: Result, boxes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Weights of box means by name, from ``NAME=lat0,lat1,lon0,lon1``, or the name of a region alone."""
+    found = {}
+    for text in boxes:
+        name, given, region = text.partition("=")
+        if not name or (given and not region):
+            raise SummaryError(f"--box {text!r}: write NAME=lat0,lat1,lon0,lon1, or the name of a region")
+        if name in found:
+            raise SummaryError(f"--box {name} is given twice")
+        found[name] = box_weights(result, region or name)
+    return found
+
+
+def _write(file: Path, write: Callable[[Path], object]) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, write)
+    except OSError as error:
+        raise SummaryError(f"cannot write {file}: {error.strerror or error}; choose another file") from error
+
+
+def forecast_result(
+    result: Result,
+    out: Path,
+    steps: int,
+    *,
+    new: str | None,
+    boxes: Sequence[str],
+    lags: bool,
+    table: Path | None,
+    figure: Path | None,
+    num_draws: int,
+    beyond: bool,
+    seed: int,
+    source: str,
+) -> str:
+    """Forecast, write what is asked for, and say what was found."""
+    weights = _weights(result, boxes)
+    found = forecast(
+        result,
+        steps,
+        new=None if new is None else read_new(result, new),
+        indices=weights,
+        transition="lags" if lags else "ar1",
+        num_draws=num_draws,
+        beyond=beyond,
+        seed=seed,
+    )
+    found.attrs |= {"result": source, "new_months": new or ""}
+    _write(out, lambda file: write_modes(found, file))
+    rows = forecast_table(found)
+    lines = [rows[rows["lead"].isin({1, 3, 6, 12, steps})].to_string(index=False, float_format=lambda x: f"{x:.3g}")]
+    if table is not None:
+        _write(table, lambda file: rows.to_csv(file, index=False))
+    if figure is not None:
+        charts = fan_charts(result, found, indices=weights)
+        _write(figure, lambda file: charts.savefig(file, dpi=150, format=figure.suffix[1:]))
+    return "\n".join([*lines, "", str(found.attrs["verdict"]), f"Forecast: {out}"])
+
+
+def project_result(
+    result: Result, file: str, out: Path, *, level: float, num_draws: int, seed: int, source: str
+) -> str:
+    """Project the months of a file after the record, write them, and say what was found."""
+    found = project(result, read_new(result, file), level=level, num_draws=num_draws, seed=seed)
+    report = result.diagnose()
+    found.attrs |= {"result": source, "new_months": file, "verdict": report.head}
+    _write(out, lambda path: write_modes(found, path))
+    lines = [found[["pc_mean", "pc_sd"]].to_dataframe().unstack("mode").to_string(float_format=lambda x: f"{x:.3g}")]
+    lines += [f"Note: {found.attrs['notes']}"] if found.attrs["notes"] else []
+    return "\n".join([*lines, "", report.head, f"Projection: {out}"])

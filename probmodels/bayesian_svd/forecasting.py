@@ -1,0 +1,430 @@
+"""Forecasts from the posterior of a Bayesian SVD: series beyond the record, the field, and indices of it.
+
+A draw of the forecast goes on from the last state of the series of a draw of the posterior; the field is the effects of
+that draw continued, plus its patterns times the series, plus noise. Uncertainty of patterns, effects, decays and noise
+is thus part of every interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from annotated_types import Interval, Len
+from numpy.typing import ArrayLike, NDArray
+
+from probmodels.bayesian_svd.draws import Draws, blocks
+from probmodels.bayesian_svd.eof import to_grid
+from probmodels.bayesian_svd.projection import (
+    Record,
+    check_regular,
+    later_times,
+    new_matrix,
+    positions,
+    read_record,
+    series_of,
+)
+from probmodels.bayesian_svd.transitions import draw_lags, follow, follow_lags
+from probmodels.datasets.labelled import arranged
+from probmodels.datasets.regions import parse_region, select_latitudes
+from probmodels.errors import DataError, SummaryError
+from probmodels.inference.result import Result
+from probmodels.options import Count, Fraction, Seed, checked, refuse_unused
+
+__all__ = ["QUANTILES", "box_weights", "forecast", "forecast_table"]
+
+Array = NDArray[np.float64]
+
+QUANTILES = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)
+LAGS = (1, 2, 3, 6, 12)
+_TOLD = 0.01  # share of the variance of a series that its last state has to explain
+_TREND = 0.5  # of the length of the record: how far a trend is continued
+
+
+@checked(SummaryError)
+def forecast(
+    result: Result | xr.DataTree,
+    steps: Annotated[int, Interval(ge=1, le=10_000)],
+    *,
+    new: xr.DataArray | None = None,
+    covariates: Mapping[str, ArrayLike] | None = None,
+    indices: Mapping[str, ArrayLike] | None = None,
+    transition: Literal["ar1", "lags"] = "ar1",
+    lags: Annotated[Sequence[Annotated[int, Interval(ge=1, le=120)]], Len(1)] = LAGS,
+    field: bool = True,
+    quantiles: Annotated[Sequence[Fraction], Len(1)] = QUANTILES,
+    num_draws: Count = 1000,
+    keep_draws: bool = False,
+    beyond: bool = False,
+    judge: bool = True,
+    seed: Seed = 0,
+) -> xr.Dataset:
+    """Forecast of series, field and indices beyond the record.
+
+    Parameters
+    ----------
+    result
+        Of a Bayesian SVD with ``series="ar1"``; with ``"iid"`` the forecast is the climatology with its effects.
+    steps
+        Number of steps of the record to forecast.
+    new
+        Months after the record, as for `probmodels.bayesian_svd.project`; the forecast starts after the last.
+    covariates
+        Values of the covariates of the fit at the times between the record and the end of the forecast, one each.
+    indices
+        Weights over the cells of the fit by the name of the index, which is the weighted sum of the field; see
+        `box_weights`.
+    transition
+        ``"ar1"``: the process of the model. ``"lags"``: an autoregression of each series on several lags, estimated
+        from its draws with a prior about the AR(1) process; for monthly records whose modes remember longer.
+    lags
+        Lags of that autoregression, 1 among them.
+    field
+        Whether to forecast the field.
+    quantiles
+        Probabilities of the quantiles.
+    num_draws
+        Draws that are used, evenly thinned within chains.
+    keep_draws
+        Whether to return the draws too: of the field, draws × steps × cells numbers.
+    beyond
+        Whether to forecast further than the process says anything, or than half the record where it has a trend.
+    judge
+        Whether to diagnose the posterior, so that ``verdict`` says whether it can be trusted.
+    seed
+        Seed of the draws.
+
+    Returns
+    -------
+    xr.Dataset
+        ``pc_mean``, ``pc_sd`` (mode, time) and ``pc_quantile`` (quantile, mode, time); likewise ``field_*`` over
+        (time, lat, lon), or (time, cell) for cells without a grid, of the field as it will be observed, noise included;
+        and ``index_*`` (index, time). With ``keep_draws`` also ``pc``, ``field``, ``index`` (chain, draw, ...).
+        ``told`` (time), the largest share of the variance of a series that its last state explains under the AR(1)
+        process. Coordinate ``lead`` counts steps. Attributes ``verdict`` and ``notes``.
+
+    Raises
+    ------
+    SummaryError
+        If series are no process, times irregular, an option out of range or not used, or the horizon too far.
+    DataError
+        If the new field does not fit, or weights or covariates are of the wrong length.
+    """
+    if transition == "ar1":
+        refuse_unused(forecast, "transition='ar1'", lags=lags)
+    elif 1 not in lags or len(set(lags)) < len(lags):
+        raise SummaryError(f"lags={list(lags)}; give different whole numbers, 1 among them")
+    tree = result if isinstance(result, xr.DataTree) else result.tree
+    record = read_record(tree, num_draws)
+    weights = _weights(indices or {}, record)
+    rng = np.random.default_rng(seed)
+    state = _state(record, new, covariates, steps, rng)
+    told = _check_horizon(record, state.gone, steps, beyond)
+    later = later_times(record.time, state.gone + steps)
+    series = _continued(rng, record, state, steps, transition, lags)
+    at = later[state.gone :]
+    draws = record.at(at, _ends(covariates, state.gone))
+    out = xr.Dataset(
+        coords={
+            "time": ("time", at.values, dict(record.time.attrs)),
+            "lead": ("time", np.arange(1, steps + 1, dtype=np.int32)),
+            "mode": np.arange(1, series.shape[2] + 1, dtype=np.int32),
+            "quantile": np.asarray(quantiles, dtype=float),
+        }
+    )
+    _add(out, "pc", series.transpose(0, 2, 1), ("mode", "time"), record, keep_draws)
+    if weights:
+        out = out.assign_coords(index=list(weights))
+        _add(out, "index", _index_draws(rng, draws, record, weights, series), ("index", "time"), record, keep_draws)
+    if field:
+        _add_field(out, rng, draws, record, series, keep_draws)
+        out = to_grid(out, record.constant)
+    out["told"] = "time", told
+    return _described(out, record, tree, transition, lags, judge=judge, seed=seed)
+
+
+@dataclass(frozen=True)
+class _State:
+    """Series (draw, time, mode) up to where the forecast starts, and steps gone since the record."""
+
+    series: Array
+    gone: int
+
+
+def _state(
+    record: Record,
+    new: xr.DataArray | None,
+    covariates: Mapping[str, ArrayLike] | None,
+    steps: int,
+    rng: np.random.Generator,
+) -> _State:
+    own, _ = positions(record.time, record.time)
+    check_regular(own, own)
+    series = record.draws.series(draws=record.chosen)
+    if new is None:
+        return _State(series, 0)
+    matrix = new_matrix(new, record.constant)
+    _, after = positions(record.time, matrix["time"])
+    check_regular(own, after)
+    if after[0] <= 0:
+        raise SummaryError(
+            f"the new field starts at {matrix['time'].values[0]}, not after the record, which ends at "
+            f"{record.time.values[-1]}; give the months that follow it"
+        )
+    gone = int(after[-1])
+    known = {name: np.asarray(values) for name, values in (covariates or {}).items()}
+    for name, values in known.items():
+        if values.shape != (gone + steps,):
+            raise DataError(
+                f"covariate {name!r} must hold {gone + steps} values, {gone} from the record to the last new month and "
+                f"{steps} of the forecast"
+            )
+    later, *_ = series_of(record, matrix, {name: values[:gone] for name, values in known.items()}, rng, filled=True)
+    return _State(np.concatenate([series, later], axis=1), gone)
+
+
+def _ends(covariates: Mapping[str, ArrayLike] | None, gone: int) -> dict[str, Any]:
+    """Values of covariates at the times of the forecast, after those of the new months."""
+    return {name: np.asarray(values)[gone:] if gone else values for name, values in (covariates or {}).items()}
+
+
+def _continued(
+    rng: np.random.Generator, record: Record, state: _State, steps: int, transition: str, lags: Sequence[int]
+) -> Array:
+    """Draws of the series beyond the state (draw, time, mode)."""
+    if transition == "ar1":
+        return follow(rng, record.decay, state.series[:, -1], steps)
+    own, _ = positions(record.time, record.time)
+    if (np.diff(own) != 1).any():
+        raise SummaryError("transition='lags' needs a record without holes between its times; take transition='ar1'")
+    if own.size < 4 * max(lags):
+        raise SummaryError(
+            f"lags up to {max(lags)} need a record of at least {4 * max(lags)} times; this one has {own.size}"
+        )
+    if not record.decay.any():
+        raise SummaryError("transition='lags' needs series='ar1'; those of this result are independent in time")
+    coefficients, sd = draw_lags(rng, state.series[:, : own.size], record.decay, lags)
+    return follow_lags(rng, state.series, coefficients, sd, lags, steps)
+
+
+def _check_horizon(record: Record, gone: int, steps: int, beyond: bool) -> Array:
+    """Share of variance that the last state explains at each lead; check that the forecast says something."""
+    square = record.decay**2
+    told = np.array([(square**lead).mean(0).max() for lead in range(1, steps + 1)])
+    if beyond:
+        return told
+    if record.decay.any() and told[-1] < _TOLD:
+        most = int((told >= _TOLD).sum())
+        raise SummaryError(
+            f"steps={steps}: beyond {most} steps the last state explains less than {_TOLD:.0%} of the variance of "
+            "every series, so that the forecast is climatology; take "
+            + (f"at most {most} steps" if most else "longer records")
+            + ", or beyond=True (--beyond)"
+        )
+    names = [
+        str(x) for key in ("effect", "shared_effect") if key in record.constant for x in record.constant[key].values
+    ]
+    own, _ = positions(record.time, record.time)
+    if "trend" in names and gone + steps > (most := int(_TREND * (own[-1] - own[0]))):
+        raise SummaryError(
+            f"steps={steps}: the trend would be continued for {gone + steps} steps beyond a record of "
+            f"{int(own[-1] - own[0])}; take at most {max(most - gone, 0)}, or beyond=True (--beyond)"
+        )
+    return told
+
+
+# -- field and indices ------------------------------------------------------------------------------------------------
+
+
+def _weights(indices: Mapping[str, ArrayLike], record: Record) -> dict[str, Array]:
+    """Weights of each index over the cells of the fit."""
+    found, size = {}, record.constant.sizes["cell"]
+    for name, given in indices.items():
+        values = arranged(given, f"indices[{name!r}]", {"cell": record.constant["cell"].values})
+        try:
+            array = np.asarray(values, dtype=float)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"indices[{name!r}] are no numbers: {error}") from error
+        if array.shape != (size,) or not np.isfinite(array).all():
+            raise DataError(f"indices[{name!r}] must hold {size} finite weights, one for each cell of the fit")
+        if not array.any():
+            raise DataError(f"indices[{name!r}] are all zero; does the box hold cells of the fit?")
+        found[name] = array
+    return found
+
+
+def box_weights(result: Result | xr.DataTree, region: str | Mapping[str, Sequence[float]]) -> Array:
+    """Weights over the cells of a result of the area mean of a box.
+
+    Parameters
+    ----------
+    result
+        Result whose cells have lat and lon.
+    region
+        As for `probmodels.datasets.sst.load_sst`: a name, ``"lat0,lat1,lon0,lon1"`` or a dict.
+
+    Returns
+    -------
+    array
+        Shape (cell,), sum 1.
+
+    Raises
+    ------
+    DataError
+        If the region is unknown, cells have no positions, or none lies in it.
+    """
+    tree = result if isinstance(result, xr.DataTree) else result.tree
+    constant, box = tree["constant_data"].to_dataset(), parse_region(region)
+    if not {"lat", "lon"} <= set(constant.coords):
+        raise DataError("the cells of this result have no lat and lon; give weights over cells instead of a box")
+    lat, lon = constant["lat"].values.astype(float), constant["lon"].values.astype(float)
+    inside = np.zeros(lat.size, dtype=bool)
+    inside[select_latitudes(lat, box)] = True
+    inside &= (lon - box.west) % 360 <= box.width
+    if not inside.any():
+        raise DataError(
+            f"region {box.label} ({box.bounds}) holds no cell of the result, which covers {lat.min():g} to "
+            f"{lat.max():g} N, {lon.min():g} to {lon.max():g} E"
+        )
+    area = np.where(inside, np.cos(np.deg2rad(lat)), 0.0)
+    return area / area.sum()
+
+
+def _index_draws(
+    rng: np.random.Generator, draws: Draws, record: Record, weights: Mapping[str, Array], series: Array
+) -> Array:
+    """Draws of indices (draw, index, time), a block of draws at a time."""
+    table = np.stack(list(weights.values()))  # (index, cell)
+    used = np.flatnonzero(table.any(0))
+    table, found = table[:, used], np.empty((len(series), len(table), series.shape[1]))
+    for block in blocks(len(series), used.size, max(series.shape)):
+        at = record.chosen[block]
+        mean = np.einsum("ic,sct->sit", table, draws.fixed(used, at), optimize=True)
+        mean += np.einsum("ic,sck,stk->sit", table, draws.patterns(used, at), series[block], optimize=True)
+        spread = np.einsum("ic,sc,jc->sij", table, draws.noise_sd(used, at) ** 2, table, optimize=True)
+        values, vectors = np.linalg.eigh(spread)
+        root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
+        found[block] = mean + root @ rng.standard_normal(mean.shape)
+    return found
+
+
+def _add_field(
+    out: xr.Dataset, rng: np.random.Generator, draws: Draws, record: Record, series: Array, keep_draws: bool
+) -> None:
+    """Summaries of the field, a block of cells at a time."""
+    num_cells, num_times = record.constant.sizes["cell"], series.shape[1]
+    quantiles = out["quantile"].values
+    found = {"mean": np.empty((num_times, num_cells)), "sd": np.empty((num_times, num_cells))}
+    found["quantile"] = np.empty((quantiles.size, num_times, num_cells))
+    kept = np.empty((len(series), num_times, num_cells), dtype=np.float32) if keep_draws else None
+    for block in blocks(num_cells, len(series), num_times):
+        mean = draws.fixed(block, record.chosen) + draws.patterns(block, record.chosen) @ series.transpose(0, 2, 1)
+        values = mean + draws.noise_sd(block, record.chosen)[:, :, None] * rng.standard_normal(mean.shape)
+        values = values.transpose(0, 2, 1)  # (draw, time, cell)
+        found["mean"][:, block], found["sd"][:, block] = values.mean(0), values.std(0, ddof=1)
+        found["quantile"][:, :, block] = np.quantile(values, quantiles, axis=0)
+        if kept is not None:
+            kept[:, :, block] = values
+    for name, values in found.items():
+        out[f"field_{name}"] = ("quantile", "time", "cell")[3 - values.ndim :], values
+    if kept is not None:
+        out["field"] = ("chain", "draw", "time", "cell"), record.by_chain(kept)
+
+
+def _add(out: xr.Dataset, name: str, values: Array, dims: tuple[str, ...], record: Record, keep_draws: bool) -> None:
+    """Summaries of draws (draw, ...), and the draws where they are wanted."""
+    out[f"{name}_mean"], out[f"{name}_sd"] = (dims, values.mean(0)), (dims, values.std(0, ddof=1))
+    out[f"{name}_quantile"] = ("quantile", *dims), np.quantile(values, out["quantile"].values, axis=0)
+    if keep_draws:
+        out[name] = ("chain", "draw", *dims), record.by_chain(values)
+
+
+# -- what it is -------------------------------------------------------------------------------------------------------
+
+
+def _described(
+    out: xr.Dataset,
+    record: Record,
+    tree: xr.DataTree,
+    transition: str,
+    lags: Sequence[int],
+    *,
+    judge: bool,
+    seed: int,
+) -> xr.Dataset:
+    """Names, units, and what is to be known before the forecast is used."""
+    units = str(record.constant["data"].attrs.get("units") or "1")
+    roots = {
+        "pc": ("standardised principal component", "1"),
+        "field": (str(record.constant["data"].attrs.get("long_name") or "field"), units),
+        "index": ("index", units),
+    }
+    words = {"_mean": "mean of the forecast", "_sd": "standard deviation of the forecast"}
+    words |= {"_quantile": "quantile of the forecast", "": "draws of the forecast"}
+    for root, (label, unit) in roots.items():
+        for end, said in words.items():
+            if (name := f"{root}{end}") in out:
+                out[name].attrs = {"long_name": f"{label}, {said}", "units": unit}
+    label = "largest share of the variance of a series that its last state explains"
+    out["told"].attrs = {"long_name": label, "units": "1"}
+    out["lead"].attrs = {"long_name": "steps since the last state", "units": "1"}
+    out["mode"].attrs = {"long_name": "number of the mode", "units": "1"}
+    out["quantile"].attrs = {"long_name": "probability of the quantile", "units": "1"}
+    notes = []
+    if not record.decay.any():
+        notes.append("series are independent in time: the forecast is the climatology with its effects")
+    report = Result(tree).diagnose() if judge else None
+    if report is not None and not report.ok:
+        notes.append(f"the posterior that this forecast is of: {report.head}")
+    how = (
+        "AR(1) process of the model" if transition == "ar1" else f"autoregression on the lags {list(lags)} of each draw"
+    )
+    out.attrs = {
+        "Conventions": "CF-1.11",
+        "title": "Forecast by Bayesian SVD",
+        "estimand": "posterior predictive distribution of the field as observed, beyond the record",
+        "source": f"Bayesian SVD ({tree.attrs.get('engine', 'inference')}), {how}",
+        "verdict": "not judged" if report is None else report.head,
+        "notes": "; ".join(notes),
+        "seed": seed,
+    }
+    return out
+
+
+@checked(SummaryError)
+def forecast_table(found: xr.Dataset, path: str | Path | None = None) -> pd.DataFrame:
+    """Series and indices of a forecast as a table, one row for each of them and time.
+
+    Parameters
+    ----------
+    found
+        From `forecast`.
+    path
+        CSV file to write; None for none.
+
+    Returns
+    -------
+    pd.DataFrame
+        Columns ``name``, ``time``, ``lead``, ``mean``, ``sd`` and ``q2.5`` and so on.
+    """
+    rows = []
+    for root, dim in (("pc", "mode"), ("index", "index")):
+        if f"{root}_mean" not in found:
+            continue
+        for label in found[dim].values:
+            part = found.sel({dim: label})
+            row = {"name": f"pc{label}" if root == "pc" else str(label), "time": found["time"].values}
+            row |= {"lead": found["lead"].values, "mean": part[f"{root}_mean"].values, "sd": part[f"{root}_sd"].values}
+            for probability in found["quantile"].values:
+                row[f"q{100 * probability:g}"] = part[f"{root}_quantile"].sel(quantile=probability).values
+            rows.append(pd.DataFrame(row))
+    table = pd.concat(rows, ignore_index=True)
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(path, index=False)
+    return table
