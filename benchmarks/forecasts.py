@@ -22,6 +22,9 @@ Kolmogorov-Smirnov test against the uniform distribution, for the five EOFs toge
 and 12 times four, and the share in the central 80 %. ``--controls``: an annual cycle that the model does not have, and
 a break after the fit, which the table has to show.
 
+Ratios of the CRPS to that of a baseline have 95 % intervals from resampled blocks of two years of origins, which do not
+hold what another record would change.
+
 Rank, effects, lags and the number of EOFs of the LIM were chosen on origins from 1976 to 1994 (``--validate``), never
 on later months.
 """
@@ -58,7 +61,8 @@ MODELS = {
     "test": [(20, "intercept"), (20, "intercept,trend")],
     "validation": [(10, "intercept"), (20, "intercept"), (20, "intercept,trend")],
 }
-LIMS = {"test": {"LIM": (15,), "LIM, residual AR(1)": (5,)}}
+LIMS = {"test": {"LIM": (10, 15, 30), "LIM, residual AR(1)": (5, 10)}}
+BASES = ("AR(1)", "LIM, 15 EOFs", "LIM, 30 EOFs", "LIM, residual AR(1), 5 EOFs", "LIM, residual AR(1), 10 EOFs")
 LIMS["validation"] = dict.fromkeys(LIMS["test"], (5, 10, 15, 20, 30))
 
 Array = NDArray[np.floating[Any]]
@@ -240,6 +244,16 @@ def figures(cells: list[dict[str, Any]]) -> dict[str, Any]:
     return row
 
 
+def ratio(cells: list[dict[str, Any]], base: list[dict[str, Any]], target: str) -> str:
+    """CRPS over that of a baseline, with a 95 % interval by resampling blocks of two years of origins."""
+    ours, theirs = (np.concatenate([cell[target] for cell in part]) for part in (cells, base))
+    rng, length = np.random.default_rng(0), 2 * 12 // EVERY
+    starts = rng.integers(0, len(ours), (2000, -(-len(ours) // length)))
+    at = (starts[:, :, None] + np.arange(length)).reshape(2000, -1) % len(ours)
+    low, high = np.quantile(ours[at].mean(1) / theirs[at].mean(1), [0.025, 0.975])
+    return f"{ours.mean() / theirs.mean():.3f} ({low:.3f} to {high:.3f})"
+
+
 def baselines(root: Path, last: int, lims: Any) -> dict[str, Any]:
     """All baselines of a block."""
     block = Block(root, last)
@@ -261,6 +275,27 @@ def model(root: Path, last: int, rank: int, effects: str, seed: int, change: str
     }
 
 
+def jobs(args: argparse.Namespace) -> list[tuple[str, dict[str, Any], Any]]:
+    """Change of the data, key of the stored figures, and what computes them for the last year of a fit."""
+    part = "validation" if args.validate else "test"
+    settings = {"seed": args.seed, "chain": CHAIN, "scales": SCALES}
+    fit = partial(model, args.root, seed=args.seed)
+    if args.controls:
+        return [
+            (
+                change or "none",
+                {"rank": 10, "change": change, **settings},
+                partial(fit, rank=10, effects="intercept", change=change),
+            )
+            for change in ("", "cycle", "break")
+        ]
+    found: list[Any] = [("", {"lims": json.dumps(LIMS[part])}, partial(baselines, args.root, lims=LIMS[part]))]
+    for rank, effects in MODELS[part]:
+        key = {"rank": rank, "effects": effects, **settings}
+        found.append(("", key, partial(fit, rank=rank, effects=effects)))
+    return found
+
+
 def main() -> None:
     """All rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -271,23 +306,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after these")
     args = parser.parse_args()
     stop = time.monotonic() + 60 * args.minutes
-    part = "validation" if args.validate else "test"
-    blocks = VALIDATION if args.validate else TEST
-    common_key = {"seed": args.seed, "chain": CHAIN, "scales": SCALES}
-    jobs: list[tuple[str, dict[str, Any], Any]] = []
-    if args.controls:
-        blocks = blocks[-1:]
-        for change in ("", "cycle", "break"):
-            compute = partial(model, args.root, rank=10, effects="intercept", seed=args.seed, change=change)
-            jobs.append((change or "none", {"rank": 10, "change": change, **common_key}, compute))
-    else:
-        compute = partial(baselines, args.root, lims=LIMS[part])
-        jobs.append(("", {"lims": json.dumps(LIMS[part])}, compute))
-        for rank, effects in MODELS[part]:
-            compute = partial(model, args.root, rank=rank, effects=effects, seed=args.seed)
-            jobs.append(("", {"rank": rank, "effects": effects, **common_key}, compute))
+    blocks = TEST[-1:] if args.controls else VALIDATION if args.validate else TEST
     rows: list[dict[str, Any]] = []
-    for change, key, compute in jobs:
+    known: dict[str, list[dict[str, Any]]] = {}
+    for change, key, compute in jobs(args):
         cells: dict[str, list[dict[str, Any]]] = {}
         for last in blocks:
             try:
@@ -297,14 +319,22 @@ def main() -> None:
             for name, cell in done.items():
                 if isinstance(cell, dict) and "origins" in cell:
                     cells.setdefault(name, []).append(cell)
+        known |= cells
         for name, found in cells.items():
-            rows.append(
-                ({"change": change} if change else {}) | {"forecast": name, "fits": len(found)} | figures(found)
-            )
-            print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+            row = ({"change": change} if change else {}) | {"forecast": name, "fits": len(found)} | figures(found)
+            rows.append(row)
+            print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     shown = [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    ratios = [
+        {"forecast": name, "over": base} | {x: ratio(known[name], known[base], x) for x in ("field", "EOFs", "box")}
+        for name in known
+        for base in BASES
+        if name.startswith("SVD") and len(known.get(base, ())) == len(known[name])
+    ]
+    if ratios:
+        print("\n" + common.table(ratios))
     name = "forecasts" + "_controls" * args.controls + "_validation" * args.validate
-    common.report(name, shown, chain=CHAIN, scales=SCALES, box=BOX, seed=args.seed, blocks=blocks)
+    common.report(name, shown, chain=CHAIN, scales=SCALES, box=BOX, seed=args.seed, blocks=blocks, ratios=ratios)
 
 
 if __name__ == "__main__":

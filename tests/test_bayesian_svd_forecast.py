@@ -10,8 +10,9 @@ import pytest
 import xarray as xr
 from scipy import stats
 
-from probmodels import run_mcmc
+from probmodels import Result, cli, run_mcmc
 from probmodels.bayesian_svd import make_problem
+from probmodels.bayesian_svd.commands import read_new
 from probmodels.bayesian_svd.effects import continue_design, effect_design
 from probmodels.bayesian_svd.forecast_figures import fan_charts
 from probmodels.bayesian_svd.forecasting import box_weights, forecast, forecast_table
@@ -19,6 +20,7 @@ from probmodels.bayesian_svd.projection import later_times, project
 from probmodels.bayesian_svd.summary import write_modes
 from probmodels.bayesian_svd.transitions import draw_lags, follow_lags
 from probmodels.errors import DataError, SummaryError
+from probmodels.spec import build_problem, load_data, load_spec, run_engine
 
 DECAY, SIZE, NOISE = np.array([0.9, 0.5]), np.array([3.0, 1.5]), 0.4
 CELLS, TIMES, DRAWS = 9, 48, 4000
@@ -499,3 +501,91 @@ def test_the_same_seed_gives_the_same_forecast_and_chains_are_thinned_alike() ->
     assert first["pc"].sizes["chain"] == 3
     assert first["pc"].sizes["draw"] == 30
     assert not np.allclose(first["pc"], forecast(tree, 2, num_draws=90, judge=False, keep_draws=True, seed=5)["pc"])
+
+
+# -- command line -----------------------------------------------------------------------------------------------------
+
+
+def raw_months(count: int, seed: int = 3) -> xr.DataArray:
+    """Temperatures with an annual cycle, of which those of more months begin with those of fewer."""
+    rng = np.random.default_rng(seed)
+    steps, series = rng.standard_normal((200, 3, 4)), walk(200, np.random.default_rng(seed + 1))
+    pattern = np.random.default_rng(seed + 2).standard_normal((2, 3, 4))
+    cycle = 15 + 5 * np.cos(2 * np.pi * np.arange(200) / 12)
+    values = cycle[:, None, None] + np.einsum("tk,kij->tij", series, pattern) + 0.3 * steps
+    coords = {"time": months(count, "1990-01"), "lat": [20.0, 25.0, 30.0], "lon": [170.0, 175.0, 180.0, 185.0]}
+    attrs = {"units": "degC", "standard_name": "sea_surface_temperature"}
+    return xr.DataArray(values[:count], dims=("time", "lat", "lon"), coords=coords, name="sst", attrs=attrs)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a field, the same with eight more months, and a result of the first."""
+    folder = tmp_path_factory.mktemp("run")
+    raw_months(96).to_netcdf(folder / "field.nc")
+    raw_months(104).to_netcdf(folder / "later.nc")
+    revised = raw_months(104)
+    revised.values += 0.5 * np.sin(np.arange(104))[:, None, None]
+    revised.to_netcdf(folder / "revised.nc")
+    raw_months(104)[90:].to_netcdf(folder / "new_alone.nc")
+    spec = load_spec(
+        {
+            "method": "bayesian_svd",
+            "data": {"name": "sst", "path": str(folder / "field.nc")},
+            "model": {"rank": 2, "series": "ar1", "fixed_effects": ["intercept", "trend"]},
+            "inference": {"num_samples": 150, "warmup_steps": 100, "num_chains": 2, "chain_method": "sequential"},
+            "output": {"path": str(folder / "result")},
+        }
+    )
+    run_engine(spec, build_problem(spec, load_data(spec)), progress=False).save(folder / "result")
+    return folder
+
+
+def test_a_file_of_new_months_has_the_climatology_of_the_fit(run: Path) -> None:
+    result = Result.load(run / "result")
+    new = read_new(result, str(run / "later.nc"))
+    assert [str(x)[:7] for x in new["time"].values[[0, -1]]] == ["1998-01", "1998-08"]
+    raw = raw_months(104)
+    climatology = np.stack([raw[month:96:12].mean("time") for month in range(12)])
+    expected = raw.values[96:] - climatology[np.arange(8) % 12]
+    np.testing.assert_allclose(new.values.T, expected.reshape(8, 12), atol=1e-9)
+    for name, match in (
+        ("field.nc", "not after the record"),
+        ("revised.nc", "differ from it"),
+        ("new_alone.nc", "base period is that of the fit, 1990-01/1997-12"),
+    ):
+        with pytest.raises(DataError, match=match):
+            read_new(result, str(run / name))
+
+
+def test_commands_write_forecasts_and_projections(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(*arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["probmodels", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        said = capsys.readouterr()
+        assert left.value.code in (0, None), said.err
+        return said.out
+
+    result, later = str(run / "result"), str(run / "later.nc")
+    said = command("project", result, later, f"--out={run}/p.nc")
+    assert "Diagnostics" in said
+    with xr.open_dataset(run / "p.nc") as found:
+        assert found.sizes["time"] == 8
+        assert found.attrs["start"] == "the last state of the record"
+        assert found.attrs["notes"] == ""
+        assert float(found["residual_ratio"].max()) < 1.5
+    files = [f"--out={run}/f.nc", f"--table={run}/f.csv", f"--figure={run}/f.png"]
+    said = command("forecast", result, *files, f"--new={later}", "--steps=6", "--box=middle=22,27,172,183", "--lags")
+    assert "middle" in said
+    assert (run / "f.png").stat().st_size > 10_000
+    assert (run / "f.csv").read_text().startswith("name,time,lead,mean,sd,q2.5")
+    with xr.open_dataset(run / "f.nc") as found:
+        assert str(found["time"].values[0])[:7] == "1998-09"
+        assert found["field_mean"].dims == ("time", "lat", "lon")
+        assert "lags [1, 2, 3, 6, 12]" in found.attrs["source"]
+        middle = found["field_mean"].sel(lat=25, lon=[175, 180]).mean("lon")
+        spread = float(found["index_sd"].max())
+        np.testing.assert_allclose(found["index_mean"].sel(index="middle"), middle, atol=5 * spread / np.sqrt(300))

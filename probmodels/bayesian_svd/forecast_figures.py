@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from probmodels._axes import BLUE, GREY, RED, SMALL, clean
 from probmodels.bayesian_svd.draws import read_draws
-from probmodels.bayesian_svd.figures import _time_axis, _units
+from probmodels.bayesian_svd.figures import _units, time_axis
 from probmodels.errors import SummaryError
 from probmodels.inference.result import Result
 from probmodels.options import checked
@@ -55,7 +55,7 @@ def fan_charts(
         raise SummaryError(f"the forecast lacks the quantiles {lacking}; leave quantiles at their default")
     tree = result if isinstance(result, xr.DataTree) else result.tree
     charts = _charts(tree, found, indices or {}, history)
-    past, ahead = _time_axis(tree["constant_data"].to_dataset()["time"])[-history:], _time_axis(found["time"])
+    past, ahead = time_axis(tree["constant_data"].to_dataset()["time"])[-history:], time_axis(found["time"])
     figure = Figure(figsize=(8, 1.75 * len(charts) + 0.4), layout="constrained")
     axes = figure.subplots(len(charts), 1, sharex=True, squeeze=False)[:, 0]
     for ax, (title, unit, before, quantile) in zip(axes, charts, strict=True):
