@@ -307,6 +307,50 @@ def test_series_field_and_indices_have_the_exact_moments() -> None:
     assert str(found["time"].values[0])[:7] == "2004-01"
 
 
+def test_correlated_noise_persists_and_modes_are_mixtures_of_processes() -> None:
+    """Against the moments of processes and noise written out; the last time lacks a cell."""
+    rng, tree = np.random.default_rng(3), known(effects=("intercept",))
+    turned, _ = np.linalg.qr(rng.standard_normal((CELLS, CELLS)))
+    values, share = np.linspace(0.3, 2.0, CELLS), 0.7
+    covariance = (turned * values) @ turned.T
+    white = (turned / np.sqrt(values)).T
+    space = np.linalg.inv(white) @ frame()  # orthonormal where noise is white, not by area
+    posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
+    posterior["U"] = posterior["U"].dims, np.broadcast_to(space, posterior["U"].shape)
+    scale = np.sqrt(WEIGHT)
+    signal = (space * SIZE) @ posterior["F"].values[0, 0].T / scale[:, None]
+    mean = posterior["fixed_effects"].values[0, 0]
+    noise = NOISE * np.linalg.cholesky(covariance) @ rng.standard_normal((CELLS, TIMES)) / scale[:, None]
+    constant["data"].values[:] = mean + signal + noise
+    constant["data"].values[4, -1] = np.nan
+    constant["noise_level"] = "cell", np.sqrt(np.diag(covariance)) / scale
+    constant["noise_vectors"], constant["noise_values"] = ("cell", "noise_component"), turned
+    constant["noise_values"] = "noise_component", values
+    constant.attrs |= {"noise_kernel": "matern12", "noise_length_scale": 1.0, "noise_share": 0.5, "noise_decay": share}
+    tree = xr.DataTree.from_dict({"posterior": posterior, "constant_data": constant})
+    weights = {"mean": np.full(CELLS, 1 / CELLS)}
+    found = forecast(tree, 4, indices=weights, num_draws=DRAWS, keep_draws=True, judge=False)
+    last, lead = posterior["F"].values[0, 0, -1], found["lead"].values
+    seen = np.arange(CELLS) != 4
+    gain = covariance[:, seen] @ np.linalg.inv(covariance[np.ix_(seen, seen)])
+    rest = gain @ (noise[seen, -1] * scale[seen])
+    left = NOISE**2 * (covariance - gain @ covariance[seen])
+    pattern = space * SIZE / scale[:, None]
+    for place, step in enumerate(lead):
+        centre = mean[:, 0] + pattern @ (DECAY**step * last) + share**step * rest / scale
+        spread = (pattern * (1 - DECAY ** (2 * step))) @ pattern.T
+        own = share ** (2 * step) * left + (1 - share ** (2 * step)) * NOISE**2 * covariance
+        spread += own / scale[:, None] / scale
+        sd = np.sqrt(np.diag(spread))
+        draws = found["field"].values[0, :, place].reshape(DRAWS, CELLS)
+        assert (np.abs(draws.mean(0) - centre) < 5 * sd / np.sqrt(DRAWS)).all()
+        assert np.abs(np.cov(draws.T) - spread).max() < 6 * np.sqrt(2 / DRAWS) * sd.max() ** 2
+        own_sd = np.sqrt(spread.sum()) / CELLS
+        assert float(found["index_sd"][0, place]) == pytest.approx(own_sd, rel=5 / np.sqrt(2 * DRAWS))
+    with pytest.raises(SummaryError, match="noise='correlated'"):
+        project(tree, field(known(effects=("intercept",)), 3))
+
+
 def test_a_forecast_starts_from_the_new_months() -> None:
     tree = known()
     new = field(tree, 5)
@@ -578,7 +622,9 @@ def test_commands_write_forecasts_and_projections(
         assert found.attrs["notes"] == ""
         assert float(found["residual_ratio"].max()) < 1.5
     files = [f"--out={run}/f.nc", f"--table={run}/f.csv", f"--figure={run}/f.png"]
-    said = command("forecast", result, *files, f"--new={later}", "--steps=6", "--box=middle=22,27,172,183", "--lags")
+    said = command(
+        "forecast", result, *files, f"--new={later}", "--steps=6", "--box=middle=22.5,27.5,172.5,182.5", "--lags"
+    )
     assert "middle" in said
     assert (run / "f.png").stat().st_size > 10_000
     assert (run / "f.csv").read_text().startswith("name,time,lead,mean,sd,q2.5")

@@ -15,7 +15,8 @@ import pytest
 import typer
 import xarray as xr
 
-from probmodels import METHODS, Result, cli
+from probmodels import METHODS, Result, cli, run_mcmc
+from probmodels.bayesian_svd import make_problem
 from probmodels.datasets import LOADERS
 from probmodels.spec import build_problem, load_data, load_spec, read_spec, run_engine
 

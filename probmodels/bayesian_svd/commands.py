@@ -11,6 +11,7 @@ import xarray as xr
 
 from probmodels.bayesian_svd.forecast_figures import fan_charts
 from probmodels.bayesian_svd.forecasting import box_weights, forecast, forecast_table
+from probmodels.bayesian_svd.indices.boxes import parse_boxes
 from probmodels.bayesian_svd.projection import new_matrix, project
 from probmodels.bayesian_svd.summary import write_modes
 from probmodels.datasets.sst import load_sst
@@ -74,19 +75,6 @@ def read_new(result: Result, file: str) -> xr.DataArray:
     return new.assign_attrs({name: found.attrs[name] for name in ("units", "kind", "season") if name in found.attrs})
 
 
-def _weights(result: Result, boxes: Sequence[str]) -> dict[str, np.ndarray]:
-    """Weights of box means by name, from ``NAME=lat0,lat1,lon0,lon1``, or the name of a region alone."""
-    found = {}
-    for text in boxes:
-        name, given, region = text.partition("=")
-        if not name or (given and not region):
-            raise SummaryError(f"--box {text!r}: write NAME=lat0,lat1,lon0,lon1, or the name of a region")
-        if name in found:
-            raise SummaryError(f"--box {name} is given twice")
-        found[name] = box_weights(result, region or name)
-    return found
-
-
 def _write(file: Path, write: Callable[[Path], object]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +99,7 @@ def forecast_result(
     source: str,
 ) -> str:
     """Forecast, write what is asked for, and say what was found."""
-    weights = _weights(result, boxes)
+    weights = {name: box_weights(result, region) for name, region in parse_boxes(boxes).items()}
     found = forecast(
         result,
         steps,

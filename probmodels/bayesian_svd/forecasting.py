@@ -8,7 +8,7 @@ is thus part of every interval.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from probmodels.bayesian_svd.draws import Draws, blocks
 from probmodels.bayesian_svd.eof import to_grid
+from probmodels.bayesian_svd.indices.boxes import box_overlap
 from probmodels.bayesian_svd.projection import (
     Record,
     check_regular,
@@ -31,7 +32,7 @@ from probmodels.bayesian_svd.projection import (
 )
 from probmodels.bayesian_svd.transitions import draw_lags, follow, follow_lags
 from probmodels.datasets.labelled import arranged
-from probmodels.datasets.regions import parse_region, select_latitudes
+from probmodels.datasets.regions import Region, parse_region
 from probmodels.errors import DataError, SummaryError
 from probmodels.inference.result import Result
 from probmodels.options import Count, Fraction, Seed, checked, refuse_unused
@@ -126,9 +127,10 @@ def forecast(
     state = _state(record, new, covariates, steps, rng)
     told = _check_horizon(record, state.gone, steps, beyond)
     later = later_times(record.time, state.gone + steps)
-    series = _continued(rng, record, state, steps, transition, lags)
+    series = record.modes(_continued(rng, record, state, steps, transition, lags))
     at = later[state.gone :]
     draws = record.at(at, _ends(covariates, state.gone))
+    noise = _noise_ahead(rng, record, steps) if field or weights else None
     out = xr.Dataset(
         coords={
             "time": ("time", at.values, dict(record.time.attrs)),
@@ -140,9 +142,16 @@ def forecast(
     _add(out, "pc", series.transpose(0, 2, 1), ("mode", "time"), record, keep_draws)
     if weights:
         out = out.assign_coords(index=list(weights))
-        _add(out, "index", _index_draws(rng, draws, record, weights, series), ("index", "time"), record, keep_draws)
+        _add(
+            out,
+            "index",
+            _index_draws(rng, draws, record, weights, series, noise),
+            ("index", "time"),
+            record,
+            keep_draws,
+        )
     if field:
-        _add_field(out, rng, draws, record, series, keep_draws)
+        _add_field(out, rng, draws, record, series, noise, keep_draws)
         out = to_grid(out, record.constant)
     out["told"] = "time", told
     return _described(out, record, tree, transition, lags, judge=judge, seed=seed)
@@ -150,7 +159,7 @@ def forecast(
 
 @dataclass(frozen=True)
 class _State:
-    """Series (draw, time, mode) up to where the forecast starts, and steps gone since the record."""
+    """Processes (draw, time, process) up to where the forecast starts, and steps gone since the record."""
 
     series: Array
     gone: int
@@ -165,7 +174,7 @@ def _state(
 ) -> _State:
     own, _ = positions(record.time, record.time)
     check_regular(own, own)
-    series = record.draws.series(draws=record.chosen)
+    series = record.processes()
     if new is None:
         return _State(series, 0)
     matrix = new_matrix(new, record.constant)
@@ -196,7 +205,7 @@ def _ends(covariates: Mapping[str, ArrayLike] | None, gone: int) -> dict[str, An
 def _continued(
     rng: np.random.Generator, record: Record, state: _State, steps: int, transition: str, lags: Sequence[int]
 ) -> Array:
-    """Draws of the series beyond the state (draw, time, mode)."""
+    """Draws of the processes beyond the state (draw, time, process)."""
     if transition == "ar1":
         return follow(rng, record.decay, state.series[:, -1], steps)
     own, _ = positions(record.time, record.time)
@@ -258,8 +267,8 @@ def _weights(indices: Mapping[str, ArrayLike], record: Record) -> dict[str, Arra
     return found
 
 
-def box_weights(result: Result | xr.DataTree, region: str | Mapping[str, Sequence[float]]) -> Array:
-    """Weights over the cells of a result of the area mean of a box.
+def box_weights(result: Result | xr.DataTree, region: str | Mapping[str, Sequence[float]] | Region) -> Array:
+    """Weights over the cells of a result of the area mean of a box, by the area that each cell shares with it.
 
     Parameters
     ----------
@@ -283,20 +292,48 @@ def box_weights(result: Result | xr.DataTree, region: str | Mapping[str, Sequenc
     if not {"lat", "lon"} <= set(constant.coords):
         raise DataError("the cells of this result have no lat and lon; give weights over cells instead of a box")
     lat, lon = constant["lat"].values.astype(float), constant["lon"].values.astype(float)
-    inside = np.zeros(lat.size, dtype=bool)
-    inside[select_latitudes(lat, box)] = True
-    inside &= (lon - box.west) % 360 <= box.width
-    if not inside.any():
+    area, _ = box_overlap(lat, lon, box, constant)
+    if not area.any():
         raise DataError(
             f"region {box.label} ({box.bounds}) holds no cell of the result, which covers {lat.min():g} to "
             f"{lat.max():g} N, {lon.min():g} to {lon.max():g} E"
         )
-    area = np.where(inside, np.cos(np.deg2rad(lat)), 0.0)
     return area / area.sum()
 
 
+def _noise_ahead(rng: np.random.Generator, record: Record, steps: int) -> NDArray[np.float32] | None:
+    """Correlated noise beyond the record (draw, cell, time), in data units; None where noise is white.
+
+    It goes on from what effects and modes leave of the last time, as an AR(1) process. Cells without a value there have
+    noise drawn given that of the others at that time.
+    """
+    draws, noise = record.draws, record.draws.noise
+    if noise is None:
+        return None
+    root, sigma, chosen = noise.root, draws.sigma[record.chosen][:, None], record.chosen
+    data, scale = record.constant["data"].transpose("cell", "time").values[:, -1], np.sqrt(draws.weight)
+    last = replace(draws, design=draws.design[-1:], shared_design=draws.shared_design[-1:]).fixed(draws=chosen)[:, :, 0]
+    last = last + np.einsum("sck,sk->sc", draws.patterns(draws=chosen), draws.series(slice(-1, None), chosen)[:, 0])
+    state = sigma * (rng.standard_normal((len(chosen), len(root))) @ root.T)
+    seen = np.isfinite(data)
+    rest = (data[seen] - last[:, seen]) * scale[seen]
+    own = root[seen] @ root[seen].T
+    state += np.linalg.solve(own, (rest - state[:, seen]).T).T @ (root[seen] @ root.T)
+    found = np.empty((*state.shape, steps), dtype=np.float32)
+    for step in range(steps):
+        fresh = sigma * (rng.standard_normal(state.shape) @ root.T)
+        state = noise.decay * state + np.sqrt(1 - noise.decay**2) * fresh
+        found[:, :, step] = state / scale
+    return found
+
+
 def _index_draws(
-    rng: np.random.Generator, draws: Draws, record: Record, weights: Mapping[str, Array], series: Array
+    rng: np.random.Generator,
+    draws: Draws,
+    record: Record,
+    weights: Mapping[str, Array],
+    series: Array,
+    noise: NDArray[np.float32] | None,
 ) -> Array:
     """Draws of indices (draw, index, time), a block of draws at a time."""
     table = np.stack(list(weights.values()))  # (index, cell)
@@ -306,6 +343,9 @@ def _index_draws(
         at = record.chosen[block]
         mean = np.einsum("ic,sct->sit", table, draws.fixed(used, at), optimize=True)
         mean += np.einsum("ic,sck,stk->sit", table, draws.patterns(used, at), series[block], optimize=True)
+        if noise is not None:
+            found[block] = mean + np.einsum("ic,sct->sit", table, noise[block][:, used], optimize=True)
+            continue
         spread = np.einsum("ic,sc,jc->sij", table, draws.noise_sd(used, at) ** 2, table, optimize=True)
         values, vectors = np.linalg.eigh(spread)
         root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
@@ -314,7 +354,13 @@ def _index_draws(
 
 
 def _add_field(
-    out: xr.Dataset, rng: np.random.Generator, draws: Draws, record: Record, series: Array, keep_draws: bool
+    out: xr.Dataset,
+    rng: np.random.Generator,
+    draws: Draws,
+    record: Record,
+    series: Array,
+    noise: NDArray[np.float32] | None,
+    keep_draws: bool,
 ) -> None:
     """Summaries of the field, a block of cells at a time."""
     num_cells, num_times = record.constant.sizes["cell"], series.shape[1]
@@ -324,7 +370,10 @@ def _add_field(
     kept = np.empty((len(series), num_times, num_cells), dtype=np.float32) if keep_draws else None
     for block in blocks(num_cells, len(series), num_times):
         mean = draws.fixed(block, record.chosen) + draws.patterns(block, record.chosen) @ series.transpose(0, 2, 1)
-        values = mean + draws.noise_sd(block, record.chosen)[:, :, None] * rng.standard_normal(mean.shape)
+        if noise is None:
+            values = mean + draws.noise_sd(block, record.chosen)[:, :, None] * rng.standard_normal(mean.shape)
+        else:
+            values = mean + noise[:, block]
         values = values.transpose(0, 2, 1)  # (draw, time, cell)
         found["mean"][:, block], found["sd"][:, block] = values.mean(0), values.std(0, ddof=1)
         found["quantile"][:, :, block] = np.quantile(values, quantiles, axis=0)

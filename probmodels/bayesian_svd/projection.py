@@ -52,7 +52,7 @@ class Record:
     constant
         The group ``constant_data`` of the result.
     decay
-        Correlation of each series over one step (draw, mode); zero where series are independent in time.
+        Correlation of each process over one step (draw, process); zero where series are independent in time.
     """
 
     draws: Draws
@@ -64,6 +64,15 @@ class Record:
     def time(self) -> xr.DataArray:
         """Times of the record."""
         return self.constant["time"]
+
+    def processes(self) -> Array:
+        """Processes at the times of the record (draw, time, process), of which the series of modes are mixtures."""
+        series, turn = self.draws.series(draws=self.chosen), self.draws.turn
+        return series if turn is None else series @ turn[self.chosen].transpose(0, 2, 1)
+
+    def modes(self, processes: Array) -> Array:
+        """Series of the modes (draw, time, mode) from processes."""
+        return processes if self.draws.turn is None else processes @ self.draws.turn[self.chosen]
 
     def by_chain(self, values: NDArray[Any]) -> NDArray[Any]:
         """Values (draw, ...) as (chain, draw, ...)."""
@@ -325,6 +334,11 @@ def series_of(
         Series (draw, time, mode); their times; the root mean square of the standardised residual at each time, nan
         where it holds no value; and whether the times follow the record.
     """
+    if record.draws.noise is not None:
+        raise SummaryError(
+            "new months are projected where noise is independent in space and time, and this result has "
+            "noise='correlated'; fit it to a record that holds the new months, or infer with noise='white'"
+        )
     own, new = positions(record.time, field["time"])
     check_regular(own, new)
     follows = bool(new[0] > 0)
@@ -393,7 +407,7 @@ def project(
     Raises
     ------
     SummaryError
-        If series are no process, or times are not whole steps apart.
+        If series are no process, noise is correlated, or times are not whole steps apart.
     DataError
         If the new field has other cells, or other units, base period or season, or lacks covariates.
     """

@@ -30,7 +30,7 @@ from probmodels.datasets.regions import Region, parse_region
 from probmodels.errors import DataError, SummaryError
 from probmodels.options import Count, Fraction, Seed, checked
 
-__all__ = ["NINO_BOXES", "box_indices", "index_table", "parse_boxes", "summarise_indices"]
+__all__ = ["NINO_BOXES", "box_indices", "box_overlap", "index_table", "parse_boxes", "summarise_indices"]
 
 NINO_BOXES = ("nino12", "nino3", "nino34", "nino4")
 """Names of the boxes of El Niño among `probmodels.datasets.regions.REGIONS`."""
@@ -119,7 +119,7 @@ def box_indices(
     draws, constant = read_draws(tree), tree["constant_data"].to_dataset()
     lat, lon = cell_positions(constant)
     regions = parse_boxes(boxes if boxes is not None else NINO_BOXES)
-    areas = {name: _overlap(lat, lon, region, constant) for name, region in regions.items()}
+    areas = {name: box_overlap(lat, lon, region, constant) for name, region in regions.items()}
     if boxes is None:
         areas = {name: found for name, found in areas.items() if found[1] >= min_covered}
         if not areas:
@@ -168,7 +168,7 @@ def cell_positions(constant: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     return constant["lat"].values.astype(float), constant["lon"].values.astype(float)
 
 
-def _overlap(lat: np.ndarray, lon: np.ndarray, region: Region, constant: xr.Dataset) -> tuple[np.ndarray, float]:
+def box_overlap(lat: np.ndarray, lon: np.ndarray, region: Region, constant: xr.Dataset) -> tuple[np.ndarray, float]:
     """Area on the unit sphere that each cell shares with a box, and the share of the box that they cover.
 
     Cells of a grid reach half a step in each direction. Scattered cells count with their weight where their centre lies
