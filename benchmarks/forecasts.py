@@ -36,7 +36,7 @@ import common  # isort: skip  (pins threads before numpy is loaded)
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -296,6 +296,30 @@ def jobs(args: argparse.Namespace) -> list[tuple[str, dict[str, Any], Any]]:
     return found
 
 
+def stored(compute: Any, key: dict[str, Any], blocks: Sequence[int], stop: float) -> dict[str, list[dict[str, Any]]]:
+    """Figures by forecast, one for each fit that is done or can be begun."""
+    cells: dict[str, list[dict[str, Any]]] = {}
+    for last in blocks:
+        try:
+            done = common.cell("forecasts", stop, partial(compute, last=last), last=last, **key)
+        except common.OutOfTime:
+            break
+        for name, cell in done.items():
+            if isinstance(cell, dict) and "origins" in cell:
+                cells.setdefault(name, []).append(cell)
+    return cells
+
+
+def compared(known: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """CRPS of the model over that of the baselines."""
+    return [
+        {"forecast": name, "over": base} | {x: ratio(known[name], known[base], x) for x in ("field", "EOFs", "box")}
+        for name in known
+        for base in BASES
+        if name.startswith("SVD") and len(known.get(base, ())) == len(known[name])
+    ]
+
+
 def main() -> None:
     """All rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -310,27 +334,14 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     known: dict[str, list[dict[str, Any]]] = {}
     for change, key, compute in jobs(args):
-        cells: dict[str, list[dict[str, Any]]] = {}
-        for last in blocks:
-            try:
-                done = common.cell("forecasts", stop, partial(compute, last=last), last=last, **key)
-            except common.OutOfTime:
-                break
-            for name, cell in done.items():
-                if isinstance(cell, dict) and "origins" in cell:
-                    cells.setdefault(name, []).append(cell)
+        cells = stored(compute, key, blocks, stop)
         known |= cells
         for name, found in cells.items():
             row = ({"change": change} if change else {}) | {"forecast": name, "fits": len(found)} | figures(found)
             rows.append(row)
             print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     shown = [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    ratios = [
-        {"forecast": name, "over": base} | {x: ratio(known[name], known[base], x) for x in ("field", "EOFs", "box")}
-        for name in known
-        for base in BASES
-        if name.startswith("SVD") and len(known.get(base, ())) == len(known[name])
-    ]
+    ratios = compared(known)
     if ratios:
         print("\n" + common.table(ratios))
     name = "forecasts" + "_controls" * args.controls + "_validation" * args.validate
