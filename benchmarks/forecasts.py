@@ -47,7 +47,7 @@ from scipy import stats
 
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
-from probmodels.bayesian_svd.forecasting import forecast
+from probmodels.bayesian_svd.forecasts.forecasting import forecast
 from probmodels.datasets.sst import load_sst, to_matrix
 
 FILE = "sst/ersst_v5_north_pacific_1950_2019.nc"

@@ -523,7 +523,7 @@ def forecast(
     if figure is not None and figure.suffix not in _IMAGES:
         raise _Refusal(f"--figure {figure} must end in .png, .pdf or .svg")
     result = _load(folder)
-    from probmodels.bayesian_svd.commands import forecast_result
+    from probmodels.bayesian_svd.forecasts.commands import forecast_result
 
     options: dict[str, Any] = {"new": new, "boxes": box or [], "lags": lags, "table": table, "figure": figure}
     options |= {"num_draws": num_samples, "beyond": beyond, "seed": seed, "source": str(folder)}
@@ -545,7 +545,7 @@ def project(
     """Principal components of months after the record of a Bayesian SVD, its patterns as they are."""
     _check_free(overwrite, out)
     result = _load(folder)
-    from probmodels.bayesian_svd.commands import project_result
+    from probmodels.bayesian_svd.forecasts.commands import project_result
 
     typer.echo(project_result(result, file, out, level=level, num_draws=num_samples, seed=seed, source=str(folder)))
 

@@ -12,13 +12,13 @@ from scipy import stats
 
 from probmodels import Result, cli, run_mcmc
 from probmodels.bayesian_svd import make_problem
-from probmodels.bayesian_svd.commands import read_new
 from probmodels.bayesian_svd.effects import continue_design, effect_design
-from probmodels.bayesian_svd.forecast_figures import fan_charts
-from probmodels.bayesian_svd.forecasting import box_weights, forecast, forecast_table
-from probmodels.bayesian_svd.projection import later_times, project
+from probmodels.bayesian_svd.forecasts.commands import read_new
+from probmodels.bayesian_svd.forecasts.figures import fan_charts
+from probmodels.bayesian_svd.forecasts.forecasting import box_weights, forecast, forecast_table
+from probmodels.bayesian_svd.forecasts.projection import later_times, project
+from probmodels.bayesian_svd.forecasts.transitions import draw_lags, follow_lags
 from probmodels.bayesian_svd.summary import write_modes
-from probmodels.bayesian_svd.transitions import draw_lags, follow_lags
 from probmodels.errors import DataError, SummaryError
 from probmodels.spec import build_problem, load_data, load_spec, run_engine
 

@@ -1,10 +1,10 @@
 from .checks import check_model as check_model
-from .forecast_figures import fan_charts as fan_charts
-from .forecasting import box_weights as box_weights, forecast as forecast, forecast_table as forecast_table
+from .forecasts.figures import fan_charts as fan_charts
+from .forecasts.forecasting import box_weights as box_weights, forecast as forecast, forecast_table as forecast_table
+from .forecasts.projection import project as project
 from .model import ENGINES as ENGINES, REFERENCE as REFERENCE
 from .outputs import write_outputs as write_outputs
 from .prepare import make_problem as make_problem, tiny as tiny
-from .projection import project as project
 from .sampler import BlockGibbs as BlockGibbs
 
 __all__ = [

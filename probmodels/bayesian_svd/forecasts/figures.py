@@ -37,7 +37,7 @@ def fan_charts(
     result
         What the forecast is of.
     found
-        From `probmodels.bayesian_svd.forecasting.forecast`, with its default quantiles.
+        From `probmodels.bayesian_svd.forecasts.forecasting.forecast`, with its default quantiles.
     indices
         Weights over cells by name, as they were given to the forecast: the index of the data is drawn where all of its
         cells hold a value.

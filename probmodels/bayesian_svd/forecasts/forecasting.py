@@ -20,8 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from probmodels.bayesian_svd.draws import Draws, blocks
 from probmodels.bayesian_svd.eof import to_grid
-from probmodels.bayesian_svd.indices.boxes import box_overlap
-from probmodels.bayesian_svd.projection import (
+from probmodels.bayesian_svd.forecasts.projection import (
     Record,
     check_regular,
     later_times,
@@ -30,7 +29,8 @@ from probmodels.bayesian_svd.projection import (
     read_record,
     series_of,
 )
-from probmodels.bayesian_svd.transitions import draw_lags, follow, follow_lags
+from probmodels.bayesian_svd.forecasts.transitions import draw_lags, follow, follow_lags
+from probmodels.bayesian_svd.indices.boxes import box_overlap
 from probmodels.datasets.labelled import arranged
 from probmodels.datasets.regions import Region, parse_region
 from probmodels.errors import DataError, SummaryError
