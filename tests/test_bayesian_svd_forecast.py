@@ -324,7 +324,7 @@ def test_correlated_noise_persists_and_modes_are_mixtures_of_processes() -> None
     constant["data"].values[:] = mean + signal + noise
     constant["data"].values[4, -1] = np.nan
     constant["noise_level"] = "cell", np.sqrt(np.diag(covariance)) / scale
-    constant["noise_vectors"], constant["noise_values"] = ("cell", "noise_component"), turned
+    constant["noise_vectors"] = ("cell", "noise_component"), turned
     constant["noise_values"] = "noise_component", values
     constant.attrs |= {"noise_kernel": "matern12", "noise_length_scale": 1.0, "noise_share": 0.5, "noise_decay": share}
     tree = xr.DataTree.from_dict({"posterior": posterior, "constant_data": constant})
