@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from probmodels._axes import BLUE, RED, SMALL, clean
 from probmodels.errors import DataError
@@ -49,6 +50,7 @@ def draw_ranks(comparison: xr.Dataset) -> Figure:
     right.set_ylabel("variance over that of noise", fontsize=SMALL)
     right.legend(fontsize=SMALL, frameon=False)
     for ax in (left, right):
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         clean(ax)
     return figure
 
