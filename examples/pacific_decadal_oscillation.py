@@ -16,7 +16,7 @@
 # With a folder of files, named as an argument or by PROBMODELS_TEST_DATA, which holds
 # `sst/ersst_v5_north_pacific_1950_2019.nc` and two published indices, `sst/pdo_ncei.csv` (1854 to 2021) and
 # `sst/pdo_jisao.csv` (1900 to 2018), it is that of months; without, that of the winters of the embedded field.
-# Takes about 40 seconds on one core with the files; `PROBMODELS_EXAMPLE_DRAWS` shortens it.
+# Takes about 23 seconds on one core with the files; `PROBMODELS_EXAMPLE_DRAWS` shortens it.
 
 # %%
 import os
