@@ -13,7 +13,7 @@ from pyro import poutine
 
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
-from probmodels.bayesian_svd.checks import check_model, misfit
+from probmodels.bayesian_svd.checks import check_model, drift, misfit
 from probmodels.bayesian_svd.correlated import CorrelatedData, Missing
 from probmodels.bayesian_svd.draws import read_draws
 from probmodels.bayesian_svd.noise import (
@@ -214,6 +214,26 @@ def test_the_covariance_of_noise_is_found() -> None:
     assert white.share.mean() < 0.1
 
 
+@pytest.mark.parametrize("missing", [0.0, 0.002])
+def test_noise_that_is_smoother_than_any_kernel_is_white_after_whitening(missing: float) -> None:
+    """Variance of the whitened noise itself, direction by direction, is one of a few: a Matern kernel alone fails."""
+    rng = np.random.default_rng(7)
+    x = np.linspace(0, 1, 40)
+    shape = np.exp(-0.5 * ((x[:, None] - x) / 0.15) ** 2) + 1e-4 * np.eye(40)
+    signal = simulated(rng, 40, 300, 0.0)[0]
+    noise = np.linalg.cholesky(shape) @ rng.standard_normal((40, 300))
+    seen = rng.random(signal.shape) >= missing
+    values = np.where(seen, signal + noise, 0.0)
+    distance = euclidean_distance(x[:, None]).numpy()
+    found, _ = estimate_noise(values, seen, np.ones((300, 1)), np.ones(299), distance, 2)
+    white = np.sqrt(np.diag(found.whitener @ shape @ found.whitener.T))
+    assert white.max() / white.min() < 2.5
+    parametric = correlation(distance, found.kernel, found.length_scale).numpy()
+    values_, vectors = np.linalg.eigh(parametric + 1e-4 * np.eye(40))
+    rough = np.sqrt(np.diag(vectors.T @ shape @ vectors) / values_)
+    assert rough.max() / rough.min() > 2.5
+
+
 def test_a_run_resumes_and_holds_the_truth() -> None:
     rng = np.random.default_rng(5)
     signal, noise = simulated(rng, 20, 200, 0.5)
@@ -308,3 +328,31 @@ def test_the_share_of_variance_counts_the_level_of_each_cell(results: dict[str, 
     want /= np.sum(patterns**2) + 0.25 * np.trace(covariance(25))
     low, high = (float(modes[f"explained_variance_fraction_{end}"][0]) for end in ("lower", "upper"))
     assert low < want < high
+
+
+@pytest.mark.parametrize("lag", [0.0, 0.6])
+def test_a_drift_is_told_from_chance(lag: float) -> None:
+    """Residuals of few effective cells: mean squares of eight values that persist, of one level or one that halves."""
+    rng = np.random.default_rng(8)
+    found = []
+    for factor in (1.0, 0.5):
+        rows = []
+        for _ in range(200):
+            values = unfiltered_by(rng.standard_normal((8, 90)), np.full(89, lag))
+            rows.append(drift((values**2).mean(0) * np.where(np.arange(90) < 60, 1.0, factor)))
+        ratio, error = np.array(rows).T
+        found.append(np.mean(np.abs(ratio) > 4 * error))
+    assert found[0] < 0.02
+    assert found[1] > (0.1 if lag else 0.4)
+    assert drift(np.r_[np.full(30, 2.0), np.ones(60)] + 0.1 * rng.random(90))[0] < -0.5
+
+
+def test_a_drift_of_the_noise_is_said(results: dict[str, Any]) -> None:
+    assert not [x for x in check_model(results["correlated"]) if "third" in x.verdict]
+    tree = results["correlated"].tree.copy(deep=True)
+    data, late = tree["constant_data"]["data"], np.arange(300) >= 200
+    data.values = data.values + late * 0.8 * np.random.default_rng(9).standard_normal(data.shape)
+    said = [x for x in check_model(replace(results["correlated"], tree=tree)) if "third" in x.verdict]
+    assert len(said) == 1
+    assert "in a later third of the record as in an earlier one" in said[0].verdict
+    assert not said[0].harmful

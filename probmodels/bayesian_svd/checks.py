@@ -16,11 +16,12 @@ from probmodels.bayesian_svd.summary import residual_checks
 from probmodels.inference.diagnostics.findings import Finding
 from probmodels.inference.labels import ResultLike, group_of
 
-__all__ = ["check_model", "misfit"]
+__all__ = ["check_model", "drift", "misfit"]
 
 _OUTSIDE, _LAG, _NEIGHBOUR = 0.10, 0.2, 0.3
 _AT_END = 0.1  # share of draws at an end of a grid of length-scales that is worth a word
 _HIDDEN = 0.05  # share of the variance of a leading pattern of the data that the basis may leave out
+_DRIFT = 1.5  # variance of one third of the record over that of another
 _SIDES = {"space": "length_scales_space", "time": "length_scales_time"}
 
 
@@ -28,10 +29,11 @@ def check_model(result: ResultLike) -> Iterator[Finding]:
     """Findings on the fit of the model: variance by cell, residuals of neighbouring times and cells, length-scales.
 
     Limits leave room for three standard errors of a share or correlation of data that are of the model. They cannot
-    see dependence over longer distances or lags, nor a drift of the noise.
+    see dependence over longer distances or lags. A drift of the noise over the record is said, and fails nothing.
     """
     tree = result.tree
-    found = misfit(residual_checks(tree))
+    checks = residual_checks(tree)
+    found = misfit(checks)
     cells, times = (group_of(tree, "constant_data").sizes[dim] for dim in ("cell", "time"))
     narrow = "intervals are too narrow"
     limit = _OUTSIDE + 3 * math.sqrt(0.05 * 0.95 / cells)
@@ -48,6 +50,7 @@ def check_model(result: ResultLike) -> Iterator[Finding]:
             advice = f"the model takes them for independent, so that {narrow}: read them as lower bounds; more modes"
             advice += f"{' or means over longer times' * (near == 'times')} lower the correlation"
             yield _finding(found[name], limit, verdict, advice)
+    yield from _drifts(checks["residual_variance"].values)
     yield from _ends(tree)
     yield from _hidden(group_of(tree, "constant_data"))
 
@@ -67,6 +70,47 @@ def misfit(checks: xr.Dataset) -> dict[str, float]:
         if name in checks:
             found[key] = float(checks[name].median())
     return found
+
+
+def drift(variance: np.ndarray) -> tuple[float, float]:
+    """Whether a mean square of residuals drifts over the record, from its thirds.
+
+    Parameters
+    ----------
+    variance
+        Mean square of the residuals at each time (T,).
+
+    Returns
+    -------
+    tuple
+        Log ratio of the two thirds that differ most, the later over the earlier, and its standard error. That comes
+        from the scatter of times within thirds and their lag-1 correlation, so that it allows for residuals of one time
+        that are correlated between cells.
+    """
+    thirds = np.array_split(variance, 3)
+    means = np.array([part.mean() for part in thirds])
+    rest = np.concatenate([part - mean for part, mean in zip(thirds, means, strict=True)])
+    square = float(rest @ rest)
+    lag = max(0.0, float(rest[1:] @ rest[:-1]) / square) if square > 0 else 0.0
+    spread = square / max(len(rest) - 3, 1) * (1 + lag) / max(1 - lag, 0.05)
+    logs = np.log(np.maximum(means, 1e-300))
+    errors = spread / np.array([len(part) for part in thirds]) / np.maximum(means, 1e-300) ** 2
+    high, low = int(logs.argmax()), int(logs.argmin())
+    ratio = float(logs[high] - logs[low]) * (1.0 if high > low else -1.0)
+    return ratio, math.sqrt(float(errors[high] + errors[low]))
+
+
+def _drifts(variance: np.ndarray) -> Iterator[Finding]:
+    """A drift of the level of the noise, by more than its sampling error allows and enough to matter."""
+    ratio, error = drift(variance)
+    if abs(ratio) > math.log(_DRIFT) and abs(ratio) > 4 * error:
+        one, other = ("a later", "an earlier") if ratio > 0 else ("an earlier", "a later")
+        verdict = (
+            f"the variance of residuals is {math.exp(abs(ratio)):.1f} times as large in {one} third of the record as "
+        )
+        verdict += f"in {other} one (more than {_DRIFT} is said)"
+        advice = "the model has one level of noise for all times: intervals are too narrow where it is larger; "
+        yield Finding(False, verdict, advice + "take a shorter period", part="model")
 
 
 def _finding(value: float, limit: float, verdict: str, advice: str) -> Finding:

@@ -2,10 +2,11 @@
 
 With ``e (n, T)`` the residual of the weighted data, ``cov(vec e) = sigma^2 A kron N``: A the correlation of an AR(1)
 process in time, and N of cells: ``N_ij = s_i s_j (p_i p_j)^1/2 C_ij``, with level s_i, of whose square the share p_i is
-correlated with other cells by a Matern kernel C, and the rest white. In coordinates ``N^-1/2 e`` along space, and
-filtered by the process along time, the residual is white: there the modes are sampled, and their exact sampler needs no
-other change. `estimate_noise` finds s, p, C and the persistence from the data before sampling; they are held fixed,
-which n T residuals for 2 n + 3 numbers allow, and sigma is sampled.
+correlated with other cells by a Matern kernel C, and the rest white. Of this the eigenvectors are kept; its eigenvalues
+are found from the data, in the same order, since real fields are often smoother than any such kernel. In coordinates
+``N^-1/2 e`` along space, and filtered by the process along time, the residual is white: there the modes are sampled,
+and their exact sampler needs no other change. `estimate_noise` finds s, p, C, the eigenvalues and the persistence from
+the data before sampling; they are held fixed, which n T residuals for 3 n + 3 numbers allow, and sigma is sampled.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
+from scipy.optimize import isotonic_regression, minimize_scalar
 
 from probmodels.bayesian_svd.model import MatrixData, NoiseData, SideData
 from probmodels.distributions.covariance import correlation
@@ -26,7 +27,7 @@ __all__ = ["Noise", "estimate_noise", "filtered_by", "unfiltered_by", "whitened_
 
 Array = NDArray[np.float64]
 
-_KERNELS = ("matern12", "matern32")
+_KERNELS = ("matern12", "matern32", "matern52")
 _NUM_SCALES = 10
 _ROUNDS = 10
 _FILLS = 30  # rounds of filling gaps by modes
@@ -34,6 +35,7 @@ _MOST = 1200  # cells from which the correlation is estimated
 _SHRINK = 10.0  # residuals' worth of the mean variance in that of a cell
 _STEPS = 8  # of expectation maximisation in each round
 _LEAST = 1e-3  # share of a cell's variance that is white
+_COMPLETE = 20  # complete times from which eigenvalues are found
 
 
 class Noise(NamedTuple):
@@ -140,8 +142,8 @@ def estimate_noise(
         # that modes fit closely get ever less noise.
         free = num_times - rank - design.shape[1]
         hidden = noise.root @ u[:, :rank]
-        moments = (own @ own.T) / both * (num_times / free)
-        moments += (np.sum(residual**2) / ((n - rank) * free)) * (hidden @ hidden.T)
+        unseen = (np.sum(residual**2) / ((n - rank) * free)) * (hidden @ hidden.T)
+        moments = (own @ own.T) / both * (num_times / free) + unseen
         size = _shrunken(np.diag(moments), np.diag(both))
         unit = moments / np.sqrt(size[:, None] * size)
         kernel, scale, share = _likeliest(spectra, unit[np.ix_(chosen, chosen)])
@@ -150,6 +152,11 @@ def estimate_noise(
         covariance, own_white = _with_own(unit, shape, own_white)
         covariance *= np.sqrt(size[:, None] * size) / size.mean()
         values_, vectors = np.linalg.eigh(covariance)
+        complete = own[:, known.all(axis=0)]
+        if (count := complete.shape[1]) >= _COMPLETE:  # moments of pairs of cells with gaps need be no covariance
+            along = np.sum((vectors.T @ complete) ** 2, axis=1) / count * (num_times / free)
+            along += np.einsum("ij,ij->j", vectors, unseen @ vectors)
+            values_ = isotonic_regression(along / size.mean()).x
         noise = Noise(vectors, values_.clip(1e-10 * values_[-1]), decay, kernel, scale, 1 - own_white)
     return noise, filled
 

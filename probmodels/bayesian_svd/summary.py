@@ -154,7 +154,8 @@ def residual_checks(tree: xr.DataTree, *, check_draws: Count = 400, seed: Seed =
     -------
     xr.Dataset
         ``noise_sd``, ``residual_sd``, ``observed_sd``, ``replicated_sd``, ``predictive_p_value``,
-        ``residual_autocorrelation``, and ``residual_neighbour_correlation`` where cells have positions.
+        ``residual_autocorrelation``, and ``residual_neighbour_correlation`` where cells have positions; over time
+        ``residual_variance``.
 
     Raises
     ------
@@ -318,6 +319,10 @@ def _add_checks(
     rest = anomalies.values - anomalies.remove_effects(signal / count)
     if draws.noise is not None:
         rest = _white(rest, draws) * mask
+    seen = mask * np.isfinite(dof)[:, None]
+    level = np.sum(rest**2 * seen, axis=1) / np.maximum(seen.sum(1), 1)  # each cell counts alike
+    share = np.sum((rest**2 / np.maximum(level, 1e-300)[:, None]) * seen, axis=0)
+    out["residual_variance"] = "time", share / np.maximum(seen.sum(0), 1)
     both = mask[:, 1:] * mask[:, :-1]
     with np.errstate(invalid="ignore", divide="ignore"):  # cells without neighbouring values become NaN
         lag = np.sum(rest[:, 1:] * rest[:, :-1], axis=1) / both.sum(1)
