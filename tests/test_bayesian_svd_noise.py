@@ -214,24 +214,23 @@ def test_the_covariance_of_noise_is_found() -> None:
     assert white.share.mean() < 0.1
 
 
-@pytest.mark.parametrize("missing", [0.0, 0.002])
-def test_noise_that_is_smoother_than_any_kernel_is_white_after_whitening(missing: float) -> None:
-    """Variance of the whitened noise itself, direction by direction, is one of a few: a Matern kernel alone fails."""
-    rng = np.random.default_rng(7)
+@pytest.mark.parametrize("smooth", [True, False])
+def test_eigenvalues_come_from_the_data_where_no_kernel_fits(smooth: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.linspace(0, 1, 40)
-    shape = np.exp(-0.5 * ((x[:, None] - x) / 0.15) ** 2) + 1e-4 * np.eye(40)
-    signal = simulated(rng, 40, 300, 0.0)[0]
-    noise = np.linalg.cholesky(shape) @ rng.standard_normal((40, 300))
-    seen = rng.random(signal.shape) >= missing
-    values = np.where(seen, signal + noise, 0.0)
     distance = euclidean_distance(x[:, None]).numpy()
-    found, _ = estimate_noise(values, seen, np.ones((300, 1)), np.ones(299), distance, 2)
-    white = np.sqrt(np.diag(found.whitener @ shape @ found.whitener.T))
-    assert white.max() / white.min() < 2.5
-    parametric = correlation(distance, found.kernel, found.length_scale).numpy()
-    values_, vectors = np.linalg.eigh(parametric + 1e-4 * np.eye(40))
-    rough = np.sqrt(np.diag(vectors.T @ shape @ vectors) / values_)
-    assert rough.max() / rough.min() > 2.5
+    shape = np.exp(-0.5 * (distance / 0.1) ** 2) + 1e-3 * np.eye(40) if smooth else np.exp(-distance / 0.075)
+    losses = []
+    for complete in (20, 10_000):  # the second keeps the kernel's own eigenvalues
+        monkeypatch.setattr("probmodels.bayesian_svd.noise._COMPLETE", complete)
+        rng, loss = np.random.default_rng(7), 0.0
+        for _ in range(3):
+            values = 3 * simulated(rng, 40, 60, 0.0)[0] + np.linalg.cholesky(shape) @ rng.standard_normal((40, 60))
+            found, _ = estimate_noise(values, values < np.inf, np.ones((60, 1)), np.ones(59), distance, 2)
+            white = found.whitener @ shape @ found.whitener.T
+            loss -= 0.5 * np.linalg.slogdet(white * 40 / np.trace(white))[1]  # Kullback-Leibler, up to a scale
+        losses.append(loss)
+    assert losses[0] < 0.9 * losses[1] if smooth else losses[0] < 1.05 * losses[1]
+    assert losses[1] > 30 if smooth else losses[1] < 5
 
 
 def test_a_run_resumes_and_holds_the_truth() -> None:

@@ -125,6 +125,7 @@ def _describe_single(out: xr.Dataset, units: str) -> None:
         "predictive_p_value": ("posterior probability that replicated data vary more than those observed", "1"),
         "residual_autocorrelation": ("lag-1 autocorrelation of the residual", "1"),
         "residual_neighbour_correlation": ("correlation of the residual with that of the nearest cell", "1"),
+        "residual_variance": ("mean square of the residuals over cells, relative to that of all times", "1"),
         "area_weight": ("area weight", "1"),
     }
     for name, (label, unit) in single.items():

@@ -3,7 +3,7 @@
 With ``e (n, T)`` the residual of the weighted data, ``cov(vec e) = sigma^2 A kron N``: A the correlation of an AR(1)
 process in time, and N of cells: ``N_ij = s_i s_j (p_i p_j)^1/2 C_ij``, with level s_i, of whose square the share p_i is
 correlated with other cells by a Matern kernel C, and the rest white. Of this the eigenvectors are kept; its eigenvalues
-are found from the data, in the same order, since real fields are often smoother than any such kernel. In coordinates
+are found from the data, in the same order, where that is likelier: real fields are often smoother. In coordinates
 ``N^-1/2 e`` along space, and filtered by the process along time, the residual is white: there the modes are sampled,
 and their exact sampler needs no other change. `estimate_noise` finds s, p, C, the eigenvalues and the persistence from
 the data before sampling; they are held fixed, which n T residuals for 3 n + 3 numbers allow, and sigma is sampled.
@@ -27,7 +27,7 @@ __all__ = ["Noise", "estimate_noise", "filtered_by", "unfiltered_by", "whitened_
 
 Array = NDArray[np.float64]
 
-_KERNELS = ("matern12", "matern32", "matern52")
+_KERNELS = ("matern12", "matern32")
 _NUM_SCALES = 10
 _ROUNDS = 10
 _FILLS = 30  # rounds of filling gaps by modes
@@ -156,7 +156,7 @@ def estimate_noise(
         if (count := complete.shape[1]) >= _COMPLETE:  # moments of pairs of cells with gaps need be no covariance
             along = np.sum((vectors.T @ complete) ** 2, axis=1) / count * (num_times / free)
             along += np.einsum("ij,ij->j", vectors, unseen @ vectors)
-            values_ = isotonic_regression(along / size.mean()).x
+            values_ = _monotone(values_, along / size.mean(), free)
         noise = Noise(vectors, values_.clip(1e-10 * values_[-1]), decay, kernel, scale, 1 - own_white)
     return noise, filled
 
@@ -164,6 +164,17 @@ def estimate_noise(
 def _shrunken(variance: Array, count: Array) -> Array:
     """Variances drawn a little to their mean, the more the fewer values they come from."""
     return (count * variance + _SHRINK * variance.mean()) / (count + _SHRINK)
+
+
+def _monotone(values: Array, along: Array, free: int) -> Array:
+    """Eigenvalues (n,) in increasing order, or mean squares along eigenvectors made monotone where these are likelier.
+
+    Each of their levels counts as a parameter (Akaike). ``free`` values each mean square comes from.
+    """
+    found = isotonic_regression(along).x
+    scaled = values * np.mean(along / values)
+    gain = 0.5 * free * np.sum(np.log(scaled / found) + along / scaled - along / found)
+    return np.asarray(found) if gain > len(np.unique(found)) else values
 
 
 def _with_own(unit: Array, shape: Array, own: Array) -> tuple[Array, Array]:
