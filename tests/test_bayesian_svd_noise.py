@@ -137,7 +137,7 @@ def functions(draw: dict[str, Any], basis: np.ndarray) -> np.ndarray:
     return np.concatenate([*map(np.ravel, parts), draw["autocorrelation"].numpy(), draw["length_scale_space"].numpy()])
 
 
-@pytest.mark.parametrize("missing", [0.0, pytest.param(0.25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("missing", [0.0, pytest.param(0.25, marks=pytest.mark.slow), 0.5])
 def test_parameters_keep_their_prior_where_data_are_drawn_anew(missing: float) -> None:
     """Geweke (2004): sweeps alternate with fresh data given the parameters."""
     rng = np.random.default_rng(3)

@@ -23,6 +23,7 @@ __all__ = ["CorrelatedData", "Missing", "seen_by_modes"]
 Array = NDArray[np.float64]
 
 _MOST = 4 * 2**30  # bytes of the factors
+_LARGE = 0.25  # share of the cells whose absence makes series and what is missing be drawn at once
 
 
 class Missing:
@@ -128,6 +129,12 @@ class CorrelatedData:
             mask = data.gaps.mask.numpy()
             self._missing = Missing(mask, self._whitener.T @ self._whitener, self._phi)
             self.complete = data.gaps.observed.numpy().copy()
+            absent = (~mask).mean(0)
+            self._large = [int(t) for t in np.flatnonzero(absent > _LARGE)]
+            own = self._missing.places
+            precision = self._missing.precision
+            self._factors = {t: np.linalg.cholesky(precision[np.ix_(own[t], own[t])]) for t in self._large}
+            self._effects = np.zeros((len(mask), self._design.shape[1]))
             self._lifted = unfiltered_by(np.ascontiguousarray(self._design.T), self._phi)  # (q, T)
         self._set(np.ascontiguousarray(data.z.numpy()), float(data.z.square().sum() + data.rest))
 
@@ -141,9 +148,51 @@ class CorrelatedData:
         signal = self._left.T @ (u.T * d)  # in white coordinates
         effects = self._along - signal @ (filtered_by(f, self._phi) @ self._design)
         effects += np.sqrt(noise) * rng.standard_normal(effects.shape)
+        self._effects = self._root @ effects
         mean = self._root @ (signal @ f + effects @ self._lifted)
         residual = self._missing.draw(rng, self.complete - mean, np.sqrt(noise))
         self.take(np.where(self._missing.mask, self.complete, mean + residual))
+
+    def draw_large(
+        self, rng: np.random.Generator, u: Array, d: Array, f: Array, noise: float, process: tuple[Array, Array]
+    ) -> None:
+        """Draw the series (k, T), in place, and what is missing at once, at each time with a large gap.
+
+        Drawn in turns, they would hold one another where modes are many and the noise is small. Given its neighbours,
+        the noise of a time is normal with the covariance of cells over the diagonal of the precision in time, and the
+        series are independent normals, of which ``process`` has the diagonals and the entries beside them of the
+        precisions, (k, T) and (k, T-1). What is missing is integrated out where the series are drawn.
+        """
+        if self._missing is None or not self._large:
+            return
+        missing, (size, num_times) = self._missing, f.shape
+        signal = self._left.T @ (u.T * d)
+        patterns, image = self._root @ signal, self._whitener.T @ signal  # X and its product with the precision
+        gram = np.diag(d**2)
+        fixed = self._effects @ self._lifted
+        diagonals, sides = process
+        for t in self._large:
+            own, lower, share = missing.places[t], self._factors[t], missing.diagonal[t]
+            shift, linear = np.zeros(len(patterns)), np.zeros(size)
+            for other, beside in ((t - 1, t - 1), (t + 1, t)):
+                if 0 <= other < num_times:
+                    residual = self.complete[:, other] - fixed[:, other] - patterns @ f[:, other]
+                    shift -= missing.beside[beside] / share * residual
+                    linear -= sides[:, beside] * f[:, other]
+            mean = fixed[:, t] + shift
+            rest = self.complete[:, t] - mean
+            rest[own] = 0.0
+            weighted = missing.precision @ rest
+            half = solve_triangular(lower, np.column_stack([image[own], weighted[own]]), lower=True, check_finite=False)
+            scale = share / noise
+            precision = scale * (gram - half[:, :-1].T @ half[:, :-1]) + np.diag(diagonals[:, t])
+            linear += scale * (patterns.T @ weighted - half[:, :-1].T @ half[:, -1])
+            root = np.linalg.cholesky(precision)
+            centre = solve_triangular(root, linear, lower=True) + rng.standard_normal(size)
+            f[:, t] = solve_triangular(root, centre, lower=True, trans=1)
+            part = half[:, :-1] @ f[:, t] - half[:, -1] + rng.standard_normal(len(own)) / np.sqrt(scale)
+            self.complete[own, t] = mean[own] + solve_triangular(lower, part, lower=True, trans=1)
+        self.take(self.complete)
 
     def take(self, complete: Array) -> None:
         """Take complete weighted data (n, T)."""

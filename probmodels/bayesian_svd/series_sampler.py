@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probmodels.bayesian_svd.augment import basis_of
-from probmodels.bayesian_svd.correlated import seen_by_modes
+from probmodels.bayesian_svd.correlated import CorrelatedData, seen_by_modes
 from probmodels.bayesian_svd.noise import unfiltered_by
 from probmodels.bayesian_svd.sampler import BlockGibbs, orthonormal_rows
 from probmodels.bayesian_svd.series_sweep import precision_times, sweep
@@ -104,6 +104,8 @@ class SeriesGibbs(BlockGibbs):
         if float(model.effect_precision) > 0:
             self._move_effects()
         data.draw(self._rng, state["u"], state["d"], state["f"], noise)
+        if isinstance(data, CorrelatedData):
+            self.draw_large_gaps(data, self._rng, state["u"], state["d"], state["f"], noise, state["decay"])
         noise = sweep(
             self._rng,
             (data.z, data.z_transposed, data.total, data.count),
@@ -123,6 +125,12 @@ class SeriesGibbs(BlockGibbs):
         state["noise"][()] = noise
         self._latest = self._accepted - tried
         return self._draw()
+
+    def draw_large_gaps(
+        self, data: CorrelatedData, rng: np.random.Generator, u: Array, d: Array, f: Array, noise: float, decay: Any
+    ) -> None:
+        """Draw series and what is missing at once where gaps are large; the series, in place, have these decays."""
+        data.draw_large(rng, u, d, f, noise, (self._process[0][decay], self._process[1][decay]))
 
     def _move_effects(self) -> None:
         """Hand parts of the local effects to the modes and back, the sum of both unchanged: b + c d u, f - c D.

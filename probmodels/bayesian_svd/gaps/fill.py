@@ -200,6 +200,7 @@ def _draw(
                     (f, decay),
                 )
                 whole.draw(rng, u, d, f, variance)
+                kernel.draw_large_gaps(whole, rng, u, d, f, variance, decay)
             complete = whole.complete
         filled.append((complete * unit)[~seen])
     return np.array(filled), np.array(again)
