@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from probmodels.bayesian_svd.published.fast import FastPublishedGibbs
 from probmodels.bayesian_svd.published.sampler import PublishedGibbs
 from probmodels.distributions import covariance
 from probmodels.errors import ProblemError
@@ -30,7 +31,10 @@ def low_rank(n, m, d, noise, seed):
     return (left * np.asarray(d)) @ right.T + noise * rng.standard_normal((n, m))
 
 
-def make(n=12, m=9, rank=3, **config):
+PORTS = pytest.mark.parametrize("port", [PublishedGibbs, FastPublishedGibbs], ids=["plain", "fast"])
+
+
+def make(n=12, m=9, rank=3, port=PublishedGibbs, **config):
     settings = {
         "kernel_space": "matern32",
         "kernel_time": "matern12",
@@ -38,7 +42,7 @@ def make(n=12, m=9, rank=3, **config):
         "bounds_time": (0.0, 2.0),
     }
     z = low_rank(n, m, [6.0, 4.0, 2.0], 0.3, seed=1)
-    return PublishedGibbs(z, line(n), line(m), rank, **{**settings, **config})
+    return port(z, line(n), line(m), rank, **{**settings, **config})
 
 
 def standard_error(draws):
@@ -69,11 +73,12 @@ def sweeps(kernel, count):
     return [kernel.sample(kernel.initial_params) for _ in range(count)]
 
 
+@PORTS
 @pytest.mark.parametrize("shape", [(5,), (2,)], ids=["shared", "per location"])
-def test_shapes_and_orthonormal_frames(shape):
+def test_shapes_and_orthonormal_frames(shape, port):
     rng = np.random.default_rng(0)
     covariates = rng.standard_normal((9, 2)) if shape == (2,) else rng.standard_normal((12, 9, 5))
-    kernel = make(covariates=covariates)
+    kernel = make(covariates=covariates, port=port)
     kernel.setup(20)
     params = sweeps(kernel, 30)[-1]
     assert {name: tuple(value.shape) for name, value in params.items()} == {
@@ -104,14 +109,15 @@ def test_seeds_reproduce():
     assert not torch.equal(a["U"], c["U"])
 
 
+@PORTS
 @pytest.mark.parametrize("before", [7, 25], ids=["in warm-up", "after"])
-def test_resuming_is_not_interrupting(before):
-    whole, broken = (make(covariates=np.ones((9, 1)), seed=5) for _ in range(2))
+def test_resuming_is_not_interrupting(before, port):
+    whole, broken = (make(covariates=np.ones((9, 1)), seed=5, port=port) for _ in range(2))
     for kernel in (whole, broken):
         kernel.setup(20)
     expected = sweeps(whole, before + 15)
     sweeps(broken, before)
-    resumed = make(covariates=np.ones((9, 1)), seed=99)
+    resumed = make(covariates=np.ones((9, 1)), seed=99, port=port)
     resumed.setup(20)
     resumed.load_state_dict(broken.state_dict())
     for a, b in zip(expected[before:], sweeps(resumed, 15), strict=True):
@@ -189,8 +195,9 @@ def half_t(variance, dof):
     return -0.5 * np.log(variance) - 0.5 * (dof + 1) * np.log1p(variance / (dof * 1e12))
 
 
-def test_d_and_noise_given_the_frames_match_a_grid():
-    kernel = make(n=6, m=5, rank=1, seed=8)
+@PORTS
+def test_d_and_noise_given_the_frames_match_a_grid(port):
+    kernel = make(n=6, m=5, rank=1, seed=8, port=port)
     kernel.step_d[:] = 0.5
     space, time = kernel.sides["space"], kernel.sides["time"]
     space.variance[:], time.variance[:] = 5.0, 7.0
@@ -213,8 +220,9 @@ def test_d_and_noise_given_the_frames_match_a_grid():
     assert_means_agree(second, [(weight * d**2).sum(), (weight * log_variance**2).sum()])
 
 
-def test_mixture_variance_matches_a_grid():
-    kernel = make(seed=9)
+@PORTS
+def test_mixture_variance_matches_a_grid(port):
+    kernel = make(seed=9, port=port)
     side = kernel.sides["time"]
     draws = []
     for _ in range(20_000):
@@ -229,12 +237,13 @@ def test_mixture_variance_matches_a_grid():
         assert_means_agree(np.array(draws)[:, i], (weight * log_variance).sum() / weight.sum())
 
 
-def test_length_scale_matches_a_grid():
+@PORTS
+def test_length_scale_matches_a_grid(port):
     n = 30
     distance = line(n)
     rough = np.linalg.cholesky(correlation("matern12", distance, 0.15)) @ np.random.default_rng(2).standard_normal(n)
     z = 5 * np.outer(rough, np.linspace(-1, 1, 8)) + 0.1 * np.random.default_rng(3).standard_normal((n, 8))
-    kernel = PublishedGibbs(
+    kernel = port(
         z,
         distance,
         line(8),
@@ -266,8 +275,9 @@ def test_length_scale_matches_a_grid():
     assert_means_agree(np.log(draws), (weight * np.log(grid)).sum())
 
 
-def test_column_draw_matches_the_dense_formula():
-    kernel = make(n=7, m=6, rank=3, seed=11, bounds_space=None, length_scale_space=(0.3, 0.6, 1.0))
+@PORTS
+def test_column_draw_matches_the_dense_formula(port):
+    kernel = make(n=7, m=6, rank=3, seed=11, bounds_space=None, length_scale_space=(0.3, 0.6, 1.0), port=port)
     space, time = kernel.sides["space"], kernel.sides["time"]
     space.variance[:], kernel.noise_variance = 2.0, 4.0
     i, others = 1, [0, 2]
@@ -293,6 +303,69 @@ def test_column_draw_matches_the_dense_formula():
     assert np.abs(drawn @ rest).max() < 1e-10
     assert_means_agree(drawn, expected.mean(0), floor=1e-12)
     assert_means_agree(drawn**2, (expected**2).mean(0), floor=1e-12)
+
+
+def agree(first, second):
+    """Deviation of two chains' means, in standard errors."""
+    return np.abs(first.mean(0) - second.mean(0)) / np.hypot(standard_error(first), standard_error(second))
+
+
+@pytest.mark.parametrize("name", ["matern12", "matern32", "matern52", "matern72", "squared_exponential", "exponential"])
+def test_the_fast_port_has_the_same_kernels_in_the_null_space(name):
+    plain, fast = (
+        make(kernel_space=name, bounds_space=None, length_scale_space=(0.2, 0.4, 0.7), nugget=1e-6, port=port)
+        for port in (PublishedGibbs, FastPublishedGibbs)
+    )
+    frame = torch.from_numpy(np.linalg.qr(np.random.default_rng(0).standard_normal((12, 3)))[0])
+    for kernel in (plain, fast):
+        kernel.initial_params = {"U": frame}
+    ours, theirs = fast.sides["space"], plain.sides["space"]
+    for i in range(3):
+        np.testing.assert_allclose(np.tril(ours.matrix[i]), np.tril(theirs.matrix[i]), rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(ours.log_det[i], np.linalg.slogdet(theirs.projected[i])[1], rtol=1e-6)
+        np.testing.assert_allclose(ours.quadratic[i], theirs.quadratic[i], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("rank", "i"), [(1, 0), (3, 0), (3, 1), (3, 2)])
+def test_the_fast_port_draws_columns_of_the_same_mean_and_covariance(rank, i):
+    plain, fast = (make(rank=rank, port=port) for port in (PublishedGibbs, FastPublishedGibbs))
+    side, partner = fast.sides["time"], fast.sides["space"].frame[:, i]
+    side.variance[:], variance, d = 3.0, 5.0, 2.5
+    fit, zero = fast.z.T @ partner, np.zeros((2, 9))
+    mean = side.draw(i, fit, d, variance, zero)
+    unit = np.eye(18).reshape(18, 2, 9)
+    root = np.array([side.draw(i, np.zeros(9), d, variance, normal) for normal in unit])  # linear in the normals
+    null, inverse = plain.sides["time"].null[i], plain.sides["time"].inverse[i]
+    covariance = np.linalg.inv(d**2 / 3.0 * inverse + d**2 / variance * np.eye(len(inverse)))
+    np.testing.assert_allclose(root.T @ root, null @ covariance @ null.T, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(mean, null @ covariance @ (null.T @ fit) * d / variance, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_the_fast_port_is_the_same_chain():
+    z = low_rank(12, 9, [30.0, 15.0], 0.5, seed=1)  # strong modes far apart, so that both chains mix well
+    chains = []
+    for port in (PublishedGibbs, FastPublishedGibbs):
+        kernel = port(
+            z,
+            line(12),
+            line(9),
+            2,
+            kernel_space="matern32",
+            kernel_time="matern12",
+            bounds_space=(0.0, 2.0),
+            bounds_time=(0.0, 2.0),
+            seed=21,
+        )
+        kernel.setup(300)
+        sweeps(kernel, 300)
+        draws = sweeps(kernel, 3000)
+        scalars = ("d", "sigma", "length_scale_space", "length_scale_time")
+        values = [[np.log(p[name].numpy()).ravel() for name in scalars] + [p["U"].numpy()[::4, 0]] for p in draws]
+        chains.append(np.array([np.concatenate(row) for row in values]))
+    assert agree(*chains).max() < 4.0
+    centre = chains[0].mean(0)
+    assert agree(*((chain - centre) ** 2 for chain in chains)).max() < 4.0
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -32,7 +32,7 @@ from scipy import linalg
 from scipy.special import log_ndtr, ndtr, ndtri
 from torch import Tensor
 
-from probmodels.bayesian_svd.published.side import cholesky, factorise, log_normal, make_side, project
+from probmodels.bayesian_svd.published.side import Side, cholesky, factorise, log_normal, make_side, project
 from probmodels.errors import ProblemError
 from probmodels.inference.mcmc.kernels import Kernel
 
@@ -118,6 +118,7 @@ class PublishedGibbs(Kernel):
 
     on_cpu = True
     coherent = False
+    side_type: type[Side] = Side
     caveats = (
         "Published full conditionals, for comparison only: they form no joint density when kernels differ by column; "
         "they are improper as d goes to 0; they cannot rotate modes within their span."
@@ -166,8 +167,10 @@ class PublishedGibbs(Kernel):
         self.d = d[:rank].copy()
         self.noise_variance = float((d[rank:] ** 2).sum() / (n * m)) or 1e-6 * float(d[0] ** 2) / (n * m)
         self.step_d = np.full(rank, np.sqrt(self.noise_variance))
-        self.sides = {
-            name: make_side(name, frame, distance, kernel, scale, bounds, nugget=nugget, bessel=bessel)
+        self.sides: Mapping[str, Side] = {
+            name: make_side(
+                name, frame, distance, kernel, scale, bounds, nugget=nugget, bessel=bessel, kind=self.side_type
+            )
             for name, frame, distance, kernel, scale, bounds in (
                 ("space", left[:, :rank], distance_space, kernel_space, length_scale_space, bounds_space),
                 ("time", right[:rank].T, distance_time, kernel_time, length_scale_time, bounds_time),
@@ -235,6 +238,11 @@ class PublishedGibbs(Kernel):
         draw += linalg.solve_triangular(factor, self._rng.standard_normal(len(draw)))
         side.locate(i, draw / np.linalg.norm(draw))
         side.frame[:, i] = null @ side.coordinates[i]
+
+    def draw_columns(self, name: str) -> None:
+        """All columns of a side, one after the other."""
+        for i in range(self.rank):
+            self.draw_column(name, i)
 
     def draw_noise(self) -> None:
         """Noise variance under a half-t prior on the standard deviation (1 degree of freedom, 2 with fixed effects)."""
@@ -324,8 +332,7 @@ class PublishedGibbs(Kernel):
         self.draw_beta()
         self.draw_d()
         for name in ("space", "time"):
-            for i in range(self.rank):
-                self.draw_column(name, i)
+            self.draw_columns(name)
         self.draw_noise()
         for name in ("space", "time"):
             self.draw_variances(name)

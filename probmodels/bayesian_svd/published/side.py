@@ -127,6 +127,7 @@ def make_side(
     *,
     nugget: float,
     bessel: bool,
+    kind: type[Side] = Side,
 ) -> Side:
     """Check the inputs of one side and start it at ``frame``."""
     size, rank = frame.shape
@@ -151,7 +152,7 @@ def make_side(
     if not ((scales > low) & (scales < high)).all():
         raise ProblemError(f"length_scale_{name}={scales.tolist()} must lie within ({low}, {high})")
     step = np.full(rank, 0.02 * (high - low) if bounds is not None else 0.0)
-    return Side(
+    return kind(
         frame=np.array(frame),
         distance=matrix,
         kernel=kernel,
