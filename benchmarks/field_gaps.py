@@ -56,7 +56,13 @@ FIT: dict[str, Any] = {"num_steps": 1000, "lr": 1e-3, "schedule": "warmup_cosine
 SVD: dict[str, Any] = {"rank": 30, "fixed_effects": [], "num_length_scales": 8, "tail": 1e-4}
 CHAIN = {"warmup_steps": 50, "num_samples": NUM_DRAWS, "num_chains": 1}
 COMPLETE = {"warmup_steps": 300, "num_samples": NUM_DRAWS, "num_chains": 1, "thin": 4}
-CORRELATED: dict[str, Any] = {"rank": 30, "series": "ar1", "noise": "correlated", "hold_out": 0.05, "hold_out_block": (1, 4, 9)}
+CORRELATED: dict[str, Any] = {
+    "rank": 30,
+    "series": "ar1",
+    "noise": "correlated",
+    "hold_out": 0.05,
+    "hold_out_block": (1, 4, 9),
+}
 CORRELATED |= {"fixed_effects": ["intercept"], "num_length_scales": 12}
 CORRELATED_CHAIN = {"warmup_steps": 200, "num_samples": 2 * NUM_DRAWS, "num_chains": 1, "thin": 4}
 LEVELS = {"hmc": {"num_levels": 15, "num_steps": 4}, "reverse": {"num_levels": 60}}

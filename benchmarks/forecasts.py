@@ -175,7 +175,7 @@ def posterior(block: Block, result: Any, transition: str) -> Forecasts:
         field = found["field"].stack(cell=("lat", "lon")).dropna("cell", how="all") if "lat" in found.dims else None
         cells = found["field"] if field is None else field
         draws = cells.transpose("chain", "draw", "cell", "time").values[0].astype(float)
-        return [draws, found["index"].transpose("chain", "draw", "index", "time").values[0]]
+        return [draws, found["index_draws"].transpose("chain", "draw", "index", "time").values[0]]
 
     return ahead
 

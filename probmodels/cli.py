@@ -157,7 +157,8 @@ def sst(
         return
     filling = files is not None and files[:1] == ["fill"]
     if filling:
-        files = (files or [])[1:]
+        if not (files := (files or [])[1:]):
+            raise _Refusal("'sst fill' takes the files of a field with gaps; the embedded field has none")
         if engine != "mcmc" or series not in (None, "ar1") or noise not in (None, "correlated"):
             raise _Refusal("'sst fill' needs --engine mcmc, --series ar1 and --noise correlated; leave them out")
         noise = "correlated"

@@ -372,7 +372,8 @@ def test_ranks_are_uniform_and_show_a_cycle_or_a_break_that_the_model_lacks() ->
     tree = known(num_draws=400, effects=("intercept",))
     weights = {"mean": WEIGHT / WEIGHT.sum()}
     found = forecast(tree, 12, indices=weights, keep_draws=True, judge=False, field=False)
-    draws = found["index"].values[0, :, 0]  # (draw, time)
+    draws = found["index_draws"].sel(index="mean").values[0]  # (draw, time)
+    assert list(found["index"].values) == ["mean"]
     truths = np.stack([field_after(tree, seed) for seed in range(150)]) @ weights["mean"]
     ranks = {"as it is": truths, "cycle": truths + 2 * np.cos(2 * np.pi * np.arange(12) / 12), "break": truths + 1.5}
     p = {

@@ -39,7 +39,7 @@ def check_model(result: ResultLike) -> Iterator[Finding]:
     limit = _OUTSIDE + 3 * math.sqrt(0.05 * 0.95 / cells)
     verdict = f"at {found['outside']:.0%} of the cells the variance is outside the central 95 % that the model expects "
     verdict += f"(at most {limit:.0%})"
-    advice = f"one noise level does not fit all cells: where there is more variance, {narrow}"
+    advice = f"the variance of the model does not fit all cells: where there is more, {narrow}"
     yield _finding(found["outside"], limit, verdict, advice)
     error = 3 * 1.25 / math.sqrt(cells * times)  # of the median of a correlation
     for name, limit, near in (("lag", _LAG, "times"), ("neighbour", _NEIGHBOUR, "cells")):

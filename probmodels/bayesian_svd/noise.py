@@ -29,6 +29,7 @@ Array = NDArray[np.float64]
 
 _KERNELS = ("matern12", "matern32")
 _NUM_SCALES = 10
+_REACH = (2.0, 4.0, 0.1)  # longest length-scale: spacings of cells, at least and at most, and share of the extent
 _ROUNDS = 10
 _FILLS = 30  # rounds of filling gaps by modes
 _MOST = 1200  # cells from which the correlation is estimated
@@ -57,6 +58,11 @@ class Noise(NamedTuple):
     def level(self) -> Array:
         """Standard deviation of each cell (n,)."""
         return np.sqrt((self.vectors**2) @ self.values)
+
+    @property
+    def precision(self) -> Array:
+        """Inverse of the covariance (n, n)."""
+        return (self.vectors / self.values) @ self.vectors.T
 
     @property
     def whitener(self) -> Array:
@@ -126,44 +132,93 @@ def estimate_noise(
     spectra = _spectra(distance[np.ix_(chosen, chosen)])
     known = seen.copy()  # an innovation needs the value before it
     known[:, 1:] &= seen[:, :-1]
-    own_white: Array | None = None
+    pairs = seen[:, 1:] & seen[:, :-1] & (np.abs(steps - 1) < 1e-6)
+    free = num_times - rank - design.shape[1]
     for _ in range(_ROUNDS):
         phi = noise.decay**steps
         white = _centred(noise.whitener @ filtered_by(filled, phi), filtered_by(design.T, phi).T)
         u, d, vt = np.linalg.svd(white, full_matrices=False)
-        residual = white - (u[:, :rank] * d[:rank]) @ vt[:rank]
-        lagged = unfiltered_by(residual, phi)
-        ones = np.abs(steps - 1) < 1e-6
-        products = np.sum(lagged[:, 1:][:, ones] * lagged[:, :-1][:, ones])
-        decay = float(np.clip(products / np.sum(lagged[:, :-1][:, ones] ** 2), 0.0, 0.98))
-        own = filtered_by(noise.root @ lagged, decay**steps) * known
+        lagged = noise.root @ unfiltered_by(white - (u[:, :rank] * d[:rank]) @ vt[:rank], phi)
+        unit = lagged / noise.level[:, None]
+        products = np.sum((unit[:, 1:] * unit[:, :-1])[pairs])
+        squares = 0.5 * (np.sum(unit[:, 1:][pairs] ** 2) + np.sum(unit[:, :-1][pairs] ** 2))
+        decay = float(np.clip(products / max(squares, 1e-300), 0.0, 0.98))
+        own = filtered_by(lagged, decay**steps) * known
         both = np.maximum(known.astype(float) @ known.T, 1.0)
-        # Along the modes themselves no noise is left to see; it is expected to be as elsewhere. Without this, cells
-        # that modes fit closely get ever less noise.
-        free = num_times - rank - design.shape[1]
-        hidden = noise.root @ u[:, :rank]
-        unseen = (np.sum(residual**2) / ((n - rank) * free)) * (hidden @ hidden.T)
-        moments = (own @ own.T) / both * (num_times / free) + unseen
-        size = _shrunken(np.diag(moments), np.diag(both))
-        unit = moments / np.sqrt(size[:, None] * size)
-        kernel, scale, share = _likeliest(spectra, unit[np.ix_(chosen, chosen)])
-        shape = correlation(distance, kernel, scale).numpy()
-        own_white = (1 - share) * np.ones(n) if own_white is None else own_white
-        covariance, own_white = _with_own(unit, shape, own_white)
-        covariance *= np.sqrt(size[:, None] * size) / size.mean()
-        values_, vectors = np.linalg.eigh(covariance)
+        moments = (own @ own.T) / both * (num_times / free)
+        parts = _Parts(moments, noise.root @ u[:, :rank], np.diag(both), noise)
+        noise = parts.fitted(spectra, chosen, distance, decay)
         complete = own[:, known.all(axis=0)]
         if (count := complete.shape[1]) >= _COMPLETE:  # moments of pairs of cells with gaps need be no covariance
-            along = np.sum((vectors.T @ complete) ** 2, axis=1) / count * (num_times / free)
-            along += np.einsum("ij,ij->j", vectors, unseen @ vectors)
-            values_ = _monotone(values_, along / size.mean(), free)
-        noise = Noise(vectors, values_.clip(1e-10 * values_[-1]), decay, kernel, scale, 1 - own_white)
+            along = np.sum((noise.vectors.T @ complete) ** 2, axis=1) / count * (num_times / free)
+            along += np.einsum("ij,ij->j", noise.vectors, parts.unseen(noise.precision) @ noise.vectors)
+            values_ = _monotone(noise.values, along / parts.scale, free)
+            noise = noise._replace(values=values_.clip(1e-10 * values_[-1]))
     return noise, filled
 
 
 def _shrunken(variance: Array, count: Array) -> Array:
     """Variances drawn a little to their mean, the more the fewer values they come from."""
     return (count * variance + _SHRINK * variance.mean()) / (count + _SHRINK)
+
+
+class _Parts:
+    """Level, kernel and white share of cells from second moments of residuals, by expectation maximisation.
+
+    Along the modes no noise is left to see. It is expected to be what the present covariance has there, which is
+    renewed at each step: else cells that modes fit closely get ever less noise.
+
+    Parameters
+    ----------
+    moments
+        Of the residuals about the modes (n, n).
+    span
+        Patterns of the modes (n, k).
+    count
+        Values of each cell (n,).
+    start
+        Covariance to start from.
+    """
+
+    def __init__(self, moments: Array, span: Array, count: Array, start: Noise) -> None:
+        self.moments, self.span, self.count, self.start = moments, span, count, start
+        self.scale = 1.0
+
+    def unseen(self, precision: Array) -> Array:
+        """What noise is expected to have along the modes (n, n), of the size that residuals have elsewhere."""
+        image = precision @ self.span
+        inside = np.linalg.inv(self.span.T @ image)
+        n, rank = self.span.shape
+        size = (np.sum(precision * self.moments) - np.sum((image @ inside) * (self.moments @ image))) / (n - rank)
+        return size * self.span @ inside @ self.span.T
+
+    def fitted(
+        self, spectra: list[tuple[str, float, Array, Array]], chosen: NDArray[np.int_], distance: Array, decay: float
+    ) -> Noise:
+        """The covariance after a choice of the kernel and some steps for the cells."""
+        precision, white = self.start.precision, 1 - self.start.share
+        shape, kernel, scale = np.zeros((0, 0)), "", 0.0
+        for step in range(_STEPS):
+            total = self.moments + self.unseen(precision)
+            size = _shrunken(np.diag(total), self.count)
+            root = np.sqrt(size)
+            unit = total / (root[:, None] * root)
+            if step == 0:
+                kernel, scale, share = _likeliest(spectra, unit[np.ix_(chosen, chosen)])
+                shape = correlation(distance, kernel, scale).numpy()
+                white = np.full(len(size), 1 - share) if self.start.kernel == "none" else white
+            joined = np.sqrt(1 - white)
+            covariance = shape * joined[:, None] * joined + np.diag(white)
+            inverse = np.linalg.inv(covariance)
+            image = inverse @ unit
+            expected = white - white**2 * np.diag(inverse) + white**2 * np.einsum("ij,ji->i", image, inverse)
+            precision = inverse / (root[:, None] * root)
+            white = np.clip(expected, _LEAST, 0.999)
+        joined = np.sqrt(1 - white)
+        covariance = (shape * joined[:, None] * joined + np.diag(white)) * (root[:, None] * root) / size.mean()
+        self.scale = float(size.mean())
+        values, vectors = np.linalg.eigh(covariance)
+        return Noise(vectors, values.clip(1e-10 * values[-1]), decay, kernel, scale, 1 - white)
 
 
 def _monotone(values: Array, along: Array, free: int) -> Array:
@@ -175,23 +230,6 @@ def _monotone(values: Array, along: Array, free: int) -> Array:
     scaled = values * np.mean(along / values)
     gain = 0.5 * free * np.sum(np.log(scaled / found) + along / scaled - along / found)
     return np.asarray(found) if gain > len(np.unique(found)) else values
-
-
-def _with_own(unit: Array, shape: Array, own: Array) -> tuple[Array, Array]:
-    """Covariance of unit variance whose white part differs by cell, and that part, by expectation maximisation.
-
-    ``unit (n, n)`` second moments of unit variance, ``shape (n, n)`` correlation of the other part, ``own (n,)`` a
-    start.
-    """
-    for _ in range(_STEPS):
-        root = np.sqrt(1 - own)
-        covariance = shape * root[:, None] * root + np.diag(own)
-        precision = np.linalg.inv(covariance)
-        image = precision @ unit
-        expected = own - own**2 * np.diag(precision) + own**2 * np.einsum("ij,ji->i", image, precision)
-        own = np.clip(expected, _LEAST, 0.999)
-    root = np.sqrt(1 - own)
-    return shape * root[:, None] * root + np.diag(own), own
 
 
 def _filled(values: Array, seen: NDArray[np.bool_], design: Array, rank: int) -> Array:
@@ -214,9 +252,11 @@ def _filled(values: Array, seen: NDArray[np.bool_], design: Array, rank: int) ->
 def _spectra(distance: Array) -> list[tuple[str, float, Array, Array]]:
     """Kernel, length-scale, eigenvalues and eigenvectors of candidate correlations."""
     near = np.median(np.sort(distance, axis=1)[:, 1])
+    least, most, share = _REACH  # what reaches further is for modes to hold
+    longest = max(least * near, min(most * near, share * distance.max()))
     out = []
     for kernel in _KERNELS:
-        for scale in np.geomspace(near / 2, max(distance.max() / 3, near), _NUM_SCALES):
+        for scale in np.geomspace(near / 2, longest, _NUM_SCALES):
             values, vectors = np.linalg.eigh(correlation(distance, kernel, float(scale)).numpy())
             out.append((kernel, float(scale), values.clip(0), vectors))
     return out

@@ -105,7 +105,8 @@ def forecast(
     xr.Dataset
         ``pc_mean``, ``pc_sd`` (mode, time) and ``pc_quantile`` (quantile, mode, time); likewise ``field_*`` over
         (time, lat, lon), or (time, cell) for cells without a grid, of the field as it will be observed, noise included;
-        and ``index_*`` (index, time). With ``keep_draws`` also ``pc``, ``field``, ``index`` (chain, draw, ...).
+        and ``index_*`` (index, time). With ``keep_draws`` also ``pc``, ``field``,
+        ``index_draws`` (chain, draw, ...).
         ``told`` (time), the largest share of the variance of a series that its last state explains under the AR(1)
         process. Coordinate ``lead`` counts steps. Attributes ``verdict`` and ``notes``.
 
@@ -389,8 +390,8 @@ def _add(out: xr.Dataset, name: str, values: Array, dims: tuple[str, ...], recor
     """Summaries of draws (draw, ...), and the draws where they are wanted."""
     out[f"{name}_mean"], out[f"{name}_sd"] = (dims, values.mean(0)), (dims, values.std(0, ddof=1))
     out[f"{name}_quantile"] = ("quantile", *dims), np.quantile(values, out["quantile"].values, axis=0)
-    if keep_draws:
-        out[name] = ("chain", "draw", *dims), record.by_chain(values)
+    if keep_draws:  # a variable may not have the name of one of its dims
+        out[f"{name}_draws" if name in dims else name] = ("chain", "draw", *dims), record.by_chain(values)
 
 
 # -- what it is -------------------------------------------------------------------------------------------------------
@@ -415,6 +416,7 @@ def _described(
     }
     words = {"_mean": "mean of the forecast", "_sd": "standard deviation of the forecast"}
     words |= {"_quantile": "quantile of the forecast", "": "draws of the forecast"}
+    words["_draws"] = "draws of the forecast"
     for root, (label, unit) in roots.items():
         for end, said in words.items():
             if (name := f"{root}{end}") in out:

@@ -112,6 +112,7 @@ def fill_field(
     if hidden.any():
         places = positions(constant["data"])
         factor, scores = _calibrated(again, values[hidden], hidden, block, _months(constant), places, level)
+        scores["share"] = float(hidden.sum() / seen.sum())
     attrs = {"source": f"Bayesian SVD, probmodels {__version__}", "references": REFERENCE}
     return _dataset(constant, seen, filled, factor, scores, level, keep_draws, attrs)
 
@@ -120,9 +121,11 @@ def held_out_sentence(filled: xr.Dataset) -> str:
     """How well the blocks held out were filled, in words; ``filled`` is from `fill_field`."""
     found = {name: float(filled.attrs[f"held_out_{name}"]) for name in ("rmse", "crps", "coverage")}
     units, level = filled["filled"].attrs["units"], float(filled.attrs["interval_level"])
+    blocks, size, share = (filled.attrs[f"held_out_{name}"] for name in ("blocks", "size", "share"))
     return (
-        f"gaps filled: blocks held out are met with a root mean square error of {found['rmse']:.3g} {units} and a CRPS "
-        f"of {found['crps']:.3g}; {100 * level:g} % intervals hold {found['coverage']:.1%} of them"
+        f"gaps filled: {blocks} blocks held out ({share:.1%} of the data, {size:.0f} values each; larger gaps are "
+        f"filled less well) are met with a root mean square error of {found['rmse']:.3g} {units} and a CRPS of "
+        f"{found['crps']:.3g}; {100 * level:g} % intervals hold {found['coverage']:.1%} of them"
     )
 
 
@@ -246,6 +249,8 @@ def _calibrated(
     factor = _factors(error, cells, month, near, level)
     scores = {
         "rmse": float(np.sqrt(np.mean((values - mean) ** 2))),
+        "blocks": len(np.unique(block[hidden])),
+        "size": float(hidden.sum() / len(np.unique(block[hidden]))),
         "crps": float(crps_of_draws(mean + (draws - mean) * factor[cells, month], values).mean()),
         "coverage": float(held.mean()),
         "coverage_uncalibrated": float(np.mean(error <= bound)),
@@ -303,8 +308,9 @@ def _dataset(
         filled = mean + spread
     units = str(data.attrs.get("units") or constant.attrs.get("units") or "1")
     percent = f"{100 * level:g} % interval"
+    anomaly = "anomalies" if data.attrs.get("kind") == "anomaly" else "data"
     words = {
-        "filled": "data, gaps filled by their posterior mean",
+        "filled": f"{anomaly}, gaps filled by their posterior mean",
         "filled_sd": "posterior standard deviation, 0 where observed",
         "filled_lower": f"lower end of the {percent}",
         "filled_upper": f"upper end of the {percent}",
@@ -321,5 +327,7 @@ def _dataset(
     out["filled"].attrs["ancillary_variables"] = "filled_sd filled_lower filled_upper status"
     out = to_grid(out.assign_coords(time=constant["time"].variable), constant)
     out.attrs = {"Conventions": "CF-1.11", "title": "Field with gaps filled", "interval_level": level, **attrs}
+    if data.attrs.get("base_period"):
+        out.attrs["comment"] = f"anomalies from the mean seasonal cycle of {data.attrs['base_period']}"
     out.attrs |= {f"held_out_{name}": value for name, value in scores.items()}
     return out

@@ -1,4 +1,4 @@
-"""Which times were El Niño or La Niña, with probabilities: the mean of the modes over the box of Niño 3.4."""
+"""Which times were El Niño or La Niña, with probabilities: the mean of the field over the box of Niño 3.4."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def el_nino_table(
 ) -> pd.DataFrame:
     """Index of Niño 3.4 at each time and the probability that it is high or low.
 
-    The index of a draw is the area-weighted mean of its modes over 5°S to 5°N, 170°W to 120°W, without mean and trend
-    of the cells and without noise, in units of its own standard deviation over the times.
+    The index of a draw is the area-weighted mean of the field, gaps filled, over 5°S to 5°N, 170°W to 120°W, less mean
+    and trend of the cells in that draw, in units of its own standard deviation over the times. Where nothing is missing
+    only mean and trend are uncertain.
 
     Parameters
     ----------
@@ -62,12 +63,12 @@ def el_nino_table(
     if "lat" not in tree["constant_data"].variables:
         return pd.DataFrame()
     try:
-        signal = box_indices(tree, [_BOX], effects=False, num_draws=num_draws)["signal"]
+        field = box_indices(tree, [_BOX], effects=False, num_draws=num_draws)["field"]
     except SummaryError as error:
         if "cells of the field cover" in str(error):
             return pd.DataFrame()
         raise
-    values = signal.isel(index=0).transpose("chain", "draw", "time").values.reshape(-1, signal.sizes["time"])
+    values = field.isel(index=0).transpose("chain", "draw", "time").values.reshape(-1, field.sizes["time"])
     index = (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True)
     lower, upper = np.quantile(index, [(1 - level) / 2, (1 + level) / 2], axis=0)
     related = [float(np.corrcoef(index.mean(0), pc)[0, 1]) for pc in modes["pc_mean"].transpose("mode", "time").values]
@@ -110,7 +111,7 @@ def el_nino_sentences(table: pd.DataFrame) -> list[str]:
         return []
     size = table.attrs["threshold"]
     out = [
-        f"Mode {table.attrs['mode']} goes with the index of Niño 3.4 (mean of the modes over 5°S-5°N, 170°W-120°W, "
+        f"Mode {table.attrs['mode']} goes with the index of Niño 3.4 (mean of the field over 5°S-5°N, 170°W-120°W, "
         f"without the trend): their correlation is {abs(table.attrs['correlation']):.2f}."
     ]
     if len(table) > _MOST_TIMES:

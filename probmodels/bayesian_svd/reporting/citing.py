@@ -141,7 +141,8 @@ def _of_data(tree: xr.DataTree) -> str:
     missing = float(np.mean(~np.isfinite(constant["data"].values)))
     if missing:
         text += (
-            f" Missing are {100 * missing:.2g} % of the values; they were not filled, but left out of the likelihood."
+            f" Missing are {100 * missing:.2g} % of the values; they were not filled beforehand, but left out of the "
+            "likelihood."
         )
     weight = constant["weight"].values if "weight" in constant else np.ones(1)
     return text + (" Cells were weighted by their area." if np.ptp(weight) > 1e-9 else " Cells had equal weights.")
