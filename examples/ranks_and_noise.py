@@ -23,7 +23,8 @@ import numpy as np
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
 from probmodels.bayesian_svd.checks import misfit
-from probmodels.bayesian_svd.gaps.ranks import compare_ranks, draw_ranks
+from probmodels.bayesian_svd.gaps.rank_outputs import draw_ranks
+from probmodels.bayesian_svd.gaps.ranks import compare_ranks
 from probmodels.bayesian_svd.summary import residual_checks, summarise_modes
 from probmodels.datasets import load
 

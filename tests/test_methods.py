@@ -18,6 +18,7 @@ from probmodels import Problem, Result, fit_bilevel, fit_em, fit_svi, get_method
 from probmodels.errors import ProblemError
 from probmodels.inference.result import build_tree
 from probmodels.inference.runtime.ops import isolated
+from probmodels.inference.runtime.packing import ROUNDING
 from probmodels.methods import names_of_methods
 from probmodels.report import show
 
@@ -145,8 +146,17 @@ def test_a_gradient_reaches_every_parameter(problem: Problem) -> None:
 def test_save_and_load_keep_draws_and_predictions(problem: Problem, result: Result, tmp_path) -> None:
     result.save(tmp_path)
     loaded = Result.load(tmp_path, problem)
-    assert loaded.posterior.equals(result.posterior)
     assert set(loaded.tree.children) == set(result.tree.children)
+    exact = [name for name in result.posterior if name not in problem.rounded]
+    assert loaded.posterior[exact].equals(result.posterior[exact])
+    for name in set(result.posterior) - set(exact):
+        moved = np.abs(loaded.posterior[name] - result.posterior[name])
+        assert (moved <= ROUNDING * result.posterior[name].std(("chain", "draw"))).all(), name
+    if problem.rounded:  # once: what is saved again is kept to the last digit
+        result = loaded
+        result.save(tmp_path / "again")
+        loaded = Result.load(tmp_path / "again", problem)
+        assert loaded.posterior.equals(result.posterior)
     if not problem.names("observed"):
         with pytest.raises(ProblemError, match="observes nothing"):
             loaded.predict(problem)

@@ -70,7 +70,10 @@ def test_a_spec_is_the_calls_that_it_writes_down(field: Path, tmp_path: Path) ->
     problem = make_problem(load_sst(str(field)), rank=2, length_scales_space=[500.0, 1000.0])
     by_hand = run_mcmc(problem, num_samples=10, warmup_steps=5, num_chains=2, chain_method="sequential", progress=False)
     assert result.posterior.equals(by_hand.posterior)
-    assert Result.load(tmp_path / "run").posterior.equals(result.posterior)
+    loaded = Result.load(tmp_path / "run").posterior
+    exact = [name for name in loaded if name not in problem.rounded]
+    assert exact
+    assert loaded[exact].equals(result.posterior[exact])
 
 
 def test_a_result_runs_itself_again(field: Path, tmp_path: Path) -> None:
