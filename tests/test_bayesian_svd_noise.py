@@ -331,6 +331,17 @@ def test_the_verdict_sees_noise_that_is_not_white_and_passes_its_model(results: 
     assert [x.verdict for x in check_model(results["correlated"]) if x.harmful] == []
 
 
+def test_a_leading_eof_that_noise_took_is_said(results: dict[str, Any]) -> None:
+    tree = results["correlated"].tree.copy()
+    lost = np.outer(10 * np.cos(9 * np.linspace(0, 1, 25)), np.random.default_rng(0).standard_normal(300))
+    constant = tree["constant_data"].to_dataset()
+    tree["constant_data"] = xr.DataTree(
+        constant.assign(data=constant["data"] + xr.DataArray(lost, dims=("cell", "time")))
+    )
+    said = [x.verdict for x in check_model(replace(results["correlated"], tree=tree)) if x.harmful]
+    assert any("of the leading EOF" in verdict for verdict in said)
+
+
 def test_the_share_of_variance_counts_the_level_of_each_cell(results: dict[str, Any]) -> None:
     modes = summarise_modes(results["correlated"].tree)
     x = np.linspace(0, 1, 25)

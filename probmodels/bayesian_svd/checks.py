@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import xarray as xr
 
+from probmodels.bayesian_svd.draws import read_draws
+from probmodels.bayesian_svd.eof import eof_baseline, make_anomalies
 from probmodels.bayesian_svd.summary import residual_checks
 from probmodels.inference.diagnostics.findings import Finding
 from probmodels.inference.labels import ResultLike, group_of
@@ -19,6 +21,7 @@ from probmodels.inference.labels import ResultLike, group_of
 __all__ = ["check_model", "drift", "misfit"]
 
 _OUTSIDE, _LAG, _NEIGHBOUR = 0.10, 0.2, 0.3
+_HELD, _LEADING = 0.7, 0.1  # of the leading EOF by modes; its share of variance from which it matters
 _AT_END = 0.1  # share of draws at an end of a grid of length-scales that is worth a word
 _HIDDEN = 0.05  # share of the variance of a leading pattern of the data that the basis may leave out
 _DRIFT = 1.5  # variance of one third of the record over that of another
@@ -52,6 +55,7 @@ def check_model(result: ResultLike) -> Iterator[Finding]:
             yield _finding(found[name], limit, verdict, advice)
     yield from _drifts(checks["residual_variance"].values)
     yield from _ends(tree)
+    yield from _lost(tree)
     yield from _hidden(group_of(tree, "constant_data"))
 
 
@@ -154,3 +158,24 @@ def _hidden(constant: xr.Dataset) -> Iterator[Finding]:
     verdict += f"in space does not show (at most {_HIDDEN:.0%})"
     advice = "it counts as noise: give more functions, model.max_basis, or every direction, --tail 0"
     yield _finding(float(hidden[mode]), _HIDDEN, verdict, advice)
+
+
+def _lost(tree: xr.DataTree) -> Iterator[Finding]:
+    """Whether correlated noise took the place of the leading EOF, which modes then do not hold."""
+    constant = group_of(tree, "constant_data")
+    if "noise_level" not in constant:
+        return
+    draws, anomalies = read_draws(tree, "times"), make_anomalies(constant)
+    leading = eof_baseline(anomalies, 1)
+    pattern = np.sqrt(anomalies.weight) * leading["eof"].values[0]
+    pattern /= np.linalg.norm(pattern)
+    weighted = draws.patterns(draws=draws.thinned(50)) * np.sqrt(draws.weight)[None, :, None]
+    basis = np.linalg.qr(weighted)[0]  # (draw, cell, mode)
+    held = float(np.mean(np.sum(np.einsum("n,snk->sk", pattern, basis) ** 2, axis=1)))
+    share = float(leading["eof_fraction"][0])
+    bad = held < _HELD and share > _LEADING
+    verdict = (
+        f"modes hold {held:.0%} of the leading EOF (at least {_HELD:.0%}), which explains {share:.0%} of the variance"
+    )
+    advice = "the model takes it for noise: mask cells that are frozen or hardly vary (--ice=-1.79), or noise='white'"
+    yield Finding(bad, verdict, advice if bad else "", part="model")
