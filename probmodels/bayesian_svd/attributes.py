@@ -11,7 +11,7 @@ import xarray as xr
 from probmodels._version import __version__
 from probmodels.bayesian_svd.draws import MODES_OF
 
-__all__ = ["REFERENCES", "TEMPERATURE", "describe"]
+__all__ = ["REFERENCES", "TEMPERATURE", "coordinates_encoded", "describe"]
 
 REFERENCES = (
     "North et al. (1982), https://doi.org/10.1175/1520-0493(1982)110<0699:SEITEO>2.0.CO;2; probmodels, Bayesian "
@@ -148,3 +148,14 @@ def _describe_axes(out: xr.Dataset) -> None:
         out["time"].attrs = {"standard_name": "time", "long_name": "time", "axis": "T"}
         if np.issubdtype(out["time"].dtype, np.datetime64):
             out["time"].attrs["units_metadata"] = "leap_seconds: unknown"
+
+
+def coordinates_encoded(dataset: xr.Dataset) -> tuple[xr.Dataset, dict[str, dict[str, object]]]:
+    """How coordinates are written; a time axis without dates becomes ``step``, as CF knows no other time."""
+    encoding: dict[str, dict[str, object]] = {str(name): {"_FillValue": None} for name in dataset.coords}
+    if np.issubdtype(dataset["time"].dtype, np.number):
+        dataset = dataset.rename(time="step")
+        encoding["step"] = encoding.pop("time")
+    else:
+        encoding["time"] |= {"units": "days since 1850-01-01", "dtype": "float64"}
+    return dataset, encoding

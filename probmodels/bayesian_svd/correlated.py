@@ -46,7 +46,7 @@ class Missing:
 
     def __init__(self, mask: NDArray[np.bool_], precision: Array, phi: Array) -> None:
         sizes = (~mask).sum(0).astype(float)
-        if (need := 16.0 * float(sizes @ sizes)) > _MOST:
+        if (need := 24.0 * float(sizes @ sizes)) > _MOST:
             raise ProblemError(
                 f"the gaps need {need / 2**30:.0f} GiB where noise is correlated (at most {_MOST / 2**30:.0f}); take a "
                 "smaller region or a coarser grid, drop the times with the largest gaps, or noise='white'"

@@ -22,7 +22,7 @@ import numpy as np
 import xarray as xr
 from scipy.spatial import cKDTree
 
-from probmodels.bayesian_svd.attributes import describe
+from probmodels.bayesian_svd.attributes import coordinates_encoded, describe
 from probmodels.bayesian_svd.draws import MODES_OF, Draws, blocks, expand, read_draws
 from probmodels.bayesian_svd.eof import Anomalies, compare_eof, eof_baseline, make_anomalies, shared_mean, to_grid
 from probmodels.bayesian_svd.noise import filtered_by
@@ -398,12 +398,7 @@ def write_modes(modes: xr.Dataset, path: str | Path) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoding: dict[str, dict[str, object]] = {str(name): {"_FillValue": None} for name in modes.coords}
-    if np.issubdtype(modes["time"].dtype, np.number):
-        modes = modes.rename(time="step")
-        encoding["step"] = encoding.pop("time")
-    else:
-        encoding["time"] |= {"units": "days since 1850-01-01", "dtype": "float64"}
+    modes, encoding = coordinates_encoded(modes)
     for name, array in modes.data_vars.items():
         if array.ndim > 1:
             encoding[str(name)] = {"dtype": "float32", "_FillValue": np.float32(np.nan)}

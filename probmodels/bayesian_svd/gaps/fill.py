@@ -22,6 +22,7 @@ from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from probmodels._version import __version__
+from probmodels.bayesian_svd.attributes import coordinates_encoded
 from probmodels.bayesian_svd.correlated import CorrelatedData
 from probmodels.bayesian_svd.eof import to_grid
 from probmodels.bayesian_svd.gaps.blocks import crps_of_draws
@@ -142,12 +143,7 @@ def write_filled(filled: xr.Dataset, path: str | Path) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    encoding: dict[str, dict[str, object]] = {str(name): {"_FillValue": None} for name in filled.coords}
-    if np.issubdtype(filled["time"].dtype, np.number):
-        filled = filled.rename(time="step")
-        encoding["step"] = encoding.pop("time")
-    else:
-        encoding["time"] |= {"units": "days since 1850-01-01", "dtype": "float64"}
+    filled, encoding = coordinates_encoded(filled)
     packed = {"zlib": True, "complevel": 4, "shuffle": True}
     encoding |= {str(k): {"dtype": "float32", "_FillValue": np.float32(np.nan), **packed} for k in filled.data_vars}
     encoding["status"] = {"dtype": "int8", "_FillValue": np.int8(-1), **packed}
