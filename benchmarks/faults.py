@@ -35,7 +35,9 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from probmodels import cli, lds
+from probmodels import lds
+from probmodels.cli import runs
+from probmodels.cli.common import INTERRUPTED
 from probmodels.inference import Phase, Problem, Result, fit_bilevel, fit_em, fit_svi, run_mcmc
 
 _EVERY = 0.1  # seconds between two checkpoints
@@ -129,7 +131,7 @@ def command(checkpoint: str = "", checkpoint_every: float = _EVERY, progress: bo
     }
     if not (folder / "report.html").exists():  # else killed after the last file was in its place
         with contextlib.redirect_stdout(None):
-            cli._execute(spec, strict=False, quiet=not progress)
+            runs.execute(spec, strict=False, quiet=not progress)
     for name in ("report.html", "summary.txt", "result.nc"):
         if not (folder / name).stat().st_size:
             raise SystemExit(f"{name} is empty")
@@ -184,7 +186,7 @@ def attempt(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(running.pid, number)
         _, errors = running.communicate()
-        if running.returncode not in (0, -number, -signal.SIGINT, 128 + number, cli._INTERRUPTED):
+        if running.returncode not in (0, -number, -signal.SIGINT, 128 + number, INTERRUPTED):
             raise SystemExit(f"{engine}: signal {number} made the run in {checkpoint} fail:\n{errors}") from None
         return running.returncode == 0, time.monotonic() - began
     if running.returncode:

@@ -457,8 +457,8 @@ def test_a_run_says_what_it_does_from_the_first_moment(inside: Callable[..., tup
 
 def test_what_is_listed_is_read_without_importing_it() -> None:
     code = (
-        "import sys\nfrom probmodels import cli\n"
-        "for what in ('methods', 'data'):\n    cli.list_known(what)\n"
+        "import sys\nfrom probmodels.cli.specs import list_known\n"
+        "for what in ('methods', 'data'):\n    list_known(what)\n"
         "print([name for name in ('torch', 'pyro', 'xarray', 'numpy', 'matplotlib') if name in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from probmodels import METHODS, cli
+from probmodels import METHODS
+from probmodels.cli import runs
+from probmodels.cli.sst import sst
 from probmodels.spec import load_spec
 
 ROOT = Path(__file__).parents[1]
@@ -50,8 +52,8 @@ def test_every_method_has_an_example() -> None:
 
 def test_the_spec_of_the_main_job_is_what_the_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     found: dict = {}
-    monkeypatch.setattr(cli, "_execute", lambda spec, **options: found.update(spec))
-    cli.sst()
+    monkeypatch.setattr(runs, "execute", lambda spec, **options: found.update(spec))
+    sst()
     written = tomllib.loads((ROOT / "examples" / "bayesian_svd.toml").read_text(encoding="utf-8"))
     assert {key: found[key] for key in ("method", "data", "model", "inference")} == {
         key: written[key] for key in ("method", "data", "model", "inference")

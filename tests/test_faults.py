@@ -555,7 +555,8 @@ def test_a_command_that_is_killed_at_any_stage_ends_when_it_is_repeated(tmp_path
 
 
 def test_a_result_without_its_outputs_gets_them_by_the_same_command(tmp_path, monkeypatch, capsys):
-    from probmodels import cli
+    from probmodels.cli import runs
+    from probmodels.cli.specs import run
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "spec.toml").write_text(SPEC.replace("120", "20"))
@@ -564,20 +565,20 @@ def test_a_result_without_its_outputs_gets_them_by_the_same_command(tmp_path, mo
         def die(*args):
             raise Killed
 
-        patch.setattr(cli, "_write", die)
+        patch.setattr(runs, "write", die)
         with pytest.raises(Killed):
-            cli.run(Path("spec.toml"), quiet=True)
+            run(Path("spec.toml"), quiet=True)
     written = (tmp_path / "run" / "result.nc").stat().st_mtime_ns
     other = (tmp_path / "spec.toml").read_text().replace("num_rounds = 20", "num_rounds = 21")
     (tmp_path / "other.toml").write_text(other)
     with pytest.raises(Exception, match="holds a result already"):
-        cli.run(Path("other.toml"), quiet=True)
-    cli.run(Path("spec.toml"), quiet=True)
+        run(Path("other.toml"), quiet=True)
+    run(Path("spec.toml"), quiet=True)
     assert "outputs are not complete" in capsys.readouterr().out
     assert (tmp_path / "run" / "report.html").exists()
     assert (tmp_path / "run" / "result.nc").stat().st_mtime_ns == written
     with pytest.raises(Exception, match="holds a result already"):
-        cli.run(Path("spec.toml"), quiet=True)
+        run(Path("spec.toml"), quiet=True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of the size of files are those of POSIX")

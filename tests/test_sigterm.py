@@ -128,21 +128,21 @@ def test_a_long_call_of_a_library_ends_with_the_process():
 
 OUTPUTS = """
 import sys, time
-from probmodels import cli
+from probmodels.cli import runs
 
-write = cli._write
+write = runs.write
 if len(sys.argv) == 3:
     def slow(result, folder):
         print("there", flush=True)
         time.sleep(60)
-    cli._write = slow
+    runs.write = slow
 spec = {
     "method": "hierarchical_mixture",
     "data": {"name": "petals", "num_rows": 100},
     "inference": {"engine": "em", "num_rounds": 2, "num_samples": 10, "phases": [{"objective": "wake"}]},
     "output": {"path": sys.argv[1]},
 }
-cli._execute(spec, strict=False, quiet=True)
+runs.execute(spec, strict=False, quiet=True)
 """
 
 
