@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,8 +32,9 @@ from probmodels.inference.diagnostics.findings import Report
 from probmodels.inference.labels import read_json
 from probmodels.inference.result import Result
 from probmodels.methods import foreign_code, get_method, refuse_code
-from probmodels.options import checked
+from probmodels.options import checked, options_of
 from probmodels.outputs import Outputs, loss_figure, write_all
+from probmodels.spec import own_outputs
 
 __all__ = ["draw_result", "show", "write_report"]
 
@@ -81,7 +82,13 @@ def draw_result(result: Result) -> dict[str, Figure]:
 
 
 @checked(ResultError)
-def write_report(result: Result, folder: str | Path, *, dpi: Annotated[int, Interval(ge=20, le=1200)] = 110) -> Outputs:
+def write_report(
+    result: Result,
+    folder: str | Path,
+    *,
+    dpi: Annotated[int, Interval(ge=20, le=1200)] = 110,
+    options: Mapping[str, Any] | None = None,
+) -> Outputs:
     """Write ``report.html``, one self-contained page with the verdict on top, for a result of any model.
 
     A registered method that has outputs of its own writes its tables and figures as well, and they are on the page;
@@ -95,6 +102,8 @@ def write_report(result: Result, folder: str | Path, *, dpi: Annotated[int, Inte
         Where to; made where it is missing. Files of the same names are replaced.
     dpi
         Resolution of the figures that all results have.
+    options
+        Options of the outputs of the method; by default those of its spec.
 
     Returns
     -------
@@ -123,7 +132,7 @@ def write_report(result: Result, folder: str | Path, *, dpi: Annotated[int, Inte
     else:
         name = _method_of(result)
         with foreign_code(get_method(name), name, "write_outputs", ResultError):
-            written = write_outputs(result, folder)
+            written = write_outputs(result, folder, **(_options(result) if options is None else options))
         if not isinstance(written, Outputs):
             raise ResultError(
                 f"method {name!r}: write_outputs returned a {type(written).__name__}, not what write_all returns"
@@ -146,6 +155,13 @@ def write_report(result: Result, folder: str | Path, *, dpi: Annotated[int, Inte
 
 def _method_of(result: Result) -> str:
     return str(read_spec(result.tree.attrs).get("method", result.tree.attrs.get("method")))
+
+
+def _options(result: Result) -> dict[str, Any]:
+    """What the spec of a result asks of the outputs of its method, where it takes that."""
+    method: Any = get_method(_method_of(result))
+    known = options_of(method.write_outputs, skip=2)
+    return {key: value for key, value in own_outputs(read_spec(result.tree.attrs)).items() if key in known}
 
 
 def _own_outputs(result: Result) -> Callable[[Result, str | Path], Outputs] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 from probmodels.methods import get_method
@@ -46,11 +47,18 @@ def spec_schema(name: str) -> dict[str, Any]:
             "data": {"anyOf": loaders},
             "model": options_schema(method.make_problem, skip=1),
             "inference": {"anyOf": engines},
-            "output": options_schema(output_options),
+            "output": _output(method),
         },
         "required": ["method"],
         "additionalProperties": False,
     }
+
+
+def _output(method: ModuleType) -> dict[str, Any]:
+    """Where to write, and options of the method's own outputs."""
+    common = options_schema(output_options)
+    own = options_schema(method.write_outputs, skip=2) if hasattr(method, "write_outputs") else {"properties": {}}
+    return common | {"properties": {**common["properties"], **own["properties"]}}
 
 
 def _engine(name: str) -> dict[str, Any]:

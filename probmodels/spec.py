@@ -11,6 +11,7 @@
     engine = "mcmc"              # run_mcmc(problem, **rest)
     [output]
     path = "runs/npac"
+    rotation = "varimax"         # write_outputs(result, path, **rest)
 
 ``guide`` gives the problem an automatic guide in place of its own, for engines that fit one, by name or as a table of
 name and options::
@@ -20,7 +21,8 @@ name and options::
     guide = { name = "low_rank", rank = 3 }
 
 A method whose problems are made of something else than a data set has loaders of its own, ``LOADERS`` of its module,
-and ``name`` is one of these: see `probmodels.score_composition.specs`.
+and ``name`` is one of these: see `probmodels.score_composition.specs`. Those of ``FURTHER_LOADERS`` stand beside the
+data sets.
 
 ``method`` is one of `METHODS`, the entry point of another package, or the dotted path of a module.
 
@@ -59,11 +61,13 @@ __all__ = [
     "build_problem",
     "change_spec",
     "check_keys",
+    "check_output",
     "engine_of",
     "load_data",
     "load_spec",
     "loaders_of",
     "output_options",
+    "own_outputs",
     "read_spec",
     "run_engine",
     "run_spec",
@@ -84,7 +88,7 @@ Read = Annotated[Mapping[str, Any], Passes(_check_read)]  # a spec that was read
 
 
 def output_options(*, path: Annotated[str, Len(1)] | None = None, overwrite: bool = False) -> None:
-    """The table ``[output]``.
+    """The table ``[output]``, beside the options of the method's ``write_outputs``.
 
     Parameters
     ----------
@@ -189,17 +193,36 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     _check_engine_keys(engine, own)
     _check_table("inference", engine_of(engine), own, ("engine", "guide"), skip=1)
     _guide(spec["inference"])
-    _check_table("output", output_options, spec["output"])
-    _check_path(spec["output"].get("path"))
+    check_output(method, spec["output"])
+    if hasattr(method, "check_spec"):
+        method.check_spec(spec)
     return spec
+
+
+def check_output(method: ModuleType, table: Mapping[str, Any]) -> None:
+    """Check the table ``[output]`` of a method.
+
+    Raises
+    ------
+    SpecError
+        If a key is unknown, or a value of a wrong type or out of range.
+    """
+    common = options_of(output_options)
+    further = {key: value for key, value in table.items() if key not in common}
+    own = options_of(method.write_outputs, skip=2) if further and hasattr(method, "write_outputs") else {}
+    check_keys("output", table, (*common, *own))
+    _check_table("output", output_options, {key: value for key, value in table.items() if key in common})
+    if further:
+        check_options(method.write_outputs, further, where="[output] ", error=SpecError, known=own)
+    _check_path(table.get("path"))
 
 
 @checked(SpecError)
 def spec_of_result(path: str | Path, *, allow_fetch: bool = False) -> dict[str, Any]:
     """The spec that a result file was made from.
 
-    The file may come from anywhere, so that what it says about this machine is left out: ``[output]`` and the folder of
-    checkpoints.
+    The file may come from anywhere, so that what it says about this machine is left out: where to write, whether to
+    replace what lies there, and the folder of checkpoints.
 
     Parameters
     ----------
@@ -236,7 +259,7 @@ def spec_of_result(path: str | Path, *, allow_fetch: bool = False) -> dict[str, 
         raise SpecError(f"{path} holds no spec of its data, so it cannot be run again from the file alone")
     try:
         spec = read_spec(spec)
-        spec["output"] = {}
+        spec["output"] = own_outputs(spec)
         spec["inference"].pop("checkpoint", None)
         refuse_code(spec.get("method", ""), spec["data"].get("name", ""))
         if not allow_fetch:
@@ -244,6 +267,11 @@ def spec_of_result(path: str | Path, *, allow_fetch: bool = False) -> dict[str, 
         return load_spec(spec)
     except SpecError as error:
         raise SpecError(f"the spec in {path}: {error}") from error
+
+
+def own_outputs(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a spec for the outputs of its method."""
+    return {key: value for key, value in spec.get("output", {}).items() if key not in options_of(output_options)}
 
 
 @checked(SpecError)
@@ -332,7 +360,8 @@ def loaders_of(method: ModuleType) -> dict[str, Callable[..., Any]]:
     from probmodels.datasets import get_loader, list_loaders
 
     own: dict[str, Callable[..., Any]] | None = getattr(method, "LOADERS", None)
-    return {name: get_loader(name) for name in list_loaders()} if own is None else own
+    further: dict[str, Callable[..., Any]] = getattr(method, "FURTHER_LOADERS", {})
+    return {name: get_loader(name) for name in list_loaders()} | further if own is None else own
 
 
 @checked(SpecError)
@@ -430,8 +459,9 @@ def _loader(method: ModuleType, name: Any) -> Callable[..., Any]:
     if not isinstance(name, str):
         raise SpecError(f"[data] name={name!r}; give the name of a data set")
     if not hasattr(method, "LOADERS"):
+        further: dict[str, Callable[..., Any]] = getattr(method, "FURTHER_LOADERS", {})
         try:
-            return get_loader(name)
+            return further[name] if name in further else get_loader(name)
         except DataError as error:
             raise SpecError(f"[data] {error}") from error
     if name not in method.LOADERS:

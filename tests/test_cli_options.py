@@ -82,6 +82,7 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--thin": NO_COUNT,
         "--chains": NO_COUNT,
         "--steps": [*NO_COUNT, "3"],
+        "--rotation": ["oblimin", "", "3"],
         "--seed": NO_SEED,
         "--engine": ["gibbs", "", "em"],
         "--device": ["tpu", "", "cuda:99", "meta"],
@@ -119,6 +120,9 @@ WRONG: dict[str, dict[str, list[str]]] = {
             "inference.device=cuda:99",
             "inference.checkpoint=FILE",
             "inference.num_steps=3",
+            "output.rotation=oblimin",
+            "output.level=2",
+            "output.nope=1",
         ],
         "--out": NO_FOLDER,
         "--device": ["tpu", "", "cuda:99", "meta"],
@@ -132,7 +136,12 @@ WRONG: dict[str, dict[str, list[str]]] = {
     "schema": {"method": ["nothing", "", "os.path", "bayesian_svt"]},
     "show": {"folder": NO_RESULT},
     "diagnose": {"folder": NO_RESULT, "--strict": NO_FLAG, "--allow-code": NO_FLAG},
-    "report": {"folder": NO_RESULT, "--out": NO_FOLDER, "--allow-code": NO_FLAG},
+    "report": {
+        "folder": NO_RESULT,
+        "--out": NO_FOLDER,
+        "--set": ["", "output.rotation", "output.rotation=varimax", "output.path=.", "model.rank=3", "=3"],
+        "--allow-code": NO_FLAG,
+    },
     "compare": {
         "folders": ["absent", "FILE", "FOLDER", "OTHER"],
         "--method": ["waic", ""],
@@ -423,6 +432,29 @@ def test_the_noise_is_as_asked(inside: Callable[..., tuple[int, str]], noise: st
     status, said = inside("sst", "FIELD", *WORKING["sst"][1:5], "--out=run", f"--noise={noise}", "--quiet")
     assert status == 0, said
     assert ("noise_level" in Result.load(Path("run")).tree["constant_data"]) == (noise == "correlated")
+
+
+@pytest.mark.parametrize("rotation", ["varimax", "promax"])
+def test_modes_are_rotated_as_asked(inside: Callable[..., tuple[int, str]], rotation: str) -> None:
+    assert inside("sst", "FIELD", *WORKING["sst"][1:5], "--out=run", f"--rotation={rotation}", "--quiet") == (0, "")
+    assert {"rotated_maps.png", "rotated_pcs.png"} <= {file.name for file in Path("run/figures").iterdir()}
+    assert 'id="rotated"' in Path("run/report.html").read_text(encoding="utf-8")
+    assert "rotated modes of the population" in Path("run/summary.txt").read_text(encoding="utf-8")
+    first = Path(f"run/modes_{rotation}.nc").read_bytes()
+    assert inside("report", "run", "--out=plain") == (0, "")  # as its spec says
+    assert Path(f"plain/modes_{rotation}.nc").exists()
+    other = {"varimax": "promax", "promax": "varimax"}[rotation]
+    assert inside("report", "run", "--out=other", "--set", f"output.rotation={other}") == (0, "")
+    assert Path(f"other/modes_{other}.nc").read_bytes() != first
+
+
+def test_one_mode_is_not_rotated_and_nothing_is_read(inside: Callable[..., tuple[int, str]]) -> None:
+    status, said = inside("sst", "absent.nc", "--rank=1", "--out=run", "--rotation=varimax", "--quiet")
+    assert status == 2
+    assert "rotation needs two modes or more" in said
+    status, said = inside("run", "SPEC", "--set=model.rank=1", "--set=output.rotation=promax", "--out=run", "--quiet")
+    assert status == 2
+    assert "rotation needs two modes or more" in said
 
 
 def test_the_module_is_the_command_line() -> None:

@@ -6,6 +6,7 @@ from .model import ENGINES as ENGINES, REFERENCE as REFERENCE
 from .outputs import write_outputs as write_outputs
 from .prepare import make_problem as make_problem, tiny as tiny
 from .sampler import BlockGibbs as BlockGibbs
+from .specs import check_spec as check_spec
 
 __all__ = [
     "ENGINES",
@@ -13,6 +14,7 @@ __all__ = [
     "BlockGibbs",
     "box_weights",
     "check_model",
+    "check_spec",
     "fan_charts",
     "forecast",
     "forecast_table",

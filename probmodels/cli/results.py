@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from probmodels.cli import runs
 from probmodels.cli.common import Refusal, exit_unless, import_code, load, make_folder, problem_of
 from probmodels.cli.options import IMAGES, LARGEST, MOST, PATH, AllowCode, AllowFetch, Folder, Strict, path
 from probmodels.errors import ResultError
+
+if TYPE_CHECKING:
+    from probmodels.inference.result import Result
 
 __all__ = ["compare", "diagnose", "predict", "report", "show"]
 
@@ -33,16 +36,44 @@ def diagnose(folder: Folder, strict: Strict = False, allow_code: AllowCode = Fal
 def report(
     folder: Folder,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write to.", **PATH)] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Option of the outputs that replaces the spec's, e.g. output.rotation=varimax; repeatable.",
+        ),
+    ] = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Write maps, figures and the HTML report of a result again."""
     import_code(folder, allow_code)
     result = load(folder)
+    options = _changed_outputs(result, changes) if changes else None
     try:
-        runs.write(result, out or (folder if folder.is_dir() else folder.parent))
+        runs.write(result, out or (folder if folder.is_dir() else folder.parent), options)
     except KeyError as error:  # of a file that names a method that did not make it; after a run it would be our fault
         name, lacking = result.tree.attrs.get("method"), str(error).strip("\"'").partition(".")[0]
         raise ResultError(f"the result is none that {name} made, whose outputs need more: {lacking}") from error
+
+
+def _changed_outputs(result: Result, changes: list[str]) -> dict[str, Any]:
+    """Options of the outputs of a result, as its spec has them and as changed."""
+    from probmodels.inference.labels import read_json
+    from probmodels.methods import get_method, refuse_code
+    from probmodels.spec import change_spec, check_output, own_outputs, read_spec
+
+    known = {key: value for key, value in read_json(result.tree.attrs, "spec", {}).items() if key == "output"}
+    spec = read_spec(known)
+    for change in changes:
+        key = change.partition("=")[0].strip()
+        if not key.startswith("output.") or key in ("output.path", "output.overwrite"):
+            raise Refusal(f"--set {change}: only options of outputs can be changed, such as output.rotation=varimax")
+        change_spec(spec, change)
+    options = own_outputs(spec)
+    refuse_code(name := str(result.tree.attrs.get("method")))
+    check_output(get_method(name), options)
+    return options
 
 
 def compare(

@@ -94,11 +94,14 @@ def _core(spec: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in spec.items() if key != "output"} | {"inference": inference}
 
 
-def write(result: Result, folder: Path) -> bool:
-    """Tables, figures and a page on any result, with those of its method; whether draws and model passed."""
+def write(result: Result, folder: Path, options: dict[str, Any] | None = None) -> bool:
+    """Tables, figures and a page on any result, with those of its method; whether draws and model passed.
+
+    Options are those of the method's outputs; by default those of the spec of the result.
+    """
     from probmodels.report import write_report
 
-    written = write_report(result, folder)
+    written = write_report(result, folder, options=options)
     typer.echo(f"\n{written.table}\n\n{written.diagnosis}\n\nReport: {written.report}")
     return bool(written.diagnosis.ok)
 

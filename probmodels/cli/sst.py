@@ -76,6 +76,9 @@ def sst(
     thin: Annotated[int | None, typer.Option(help="Sweeps per draw kept (default 1); for mcmc.")] = None,
     chains: Annotated[int | None, typer.Option(help="Number of chains (default 4); for mcmc.")] = None,
     steps: Annotated[int | None, typer.Option(help="Gradient steps (default 800); for svi.")] = None,
+    rotation: Annotated[
+        str | None, typer.Option(help="varimax or promax: modes rotated to simple patterns, beside the others.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same draws.")] = 0,
     engine: Annotated[str, typer.Option(help="mcmc (exact) or svi (approximate).")] = "mcmc",
     changes: Changes = None,
@@ -123,7 +126,7 @@ def sst(
         "data": _given(data),
         "model": _given(model),
         "inference": {"engine": engine, "seed": seed, **_sampling(engine, draws, warmup, thin, chains, steps)},
-        "output": {"path": str(out), "overwrite": overwrite},
+        "output": _given({"path": str(out), "overwrite": overwrite, "rotation": rotation}),
     }
     if changes:
         from probmodels.spec import change_spec
