@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,23 @@ from probmodels.datasets.regions import Region, arrange_longitudes
 from probmodels.errors import DataError
 from probmodels.options import Probability, checked, refuse_unused
 
-__all__ = ["area_weight", "cells_inside", "from_cells", "ocean_cells", "place_coords", "scattered_matrix", "to_matrix"]
+__all__ = [
+    "ICE",
+    "area_weight",
+    "cells_inside",
+    "check_coarse",
+    "coarse_values",
+    "coarsened",
+    "coarsened_axis",
+    "from_cells",
+    "mesh_attrs",
+    "ocean_cells",
+    "place_coords",
+    "scattered_matrix",
+    "to_matrix",
+]
 
+ICE = "whether the sea is frozen"
 _AREAS = r"areacell[ao]|cell_?area|t?area(_t)?"  # names of the areas of cells
 
 
@@ -50,6 +66,59 @@ def ocean_cells(field: xr.DataArray, min_valid: float, mends: list[str]) -> np.n
     return ocean & ~constant
 
 
+_SEEN = 0.5  # share of the area of cells that are averaged to one which has to hold values
+
+
+def coarsened(field: xr.DataArray, size: int) -> xr.DataArray:
+    """Means over boxes of ``size`` by ``size`` cells of a field (time, lat, lon), by area."""
+    frozen = field["ice"].values if "ice" in field.coords else np.zeros(field.shape, dtype=bool)
+    values, frozen = coarse_values(field.values, frozen, field["lat"].values, size)
+    coords = {"time": field["time"].values} | {k: coarsened_axis(field[k].values, size) for k in ("lat", "lon")}
+    out = xr.DataArray(values, coords, field.dims, name=field.name, attrs=field.attrs)
+    return out.assign_coords(ice=(field.dims, frozen & np.isnan(values))) if "ice" in field.coords else out
+
+
+def check_coarse(field: xr.DataArray, sizes: Mapping[str, int], size: int, mends: list[str]) -> None:
+    """Check that boxes of ``size`` by ``size`` cells fit into a field; rows and columns that are left over are said.
+
+    Raises
+    ------
+    DataError
+        If they do not, or the grid is not rectangular.
+    """
+    if not {"lat", "lon"} <= set(field.dims):
+        raise DataError(
+            f"coarsen={size} averages boxes of a rectangular grid, which '{field.name}' is not on; leave it out"
+        )
+    if min(sizes["lat"], sizes["lon"]) < 2 * size:
+        raise DataError(f"coarsen={size}: the field has {sizes['lat']} x {sizes['lon']} cells; choose a smaller number")
+    left = {name: sizes[name] % size for name in ("lat", "lon")}
+    said = f"Boxes of {size} x {size} cells were averaged, by area"
+    if any(left.values()):
+        said += f"; {left['lat']} rows in the north and {left['lon']} columns in the east that fill none were left out"
+    mends.append(f"{said}.")
+
+
+def coarse_values(values: np.ndarray, frozen: np.ndarray, lat: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Means of boxes (time, lat, lon), NaN where less than half their area holds values, and whether any is frozen."""
+    rows, columns = values.shape[1] // size, values.shape[2] // size
+
+    def boxes(array: np.ndarray) -> np.ndarray:
+        return array[:, : rows * size, : columns * size].reshape(-1, rows, size, columns, size)
+
+    box, weight = boxes(values), area_weight(lat)[: rows * size].reshape(rows, size)[None, :, :, None, None]
+    there = np.isfinite(box)
+    area = np.sum(there * weight, axis=(2, 4))
+    total = np.sum(np.where(there, box, 0.0) * weight, axis=(2, 4))
+    enough = area >= _SEEN * size * weight.sum(axis=2)[..., 0] - 1e-12
+    return np.where(enough, total / np.where(area > 0, area, 1.0), np.nan), boxes(frozen).any(axis=(2, 4))
+
+
+def coarsened_axis(axis: np.ndarray, size: int) -> np.ndarray:
+    """Centres of boxes of ``size`` cells."""
+    return np.asarray(axis[: len(axis) // size * size].reshape(-1, size).mean(axis=1))
+
+
 @checked(DataError)
 def to_matrix(field: xr.DataArray, *, min_valid: Probability = 0.5) -> xr.DataArray:
     """Lay the ocean cells of a field out as the rows of a matrix.
@@ -65,8 +134,8 @@ def to_matrix(field: xr.DataArray, *, min_valid: Probability = 0.5) -> xr.DataAr
     -------
     xr.DataArray
         Dims (cell, time), cells from south-west row by row, NaN in gaps; coords ``cell`` (0, 1, ...), ``lat``,
-        ``lon``, ``lat_index``, ``lon_index`` and ``area_weight`` by cell, and ``time``. The attrs of the field, and
-        the axes of its grid as ``grid_lat`` and ``grid_lon``.
+        ``lon``, ``lat_index``, ``lon_index`` and ``area_weight`` by cell, ``time``, and ``ice`` where the field has
+        it. The attrs of the field, and the axes of its grid as ``grid_lat`` and ``grid_lon``.
 
     Raises
     ------
@@ -91,6 +160,8 @@ def to_matrix(field: xr.DataArray, *, min_valid: Probability = 0.5) -> xr.DataAr
         "area_weight": ("cell", area_weight(lat)[rows]),
     }
     attrs = field.attrs | {"grid_lat": lat, "grid_lon": lon}
+    if "ice" in field.coords:
+        coords["ice"] = ("cell", "time"), field["ice"].values[:, rows, columns].T, field["ice"].attrs
     return xr.DataArray(
         field.values[:, rows, columns].T.astype(np.float64), coords, ("cell", "time"), name=field.name, attrs=attrs
     )
@@ -238,20 +309,34 @@ def cells_inside(lat: np.ndarray, lon: np.ndarray, region: Region | None, mends:
     return found[np.sort(first)]
 
 
-def scattered_matrix(field: xr.DataArray, ocean: np.ndarray, attrs: Mapping[str, str]) -> xr.DataArray:
-    """Cells (time, cell) of no rectangular grid as the matrix (cell, time) that `to_matrix` makes of others."""
+def scattered_matrix(field: xr.DataArray, ocean: np.ndarray, attrs: Mapping[str, Any]) -> xr.DataArray:
+    """Cells (time, cell) of no rectangular grid as the matrix (cell, time) that `to_matrix` makes of others.
+
+    A curvilinear grid, as `mesh_attrs` gives it in ``attrs``, gets its longitudes in the convention of the cells.
+    """
     field = field.isel(cell=np.flatnonzero(ocean))
-    lat, lon = field["lat"].values, field["lon"].values
-    west = arrange_longitudes(lon)[1][0]
+    lat = field["lat"].values
+    west = arrange_longitudes(field["lon"].values)[1][0]
+
+    def eastward(lon: np.ndarray) -> np.ndarray:
+        return np.asarray(np.round(west + (lon - west + 1e-4) % 360 - 1e-4, 4))
+
     coords = {
         "cell": np.arange(len(lat)),
         "time": field["time"].variable,
         "lat": ("cell", lat, {"standard_name": "latitude", "units": "degrees_north"}),
-        "lon": (
-            "cell",
-            np.round(west + (lon - west + 1e-4) % 360 - 1e-4, 4),
-            {"standard_name": "longitude", "units": "degrees_east"},
-        ),
+        "lon": ("cell", eastward(field["lon"].values), {"standard_name": "longitude", "units": "degrees_east"}),
         "area_weight": ("cell", field["area"].values / field["area"].values.max()),
     }
-    return xr.DataArray(field.values.T, coords, ("cell", "time"), name=field.name, attrs=dict(attrs))
+    coords |= {name: ("cell", field[name].values) for name in ("y_index", "x_index") if name in field.coords}
+    if "ice" in field.coords:
+        coords["ice"] = ("cell", "time"), field["ice"].values.T, {"long_name": ICE}
+    attrs = dict(attrs)
+    if "mesh_lon" in attrs:
+        attrs["mesh_lon"] = eastward(np.asarray(attrs["mesh_lon"]))
+    return xr.DataArray(field.values.T, coords, ("cell", "time"), name=field.name, attrs=attrs)
+
+
+def mesh_attrs(lat: np.ndarray, lon: np.ndarray) -> dict[str, np.ndarray]:
+    """A curvilinear grid (y, x) as attributes, which NetCDF has in one dimension only."""
+    return {"mesh_lat": lat.ravel(), "mesh_lon": lon.ravel(), "mesh_shape": np.asarray(lat.shape, dtype=np.int32)}

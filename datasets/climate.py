@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
@@ -17,12 +19,20 @@ from probmodels.datasets.units import Temperature, read_temperature
 from probmodels.errors import DataError
 
 __all__ = [
+    "Scale",
+    "find_scale",
+    "first_days",
+    "freezing_sentence",
+    "frozen_values",
+    "full_months",
+    "ice_sentence",
     "in_celsius",
     "mask_ice",
+    "middles",
     "monthly_values",
     "refuse_infinities",
+    "refuse_two_scales",
     "remove_climatology",
-    "said_of_ice",
     "season_means",
     "unique_times",
     "within_period",
@@ -59,8 +69,55 @@ def refuse_infinities(field: xr.DataArray) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Scale:
+    """How the values of a field become degC, and what they can be.
+
+    ``kind`` "anomaly" or "absolute"; ``unit`` what one of them counts in degrees; then ``factor`` and ``shift``;
+    ``name`` of the scale that they are on, empty for what is no temperature; ``bounds`` of temperatures of the sea in
+    degC, none for other fields.
+    """
+
+    kind: str
+    unit: float = 1.0
+    factor: float = 1.0
+    shift: float = 0.0
+    name: str = ""
+    bounds: tuple[float, float] | None = None
+
+    def applied(self, field: xr.DataArray) -> xr.DataArray:
+        """A field in degC, checked; others as they are.
+
+        Raises
+        ------
+        DataError
+            If values are no temperatures of the sea.
+        """
+        if not self.name:
+            return field
+        scaled = field.values if self.unit == 1 else field.values * self.unit
+        celsius = field.copy(data=scaled * self.factor + self.shift).assign_attrs(units="degC")
+        if self.bounds is not None:
+            floor, ceiling = self.bounds
+            wrong = (celsius.values < floor) | (celsius.values > ceiling)
+            if wrong.any():
+                value = f"{float(field.values[wrong][0]):g}"
+                raise DataError(
+                    f"{int(wrong.sum())} values of '{field.name}' are no sea surface temperatures (expected {floor:g} "
+                    f"to {ceiling:g} degC, and the file is in {self.name}); {_spot(field, wrong)}; if the file writes "
+                    f"that for 'missing', name it with fill={value} (--fill {value} on the command line)"
+                )
+        return celsius
+
+
 def in_celsius(field: xr.DataArray, mends: list[str]) -> tuple[str, xr.DataArray]:
     """Kind of the field ("anomaly" or "absolute") and the field, temperatures in degC."""
+    scale = find_scale(field, mends)
+    return scale.kind, scale.applied(field)
+
+
+def find_scale(field: xr.DataArray, mends: list[str]) -> Scale:
+    """Kind and scale of a field, by what it says of itself and by its values."""
     values = field.values
     finite = values[np.isfinite(values)]
     if not finite.size:
@@ -80,28 +137,22 @@ def in_celsius(field: xr.DataArray, mends: list[str]) -> tuple[str, xr.DataArray
     if declared is None:
         if not units:
             mends.append(f"'{field.name}' declares no units; its values ({low:g} to {high:g}) are left as they are.")
-        return _kind(field, words, mends), field
-    scaled = _scaled(field, declared, mends)
-    _refuse_two_scales(scaled)
+        return Scale(_kind(field, words, mends))
+    unit = _unit(field, declared, mends)
+    scaled = field if unit == 1 else field.copy(data=field.values * unit)
+    refuse_two_scales(middles(scaled), field["time"].values, str(field.name))
     kind = _kind(scaled, words, mends)
-    celsius, scale = _converted(scaled, declared, kind, mends)
+    name, factor, shift = _conversion(scaled, declared, kind, mends)
+    bounds = None
     if re.search(_SEA, words, re.IGNORECASE):
-        floor, ceiling = _ABSOLUTE["degC"] if kind == "absolute" else (-50.0, 50.0)
-        wrong = (celsius.values < floor) | (celsius.values > ceiling)
-        if wrong.any():
-            value = f"{float(values[wrong][0]):g}"
-            raise DataError(
-                f"{int(wrong.sum())} values of '{field.name}' are no sea surface temperatures (expected {floor:g} to "
-                f"{ceiling:g} degC, and the file is in {scale}); {_spot(field, wrong)}; if the file writes that for "
-                f"'missing', name it with fill={value} (--fill {value} on the command line)"
-            )
-    return kind, celsius
+        bounds = _ABSOLUTE["degC"] if kind == "absolute" else (-50.0, 50.0)
+    return Scale(kind, unit, factor, shift, name, bounds)
 
 
-def _scaled(field: xr.DataArray, declared: Temperature, mends: list[str]) -> xr.DataArray:
-    """The field in whole degrees where its units are a multiple of them, as 0.01 degC."""
+def _unit(field: xr.DataArray, declared: Temperature, mends: list[str]) -> float:
+    """What a value counts in degrees: its units may be a multiple of them, as 0.01 degC."""
     if declared.factor == 1:
-        return field
+        return 1.0
     low, high = float(field.min()), float(field.max())
     floor, ceiling = _ABSOLUTE[declared.scale]
     units = field.attrs["units"]
@@ -109,49 +160,51 @@ def _scaled(field: xr.DataArray, declared: Temperature, mends: list[str]) -> xr.
         mends.append(
             f"'{field.name}' declares units '{units}', but its values ({low:g} to {high:g}) are whole degrees."
         )
-        return field
+        return 1.0
     mends.append(f"'{field.name}' is in units of {units}; multiplied by {declared.factor:g}.")
-    return field.copy(data=field.values * declared.factor)
+    return declared.factor
 
 
-def _refuse_two_scales(field: xr.DataArray) -> None:
-    """Raise DataError where some time steps are in kelvin and others are not."""
+def middles(field: xr.DataArray) -> np.ndarray:
+    """Median of each time, NaN where it holds no value."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of steps without a value
-        middle = np.nanmedian(field.values.reshape(len(field), -1), axis=1)
+        return np.asarray(np.nanmedian(field.values.reshape(len(field), -1), axis=1))
+
+
+def refuse_two_scales(middle: np.ndarray, times: np.ndarray, name: str) -> None:
+    """Raise DataError where, by their medians, some time steps are in kelvin and others are not."""
     kelvin = (middle > 200) & (middle < 340)
     other = np.abs(middle) < 100
     if kelvin.any() and other.any():
-        dates = [str(date)[:10] for date in field["time"].values[kelvin][[0, -1]]]
+        dates = [str(date)[:10] for date in times[kelvin][[0, -1]]]
         raise DataError(
-            f"'{field.name}' is in kelvin at {int(kelvin.sum())} of {len(kelvin)} times, {dates[0]} to {dates[1]}, and "
+            f"'{name}' is in kelvin at {int(kelvin.sum())} of {len(kelvin)} times, {dates[0]} to {dates[1]}, and "
             "in degC at others; bring all to one scale, for example with "
             f"'cdo subc,273.15 -seldate,{dates[0]},{dates[1]} IN OUT'"
         )
 
 
-def _converted(field: xr.DataArray, declared: Temperature, kind: str, mends: list[str]) -> tuple[xr.DataArray, str]:
-    """The field in degC, and the scale that its values were on."""
+def _conversion(field: xr.DataArray, declared: Temperature, kind: str, mends: list[str]) -> tuple[str, float, float]:
+    """The scale that values are on, and factor and shift to degC."""
     low, high = float(field.min()), float(field.max())
     filled = field.values[np.isfinite(field.values) & (field.values != 0)]  # land may be at 0 K
     middle = float(np.median(filled)) if filled.size else 0.0
     units = str(field.attrs.get("units", "")).strip()
     stated = f"'{field.name}' declares " + (f"units '{units}'" if units else "no units")
     span = f"its values ({low:g} to {high:g})"
-    scale, shift, factor = "degC", 0.0, 1.0
     if declared.scale == "degF":
-        scale, factor = "degF", 5 / 9
-        shift = -32.0 * factor if kind == "absolute" else 0.0
         mends.append(f"{stated}; converted to degC.")
-    elif kind == "absolute" and middle > 150:
-        scale, shift = "K", -273.15
+        return "degF", 5 / 9, -32.0 * (5 / 9) if kind == "absolute" else 0.0
+    if kind == "absolute" and middle > 150:
         if declared.scale != "K":
             mends.append(f"{stated}, but {span} are in kelvin; converted to degC.")
-    elif declared.scale == "K" and kind == "absolute":
+        return "K", 1.0, -273.15
+    if declared.scale == "K" and kind == "absolute":
         mends.append(f"{stated}, but {span} are in degC; not converted.")
     elif not declared.scale:
         mends.append(f"{stated}{', no known scale' if units else ''}; by {span} it is in degC.")
-    return field.copy(data=field.values * factor + shift).assign_attrs(units="degC"), scale
+    return "degC", 1.0, 0.0
 
 
 def _named_kind(words: str) -> str:
@@ -193,31 +246,62 @@ def _kind(field: xr.DataArray, words: str, mends: list[str]) -> str:
     return "anomaly"
 
 
-def mask_ice(field: xr.DataArray, ice: float, kind: str, mends: list[str]) -> xr.DataArray:
-    """Mask temperatures at or below ``ice`` degC."""
-    if kind == "anomaly" or field.attrs.get("units") != "degC":
+def frozen_values(field: xr.DataArray, ice: float | None, kind: str) -> np.ndarray:
+    """Which temperatures are at or below ``ice`` degC; for None, which are at the freezing point of sea water.
+
+    Raises
+    ------
+    DataError
+        If ``ice`` is given and the field holds no temperatures.
+    """
+    warm = kind == "anomaly" or field.attrs.get("units") != "degC"
+    if ice is None:
+        if warm:
+            return np.zeros(field.shape, dtype=bool)
+        return (field.values >= _FREEZING - 1e-3) & (field.values <= _FREEZING + 1e-3)
+    if warm:
         held = "anomalies" if kind == "anomaly" else "no temperatures"
         raise DataError(f"ice={ice:g} needs temperatures in degC, but '{field.name}' holds {held}; leave ice out")
-    frozen = field.values <= ice + 1e-4  # float32 files write -1.8 as -1.79999995
+    return np.asarray(field.values <= ice + 1e-4)  # float32 files write -1.8 as -1.79999995
+
+
+def ice_sentence(count: int, ice: float) -> str:
+    """How many values were masked as sea ice."""
+    return f"{count} values at or below {ice:g} degC are taken for sea ice; masked."
+
+
+def freezing_sentence(count: int, cells: int) -> str:
+    """How many values lie at the freezing point, where products put it under ice."""
+    return (
+        f"{count} values in {cells} cells are {_FREEZING:g} degC, the freezing point, as under sea ice, where the "
+        "field does not vary; ice=-1.79 (--ice=-1.79) masks them."
+    )
+
+
+def mask_ice(field: xr.DataArray, ice: float | None, kind: str, mends: list[str]) -> xr.DataArray:
+    """Mask temperatures at or below ``ice`` degC, and keep where that was as the coord ``ice``; for None, only say
+    which are at the freezing point."""
+    frozen = frozen_values(field, ice, kind)
+    if ice is None:
+        if frozen.any():
+            mends.append(freezing_sentence(int(frozen.sum()), int(frozen.any(axis=0).sum())))
+        return field
     if frozen.any():
-        mends.append(f"{int(frozen.sum())} values at or below {ice:g} degC are taken for sea ice; masked.")
-    return field.where(~frozen)
+        mends.append(ice_sentence(int(frozen.sum()), ice))
+    return field.where(~frozen).assign_coords(ice=(field.dims, frozen))
+
+
+def _of_times(field: xr.DataArray, values: np.ndarray, times: np.ndarray, groups: Sequence[np.ndarray]) -> xr.DataArray:
+    """A field of other times, each made of a group of those before; it is ice where no value is left for it."""
+    coords = field.drop_vars(["time", "ice"], errors="ignore").coords | {"time": times}
+    out = xr.DataArray(values, coords, field.dims, name=field.name, attrs=field.attrs)
+    if "ice" in field.coords:
+        frozen = np.stack([field["ice"].values[group].any(axis=0) for group in groups])
+        out = out.assign_coords(ice=(field.dims, frozen & np.isnan(values)))
+    return out
 
 
 # -------------------------------------------------------------------------------------------------------- dates
-
-
-def said_of_ice(field: xr.DataArray, kind: str, mends: list[str]) -> None:
-    """Say how many values lie at the freezing point of sea water, where products put it under ice."""
-    if kind == "anomaly" or field.attrs.get("units") != "degC":
-        return
-    frozen = (field.values >= _FREEZING - 1e-3) & (field.values <= _FREEZING + 1e-3)
-    cells = frozen.any(axis=0)
-    if cells.any():
-        mends.append(
-            f"{int(frozen.sum())} values in {int(cells.sum())} cells are {_FREEZING:g} degC, the freezing point, as "
-            "under sea ice, where the field does not vary; ice=-1.79 (--ice=-1.79) masks them."
-        )
 
 
 def unique_times(field: xr.DataArray, mends: list[str]) -> xr.DataArray:
@@ -245,18 +329,28 @@ def monthly_values(field: xr.DataArray, mends: list[str], *, keep: bool = False)
     if step not in ("submonthly", "monthly") or (keep and step == "submonthly"):
         return field, step
     months = month_number(field["time"].values)
-    starts = as_dates((months - 12 * 1970).astype("datetime64[M]"))
     if step == "monthly":
-        return unique_times(field.assign_coords(time=starts), mends), step
+        return unique_times(field.assign_coords(time=first_days(months)), mends), step
+    present, sentence = full_months(months)
+    groups = [months == m for m in present]
+    mends.append(sentence)
+    values = np.stack([_mean(field.values[group]) for group in groups])
+    return _of_times(field, values, first_days(present), groups), "monthly"
+
+
+def full_months(months: np.ndarray) -> tuple[np.ndarray, str]:
+    """Months that hold at least half the values of the fullest, and what is said of the others."""
     present, counts = np.unique(months, return_counts=True)
     full = counts >= 0.5 * counts.max()
-    values = np.stack([_mean(field.values[months == m]) for m in present[full]])
     sentence = f"{len(months)} values more often than monthly were averaged to {int(full.sum())} months"
     if not full.all():
         sentence += "; dropped for lack of half their days: " + ", ".join(year_month(int(m)) for m in present[~full])
-    mends.append(sentence + ".")
-    coords = field.drop_vars("time").coords | {"time": np.unique(starts)[full]}
-    return xr.DataArray(values, coords, field.dims, name=field.name, attrs=field.attrs), "monthly"
+    return present[full], f"{sentence}."
+
+
+def first_days(months: np.ndarray) -> np.ndarray:
+    """Dates of the first of months, by their numbers."""
+    return as_dates((months - 12 * 1970).astype("datetime64[M]"))
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -339,10 +433,10 @@ def season_means(field: xr.DataArray, season: Season, span: Period | None, step:
     if not complete.any():
         raise DataError(f"no complete season {season.label} within the period; choose a longer one")
     kept = candidates[complete]
-    values = np.stack([field.values[member & (years == y)].mean(axis=0) for y in kept])
-    coords = field.drop_vars("time").coords | {"time": season.stamps(kept)}
+    groups = [member & (years == y) for y in kept]
+    values = np.stack([field.values[group].mean(axis=0) for group in groups])
     long_name = f"{season.label} mean of {field.attrs.get('long_name', field.name)}"
-    return xr.DataArray(values, coords, field.dims, name=field.name, attrs=field.attrs | {"long_name": long_name})
+    return _of_times(field, values, season.stamps(kept), groups).assign_attrs(long_name=long_name)
 
 
 def within_period(field: xr.DataArray, span: Period | None, mends: list[str]) -> xr.DataArray:

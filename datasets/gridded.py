@@ -39,6 +39,7 @@ __all__ = [
     "mask_invalid",
     "open_field",
     "open_parts",
+    "present_fill_values",
 ]
 
 Source: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | xr.Dataset | xr.DataArray
@@ -513,17 +514,25 @@ def mask_invalid(part: xr.DataArray) -> xr.DataArray:
 
 def fill_values(field: xr.DataArray) -> list[float]:
     """Well-known fill values, such as -1000 and -999, that stand further from all other values than those spread."""
+    found, low, high = present_fill_values(field)
+    low, high = (low, high) if low <= high else (0.0, 0.0)
+    spread = max(high - low, 1.0)
+    return [v for v in _SENTINELS if v in found and not low - spread <= v <= high + spread]
+
+
+def present_fill_values(field: xr.DataArray) -> tuple[set[float], float, float]:
+    """Well-known fill values that a field holds, and the lowest and highest of its other values."""
     sentinels = np.asarray(_SENTINELS, dtype=field.dtype if field.dtype.kind == "f" else np.float64)
     values = field.values
     values = values[np.isfinite(values) & (np.abs(values) < _HUGE)]
+    if not values.size:
+        return set(), np.inf, -np.inf
+    low, high = float(values.min()), float(values.max())
+    if low > max(v for v in _SENTINELS if v < 0) and high < min(v for v in _SENTINELS if v > 0):
+        return set(), low, high
+    found = {v for v, s in zip(_SENTINELS, sentinels, strict=True) if (values == s).any()}
     rest = values[~np.isin(values, sentinels)]
-    low, high = (float(rest.min()), float(rest.max())) if rest.size else (0.0, 0.0)
-    spread = max(high - low, 1.0)
-    return [
-        v
-        for v, s in zip(_SENTINELS, sentinels, strict=True)
-        if (values == s).any() and not low - spread <= v <= high + spread
-    ]
+    return found, *((float(rest.min()), float(rest.max())) if rest.size else (np.inf, -np.inf))
 
 
 def mask_fill_values(field: xr.DataArray, fill: Sequence[float], *, mends: list[str]) -> xr.DataArray:

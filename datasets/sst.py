@@ -9,8 +9,9 @@ The canonical field
 
 - coords ``time`` (datetime64[ns], ascending; first of the month for monthly data; 1 January for seasons that run
   over the year's end, else the first of the season's middle month), ``lat`` (ascending, degrees north), ``lon``
-  (ascending, degrees east, never cutting the region), ``area_weight`` (lat), the cosine of latitude, and ``ocean``
-  (lat, lon), True for the cells that are analysed;
+  (ascending, degrees east, never cutting the region), ``area_weight`` (lat), the cosine of latitude, ``ocean``
+  (lat, lon), True for the cells that are analysed, and ``ice`` (time, lat, lon), True where these are frozen and so
+  masked, if any are;
 - attrs ``units``, ``long_name``, ``kind`` ("anomaly" or "absolute"), ``base_period``, ``season``, ``frequency``,
   ``region``, ``period``, ``source_files`` (JSON list of names and sha256) and ``mends`` (JSON list of sentences).
 """
@@ -29,52 +30,44 @@ import numpy as np
 import xarray as xr
 from annotated_types import Interval, Len
 
-from probmodels.datasets.calendars import Period, Season, month_number, parse_period, parse_season, year_month
+from probmodels.datasets.calendars import (
+    Period,
+    Season,
+    frequency,
+    month_number,
+    parse_period,
+    parse_season,
+    year_month,
+)
 from probmodels.datasets.cells import (
+    ICE,
     area_weight,
-    cells_inside,
+    check_coarse,
+    coarsened,
     from_cells,
     ocean_cells,
     scattered_matrix,
     to_matrix,
 )
-from probmodels.datasets.checks import SMALLER, check_fits
+from probmodels.datasets.chunks import Selection, read_chunks, read_whole
 from probmodels.datasets.climate import (
     in_celsius,
     mask_ice,
     monthly_values,
     refuse_infinities,
     remove_climatology,
-    said_of_ice,
     season_means,
     unique_times,
     within_period,
 )
-from probmodels.datasets.gridded import (
-    Source,
-    as_slice,
-    fill_values,
-    join,
-    load_into_memory,
-    mask_fill_values,
-    mask_invalid,
-    open_field,
-    open_parts,
-)
-from probmodels.datasets.regions import (
-    REGIONS,
-    Region,
-    arrange_longitudes,
-    parse_region,
-    select_latitudes,
-    select_longitudes,
-)
+from probmodels.datasets.gridded import Source, fill_values, mask_fill_values, open_field, open_parts
+from probmodels.datasets.regions import REGIONS, Region, parse_region
+from probmodels.datasets.selection import OnGrid, Scattered, check_periods, needed_times
 from probmodels.errors import DataError
 from probmodels.options import Probability, checked, refuse_unused
 
 __all__ = ["REGIONS", "default_field", "default_path", "from_cells", "load_sst", "open_field", "to_matrix"]
 
-_COPIES = 5  # of the values that reading and repairing them takes
 Months: TypeAlias = str | int | slice | Sequence[Any]  # what parse_period reads
 
 
@@ -112,6 +105,7 @@ def load_sst(
     min_valid: Probability = 0.5,
     ice: float | None = None,
     daily: bool = False,
+    coarsen: Annotated[int, Interval(ge=1, le=1000)] = 1,
     fill: float | Sequence[float] = (),
     variable: str | None = None,
 ) -> xr.DataArray:
@@ -146,6 +140,8 @@ def load_sst(
     daily
         Whether to keep values more often than monthly as they are, with a smooth climatology; they are averaged to
         months otherwise. Not used with a season.
+    coarsen
+        Cells along a side of the boxes that are averaged into one cell each, by area; of a rectangular grid.
     fill
         Further values that mean "missing".
     variable
@@ -176,20 +172,23 @@ def load_sst(
     mends: list[str] = []
     parts, files = open_parts(_source(path), variable=variable, mends=mends)
     try:
-        field = _read(parts, box, span, months_of, base if anomalies else None, mends)
+        selection = _selected(parts, box, span, months_of, base if anomalies else None, coarsen, mends)
+        extra = np.atleast_1d(np.asarray(fill, dtype=np.float64)).tolist()
+        often = frequency(np.sort(selection.dates)) == "submonthly"
+        if selection.is_large() and ((often and not daily) or coarsen > 1):
+            kind, field, step = read_chunks(selection, daily=daily, coarsen=coarsen, fill=extra, ice=ice, mends=mends)
+        else:
+            field = read_whole(selection, mends)
+            field = mask_fill_values(field, [*fill_values(field), *extra], mends=mends)
+            refuse_infinities(field)
+            kind, field = in_celsius(field.astype(np.float64), mends)
+            field = mask_ice(field, ice, kind, mends)
+            field = unique_times(field, mends)
+            field = coarsened(field, coarsen) if coarsen > 1 else field
+            field, step = monthly_values(field, mends, keep=daily)
     finally:
         for part in parts:
             part.close()
-    extra = np.atleast_1d(np.asarray(fill, dtype=np.float64)).tolist()
-    field = mask_fill_values(field, [*fill_values(field), *extra], mends=mends)
-    refuse_infinities(field)
-    kind, field = in_celsius(field.astype(np.float64), mends)
-    if ice is not None:
-        field = mask_ice(field, ice, kind, mends)
-    else:
-        said_of_ice(field, kind, mends)
-    field = unique_times(field, mends)
-    field, step = monthly_values(field, mends, keep=daily)
     if anomalies:
         kind, base, field = remove_climatology(field, kind, base, span, mends)
     else:
@@ -212,6 +211,24 @@ def load_sst(
     return _labelled(field, ocean, attrs, said=anomalies and kind == "anomaly")
 
 
+def _selected(
+    parts: Sequence[xr.DataArray],
+    box: Region | None,
+    span: Period | None,
+    season: Season | None,
+    base: Period | None,
+    coarsen: int,
+    mends: list[str],
+) -> Selection:
+    """The cells and dates that are needed."""
+    cells = OnGrid(parts[0], box, mends) if "lat" in parts[0].dims else Scattered(parts[0], box, mends)
+    if coarsen > 1:
+        check_coarse(parts[0], cells.sizes, coarsen, mends)
+    months = [month_number(part["time"].values) for part in parts]
+    check_periods(months, span, base)
+    return Selection(parts, cells, [needed_times(number, span, season, base) for number in months])
+
+
 def _labelled(field: xr.DataArray, ocean: np.ndarray, attrs: Mapping[str, str], *, said: bool) -> xr.DataArray:
     """The canonical field, or the matrix of cells; ``said``: whether its long name has to name anomalies."""
     long_name = str(field.attrs.get("long_name", field.name))
@@ -224,7 +241,8 @@ def _labelled(field: xr.DataArray, ocean: np.ndarray, attrs: Mapping[str, str], 
         "period": "/".join(year_month(int(m)) for m in month_number(field["time"].values[[0, -1]])),
     }
     if "cell" in field.dims:
-        return scattered_matrix(field, ocean, attrs)
+        mesh = {name: field.attrs[name] for name in ("mesh_lat", "mesh_lon", "mesh_shape") if name in field.attrs}
+        return scattered_matrix(field, ocean, attrs | mesh)
     lat = field["lat"].values
     coords = {
         "time": ("time", field["time"].values, {"standard_name": "time", "axis": "T"}),
@@ -237,6 +255,8 @@ def _labelled(field: xr.DataArray, ocean: np.ndarray, attrs: Mapping[str, str], 
         ),
         "ocean": (("lat", "lon"), ocean, {"long_name": "whether the cell is analysed"}),
     }
+    if "ice" in field.coords and (frozen := field["ice"].values & ocean).any():
+        coords["ice"] = ("time", "lat", "lon"), frozen, {"long_name": ICE}
     result = xr.DataArray(
         np.where(ocean, field.values, np.nan), coords, ("time", "lat", "lon"), name=field.name, attrs=attrs
     )
@@ -257,133 +277,6 @@ def _source(path: Source | None) -> Source:
         if path in SOURCES:
             return cached_path(path)
     return path
-
-
-def _read(
-    parts: Sequence[xr.DataArray],
-    box: Region | None,
-    span: Period | None,
-    season: Season | None,
-    base: Period | None,
-    mends: list[str],
-) -> xr.DataArray:
-    """Only the cells and dates that are needed, in memory."""
-    cells = _OnGrid(parts[0], box, mends) if "lat" in parts[0].dims else _Scattered(parts[0], box, mends)
-    months = [month_number(part["time"].values) for part in parts]
-    _check_periods(months, span, base)
-    selected, invalid = [], 0
-    wanted_times = [_needed(number, span, season, base) for number in months]
-    count = sum(int(keep.sum()) for keep in wanted_times)
-    check_fits(f"{count} times of {cells.shape} cells", _COPIES * 8 * count * cells.num, SMALLER)
-    for part, keep in zip(parts, wanted_times, strict=True):
-        if keep.any():
-            read = cells.read(part.isel(time=as_slice(np.flatnonzero(keep))))
-            valid = mask_invalid(read)
-            invalid += (lost := int(read.notnull().sum() - valid.notnull().sum()))
-            if lost and not valid.notnull().any():
-                low, high = read.attrs["valid_range"]
-                raise DataError(
-                    f"all values of '{read.name}', {float(read.min()):g} to {float(read.max()):g}, lie outside of the "
-                    f"valid range {low:g} to {high:g} that the file declares; if that is wrong, delete it with "
-                    f"'ncatted -a valid_range,{read.name},d,, -a valid_min,{read.name},d,, "
-                    f"-a valid_max,{read.name},d,, FILE'"
-                )
-            selected.append(valid)
-    if invalid:
-        mends.append(f"{invalid} values lie outside of the valid range that the file declares; masked.")
-    return cells.labelled(join(selected))
-
-
-class _OnGrid:
-    """The cells of a rectangular grid in a region."""
-
-    def __init__(self, first: xr.DataArray, box: Region | None, mends: list[str]) -> None:
-        self._rows, columns, self._east = _cells(first["lat"].values, first["lon"].values, box, mends)
-        self.shape, self.num = f"{len(self._rows)} x {len(columns)}", len(self._rows) * len(columns)
-        # A box over the seam of the file is two runs.
-        self._runs = np.split(columns, np.flatnonzero(np.diff(columns) != 1) + 1)
-
-    def read(self, part: xr.DataArray) -> xr.DataArray:
-        """Their values, in memory."""
-        strip = part.isel(lat=as_slice(self._rows))
-        return join([load_into_memory(strip.isel(lon=as_slice(run))) for run in self._runs], "lon")
-
-    def labelled(self, field: xr.DataArray) -> xr.DataArray:
-        """With longitudes from west to east."""
-        return field.assign_coords(lon=self._east)
-
-
-class _Scattered:
-    """The cells of a curvilinear grid or a list of stations in a region, as (time, cell)."""
-
-    def __init__(self, first: xr.DataArray, box: Region | None, mends: list[str]) -> None:
-        self._dims = first.dims[1:]
-        self._places = {name: first[name].values for name in ("lat", "lon", "area")}
-        lat = self._places["lat"]
-        self._chosen = cells_inside(lat, self._places["lon"], box, mends)
-        index = np.unravel_index(self._chosen, lat.shape)
-        self._window = {dim: slice(i.min(), i.max() + 1) for dim, i in zip(self._dims, index, strict=True)}
-        sizes = [window.stop - window.start for window in self._window.values()]
-        self._inside = np.ravel_multi_index([i - i.min() for i in index], sizes)
-        self.shape, self.num = " x ".join(map(str, sizes)), int(np.prod(sizes))
-
-    def read(self, part: xr.DataArray) -> xr.DataArray:
-        """Their values, in memory."""
-        window = load_into_memory(part.isel(self._window).drop_vars(["lat", "lon", "area"]))
-        values = window.values.reshape(window.sizes["time"], -1)[:, self._inside]
-        return xr.DataArray(values, {"time": part["time"]}, ("time", "cell"), name=part.name, attrs=part.attrs)
-
-    def labelled(self, field: xr.DataArray) -> xr.DataArray:
-        """With the place and area of each cell."""
-        return field.assign_coords({name: ("cell", v.ravel()[self._chosen]) for name, v in self._places.items()})
-
-
-def _check_periods(months: Sequence[np.ndarray], span: Period | None, base: Period | None) -> None:
-    """Check that the field has times in the periods."""
-    first, last = min(m.min() for m in months), max(m.max() for m in months)
-    for name, wanted in (("period", span), ("base_period", base)):
-        if wanted is not None and not any(wanted.covers(m).any() for m in months):
-            raise DataError(
-                f"{name} {wanted.label} is empty: the field covers {year_month(first)} to {year_month(last)}; "
-                "choose within that"
-            )
-
-
-def _needed(months: np.ndarray, span: Period | None, season: Season | None, base: Period | None) -> np.ndarray:
-    """Which times, by their months, are analysed or needed for a season or the climatology."""
-    if span is None:
-        return np.ones(len(months), dtype=bool)
-    margin = 12 if season is not None else 0
-    keep = Period(span.first - margin, span.last + margin, "").covers(months)
-    return keep if base is None else keep | base.covers(months)
-
-
-def _cells(
-    lat: np.ndarray, lon: np.ndarray, box: Region | None, mends: list[str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows and columns of the cells in a region, and longitudes of the columns from west to east."""
-    rows = np.arange(len(lat))
-    columns, east = arrange_longitudes(lon)
-    if box is None:
-        return rows, columns, east
-    covered = f"{lat[0]:g} to {lat[-1]:g} N, {east[0]:g} to {east[-1]:g} E"
-    rows = select_latitudes(lat, box)
-    columns, east = select_longitudes(lon, box)
-    if not len(rows) or not len(columns):
-        raise DataError(
-            f"region {box.label} ({box.bounds}) holds no cell of the field, which covers {covered}; "
-            "choose a region inside it"
-        )
-    ends = (
-        lat[rows[0]] - box.south,
-        box.north - lat[rows[-1]],
-        east[0] - box.west,
-        box.west + box.width - east[-1],
-    )
-    steps = [np.median(np.diff(axis)) if len(axis) > 1 else 0.0 for axis in (lat, np.unique(lon))]
-    if max(ends[:2]) > steps[0] or (max(ends[2:]) > steps[1] and box.width < 360):
-        mends.append(f"Region {box.label} ({box.bounds}) reaches beyond the field, which covers {covered}.")
-    return rows, columns, east
 
 
 def _sha256(path: Path) -> str:

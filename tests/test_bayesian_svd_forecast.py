@@ -16,7 +16,8 @@ from probmodels.bayesian_svd.effects import continue_design, effect_design
 from probmodels.bayesian_svd.forecasts.commands import read_new
 from probmodels.bayesian_svd.forecasts.figures import fan_charts
 from probmodels.bayesian_svd.forecasts.forecasting import box_weights, forecast, forecast_table
-from probmodels.bayesian_svd.forecasts.projection import later_times, project
+from probmodels.bayesian_svd.forecasts.new_fields import later_times
+from probmodels.bayesian_svd.forecasts.projection import project
 from probmodels.bayesian_svd.forecasts.transitions import draw_lags, follow_lags
 from probmodels.bayesian_svd.summary import write_modes
 from probmodels.errors import DataError, SummaryError
@@ -308,7 +309,7 @@ def test_series_field_and_indices_have_the_exact_moments() -> None:
 
 
 def test_correlated_noise_persists_and_modes_are_mixtures_of_processes() -> None:
-    """Against the moments of processes and noise written out; the last time lacks a cell."""
+    """Against moments of processes and noise written out; the last time lacks a cell, the one before is complete."""
     rng, tree = np.random.default_rng(3), known(effects=("intercept",))
     turned, _ = np.linalg.qr(rng.standard_normal((CELLS, CELLS)))
     values, share = np.linspace(0.3, 2.0, CELLS), 0.7
@@ -320,7 +321,7 @@ def test_correlated_noise_persists_and_modes_are_mixtures_of_processes() -> None
     scale = np.sqrt(WEIGHT)
     signal = (space * SIZE) @ posterior["F"].values[0, 0].T / scale[:, None]
     mean = posterior["fixed_effects"].values[0, 0]
-    noise = NOISE * np.linalg.cholesky(covariance) @ rng.standard_normal((CELLS, TIMES)) / scale[:, None]
+    noise = NOISE * np.linalg.cholesky(covariance) @ walk(TIMES, rng, np.full(CELLS, share)).T / scale[:, None]
     constant["data"].values[:] = mean + signal + noise
     constant["data"].values[4, -1] = np.nan
     constant["noise_level"] = "cell", np.sqrt(np.diag(covariance)) / scale
@@ -333,8 +334,9 @@ def test_correlated_noise_persists_and_modes_are_mixtures_of_processes() -> None
     last, lead = posterior["F"].values[0, 0, -1], found["lead"].values
     seen = np.arange(CELLS) != 4
     gain = covariance[:, seen] @ np.linalg.inv(covariance[np.ix_(seen, seen)])
-    rest = gain @ (noise[seen, -1] * scale[seen])
-    left = NOISE**2 * (covariance - gain @ covariance[seen])
+    before, last_seen = share * noise[:, -2] * scale, noise[seen, -1] * scale[seen]
+    rest = before + gain @ (last_seen - before[seen])
+    left = (1 - share**2) * NOISE**2 * (covariance - gain @ covariance[seen])
     pattern = space * SIZE / scale[:, None]
     for place, step in enumerate(lead):
         centre = mean[:, 0] + pattern @ (DECAY**step * last) + share**step * rest / scale
@@ -347,8 +349,6 @@ def test_correlated_noise_persists_and_modes_are_mixtures_of_processes() -> None
         assert np.abs(np.cov(draws.T) - spread).max() < 6 * np.sqrt(2 / DRAWS) * sd.max() ** 2
         own_sd = np.sqrt(spread.sum()) / CELLS
         assert float(found["index_sd"][0, place]) == pytest.approx(own_sd, rel=5 / np.sqrt(2 * DRAWS))
-    with pytest.raises(SummaryError, match="noise='correlated'"):
-        project(tree, field(known(effects=("intercept",)), 3))
 
 
 def test_a_forecast_starts_from_the_new_months() -> None:

@@ -12,7 +12,8 @@ import xarray as xr
 from synthetic_modes import synthetic_result, toy_field
 
 from probmodels.bayesian_svd import draws as draws_module, eof as eof_module
-from probmodels.bayesian_svd.eof import eof_baseline, make_anomalies, to_grid
+from probmodels.bayesian_svd.eof import eof_baseline, make_anomalies
+from probmodels.bayesian_svd.grids import to_grid
 from probmodels.bayesian_svd.summary import (
     SummaryError,
     compare_eof,

@@ -151,8 +151,14 @@ def _describe_axes(out: xr.Dataset) -> None:
 
 
 def coordinates_encoded(dataset: xr.Dataset) -> tuple[xr.Dataset, dict[str, dict[str, object]]]:
-    """How coordinates are written; a time axis without dates becomes ``step``, as CF knows no other time."""
+    """How coordinates are written; a time axis without dates becomes ``step``, as CF knows no other time.
+
+    Only cells of a curvilinear grid may lack a place.
+    """
     encoding: dict[str, dict[str, object]] = {str(name): {"_FillValue": None} for name in dataset.coords}
+    for name, array in dataset.coords.items():
+        if array.ndim > 1 and array.isnull().any():
+            encoding[str(name)] = {"_FillValue": np.nan}
     if np.issubdtype(dataset["time"].dtype, np.number):
         dataset = dataset.rename(time="step")
         encoding["step"] = encoding.pop("time")

@@ -21,10 +21,11 @@ from importlib.util import find_spec
 import numpy as np
 import xarray as xr
 
+from probmodels.bayesian_svd.grids import to_cells, to_grid
 from probmodels.errors import SummaryError
 from probmodels.inference.labels import group_of
 
-__all__ = ["Anomalies", "compare_eof", "eof_baseline", "make_anomalies", "to_grid"]
+__all__ = ["Anomalies", "compare_eof", "eof_baseline", "make_anomalies"]
 
 
 @dataclass(frozen=True)
@@ -348,86 +349,3 @@ def _check_with_eofs(anomalies: Anomalies, base: xr.Dataset) -> float | None:
         sign = np.sign(np.sum(ours * theirs, axis=1, keepdims=True))
         worst = max(worst, float(np.abs(ours - sign * theirs).max() / np.abs(theirs).max()))
     return worst
-
-
-def _lat_lon(constant: xr.Dataset) -> tuple[np.ndarray, np.ndarray] | None:
-    """Latitude and longitude of the cells, longitudes in the convention that does not cut the region; None without."""
-    found = []
-    for names in (("lat", "latitude"), ("lon", "longitude")):
-        name = next((x for x in names if x in constant.variables and constant[x].dims == ("cell",)), None)
-        if name is None:
-            return None
-        found.append(np.round(constant[name].values.astype(float), 4))
-    lat, lon = found
-    conventions = (lon, lon % 360, (lon + 180) % 360 - 180)
-    return lat, min(conventions, key=np.ptp)
-
-
-def _grid(constant: xr.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
-    """Latitudes and longitudes of the grid, and row and column of each cell on it; None for cells without a grid."""
-    attrs = constant["data"].attrs
-    if {"lat_index", "lon_index"} <= set(constant.variables) and {"grid_lat", "grid_lon"} <= set(attrs):
-        rows, columns = (np.atleast_1d(attrs[name]).astype(float) for name in ("grid_lat", "grid_lon"))
-        return rows, columns, constant["lat_index"].values.astype(int), constant["lon_index"].values.astype(int)
-    position = _lat_lon(constant)
-    if position is None or "field" in constant.coords:
-        return None
-    lat, lon = position
-    rows, columns = _axis(lat), _axis(lon)
-    # Nearest line, since rounding of single-precision coordinates must not lose a cell.
-    i, j = (np.abs(axis[None, :] - x[:, None]).argmin(axis=1) for axis, x in ((rows, lat), (columns, lon)))
-    lines = max(len(np.unique(lat)), len(np.unique(lon)))
-    scattered = min(len(rows), len(columns)) > 1 and 2 * lines > len(lat)
-    return None if scattered or len(np.unique(i * len(columns) + j)) < len(lat) else (rows, columns, i, j)
-
-
-def _axis(values: np.ndarray) -> np.ndarray:
-    """Sorted grid lines through ``values``; evenly spaced ones are completed, so that empty rows show as such."""
-    unique = np.unique(values)
-    if len(unique) < 3:
-        return unique
-    steps = np.diff(unique) / np.diff(unique).min()
-    count = round(steps.sum()) + 1
-    if np.allclose(steps, np.round(steps), atol=1e-2) and count <= 4 * len(unique):
-        return np.round(np.linspace(unique[0], unique[-1], count), 4)
-    return unique
-
-
-def to_grid(cells: xr.Dataset, constant: xr.Dataset) -> xr.Dataset:
-    """Variables over ``cell`` put on the (lat, lon) grid that the cells come from, NaN elsewhere.
-
-    Cells scattered without a grid keep the dim ``cell``, with their lat and lon where known.
-    """
-    grid = _grid(constant)
-    if grid is None or "cell" not in cells.dims:
-        position = _lat_lon(constant)
-        return cells if position is None else cells.assign_coords(lat=("cell", position[0]), lon=("cell", position[1]))
-    rows, columns, i, j = grid
-    out = xr.Dataset(coords={k: v for k, v in cells.coords.items() if "cell" not in v.dims}, attrs=cells.attrs)
-    for name, array in cells.data_vars.items():
-        if "cell" not in array.dims:
-            out[name] = array
-            continue
-        array = array.transpose(..., "cell")
-        field = np.full((*array.shape[:-1], len(rows), len(columns)), np.nan)
-        field[..., i, j] = array.values
-        out[name] = xr.Variable((*array.dims[:-1], "lat", "lon"), field, array.attrs)
-    return out.assign_coords(lat=rows, lon=columns)
-
-
-def to_cells(array: xr.DataArray, constant: xr.Dataset) -> np.ndarray:
-    """Values over cells, (..., cell), of a map that `to_grid` made.
-
-    Raises
-    ------
-    SummaryError
-        If the map does not have the shape of the grid.
-    """
-    if "cell" in array.dims:
-        return array.transpose(..., "cell").values
-    grid = _grid(constant)
-    if grid is None or (len(grid[0]), len(grid[1])) != (array.sizes["lat"], array.sizes["lon"]):
-        raise SummaryError(
-            f"a map with {dict(array.sizes)} does not fit the cells of this result; was it made from another?"
-        )
-    return array.transpose(..., "lat", "lon").values[..., grid[2], grid[3]]

@@ -1,4 +1,8 @@
-"""Maps for figures: land and coasts in plate carrée, fields and cells with their colour bars, dots on cells."""
+"""Maps for figures: land and coasts in plate carrée, fields with their colour bars, dots on cells.
+
+A field is drawn as what it is: (lat, lon) as rectangles, (y, x) with lat and lon of each cell as the quadrilaterals of
+its curvilinear grid, stations as points.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from matplotlib.transforms import Bbox
 
 from probmodels._axes import BLUE, GREY, SMALL
+from probmodels.bayesian_svd.meshes import mesh_extent, mesh_polygons
 
 __all__ = [
     "coast",
@@ -104,6 +109,8 @@ def _spacing(width: float, most: int) -> float:
 def _extent(array: xr.DataArray) -> tuple[float, float, float, float]:
     """West, east, south and north of the cells."""
     lon, lat = array["lon"].values, array["lat"].values
+    if lat.ndim == 2:
+        return mesh_extent(lat, lon, array.notnull().any([d for d in array.dims if d not in array["lat"].dims]).values)
     if "lat" in array.dims:
         lon, lat = _edges(lon), _edges(lat)
         return lon[0], lon[-1], max(lat[0], -90.0), min(lat[-1], 90.0)
@@ -157,7 +164,7 @@ def grid_of_maps(
 
 
 def draw_map(figure: Figure, ax: Axes, array: xr.DataArray, label: str, *, bar: bool = True, **style: Any) -> Any:
-    """Draw a field (lat, lon), or cells as points, or without positions as a line over cells; with its colour bar.
+    """Draw a field, or stations as points, or without positions as a line over cells; with its colour bar.
 
     Returns what a colour bar for several maps may be made of; None for a line.
     """
@@ -175,6 +182,8 @@ def draw_map(figure: Figure, ax: Axes, array: xr.DataArray, label: str, *, bar: 
             rasterized=array.size > _FINE,
             **style,
         )
+    elif array["lat"].ndim == 2:
+        drawn = _draw_mesh(ax, array, **style)
     else:
         drawn = ax.scatter(
             array["lon"], array["lat"], c=array.values, s=22, edgecolor="0.3", linewidth=0.3, zorder=4, **style
@@ -182,6 +191,21 @@ def draw_map(figure: Figure, ax: Axes, array: xr.DataArray, label: str, *, bar: 
     map_axes(ax, _extent(array))
     if bar:
         colour_bar(figure.colorbar(drawn, ax=ax, shrink=0.85, aspect=18, pad=0.02), label, even="norm" not in style)
+    return drawn
+
+
+def _draw_mesh(ax: Axes, array: xr.DataArray, *, vmin: Any = None, vmax: Any = None, **style: Any) -> PolyCollection:
+    """Draw a field (y, x) on the cells of a curvilinear grid."""
+    lat, lon = array["lat"], array["lon"]
+    values = array.transpose(*lat.dims).values
+    polygons, place = mesh_polygons(lat.values, lon.values, np.isfinite(values), _extent(array))
+    drawn = PolyCollection(
+        polygons, edgecolors="face", linewidth=0.2, zorder=1, rasterized=len(polygons) > _FINE, **style
+    )
+    drawn.set_array(values.ravel()[place])
+    if vmin is not None or vmax is not None:
+        drawn.set_clim(vmin, vmax)
+    ax.add_collection(drawn, autolim=False)
     return drawn
 
 
@@ -204,12 +228,14 @@ def largest(array: xr.DataArray, quantile: float = 0.995) -> float:
 
 def stipple(ax: Axes, shown: xr.DataArray) -> None:
     """Small dots on the cells where ``shown`` holds, thinned on fine grids."""
-    if "lat" not in shown.dims:
+    if "cell" in shown.dims or "lat" not in shown.coords:
         return
-    step = max(1, int(np.ceil(max(shown.sizes["lon"] / 60, shown.sizes["lat"] / 40))))
-    thinned = shown.transpose("lat", "lon")[::step, ::step]
-    lat, lon = np.nonzero(thinned.values)
-    ax.scatter(thinned["lon"].values[lon], thinned["lat"].values[lat], s=1.3, color="0.1", linewidth=0, zorder=2)
+    rows, columns = ("lat", "lon") if "lat" in shown.dims else map(str, shown["lat"].dims)
+    step = max(1, int(np.ceil(max(shown.sizes[columns] / 60, shown.sizes[rows] / 40))))
+    thinned = shown.transpose(rows, columns)[::step, ::step]
+    lat, lon = xr.broadcast(thinned["lat"], thinned["lon"])
+    marked = thinned.values.astype(bool) & np.isfinite(lat.values)
+    ax.scatter(lon.values[marked], lat.values[marked], s=1.3, color="0.1", linewidth=0, zorder=2)
 
 
 def uncertain_sign(probability: xr.DataArray, sure: float = 0.95) -> xr.DataArray:

@@ -24,7 +24,8 @@ from scipy.spatial import cKDTree
 
 from probmodels.bayesian_svd.attributes import coordinates_encoded, describe
 from probmodels.bayesian_svd.draws import MODES_OF, Draws, blocks, expand, read_draws
-from probmodels.bayesian_svd.eof import Anomalies, compare_eof, eof_baseline, make_anomalies, shared_mean, to_grid
+from probmodels.bayesian_svd.eof import Anomalies, compare_eof, eof_baseline, make_anomalies, shared_mean
+from probmodels.bayesian_svd.grids import to_grid
 from probmodels.bayesian_svd.noise import filtered_by
 from probmodels.bayesian_svd.patterns.planes import add_planes, joined_modes, plane_sentences
 from probmodels.bayesian_svd.patterns.rotation import ROTATIONS, rotate_draws

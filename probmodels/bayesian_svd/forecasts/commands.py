@@ -11,7 +11,8 @@ import xarray as xr
 
 from probmodels.bayesian_svd.forecasts.figures import fan_charts
 from probmodels.bayesian_svd.forecasts.forecasting import box_weights, forecast, forecast_table
-from probmodels.bayesian_svd.forecasts.projection import new_matrix, project
+from probmodels.bayesian_svd.forecasts.new_fields import new_matrix
+from probmodels.bayesian_svd.forecasts.projection import project
 from probmodels.bayesian_svd.indices.boxes import parse_boxes
 from probmodels.bayesian_svd.summary import write_modes
 from probmodels.datasets.sst import load_sst

@@ -8,7 +8,7 @@ is thus part of every interval.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,17 +19,10 @@ from annotated_types import Interval, Len
 from numpy.typing import ArrayLike, NDArray
 
 from probmodels.bayesian_svd.draws import Draws, blocks
-from probmodels.bayesian_svd.eof import to_grid
-from probmodels.bayesian_svd.forecasts.projection import (
-    Record,
-    check_regular,
-    later_times,
-    new_matrix,
-    positions,
-    read_record,
-    series_of,
-)
+from probmodels.bayesian_svd.forecasts.new_fields import check_regular, later_times, new_matrix, positions
+from probmodels.bayesian_svd.forecasts.projection import NewMonths, Record, noise_after, read_record, series_of
 from probmodels.bayesian_svd.forecasts.transitions import draw_lags, follow, follow_lags
+from probmodels.bayesian_svd.grids import to_grid
 from probmodels.bayesian_svd.indices.boxes import box_overlap
 from probmodels.datasets.labelled import arranged
 from probmodels.datasets.regions import Region, parse_region
@@ -131,7 +124,7 @@ def forecast(
     series = record.modes(_continued(rng, record, state, steps, transition, lags))
     at = later[state.gone :]
     draws = record.at(at, _ends(covariates, state.gone))
-    noise = _noise_ahead(rng, record, steps) if field or weights else None
+    noise = _noise_ahead(rng, record, state.new, steps) if field or weights else None
     out = xr.Dataset(
         coords={
             "time": ("time", at.values, dict(record.time.attrs)),
@@ -160,10 +153,11 @@ def forecast(
 
 @dataclass(frozen=True)
 class _State:
-    """Processes (draw, time, process) up to where the forecast starts, and steps gone since the record."""
+    """Processes (draw, time, process) up to where the forecast starts, steps gone since the record, and new months."""
 
     series: Array
     gone: int
+    new: NewMonths | None
 
 
 def _state(
@@ -177,7 +171,7 @@ def _state(
     check_regular(own, own)
     series = record.processes()
     if new is None:
-        return _State(series, 0)
+        return _State(series, 0, None)
     matrix = new_matrix(new, record.constant)
     _, after = positions(record.time, matrix["time"])
     check_regular(own, after)
@@ -194,8 +188,8 @@ def _state(
                 f"covariate {name!r} must hold {gone + steps} values, {gone} from the record to the last new month and "
                 f"{steps} of the forecast"
             )
-    later, *_ = series_of(record, matrix, {name: values[:gone] for name, values in known.items()}, rng, filled=True)
-    return _State(np.concatenate([series, later], axis=1), gone)
+    later = series_of(record, matrix, {name: values[:gone] for name, values in known.items()}, rng, filled=True)
+    return _State(np.concatenate([series, later.processes], axis=1), gone, later)
 
 
 def _ends(covariates: Mapping[str, ArrayLike] | None, gone: int) -> dict[str, Any]:
@@ -302,27 +296,21 @@ def box_weights(result: Result | xr.DataTree, region: str | Mapping[str, Sequenc
     return area / area.sum()
 
 
-def _noise_ahead(rng: np.random.Generator, record: Record, steps: int) -> NDArray[np.float32] | None:
-    """Correlated noise beyond the record (draw, cell, time), in data units; None where noise is white.
+def _noise_ahead(
+    rng: np.random.Generator, record: Record, new: NewMonths | None, steps: int
+) -> NDArray[np.float32] | None:
+    """Correlated noise beyond the last month (draw, cell, time), in data units; None where noise is white.
 
-    It goes on from what effects and modes leave of the last time, as an AR(1) process. Cells without a value there have
-    noise drawn given that of the others at that time.
+    It goes on, as an AR(1) process, from what effects and modes leave of the record or of new months after it.
     """
-    draws, noise = record.draws, record.draws.noise
+    noise = record.draws.noise
     if noise is None:
         return None
-    root, sigma, chosen = noise.root, draws.sigma[record.chosen][:, None], record.chosen
-    data, scale = record.constant["data"].transpose("cell", "time").values[:, -1], np.sqrt(draws.weight)
-    last = replace(draws, design=draws.design[-1:], shared_design=draws.shared_design[-1:]).fixed(draws=chosen)[:, :, 0]
-    last = last + np.einsum("sck,sk->sc", draws.patterns(draws=chosen), draws.series(slice(-1, None), chosen)[:, 0])
-    state = sigma * (rng.standard_normal((len(chosen), len(root))) @ root.T)
-    seen = np.isfinite(data)
-    rest = (data[seen] - last[:, seen]) * scale[seen]
-    own = root[seen] @ root[seen].T
-    state += np.linalg.solve(own, (rest - state[:, seen]).T).T @ (root[seen] @ root.T)
+    root, sigma, scale = noise.root, record.draws.sigma[record.chosen], np.sqrt(record.draws.weight)
+    state = noise_after(record, new).drawn(rng, sigma)
     found = np.empty((*state.shape, steps), dtype=np.float32)
     for step in range(steps):
-        fresh = sigma * (rng.standard_normal(state.shape) @ root.T)
+        fresh = sigma[:, None] * (rng.standard_normal(state.shape) @ root.T)
         state = noise.decay * state + np.sqrt(1 - noise.decay**2) * fresh
         found[:, :, step] = state / scale
     return found

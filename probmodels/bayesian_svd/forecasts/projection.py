@@ -2,7 +2,7 @@
 
 Given a draw of patterns, effects, noise and decays, the series of new months are normal: they continue the process in
 time and are observed through the patterns. A Kalman filter runs forwards through the new months, and draws are taken
-backwards (Frühwirth-Schnatter, 1994).
+backwards (Frühwirth-Schnatter, 1994). Where noise is correlated it is part of the state, see `noise_filter`.
 
 References
 ----------
@@ -17,26 +17,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from probmodels.bayesian_svd.draws import Draws, read_draws
-from probmodels.bayesian_svd.effects import continue_design, time_in_years
-from probmodels.datasets.calendars import frequency, month_number
-from probmodels.datasets.cells import to_matrix
-from probmodels.datasets.labelled import arranged
-from probmodels.errors import DataError, SummaryError
+from probmodels.bayesian_svd.effects import continue_design
+from probmodels.bayesian_svd.forecasts.new_fields import check_regular, later_times, new_matrix, positions
+from probmodels.bayesian_svd.forecasts.noise_filter import LastNoise, draw_series, last_noise
+from probmodels.errors import SummaryError
 from probmodels.inference.result import Result
 from probmodels.options import Count, Fraction, Seed, checked
 
-__all__ = ["Record", "check_regular", "later_times", "new_matrix", "positions", "project", "read_record", "series_of"]
+__all__ = ["NewMonths", "Record", "noise_after", "project", "read_record", "series_of"]
 
 Array = NDArray[np.float64]
 
-_NEAR = 0.15  # of a step: months and years differ in length
 _LOUD = 1.5  # root mean square of residuals of new months in units of the noise
-_SAME = ("units", "kind", "base_period", "season", "frequency")  # attributes that new fields share with those fitted
 
 
 @dataclass(frozen=True)
@@ -117,134 +113,6 @@ def read_record(tree: xr.DataTree, num_draws: int) -> Record:
     return Record(draws, chosen, constant, draws.decay[chosen])
 
 
-# -- times ------------------------------------------------------------------------------------------------------------
-
-
-def positions(time: xr.DataArray, later: xr.DataArray) -> tuple[Array, Array]:
-    """Both axes in units of the usual step of the first, whole numbers where they are near some."""
-    values, others = time.values, later.values
-    if values.dtype.kind != others.dtype.kind and "M" in (values.dtype.kind, others.dtype.kind):
-        raise DataError(f"the new times hold {others.dtype} values, where those of the fit hold {values.dtype}")
-    kind = frequency(values) if values.dtype.kind == "M" else "other"
-    if kind in ("monthly", "yearly"):
-        unit = 1.0 if kind == "monthly" else 12.0
-        own, new = month_number(values) / unit, month_number(others) / unit
-    else:
-        own, new = time_in_years(time), time_in_years(later)
-        unit = float(np.median(np.diff(own)))
-        own, new = (own - own[-1]) / unit, (new - own[-1]) / unit
-    zero = own[-1]
-    own, new = own - zero, new - zero
-    return _whole(own), _whole(new)
-
-
-def _whole(positions: Array) -> Array:
-    near = positions.round()
-    return np.where(np.abs(positions - near) < _NEAR, near, positions)
-
-
-def check_regular(own: Array, new: Array) -> None:
-    """Check that times are whole steps apart."""
-    for name, place in (("times of the fit", own), ("new times", new)):
-        off = place != place.round()
-        if off.any():
-            raise SummaryError(
-                f"{int(off.sum())} of the {place.size} {name} are no whole number of steps from the last one of the "
-                f"fit, the first at index {int(np.argmax(off))}; bring both to means over the same regular steps"
-            )
-
-
-def later_times(time: xr.DataArray, steps: int) -> xr.DataArray:
-    """The times that follow at the usual step of an axis: calendar months or years where they are that far apart."""
-    values = time.values
-    if values.dtype.kind != "M":
-        found: Any = values[-1] + np.median(np.diff(values)) * np.arange(1, steps + 1)
-    else:
-        kind = frequency(values)
-        last = pd.Timestamp(values[-1])
-        if kind in ("monthly", "yearly"):
-            unit = "months" if kind == "monthly" else "years"
-            try:
-                dates = [last + pd.DateOffset(**{unit: step}) for step in range(1, steps + 1)]
-            except pd.errors.OutOfBoundsDatetime as error:
-                raise SummaryError(
-                    f"{steps} steps after {last.date()} are beyond the calendar of NumPy, 2262"
-                ) from error
-            found = np.array(dates, dtype=values.dtype)
-        else:
-            found = values[-1] + np.median(np.diff(values).astype(np.int64)).astype(int) * np.arange(1, steps + 1)
-    return xr.DataArray(found, dims="time", coords={"time": found}, name="time", attrs=time.attrs)
-
-
-# -- cells ------------------------------------------------------------------------------------------------------------
-
-
-def new_matrix(new: xr.DataArray, constant: xr.Dataset) -> xr.DataArray:
-    """A new field as (cell, time), cells in the order of the fit, times ascending.
-
-    Raises
-    ------
-    DataError
-        If cells of the fit are missing, times are repeated, values infinite, or the field says of itself that it is of
-        other units, another base period or season than the one fitted.
-    """
-    _check_kind(new, constant["data"])
-    if {"lat", "lon"} <= set(new.dims):
-        full = new.assign_coords(ocean=(("lat", "lon"), np.ones((new.sizes["lat"], new.sizes["lon"]), dtype=bool)))
-        new = to_matrix(full)
-    if "time" not in new.dims or new.ndim != 2:
-        raise DataError(f"the new field has dims {tuple(map(str, new.dims))}; give (cell, time) or (time, lat, lon)")
-    if "time" not in new.coords:
-        raise DataError("the new field has no coordinate 'time'; give the dates of its months")
-    if not new["time"].size:
-        raise DataError("the new field holds no time")
-    cell = next(str(dim) for dim in new.dims if dim != "time")
-    new = new.transpose(cell, "time").sortby("time")
-    values = _same_cells(new, constant).astype(float)
-    if np.isinf(values).any():
-        raise DataError(f"the new field holds {int(np.isinf(values).sum())} infinite entries; mark gaps by NaN")
-    if len(np.unique(new["time"].values)) < new["time"].size:
-        raise DataError("times of the new field are repeated; give each once")
-    return xr.DataArray(values, dims=("cell", "time"), coords={"time": new["time"].values})
-
-
-def _check_kind(new: xr.DataArray, data: xr.DataArray) -> None:
-    """Check that a field is of the same units, base period and season as the data, as far as both say so."""
-    for name in _SAME:
-        own, other = str(data.attrs.get(name, "")), str(new.attrs.get(name, ""))
-        if own and other and own != other:
-            raise DataError(
-                f"the new field has {name}={other!r}, where the fit had {own!r}; load it with the options of the fit "
-                f"(load_sst(..., base_period=...) with the base period of the fit, and the same season)"
-            )
-
-
-def _same_cells(new: xr.DataArray, constant: xr.Dataset) -> NDArray[Any]:
-    """Values (cell, time) of the cells of the fit, found by latitude and longitude where both have them, or label."""
-    wanted, have = _places(constant), _places(new)
-    if wanted is not None and have is not None:
-        place = {key: index for index, key in enumerate(have)}
-        if missing := [key for key in wanted if key not in place]:
-            north, east = missing[0]
-            raise DataError(
-                f"the new field lacks {len(missing)} of the {len(wanted)} cells of the fit, the first at {north:g} N, "
-                f"{east:g} E; give all of them, NaN where there is no value"
-            )
-        return np.asarray(new.values[[place[key] for key in wanted]])
-    values = np.asarray(arranged(new, "the new field", {"cell": constant["cell"].values, "time": None}))
-    if len(values) != constant.sizes["cell"]:
-        raise DataError(f"the new field has {len(values)} cells, where the fit has {constant.sizes['cell']}")
-    return values
-
-
-def _places(cells: xr.Dataset | xr.DataArray) -> list[tuple[float, float]] | None:
-    """Latitude and longitude of each cell; None where they are not known."""
-    if not {"lat", "lon"} <= set(cells.coords):
-        return None
-    lat, lon = cells["lat"].values.astype(float), cells["lon"].values.astype(float) % 360
-    return list(zip(lat.round(3).tolist(), (lon.round(3) % 360).tolist(), strict=True))
-
-
 # -- filter -----------------------------------------------------------------------------------------------------------
 
 
@@ -311,6 +179,31 @@ def _ahead(kept: Array, mean: Array, spread: Array) -> tuple[Array, Array]:
     return kept * mean, later + (1 - kept**2)[:, :, None] * np.eye(kept.shape[1])
 
 
+@dataclass(frozen=True)
+class NewMonths:
+    """Draws of the processes at the times of a new field.
+
+    Attributes
+    ----------
+    processes
+        Shape (draw, time, process).
+    field
+        The new field (cell, time) at those times, NaN where nothing is known.
+    draws
+        Draws whose effects are those of these times.
+    ratio
+        Root mean square of the standardised residual at each time, nan where the field holds no value.
+    follows
+        Whether the times follow the record.
+    """
+
+    processes: Array
+    field: xr.DataArray
+    draws: Draws
+    ratio: Array
+    follows: bool
+
+
 def series_of(
     record: Record,
     field: xr.DataArray,
@@ -318,8 +211,8 @@ def series_of(
     rng: np.random.Generator,
     *,
     filled: bool = False,
-) -> tuple[Array, xr.DataArray, Array, bool]:
-    """Draws of the series at the times of a new field from `new_matrix`.
+) -> NewMonths:
+    """Draws of the processes at the times of a new field from `new_matrix`.
 
     Parameters
     ----------
@@ -327,18 +220,7 @@ def series_of(
         The result, the field, values of covariates at its times, and the source of randomness.
     filled
         Whether times that the field skips are drawn, too.
-
-    Returns
-    -------
-    tuple
-        Series (draw, time, mode); their times; the root mean square of the standardised residual at each time, nan
-        where it holds no value; and whether the times follow the record.
     """
-    if record.draws.noise is not None:
-        raise SummaryError(
-            "new months are projected where noise is independent in space and time, and this result has "
-            "noise='correlated'; fit it to a record that holds the new months, or infer with noise='white'"
-        )
     own, new = positions(record.time, field["time"])
     check_regular(own, new)
     follows = bool(new[0] > 0)
@@ -350,17 +232,77 @@ def series_of(
         held[new.astype(int) - 1] = field["time"].values
         field = xr.DataArray(values, dims=("cell", "time"), coords={"time": held})
         new = np.arange(1.0, times.size + 1)
-    draws = record.at(field["time"], covariates)
-    precision, linear, square = _information(record, draws, field.values)
-    start = record.draws.series(slice(-1, None), record.chosen)[:, 0] if follows else None
-    steps = np.diff(new, prepend=0.0)
-    series = _draw_series(rng, record.decay, steps, start, precision, linear)
-    rest = square - 2 * np.einsum("stk,stk->st", linear, series)
-    rest += np.einsum("stj,stjk,stk->st", series, precision, series)
+    draws, steps = record.at(field["time"], covariates), np.diff(new, prepend=0.0)
     count = np.isfinite(field.values).sum(0)
+    if record.draws.noise is None:
+        precision, linear, square = _information(record, draws, field.values)
+        start = record.draws.series(slice(-1, None), record.chosen)[:, 0] if follows else None
+        processes = _draw_series(rng, record.decay, steps, start, precision, linear)
+        rest = square - 2 * np.einsum("stk,stk->st", linear, processes)
+        rest += np.einsum("stj,stjk,stk->st", processes, precision, processes)
+    else:
+        processes = _under_noise(record, draws, field.values, rng, steps, follows)
+        rest = _standardised(record, draws, field.values, processes)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.sqrt(np.maximum(rest.mean(0), 0.0) / np.where(count > 0, count, np.nan))
-    return series, field["time"], ratio, follows
+    return NewMonths(processes, field, draws, ratio, follows)
+
+
+def _under_noise(
+    record: Record, draws: Draws, field: Array, rng: np.random.Generator, steps: Array, follows: bool
+) -> Array:
+    """Draws of the processes (draw, time, process) where noise is correlated."""
+    assert draws.noise is not None
+    assert draws.turn is not None
+    chosen, scale = record.chosen, np.sqrt(draws.weight)[:, None]
+    patterns = scale * (draws.patterns(draws=chosen) @ draws.turn[chosen].transpose(0, 2, 1))
+    seen = np.isfinite(field)
+    filled = np.where(seen, field, 0.0)
+
+    def rest(place: int) -> Array:
+        return scale * (filled - draws.fixed(draws=chosen[[place]])[0])
+
+    start = None
+    if follows:
+        state = record.draws.series(slice(-1, None), chosen)[:, 0]
+        start = np.einsum("sk,sjk->sj", state, draws.turn[chosen]), noise_after(record, None)
+    return draw_series(rng, draws.noise, draws.sigma[chosen], record.decay, patterns, rest, seen, steps, start)
+
+
+def _standardised(record: Record, draws: Draws, field: Array, processes: Array) -> Array:
+    """Sums of squares (draw, time) of what effects and modes leave of a field, in units of the noise of each cell."""
+    seen, series = np.isfinite(field), record.modes(processes)
+    out = np.empty(series.shape[:2])
+    for place, draw in enumerate(record.chosen):
+        at = np.array([draw])
+        rest = np.where(seen, field, 0.0) - draws.fixed(draws=at)[0] - draws.patterns(draws=at)[0] @ series[place].T
+        out[place] = np.sum(np.where(seen, rest / draws.noise_sd(draws=at)[0][:, None], 0.0) ** 2, axis=0)
+    return out
+
+
+def noise_after(record: Record, new: NewMonths | None) -> LastNoise:
+    """Noise of the weighted data in the last month of the record, or of new months that follow it."""
+    draws, chosen = record.draws, record.chosen
+    assert draws.noise is not None
+    patterns, scale = draws.patterns(draws=chosen), np.sqrt(draws.weight)
+    own, _ = positions(record.time, record.time)
+    values = record.constant["data"].transpose("cell", "time").values
+    if new is not None:
+        own = np.concatenate([own, positions(record.time, new.field["time"])[1]])
+        values = np.concatenate([values, new.field.values], axis=1)
+        later = record.modes(new.processes)
+
+    def rest(time: int) -> Array:
+        after = time - record.time.size
+        if after < 0:
+            at, series = draws, draws.series(slice(time, time + 1), chosen)[:, 0]
+        else:
+            at, time, series = new.draws, after, later[:, after]
+        at = replace(at, design=at.design[[time]], shared_design=at.shared_design[[time]])
+        known = at.fixed(draws=chosen)[:, :, 0] + np.einsum("sck,sk->sc", patterns, series)
+        return scale * (values[:, time if after < 0 else after + record.time.size] - known)
+
+    return last_noise(draws.noise, np.isfinite(values), own, rest)
 
 
 @checked(SummaryError)
@@ -407,15 +349,17 @@ def project(
     Raises
     ------
     SummaryError
-        If series are no process, noise is correlated, or times are not whole steps apart.
+        If series are no process, or times are not whole steps apart.
     DataError
         If the new field has other cells, or other units, base period or season, or lacks covariates.
     """
     tree = result if isinstance(result, xr.DataTree) else result.tree
     record = read_record(tree, num_draws)
     field = new_matrix(new, record.constant)
-    series, times, ratio, follows = series_of(record, field, covariates, np.random.default_rng(seed))
-    out = xr.Dataset(coords={"mode": np.arange(1, series.shape[2] + 1, dtype=np.int32), "time": times.values})
+    new_months = series_of(record, field, covariates, np.random.default_rng(seed))
+    series, ratio = record.modes(new_months.processes), new_months.ratio
+    times = new_months.field["time"].values
+    out = xr.Dataset(coords={"mode": np.arange(1, series.shape[2] + 1, dtype=np.int32), "time": times})
     out["pc"] = ("chain", "draw", "time", "mode"), record.by_chain(series)
     bounds = np.quantile(series, [(1 - level) / 2, (1 + level) / 2], axis=0)
     parts = {"mean": series.mean(0), "sd": series.std(0, ddof=1), "lower": bounds[0], "upper": bounds[1]}
@@ -431,7 +375,11 @@ def project(
     label = "root mean square of the residual of the new field in units of the noise"
     out["residual_ratio"] = "time", ratio, {"long_name": label, "units": "1"}
     out["time"].attrs = dict(record.time.attrs)
-    start = "the last state of the record" if follows else "the stationary distribution: times overlap with the record"
+    start = (
+        "the last state of the record"
+        if new_months.follows
+        else "the stationary distribution: times overlap with the record"
+    )
     notes = []
     if (loud := ratio > _LOUD).any():
         worst = int(np.nanargmax(ratio))

@@ -24,8 +24,8 @@ from tqdm import tqdm
 from probmodels._version import __version__
 from probmodels.bayesian_svd.attributes import coordinates_encoded
 from probmodels.bayesian_svd.correlated import CorrelatedData
-from probmodels.bayesian_svd.eof import to_grid
 from probmodels.bayesian_svd.gaps.blocks import crps_of_draws
+from probmodels.bayesian_svd.grids import to_grid
 from probmodels.bayesian_svd.model import REFERENCE, Gaps, MatrixData
 from probmodels.bayesian_svd.series_sampler import SeriesGibbs
 from probmodels.bayesian_svd.series_sweep import draw_all_series

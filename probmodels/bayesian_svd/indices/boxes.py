@@ -25,7 +25,7 @@ import xarray as xr
 from annotated_types import Len
 
 from probmodels.bayesian_svd.draws import Draws, blocks, read_draws
-from probmodels.bayesian_svd.eof import to_grid
+from probmodels.bayesian_svd.grids import to_grid
 from probmodels.datasets.regions import Region, parse_region
 from probmodels.errors import DataError, SummaryError
 from probmodels.options import Count, Fraction, Seed, checked
@@ -171,12 +171,12 @@ def cell_positions(constant: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
 def box_overlap(lat: np.ndarray, lon: np.ndarray, region: Region, constant: xr.Dataset) -> tuple[np.ndarray, float]:
     """Area on the unit sphere that each cell shares with a box, and the share of the box that they cover.
 
-    Cells of a grid reach half a step in each direction. Scattered cells count with their weight where their centre lies
-    in the box; what they cover is then unknown, NaN.
+    Cells of a rectangular grid reach half a step in each direction. Others count with their weight where their centre
+    lies in the box; what they cover is then unknown, NaN.
     """
     at = to_grid(xr.Dataset({"cell": ("cell", lat)}), constant)
     offset = (lon - region.west) % 360
-    if "cell" in at.dims:
+    if "lat" not in at.dims:
         inside = (lat >= region.south) & (lat <= region.north) & (offset <= region.width)
         weight = constant["weight"].values if "weight" in constant else np.ones(len(lat))
         return np.where(inside, weight, 0.0), np.nan

@@ -16,13 +16,15 @@ import xarray as xr
 from annotated_types import Interval, Len
 
 from probmodels.bayesian_svd.effects import time_in_years
-from probmodels.bayesian_svd.eof import to_grid
+from probmodels.bayesian_svd.grids import to_grid
 from probmodels.datasets.cells import area_weight, to_matrix
 from probmodels.errors import DataError, SummaryError
 from probmodels.options import Positive, checked
 
 __all__ = ["split_fields", "stack_fields", "stack_lags", "stack_members"]
 
+_INDEX = ("lat_index", "lon_index", "y_index", "x_index")  # places of cells on their grid
+_GRID = ("grid_lat", "grid_lon", "mesh_lat", "mesh_lon", "mesh_shape")
 _PLACES = ("lat", "lon", "x", "y", "z")
 
 
@@ -82,15 +84,10 @@ def _stacked(parts: Mapping[str, xr.DataArray], scales: Mapping[str, float], att
         "field": ("cell", np.repeat(list(parts), sizes)),
         "field_scale": ("cell", np.repeat([scales[name] for name in parts], sizes)),
     }
-    for coord in ("area_weight", "lat_index", "lon_index", *_PLACES):
+    for coord in ("area_weight", *_INDEX, *_PLACES):
         if all(coord in part.coords for part in parts.values()):
             coords[coord] = "cell", np.concatenate([part[coord].values for part in parts.values()])
-    grids = {
-        f"{axis}_{name}": part.attrs[axis]
-        for name, part in parts.items()
-        for axis in ("grid_lat", "grid_lon")
-        if axis in part.attrs
-    }
+    grids = {f"{axis}_{name}": part.attrs[axis] for name, part in parts.items() for axis in _GRID if axis in part.attrs}
     values = np.concatenate([part.values / scales[name] for name, part in parts.items()])
     return xr.DataArray(values, coords, ("cell", "time"), name="data", attrs=attrs | grids)
 
@@ -157,7 +154,7 @@ def split_fields(summary: xr.Dataset, tree: xr.DataTree) -> dict[str, xr.Dataset
     for name in dict.fromkeys(names.tolist()):
         cells = np.flatnonzero(names == name)
         own = constant.isel(cell=cells).drop_vars(["field"])
-        own["data"].attrs = {k: attrs[f"{k}_{name}"] for k in ("grid_lat", "grid_lon") if f"{k}_{name}" in attrs}
+        own["data"].attrs = {k: attrs[f"{k}_{name}"] for k in _GRID if f"{k}_{name}" in attrs}
         part = summary.isel(cell=cells).drop_vars([c for c in summary.coords if summary[c].dims == ("cell",)])
         for variable, array in part.data_vars.items():
             if "cell" in array.dims and str(variable).startswith(_IN_UNITS):

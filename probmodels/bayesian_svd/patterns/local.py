@@ -7,7 +7,7 @@ import xarray as xr
 
 from probmodels.bayesian_svd.attributes import TEMPERATURE
 from probmodels.bayesian_svd.draws import MODES_OF, blocks, read_draws
-from probmodels.bayesian_svd.eof import to_grid
+from probmodels.bayesian_svd.grids import to_grid
 from probmodels.errors import SummaryError
 from probmodels.options import Count, Fraction, checked
 

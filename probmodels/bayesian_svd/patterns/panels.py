@@ -54,7 +54,7 @@ def mode_panels(
     for title, modes in summaries.items():
         if mode > modes.sizes["mode"]:
             raise SummaryError(f"mode={mode}; {title!r} has {modes.sizes['mode']} modes")
-        if "lat" not in modes["mode_mean"].dims:
+        if "lat" not in modes["mode_mean"].coords or "cell" in modes["mode_mean"].dims:
             raise SummaryError(f"{title!r} is not on a grid; give results of gridded fields")
     first = next(iter(summaries.values()))["mode_mean"]
     rows = -(-len(summaries) // columns)
