@@ -111,7 +111,7 @@ def coarse_values(values: np.ndarray, frozen: np.ndarray, lat: np.ndarray, size:
     area = np.sum(there * weight, axis=(2, 4))
     total = np.sum(np.where(there, box, 0.0) * weight, axis=(2, 4))
     enough = area >= _SEEN * size * weight.sum(axis=2)[..., 0] - 1e-12
-    return np.where(enough, total / np.where(area > 0, area, 1.0), np.nan), boxes(frozen).any(axis=(2, 4))
+    return np.where(enough, total / np.where(area > 0, area, 1.0), np.nan), np.asarray(boxes(frozen).any(axis=(2, 4)))
 
 
 def coarsened_axis(axis: np.ndarray, size: int) -> np.ndarray:

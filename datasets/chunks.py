@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from probmodels.datasets.calendars import frequency, month_number
-from probmodels.datasets.cells import coarse_values, coarsened_axis
+from probmodels.datasets.cells import coarse_values, coarsened, coarsened_axis
 from probmodels.datasets.checks import SMALLER, check_fits
 from probmodels.datasets.climate import (
     Scale,
@@ -24,9 +24,13 @@ from probmodels.datasets.climate import (
     frozen_values,
     full_months,
     ice_sentence,
+    in_celsius,
+    mask_ice,
     middles,
+    monthly_values,
     refuse_infinities,
     refuse_two_scales,
+    unique_times,
 )
 from probmodels.datasets.gridded import (
     as_slice,
@@ -39,7 +43,7 @@ from probmodels.datasets.gridded import (
 from probmodels.datasets.selection import OnGrid, Scattered
 from probmodels.errors import DataError
 
-__all__ = ["Selection", "read_chunks", "read_whole"]
+__all__ = ["Selection", "read_field"]
 
 _COPIES = 5  # of the values that reading and repairing them takes
 _WHOLE = 2**28  # bytes of values up to which they are read at once
@@ -94,8 +98,8 @@ class _Reader:
             self._low, self._high, self._range = float(read.min()), float(read.max()), read.attrs["valid_range"]
         return valid
 
-    def told(self, name: object, mends: list[str]) -> None:
-        """Say how many values were invalid; refuse a part where all were."""
+    def told(self, name: object) -> None:
+        """Refuse what holds nothing but invalid values."""
         if self.invalid and not self.valid:
             low, high = self._range
             raise DataError(
@@ -105,29 +109,10 @@ class _Reader:
             )
 
 
-def read_whole(selection: Selection, mends: list[str]) -> xr.DataArray:
-    """Only the cells and dates that are needed, in memory."""
-    cells, count = selection.cells, selection.dates.size
-    check_fits(f"{count} times of {cells.shape} cells", _COPIES * 8 * count * cells.num, SMALLER)
-    selected, invalid = [], 0
-    for part, index, _ in selection.times(np.arange(count)):
-        reader = _Reader(cells)
-        selected.append(reader.read(part, index))
-        reader.told(part.name, mends)
-        invalid += reader.invalid
-    _said_of_invalid(invalid, mends)
-    return cells.labelled(join(selected))
-
-
-def _said_of_invalid(count: int, mends: list[str]) -> None:
-    if count:
-        mends.append(f"{count} values lie outside of the valid range that the file declares; masked.")
-
-
-def read_chunks(
+def read_field(
     selection: Selection, *, daily: bool, coarsen: int, fill: Sequence[float], ice: float | None, mends: list[str]
 ) -> tuple[str, xr.DataArray, str]:
-    """Kind, values and step of a field that is reduced as it is read.
+    """Kind ("anomaly" or "absolute"), values and step of a field: masked, in degC, coarser, and averaged to months.
 
     Parameters
     ----------
@@ -144,6 +129,41 @@ def read_chunks(
     mends
         Sentences on what was done.
     """
+    often = frequency(np.sort(selection.dates)) == "submonthly"
+    if selection.is_large() and ((often and not daily) or coarsen > 1):
+        return _in_chunks(selection, daily, coarsen, fill, ice, mends)
+    field = _whole(selection, mends)
+    field = mask_fill_values(field, [*fill_values(field), *fill], mends=mends)
+    refuse_infinities(field)
+    kind, field = in_celsius(field.astype(np.float64), mends)
+    field = unique_times(mask_ice(field, ice, kind, mends), mends)
+    field = coarsened(field, coarsen) if coarsen > 1 else field
+    return kind, *monthly_values(field, mends, keep=daily)
+
+
+def _whole(selection: Selection, mends: list[str]) -> xr.DataArray:
+    """Only the cells and dates that are needed, in memory."""
+    cells, count = selection.cells, selection.dates.size
+    check_fits(f"{count} times of {cells.shape} cells", _COPIES * 8 * count * cells.num, SMALLER)
+    selected, invalid = [], 0
+    for part, index, _ in selection.times(np.arange(count)):
+        reader = _Reader(cells)
+        selected.append(reader.read(part, index))
+        reader.told(part.name)
+        invalid += reader.invalid
+    _said_of_invalid(invalid, mends)
+    return cells.labelled(join(selected))
+
+
+def _said_of_invalid(count: int, mends: list[str]) -> None:
+    if count:
+        mends.append(f"{count} values lie outside of the valid range that the file declares; masked.")
+
+
+def _in_chunks(
+    selection: Selection, daily: bool, coarsen: int, fill: Sequence[float], ice: float | None, mends: list[str]
+) -> tuple[str, xr.DataArray, str]:
+    """The same of a field that is reduced as it is read."""
     dates = selection.dates
     order = np.argsort(dates, kind="stable")
     order = order[~_twins(selection, order, mends)]
@@ -152,9 +172,9 @@ def read_chunks(
     known, scale = _sampled(selection, order, fill, mends)
     while True:  # once, but for a fill value that no sample held
         reduced = plan.carried_out([*known, *fill], scale)
-        if sorted(reduced.fill_values) == sorted(known):
+        if (found := reduced.facts.fill_values) == sorted(known):
             break
-        known = reduced.fill_values
+        known = found
     reduced.told(mends)
     mends.extend(sentence)
     mends.append(plan.sentence())
@@ -174,7 +194,7 @@ def _twins(selection: Selection, order: np.ndarray, mends: list[str]) -> np.ndar
         part, index, _ = next(selection.times(order[[place]]))
         return np.asarray(selection.cells.read(part.isel(time=index)).values)
 
-    if any(not np.array_equal(values(i), values(i - 1), equal_nan=True) for i in np.flatnonzero(twins)):
+    if any(not np.array_equal(values(i), values(i - 1), equal_nan=True) for i in np.flatnonzero(twins).tolist()):
         raise DataError(
             f"dates occur twice with different values: {listed}; remove one of each, "
             "or open only files that do not overlap"
@@ -215,27 +235,27 @@ def _sampled(
     return known, find_scale(sample.astype(np.float64), mends)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Reduced:
     """What a pass over a field left."""
 
     field: xr.DataArray
-    fill_values: list[float]
+    facts: _Facts
     invalid: int
-    masked: int
-    frozen: int
-    frozen_cells: int
     ice: float | None
 
     def told(self, mends: list[str]) -> None:
         """Say what was masked, and what is frozen."""
         _said_of_invalid(self.invalid, mends)
-        if self.masked:
-            listed = ", ".join(f"{v:g}" for v in self.fill_values) or "beyond 1e15"
-            mends.append(f"{self.masked} values ({listed}) are fill values that the file does not declare; masked.")
-        if self.frozen:
-            said = freezing_sentence(self.frozen, self.frozen_cells)
-            mends.append(said if self.ice is None else ice_sentence(self.frozen, self.ice))
+        if self.facts.num_masked:
+            listed = ", ".join(f"{v:g}" for v in self.facts.fill_values) or "beyond 1e15"
+            mends.append(
+                f"{self.facts.num_masked} values ({listed}) are fill values that the file does not declare; masked."
+            )
+        if self.facts.num_frozen and self.ice is None:
+            mends.append(freezing_sentence(self.facts.num_frozen, self.facts.frozen_cells))
+        elif self.facts.num_frozen and self.ice is not None:
+            mends.append(ice_sentence(self.facts.num_frozen, self.ice))
 
 
 class _Plan:
@@ -269,70 +289,106 @@ class _Plan:
 
     def carried_out(self, fill: Sequence[float], scale: Scale) -> _Reduced:
         """Masked, scaled, coarser and averaged values; what else may be fill values is looked at on the way."""
-        cells, reader = self.selection.cells, _Reader(self.selection.cells)
-        seen: set[float] = set()
-        low, high, masked, number, middle = np.inf, -np.inf, 0, 0, []
-        total = count = gone = anywhere = None
+        cells, reader, facts = self.selection.cells, _Reader(self.selection.cells), _Facts(scale)
+        sums: _Sums | None = None
         for part, index, places in self.selection.times(self.wanted):
             for start in range(0, len(index), self.chunk):
-                block = reader.read(part, index[start : start + self.chunk])
-                place = self.slots[places[start : start + self.chunk]]
-                found, least, most = present_fill_values(block)
-                seen, low, high = seen | found, min(low, least), max(high, most)
-                before = int(block.count())
-                block = mask_fill_values(block, fill, mends=[])
-                masked += before - int(block.count())
-                refuse_infinities(block)
-                middle.append(scale.unit * _middle(block))
-                field = scale.applied(block.astype(np.float64))
-                frozen = frozen_values(field, self.ice, scale.kind)
-                number += int(frozen.sum())
-                anywhere = frozen.any(axis=0) if anywhere is None else anywhere | frozen.any(axis=0)
-                values = field.values
-                if self.ice is not None:
-                    values = np.where(frozen, np.nan, values)
+                block = facts.masked(reader.read(part, index[start : start + self.chunk]), fill)
+                field, frozen = facts.scaled(block, self.ice)
+                values = field.values if self.ice is None else np.where(frozen, np.nan, field.values)
                 if self.coarsen > 1:
                     values, frozen = coarse_values(values, frozen, field["lat"].values, self.coarsen)
-                if total is None:
-                    shape = (len(self.times), *values.shape[1:])
-                    total, count = np.zeros(shape), np.zeros(shape, np.uint16)
-                    gone = np.zeros(shape, bool) if self.ice is not None else None
-                assert count is not None
-                for at, row, cold in zip(place, values, frozen, strict=True):
-                    there = np.isfinite(row)
-                    total[at] += np.where(there, row, 0.0)
-                    count[at] += there
-                    if gone is not None:
-                        gone[at] |= cold
-        reader.told(self.selection.parts[0].name, [])
-        assert total is not None
-        assert count is not None
-        if scale.name:
-            refuse_two_scales(np.concatenate(middle), self.selection.dates[self.wanted], str(field.name))
-        np.divide(total, count, out=total, where=count > 0)
-        total[count == 0] = np.nan
-        coords = {"time": self.times}
-        out = xr.DataArray(total, coords, field.dims, name=field.name, attrs=field.attrs)
-        example = cells.labelled(field)
+                sums = sums or _Sums((len(self.times), *values.shape[1:]))
+                sums.add(self.slots[places[start : start + self.chunk]], values, frozen)
+        reader.told(field.name)
+        facts.refuse_two_scales(self.selection.dates[self.wanted], str(field.name))
+        assert sums is not None
+        return _Reduced(self._labelled(sums, field, cells.labelled(field)), facts, reader.invalid, self.ice)
+
+    def _labelled(self, sums: _Sums, field: xr.DataArray, example: xr.DataArray) -> xr.DataArray:
+        """What was added up as a field; ``example`` is a chunk with its places."""
+        out = xr.DataArray(sums.means(), {"time": self.times}, field.dims, name=field.name, attrs=field.attrs)
         if self.coarsen > 1:
             out = out.assign_coords({k: coarsened_axis(example[k].values, self.coarsen) for k in ("lat", "lon")})
         else:
             out = out.assign_coords({k: v for k, v in example.coords.items() if "time" not in v.dims})
             out.attrs |= example.attrs
-        if gone is not None:
-            out = out.assign_coords(ice=(field.dims, gone & (count == 0)))
-        spread = max(high - low, 1.0)
-        fills = sorted(v for v in seen if not low - spread <= v <= high + spread)
-        return _Reduced(out, fills, reader.invalid, masked, number, int(np.sum(anywhere)), self.ice)
+        return out if self.ice is None else out.assign_coords(ice=(field.dims, sums.frozen & (sums.count == 0)))
+
+
+class _Sums:
+    """Sums of values over the times that become one, their number, and whether any was frozen."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.total, self.count = np.zeros(shape), np.zeros(shape, np.uint16)
+        self.frozen = np.zeros(shape, bool)
+
+    def add(self, places: np.ndarray, values: np.ndarray, frozen: np.ndarray) -> None:
+        """Add times one after another, as a sum in memory does, so that it is the same to the last bit."""
+        for place, row, cold in zip(places, values, frozen, strict=True):
+            there = np.isfinite(row)
+            self.total[place] += np.where(there, row, 0.0)
+            self.count[place] += there
+            self.frozen[place] |= cold
+
+    def means(self) -> np.ndarray:
+        """Means, NaN where there is no value; the sums are used up."""
+        np.divide(self.total, self.count, out=self.total, where=self.count > 0)
+        self.total[self.count == 0] = np.nan
+        return self.total
+
+
+class _Facts:
+    """Masks chunks and brings them to degC; remembers what has to be judged over all of them."""
+
+    def __init__(self, scale: Scale) -> None:
+        self._scale, self._middle = scale, list[np.ndarray]()
+        self._seen, self._low, self._high = set[float](), np.inf, -np.inf
+        self.num_masked, self.num_frozen, self._cells = 0, 0, np.zeros(1, dtype=bool)
+
+    def masked(self, block: xr.DataArray, fill: Sequence[float]) -> xr.DataArray:
+        """Without fill values; infinite ones are refused."""
+        found, low, high = present_fill_values(block)
+        self._seen, self._low, self._high = self._seen | found, min(self._low, low), max(self._high, high)
+        before = int(block.count())
+        block = mask_fill_values(block, fill, mends=[])
+        self.num_masked += before - int(block.count())
+        refuse_infinities(block)
+        return block
+
+    def scaled(self, block: xr.DataArray, ice: float | None) -> tuple[xr.DataArray, np.ndarray]:
+        """In degC, and which values are frozen."""
+        self._middle.append(self._scale.unit * _middle(block))
+        field = self._scale.applied(block.astype(np.float64))
+        frozen = frozen_values(field, ice, self._scale.kind)
+        self.num_frozen += int(frozen.sum())
+        self._cells = self._cells | frozen.any(axis=0)
+        return field, frozen
+
+    @property
+    def frozen_cells(self) -> int:
+        """Cells that are frozen at any time."""
+        return int(self._cells.sum())
+
+    @property
+    def fill_values(self) -> list[float]:
+        """Well-known fill values among all values."""
+        spread = max(self._high - self._low, 1.0)
+        return sorted(v for v in self._seen if not self._low - spread <= v <= self._high + spread)
+
+    def refuse_two_scales(self, times: np.ndarray, name: str) -> None:
+        """Refuse a field that is in kelvin at some times only."""
+        if self._scale.name:
+            refuse_two_scales(np.concatenate(self._middle), times, name)
 
 
 def _chunk_length(part: xr.DataArray, cells: int) -> int:
     """Times in a chunk: as many as fit, in whole chunks of the file or of Dask where those are not too large."""
     length = max(1, _CHUNK // (8 * cells))
-    own = part.variable.encoding.get("chunksizes") or ()
-    stored = int(own[0]) if len(own) == part.ndim else 1
+    own: Sequence[int] = part.variable.encoding.get("chunksizes") or ()
+    stored = int(next(iter(own))) if len(own) == part.ndim else 1
     if part.chunks is not None:
-        stored = max(part.chunks[0])
+        stored = max(part.variable.chunksizes["time"])
     if stored > 1 and 8 * stored * cells <= 8 * _CHUNK:
         length = stored * max(1, length // stored)
     return length

@@ -33,7 +33,6 @@ from annotated_types import Interval, Len
 from probmodels.datasets.calendars import (
     Period,
     Season,
-    frequency,
     month_number,
     parse_period,
     parse_season,
@@ -43,24 +42,14 @@ from probmodels.datasets.cells import (
     ICE,
     area_weight,
     check_coarse,
-    coarsened,
     from_cells,
     ocean_cells,
     scattered_matrix,
     to_matrix,
 )
-from probmodels.datasets.chunks import Selection, read_chunks, read_whole
-from probmodels.datasets.climate import (
-    in_celsius,
-    mask_ice,
-    monthly_values,
-    refuse_infinities,
-    remove_climatology,
-    season_means,
-    unique_times,
-    within_period,
-)
-from probmodels.datasets.gridded import Source, fill_values, mask_fill_values, open_field, open_parts
+from probmodels.datasets.chunks import Selection, read_field
+from probmodels.datasets.climate import remove_climatology, season_means, within_period
+from probmodels.datasets.gridded import Source, open_field, open_parts
 from probmodels.datasets.regions import REGIONS, Region, parse_region
 from probmodels.datasets.selection import OnGrid, Scattered, check_periods, needed_times
 from probmodels.errors import DataError
@@ -174,18 +163,7 @@ def load_sst(
     try:
         selection = _selected(parts, box, span, months_of, base if anomalies else None, coarsen, mends)
         extra = np.atleast_1d(np.asarray(fill, dtype=np.float64)).tolist()
-        often = frequency(np.sort(selection.dates)) == "submonthly"
-        if selection.is_large() and ((often and not daily) or coarsen > 1):
-            kind, field, step = read_chunks(selection, daily=daily, coarsen=coarsen, fill=extra, ice=ice, mends=mends)
-        else:
-            field = read_whole(selection, mends)
-            field = mask_fill_values(field, [*fill_values(field), *extra], mends=mends)
-            refuse_infinities(field)
-            kind, field = in_celsius(field.astype(np.float64), mends)
-            field = mask_ice(field, ice, kind, mends)
-            field = unique_times(field, mends)
-            field = coarsened(field, coarsen) if coarsen > 1 else field
-            field, step = monthly_values(field, mends, keep=daily)
+        kind, field, step = read_field(selection, daily=daily, coarsen=coarsen, fill=extra, ice=ice, mends=mends)
     finally:
         for part in parts:
             part.close()

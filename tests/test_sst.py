@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from probmodels.datasets import climate, get_loader, gridded, load, sst
+from probmodels.datasets import chunks, climate, get_loader, gridded, load, sst
 from probmodels.datasets.calendars import month_number, parse_period, parse_season
 from probmodels.datasets.regions import REGIONS, arrange_longitudes, parse_region, select_longitudes
 from probmodels.datasets.sst import default_field, from_cells, load_sst, open_field, to_matrix
@@ -614,7 +614,7 @@ def test_reading_is_lazy(save, monkeypatch):
     path = save(dataset())
     read: list[int] = []
     real = climate.refuse_infinities
-    monkeypatch.setattr(sst, "refuse_infinities", lambda field: (read.append(field.size), real(field)))
+    monkeypatch.setattr(chunks, "refuse_infinities", lambda field: (read.append(field.size), real(field)))
     load_sst(path, region="nino34", period="1991-1993")
     assert read == [36 * 2 * 5]  # three years of the ten cells in the box
 

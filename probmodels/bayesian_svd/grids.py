@@ -54,9 +54,9 @@ def _grid(constant: xr.Dataset) -> _Grid | None:
     """The grid of the cells; None for cells without one."""
     attrs = constant["data"].attrs
     if {"lat_index", "lon_index"} <= set(constant.variables) and {"grid_lat", "grid_lon"} <= set(attrs):
-        axes = (np.atleast_1d(attrs[name]).astype(float) for name in ("grid_lat", "grid_lon"))
-        lat, lon = (xr.Variable(name, axis) for name, axis in zip(("lat", "lon"), axes, strict=True))
-        return _Grid(lat, lon, *(constant[name].values.astype(int) for name in ("lat_index", "lon_index")))
+        axis = {name: xr.Variable(name, np.atleast_1d(attrs[f"grid_{name}"]).astype(float)) for name in ("lat", "lon")}
+        index = {name: constant[f"{name}_index"].values.astype(int) for name in ("lat", "lon")}
+        return _Grid(axis["lat"], axis["lon"], index["lat"], index["lon"])
     position = _lat_lon(constant)
     if position is None or "field" in constant.coords:
         return None

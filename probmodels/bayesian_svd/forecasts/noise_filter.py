@@ -128,7 +128,7 @@ def _steps(noise: Noise, seen: Mask, before: Mask, ahead: Array, fresh: bool) ->
         gone = np.flatnonzero(~seen[:, time] & after)
         key = (seen[:, time].tobytes(), was.tobytes(), gone.tobytes(), state.tobytes(), float(ahead[time]))
         if key not in known:
-            inverse = np.linalg.inv(covariance[np.ix_(own, own)])
+            inverse = np.asarray(np.linalg.inv(covariance[np.ix_(own, own)]), dtype=np.float64)
             regression = covariance[np.ix_(gone, own)] @ inverse
             known[key] = _Step(
                 kept=0.0 if fresh and time == 0 else float(noise.decay ** ahead[time]),

@@ -282,25 +282,23 @@ def _standardised(record: Record, draws: Draws, field: Array, processes: Array) 
 
 def noise_after(record: Record, new: NewMonths | None) -> LastNoise:
     """Noise of the weighted data in the last month of the record, or of new months that follow it."""
-    draws, chosen = record.draws, record.chosen
+    draws, chosen, size = record.draws, record.chosen, record.time.size
     assert draws.noise is not None
     patterns, scale = draws.patterns(draws=chosen), np.sqrt(draws.weight)
     own, _ = positions(record.time, record.time)
     values = record.constant["data"].transpose("cell", "time").values
+    effects, series = [draws], record.draws.series(draws=chosen)
     if new is not None:
         own = np.concatenate([own, positions(record.time, new.field["time"])[1]])
         values = np.concatenate([values, new.field.values], axis=1)
-        later = record.modes(new.processes)
+        effects.append(new.draws)
+        series = np.concatenate([series, record.modes(new.processes)], axis=1)
 
     def rest(time: int) -> Array:
-        after = time - record.time.size
-        if after < 0:
-            at, series = draws, draws.series(slice(time, time + 1), chosen)[:, 0]
-        else:
-            at, time, series = new.draws, after, later[:, after]
-        at = replace(at, design=at.design[[time]], shared_design=at.shared_design[[time]])
-        known = at.fixed(draws=chosen)[:, :, 0] + np.einsum("sck,sk->sc", patterns, series)
-        return scale * (values[:, time if after < 0 else after + record.time.size] - known)
+        at, place = (effects[0], time) if time < size else (effects[1], time - size)
+        at = replace(at, design=at.design[[place]], shared_design=at.shared_design[[place]])
+        known = at.fixed(draws=chosen)[:, :, 0] + np.einsum("sck,sk->sc", patterns, series[:, time])
+        return np.asarray(scale * (values[:, time] - known))
 
     return last_noise(draws.noise, np.isfinite(values), own, rest)
 
