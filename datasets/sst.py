@@ -47,11 +47,11 @@ from probmodels.datasets.cells import (
     scattered_matrix,
     to_matrix,
 )
-from probmodels.datasets.chunks import Selection, read_field
 from probmodels.datasets.climate import remove_climatology, season_means, within_period
 from probmodels.datasets.gridded import Source, open_field, open_parts
+from probmodels.datasets.reading.chunks import Selection, read_field
+from probmodels.datasets.reading.selection import OnGrid, Scattered, check_periods, needed_times
 from probmodels.datasets.regions import REGIONS, Region, parse_region
-from probmodels.datasets.selection import OnGrid, Scattered, check_periods, needed_times
 from probmodels.errors import DataError
 from probmodels.options import Probability, checked, refuse_unused
 

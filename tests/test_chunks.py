@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from probmodels.datasets import checks, chunks
+from probmodels.datasets import checks
+from probmodels.datasets.reading import chunks
 from probmodels.datasets.sst import load_sst
 from probmodels.errors import DataError
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from probmodels.datasets import chunks, climate, get_loader, gridded, load, sst
+from probmodels.datasets import climate, get_loader, gridded, load, sst
 from probmodels.datasets.calendars import month_number, parse_period, parse_season
+from probmodels.datasets.reading import chunks
 from probmodels.datasets.regions import REGIONS, arrange_longitudes, parse_region, select_longitudes
 from probmodels.datasets.sst import default_field, from_cells, load_sst, open_field, to_matrix
 from probmodels.errors import DataError

@@ -40,7 +40,7 @@ from probmodels.datasets.gridded import (
     mask_invalid,
     present_fill_values,
 )
-from probmodels.datasets.selection import OnGrid, Scattered
+from probmodels.datasets.reading.selection import OnGrid, Scattered
 from probmodels.errors import DataError
 
 __all__ = ["Selection", "read_field"]

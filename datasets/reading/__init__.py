@@ -1,0 +1,1 @@
+"""Which part of a field is read from files, and how: at once, or in chunks."""
