@@ -16,6 +16,7 @@ from probmodels.options import Probability, checked, refuse_unused
 
 __all__ = [
     "ICE",
+    "MUCH_ICE",
     "area_weight",
     "cells_inside",
     "check_coarse",
@@ -26,11 +27,13 @@ __all__ = [
     "mesh_attrs",
     "ocean_cells",
     "place_coords",
+    "said_of_ice",
     "scattered_matrix",
     "to_matrix",
 ]
 
 ICE = "whether the sea is frozen"
+MUCH_ICE = 0.2  # share of the times in which a cell is frozen that maps hatch
 _AREAS = r"areacell[ao]|cell_?area|t?area(_t)?"  # names of the areas of cells
 
 
@@ -52,7 +55,10 @@ def ocean_cells(field: xr.DataArray, min_valid: float, mends: list[str]) -> np.n
         )
     partly = int(((share > 0) & ~ocean).sum())
     if partly:
-        mends.append(f"{partly} cells with fewer than {min_valid:.0%} valid time steps are treated as land.")
+        lost = f"{partly} cells with fewer than {min_valid:.0%} valid time steps are treated as land"
+        frozen = _frozen_share(field)
+        iced = int(((share > 0) & ~ocean & (share + frozen >= min_valid)).sum())
+        mends.append(f"{lost}, {iced} of them for sea ice." if iced else f"{lost}.")
     high = np.where(valid, field.values, -np.inf).max(axis=0)
     low = np.where(valid, field.values, np.inf).min(axis=0)
     size = np.nanmax(np.abs(field.values))
@@ -117,6 +123,21 @@ def coarse_values(values: np.ndarray, frozen: np.ndarray, lat: np.ndarray, size:
 def coarsened_axis(axis: np.ndarray, size: int) -> np.ndarray:
     """Centres of boxes of ``size`` cells."""
     return np.asarray(axis[: len(axis) // size * size].reshape(-1, size).mean(axis=1))
+
+
+def _frozen_share(field: xr.DataArray) -> np.ndarray:
+    """Share of the times in which each cell is frozen."""
+    return field["ice"].values.mean(axis=0) if "ice" in field.coords else np.zeros(field.shape[1:])
+
+
+def said_of_ice(field: xr.DataArray, ocean: np.ndarray, mends: list[str]) -> None:
+    """Say in how many cells that are analysed ice has a large share."""
+    count = int((ocean & (_frozen_share(field) > MUCH_ICE)).sum())
+    if count:
+        mends.append(
+            f"{count} cells are frozen in more than {MUCH_ICE:.0%} of the times, which maps hatch: their modes are "
+            "those of open water."
+        )
 
 
 @checked(DataError)

@@ -44,6 +44,7 @@ from probmodels.datasets.cells import (
     check_coarse,
     from_cells,
     ocean_cells,
+    said_of_ice,
     scattered_matrix,
     to_matrix,
 )
@@ -125,7 +126,8 @@ def load_sst(
     min_valid
         Share of time steps that a cell must have to count as ocean, 0 to 1.
     ice
-        Temperature in degC at or below which water is taken for sea ice and masked, usually -1.8; None masks none.
+        Temperature in degC at or below which water is taken for sea ice and masked, usually -1.79; None masks none.
+        The coord ``ice`` says where that was.
     daily
         Whether to keep values more often than monthly as they are, with a smooth climatology; they are averaged to
         months otherwise. Not used with a season.
@@ -176,6 +178,7 @@ def load_sst(
         step = "yearly"
     field = within_period(field, span, mends)
     ocean = ocean_cells(field, min_valid, mends)
+    said_of_ice(field, ocean, mends)
 
     attrs = {
         "kind": kind,

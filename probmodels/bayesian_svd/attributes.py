@@ -137,24 +137,25 @@ def _describe_axes(out: xr.Dataset) -> None:
     """Names and units of the coordinates."""
     out["mode"].attrs.update(long_name="number of the mode", units="1")
     out["other_mode"].attrs.update(long_name="number of the other mode", units="1")
-    if "lat" in out.coords:
-        out["lat"].attrs.update(standard_name="latitude", long_name="latitude", units="degrees_north")
-        out["lon"].attrs.update(standard_name="longitude", long_name="longitude", units="degrees_east")
-    if "lat" in out.dims:
-        out["lat"].attrs["axis"], out["lon"].attrs["axis"] = "Y", "X"
-    if np.issubdtype(out["time"].dtype, np.number):
-        out["time"].attrs = {"long_name": "time step", "units": str(out["time"].attrs.get("units", "1"))}
-    else:
-        out["time"].attrs = {"standard_name": "time", "long_name": "time", "axis": "T"}
-        if np.issubdtype(out["time"].dtype, np.datetime64):
-            out["time"].attrs["units_metadata"] = "leap_seconds: unknown"
+    out["time"].attrs = _of_time(out["time"])
+
+
+def _of_time(time: xr.DataArray) -> dict[str, str]:
+    """Attributes of a time axis, with dates or without."""
+    if np.issubdtype(time.dtype, np.number):
+        return {"long_name": "time step", "units": str(time.attrs.get("units", "1"))}
+    attrs = {"standard_name": "time", "long_name": "time", "axis": "T"}
+    leap = {"units_metadata": "leap_seconds: unknown"} if np.issubdtype(time.dtype, np.datetime64) else {}
+    return attrs | leap
 
 
 def coordinates_encoded(dataset: xr.Dataset) -> tuple[xr.Dataset, dict[str, dict[str, object]]]:
     """How coordinates are written; a time axis without dates becomes ``step``, as CF knows no other time.
 
-    Only cells of a curvilinear grid may lack a place.
+    Only cells of a curvilinear grid may lack a place. The share of ice is a variable in files.
     """
+    dataset = dataset.reset_coords("ice_share") if "ice_share" in dataset.coords else dataset
+    dataset = dataset.assign_coords(time=dataset["time"].assign_attrs(_of_time(dataset["time"])))
     encoding: dict[str, dict[str, object]] = {str(name): {"_FillValue": None} for name in dataset.coords}
     for name, array in dataset.coords.items():
         if array.ndim > 1 and array.isnull().any():

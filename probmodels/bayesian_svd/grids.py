@@ -11,6 +11,9 @@ from probmodels.errors import SummaryError
 
 __all__ = ["to_cells", "to_grid"]
 
+_LAT = {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north"}
+_LON = {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east"}
+
 
 def _lat_lon(constant: xr.Dataset) -> tuple[np.ndarray, np.ndarray] | None:
     """Latitude and longitude of the cells, longitudes in the convention that does not cut the region; None without."""
@@ -101,12 +104,16 @@ def to_grid(cells: xr.Dataset, constant: xr.Dataset) -> xr.Dataset:
     """Variables over ``cell`` put on the grid that the cells come from, NaN elsewhere.
 
     The grid is (lat, lon), or for curvilinear ones (y, x) with lat and lon of each cell. Cells scattered without a grid
-    keep the dim ``cell``, with their lat and lon where known.
+    keep the dim ``cell``, with their lat and lon where known. Where data were frozen, the coord ``ice_share`` says in
+    which share of the times.
     """
-    grid = _grid(constant)
+    grid, ice = _grid(constant), _ice_share(constant)
     if grid is None or "cell" not in cells.dims:
         position = _lat_lon(constant)
-        return cells if position is None else cells.assign_coords(lat=("cell", position[0]), lon=("cell", position[1]))
+        if position is None:
+            return cells
+        cells = cells.assign_coords(lat=("cell", position[0], _LAT), lon=("cell", position[1], _LON))
+        return cells if ice is None or "cell" not in cells.dims else cells.assign_coords(ice_share=ice)
     out = xr.Dataset(coords={k: v for k, v in cells.coords.items() if "cell" not in v.dims}, attrs=cells.attrs)
     for name, array in cells.data_vars.items():
         if "cell" not in array.dims:
@@ -116,7 +123,23 @@ def to_grid(cells: xr.Dataset, constant: xr.Dataset) -> xr.Dataset:
         field = np.full((*array.shape[:-1], *grid.shape), np.nan)
         field[..., grid.rows, grid.columns] = array.values
         out[name] = xr.Variable((*array.dims[:-1], *grid.dims), field, array.attrs)
-    return out.assign_coords(lat=grid.lat, lon=grid.lon)
+    if ice is not None:
+        share = np.full(grid.shape, np.nan)
+        share[grid.rows, grid.columns] = ice.values
+        out = out.assign_coords(ice_share=(grid.dims, share, ice.attrs))
+    out = out.assign_coords(lat=grid.lat, lon=grid.lon)
+    for name, attrs, axis in (("lat", _LAT, "Y"), ("lon", _LON, "X")):
+        out[name].attrs = attrs | ({"axis": axis} if name in out.dims else {})
+    return out
+
+
+def _ice_share(constant: xr.Dataset) -> xr.Variable | None:
+    """Share of the times in which each cell is frozen; None where none ever is."""
+    if "ice" not in constant.variables:
+        return None
+    share = constant["ice"].transpose("cell", "time").values.astype(bool).mean(axis=1)
+    attrs = {"long_name": "share of the times in which the cell is frozen", "units": "1"}
+    return xr.Variable("cell", share, attrs)
 
 
 def to_cells(array: xr.DataArray, constant: xr.Dataset) -> np.ndarray:

@@ -17,12 +17,14 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from matplotlib.transforms import Bbox
 
 from probmodels._axes import BLUE, GREY, SMALL
 from probmodels.bayesian_svd.meshes import mesh_extent, mesh_polygons
+from probmodels.datasets.cells import MUCH_ICE
 
 __all__ = [
     "coast",
@@ -166,6 +168,8 @@ def grid_of_maps(
 def draw_map(figure: Figure, ax: Axes, array: xr.DataArray, label: str, *, bar: bool = True, **style: Any) -> Any:
     """Draw a field, or stations as points, or without positions as a line over cells; with its colour bar.
 
+    Cells that are frozen in more than a fifth of the times, by the coord ``ice_share``, are hatched.
+
     Returns what a colour bar for several maps may be made of; None for a line.
     """
     if "lat" not in array.coords:
@@ -189,6 +193,8 @@ def draw_map(figure: Figure, ax: Axes, array: xr.DataArray, label: str, *, bar: 
             array["lon"], array["lat"], c=array.values, s=22, edgecolor="0.3", linewidth=0.3, zorder=4, **style
         )
     map_axes(ax, _extent(array))
+    if "ice_share" in array.coords and "cell" not in array.dims:
+        _hatch_ice(ax, array)
     if bar:
         colour_bar(figure.colorbar(drawn, ax=ax, shrink=0.85, aspect=18, pad=0.02), label, even="norm" not in style)
     return drawn
@@ -207,6 +213,30 @@ def _draw_mesh(ax: Axes, array: xr.DataArray, *, vmin: Any = None, vmax: Any = N
         drawn.set_clim(vmin, vmax)
     ax.add_collection(drawn, autolim=False)
     return drawn
+
+
+def _hatch_ice(ax: Axes, array: xr.DataArray) -> None:
+    """Hatch the cells that are frozen in more than a fifth of the times, and say so in a corner."""
+    frozen = array["ice_share"].values > MUCH_ICE
+    if not frozen.any():
+        return
+    if array["lat"].ndim == 2:
+        polygons, _ = mesh_polygons(array["lat"].values, array["lon"].values, frozen, _extent(array))
+    else:
+        east, north = _edges(array["lon"].values), _edges(array["lat"].values)
+        corners = ((0, 0), (0, 1), (1, 1), (1, 0))
+        polygons = [np.array([[east[j + b], north[i + a]] for a, b in corners]) for i, j in np.argwhere(frozen)]
+    outline = Path.make_compound_path(*(Path(polygon, closed=False) for polygon in polygons))
+    ax.add_patch(PathPatch(outline, facecolor="none", edgecolor="0.35", hatch="////", linewidth=0, zorder=2))
+    ax.text(
+        0.01,
+        0.02,
+        f"hatched: ice in more than {MUCH_ICE:.0%} of the times",
+        transform=ax.transAxes,
+        fontsize=SMALL - 1,
+        zorder=5,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1.0},
+    )
 
 
 def colour_bar(bar: Colorbar, label: str, *, even: bool = True) -> None:

@@ -23,7 +23,16 @@ from probmodels.inference.runtime.ops import write_atomically
 
 __all__ = ["forecast_result", "project_result", "read_new"]
 
-_KEPT = ("region", "season", "variable", "ice", "fill", "anomalies")  # options of the fit that new files share
+_KEPT = (
+    "region",
+    "season",
+    "variable",
+    "ice",
+    "fill",
+    "anomalies",
+    "daily",
+    "coarsen",
+)  # options of the fit that new files share
 _REVISED = 0.05  # of the standard deviation of the record: how far months that both hold may differ
 
 

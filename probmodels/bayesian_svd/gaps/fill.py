@@ -81,9 +81,10 @@ def fill_field(
     xr.Dataset
         Over (time, lat, lon), or (time, cell): ``filled``, the data where there are some, elsewhere their posterior
         mean; ``filled_sd``, ``filled_lower``, ``filled_upper``, equal to the data where there are some; ``status``, 0
-        where observed, 1 where filled. Units are those of the data of the result (for anomalies, anomalies). Attributes
-        ``held_out_rmse``, ``held_out_crps``, ``held_out_coverage`` and ``held_out_coverage_uncalibrated`` are of the
-        blocks held out; coverage is of blocks that the correction did not see (two halves check each other).
+        where observed, 1 where filled, 2 where the sea was frozen, which is left missing. Units are those of the data
+        of the result (for anomalies, anomalies). Attributes ``held_out_rmse``, ``held_out_crps``,
+        ``held_out_coverage`` and ``held_out_coverage_uncalibrated`` are of the blocks held out; coverage is of blocks
+        that the correction did not see (two halves check each other).
 
     Raises
     ------
@@ -114,7 +115,9 @@ def fill_field(
         places = positions(constant["data"])
         factor, scores = _calibrated(again, values[hidden], hidden, block, _months(constant), places, level)
         scores["share"] = float(hidden.sum() / seen.sum())
+    created = result.tree.attrs.get("created", "undated")
     attrs = {"source": f"Bayesian SVD, probmodels {__version__}", "references": REFERENCE}
+    attrs["history"] = f"{created}: draws by MCMC, gaps filled by probmodels {__version__}"
     return _dataset(constant, seen, filled, factor, scores, level, keep_draws, attrs)
 
 
@@ -281,6 +284,13 @@ def _factors(error: Array, cells: NDArray[np.int_], months: NDArray[np.int_], ne
     return out / bound
 
 
+def _frozen(constant: xr.Dataset) -> Mask:
+    """Entries (cell, time) that were masked as sea ice."""
+    if "ice" not in constant.variables:
+        return np.zeros(constant["data"].shape, dtype=bool)
+    return np.asarray(constant["ice"].transpose("cell", "time").values, dtype=bool)
+
+
 def _dataset(
     constant: xr.Dataset,
     seen: Mask,
@@ -302,6 +312,8 @@ def _dataset(
         for name, end in (("filled_lower", (1 - level) / 2), ("filled_upper", (1 + level) / 2)):
             parts[name][~seen] = mean + np.quantile(spread, end, axis=0)
         filled = mean + spread
+    for values in parts.values():  # the modes of open water say nothing of ice
+        values[_frozen(constant)] = np.nan
     units = str(data.attrs.get("units") or constant.attrs.get("units") or "1")
     percent = f"{100 * level:g} % interval"
     anomaly = "anomalies" if data.attrs.get("kind") == "anomaly" else "data"
@@ -312,12 +324,14 @@ def _dataset(
         "filled_upper": f"upper end of the {percent}",
     }
     out = xr.Dataset({k: (("time", "cell"), v.T, {"long_name": words[k], "units": units}) for k, v in parts.items()})
-    status = np.where(seen, 0.0, 1.0).T
-    flags = {"flag_values": np.array([0, 1], np.int8), "flag_meanings": "observed filled"}
-    out["status"] = ("time", "cell"), status, {"long_name": "whether a value was observed or filled", **flags}
+    status = np.where(seen, 0.0, np.where(_frozen(constant), 2.0, 1.0)).T
+    flags = {"flag_values": np.array([0, 1, 2], np.int8), "flag_meanings": "observed filled sea_ice"}
+    label = "whether a value was observed or filled, or the sea was frozen"
+    out["status"] = ("time", "cell"), status, {"long_name": label, **flags}
     if keep_draws:
         draws = np.repeat(data.values[None].astype(np.float32), len(filled), 0)
         draws[:, ~seen] = filled
+        draws[:, _frozen(constant)] = np.nan
         out["filled_draws"] = ("draw", "time", "cell"), draws.transpose(0, 2, 1), {**out["filled"].attrs}
         out["filled_draws"].attrs["long_name"] = "data, gaps filled by draws of the posterior"
     out["filled"].attrs["ancillary_variables"] = "filled_sd filled_lower filled_upper status"

@@ -93,7 +93,7 @@ def effect_tables(local: xr.Dataset, trend: xr.Dataset) -> dict[str, pd.DataFram
 
 def _over_cells(arrays: Mapping[str, xr.DataArray]) -> pd.DataFrame:
     """A row for each cell that holds values, with its position where it has one."""
-    data = xr.Dataset({name: array.drop_vars("mode", errors="ignore") for name, array in arrays.items()})
+    data = xr.Dataset({name: array.drop_vars(["mode", "ice_share"], errors="ignore") for name, array in arrays.items()})
     frame = data.to_dataframe().reset_index().dropna(subset=list(arrays))
     return _first(frame, *(name for name in ("lat", "lon") if name in frame)).reset_index(drop=True)
 
