@@ -216,6 +216,30 @@ def test_the_covariance_of_noise_is_found() -> None:
     assert white.share.mean() < 0.1
 
 
+def test_noise_that_is_smooth_like_the_modes_keeps_its_size() -> None:
+    """Rough noise of e-folding 3 cells under modes of its own size: noise is neither left to modes nor takes them."""
+    cells, times, sets = 40, 60, 8
+    place = np.arange(cells)
+    true = 0.25 * np.exp(-np.abs(place[:, None] - place) / 3)
+    patterns = np.linalg.qr(np.stack([np.sin(place / 9), np.cos(place / 5)], 1))[0] * np.array([3.0, 2.0])
+    distance, size, along = np.abs(place[:, None] - place) / (cells - 1.0), [], []
+    for seed in range(sets):
+        rng = np.random.default_rng(seed)
+        field = patterns @ rng.standard_normal((2, times)) + np.linalg.cholesky(true) @ rng.standard_normal(
+            (cells, times)
+        )
+        seen, flat = np.ones(field.shape, bool), np.ones((times, 1))
+        noise, _ = estimate_noise(field, seen, flat, np.ones(times - 1), distance, 2)
+        white = noise.whitener @ (field - field.mean(1, keepdims=True))
+        squares = np.linalg.svd(white, compute_uv=False) ** 2
+        found = (noise.vectors * noise.values) @ noise.vectors.T * squares[2:].sum() / ((cells - 2) * (times - 3))
+        size.append(np.trace(found) / np.trace(true))
+        along.append(np.trace(patterns.T @ found @ patterns) / np.trace(patterns.T @ true @ patterns))
+    # Standard deviations over sets are .07 and .2.
+    assert np.mean(size) == pytest.approx(1.0, abs=3 * 0.07 / np.sqrt(sets))
+    assert np.mean(along) == pytest.approx(1.0, abs=3 * 0.2 / np.sqrt(sets))
+
+
 def test_gaps_do_not_draw_the_persistence_of_noise_to_zero() -> None:
     rng = np.random.default_rng(8)
     signal, noise = simulated(rng, 30, 400, 0.8, 0.1)

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 from scipy.optimize import isotonic_regression, minimize_scalar
 
 from probmodels.bayesian_svd.model import MatrixData, NoiseData, SideData
@@ -32,7 +34,9 @@ _NUM_SCALES = 10
 _REACH = (2.0, 4.0, 0.1)  # longest length-scale: spacings of cells, at least and at most, and share of the extent
 _ROUNDS = 10
 _FILLS = 30  # rounds of filling gaps by modes
-_MOST = 1200  # cells from which the correlation is estimated
+_MOST = 600  # cells from which the correlation is estimated
+_MOSTLY = 0.5  # share of complete times from which the data tell the kernel, in place of moments
+_CLOSE = 0.005  # precision of the share that is correlated
 _SHRINK = 10.0  # residuals' worth of the mean variance in that of a cell
 _STEPS = 8  # of expectation maximisation in each round
 _LEAST = 1e-3  # share of a cell's variance that is white
@@ -129,7 +133,7 @@ def estimate_noise(
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.choice(n, min(n, _MOST), replace=False))
     noise = Noise(np.eye(n), np.ones(n), 0.0, "none", 0.0, np.zeros(n))
-    spectra = _spectra(distance[np.ix_(chosen, chosen)])
+    kernels = _Kernels(distance[np.ix_(chosen, chosen)], rank)
     known = seen.copy()  # an innovation needs the value before it
     known[:, 1:] &= seen[:, :-1]
     pairs = seen[:, 1:] & seen[:, :-1] & (np.abs(steps - 1) < 1e-6)
@@ -147,8 +151,13 @@ def estimate_noise(
         both = np.maximum(known.astype(float) @ known.T, 1.0)
         moments = (own @ own.T) / both * (num_times / free)
         parts = _Parts(moments, noise.root @ u[:, :rank], np.diag(both), noise)
-        noise = parts.fitted(spectra, chosen, distance, decay)
-        complete = own[:, known.all(axis=0)]
+        whole = known.all(axis=0)
+        with_modes = None
+        if whole.mean() > _MOSTLY:
+            phi = decay**steps
+            with_modes = _centred(filtered_by(filled, phi), filtered_by(design.T, phi).T)[np.ix_(chosen, whole)]
+        noise = parts.fitted(kernels, with_modes, chosen, distance, decay)
+        complete = own[:, whole]
         if (count := complete.shape[1]) >= _COMPLETE:  # moments of pairs of cells with gaps need be no covariance
             along = np.sum((noise.vectors.T @ complete) ** 2, axis=1) / count * (num_times / free)
             along += np.einsum("ij,ij->j", noise.vectors, parts.unseen(noise.precision) @ noise.vectors)
@@ -193,10 +202,14 @@ class _Parts:
         return size * self.span @ inside @ self.span.T
 
     def fitted(
-        self, spectra: list[tuple[str, float, Array, Array]], chosen: NDArray[np.int_], distance: Array, decay: float
+        self, kernels: _Kernels, with_modes: Array | None, chosen: NDArray[np.int_], distance: Array, decay: float
     ) -> Noise:
-        """The covariance after a choice of the kernel and some steps for the cells."""
-        precision, white = self.start.precision, 1 - self.start.share
+        """The covariance after a choice of the kernel and some steps for the cells.
+
+        The kernel is that under which data of the chosen cells ``with_modes (chosen, T)`` are likeliest, or, where
+        gaps leave few complete times, under which the moments are.
+        """
+        precision, white = self.start.precision, np.zeros(0)
         shape, kernel, scale = np.zeros((0, 0)), "", 0.0
         for step in range(_STEPS):
             total = self.moments + self.unseen(precision)
@@ -204,9 +217,12 @@ class _Parts:
             root = np.sqrt(size)
             unit = total / (root[:, None] * root)
             if step == 0:
-                kernel, scale, share = _likeliest(spectra, unit[np.ix_(chosen, chosen)])
+                if with_modes is None:
+                    kernel, scale, share = kernels.of_moments(unit[np.ix_(chosen, chosen)])
+                else:
+                    kernel, scale, share = kernels.of_data(with_modes / root[chosen, None])
                 shape = correlation(distance, kernel, scale).numpy()
-                white = np.full(len(size), 1 - share) if self.start.kernel == "none" else white
+                white = np.full(len(size), 1 - share)
             joined = np.sqrt(1 - white)
             covariance = shape * joined[:, None] * joined + np.diag(white)
             inverse = np.linalg.inv(covariance)
@@ -249,33 +265,84 @@ def _filled(values: Array, seen: NDArray[np.bool_], design: Array, rank: int) ->
     return filled
 
 
-def _spectra(distance: Array) -> list[tuple[str, float, Array, Array]]:
-    """Kernel, length-scale, eigenvalues and eigenvectors of candidate correlations."""
-    near = np.median(np.sort(distance, axis=1)[:, 1])
-    least, most, share = _REACH  # what reaches further is for modes to hold
-    longest = max(least * near, min(most * near, share * distance.max()))
-    out = []
-    for kernel in _KERNELS:
-        for scale in np.geomspace(near / 2, longest, _NUM_SCALES):
-            values, vectors = np.linalg.eigh(correlation(distance, kernel, float(scale)).numpy())
-            out.append((kernel, float(scale), values.clip(0), vectors))
-    return out
+class _Kernels:
+    """Candidate correlations of cells, and which of them is likeliest.
 
+    Parameters
+    ----------
+    distance
+        Of the cells (n, n).
+    rank
+        Number of modes.
+    """
 
-def _likeliest(spectra: list[tuple[str, float, Array, Array]], moments: Array) -> tuple[str, float, float]:
-    """Kernel, length-scale and share under which the second moments (n, n) of unit residuals are likeliest."""
-    best = (np.inf, "", 0.0, 0.0)
-    for kernel, scale, values, vectors in spectra:
-        along = np.einsum("nj,nm,mj->j", vectors, moments, vectors, optimize=True)
+    def __init__(self, distance: Array, rank: int) -> None:
+        near = np.median(np.sort(distance, axis=1)[:, 1])
+        least, most, share = _REACH  # what reaches further is for modes to hold
+        longest = max(least * near, min(most * near, share * distance.max()))
+        self._rank, self._spectra = rank, []
+        for kernel in _KERNELS:
+            for scale in np.geomspace(near / 2, longest, _NUM_SCALES):
+                values, vectors = np.linalg.eigh(correlation(distance, kernel, float(scale)).numpy())
+                self._spectra.append((kernel, float(scale), values.clip(0), vectors))
+        self._latest: int | None = None
 
-        def minus(share: float, values: Array = values, along: Array = along) -> float:
-            variance = share * values + 1 - share
-            return float(np.sum(np.log(variance) + along / variance))
+    def of_moments(self, moments: Array) -> tuple[str, float, float]:
+        """Kernel, length-scale and share under which second moments (n, n) of unit residuals are likeliest."""
 
-        found = minimize_scalar(minus, bounds=(0.0, 0.999), method="bounded")
-        if found.fun < best[0]:
-            best = (found.fun, kernel, scale, float(found.x))
-    return best[1:]
+        def fit(values: Array, vectors: Array) -> tuple[float, float]:
+            along = np.einsum("nj,nm,mj->j", vectors, moments, vectors, optimize=True)
+
+            def minus(share: float) -> float:
+                variance = share * values + 1 - share
+                return float(np.sum(np.log(variance) + along / variance))
+
+            found = minimize_scalar(minus, bounds=(0.0, 0.999), method="bounded")
+            return float(found.fun), float(found.x)
+
+        return self._best(fit, range(len(self._spectra)))
+
+    def of_data(self, unit: Array) -> tuple[str, float, float]:
+        """Kernel, length-scale and share under which data (n, T) of unit residuals, with modes, are likeliest.
+
+        The modes and the variance of the noise are at their most likely values (probabilistic principal components,
+        Tipping and Bishop 1999): in coordinates where noise is white, modes take the leading eigenvalues, and the mean
+        of the others is the variance. Modes are thus free for each candidate, and noise that looks like a mode, or a
+        mode like noise, does not depend on where the search begins.
+        """
+        n, num_times = unit.shape
+        moments = unit @ unit.T / num_times if num_times > n else None
+
+        def fit(values: Array, vectors: Array) -> tuple[float, float]:
+            turned = vectors.T @ (unit if moments is None else moments @ vectors)
+
+            def minus(share: float) -> float:
+                variance = share * values + 1 - share
+                white = turned / np.sqrt(variance)[:, None]
+                gram = white.T @ white / num_times if moments is None else white / np.sqrt(variance)
+                last = len(gram) - 1
+                top = eigh(gram, eigvals_only=True, subset_by_index=(last - self._rank + 1, last), check_finite=False)
+                rest = (np.trace(gram) - top.sum()) / (n - self._rank)
+                return float(np.log(variance).sum() + np.log(top).sum() + (n - self._rank) * np.log(rest))
+
+            found = minimize_scalar(minus, bounds=(0.0, 0.999), method="bounded", options={"xatol": _CLOSE})
+            return float(found.fun), float(found.x)
+
+        return self._best(fit, self._near())
+
+    def _near(self) -> list[int]:
+        """All candidates at first, then those whose length-scale is next to the latest one's, of any kernel."""
+        if self._latest is None:
+            return list(range(len(self._spectra)))
+        place = self._latest % _NUM_SCALES
+        return [j for j in range(len(self._spectra)) if abs(j % _NUM_SCALES - place) <= 1]
+
+    def _best(
+        self, fit: Callable[[Array, Array], tuple[float, float]], places: Iterable[int]
+    ) -> tuple[str, float, float]:
+        fits = {place: fit(*self._spectra[place][2:]) for place in places}
+        self._latest = min(fits, key=lambda place: fits[place][0])
+        return (*self._spectra[self._latest][:2], fits[self._latest][1])
 
 
 def whitened_side(side: SideData, noise: Noise) -> tuple[SideData, Array]:
