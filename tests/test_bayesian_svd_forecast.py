@@ -20,6 +20,7 @@ from probmodels.bayesian_svd.forecasts.new_fields import later_times
 from probmodels.bayesian_svd.forecasts.projection import project
 from probmodels.bayesian_svd.forecasts.transitions import draw_lags, follow_lags
 from probmodels.bayesian_svd.summary import write_modes
+from probmodels.distributions.processes import correlation_at
 from probmodels.errors import DataError, SummaryError
 from probmodels.spec import build_problem, load_data, load_spec, run_engine
 
@@ -91,6 +92,33 @@ def known(
     return xr.DataTree.from_dict({"posterior": posterior, "constant_data": constant})
 
 
+def smooth(process: str, num_draws: int = DRAWS) -> xr.DataTree:
+    """The same, of series that are Matérn processes of length-scales 6 and 2 months."""
+    months_ago, scale = np.arange(TIMES), np.array([6.0, 2.0])
+    covariance = correlation_at(process, scale[:, None, None], months_ago[:, None] - months_ago)
+    root = np.linalg.cholesky(covariance + 1e-12 * np.eye(TIMES))
+    series = np.einsum("kts,ks->tk", root, np.random.default_rng(3).standard_normal((2, TIMES)))
+    tree = known(num_draws=num_draws, series=series, decay=correlation_at(process, scale, 1.0))
+    length_scale = np.broadcast_to(scale / 12, tree["posterior"]["d"].shape)
+    posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
+    posterior["length_scale_time"] = ("chain", "draw", "mode"), length_scale
+    constant["time_steps"] = "step", np.ones(TIMES - 1)
+    constant.attrs |= {"series": process, "time_step": 1 / 12}
+    return xr.DataTree.from_dict({"posterior": posterior, "constant_data": constant})
+
+
+def ahead(tree: xr.DataTree, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (time, mode) and covariance (mode, time, time) of the series at steps after the record."""
+    posterior, attrs = tree["posterior"].to_dataset(), tree["constant_data"].attrs
+    process = attrs.get("series", "ar1")
+    scale = posterior["autocorrelation"] if process == "ar1" else posterior["length_scale_time"] / attrs["time_step"]
+    times = np.append(np.arange(1 - TIMES, 1), places)
+    whole = correlation_at(process, scale.values[0, 0][:, None, None], times[:, None] - times)
+    gain = np.linalg.solve(whole[:, :TIMES, :TIMES] + 1e-13 * np.eye(TIMES), whole[:, :TIMES, TIMES:]).swapaxes(1, 2)
+    mean = np.einsum("kts,sk->tk", gain, posterior["F"].values[0, 0])
+    return mean, whole[:, TIMES:, TIMES:] - gain @ whole[:, :TIMES, TIMES:]
+
+
 def field(tree: xr.DataTree, count: int, seed: int = 5, start: str = "2004-01") -> xr.DataArray:
     """New months of the same process, as the posterior has it, without effects of the record."""
     time = months(count, start)
@@ -113,15 +141,12 @@ def field(tree: xr.DataTree, count: int, seed: int = 5, start: str = "2004-01") 
 def dense(tree: xr.DataTree, new: xr.DataArray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance (time * mode) of the series at steps after the record, given a field, by one big normal."""
     constant = tree["constant_data"].to_dataset()
-    last = tree["posterior"]["F"].values[0, 0, -1]
     design = continue_design(constant["fixed_effects_design"], constant["time"], new["time"])
     rest = new.values - tree["posterior"]["fixed_effects"].values[0, 0] @ design.T
     size = len(places)
-    mean, cov = np.zeros((size, 2)), np.zeros((size, 2, size, 2))
-    for mode, decay in enumerate(DECAY):
-        mean[:, mode] = last[mode] * decay**places
-        near = np.minimum(places[:, None], places)
-        cov[:, mode, :, mode] = decay ** np.abs(places[:, None] - places) * (1 - decay ** (2 * near))
+    mean, spread = ahead(tree, places)
+    cov = np.zeros((size, 2, size, 2))
+    cov[:, [0, 1], :, [0, 1]] = spread
     mean, cov = mean.ravel(), cov.reshape(2 * size, 2 * size)
     pattern = frame() * SIZE / np.sqrt(WEIGHT)[:, None]
     rows, values, noise = [], [], []
@@ -199,9 +224,14 @@ def compare(draws: np.ndarray, mean: np.ndarray, cov: np.ndarray) -> None:
     assert np.abs(found - cov / np.outer(sd, sd)).max() < 5 * np.sqrt(2 / count)
 
 
-@pytest.mark.parametrize("case", ["complete", "gaps", "skipped months", "after a hole"])
-def test_new_months_have_the_exact_conditional_distribution(case: str) -> None:
-    tree = known()
+CASES = ("complete", "gaps", "skipped months", "after a hole")
+
+
+@pytest.mark.parametrize(
+    ("series", "case"), [*(("ar1", case) for case in CASES), ("matern32", "gaps"), ("matern52", "after a hole")]
+)
+def test_new_months_have_the_exact_conditional_distribution(series: str, case: str) -> None:
+    tree = known() if series == "ar1" else smooth(series)
     new, places = field(tree, 6), np.arange(1, 7)
     if case == "gaps":
         new[:, 0], new[3:, 2], new[:, 5] = np.nan, np.nan, np.nan
@@ -306,6 +336,47 @@ def test_series_field_and_indices_have_the_exact_moments() -> None:
     np.testing.assert_allclose(levels, found["quantile"], atol=error / 2)
     assert found["field"].dims == ("chain", "draw", "time", "lat", "lon")
     assert str(found["time"].values[0])[:7] == "2004-01"
+
+
+@pytest.mark.parametrize("process", ["matern32", "matern52"])
+def test_smooth_series_go_on_with_their_derivatives(process: str) -> None:
+    """Moments of the normal given all values of the record; a forecast from the last value alone would miss them."""
+    tree = smooth(process)
+    found = forecast(tree, 6, num_draws=DRAWS, field=False, judge=False, keep_draws=True)
+    mean, spread = ahead(tree, np.arange(1, 7))
+    variance = np.einsum("ktt->tk", spread)
+    error = 5 / np.sqrt(DRAWS)
+    assert (np.abs(found["pc_mean"].values.T - mean) < error * np.sqrt(variance)).all()
+    np.testing.assert_allclose(found["pc_sd"].values.T ** 2, variance, rtol=5 * np.sqrt(2 / DRAWS))
+    draws, sd = found["pc"].values[0][:, 0], np.sqrt(variance[:, 0])  # of the first mode
+    wrong = (np.cov(draws.T) - spread[0]) / np.outer(sd, sd)
+    assert np.abs(wrong).max() < error * np.sqrt(2)
+    rho = correlation_at(process, 6.0, 1.0)
+    last = tree["posterior"]["F"].values[0, 0, -1, 0]
+    assert abs(mean[0, 0] - rho * last) > np.sqrt(variance[0, 0])
+    assert found["told"].values[0] == pytest.approx(1 - variance[0].min(), abs=0.02)
+    assert "Matérn" in found.attrs["source"]
+
+
+def test_rounded_draws_still_know_their_derivatives() -> None:
+    """Values rounded as in files, of draws that differ: the mean forecast moves by far less than its sd."""
+    tree = smooth("matern52", num_draws=500)
+    posterior, rng = tree["posterior"].to_dataset(), np.random.default_rng(0)
+    posterior["F"] = posterior["F"] + 0.05 * rng.standard_normal((1, 500, 1, 2)) * np.sin(np.arange(TIMES) / 4)[:, None]
+    step = 2e-3 * posterior["F"].values.std((0, 1))
+    rounded = posterior.assign(F=(posterior["F"] / step).round() * step)
+    exact, found = (
+        forecast(
+            xr.DataTree.from_dict({"posterior": draws, "constant_data": tree["constant_data"].to_dataset()}),
+            4,
+            num_draws=500,
+            field=False,
+            judge=False,
+        )
+        for draws in (posterior, rounded)
+    )
+    assert (np.abs(found["pc_mean"] - exact["pc_mean"]) < 0.2 * exact["pc_sd"]).all()
+    np.testing.assert_allclose(found["pc_sd"], exact["pc_sd"], rtol=0.15)
 
 
 def test_correlated_noise_persists_and_modes_are_mixtures_of_processes() -> None:

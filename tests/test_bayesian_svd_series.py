@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +17,9 @@ from probmodels.bayesian_svd import make_problem, write_outputs
 from probmodels.bayesian_svd.draws import read_draws
 from probmodels.bayesian_svd.series_sampler import SeriesGibbs
 from probmodels.bayesian_svd.summary import _add_persistence, summarise_modes
-from probmodels.distributions.series import AutoregressiveSeries, tridiagonal_precision
 from probmodels.errors import DataError, SummaryError
+
+from joint_distribution import functions, keeps_the_prior  # isort: skip
 
 SCALES = [0.15, 0.4, 1.0]
 
@@ -36,57 +36,6 @@ def problem(values: np.ndarray, times: np.ndarray | None = None, **options: Any)
 
 def noise(cells: int = 8, times: int = 12, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((cells, times))
-
-
-# -- distribution -----------------------------------------------------------------------------------------------------
-
-
-def covariance(decay: float, steps: np.ndarray) -> np.ndarray:
-    times = np.concatenate([[0.0], np.cumsum(steps)])
-    return np.asarray(decay ** np.abs(times[:, None] - times))
-
-
-STEPS = np.array([1.0, 1.0, 7.0, 0.5, 1.0])
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.3, 0.95])
-def test_the_precision_is_the_inverse_of_the_covariance(decay: float) -> None:
-    diagonal, side, log_det = (
-        x[0].numpy() for x in tridiagonal_precision(torch.tensor([decay], dtype=torch.float64), torch.tensor(STEPS))
-    )
-    precision = np.diag(diagonal) + np.diag(side, 1) + np.diag(side, -1)
-    np.testing.assert_allclose(precision @ covariance(decay, STEPS), np.eye(6), atol=1e-12)
-    assert log_det == pytest.approx(np.linalg.slogdet(precision)[1])
-
-
-def test_the_density_sums_over_decays() -> None:
-    decay, weights = torch.tensor([0.0, 0.6, 0.9]).double(), torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]).double()
-    process = AutoregressiveSeries(decay, torch.tensor(STEPS), weights.log())
-    value = torch.as_tensor(np.random.default_rng(0).standard_normal((4, 6, 2)))
-    one = [
-        [stats.multivariate_normal(cov=covariance(float(r), STEPS)).pdf(value[s, :, k].numpy()) for r in decay]
-        for s in range(4)
-        for k in range(2)
-    ]
-    parts = np.array(one).reshape(4, 2, 3) * weights.numpy()
-    np.testing.assert_allclose(process.log_prob(value), np.log(parts.sum(-1)).sum(-1))
-    np.testing.assert_allclose(process.component_logits(value).exp(), parts / parts.sum(-1, keepdims=True))
-
-
-def test_draws_have_the_covariance_of_the_process() -> None:
-    process = AutoregressiveSeries(torch.tensor([0.8]).double(), torch.tensor(STEPS), torch.zeros(1, 1).double())
-    torch.manual_seed(0)
-    draws = process.sample((40_000,))[..., 0].numpy()
-    assert np.abs(np.cov(draws.T) - covariance(0.8, STEPS)).max() < 5 * math.sqrt(2 / 40_000)
-
-
-@pytest.mark.parametrize(
-    ("decay", "steps", "message"),
-    [([1.0], [1.0], "below 1"), ([0.5], [0.0], "increase"), ([0.5, 0.6], [1.0], "give")],
-)
-def test_wrong_arguments_are_said(decay: list[float], steps: list[float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        AutoregressiveSeries(torch.tensor(decay), torch.tensor(steps), torch.zeros(1, 1))
 
 
 # -- density of the model ---------------------------------------------------------------------------------------------
@@ -123,65 +72,31 @@ def test_the_likelihood_is_that_of_the_data_with_effects_integrated_out(gaps: bo
 # -- the sampler ------------------------------------------------------------------------------------------------------
 
 
-def functions(draw: dict[str, Any], basis: np.ndarray) -> np.ndarray:
-    """Numbers that no sign touches."""
-    u, f, d = basis @ draw["U"].numpy(), draw["F"].numpy(), draw["d"].numpy()
-    parts = [
-        d,
-        [float(draw["sigma"])],
-        u[3] * f[4],
-        u[1] * u[5],
-        f[2] * f[9],
-        np.log((f**2).sum(0)),
-        [(u[2] * d) @ f[7]],
-        draw["autocorrelation"].numpy(),
-        draw["length_scale_space"].numpy(),
-    ]
-    if "fixed_effects" in draw:
-        parts.append(draw["fixed_effects"].numpy()[[0, 5]].ravel())
-    if "shared_effects" in draw:
-        parts.append(draw["shared_effects"].numpy())
-    return np.concatenate([np.ravel(part) for part in parts])
+@pytest.mark.parametrize(
+    ("series", "prior"),
+    [
+        ("ar1", "conditioned"),
+        ("matern52", "conditioned"),
+        pytest.param("ar1", "uniform", marks=pytest.mark.slow),
+        pytest.param("matern32", "conditioned", marks=pytest.mark.slow),
+    ],
+)
+def test_parameters_keep_their_prior_where_data_are_drawn_anew(series: str, prior: str) -> None:
+    effects = ("intercept", "trend")
+    settings: dict[str, Any] = {"rank": 3, "scale": 1.5, "noise_prior": (6.0, 1.8), "fixed_effects": effects}
+    if series != "ar1":
+        settings["length_scales_time"] = [0.3, 1.0, 2.0, 4.0, 8.0]
+    made = problem(noise(8, 10), **settings, frame_prior=prior, series=series)
+    basis, design = made.args[0].space.basis.numpy(), made.args[0].design.numpy()
 
-
-@pytest.mark.parametrize("prior", ["conditioned", pytest.param("uniform", marks=pytest.mark.slow)])
-def test_parameters_keep_their_prior_where_data_are_drawn_anew(prior: str) -> None:
-    """Geweke (2004): sweeps alternate with fresh data given the parameters."""
-    made = problem(
-        noise(8, 10),
-        rank=3,
-        scale=1.5,
-        noise_prior=(6.0, 1.8),
-        fixed_effects=("intercept", "trend"),
-        frame_prior=prior,
-    )
-    data, rng = made.args[0], np.random.default_rng(3)
-    basis, design = data.space.basis.numpy(), data.design.numpy()
-    torch.manual_seed(1)
-    exact = []
-    for _ in range(3000):
-        nodes = poutine.trace(made.model).get_trace(*made.args, **made.kwargs).nodes
-        draw = {n: node["value"] for n, node in nodes.items() if "value" in node and n != "fixed_effects"}
-        exact.append(functions({"length_scale_space": torch.zeros(3), **draw}, basis))
-    kernel = SeriesGibbs(made, num_steps=3, num_passes=2)
-    kernel.seed(5)
-    kernel.setup(0)
-    draw, kept, sweeps, batches = kernel.initial_params, [], 16_000, 40
-    for _ in range(sweeps):
+    def renew(seen: Any, draw: dict[str, Any], rng: np.random.Generator) -> None:
         fresh = (basis @ draw["U"].numpy() * draw["d"].numpy()) @ draw["F"].numpy().T
         fresh += float(draw["sigma"]) * rng.standard_normal(fresh.shape)
         fresh -= (fresh @ design) @ design.T
-        reduced = kernel._data
-        reduced.z = np.ascontiguousarray(basis.T @ fresh)
-        reduced.z_transposed, reduced.total = np.ascontiguousarray(reduced.z.T), float((fresh**2).sum())
-        draw = kernel.sample(draw)
-        kept.append(functions(draw, basis))
-    means = np.array(kept).reshape(batches, -1, len(kept[0])).mean(1)
-    error = np.sqrt(means.var(0, ddof=1) / batches + np.var(exact, 0) / len(exact))
-    moving = error > 1e-9
-    deviation = (means.mean(0) - np.mean(exact, 0))[moving] / error[moving]
-    assert np.abs(deviation).max() < 4.5
-    assert np.sqrt((deviation**2).mean()) < 1.6
+        seen.z = np.ascontiguousarray(basis.T @ fresh)
+        seen.z_transposed, seen.total = np.ascontiguousarray(seen.z.T), float((fresh**2).sum())
+
+    keeps_the_prior(made, renew, 16_000 if series == "ar1" else 8_000)
 
 
 EFFECTS: dict[str, tuple[dict[str, Any], float]] = {

@@ -18,7 +18,7 @@ from probmodels.bayesian_svd.joint.stack import split_fields, stack_fields, stac
 from probmodels.bayesian_svd.sides import space_distance
 from probmodels.bayesian_svd.summary import summarise_modes
 from probmodels.distributions.covariance import correlation
-from probmodels.distributions.series import AutoregressiveSeries
+from probmodels.distributions.series import ProcessSeries
 from probmodels.errors import DataError, SummaryError
 from probmodels.inference.result import Result
 
@@ -287,8 +287,8 @@ def test_series_start_afresh_with_each_member():
     assert (steps[:19] == 1).all()
     series = torch.as_tensor(rng.standard_normal((60, 1)))
     decay, weights = torch.tensor([0.8], dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
-    whole = AutoregressiveSeries(decay, steps, weights).log_prob(series)
-    parts = [AutoregressiveSeries(decay, steps[:19], weights).log_prob(series[i : i + 20]) for i in (0, 20, 40)]
+    whole = ProcessSeries("ar1", decay, steps, weights).log_prob(series)
+    parts = [ProcessSeries("ar1", decay, steps[:19], weights).log_prob(series[i : i + 20]) for i in (0, 20, 40)]
     assert float(whole) == pytest.approx(float(sum(parts)))
 
 

@@ -153,15 +153,13 @@ class CorrelatedData:
         residual = self._missing.draw(rng, self.complete - mean, np.sqrt(noise))
         self.take(np.where(self._missing.mask, self.complete, mean + residual))
 
-    def draw_large(
-        self, rng: np.random.Generator, u: Array, d: Array, f: Array, noise: float, process: tuple[Array, Array]
-    ) -> None:
+    def draw_large(self, rng: np.random.Generator, u: Array, d: Array, f: Array, noise: float, bands: Array) -> None:
         """Draw the series (k, T), in place, and what is missing at once, at each time with a large gap.
 
         Drawn in turns, they would hold one another where modes are many and the noise is small. Given its neighbours,
         the noise of a time is normal with the covariance of cells over the diagonal of the precision in time, and the
-        series are independent normals, of which ``process`` has the diagonals and the entries beside them of the
-        precisions, (k, T) and (k, T-1). What is missing is integrated out where the series are drawn.
+        series are independent normals, of which ``bands`` (k, p + 1, T) are the precisions, as in
+        `probmodels.bayesian_svd.banded`. What is missing is integrated out where the series are drawn.
         """
         if self._missing is None or not self._large:
             return
@@ -170,7 +168,6 @@ class CorrelatedData:
         patterns, image = self._root @ signal, self._whitener.T @ signal  # X and its product with the precision
         gram = np.diag(d**2)
         fixed = self._effects @ self._lifted
-        diagonals, sides = process
         for t in self._large:
             own, lower, share = missing.places[t], self._factors[t], missing.diagonal[t]
             shift, linear = np.zeros(len(patterns)), np.zeros(size)
@@ -178,14 +175,17 @@ class CorrelatedData:
                 if 0 <= other < num_times:
                     residual = self.complete[:, other] - fixed[:, other] - patterns @ f[:, other]
                     shift -= missing.beside[beside] / share * residual
-                    linear -= sides[:, beside] * f[:, other]
+            for apart in range(1, min(bands.shape[1], num_times)):
+                for other in (t - apart, t + apart):
+                    if 0 <= other < num_times:
+                        linear -= bands[:, apart, min(t, other)] * f[:, other]
             mean = fixed[:, t] + shift
             rest = self.complete[:, t] - mean
             rest[own] = 0.0
             weighted = missing.precision @ rest
             half = solve_triangular(lower, np.column_stack([image[own], weighted[own]]), lower=True, check_finite=False)
             scale = share / noise
-            precision = scale * (gram - half[:, :-1].T @ half[:, :-1]) + np.diag(diagonals[:, t])
+            precision = scale * (gram - half[:, :-1].T @ half[:, :-1]) + np.diag(bands[:, 0, t])
             linear += scale * (patterns.T @ weighted - half[:, :-1].T @ half[:, -1])
             root = np.linalg.cholesky(precision)
             centre = solve_triangular(root, linear, lower=True) + rng.standard_normal(size)

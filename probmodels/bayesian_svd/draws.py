@@ -56,8 +56,12 @@ class Draws:
         Columns of the fixed effects (time, effect), and of those that all cells share (time, shared_effect).
     effects, shared_effects
         Their coefficients in data units (draw, cell, effect), (draw, shared_effect); None where they were not kept.
+    process
+        Name of the process that series are, of `probmodels.distributions.processes.PROCESSES`.
     decay
-        Correlation over one unit of time of each process (draw, process); None where series are no process.
+        Correlation over one step of each process (draw, process); None where series are no process.
+    length_scale
+        Length-scale in steps of each process (draw, process); None under first-order autoregressions.
     turn
         Series of the modes by processes, ``series = processes @ turn`` (draw, process, mode), orthogonal; None where
         each series is a process of its own.
@@ -66,7 +70,7 @@ class Draws:
     noise
         Covariance of the noise of the weighted data; None where it is white.
     steps
-        Times between neighbours (time - 1,) in that unit; None likewise.
+        Times between neighbours (time - 1,) in steps, the usual one; None where series are no process.
     of
         A key of `MODES_OF`.
     """
@@ -83,7 +87,9 @@ class Draws:
     effects: np.ndarray | None
     shared_design: np.ndarray
     shared_effects: np.ndarray | None
+    process: str
     decay: np.ndarray | None
+    length_scale: np.ndarray | None
     turn: np.ndarray | None
     steps: np.ndarray | None
     noise_level: np.ndarray
@@ -124,6 +130,18 @@ class Draws:
         if self.decay is None:
             raise SummaryError("series that are no process have no autocorrelation; infer with series='ar1'")
         return self.decay if self.turn is None else np.einsum("sj,sji->si", self.decay, self.turn**2)
+
+    @property
+    def scale(self) -> np.ndarray:
+        """What parametrises the processes (draw, process): decays over one step, or length-scales in steps."""
+        if self.decay is None:
+            raise SummaryError("series that are no process have no scale in time; infer with series='ar1'")
+        return self.decay if self.length_scale is None else self.length_scale
+
+    def processes(self, draws: np.ndarray | slice = _ALL) -> np.ndarray:
+        """The processes of which series are mixtures, at the times of the record: (draw, time, process)."""
+        series = self.series(draws=draws)
+        return series if self.turn is None else series @ self.turn[draws].transpose(0, 2, 1)
 
     def fixed(self, cells: slice | np.ndarray = _ALL, draws: np.ndarray | slice = _ALL) -> np.ndarray:
         """What fixed and shared effects add to the field, in data units: (draw, cell, time)."""
@@ -218,6 +236,10 @@ def read_draws(tree: xr.DataTree, of: str | None = None) -> Draws:
         space, d, time, turn = _by_area(space, d, time, basis_space)
     if process and of == "times":
         space, d, time = _of_these_times(space, d, time, design)
+    process_name = str(constant.attrs.get("series", "ar1"))
+    length_scale = None
+    if process and process_name != "ar1":
+        length_scale = stacked("length_scale_time", "mode") / float(constant.attrs["time_step"])
     return Draws(
         space=np.ascontiguousarray(space),
         time=np.ascontiguousarray(time),
@@ -232,6 +254,8 @@ def read_draws(tree: xr.DataTree, of: str | None = None) -> Draws:
         shared_design=shared_design,
         shared_effects=shared,
         decay=stacked("autocorrelation", "mode") if process and "autocorrelation" in posterior else None,
+        process=process_name,
+        length_scale=length_scale,
         turn=turn,
         noise_level=level,
         noise=noise,

@@ -39,7 +39,8 @@ from probmodels.distributions.frames import (
     SequentialProjected,
     UniformFrame,
 )
-from probmodels.distributions.series import AutoregressiveSeries
+from probmodels.distributions.processes import correlation_at
+from probmodels.distributions.series import ProcessSeries
 
 __all__ = [
     "ENGINES",
@@ -81,12 +82,29 @@ class SideData(NamedTuple):
 
 
 class SeriesData(NamedTuple):
-    """Series as a process in time: grid of decays per unit of time ``decay (G,)``, ``log_weights (k, G)``, and times
-    between neighbours ``steps (T-1,)`` in that unit."""
+    """Series as a process in time.
 
-    decay: Tensor
+    ``process`` is one of `probmodels.distributions.processes.PROCESSES`; ``scale (G,)`` the grid of its decays over the
+    usual step of the time axis, or of its length-scales in such steps; ``log_weights (k, G)``; times between neighbours
+    ``steps (T-1,)`` in usual steps, and the length of one in the unit of the time axis, years where it has dates.
+    """
+
+    process: str
+    scale: Tensor
     log_weights: Tensor
     steps: Tensor
+    step: float
+
+    def sites(self, index: Tensor) -> dict[str, Tensor]:
+        """What is said of processes that are these places (..., k) in the grid: generated sites."""
+        one = correlation_at(self.process, self.scale.numpy(), 1.0)
+        sites = {"autocorrelation": torch.as_tensor(one)[index]}
+        return sites if self.process == "ar1" else sites | {"length_scale_time": self.step * self.scale[index]}
+
+    @property
+    def index_site(self) -> str:
+        """Name of the site that holds places in the grid."""
+        return "decay_index" if self.process == "ar1" else "length_index_time"
 
 
 class Gaps(NamedTuple):
@@ -357,19 +375,19 @@ def _sample_frame(site: str, side: SideData, name: str, prior: str) -> Tensor:
 
 
 def _sample_series(series: SeriesData) -> Tensor:
-    """Series of unit variance (m, k), and their decays as leaves."""
-    process = AutoregressiveSeries(series.decay, series.steps, series.log_weights)
+    """Series of unit variance (m, k), with their decays or length-scales as leaves."""
+    process = ProcessSeries(series.process, series.scale, series.steps, series.log_weights)
     value: Tensor = pyro.sample("F", process, infer=_axes("time", "mode"))
-    logits = process.component_logits(value)
-    index = pyro.sample("decay_index", dist.Categorical(logits=logits).to_event(1), infer=_axes("mode", generated=True))
-    decay = dist.Delta(series.decay[index], event_dim=1)
-    pyro.sample("autocorrelation", decay, infer=_axes("mode", generated=True))
+    choice = dist.Categorical(logits=process.component_logits(value)).to_event(1)
+    index = pyro.sample(series.index_site, choice, infer=_axes("mode", generated=True))
+    for site, scale in series.sites(index).items():
+        pyro.sample(site, dist.Delta(scale, event_dim=1), infer=_axes("mode", generated=True))
     return value
 
 
 def model(data: MatrixData, prior: str = "conditioned") -> None:
     """Sites ``U`` (ru, k), ``V`` (rv, k) or ``F`` (m, k), ``d`` (k,), ``sigma``, ``Z``; leaves ``length_scale_*`` (k,)
-    and ``fixed_effects``, with ``F`` also ``autocorrelation`` (k,).
+    and ``fixed_effects``, with ``F`` also ``autocorrelation`` (k,), over one step.
 
     Parameters
     ----------

@@ -24,6 +24,7 @@ from probmodels.bayesian_svd.gaps.blocks import Block, choose_block, hide_blocks
 from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SeriesData, SideData, model
 from probmodels.bayesian_svd.noise import Noise, estimate_noise, with_noise
 from probmodels.bayesian_svd.sampler import BlockGibbs
+from probmodels.bayesian_svd.series_grid import series_data
 from probmodels.bayesian_svd.series_sampler import SeriesGibbs
 from probmodels.bayesian_svd.sides import (
     Grid as SpaceGrid,
@@ -48,9 +49,7 @@ from probmodels.options import OneOf, Positive, checked, refuse_unused
 __all__ = ["make_problem", "tiny"]
 
 _MIN_TIMES = 10
-_DECAYS, _LARGEST_DECAY = 40, 2.65  # of a grid up to tanh(2.65) = 0.990
 _TAIL_TIME = 1e-6
-_FRESH = 1e6  # steps after which nothing is left of a series: between members of an ensemble
 _MOST_CORRELATED = 5_000  # cells: matrices of cells by cells
 _KERNELS_SPACE = tuple(name for name in KERNELS if name != "periodic")
 
@@ -149,22 +148,24 @@ def _check_unused(options: Mapping[str, Any], families: Mapping[str, Sequence[st
         refuse_unused(make_problem, branch, **{name: options[name] for name in names})
 
     lengths = {name: (f"length_scales_{name}", f"length_prior_{name}") for name in families}
+    matern = options["series"].startswith("matern")
     if options["frame_prior"] == "uniform":
-        kernels = ("kernel_space", "kernel_time", *lengths["space"], *lengths["time"])
+        kernels = ("kernel_space", "kernel_time", *lengths["space"], *(() if matern else lengths["time"]))
         refuse("frame_prior='uniform'", *kernels, "num_length_scales", "period", "nugget", "tail", "max_basis")
     if not options["hold_out"]:
         refuse("hold_out=0", "hold_out_block")
     if options["noise"] == "correlated":
         if options["series"] == "frame":
-            raise DataError("noise='correlated' needs series that are a process: series='ar1' or 'iid'")
+            raise DataError("noise='correlated' needs series that are a process: series='ar1', 'matern32', ...")
         for name in ("effect_scale", "shared_effects"):
             if options[name]:
                 raise DataError(f"noise='correlated' has effects of flat prior, each cell's own: leave out {name}")
     if options["series"] != "frame":
-        refuse(f"series={options['series']!r}", "kernel_time", *lengths["time"], "period")
+        unused = ("period",) if matern else (*lengths["time"], "period")
+        refuse(f"series={options['series']!r}", "kernel_time", *unused)
     smooth = [name for name, kinds in families.items() if set(kinds) != {"identity"}]
     for name, (scales, prior) in lengths.items():
-        if name not in smooth:
+        if name not in smooth and not (matern and name == "time"):
             refuse(f"kernel_{name}='identity'", scales, prior)
         elif options[scales] is not None and len(options[scales]) == 1:
             refuse(f"a single value of {scales}", prior)
@@ -199,7 +200,7 @@ def make_problem(
     covariates: Mapping[str, ArrayLike] | None = None,
     effect_scale: Scale | None = None,
     kernel_space: SpaceKernel | Annotated[Sequence[SpaceKernel], Len(1)] = "matern72",
-    series: Literal["frame", "iid", "ar1"] = "frame",
+    series: Literal["frame", "iid", "ar1", "matern32", "matern52"] = "frame",
     kernel_time: Kernel | Annotated[Sequence[Kernel], Len(1)] = "identity",
     length_scales_space: Grid | None = None,
     length_scales_time: Grid | None = None,
@@ -240,14 +241,19 @@ def make_problem(
         in the local case; None is a flat prior for local effects (modes are then orthogonal to them in time) and a
         scale a thousand times that of the data for shared ones.
     series
-        What the series of the modes are. ``"ar1"`` and ``"iid"``: a process in time of unit variance, autoregressive
-        with a decay of each mode's own that is learned, or white. The modes are then those of the population that the
-        times were drawn from, and their uncertainty holds that other times would have given others. ``"frame"``:
-        numbers, orthonormal at these times; the modes are those of these times, and only noise makes them uncertain.
+        What the series of the modes are. ``"ar1"``, ``"matern32"``, ``"matern52"`` and ``"iid"``: a process in time of
+        unit variance. The first is autoregressive with a decay of each mode's own that is learned; the next two are
+        Matérn processes, smooth in time, with a length-scale of each mode's own that is learned (site
+        ``length_scale_time``, in years or the axis's unit); the last is white. The modes are then those of the
+        population that the times were drawn from, and their uncertainty holds that other times would have given
+        others. ``"frame"``: numbers, orthonormal at these times; the modes are those of these times, and only noise
+        makes them uncertain.
     kernel_space, kernel_time
         A kernel name for all modes, or one for each (see `probmodels.distributions.covariance.KERNELS`).
     length_scales_space, length_scales_time
-        Grid on which the length-scales live: km or the coordinate's unit, years or the axis's unit. By default
+        Grid on which the length-scales live: km or the coordinate's unit, years or the axis's unit. In time by default
+        a hundred values from a quarter of the usual step to half the record where series are a Matérn process, at most
+        a hundred times the shortest step, which is the limit for a grid that is given, too. Else by default
         ``num_length_scales`` log-spaced values from the spacing of the points to half the largest distance. For space
         the longest is doubled up to three times where the leading patterns are likeliest there, and with more than
         ``max_basis`` cells the shortest is the first that is plausible for a leading pattern.
@@ -376,7 +382,7 @@ def make_problem(
                 tail=_TAIL_TIME if tail is None else tail,
             )
         else:
-            process = _process(matrix["time"], series, rank)
+            process = series_data(matrix["time"], series, rank, length_scales_time, length_prior_time)
             time = points(matrix.sizes["time"], rank)
     except CovarianceError as error:
         raise DataError(str(error)) from error
@@ -490,7 +496,11 @@ def _constant_data(
         constant["basis_time_matrix"] = ("time", "basis_time"), time.basis.numpy()
         constant["length_scales_time"] = "length_index_time", time.length_scales.numpy()
     if reduced.series is not None:
-        constant["time_steps"] = "step", reduced.series.steps.numpy()
+        series = reduced.series
+        constant["time_steps"] = "step", series.steps.numpy()
+        constant.attrs |= {"series": series.process, "time_step": series.step}
+        if series.process != "ar1":
+            constant["length_scales_time"] = "length_index_time", series.step * series.scale.numpy()
     if local.sizes["effect"]:
         constant["fixed_effects_design"] = local
     if common.sizes["effect"]:
@@ -524,7 +534,7 @@ def _diagnosed(data: MatrixData) -> tuple[str, ...]:
     names = ["U", "V" if data.series is None else "F", "d", "sigma"]
     names += ["length_scale_space"] * (len(data.space.length_scales) > 1)
     names += ["length_scale_time"] * (len(data.time.length_scales) > 1)
-    names += ["autocorrelation"] * (data.series is not None and len(data.series.decay) > 1)
+    names += ["autocorrelation"] * (data.series is not None and len(data.series.scale) > 1)
     names += ["shared_effects"] * bool(len(data.shared))
     return tuple(names)
 
@@ -598,33 +608,6 @@ def _reduce(
         gaps=gaps,
         series=series,
     )
-
-
-def _process(times: xr.DataArray, series: str, rank: int) -> SeriesData:
-    """Grid of decays over the usual step of the time axis, and the steps in units of it.
-
-    The grid is even in the inverse hyperbolic tangent of the decay, which spreads its information evenly; weights make
-    the prior uniform on (0, 1).
-    """
-    years = time_in_years(times)
-    steps = np.diff(years)
-    fresh = np.zeros(len(steps), dtype=bool)
-    if "member" in times.coords:
-        fresh = times["member"].values[1:] != times["member"].values[:-1]
-        steps[fresh] = np.median(steps[~fresh])
-    if (steps <= 0).any():
-        raise DataError(f"series={series!r} needs times that increase; sort the data by time and drop repeated ones")
-    steps = steps / np.median(steps)
-    near = np.abs(steps - steps.round()) < 0.15  # months and years differ in length
-    steps = np.where(near & (steps.round() > 0), steps.round(), steps)
-    steps[fresh] = _FRESH
-    if series == "iid":
-        decay, weights = np.zeros(1), np.ones(1)
-    else:
-        decay = np.tanh(np.linspace(0.0, _LARGEST_DECAY, _DECAYS))
-        weights = np.gradient(decay)
-    log_weights = torch.as_tensor(np.log(weights / weights.sum())).expand(rank, -1).contiguous()
-    return SeriesData(torch.as_tensor(decay), log_weights, torch.as_tensor(steps))
 
 
 def _reference(data: MatrixData, rank: int) -> tuple[np.ndarray, np.ndarray]:

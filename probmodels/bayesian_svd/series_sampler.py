@@ -1,10 +1,10 @@
 """The exact block sampler of the Bayesian singular value decomposition whose series are a process in time.
 
-Each sweep draws, mode by mode, (decay, f_i) with f_i integrated out where the decay is chosen, then (length-scale,
-scale-mixture variable, d_i, u_i) as `BlockGibbs` does; then rotates pairs of modes at a fixed signal, swaps labels,
-moves the scale of each mode at a fixed signal, and draws d and sigma exactly. Local effects of proper prior are moved
-together with the part of the series that lies along them. ``docs/bayesian_svd.md`` derives the steps;
-`probmodels.bayesian_svd.series_sweep` is the compiled part.
+Each sweep draws, mode by mode, (decay or length-scale in time, f_i) with f_i integrated out where the former is chosen,
+then (length-scale in space, scale-mixture variable, d_i, u_i) as `BlockGibbs` does; then rotates pairs of modes at a
+fixed signal, swaps labels, moves the scale of each mode at a fixed signal, and draws d and sigma exactly. Local effects
+of proper prior are moved together with the part of the series that lies along them. ``docs/bayesian_svd.md`` derives
+the steps; `probmodels.bayesian_svd.series_sweep` is the compiled part.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from probmodels.bayesian_svd.augment import basis_of
+from probmodels.bayesian_svd.banded import precision_times
 from probmodels.bayesian_svd.correlated import CorrelatedData, seen_by_modes
 from probmodels.bayesian_svd.noise import unfiltered_by
 from probmodels.bayesian_svd.sampler import BlockGibbs, orthonormal_rows
-from probmodels.bayesian_svd.series_sweep import precision_times, sweep
+from probmodels.bayesian_svd.series_sweep import sweep
 from probmodels.bayesian_svd.sweep import column_images
-from probmodels.distributions.series import tridiagonal_precision
+from probmodels.distributions.processes import banded_precision
 from probmodels.errors import ProblemError
 from probmodels.inference.problem import Problem
 from probmodels.options import Count, Natural, NonNegative, checked
@@ -34,7 +35,7 @@ Array = NDArray[np.float64]
 
 
 class SeriesGibbs(BlockGibbs):
-    """Exact block sampler of problems made with ``series="ar1"`` or ``"iid"``.
+    """Exact block sampler of problems whose series are a process in time: any ``series`` but ``"frame"``.
 
     Parameters
     ----------
@@ -54,9 +55,10 @@ class SeriesGibbs(BlockGibbs):
         series = self.data.series
         if series is None:
             raise ProblemError("SeriesGibbs samples problems whose series are a process: make_problem(series='ar1')")
-        self._decay = series.decay.numpy()
-        process = (*tridiagonal_precision(series.decay, series.steps), series.log_weights)
-        self._process = tuple(np.ascontiguousarray(x.numpy()) for x in process)
+        self.sites = series.sites(torch.arange(len(series.scale)))  # what is said of each place in the grid
+        self._index_site = series.index_site
+        bands, log_dets = banded_precision(series.process, series.scale.numpy(), series.steps.numpy())
+        self._process = (bands, log_dets, np.ascontiguousarray(series.log_weights.numpy()))
         num_times = len(series.steps) + 1
         phi = np.zeros(num_times - 1) if self.data.noise is None else self.data.noise.phi.numpy()
         self._phi, innovation = phi, 1.0 - phi**2
@@ -91,7 +93,7 @@ class SeriesGibbs(BlockGibbs):
             "g_u": g,
             "log_tau_u": np.log(self.space.values[g].sum(axis=1)),
             "images_u": column_images(u, self.space.vectors, g),
-            "decay": np.array([rng.choice(w.size, p=np.exp(w)) for w in self._process[3]], dtype=np.int64),
+            "decay": np.array([rng.choice(w.size, p=np.exp(w)) for w in self._process[2]], dtype=np.int64),
             "sweeps": np.array(0),
         }
         self._fit_offsets()
@@ -141,7 +143,7 @@ class SeriesGibbs(BlockGibbs):
         self, data: CorrelatedData, rng: np.random.Generator, u: Array, d: Array, f: Array, noise: float, decay: Any
     ) -> None:
         """Draw series and what is missing at once where gaps are large; the series, in place, have these decays."""
-        data.draw_large(rng, u, d, f, noise, (self._process[0][decay], self._process[1][decay]))
+        data.draw_large(rng, u, d, f, noise, self._process[0][decay])
 
     def _move_effects(self) -> None:
         """Hand parts of the local effects to the modes and back, the sum of both unchanged: b + c d u, f - c D.
@@ -152,11 +154,11 @@ class SeriesGibbs(BlockGibbs):
         state, effects, rng = self._state, self._data.effects, self._rng
         prior = float(self.data.effect_precision)
         patterns = basis_of(self.data.space) @ (state["u"].T * state["d"])  # (n, k)
-        diagonals, sides = self._process[:2]
+        bands = self._process[0]
         image = np.empty(len(self.data.design))
         for mode, decay in enumerate(state["decay"]):
             for effect, column in enumerate(np.ascontiguousarray(self.data.design.numpy().T)):
-                precision_times(diagonals[decay], sides[decay], column, image)
+                precision_times(bands[decay], column, image)
                 precision = prior * float(patterns[:, mode] @ patterns[:, mode]) + float(column @ image)
                 linear = float(state["f"][mode] @ image) - prior * float(effects[:, effect] @ patterns[:, mode])
                 c = linear / precision + rng.standard_normal() / math.sqrt(precision)
@@ -173,9 +175,9 @@ class SeriesGibbs(BlockGibbs):
             "sigma": np.sqrt(state["noise"]),
             "length_index_space": state["g_u"].copy(),
             "length_scale_space": self.space.length_scales[state["g_u"]],
-            "decay_index": state["decay"].copy(),
-            "autocorrelation": self._decay[state["decay"]],
         }
         if len(self._data.shared):
             draw["shared_effects"] = self._data.shared.copy()
-        return {site: torch.as_tensor(value) for site, value in draw.items()}
+        index = torch.as_tensor(state["decay"].copy())
+        own = {self._index_site: index} | {site: values[index] for site, values in self.sites.items()}
+        return {site: torch.as_tensor(value) for site, value in draw.items()} | own

@@ -2,9 +2,10 @@
 
 The conventions are those of `probmodels.bayesian_svd.sweep`: frames by rows, plain arrays in reduced coordinates. Modes
 are ``d_i u_i f_i'`` with orthonormal patterns u_i and series f_i of unit variance, independent normal processes whose
-precision matrices are tridiagonal, one of G candidates each. Noise that persists in time is white after a filter L,
-the root of its tridiagonal precision: the data ``z (ru, T)`` are filtered already. Local effects of flat prior are
-integrated out by M = I - DD', D the orthonormal filtered design: the data are projected already.
+precision matrices are banded (`probmodels.bayesian_svd.banded`), one of G candidates each. Noise that persists in time
+is white after a filter L, the root of its tridiagonal precision: the data ``z (ru, T)`` are filtered already. Local
+effects of flat prior are integrated out by M = I - DD', D the orthonormal filtered design: the data are projected
+already.
 ``docs/bayesian_svd.md`` derives the steps.
 """
 
@@ -15,6 +16,7 @@ import math
 import numpy as np
 from numba import njit
 
+from probmodels.bayesian_svd.banded import back, factor, precision_times, quadratic, room, solve
 from probmodels.bayesian_svd.sweep import (
     JIT,
     backward,
@@ -30,56 +32,9 @@ from probmodels.bayesian_svd.sweep import (
     update_column,
 )
 
-__all__ = ["draw_all_series", "precision_times", "sweep"]
+__all__ = ["draw_all_series", "sweep"]
 
 _WINDOW = 8  # candidates among which a decay is drawn at a time
-
-
-@njit(**JIT)
-def precision_times(diagonal, side, x, out):
-    """A tridiagonal matrix, given by its diagonal (T,) and the one beside it (T-1,), times a vector (T,)."""
-    size = x.shape[0]
-    for t in range(size):
-        s = diagonal[t] * x[t]
-        if t > 0:
-            s += side[t - 1] * x[t - 1]
-        if t + 1 < size:
-            s += side[t] * x[t + 1]
-        out[t] = s
-
-
-@njit(**JIT)
-def _factor(prior, weight, filter_, pivot, ratio):
-    """LDL' of the tridiagonal P + ``weight`` L'L: pivots (T,), subdiagonal (T-1,); log det."""
-    diagonal, side = prior[0], prior[1]
-    square, beside = filter_[2], filter_[3]
-    logdet = 0.0
-    product = 1.0
-    size = diagonal.shape[0]
-    for t in range(size):
-        p = diagonal[t] + weight * square[t]
-        if t > 0:
-            p -= ratio[t - 1] * (side[t - 1] + weight * beside[t - 1])
-        pivot[t] = p
-        product *= p
-        if product > 1e200 or product < 1e-200 or t + 1 == size:
-            logdet += math.log(product)
-            product = 1.0
-        if t + 1 < size:
-            ratio[t] = (side[t] + weight * beside[t]) / p
-    return logdet
-
-
-@njit(**JIT)
-def _solve(pivot, ratio, x):
-    """Solve in place with the factors of `_factor`."""
-    size = x.shape[0]
-    for t in range(1, size):
-        x[t] -= ratio[t - 1] * x[t - 1]
-    for t in range(size):
-        x[t] /= pivot[t]
-    for t in range(size - 2, -1, -1):
-        x[t] -= ratio[t] * x[t + 1]
 
 
 @njit(**JIT)
@@ -104,8 +59,8 @@ def _filter_transposed(filter_, x, out):
 
 
 @njit(**JIT)
-def _condition(prior, weight, linear, filter_, effects, mean, spread, inner, along, pivot, ratio):
-    """A series given data: precision ``Q = P + weight L'(I - DD')L``, linear term ``linear``; P and L'L tridiagonal.
+def _condition(prior, weight, linear, filter_, effects, mean, spread, inner, along, lower):
+    """A series given data: precision ``Q = P + weight L'(I - DD')L``, linear term ``linear``; P banded.
 
     With E = L'D, fills ``mean`` = A^-1 linear where A = P + weight L'L, ``spread (q, T)`` = A^-1 E by rows, ``inner
     (q, q)`` the Cholesky factor of S = I / weight - E'A^-1 E, and ``along (q,)`` = E' mean. The mean of the series is
@@ -114,19 +69,20 @@ def _condition(prior, weight, linear, filter_, effects, mean, spread, inner, alo
     """
     pulled, lifted = effects[1], effects[2]
     num_effects, size = pulled.shape
-    logdet = _factor(prior, weight, filter_, pivot, ratio)
+    bands, two = prior[0], prior[0].shape[0] == 2
+    logdet = factor(bands, weight, filter_, lower)
     mean[:] = linear
-    _solve(pivot, ratio, mean)
-    value = 0.5 * (prior[2] - logdet + np.dot(linear, mean))
+    solve(lower, two, mean)
+    value = 0.5 * (prior[1] - logdet + np.dot(linear, mean))
     if num_effects == 0:
         return value
     image = np.empty(size)
     for a in range(num_effects):
         spread[a] = pulled[a]
-        _solve(pivot, ratio, spread[a])
+        solve(lower, two, spread[a])
         along[a] = np.dot(pulled[a], mean)
     for a in range(num_effects):
-        precision_times(prior[0], prior[1], lifted[a], image)
+        precision_times(bands, lifted[a], image)
         for b in range(a, num_effects):
             inner[b, a] = np.dot(spread[b], image) / weight
     logdet_inner = cholesky(inner, num_effects)
@@ -166,13 +122,13 @@ def _draw_series(rng, i, y, d, noise, process, h, filter_, effects, f):
     The series is integrated out where the decay is chosen, from a window of candidates that lies at random about the
     present one.
     """
-    diagonals, sides, log_dets, log_weights = process
-    num_candidates, size = diagonals.shape
+    bands, log_dets, log_weights = process
+    num_candidates, _, size = bands.shape
     num_effects = len(effects[0])
     weight = d * d / noise
     linear = np.empty(size)
     _filter_transposed(filter_, y * (d / noise), linear)
-    mean, pivot, ratio = np.empty(size), np.empty(size), np.empty(max(size - 1, 1))
+    mean, lower = np.empty(size), room(bands[0])
     spread = np.empty((num_effects, size))
     inner = np.empty((num_effects, num_effects))
     along = np.empty(num_effects)
@@ -183,26 +139,16 @@ def _draw_series(rng, i, y, d, noise, process, h, filter_, effects, f):
             g = first + w
             if 0 <= g < num_candidates and log_weights[i, g] > -np.inf:
                 scores[w] = log_weights[i, g] + _condition(
-                    (diagonals[g], sides[g], log_dets[g]),
-                    weight,
-                    linear,
-                    filter_,
-                    effects,
-                    mean,
-                    spread,
-                    inner,
-                    along,
-                    pivot,
-                    ratio,
+                    (bands[g], log_dets[g]), weight, linear, filter_, effects, mean, spread, inner, along, lower
                 )
         h = first + _choose(rng, scores)
-    prior = (diagonals[h], sides[h], log_dets[h])
-    _condition(prior, weight, linear, filter_, effects, mean, spread, inner, along, pivot, ratio)
+    prior = (bands[h], log_dets[h])
+    _condition(prior, weight, linear, filter_, effects, mean, spread, inner, along, lower)
     # A^-1/2 noise: L' x = D^-1/2 e.
+    two = bands.shape[1] == 2
     for t in range(size):
-        f[t] = rng.standard_normal() / math.sqrt(pivot[t])
-    for t in range(size - 2, -1, -1):
-        f[t] -= ratio[t] * f[t + 1]
+        f[t] = rng.standard_normal() / math.sqrt(lower[0, t] if two else lower[t, 0])
+    back(lower, two, f)
     for t in range(size):
         f[t] += mean[t]
     if num_effects > 0:  # S^-1 along + S^-1/2 noise, through the Cholesky factor of S
@@ -261,7 +207,7 @@ def _rotations(rng, space, series, d, process, candidates, num_passes, accepted)
     u, g_u, log_tau, images = space
     f, decay = series
     values, log_weights = candidates[0], candidates[2]
-    diagonals, sides, _, log_weights_series = process
+    bands, _, log_weights_series = process
     k, ru = u.shape
     size = f.shape[1]
     grams = np.empty((2, k, k, k))
@@ -272,7 +218,7 @@ def _rotations(rng, space, series, d, process, candidates, num_passes, accepted)
     grams_of(images, values, g_u, grams[0], grams[1])
     for j in range(k):
         for a in range(k):
-            precision_times(diagonals[decay[j]], sides[decay[j]], f[a], image)
+            precision_times(bands[decay[j]], f[a], image)
             for b in range(k):
                 quad[j, a, b] = np.dot(f[b], image)
     turn_u = np.eye(k)
@@ -346,19 +292,17 @@ def _rescale(rng, f, decay, d, scale, process):
     The scale is integrated out where the decay is chosen, its prior taken for flat; the prior accepts or refuses. Where
     noise is small, data fix the signal, and decay and scale given all else would hold each other.
     """
-    diagonals, sides, log_dets, log_weights = process
-    num_candidates, size = diagonals.shape
+    bands, log_dets, log_weights = process
+    num_candidates, width, size = bands.shape
     quads = np.empty(num_candidates)
     scores = np.empty(num_candidates)
-    squares = np.empty(size)
-    products = np.empty(size - 1)
+    products = np.zeros((width, size))
     for i in range(d.shape[0]):
-        for t in range(size):
-            squares[t] = f[i, t] * f[i, t]
-        for t in range(size - 1):
-            products[t] = f[i, t] * f[i, t + 1]
+        for j in range(min(width, size)):
+            for t in range(size - j):
+                products[j, t] = f[i, t] * f[i, t + j]
         for g in range(num_candidates):
-            quads[g] = np.dot(diagonals[g], squares) + 2.0 * np.dot(sides[g], products)
+            quads[g] = quadratic(bands[g], products)
             scores[g] = log_weights[i, g] + 0.5 * log_dets[g] - 0.5 * (size - 1) * math.log(quads[g])
         h = _choose(rng, scores)
         a = math.sqrt(0.5 * quads[h] / rng.standard_gamma(0.5 * (size - 1)))
@@ -389,12 +333,12 @@ def sweep(
         Rows (q, T) of the effects that are integrated out: orthonormal ones D of the filtered design, L'D, L^-1 D.
     space, series
         State of the patterns: frame (k, ru), candidates (k,), log_tau (k,), images (k, k, ru); and of the series
-        (k, T), decays (k,) as places in the grid.
+        (k, T), decays or length-scales (k,) as places in the grid.
     d, noise
         Standard deviations of the modes (k,) and noise variance.
     candidates, process
-        Of the patterns as in `probmodels.bayesian_svd.sweep.sweep`; of the series the diagonals (G, T) and
-        subdiagonals (G, T-1) of their precisions, the log determinants of these (G,), and log prior weights (k, G).
+        Of the patterns as in `probmodels.bayesian_svd.sweep.sweep`; of the series the bands (G, p + 1, T)
+        of their precisions, the log determinants of these (G,), and log prior weights (k, G).
     prior
         HalfNormal scale of d; shape and rate of the InverseGamma prior of the noise variance.
     num_steps, num_passes

@@ -28,6 +28,7 @@ __all__ = [
     "check_bases",
     "check_room",
     "leading_patterns",
+    "log_density",
     "make_side",
     "points",
     "positions",
@@ -109,12 +110,12 @@ def weigh(grid: EigenGrid, families: Sequence[str], name: str, prior: Distributi
         scales = grid.length_scales[index]
         weight = torch.zeros(len(index), dtype=torch.float64)
         if prior is not None and len(index) > 1:  # the mass of each grid point: density times the width of its cell
-            weight = _log_density(f"length_prior_{name}", prior, scales) + torch.gradient(scales)[0].log()
+            weight = log_density(f"length_prior_{name}", prior, scales) + torch.gradient(scales)[0].log()
         log_weights[i, index] = torch.log_softmax(weight, 0)
     return SideData(grid.values, grid.vectors, log_weights, grid.length_scales, grid.basis)
 
 
-def _log_density(name: str, prior: Distribution, scales: Tensor) -> Tensor:
+def log_density(name: str, prior: Distribution, scales: Tensor) -> Tensor:
     """Log density of a prior at each length-scale."""
     if prior.batch_shape.numel() > 1 or prior.event_shape:
         raise DataError(f"{name} is a batch of distributions or one of vectors; give one of a positive number")

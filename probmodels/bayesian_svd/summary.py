@@ -29,6 +29,7 @@ from probmodels.bayesian_svd.grids import to_grid
 from probmodels.bayesian_svd.noise import filtered_by
 from probmodels.bayesian_svd.patterns.planes import add_planes, joined_modes, plane_sentences
 from probmodels.bayesian_svd.patterns.rotation import ROTATIONS, rotate_draws
+from probmodels.distributions.processes import products_summed
 from probmodels.errors import SummaryError
 from probmodels.inference.diagnostics.convergence import convergence
 from probmodels.options import Count, Fraction, OneOf, Seed, checked
@@ -234,22 +235,19 @@ def _add_persistence(out: xr.Dataset, draws: Draws, bounds: np.ndarray) -> None:
     """Autocorrelation of each series over one step, and how many independent times have as much of its variance.
 
     The variance of a mean square of T correlated values is 2 / T^2 sum r(t - s)^2: that of T^2 / sum values. For series
-    that mix processes of decay rho_j by shares p_j of their variance, r^2 is sum_jl p_j p_l (rho_j rho_l)^lag.
+    that mix processes of correlation r_j by shares p_j of their variance, r^2 is sum_jl p_j p_l r_j r_l.
     """
-    assert draws.decay is not None
     assert draws.steps is not None
     _add_interval(out, "autocorrelation", draws.autocorrelation(), bounds)
-    decay = draws.decay
-    products = decay**2 if draws.turn is None else decay[:, :, None] * decay[:, None, :]
-    unique, place = np.unique(products, return_inverse=True)
-    total, inner = np.ones(len(unique)), np.ones(len(unique))
-    for step in draws.steps:  # inner: sum over earlier times, this one included
-        inner = 1.0 + unique**step * inner
-        total += 2 * inner - 1
-    sums = total[place].reshape(products.shape)
-    if draws.turn is not None:
-        sums = np.einsum("sji,sjl,sli->si", draws.turn**2, sums, draws.turn**2)
-    _add_interval(out, "effective_times", (len(draws.steps) + 1) ** 2 / sums, bounds)
+    unique, place = np.unique(draws.scale, return_inverse=True)
+    place = place.reshape(draws.scale.shape)
+    sums = products_summed(draws.process, unique, draws.steps)
+    if draws.turn is None:
+        total = sums[place, place]
+    else:
+        shares = draws.turn**2
+        total = np.einsum("sji,sjl,sli->si", shares, sums[place[:, :, None], place[:, None, :]], shares)
+    _add_interval(out, "effective_times", (len(draws.steps) + 1) ** 2 / total, bounds)
 
 
 def _add_rotation(out: xr.Dataset, draws: Draws) -> None:

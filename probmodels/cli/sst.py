@@ -53,15 +53,15 @@ def sst(
     series: Annotated[
         str | None,
         typer.Option(
-            help="ar1 or iid: modes of the population, of which these times are a sample; frame: modes of these times. "
-            "By default ar1, with --engine svi frame."
+            help="ar1, matern32, matern52 (smooth in time) or iid: modes of the population, of which these times are a "
+            "sample; frame: modes of these times. By default ar1, with --engine svi frame."
         ),
     ] = None,
     noise: Annotated[
         str | None,
         typer.Option(
             help="What no mode holds: white, or correlated, between near cells and neighbouring times, of a level of "
-            "each cell (with --series ar1 or iid; default white)."
+            "each cell (not with --series frame; default white)."
         ),
     ] = None,
     kernel_time: Annotated[

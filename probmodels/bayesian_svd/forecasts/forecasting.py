@@ -26,6 +26,7 @@ from probmodels.bayesian_svd.grids import to_grid
 from probmodels.bayesian_svd.indices.boxes import box_overlap
 from probmodels.datasets.labelled import arranged
 from probmodels.datasets.regions import Region, parse_region
+from probmodels.distributions.processes import PROCESSES, explained_at
 from probmodels.errors import DataError, SummaryError
 from probmodels.inference.result import Result
 from probmodels.options import Count, Fraction, Seed, checked, refuse_unused
@@ -63,7 +64,8 @@ def forecast(
     Parameters
     ----------
     result
-        Of a Bayesian SVD with ``series="ar1"``; with ``"iid"`` the forecast is the climatology with its effects.
+        Of a Bayesian SVD whose series are a process in time; with ``series="iid"`` the forecast is the climatology with
+        its effects.
     steps
         Number of steps of the record to forecast.
     new
@@ -74,8 +76,9 @@ def forecast(
         Weights over the cells of the fit by the name of the index, which is the weighted sum of the field; see
         `box_weights`.
     transition
-        ``"ar1"``: the process of the model. ``"lags"``: an autoregression of each series on several lags, estimated
-        from its draws with a prior about the AR(1) process; for monthly records whose modes remember longer.
+        ``"ar1"``: the process of the model, AR(1) or Matérn. ``"lags"``: an autoregression of each series on several
+        lags, estimated from its draws with a prior about an AR(1) process; for monthly records whose modes remember
+        longer.
     lags
         Lags of that autoregression, 1 among them.
     field
@@ -100,8 +103,8 @@ def forecast(
         (time, lat, lon), or (time, cell) for cells without a grid, of the field as it will be observed, noise included;
         and ``index_*`` (index, time). With ``keep_draws`` also ``pc``, ``field``,
         ``index_draws`` (chain, draw, ...).
-        ``told`` (time), the largest share of the variance of a series that its last state explains under the AR(1)
-        process. Coordinate ``lead`` counts steps. Attributes ``verdict`` and ``notes``.
+        ``told`` (time), the largest share of the variance of a series that its last state explains under the
+        process of the model. Coordinate ``lead`` counts steps. Attributes ``verdict`` and ``notes``.
 
     Raises
     ------
@@ -202,7 +205,7 @@ def _continued(
 ) -> Array:
     """Draws of the processes beyond the state (draw, time, process)."""
     if transition == "ar1":
-        return follow(rng, record.decay, state.series[:, -1], steps)
+        return follow(rng, record.draws.process, record.scale, *record.last_state(state.series), steps)
     own, _ = positions(record.time, record.time)
     if (np.diff(own) != 1).any():
         raise SummaryError("transition='lags' needs a record without holes between its times; take transition='ar1'")
@@ -218,8 +221,8 @@ def _continued(
 
 def _check_horizon(record: Record, gone: int, steps: int, beyond: bool) -> Array:
     """Share of variance that the last state explains at each lead; check that the forecast says something."""
-    square = record.decay**2
-    told = np.array([(square**lead).mean(0).max() for lead in range(1, steps + 1)])
+    process, scale = record.draws.process, record.scale
+    told = np.array([explained_at(process, scale, lead).mean(0).max() for lead in range(1, steps + 1)])
     if beyond:
         return told
     if record.decay.any() and told[-1] < _TOLD:
@@ -421,7 +424,9 @@ def _described(
     if report is not None and not report.ok:
         notes.append(f"the posterior that this forecast is of: {report.head}")
     how = (
-        "AR(1) process of the model" if transition == "ar1" else f"autoregression on the lags {list(lags)} of each draw"
+        f"{PROCESSES[record.draws.process]} process of the model"
+        if transition == "ar1"
+        else f"autoregression on the lags {list(lags)} of each draw"
     )
     out.attrs = {
         "Conventions": "CF-1.11",

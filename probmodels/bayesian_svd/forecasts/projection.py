@@ -24,6 +24,8 @@ from probmodels.bayesian_svd.draws import Draws, read_draws
 from probmodels.bayesian_svd.effects import continue_design
 from probmodels.bayesian_svd.forecasts.new_fields import check_regular, later_times, new_matrix, positions
 from probmodels.bayesian_svd.forecasts.noise_filter import LastNoise, draw_series, last_noise
+from probmodels.bayesian_svd.forecasts.states import end_state, normal_root
+from probmodels.distributions.processes import PROCESSES, stationary, transition
 from probmodels.errors import SummaryError
 from probmodels.inference.result import Result
 from probmodels.options import Count, Fraction, Seed, checked
@@ -61,10 +63,21 @@ class Record:
         """Times of the record."""
         return self.constant["time"]
 
+    @property
+    def scale(self) -> Array:
+        """Decays over one step, or length-scales in steps (draw, process)."""
+        return self.draws.scale[self.chosen]
+
     def processes(self) -> Array:
         """Processes at the times of the record (draw, time, process), of which the series of modes are mixtures."""
-        series, turn = self.draws.series(draws=self.chosen), self.draws.turn
-        return series if turn is None else series @ turn[self.chosen].transpose(0, 2, 1)
+        return self.draws.processes(self.chosen)
+
+    def last_state(self, processes: Array) -> tuple[Array, Array]:
+        """Mean (draw, process, m) and covariance of the states after processes (draw, time, process), which are at the
+        times of the record and at regular steps after it."""
+        known = np.empty(0) if self.draws.steps is None else self.draws.steps
+        steps = np.concatenate([known, np.ones(processes.shape[1] - 1 - len(known))])
+        return end_state(self.draws.process, self.scale, processes, steps)
 
     def modes(self, processes: Array) -> Array:
         """Series of the modes (draw, time, mode) from processes."""
@@ -139,44 +152,67 @@ def _information(record: Record, draws: Draws, field: Array) -> tuple[Array, Arr
 
 
 def _draw_series(
-    rng: np.random.Generator, decay: Array, steps: Array, start: Array | None, precision: Array, linear: Array
+    rng: np.random.Generator,
+    process: str,
+    scale: Array,
+    steps: Array,
+    start: tuple[Array, Array] | None,
+    precision: Array,
+    linear: Array,
 ) -> Array:
-    """Draws (draw, time, mode) of AR(1) series given what the field says; ``start`` is the state before the first step.
+    """Draws (draw, time, mode) of series given what the field says; ``start`` is mean (draw, mode, m) and covariance
+    of the state before the first step.
 
     Without a start the first state has the stationary distribution of the process.
     """
-    draws, num_modes = decay.shape
-    eye = np.eye(num_modes)
+    draws, num_modes = scale.shape
+    order = len(stationary(process))
+    size, seen = num_modes * order, np.arange(num_modes) * order  # places of the values among the states
+    eye = np.eye(size)
+    if start is None:
+        mean = np.zeros((draws, size))
+        spread = np.broadcast_to(np.kron(np.eye(num_modes), stationary(process)), (draws, size, size))
+    else:
+        mean, spread = start[0].reshape(draws, size), _diagonal(start[1])
+    ways = [tuple(map(_diagonal, transition(process, scale, step))) for step in steps]
     means, spreads = [], []
-    mean = np.zeros((draws, num_modes)) if start is None else start
-    spread = np.broadcast_to(eye if start is None else 0 * eye, (draws, num_modes, num_modes))
-    for time, step in enumerate(steps):
+    for time, (kept, fresh) in enumerate(ways):
         if not (time == 0 and start is None):
-            mean, spread = _ahead(decay**step, mean, spread)
-        gain = np.linalg.solve(eye + spread @ precision[:, time], spread)
+            mean, spread = _ahead(kept, fresh, mean, spread)
+        told = np.zeros((draws, size, size))
+        told[:, seen[:, None], seen] = precision[:, time]
+        gain = np.linalg.solve(eye + spread @ told, spread)
         spread = 0.5 * (gain + gain.transpose(0, 2, 1))
-        innovation = linear[:, time] - np.einsum("sij,sj->si", precision[:, time], mean)
-        mean = mean + np.einsum("sij,sj->si", spread, innovation)
+        innovation = linear[:, time] - np.einsum("sij,sj->si", precision[:, time], mean[:, seen])
+        mean = mean + np.einsum("sij,sj->si", spread[:, :, seen], innovation)
         means.append(mean)
         spreads.append(spread)
-    found = np.empty((draws, len(steps), num_modes))
+    found = np.empty((draws, len(steps), size))
     for time in range(len(steps) - 1, -1, -1):
         mean, spread = means[time], spreads[time]
         if time + 1 < len(steps):
-            kept = decay ** steps[time + 1]
-            ahead, around = _ahead(kept, mean, spread)
-            gain = np.linalg.solve(around, kept[:, :, None] * spread).transpose(0, 2, 1)
+            kept, fresh = ways[time + 1]
+            ahead, around = _ahead(kept, fresh, mean, spread)
+            gain = np.linalg.solve(around, kept @ spread).transpose(0, 2, 1)
             mean = mean + np.einsum("sij,sj->si", gain, found[:, time + 1] - ahead)
-            spread = spread - gain @ (kept[:, :, None] * spread)
-        root = np.linalg.cholesky(0.5 * (spread + spread.transpose(0, 2, 1)))
+            spread = spread - gain @ (kept @ spread)
+        root = np.linalg.cholesky(0.5 * (spread + spread.transpose(0, 2, 1))) if order == 1 else normal_root(spread)
         found[:, time] = mean + np.einsum("sij,sj->si", root, rng.standard_normal(mean.shape))
-    return found
+    return found[:, :, seen]
 
 
-def _ahead(kept: Array, mean: Array, spread: Array) -> tuple[Array, Array]:
-    """Mean and covariance a step later, of which the share ``kept`` (draw, mode) of each state is left."""
-    later = kept[:, :, None] * spread * kept[:, None, :]
-    return kept * mean, later + (1 - kept**2)[:, :, None] * np.eye(kept.shape[1])
+def _diagonal(blocks: Array) -> Array:
+    """Matrices (draw, mode, m, m) as blocks of one (draw, mode m, mode m)."""
+    draws, count, order, _ = blocks.shape
+    found = np.zeros((draws, count, order, count, order))
+    place = np.arange(count)
+    found[:, place, :, place] = blocks.transpose(1, 0, 2, 3)
+    return found.reshape(draws, count * order, count * order)
+
+
+def _ahead(kept: Array, fresh: Array, mean: Array, spread: Array) -> tuple[Array, Array]:
+    """Mean and covariance a step later: ``kept`` of the state is left, ``fresh`` is the covariance of what is new."""
+    return np.einsum("sij,sj->si", kept, mean), kept @ spread @ kept.transpose(0, 2, 1) + fresh
 
 
 @dataclass(frozen=True)
@@ -236,8 +272,8 @@ def series_of(
     count = np.isfinite(field.values).sum(0)
     if record.draws.noise is None:
         precision, linear, square = _information(record, draws, field.values)
-        start = record.draws.series(slice(-1, None), record.chosen)[:, 0] if follows else None
-        processes = _draw_series(rng, record.decay, steps, start, precision, linear)
+        start = record.last_state(record.processes()) if follows else None
+        processes = _draw_series(rng, record.draws.process, record.scale, steps, start, precision, linear)
         rest = square - 2 * np.einsum("stk,stk->st", linear, processes)
         rest += np.einsum("stj,stjk,stk->st", processes, precision, processes)
     else:
@@ -254,6 +290,11 @@ def _under_noise(
     """Draws of the processes (draw, time, process) where noise is correlated."""
     assert draws.noise is not None
     assert draws.turn is not None
+    if draws.process != "ar1":
+        raise SummaryError(
+            f"new months under noise='correlated' need series='ar1' or 'iid'; those of this result are "
+            f"{PROCESSES[draws.process]} processes"
+        )
     chosen, scale = record.chosen, np.sqrt(draws.weight)[:, None]
     patterns = scale * (draws.patterns(draws=chosen) @ draws.turn[chosen].transpose(0, 2, 1))
     seen = np.isfinite(field)
@@ -322,7 +363,7 @@ def project(
     Parameters
     ----------
     result
-        Of a Bayesian SVD with ``series="ar1"`` or ``"iid"``.
+        Of a Bayesian SVD whose series are a process in time: any ``series`` but ``"frame"``.
     new
         The new field, dims (cell, time) or (time, lat, lon), on the cells of the fit, gaps NaN. Anomalies have to be
         relative to the climatology of the fit. Times are whole steps of the record from its last one; they may skip

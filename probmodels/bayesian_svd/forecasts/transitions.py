@@ -1,8 +1,9 @@
-"""How series go on: the AR(1) process of the model, or an autoregression on several lags of its draws.
+"""How series go on: the process of the model, or an autoregression on several lags of its draws.
 
-The autoregression is a second stage. The posterior of the model takes each series for an AR(1) process; draws of the
-series are nearly free of that prior where the data are many, and may remember longer. For each draw and mode the
-coefficients and the variance of the innovations have a conjugate prior about the AR(1) process of that draw,
+The autoregression is a second stage. The posterior of the model takes each series for its process; draws of the series
+are nearly free of that prior where the data are many, and may remember longer. For each draw and mode the coefficients
+and the variance of the innovations have a conjugate prior about the AR(1) process of the decay of that draw over one
+step,
 
     a | s^2 ~ N((decay, 0, ...), s^2 diag(1/n, 1/2n, ...)),  s^2 ~ InverseGamma(m / 2, m (1 - decay^2) / 2),
 
@@ -16,6 +17,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from probmodels.bayesian_svd.forecasts.states import normal_root
+from probmodels.distributions.processes import transition
+
 __all__ = ["draw_lags", "follow", "follow_lags"]
 
 Array = NDArray[np.float64]
@@ -25,12 +29,21 @@ _PRIOR_VARIANCE = 10.0  # and that of the variance
 _TRIES = 50
 
 
-def follow(rng: np.random.Generator, decay: Array, last: Array, steps: int) -> Array:
-    """AR(1) series beyond their last state (draw, mode): (draw, time, mode)."""
-    found, state = np.empty((len(last), steps, last.shape[1])), last
+def follow(rng: np.random.Generator, process: str, scale: Array, mean: Array, spread: Array, steps: int) -> Array:
+    """Series of a process beyond a state of this mean (draw, mode, m) and covariance: (draw, time, mode).
+
+    Scale (draw, mode) as in `probmodels.distributions.processes.rate`.
+    """
+    found = np.empty((len(mean), steps, mean.shape[1]))
+    state = mean
+    if spread.any():
+        state = mean + np.einsum("skij,skj->ski", normal_root(spread), rng.standard_normal(mean.shape))
+    kept, fresh = transition(process, scale, 1.0)
+    root = normal_root(fresh)
     for step in range(steps):
-        state = decay * state + np.sqrt(1 - decay**2) * rng.standard_normal(last.shape)
-        found[:, step] = state
+        state = np.einsum("skij,skj->ski", kept, state)
+        state += np.einsum("skij,skj->ski", root, rng.standard_normal(mean.shape))
+        found[:, step] = state[..., 0]
     return found
 
 

@@ -173,7 +173,7 @@ def _draw(
     chosen = np.unique(np.linspace(0, stacked.sizes["sample"] - 1, num_draws).round().astype(int))
     kernel = SeriesGibbs(problem)
     kernel.setup(0)
-    grid, unit = kernel._decay, 1.0 / np.sqrt(data.weight.numpy())[:, None]
+    grid, unit = kernel.sites["autocorrelation"].numpy(), 1.0 / np.sqrt(data.weight.numpy())[:, None]
     without, whole = CorrelatedData(data), None
     if hidden.any() and not seen.all():
         whole = CorrelatedData(_with_gaps(data, values / unit, seen))

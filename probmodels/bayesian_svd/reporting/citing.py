@@ -174,6 +174,11 @@ def _of_model(tree: xr.DataTree, modes: xr.Dataset) -> str:
         "ar1": "Series F are autoregressive processes of first order with unit variance, each with a decay of its own "
         "that was learned",
         "iid": "Series F are white noise of unit variance",
+        **{
+            f"matern{order}2": f"Series F are Matérn processes of order {order}/2 with unit variance, each with a "
+            "length-scale in time of its own that was learned"
+            for order in (3, 5)
+        },
     }.get(str(options.get("series", "")), "Series V are orthonormal")
     text += f". {series}. Standard deviations d have half-normal priors, and the noise variance an inverse-gamma one."
     whose = "the population that the times are a sample of" if population else "the field at these times"
