@@ -5,11 +5,12 @@
     python benchmarks/population.py noise [--sets 60] [--seed 0]
     python benchmarks/population.py fields [--data DIR]
 
-``coverage``: data from a known population, 20 cells with three smooth patterns whose series are white or autoregressive
-(.5 and .9), over many or few effectively independent times. Printed is the share of 95 % intervals that hold the
-population's patterns (all cells), explained variances and d, mode by mode, for the posterior of the population
-(``series="ar1"``), for that of the modes of these times (``series="frame"``), for a bootstrap of blocks of times, and
-for North's rule with the effective number of times known. Standard errors are over sets.
+``coverage``: data from a known population, 20 cells with three smooth patterns whose series are white, autoregressive
+(.5 and .9) or Matérn processes (3/2, of length-scale 3 steps), over many or few effectively independent times. Printed
+is the share of 95 % intervals that hold the population's patterns (all cells), explained variances and d, mode by mode,
+for the posterior of the population (``series="ar1"``, or that of the Matérn process, and ``"ar1"`` beside it), for that
+of the modes of these times (``series="frame"``), for a bootstrap of blocks of times, and for North's rule with the
+effective number of times known. Standard errors are over sets.
 
 ``trend``: 30 cells x 80 times of one mode and noise .1, no trend: the share of 95 % intervals of the trend of a cell
 that hold zero, and effective draws of the slowest trend per 1000 sweeps under flat and proper priors of the effects.
@@ -44,19 +45,21 @@ from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
 from probmodels.bayesian_svd.draws import read_draws
 from probmodels.datasets.sst import load_sst
+from probmodels.distributions.processes import correlation_at
 from probmodels.inference.diagnostics.convergence import convergence
 from probmodels.inference.problem import Problem
 
 WARMUP, DRAWS = 300, 1200
 CELLS = 20
 SIZE, NOISE = np.array([3.0, 2.0, 1.4]), 0.35
-CASES: dict[str, tuple[float, int]] = {  # decay, times: effective times T (1 - r^2) / (1 + r^2)
-    "white, 50 times": (0.0, 50),
-    "AR(1) .5, 100 times": (0.5, 100),
-    "AR(1) .9, 600 times": (0.9, 600),
-    "white, 15 times": (0.0, 15),
-    "AR(1) .5, 25 times": (0.5, 25),
-    "AR(1) .9, 150 times": (0.9, 150),
+CASES: dict[str, tuple[str, float, int]] = {  # process, decay or length-scale in steps, times
+    "white, 50 times": ("ar1", 0.0, 50),
+    "AR(1) .5, 100 times": ("ar1", 0.5, 100),
+    "AR(1) .9, 600 times": ("ar1", 0.9, 600),
+    "white, 15 times": ("ar1", 0.0, 15),
+    "AR(1) .5, 25 times": ("ar1", 0.5, 25),
+    "AR(1) .9, 150 times": ("ar1", 0.9, 150),
+    "Matern 3/2 of 3 steps, 100 times": ("matern32", 3.0, 100),
 }
 NOISY_CELLS, NOISY_SIZE = 40, np.array([3.0, 2.0])
 NOISY = {  # weights and levels that differ by cell, times, decay of the noise
@@ -65,9 +68,20 @@ NOISY = {  # weights and levels that differ by cell, times, decay of the noise
 }
 
 
-def effective(decay: float, times: int) -> float:
-    """Effectively independent times of a variance."""
-    return times * (1 - decay**2) / (1 + decay**2)
+def independent(process: str, scale: float, times: int) -> tuple[float, float]:
+    """Effectively independent times of a variance, and the times that one of a mean is worth, in the limit of many."""
+    lags = np.arange(1, 10_000)
+    correlation = correlation_at(process, scale, lags)
+    return times / (1 + 2 * float(correlation @ correlation)), 1 + 2 * float(correlation.sum())
+
+
+def walks(rng: np.random.Generator, process: str, scale: float, times: int, count: int) -> np.ndarray:
+    """Series of unit variance (count, times)."""
+    if process == "ar1":
+        return autoregressive(rng, scale, times, count)
+    lags = np.subtract.outer(np.arange(times), np.arange(times))
+    root = np.linalg.cholesky(correlation_at(process, scale, lags) + 1e-10 * np.eye(times))
+    return rng.standard_normal((count, times)) @ root.T
 
 
 def autoregressive(rng: np.random.Generator, decay: float, times: int, count: int) -> np.ndarray:
@@ -154,11 +168,11 @@ def holds(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return (low <= truth) & (truth <= high)
 
 
-def coverage_set(decay: float, times: int, seed: int) -> dict[str, np.ndarray]:
+def coverage_set(process: str, scale: float, times: int, seed: int) -> dict[str, np.ndarray]:
     """What each kind of interval holds in one set: (3, mode) for patterns, explained variance and d."""
-    rng = np.random.default_rng([seed, times, int(100 * decay)])
+    rng = np.random.default_rng([seed, times, int(100 * scale)])
     truth = patterns(rng, len(SIZE))
-    values = (truth * SIZE) @ autoregressive(rng, decay, times, len(SIZE))
+    values = (truth * SIZE) @ walks(rng, process, scale, times, len(SIZE))
     values += NOISE * rng.standard_normal(values.shape)
     share = SIZE**2 / ((SIZE**2).sum() + CELLS * NOISE**2)
     found: dict[str, np.ndarray] = {}
@@ -168,14 +182,17 @@ def coverage_set(decay: float, times: int, seed: int) -> dict[str, np.ndarray]:
         held = holds(pattern, truth).mean(0), holds(shares, share), holds(d, SIZE)
         found[name] = np.array(held, dtype=float)
 
-    note("population", posterior(values, seed, rank=3, series="ar1"))
+    note("population", posterior(values, seed, rank=3, series=process))
+    if process != "ar1":
+        note("population, AR(1)", posterior(values, seed, rank=3, series="ar1"))
     these = posterior(values, seed, rank=3)
     note("these times", these | {"d": these["d"] / np.sqrt(times)})
-    block = max(1, round(1.5 * (1 + decay) / (1 - decay))) if decay else 1
+    effective, worth = independent(process, scale, times)
+    block = max(1, round(1.5 * worth)) if worth > 1 else 1
     note("bootstrap", bootstrap(values, min(block, times // 4), rng))
     size = np.linalg.svd(values - values.mean(1, keepdims=True), compute_uv=False) ** 2
     fraction = size[: len(SIZE)] / size.sum()
-    north = np.abs(fraction - share) < 1.96 * fraction * np.sqrt(2 / effective(decay, times))
+    north = np.abs(fraction - share) < 1.96 * fraction * np.sqrt(2 / effective)
     found["North"] = np.array([np.full(3, np.nan), north, np.full(3, np.nan)])
     return found
 
@@ -183,9 +200,8 @@ def coverage_set(decay: float, times: int, seed: int) -> dict[str, np.ndarray]:
 def coverage(sets: int, cases: list[str], seed: int) -> None:
     """Print a table for each case."""
     for name in cases:
-        decay, times = CASES[name]
-        rows = [coverage_set(decay, times, 1000 * seed + index) for index in range(sets)]
-        print(f"{name} (N* = {effective(decay, times):.0f}), {sets} sets", flush=True)
+        rows = [coverage_set(*CASES[name], 1000 * seed + index) for index in range(sets)]
+        print(f"{name} (N* = {independent(*CASES[name])[0]:.0f}), {sets} sets", flush=True)
         print_held(rows)
 
 
@@ -198,7 +214,7 @@ def print_held(rows: list[dict[str, np.ndarray]]) -> None:
             f"{what} " + " ".join(f"{m:.3f}±{e:.3f}" for m, e in zip(mean[q], error[q], strict=True))
             for q, what in enumerate(("patterns", "variance", "d"))
         )
-        print(f"  {kind:12s} " + "  ".join(parts), flush=True)
+        print(f"  {kind:18s} " + "  ".join(parts), flush=True)
 
 
 def noisy(weighted: bool, times: int, decay: float, rng: np.random.Generator) -> tuple[Any, ...]:

@@ -185,6 +185,9 @@ def test_a_run_gives_labelled_draws_that_resume(tmp_path: Any) -> None:
     draws = whole.posterior
     assert draws["F"].dims == ("chain", "draw", "time", "mode")
     assert draws["autocorrelation"].dims == ("chain", "draw", "mode")
+    white = SeriesGibbs(problem(values, rank=1, series="iid"))
+    white.setup(0)
+    assert float(white.sample({})["autocorrelation"]) == 0.0
     assert "V" not in draws
     first = SeriesGibbs(made)
     first.seed(3)

@@ -14,7 +14,9 @@ import xarray as xr
 
 from probmodels.bayesian_svd.draws import read_draws
 from probmodels.bayesian_svd.eof import eof_baseline, make_anomalies
+from probmodels.bayesian_svd.forecasts.states import innovations, whiteness
 from probmodels.bayesian_svd.summary import residual_checks
+from probmodels.distributions.processes import PROCESSES
 from probmodels.inference.diagnostics.findings import Finding
 from probmodels.inference.labels import ResultLike, group_of
 
@@ -25,6 +27,8 @@ _HELD, _LEADING = 0.7, 0.1  # of the leading EOF by modes; its share of variance
 _AT_END = 0.1  # share of draws at an end of a grid of length-scales that is worth a word
 _HIDDEN = 0.05  # share of the variance of a leading pattern of the data that the basis may leave out
 _DRIFT = 1.5  # variance of one third of the record over that of another
+_INNOVATIONS, _LAGS = 100, 5  # draws and lags of the check of the process of series
+_REMEMBERED, _SURPRISE = 0.15, 1e-3  # correlation of innovations that matters, and p-value that chance hardly gives
 _SIDES = {"space": "length_scales_space", "time": "length_scales_time"}
 
 
@@ -55,6 +59,7 @@ def check_model(result: ResultLike) -> Iterator[Finding]:
             yield _finding(found[name], limit, verdict, advice)
     yield from _drifts(checks["residual_variance"].values)
     yield from _ends(tree)
+    yield from _process(tree)
     yield from _lost(tree)
     yield from _hidden(group_of(tree, "constant_data"))
 
@@ -143,7 +148,45 @@ def _ends(tree: xr.DataTree) -> Iterator[Finding]:
                 )
                 verdict += f", {value:.4g} (at most {_AT_END:.0%})"
                 advice = f"give a wider grid, {option}=[...], or a prior, length_prior_{side}"
+                if side == "time" and end == "first":
+                    advice = (
+                        "the series hardly remember the step before: series='ar1' or 'iid' say the same more simply"
+                    )
                 yield Finding(False, verdict, advice, part="model")
+
+
+def _process(tree: xr.DataTree) -> Iterator[Finding]:
+    """Whether what is new in the series, given their past, is white noise, as their process has it.
+
+    Series that remember more than a Matérn process or white noise says hold fewer independent values than the model
+    believes. An autoregression that is too rough for its series is on the safe side, and is said alone.
+    """
+    posterior = group_of(tree, "posterior")
+    if "F" not in posterior or "autocorrelation" not in posterior:
+        return
+    draws = read_draws(tree, "population")
+    if draws.steps is None:
+        return
+    chosen = draws.thinned(_INNOVATIONS)
+    new = innovations(draws.process, draws.scale[chosen], draws.processes(chosen), draws.steps)
+    correlations, p = whiteness(new, _LAGS)
+    largest = np.abs(correlations).max(0)  # of each process
+    bad = (largest > _REMEMBERED) & (p < _SURPRISE)
+    white = not draws.scale.any()
+    name = "white noise" if white else f"{PROCESSES[draws.process]} processes"
+    if draws.process == "ar1" and not white and not bad.any():
+        return
+    process = int(np.where(bad, largest, 0.0).argmax()) if bad.any() else int(largest.argmax())
+    lag = int(np.abs(correlations[:, process]).argmax())
+    verdict = (
+        f"what is new in series {process + 1} given its past has a correlation of {correlations[lag, process]:.2f} "
+        f"over {lag + 1} step{'s' * (lag > 0)}, p = {p[process]:.2g} (no white noise if beyond {_REMEMBERED} and below "
+        f"{_SURPRISE})"
+    )
+    advice = f"the series do not go on as {name} do, so that intervals are too narrow or too wide; compare series='ar1'"
+    advice += ", 'matern32' and 'matern52'"
+    harmful = bool(bad.any()) and (white or draws.process != "ar1")
+    yield Finding(harmful, verdict, advice if bad.any() else "", part="model")
 
 
 def _hidden(constant: xr.Dataset) -> Iterator[Finding]:

@@ -65,6 +65,8 @@ def series_data(
     steps = steps / step
     near = np.abs(steps - steps.round()) < 0.15  # months and years differ in length
     steps = np.where(near & (steps.round() > 0), steps.round(), steps)
+    if not fresh.all():  # months differ in length
+        step *= float(np.diff(years)[~fresh].sum() / (step * steps[~fresh].sum()))
     shortest, record = float(steps.min()), float(_longest_stretch(steps, fresh))
     steps[fresh] = _FRESH
     if series == "iid":

@@ -77,12 +77,10 @@ def rate(process: str, scale: ArrayLike) -> Array:
 
 def correlation_at(process: str, scale: ArrayLike, lag: ArrayLike) -> Array:
     """Correlation over a lag; scale (as in `rate`) and lag broadcast."""
+    if process == "ar1":
+        return np.asarray(np.asarray(scale, dtype=float) ** np.abs(lag))
     x = np.minimum(rate(process, scale) * np.abs(lag), _FAR)
-    if process == "matern32":
-        return np.asarray((1 + x) * np.exp(-x))
-    if process == "matern52":
-        return np.asarray((1 + x + x * x / 3) * np.exp(-x))
-    return np.asarray(np.exp(-x))
+    return np.asarray((1 + x if process == "matern32" else 1 + x + x * x / 3) * np.exp(-x))
 
 
 def stationary(process: str) -> Array:

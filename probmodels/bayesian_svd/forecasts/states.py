@@ -2,6 +2,14 @@
 
 A Matérn process goes on from its value and its derivatives (`probmodels.distributions.processes`), of which draws hold
 the values alone. Files hold them rounded; a filter that knows of the rounding finds the derivatives.
+
+References
+----------
+Johnson, V. E. (2004). A Bayesian chi-squared test for goodness-of-fit. Ann. Statist. 32.
+https://doi.org/10.1214/009053604000000616
+
+Ljung, G. M. and Box, G. E. P. (1978). On a measure of lack of fit in time series models. Biometrika 65.
+https://doi.org/10.1093/biomet/65.2.297
 """
 
 from __future__ import annotations
@@ -10,10 +18,11 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import chi2
 
 from probmodels.distributions.processes import stationary, transition
 
-__all__ = ["end_state", "innovations", "normal_root"]
+__all__ = ["end_state", "innovations", "normal_root", "whiteness"]
 
 Array = NDArray[np.float64]
 
@@ -72,6 +81,31 @@ def innovations(process: str, scale: Array, series: Array, steps: Array) -> Arra
     """
     parts = [new / np.sqrt(variance) for _, _, new, variance in _filtered(process, scale, series, steps)]
     return np.stack(parts, axis=1)
+
+
+def whiteness(new: Array, lags: int) -> tuple[Array, Array]:
+    """How far innovations (draw, time, process) are from white noise.
+
+    Parameters
+    ----------
+    new
+        From `innovations`.
+    lags
+        Number of lags, from 1.
+
+    Returns
+    -------
+    tuple of array
+        Median over draws of the correlation at each lag (lag, process), and of the p-value (process,) of the
+        portmanteau test of Ljung and Box (1978). At the parameters of a posterior draw a statistic of known
+        distribution has that distribution where the model holds (Johnson, 2004), so that the median is below q in at
+        most 2 q of all data.
+    """
+    size = new.shape[1]
+    found = np.stack([(new[:, lag:] * new[:, :-lag]).sum(1) for lag in range(1, lags + 1)]) / (new**2).sum(1)
+    weights = size * (size + 2) / (size - np.arange(1.0, lags + 1))
+    p = chi2.sf(np.einsum("l,lsk->sk", weights, found**2), lags)
+    return np.median(found, axis=1), np.median(p, axis=0)
 
 
 def normal_root(spread: Array) -> Array:
