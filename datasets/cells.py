@@ -59,10 +59,10 @@ def ocean_cells(field: xr.DataArray, min_valid: float, mends: list[str]) -> np.n
         frozen = _frozen_share(field)
         iced = int(((share > 0) & ~ocean & (share + frozen >= min_valid)).sum())
         mends.append(f"{lost}, {iced} of them for sea ice." if iced else f"{lost}.")
-    high = np.where(valid, field.values, -np.inf).max(axis=0)
-    low = np.where(valid, field.values, np.inf).min(axis=0)
-    size = np.nanmax(np.abs(field.values))
-    constant = ocean & (np.where(ocean, high - low, 0.0) <= 1e-7 * max(size, 1.0))
+    with np.errstate(invalid="ignore"):  # of infinite values
+        high, low = np.fmax.reduce(field.values, axis=0), np.fmin.reduce(field.values, axis=0)
+        size = max(np.nanmax(np.abs(high)), np.nanmax(np.abs(low)), 1.0)
+        constant = ocean & (np.where(ocean, high - low, 0.0) <= 1e-7 * size)
     if constant.any():
         if (constant == ocean).all():
             raise DataError(

@@ -454,8 +454,17 @@ def within_period(field: xr.DataArray, span: Period | None, mends: list[str]) ->
             f"only {len(months)} time steps are left, at least {MIN_TIME_STEPS} are needed; "
             "choose a longer period or more files"
         )
-    steps = np.diff(months)
-    if (holes := np.flatnonzero(steps > np.median(steps))).size:
-        listed = ", ".join([span_of(months[i : i + 2]) for i in holes[:5]] + ["..."] * (holes.size > 5))
-        mends.append(f"The dates have holes, which the analysis spans: {listed}.")
+    _said_of_holes(field["time"].values, months, mends)
     return field
+
+
+def _said_of_holes(dates: np.ndarray, months: np.ndarray, mends: list[str]) -> None:
+    """Say between which dates a step is longer than usual."""
+    often = frequency(dates) == "submonthly"
+    steps = np.diff(dates) / np.timedelta64(1, "D") if often else np.diff(months)
+    holes = np.flatnonzero(steps > (1.5 if often else 1) * np.median(steps))
+    if holes.size:
+        pairs = [(dates[i : i + 2], months[i : i + 2]) for i in holes[:5]]
+        names = [" to ".join(str(x)[:10] for x in days) if often else span_of(numbers) for days, numbers in pairs]
+        listed = ", ".join(names + ["..."] * (holes.size > 5))
+        mends.append(f"The dates have holes, which the analysis spans: {listed}.")

@@ -162,3 +162,19 @@ def test_a_result_keeps_the_grid_and_its_file_keeps_to_the_cf_conventions(gone: 
     constant = result.tree["constant_data"].to_dataset()
     back = to_grid(xr.Dataset({"x": (("mode", "cell"), cells)}), constant)["x"]
     np.testing.assert_array_equal(to_cells(back, constant), cells)
+
+
+def test_a_field_as_it_lies_in_a_file_is_mapped_from_south_and_in_one_piece() -> None:
+    """North first, and longitudes that the date line cuts: given to the model without a loader."""
+    lat, lon = np.arange(25.0, -26, -10), np.array([-175.0, -165.0, -155.0, 155.0, 165.0, 175.0])
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((30, lat.size, lon.size))
+    coords = {"time": np.arange(30.0), "lat": lat, "lon": lon}
+    given = xr.DataArray(values, coords, ("time", "lat", "lon"))
+    constant = make_problem(given, rank=1, series="ar1", num_length_scales=3).data
+    found = to_grid(xr.Dataset({"x": ("cell", constant["data"].values[:, 0])}), constant)["x"]
+    np.testing.assert_array_equal(found["lat"], np.sort(lat))
+    np.testing.assert_allclose(found["lon"], np.arange(155.0, 206, 10))
+    moved = given[0].assign_coords(lon=given["lon"] % 360).sortby(["lat", "lon"])
+    np.testing.assert_array_equal(found.values, moved.values)
+    np.testing.assert_array_equal(to_cells(found, constant), constant["data"].values[:, 0])

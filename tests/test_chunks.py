@@ -194,15 +194,20 @@ def test_too_large_a_result_is_refused_before_it_is_read(monkeypatch: pytest.Mon
 
 
 PEAK = """
-import resource, sys
-import numpy as np
+import sys
+from pathlib import Path
 from probmodels.datasets.sst import load_sst
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # of this process alone; getrusage starts from that of its parent
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+load_sst(sys.argv[1], region="-5,5,0,5", anomalies=False)  # imports what reading needs
+before = peak()
 field = load_sst(sys.argv[1])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, float(field.std()))
+print(peak() - before, float(field.std()))
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
 def test_memory_stays_far_below_the_size_of_the_file(tmp_path: Path) -> None:
     """300 MB of days: about 600 MB as 64-bit numbers, of which a loader in memory holds several copies."""
     days, shape = 730, (240, 428)
@@ -227,5 +232,5 @@ def test_memory_stays_far_below_the_size_of_the_file(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     grown = 1024 * int(done.stdout.split()[0])
     reduced = 8 * 24 * np.prod(shape)  # 20 MB
-    assert grown < 5 * reduced + 8 * chunks._CHUNK
-    assert grown < size
+    assert grown < 4 * reduced + 8 * chunks._CHUNK
+    assert grown < size / 2

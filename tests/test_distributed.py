@@ -23,7 +23,7 @@ from probmodels.errors import ChainError, CheckpointError, ProblemError
 from probmodels.inference import Result, fit_svi, run_mcmc
 from probmodels.inference.diagnostics.calibration import sbc
 from probmodels.inference.distributed.many import MapError, dask_map, map_problems, process_map
-from probmodels.inference.mcmc import dask as ours
+from probmodels.inference.mcmc import dask as ours, run as run_module
 from probmodels.inference.mcmc.chains import Watch
 from probmodels.inference.programs.minibatch import Minibatches
 from probmodels.inference.runtime.ops import chain_seed
@@ -115,12 +115,19 @@ class Local(ExactKernel):
     pass
 
 
-def test_what_cannot_be_sent_to_a_cluster_is_refused(client):
+def test_what_cannot_be_sent_to_a_cluster_is_refused(client, monkeypatch):
     dask = partial(short, mean_problem(), kernel=ExactKernel, chain_method="dask")
     with pytest.raises(ProblemError, match=r"no client was given; pass client=distributed.Client"):
         dask()
     with pytest.raises(ProblemError, match="client='tcp://scheduler:8786'; give a Client or None"):
         dask(client="tcp://scheduler:8786")
+
+    with monkeypatch.context() as patch:  # nothing is prepared for a cluster that is out of reach
+        patch.setattr(run_module, "_prepare", lambda *_: pytest.fail("prepared"))
+        gone = distributed.Client(client.cluster)
+        gone.close()
+        with pytest.raises(ProblemError, match="the client is closed; pass client="):
+            dask(client=gone)
 
     class Hidden(ExactKernel):
         pass

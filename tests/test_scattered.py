@@ -187,6 +187,9 @@ def test_daily_values_are_kept_where_asked_and_lose_a_smooth_cycle() -> None:
     assert kept.attrs["frequency"] == "submonthly"
     assert "a mean and 3 harmonics of the year" in mends(kept)
     np.testing.assert_array_equal(np.isnan(kept), np.isnan(given))
+    assert "holes" not in mends(kept)
+    gone = given.isel(time=np.r_[0:100, 103 : given.sizes["time"]])
+    assert "holes, which the analysis spans: 2001-04-10 to 2001-04-14." in mends(load_sst(gone, daily=True))
     phase = 2 * np.pi * given["time"].dt.dayofyear.values / 365.25
     for wave in (np.ones_like(phase), np.cos(phase), np.sin(phase)):
         assert np.abs(np.nanmean(kept.values * wave[:, None, None], axis=0)).max() < 0.05

@@ -46,8 +46,9 @@ from probmodels.errors import DataError
 __all__ = ["Selection", "read_field"]
 
 _COPIES = 5  # of the values that reading and repairing them takes
+_KEPT = 4  # of reduced values, until they are a matrix
 _WHOLE = 2**28  # bytes of values up to which they are read at once
-_CHUNK = 2**25  # bytes of values in a chunk
+_CHUNK = 2**24  # bytes of values in a chunk
 _SAMPLE = 120  # times from which the scale of a field is found
 _SAMPLED = 2**21  # values in them
 _LOOK = 4096  # cells from which the middle of a time is found
@@ -276,7 +277,7 @@ class _Plan:
         first = selection.parts[0]
         self.chunk = _chunk_length(first, selection.cells.num)
         num = selection.cells.num // coarsen**2
-        self.needed = _COPIES * 8 * (len(times) * num + self.chunk * selection.cells.num)
+        self.needed = 8 * (_KEPT * len(times) * num + _COPIES * self.chunk * selection.cells.num)
         what = f"{len(times)} times of {num} cells, reduced from {len(self.wanted)} times of {selection.cells.shape},"
         check_fits(what, self.needed, SMALLER)
 

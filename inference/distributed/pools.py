@@ -33,7 +33,7 @@ from probmodels.errors import ProblemError
 from probmodels.inference.runtime.ops import single_thread
 from probmodels.inference.runtime.processes import interrupts_ignored, main_hidden, one_thread_environment
 
-__all__ = ["Client", "DaskPool", "Failure", "Pool", "ProcessPool", "make_pool"]
+__all__ = ["Client", "DaskPool", "Failure", "Pool", "ProcessPool", "check_client", "make_pool"]
 
 _ATTEMPTS = 2  # of a task that raises
 _DEATHS = 3  # processes of our own that one task may take with it; of Dask's its scheduler keeps count
@@ -262,7 +262,7 @@ class DaskPool(Pool):
     _no_main = True
 
     def __init__(self, function: Callable[..., Any], client: Any, topic: str | None = None) -> None:
-        _check_client(client)
+        check_client(client)
         super().__init__(function)
         self.client = client
         self.topic = topic or f"probmodels-{uuid.uuid4().hex}"
@@ -414,7 +414,14 @@ def _unpickled(payload: bytes) -> Any:
         ) from error
 
 
-def _check_client(client: Any) -> None:
+def check_client(client: Any) -> None:
+    """Check that a client of a cluster is there and connected.
+
+    Raises
+    ------
+    ProblemError
+        If it is not, or Dask is not installed.
+    """
     how = "client=distributed.Client(address), or distributed.Client() for workers on this machine"
     try:
         from distributed import Client

@@ -169,7 +169,11 @@ def run_mcmc(
     may_fall_back = kernel is None and chain_method is None
     if method != "process" and not may_fall_back:
         refuse_unused(run_mcmc, f"chain_method={method!r}", num_workers=num_workers)
-    if method != "dask":
+    if method == "dask":  # before anything is prepared, which may take a minute
+        from probmodels.inference.distributed.pools import check_client
+
+        check_client(client)
+    else:
         refuse_unused(run_mcmc, f"chain_method={method!r}", client=client)
     if checkpoint is None:
         refuse_unused(run_mcmc, "checkpoint=None", checkpoint_every=checkpoint_every)

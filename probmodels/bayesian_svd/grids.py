@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from probmodels.datasets.regions import arrange_longitudes
 from probmodels.errors import SummaryError
 
 __all__ = ["to_cells", "to_grid"]
@@ -57,9 +58,13 @@ def _grid(constant: xr.Dataset) -> _Grid | None:
     """The grid of the cells; None for cells without one."""
     attrs = constant["data"].attrs
     if {"lat_index", "lon_index"} <= set(constant.variables) and {"grid_lat", "grid_lon"} <= set(attrs):
-        axis = {name: xr.Variable(name, np.atleast_1d(attrs[f"grid_{name}"]).astype(float)) for name in ("lat", "lon")}
-        index = {name: constant[f"{name}_index"].values.astype(int) for name in ("lat", "lon")}
-        return _Grid(axis["lat"], axis["lon"], index["lat"], index["lon"])
+        lat, lon = (np.atleast_1d(attrs[name]).astype(float) for name in ("grid_lat", "grid_lon"))
+        rows, columns = (constant[name].values.astype(int) for name in ("lat_index", "lon_index"))
+        north, (order, east) = np.argsort(lat), arrange_longitudes(lon)  # a field may come as it lies in a file
+        if len(order) < len(lon):
+            order, east = np.arange(len(lon)), lon
+        rows, columns = np.argsort(north)[rows], np.argsort(order)[columns]
+        return _Grid(xr.Variable("lat", lat[north]), xr.Variable("lon", east), rows, columns)
     position = _lat_lon(constant)
     if position is None or "field" in constant.coords:
         return None
