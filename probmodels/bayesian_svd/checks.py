@@ -15,6 +15,7 @@ import xarray as xr
 from probmodels.bayesian_svd.draws import read_draws
 from probmodels.bayesian_svd.eof import eof_baseline, make_anomalies
 from probmodels.bayesian_svd.forecasts.states import innovations, whiteness
+from probmodels.bayesian_svd.halves import compare_halves
 from probmodels.bayesian_svd.summary import residual_checks
 from probmodels.distributions.processes import PROCESSES
 from probmodels.inference.diagnostics.findings import Finding
@@ -26,6 +27,7 @@ _OUTSIDE, _LAG, _NEIGHBOUR = 0.10, 0.2, 0.3
 _HELD, _LEADING = 0.7, 0.1  # of the leading EOF by modes; its share of variance from which it matters
 _AT_END = 0.1  # share of draws at an end of a grid of length-scales that is worth a word
 _HIDDEN = 0.05  # share of the variance of a leading pattern of the data that the basis may leave out
+_SAME, _FEWEST = 0.005, 20  # p-value of the halves of a record; steps from which they are compared
 _DRIFT = 1.5  # variance of one third of the record over that of another
 _INNOVATIONS, _LAGS = 100, 5  # draws and lags of the check of the process of series
 _REMEMBERED, _SURPRISE = 0.15, 1e-3  # correlation of innovations that matters, and p-value that chance hardly gives
@@ -60,6 +62,7 @@ def check_model(result: ResultLike) -> Iterator[Finding]:
     yield from _drifts(checks["residual_variance"].values)
     yield from _ends(tree)
     yield from _process(tree)
+    yield from _halves(tree)
     yield from _lost(tree)
     yield from _hidden(group_of(tree, "constant_data"))
 
@@ -120,6 +123,27 @@ def _drifts(variance: np.ndarray) -> Iterator[Finding]:
         verdict += f"in {other} one (more than {_DRIFT} is said)"
         advice = "the model has one level of noise for all times: intervals are too narrow where it is larger; "
         yield Finding(False, verdict, advice + "take a shorter period", part="model")
+
+
+def _halves(tree: xr.DataTree) -> Iterator[Finding]:
+    """Whether modes of the population change from one half of the record to the other."""
+    posterior = group_of(tree, "posterior")
+    if "F" not in posterior or "autocorrelation" not in posterior:
+        return
+    draws = read_draws(tree, "population")
+    if draws.steps is None or len(draws.steps) < _FEWEST:
+        return
+    few = draws.thinned(100)
+    found = compare_halves(draws.processes(few), draws.process, draws.scale[few], draws.steps)
+    what = f"the variance of mode {found.first + 1}"
+    if found.first != found.second:
+        what = f"the correlation of modes {found.first + 1} and {found.second + 1}"
+    verdict = f"from one half of the record to the other {what} changes most, by what its process gives with "
+    verdict += f"probability {found.p_value:.3f} (at least {_SAME})"
+    advice = (
+        "the modes are not those of one population: analyse the halves apart, or add an effect that holds the change"
+    )
+    yield Finding(found.p_value < _SAME, verdict, advice if found.p_value < _SAME else "", part="model")
 
 
 def _finding(value: float, limit: float, verdict: str, advice: str) -> Finding:
