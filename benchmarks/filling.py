@@ -1,6 +1,8 @@
 """Blocks of a monthly field hidden and filled: the Bayesian SVD beside DINEOF and optimal interpolation.
 
     python benchmarks/filling.py --root DATA [--seeds 0 1 2] [--rank 20]
+    python benchmarks/filling.py --root DATA --only --seeds 0 --block 6 5 8 --held-out 6 3 4   # gaps larger than blocks
+    python benchmarks/filling.py --root DATA --only --seeds 0 --block 6 5 8                    # blocks like the gaps
 
 Monthly anomalies of ERSST v5 in the north Pacific (``DATA/sst/ersst_v5_north_pacific_1950_2019.nc``), 717 cells, 832
 months. By seed, blocks of 6 months x 3 x 4 cells hide 20 % of the entries. Errors are of hidden entries, in degC, all
@@ -11,7 +13,8 @@ their number chosen on further blocks, and a normal error of each cell whose sd 
 interpolation``: the conditional of a normal distribution at each month, mean and covariance those of the field that
 DINEOF fills, shrunk as Ledoit and Wolf (2004) have it. ``Bayesian SVD``: ``noise="correlated"``, ``series="ar1"``,
 trend of each cell, two chains, and `fill_field`, which checks and corrects its intervals on a further 5 % of the data
-that the fit has not seen. The number of modes was chosen on blocks of seed 100 among 10, 20 and 30.
+that the fit has not seen, in blocks like those that are hidden unless ``--held-out`` gives their size. The number of
+modes was chosen on blocks of seed 100 among 10, 20 and 30.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import common  # isort: skip  (pins threads before numpy is loaded)
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +48,13 @@ CHAIN: dict[str, Any] = {"num_chains": 2, "warmup_steps": 150, "num_samples": 10
 Array = NDArray[np.float64]
 
 
-def hidden_blocks(field: xr.DataArray, seed: int, share: float) -> NDArray[np.bool_]:
+def hidden_blocks(field: xr.DataArray, seed: int, share: float, block: Sequence[int] = BLOCK) -> NDArray[np.bool_]:
     """What is hidden (cell, time) of the cells of a field that have values."""
     rng = np.random.default_rng(seed)
     ocean, hidden = field.notnull().any("time").values, np.zeros(field.shape, bool)
     while hidden[:, ocean].mean() < share:
-        corner = [int(rng.integers(size - length + 1)) for size, length in zip(field.shape, BLOCK, strict=True)]
-        hidden[tuple(slice(a, a + b) for a, b in zip(corner, BLOCK, strict=True))] = True
+        corner = [int(rng.integers(size - length + 1)) for size, length in zip(field.shape, block, strict=True)]
+        hidden[tuple(slice(a, a + b) for a, b in zip(corner, block, strict=True))] = True
     return hidden[:, ocean].T
 
 
@@ -121,7 +125,9 @@ def baselines(values: Array, hidden: NDArray[np.bool_], more: NDArray[np.bool_])
     return rows
 
 
-def bayesian_svd(field: xr.DataArray, hidden: NDArray[np.bool_], rank: int, seed: int) -> list[dict[str, Any]]:
+def bayesian_svd(
+    field: xr.DataArray, hidden: NDArray[np.bool_], rank: int, seed: int, held_out: Sequence[int] | None
+) -> list[dict[str, Any]]:
     """Our own."""
     cells = to_matrix(field)
     truth, places, start = cells.values[hidden], np.nonzero(hidden)[0], time.process_time()
@@ -133,6 +139,7 @@ def bayesian_svd(field: xr.DataArray, hidden: NDArray[np.bool_], rank: int, seed
         fixed_effects=["intercept", "trend"],
         length_scales_space=list(LENGTHS),
         hold_out=HELD_OUT,
+        hold_out_block=None if held_out is None else tuple(held_out),
     )
     result = run_mcmc(problem, **CHAIN, seed=seed, progress=False, chain_method="sequential")
     filled = fill_field(result, num_draws=100, seed=seed, progress=False)
@@ -141,7 +148,7 @@ def bayesian_svd(field: xr.DataArray, hidden: NDArray[np.bool_], rank: int, seed
         np.asarray(filled[name].values[:, mask].T[hidden])
         for name in ("filled", "filled_sd", "filled_lower", "filled_upper")
     )
-    print({k: round(v, 4) for k, v in filled.attrs.items() if k.startswith("held_out")}, flush=True)
+    print({k: round(v, 4) for k, v in filled.attrs.items() if "held_out" in k or "larger" in k}, flush=True)
     score, _ = normal_scores(mean, sd, truth)
     return [row(f"Bayesian SVD, {rank} modes", mean, truth, score, (low <= truth) & (truth <= high), places, start)]
 
@@ -152,22 +159,28 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder of the data")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--rank", type=int, default=20)
+    parser.add_argument("--block", nargs=3, type=int, default=BLOCK, help="months and cells that are hidden together")
+    parser.add_argument("--held-out", nargs=3, type=int, help="size of the blocks that correct the intervals")
     parser.add_argument("--only", action="store_true", help="the Bayesian SVD alone")
     args = parser.parse_args()
     field = load_sst(str(args.root / FILE))
     values, found = to_matrix(field).values, []
     for seed in args.seeds:
-        hidden = hidden_blocks(field, seed, SHARE)
+        hidden = hidden_blocks(field, seed, SHARE, args.block)
         if not args.only:
-            found += [r | {"seed": seed} for r in baselines(values, hidden, hidden_blocks(field, 1000 + seed, 0.1))]
-        found += [r | {"seed": seed} for r in bayesian_svd(field, hidden, args.rank, seed)]
+            found += [
+                r | {"seed": seed}
+                for r in baselines(values, hidden, hidden_blocks(field, 1000 + seed, 0.1, args.block))
+            ]
+        found += [r | {"seed": seed} for r in bayesian_svd(field, hidden, args.rank, seed, args.held_out)]
     names = list(dict.fromkeys(r["method"] for r in found))
     rows = []
     for name in names:
         cells = [r for r in found if r["method"] == name]
         figures = {k: common.interval(r[k] for r in cells) for k in ("RMSE", "CRPS", "95 %", "at p5")}
         rows.append({"method": name, "seeds": len(cells), **figures})
-    common.report("filling", rows, chain=CHAIN, rank=args.rank, block=BLOCK, share=SHARE, seeds=args.seeds)
+    chosen = {"rank": args.rank, "block": args.block, "held_out": args.held_out, "seeds": args.seeds}
+    common.report("filling", rows, chain=CHAIN, share=SHARE, **chosen)
 
 
 if __name__ == "__main__":

@@ -180,6 +180,9 @@ def to_matrix(field: xr.DataArray, *, min_valid: Probability = 0.5) -> xr.DataAr
         "lon_index": ("cell", columns),
         "area_weight": ("cell", area_weight(lat)[rows]),
     }
+    if "climatology" in field.coords:
+        cycle = field["climatology"].transpose("time", "lat", "lon")
+        coords["climatology"] = ("cell", "time"), cycle.values[:, rows, columns].T, cycle.attrs
     attrs = field.attrs | {"grid_lat": lat, "grid_lon": lon}
     if "ice" in field.coords:
         coords["ice"] = ("cell", "time"), field["ice"].values[:, rows, columns].T, field["ice"].attrs

@@ -33,6 +33,7 @@ __all__ = [
     "refuse_infinities",
     "refuse_two_scales",
     "remove_climatology",
+    "removed_cycle",
     "season_means",
     "unique_times",
     "within_period",
@@ -397,6 +398,19 @@ def remove_climatology(
         mends.append(f"{lost} values have no climatology, as their cells are missing in the whole base period; masked.")
     label = span_of(used).replace(" to ", "/")
     return "anomaly", Period(int(used[0]), int(used[-1]), label), field.copy(data=values)
+
+
+def removed_cycle(before: xr.DataArray, after: xr.DataArray) -> xr.DataArray:
+    """The mean seasonal cycle between a monthly field and its anomalies, where values are missing too."""
+    values = before.values - after.values
+    month = month_number(before["time"].values) % 12
+    for number in np.unique(month):
+        rows = month == number
+        values[rows] = _mean(values[rows])
+    attrs = {"long_name": "mean seasonal cycle that was removed", "units": before.attrs.get("units", "1")}
+    if "standard_name" in before.attrs or attrs["units"] == "degC":
+        attrs["standard_name"] = before.attrs.get("standard_name", "sea_surface_temperature")
+    return xr.DataArray(values, before.coords, before.dims, name=before.name, attrs=attrs)
 
 
 def _smooth_cycle(dates: np.ndarray, values: np.ndarray, inside: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ from probmodels.datasets.cells import (
     scattered_matrix,
     to_matrix,
 )
-from probmodels.datasets.climate import remove_climatology, season_means, within_period
+from probmodels.datasets.climate import remove_climatology, removed_cycle, season_means, within_period
 from probmodels.datasets.gridded import Source, open_field, open_parts
 from probmodels.datasets.reading.chunks import Selection, read_field
 from probmodels.datasets.reading.selection import OnGrid, Scattered, check_periods, needed_times
@@ -98,6 +98,7 @@ def load_sst(
     coarsen: Annotated[int, Interval(ge=1, le=1000)] = 1,
     fill: float | Sequence[float] = (),
     variable: str | None = None,
+    keep_climatology: bool = False,
 ) -> xr.DataArray:
     """Sea surface temperature or another gridded field from files: anomalies of a region, a period and a season.
 
@@ -137,6 +138,9 @@ def load_sst(
         Further values that mean "missing".
     variable
         Name of the variable, where the file holds several.
+    keep_climatology
+        Whether to keep the climatology that is removed, as the coordinate ``climatology`` over the dims of the field,
+        by which anomalies can be turned into values again. Not used with daily values or without anomalies.
 
     Returns
     -------
@@ -152,9 +156,9 @@ def load_sst(
         out of range or not used.
     """
     if not anomalies:
-        refuse_unused(load_sst, "anomalies=False", base_period=base_period)
+        refuse_unused(load_sst, "anomalies=False", base_period=base_period, keep_climatology=keep_climatology)
     if daily:
-        refuse_unused(load_sst, "daily=True", season=season)
+        refuse_unused(load_sst, "daily=True", season=season, keep_climatology=keep_climatology)
     box = None if region is None else parse_region(region)
     span = None if period is None else parse_period(period)
     months_of = None if season is None else parse_season(season)
@@ -169,11 +173,15 @@ def load_sst(
     finally:
         for part in parts:
             part.close()
+    removed = None
     if anomalies:
+        before = field if keep_climatology and kind != "anomaly" else None
         kind, base, field = remove_climatology(field, kind, base, span, mends)
+        removed = None if before is None else removed_cycle(before, field)
     else:
         base = None
     if months_of is not None:
+        removed = removed if removed is None else season_means(removed, months_of, span, step, [])
         field = season_means(field, months_of, span, step, mends)
         step = "yearly"
     field = within_period(field, span, mends)
@@ -189,7 +197,11 @@ def load_sst(
         "source_files": json.dumps([{"name": file.name, "sha256": _sha256(file)} for file in files]),
         "mends": json.dumps(mends, ensure_ascii=False),
     }
-    return _labelled(field, ocean, attrs, said=anomalies and kind == "anomaly")
+    found = _labelled(field, ocean, attrs, said=anomalies and kind == "anomaly")
+    if removed is None:
+        return found
+    cycle = _labelled(within_period(removed, span, []), ocean, attrs, said=False)
+    return found.assign_coords(climatology=(found.dims, cycle.values.astype(np.float32), removed.attrs))
 
 
 def _selected(

@@ -88,6 +88,7 @@ def write_report(
     *,
     dpi: Annotated[int, Interval(ge=20, le=1200)] = 110,
     options: Mapping[str, Any] | None = None,
+    progress: bool = False,
 ) -> Outputs:
     """Write ``report.html``, one self-contained page with the verdict on top, for a result of any model.
 
@@ -104,6 +105,8 @@ def write_report(
         Resolution of the figures that all results have.
     options
         Options of the outputs of the method; by default those of its spec.
+    progress
+        Whether bars are shown, where the outputs of the method take long.
 
     Returns
     -------
@@ -132,7 +135,7 @@ def write_report(
     else:
         name = _method_of(result)
         with foreign_code(get_method(name), name, "write_outputs", ResultError):
-            written = write_outputs(result, folder, **(_options(result) if options is None else options))
+            written = write_outputs(result, folder, **_options(result, options, progress))
         if not isinstance(written, Outputs):
             raise ResultError(
                 f"method {name!r}: write_outputs returned a {type(written).__name__}, not what write_all returns"
@@ -157,11 +160,13 @@ def _method_of(result: Result) -> str:
     return str(read_spec(result.tree.attrs).get("method", result.tree.attrs.get("method")))
 
 
-def _options(result: Result) -> dict[str, Any]:
-    """What the spec of a result asks of the outputs of its method, where it takes that."""
+def _options(result: Result, given: Mapping[str, Any] | None, progress: bool) -> dict[str, Any]:
+    """What is asked of the outputs of a method, or else what the spec of the result asks, where the method takes it."""
     method: Any = get_method(_method_of(result))
     known = options_of(method.write_outputs, skip=2)
-    return {key: value for key, value in own_outputs(read_spec(result.tree.attrs)).items() if key in known}
+    asked = own_outputs(read_spec(result.tree.attrs)) if given is None else given
+    asked = {"progress": progress} | dict(asked)
+    return {key: value for key, value in asked.items() if key in known}
 
 
 def _own_outputs(result: Result) -> Callable[[Result, str | Path], Outputs] | None:

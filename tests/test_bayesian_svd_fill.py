@@ -12,8 +12,15 @@ from typer.testing import CliRunner
 
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem, write_outputs
-from probmodels.bayesian_svd.gaps.blocks import crps_of_draws, hide_blocks
-from probmodels.bayesian_svd.gaps.fill import _calibrated, fill_field
+from probmodels.bayesian_svd.gaps.blocks import (
+    crps_of_draws,
+    gap_extents,
+    hide_blocks,
+    hide_like_gaps,
+    hold_out_blocks,
+    share_in_larger_gaps,
+)
+from probmodels.bayesian_svd.gaps.fill import _calibrated, fill_field, held_out_sentence
 from probmodels.bayesian_svd.noise import unfiltered_by
 from probmodels.cli import app
 from probmodels.errors import SummaryError
@@ -97,6 +104,86 @@ def test_a_field_without_gaps_is_refused() -> None:
         fill_field(result)
 
 
+def test_a_gap_has_the_cells_that_touch_at_its_time_and_the_times_in_a_row_at_its_cell() -> None:
+    missing = np.zeros((12, 6), bool)  # on 3 x 4 cells
+    missing[[0, 1, 5], 2] = True  # three that touch at their sides
+    missing[[0, 1], 3] = True
+    missing[[3, 8], 2] = True  # two alone, one at a corner only
+    cells = xr.DataArray(np.zeros((12, 6)), dims=("cell", "time"))
+    cells = cells.assign_coords(lat_index=("cell", np.repeat(range(3), 4)), lon_index=("cell", np.tile(range(4), 3)))
+    places = np.stack([np.repeat(np.arange(3.0), 4), np.tile(np.arange(4.0), 3)], 1)
+    found = gap_extents(cells, missing, places)
+    assert found.cells[[0, 1, 5], 2].tolist() == [3, 3, 3]
+    assert found.times[[0, 1, 5], 2].tolist() == [2, 2, 1]
+    assert found.cells[0, 3] == 2
+    assert found.cells[[3, 8], 2].tolist() == [1, 1]
+    assert not found.cells[~missing].any()
+    assert not found.times[~missing].any()
+    stations = gap_extents(xr.Dataset(), missing, np.arange(12.0)[:, None])
+    assert stations.cells[[0, 1, 5], 2].tolist() == [4, 4, 4]  # 0, 1, 3 and 5, of which neighbours are near
+    assert stations.cells[8, 2] == 1
+    two = cells.assign_coords(field=("cell", ["sst"] * 6 + ["slp"] * 6))
+    assert gap_extents(two, missing, places).cells[[0, 1, 5], 2].tolist() == [3, 3, 3]
+    upside = two.assign_coords(lat_index=("cell", np.tile(np.repeat(range(2), 3), 2)[:12]))
+    upside = upside.assign_coords(lon_index=("cell", np.tile(range(3), 4)))
+    both = np.zeros((12, 1), bool)
+    both[[0, 6]] = True  # at one place, of two fields
+    assert gap_extents(upside, both, places).cells[[0, 6], 0].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("cells", "times"), [(1, 1), (4, 5), (12, 2)])
+def test_blocks_have_the_shapes_of_the_gaps(cells: int, times: int) -> None:
+    """Gaps of one shape: what is hidden elsewhere has it too, and hides nothing that is missing."""
+    rng = np.random.default_rng(2)
+    seen, places = np.ones((60, 300), bool), np.arange(60.0)[:, None]
+    for _ in range(12):
+        first, time = rng.integers(60 - cells), rng.integers(300 - times)
+        seen[first : first + cells, time : time + times] = False
+    block = hide_like_gaps(xr.Dataset(), seen, ~seen, places, 0.1, 2, seed=0)
+    assert not (block >= 0)[~seen].any()
+    assert (block >= 0).sum() == pytest.approx(0.1 * seen.sum(), rel=0.1)
+    sizes = np.bincount(block[block >= 0])
+    assert np.median(sizes) == cells * times
+    assert share_in_larger_gaps(xr.Dataset(), ~seen, block >= 0, places) == 0
+    assert (share_in_larger_gaps(xr.Dataset(), ~seen, hidden_of(seen, places), places) > 0.9) == (cells * times > 1)
+
+
+def hidden_of(seen: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Single entries, far from each other."""
+    return hide_blocks(xr.Dataset(), seen, places, (1, 1, 1), 0.001, 2, seed=0) >= 0
+
+
+def test_gaps_larger_than_the_blocks_are_said_and_those_alike_are_not() -> None:
+    data, gaps = field()
+    alike = make_problem(data.where(~gaps), rank=2, hold_out=0.1)
+    small = make_problem(data.where(~gaps), rank=2, hold_out=0.1, hold_out_block=(2, 1, 1))
+    assert "larger than any of the blocks" not in alike.data.attrs["mends"]
+    assert "leave the size of the blocks out" in small.data.attrs["mends"]
+
+
+def test_frozen_sea_is_no_gap_that_blocks_are_like() -> None:
+    seen, places = np.ones((20, 200), bool), np.arange(20.0)[:, None]
+    seen[0:10, 50:150] = False  # frozen
+    seen[[3, 8, 12], [10, 20, 30]] = False
+    ice = np.zeros(seen.shape, bool)
+    ice[0:10, 50:150] = True
+    cells = xr.DataArray(np.zeros(seen.shape), dims=("cell", "time"), coords={"ice": (("cell", "time"), ice)})
+    block, said = hold_out_blocks(cells, seen, places, 0.05, None, 2)
+    assert np.bincount(block[block >= 0]).max() == 1
+    assert not said
+    _, said = hold_out_blocks(cells.drop_vars("ice"), seen, places, 0.05, (1, 1, 1), 2)
+    assert "100% of the missing values" in said[0]
+
+
+def test_the_verdict_says_which_share_is_in_larger_gaps(filled: Any) -> None:
+    _, made, _, _ = filled
+    made = made.copy()
+    made.attrs["share_in_larger_gaps"] = 0.0
+    assert "WARNING" not in held_out_sentence(made)
+    made.attrs["share_in_larger_gaps"] = 0.3
+    assert "WARNING: 30% of the filled values lie in gaps that are larger" in held_out_sentence(made)
+
+
 @pytest.mark.parametrize("factor", [0.5, 2.0])
 def test_intervals_too_narrow_or_wide_are_corrected(factor: float) -> None:
     rng = np.random.default_rng(3)
@@ -137,25 +224,28 @@ def test_a_run_that_held_blocks_out_writes_the_filled_field(filled: Any, tmp_pat
         assert found["filled_lower"].dtype == np.float32
 
 
-@pytest.mark.slow
-def test_the_command_fills_a_file(tmp_path: Path) -> None:
+def test_the_command_fills_a_file_with_temperatures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data, gaps = field()
-    data.where(~gaps).rename("sst").to_dataset().to_netcdf(tmp_path / "sst.nc")
-    small = ["--draws", "20", "--warmup", "20", "--chains", "2", "--rank", "2", "--set", "model.hold_out=0.1"]
-    small += ["--set", "model.hold_out_block=[5,2,2]", "--no-anomalies", "--quiet", "--out", str(tmp_path / "run")]
+    data = (data + 3 * np.cos(np.pi * data["time"].dt.month / 6)).rename("sst").assign_attrs(units="degC")
+    data.where(~gaps).to_dataset().to_netcdf(tmp_path / "sst.nc")
+    small = ["--draws", "20", "--warmup", "20", "--chains", "1", "--rank", "2", "--set", "model.hold_out=0.1"]
+    small += ["--set", "model.num_length_scales=3", "--out", str(tmp_path / "run")]
     found = CliRunner().invoke(app, ["sst", "fill", str(tmp_path / "sst.nc"), *small])
     assert found.exit_code == 0, found.output
     assert "gaps filled: " in found.output
+    assert "WARNING" not in found.output  # blocks are like the gaps
+    assert "filling gaps: 100%" in found.output + capfd.readouterr().err
     with xr.open_dataset(tmp_path / "run" / "filled.nc") as made:
-        assert made["filled"].sizes == {"time": 180, "lat": 5, "lon": 6}
-        np.testing.assert_array_equal(np.asarray(made["status"].values == 1), gaps)
-
-
-def test_the_command_fills_no_field_without_gaps() -> None:
-    assert "takes the files of a field with gaps" in str(CliRunner().invoke(app, ["sst", "fill"]).exception)
-
-
-@pytest.mark.parametrize("option", [["--series", "frame"], ["--engine", "svi"], ["--noise", "white"]])
-def test_the_command_fills_by_correlated_noise_alone(option: list[str]) -> None:
-    found = CliRunner().invoke(app, ["sst", "fill", "x.nc", *option])
-    assert "needs --engine mcmc, --series ar1 and --noise correlated" in str(found.exception)
+        assert made["sst_filled"].sizes == {"time": 180, "lat": 5, "lon": 6}
+        assert made["sst_filled"].attrs["standard_name"] == "sea_surface_temperature"
+        error = (made["sst_filled"] - data).values
+        np.testing.assert_allclose(error[~gaps], 0, atol=1e-5)
+        assert np.sqrt(np.mean(error[gaps] ** 2)) < 1.0  # whose seasonal cycle has an amplitude of 3
+        assert abs(float(made["filled"].mean())) < 0.5
+    checker = pytest.importorskip("compliance_checker.runner")
+    checker.CheckSuite.load_all_available_checkers()
+    passed, errors = checker.ComplianceChecker.run_checker(
+        str(tmp_path / "run" / "filled.nc"), ["cf:1.11"], 0, "normal", output_filename=str(tmp_path / "cf.txt")
+    )
+    assert passed, (tmp_path / "cf.txt").read_text()
+    assert not errors

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import typer
 import xarray as xr
@@ -82,6 +83,10 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--thin": NO_COUNT,
         "--chains": NO_COUNT,
         "--steps": [*NO_COUNT, "3"],
+        "--joint": ["slp", "=FIELD", "slp=", "slp=absent.nc", "slp=FILE", "3x=FIELD", "sst=FIELD", "slp=absent.nc:slp"],
+        "--coupling": ["eof", "", "mca"],
+        "--lags": [*NO_COUNT, "1", "60"],
+        "--members": NO_FLAG,
         "--rotation": ["oblimin", "", "3"],
         "--seed": NO_SEED,
         "--engine": ["gibbs", "", "em"],
@@ -455,6 +460,120 @@ def test_one_mode_is_not_rotated_and_nothing_is_read(inside: Callable[..., tuple
     status, said = inside("run", "SPEC", "--set=model.rank=1", "--set=output.rotation=promax", "--out=run", "--quiet")
     assert status == 2
     assert "rotation needs two modes or more" in said
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of temperature and pressure that vary together, of the same temperature again, and of other times."""
+    folder, rng = tmp_path_factory.mktemp("fields"), np.random.default_rng(1)
+    months = np.arange("1990-01", "1998-01", dtype="datetime64[M]").astype("datetime64[ns]")
+    series = rng.standard_normal(len(months))
+    for name, lat, lon, size, units in (
+        ("sst", np.arange(20.0, 35, 5), np.arange(170.0, 190, 5), 1.0, "degC"),
+        ("slp", np.arange(30.0, 42, 4), np.arange(180.0, 204, 6), 300.0, "Pa"),
+    ):
+        shape = np.cos(np.arange(len(lat)))[:, None] + np.sin(np.arange(len(lon)))
+        values = series[:, None, None] * shape + 0.3 * rng.standard_normal((len(months), len(lat), len(lon)))
+        coords = {"time": months, "lat": lat, "lon": lon}
+        field = xr.DataArray(size * values, coords, ("time", "lat", "lon"), name=name, attrs={"units": units})
+        field.to_netcdf(folder / f"{name}.nc")
+        if name == "sst":
+            again = field + 0.3 * rng.standard_normal(field.shape)
+            again.assign_attrs(field.attrs).to_netcdf(folder / "again.nc")
+            field.isel(lat=slice(0, 2)).to_netcdf(folder / "smaller.nc")
+    years = np.arange("2003-01", "2011-01", dtype="datetime64[M]").astype("datetime64[ns]")
+    field.assign_coords(time=years).to_netcdf(folder / "later.nc")
+    return folder
+
+
+QUICK = ["--rank=2", "--draws=30", "--warmup=20", "--chains=1", "--out=run", "--quiet"]
+
+
+@pytest.mark.parametrize("coupling", [[], ["--coupling=cca"]])
+def test_fields_are_decomposed_together(
+    inside: Callable[..., tuple[int, str]], fields: Path, tmp_path: Path, coupling: list[str]
+) -> None:
+    asked = [str(fields / "sst.nc"), "--joint", f"slp={fields / 'slp.nc'}:slp", *coupling, *QUICK]
+    assert inside("sst", *asked) == (0, "")
+    table = pd.read_csv("run/tables/coupled.csv")
+    assert table["method"].tolist() == ["cca" if coupling else "mca"]
+    assert table["correlation_lower"][0] > 0.8
+    with xr.open_dataset("run/coupled.nc") as made:
+        assert made["map_mean_sst"].attrs["units"] == "degC"
+        assert made["map_mean_slp"].attrs["units"] == "Pa"
+        assert made["map_mean_slp"].shape == (1, 3, 4)
+        ratio = abs(made["map_mean_slp"]).max() / abs(made["map_mean_sst"]).max()
+        assert 200 < float(ratio) < 450
+    assert {"joint_maps.png", "coupled_maps.png"} <= {file.name for file in Path("run/figures").iterdir()}
+    page = Path("run/report.html").read_text(encoding="utf-8")
+    assert page.index('id="joint"') < page.index("figure-coupled_maps") < page.index('id="pcs"')
+    checker = pytest.importorskip("compliance_checker.runner")
+    checker.CheckSuite.load_all_available_checkers()
+    passed, errors = checker.ComplianceChecker.run_checker(
+        "run/coupled.nc", ["cf:1.11"], 0, "normal", output_filename=str(tmp_path / "cf.txt")
+    )
+    assert (passed, errors) == (True, False), (tmp_path / "cf.txt").read_text()
+
+
+@pytest.mark.parametrize("special", ["lags", "members"])
+def test_lags_and_members_are_one_option_each(
+    inside: Callable[..., tuple[int, str]], fields: Path, special: str
+) -> None:
+    sst, again = str(fields / "sst.nc"), str(fields / "again.nc")
+    asked = [sst, "--lags=3"] if special == "lags" else [sst, again, "--members"]
+    assert inside("sst", *asked, *QUICK) == (0, "")
+    constant = Result.load(Path("run")).tree["constant_data"]
+    assert dict(constant.sizes)["time"] == (32 if special == "lags" else 192)
+    assert dict(constant.sizes)["cell"] == (36 if special == "lags" else 12)
+    assert Path("run/figures/joint_maps.png").exists() == (special == "lags")
+    assert not Path("run/coupled.nc").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["sst.nc", "--joint", "slp=later.nc"], "the fields share 0 times (sst 1990-01-01 to 1997-12-01, slp 2003"),
+        (["sst.nc", "--joint", "slp=slp.nc:nope"], "nope"),
+        (["sst.nc", "--joint", "slp=slp.nc", "--lags=2"], "lags=2 is of one field"),
+        (["sst.nc", "--joint", "slp=slp.nc", "--series=frame", "--coupling=mca"], "modes of the population"),
+        (["sst.nc", "--joint", "slp=slp.nc", "--rank=1", "--coupling=mca"], "a higher model.rank"),
+        (["sst.nc", "--members"], "two files of sst or more"),
+        (["sst.nc", "smaller.nc", "--members"], "differ in lat"),
+        (["sst.nc", "slp.nc", "--members", "--lags=2"], "choose one of them"),
+        (["--lags=2"], "the embedded one stands alone"),
+        (["fill", "sst.nc", "--lags=2"], "'sst fill' is of one field"),
+        (["sst.nc", "--coupling=mca"], "is of several fields"),
+    ],
+)
+def test_fields_that_do_not_go_together_are_refused_before_the_run(
+    inside: Callable[..., tuple[int, str]], fields: Path, asked: list[str], message: str
+) -> None:
+    placed = [
+        f"{word.partition('=')[0]}={fields / word.partition('=')[2]}"
+        if word.startswith("slp=")
+        else str(fields / word)
+        if word.endswith(".nc")
+        else word
+        for word in asked
+    ]
+    status, said = inside("sst", *QUICK, *placed)
+    assert status == 2
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_fields_of_a_spec_are_checked_by_their_loader(
+    inside: Callable[..., tuple[int, str]], fields: Path, tmp_path: Path
+) -> None:
+    data = f'[data]\nname = "joint"\n[data.fields]\nsst = "{fields}/sst.nc"\nslp = {{ path = "{fields}/slp.nc" }}\n'
+    run = "[model]\nrank = 2\nseries = 'ar1'\n[inference]\nnum_samples = 10\nwarmup_steps = 5\nnum_chains = 1\n"
+    (tmp_path / "joint.toml").write_text(f'method = "bayesian_svd"\n{data}{run}[output]\ncoupling = "cca"\n')
+    status, said = inside("run", "joint.toml", "--out=run", "--quiet", "--set=data.fields.slp.pth=x")
+    assert status == 2
+    assert "fields.slp: unknown option 'pth'; did you mean 'path'?" in said
+    status, said = inside("run", "joint.toml", "--out=run", "--quiet", "--set=data.regin=x")
+    assert status == 2
+    assert "unknown key 'regin' of data set 'joint'; did you mean 'region'?" in said
 
 
 def test_the_module_is_the_command_line() -> None:

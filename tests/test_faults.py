@@ -562,7 +562,7 @@ def test_a_result_without_its_outputs_gets_them_by_the_same_command(tmp_path, mo
     (tmp_path / "spec.toml").write_text(SPEC.replace("120", "20"))
     with monkeypatch.context() as patch:
 
-        def die(*args):
+        def die(*args, **options):
             raise Killed
 
         patch.setattr(runs, "write", die)

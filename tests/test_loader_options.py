@@ -110,6 +110,7 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
         "ice": ("negative", "zero"),
         "fill": ("negative", "zero", "list", "empty list"),
         "daily": ("true",),
+        "keep_climatology": ("true",),
     },
     "tu": {"download": ("true",), "deleted": ("zero",), "added": ("zero",)},
     "wine": {"validation": ("zero",), "stop": ("zero",), "standardise": ("true",)},

@@ -2,6 +2,7 @@ from .checks import check_model as check_model
 from .forecasts.figures import fan_charts as fan_charts
 from .forecasts.forecasting import box_weights as box_weights, forecast as forecast, forecast_table as forecast_table
 from .forecasts.projection import project as project
+from .joint.load import FURTHER_LOADERS as FURTHER_LOADERS
 from .model import ENGINES as ENGINES, REFERENCE as REFERENCE
 from .outputs import write_outputs as write_outputs
 from .prepare import make_problem as make_problem, tiny as tiny
@@ -10,6 +11,7 @@ from .specs import check_spec as check_spec
 
 __all__ = [
     "ENGINES",
+    "FURTHER_LOADERS",
     "REFERENCE",
     "BlockGibbs",
     "box_weights",

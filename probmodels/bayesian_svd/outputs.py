@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,7 @@ from probmodels.bayesian_svd.draws import MODES_OF
 from probmodels.bayesian_svd.eof import compare_eof
 from probmodels.bayesian_svd.gaps.fill import fill_field, held_out_sentence, write_filled
 from probmodels.bayesian_svd.indices.el_nino import el_nino_sentences, el_nino_table
-from probmodels.bayesian_svd.joint.stack import split_fields
+from probmodels.bayesian_svd.joint.outputs import Coupled, Coupling, coupled_modes
 from probmodels.bayesian_svd.patterns.local import local_variance, trend_maps
 from probmodels.bayesian_svd.patterns.rotation import ROTATIONS
 from probmodels.bayesian_svd.report import write_report
@@ -44,6 +44,8 @@ def write_outputs(
     level: Fraction = 0.95,
     dpi: Annotated[int, Interval(ge=20, le=1200)] = 110,
     rotation: Annotated[str, OneOf(ROTATIONS)] | None = None,
+    coupling: Coupling | None = None,
+    progress: bool = False,
 ) -> Outputs:
     """Write ``report.html``, ``modes.nc``, ``summary.txt``, figures as PNG and PDF, and their numbers as CSV.
 
@@ -64,6 +66,11 @@ def write_outputs(
     rotation
         ``"varimax"`` or ``"promax"``: rotated modes are written beside the others, as ``modes_varimax.nc``, figures and
         a table of their own.
+    coupling
+        How modes that couple several fields are found, ``"mca"`` (by default) or ``"cca"``; see
+        `probmodels.bayesian_svd.joint.coupled.couple`.
+    progress
+        Whether bars are shown while gaps are filled, which may take minutes.
 
     Returns
     -------
@@ -73,7 +80,7 @@ def write_outputs(
     Raises
     ------
     SummaryError
-        If the result lacks what its summary needs, or an option is out of range.
+        If the result lacks what its summary needs, or an option is out of range or not used.
     """
     tree, posterior = result.tree, result.posterior
     modes = summarise_modes(tree, level=level)
@@ -83,7 +90,8 @@ def write_outputs(
     joint = "field" in tree["constant_data"].coords  # one map or box would mix the fields
     mapped = "lat" in modes.coords and not joint
     figures = _figures(modes, comparison, local, trend, posterior, level=level, mapped=mapped)
-    table, files = summary_table(modes, comparison), {"modes.nc": lambda file: write_modes(modes, file)}
+    table = summary_table(modes, comparison)
+    files: dict[str, Callable[[Path], object]] = {"modes.nc": lambda file: write_modes(modes, file)}
     these, summaries = None, [(modes, comparison)]
     if modes.attrs["estimand"] != (name := MODES_OF["times"]):
         these = summarise_modes(tree, of="times", level=level)
@@ -91,13 +99,14 @@ def write_outputs(
         table = "\n".join([f"{modes.attrs['estimand']}:", table, "", f"{name}:", summary_table(*summaries[1])])
         files["modes_of_these_times.nc"] = lambda file: write_modes(these, file)
     if "held_out_block" in tree["constant_data"]:
-        filled = fill_field(result, level=level, progress=False)
+        filled = fill_field(result, level=level, progress=progress)
         table += f"\n\n{held_out_sentence(filled)}"
-        files["filled.nc"] = lambda file: write_filled(filled, file)
-    for name, part in _by_field(tree, modes).items():
-        files[f"modes_{name}.nc"] = functools.partial(write_modes, part)
-        if "lat" in part.coords:
-            figures[f"mode_maps_{name}"] = mode_figures.mode_maps(part)
+        files["filled.nc"] = lambda file: write_filled(filled, file, progress=progress)
+    coupled = _coupled(tree, modes, coupling, level=level)
+    if coupled is not None:
+        figures |= coupled.figures()
+        files |= coupled.files(write_modes)
+        table = "\n\n".join(filter(None, [table, coupled.text()]))
     if rotation is not None:
         rotated = summarise_modes(tree, level=level, rotation=rotation)
         table += f"\n\nrotated {rotated.attrs['estimand']}:\n{summary_table(rotated)}"
@@ -106,6 +115,8 @@ def write_outputs(
         if mapped:
             figures["rotated_maps"] = mode_figures.mode_maps(rotated)
     tables = mode_tables(*summaries) | effect_tables(local, trend)
+    if coupled is not None and coupled.modes:
+        tables["coupled"] = coupled.table()
     el_nino = pd.DataFrame() if joint else el_nino_table(tree, modes, level=level)
     if len(el_nino):
         tables["el_nino"] = el_nino
@@ -129,16 +140,19 @@ def write_outputs(
         comparison=comparison,
         these=these,
         el_nino=el_nino,
+        coupled=coupled,
         dpi=dpi,
     )
     return replace(written, file="report.html")
 
 
-def _by_field(tree: xr.DataTree, modes: xr.Dataset) -> dict[str, xr.Dataset]:
-    """The modes of each field of a joint decomposition, by names that files may have."""
-    if "field" not in tree["constant_data"].coords:
-        return {}
-    return {"".join(x if x.isalnum() else "_" for x in k): part for k, part in split_fields(modes, tree).items()}
+def _coupled(tree: xr.DataTree, modes: xr.Dataset, coupling: Coupling | None, *, level: float) -> Coupled | None:
+    """Maps of several fields and what couples them; None for one field."""
+    if "field" in tree["constant_data"].coords:
+        return coupled_modes(tree, modes, method=coupling or "mca", level=level)
+    if coupling is not None:
+        raise SummaryError(f"coupling={coupling!r} is of several fields; the result is of one")
+    return None
 
 
 def _figures(

@@ -20,7 +20,7 @@ from torch.distributions import Distribution
 from probmodels.bayesian_svd.align import ORDERS, align_draws, invariants
 from probmodels.bayesian_svd.augment import basis_of
 from probmodels.bayesian_svd.effects import effect_design, time_in_years
-from probmodels.bayesian_svd.gaps.blocks import Block, choose_block, hide_blocks
+from probmodels.bayesian_svd.gaps.blocks import Block, hold_out_blocks
 from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SeriesData, SideData, model
 from probmodels.bayesian_svd.noise import Noise, estimate_noise, with_noise
 from probmodels.bayesian_svd.sampler import BlockGibbs
@@ -286,7 +286,8 @@ def make_problem(
         `probmodels.bayesian_svd.gaps.fill.fill_field` can check its intervals on them.
     hold_out_block
         Size of such a block: times, and cells along latitude and longitude (of cells without a grid, as many nearest
-        ones); by default 6 x 3 x 4, less where the data are small.
+        ones). By default blocks have the shapes of the gaps in the data, at other times; where nothing is missing, they
+        are 6 x 3 x 4, less where the data are small.
     scale
         Scale of the HalfNormal prior of d; by default the norm of the data.
     noise_prior
@@ -327,8 +328,10 @@ def make_problem(
     seen = np.isfinite(matrix.values)
     held_out: np.ndarray | None = None
     if hold_out:
-        chosen = choose_block(matrix, hold_out_block)
-        held_out = hide_blocks(matrix, seen, positions(matrix), chosen, hold_out, num_effects, seed=0)
+        held_out, said_of_blocks = hold_out_blocks(
+            matrix, seen, positions(matrix), hold_out, hold_out_block, num_effects
+        )
+        mends += said_of_blocks
         seen &= held_out < 0
     _check_extent(rank, seen, num_effects)
     check_room(seen.shape[0], seen.shape[1], max_basis)

@@ -30,6 +30,7 @@ from probmodels._page import (
 from probmodels.bayesian_svd.checks import misfit
 from probmodels.bayesian_svd.draws import MODES_OF
 from probmodels.bayesian_svd.indices.el_nino import el_nino_sentences
+from probmodels.bayesian_svd.joint.outputs import Coupled, coupled_section
 from probmodels.bayesian_svd.patterns.planes import plane_sentences
 from probmodels.bayesian_svd.reporting.citing import bibtex, methods_paragraphs
 from probmodels.inference.labels import group_of
@@ -49,6 +50,8 @@ _CAPTIONS = CAPTIONS | {
     "of its interval.",
     "rotated_maps": "Rotated modes: posterior mean of each pattern, and its posterior standard deviation.",
     "rotated_pcs": "Series of the rotated modes.",
+    "joint_maps": "Joint modes: posterior mean of the pattern in each field, with dots where its sign is uncertain.",
+    "coupled_maps": "Coupled modes: what goes in a field with one standard deviation of the series of the other.",
     "pcs": "Principal components: posterior mean, interval, and the EOF's.",
     "scree": "Variance explained by mode.",
     "eof_difference": "Left: deterministic EOFs. Right: posterior mean less EOF; dots where the EOF lies outside the "
@@ -63,6 +66,7 @@ _PLACES = {
     "pcs": ("pcs",),
     "scree": ("scree", "local_variance"),
     "trend": ("trend",),
+    "joint": ("joint_maps", "coupled_maps"),
     "rotated": ("rotated_maps", "rotated_pcs"),
     "eof": ("eof_difference",),
     "checks": ("residual_maps",),
@@ -80,6 +84,7 @@ def write_report(
     comparison: xr.Dataset | None = None,
     these: xr.Dataset | None = None,
     el_nino: pd.DataFrame | None = None,
+    coupled: Coupled | None = None,
     rerun: str | None = None,
     dpi: int = 110,
 ) -> Path:
@@ -106,6 +111,8 @@ def write_report(
         Modes of the field at its times, where ``modes`` are those of the population.
     el_nino
         From `probmodels.bayesian_svd.indices.el_nino.el_nino_table`; nothing is said of El Niño without.
+    coupled
+        What couples the fields of a joint decomposition; nothing is said of fields without.
     rerun
         Command that repeats the run; by default the one that reads the spec from the result file.
     dpi
@@ -137,6 +144,8 @@ def write_report(
     ]
     if rotated := shown("rotated"):
         sections.insert(6, Section("rotated", "Rotated modes", _ROTATED + rotated))
+    if coupled is not None:
+        sections.insert(4, Section("joint", "Several fields", coupled_section(coupled) + shown("joint")))
     placed = {name for names in _PLACES.values() for name in names}
     if rest := [name for name in images if name not in placed]:
         sections.append(Section("more", "Further figures", join(*(images[name] for name in rest))))

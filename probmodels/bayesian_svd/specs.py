@@ -21,8 +21,18 @@ def check_spec(spec: Mapping[str, Any]) -> None:
     Raises
     ------
     SpecError
-        If rotation is asked of one mode.
+        If rotation is asked of one mode, or what couples fields where there is one, or where it cannot be said.
     """
     rank, rotation = spec["model"].get("rank"), spec["output"].get("rotation")
     if rotation is not None and rank == 1:
         raise SpecError(f"[output] rotation={rotation!r} of one mode; rotation needs two modes or more (model.rank)")
+    coupling, data = spec["output"].get("coupling"), spec["data"]
+    if coupling is None:
+        return
+    if data.get("name") != "joint" or len(data["fields"]) < 2:
+        raise SpecError(f"[output] coupling={coupling!r} is of several fields; [data] names one")
+    if spec["model"].get("series", "frame") == "frame" or rank == 1:
+        raise SpecError(
+            f"[output] coupling={coupling!r} is of modes of the population, two or more: take model.series='ar1' or "
+            "'iid', and a higher model.rank"
+        )

@@ -38,7 +38,7 @@ def execute(
     if _lacks_outputs(folder, spec):
         typer.echo(f"{folder} holds the result of this run, whose outputs are not complete: writing them.")
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
-        exit_unless(write(load(folder), folder), strict)
+        exit_unless(write(load(folder), folder, quiet=quiet), strict)
         return
     if (folder / RESULT).exists() and not overwrite:
         raise Refusal(f"{folder} holds a result already; choose another folder with --out, or pass --overwrite")
@@ -72,7 +72,7 @@ def execute(
     (folder / "report.html").unlink(missing_ok=True)  # of an earlier run: it is the sign that outputs are complete
     result.save(folder, overwrite=overwrite)
     shutil.rmtree(checkpoint, ignore_errors=True)
-    exit_unless(write(result, folder), strict)
+    exit_unless(write(result, folder, quiet=quiet), strict)
 
 
 def _lacks_outputs(folder: Path, spec: dict[str, Any]) -> bool:
@@ -94,14 +94,14 @@ def _core(spec: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in spec.items() if key != "output"} | {"inference": inference}
 
 
-def write(result: Result, folder: Path, options: dict[str, Any] | None = None) -> bool:
+def write(result: Result, folder: Path, options: dict[str, Any] | None = None, *, quiet: bool = False) -> bool:
     """Tables, figures and a page on any result, with those of its method; whether draws and model passed.
 
     Options are those of the method's outputs; by default those of the spec of the result.
     """
     from probmodels.report import write_report
 
-    written = write_report(result, folder, options=options)
+    written = write_report(result, folder, options=options, progress=not quiet)
     typer.echo(f"\n{written.table}\n\n{written.diagnosis}\n\nReport: {written.report}")
     return bool(written.diagnosis.ok)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,6 +77,22 @@ def sst(
     thin: Annotated[int | None, typer.Option(help="Sweeps per draw kept (default 1); for mcmc.")] = None,
     chains: Annotated[int | None, typer.Option(help="Number of chains (default 4); for mcmc.")] = None,
     steps: Annotated[int | None, typer.Option(help="Gradient steps (default 800); for svi.")] = None,
+    joint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FILE[:VARIABLE]",
+            help="A further field, whose modes are found together with those of FILE, e.g. slp=slp.nc:slp; repeatable.",
+        ),
+    ] = None,
+    coupling: Annotated[
+        str | None, typer.Option(help="What couples the fields: mca, of covariance (default), or cca, of correlation.")
+    ] = None,
+    lags: Annotated[
+        int | None, typer.Option(help="Times in a window, for patterns that evolve over as many; 2 or more.")
+    ] = None,
+    members: Annotated[
+        bool, typer.Option("--members", help="The files are members of an ensemble, which share patterns.")
+    ] = False,
     rotation: Annotated[
         str | None, typer.Option(help="varimax or promax: modes rotated to simple patterns, beside the others.")
     ] = None,
@@ -95,21 +112,20 @@ def sst(
         return
     filling = files[:1] == ["fill"]
     if filling:
-        files, noise = _to_fill(files[1:], engine, series, noise)
+        files, noise = _to_fill(files[1:], engine, series, noise, joint or lags or members)
     series, noise = _process(engine, series, noise, kernel_time)
     data = {
-        "name": "sst",
-        "path": _path_of(files),
+        **_read_from(files, variable, joint or [], lags, members),
         "region": region,
         "period": period,
         "season": season,
         "base_period": base_period,
-        "variable": variable,
         "ice": ice,
         "daily": daily or None,
         "fill": fill or None,
         "min_valid": min_valid,
         "anomalies": None if anomalies else False,
+        "keep_climatology": True if filling and anomalies and not daily else None,
     }
     model = {
         "rank": _or(rank, 20 if filling else 4),
@@ -126,7 +142,7 @@ def sst(
         "data": _given(data),
         "model": _given(model),
         "inference": {"engine": engine, "seed": seed, **_sampling(engine, draws, warmup, thin, chains, steps)},
-        "output": _given({"path": str(out), "overwrite": overwrite, "rotation": rotation}),
+        "output": _given({"path": str(out), "overwrite": overwrite, "rotation": rotation, "coupling": coupling}),
     }
     if changes:
         from probmodels.spec import change_spec
@@ -149,12 +165,34 @@ def _path_of(files: list[str] | None) -> str | list[str] | None:
     return files[0] if files and len(files) == 1 else files or None
 
 
+def _read_from(
+    files: list[str], variable: str | None, joint: list[str], lags: int | None, members: bool
+) -> dict[str, Any]:
+    """Name and files of the data set: one field, or what the data set ``joint`` makes of files."""
+    if not joint and lags is None and not members:
+        return {"name": "sst", "path": _path_of(files), "variable": variable}
+    if not files:
+        raise Refusal("--joint, --lags and --members take the files of a field; the embedded one stands alone")
+    own = {"path": _path_of(files)} | ({} if variable is None else {"variable": variable})
+    fields: dict[str, Any] = {"sst": own}
+    for text in joint:
+        found = re.fullmatch(r"([A-Za-z]\w*)=(.+?)(?::([A-Za-z_]\w*))?", text)
+        if found is None or found[1] in fields:
+            raise Refusal(f"--joint {text} must be NAME=FILE or NAME=FILE:VARIABLE, each name once, and not sst")
+        fields[found[1]] = {"path": found[2]} | ({} if found[3] is None else {"variable": found[3]})
+    return {"name": "joint", "fields": fields, "lags": lags, "members": members or None}
+
+
 def _effects(text: str) -> list[str]:
     return [term for term in text.replace(" ", "").split(",") if term]
 
 
-def _to_fill(files: list[str], engine: str, series: str | None, noise: str | None) -> tuple[list[str], str]:
+def _to_fill(
+    files: list[str], engine: str, series: str | None, noise: str | None, several: object
+) -> tuple[list[str], str]:
     """Files and noise of ``sst fill``, which can fill gaps with one kind of model only."""
+    if several:
+        raise Refusal("'sst fill' is of one field; leave --joint, --lags and --members out")
     if not files:
         raise Refusal("'sst fill' takes the files of a field with gaps; the embedded field has none")
     if engine != "mcmc" or series not in (None, "ar1") or noise not in (None, "correlated"):

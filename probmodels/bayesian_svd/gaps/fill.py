@@ -9,6 +9,8 @@ given all that was observed, the blocks too: their series are drawn anew.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,9 +24,9 @@ from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from probmodels._version import __version__
-from probmodels.bayesian_svd.attributes import coordinates_encoded
+from probmodels.bayesian_svd.attributes import TEMPERATURE, coordinates_encoded
 from probmodels.bayesian_svd.correlated import CorrelatedData
-from probmodels.bayesian_svd.gaps.blocks import crps_of_draws
+from probmodels.bayesian_svd.gaps.blocks import FEW, crps_of_draws, share_in_larger_gaps
 from probmodels.bayesian_svd.grids import to_grid
 from probmodels.bayesian_svd.model import REFERENCE, Gaps, MatrixData
 from probmodels.bayesian_svd.series_sampler import SeriesGibbs
@@ -85,6 +87,9 @@ def fill_field(
         of the result (for anomalies, anomalies). Attributes ``held_out_rmse``, ``held_out_crps``,
         ``held_out_coverage`` and ``held_out_coverage_uncalibrated`` are of the blocks held out; coverage is of blocks
         that the correction did not see (two halves check each other).
+        ``share_in_larger_gaps`` is the share of the filled values whose gap has more cells at their time, or lasts
+        longer, than any block held out: what the blocks say need not hold there. Where the data kept the climatology
+        that was removed, ``sst_filled`` (``field_filled`` of other fields) has values with it added back.
 
     Raises
     ------
@@ -94,7 +99,8 @@ def fill_field(
     ResultError
         If the problem of the result cannot be made again.
     """
-    problem = result.rebuild()
+    with _step("building the problem again", progress):
+        problem = result.rebuild()
     data = problem.args[0]
     if not isinstance(data, MatrixData) or data.noise is None:
         raise SummaryError(
@@ -113,28 +119,49 @@ def fill_field(
     scores: dict[str, float] = {}
     if hidden.any():
         places = positions(constant["data"])
-        factor, scores = _calibrated(again, values[hidden], hidden, block, _months(constant), places, level)
-        scores["share"] = float(hidden.sum() / seen.sum())
+        scores["share_in_larger_gaps"] = share_in_larger_gaps(
+            constant["data"], ~seen & ~_frozen(constant), hidden, places
+        )
+        factor, found = _calibrated(again, values[hidden], hidden, block, _months(constant), places, level)
+        scores |= {f"held_out_{name}": value for name, value in found.items()}
+        scores["held_out_share"] = float(hidden.sum() / seen.sum())
     created = result.tree.attrs.get("created", "undated")
     attrs = {"source": f"Bayesian SVD, probmodels {__version__}", "references": REFERENCE}
     attrs["history"] = f"{created}: draws by MCMC, gaps filled by probmodels {__version__}"
-    return _dataset(constant, seen, filled, factor, scores, level, keep_draws, attrs)
+    with _step("intervals of what is filled", progress):
+        return _dataset(constant, seen, filled, factor, scores, level, keep_draws, attrs)
 
 
 def held_out_sentence(filled: xr.Dataset) -> str:
-    """How well the blocks held out were filled, in words; ``filled`` is from `fill_field`."""
+    """How well the blocks held out were filled, and whether gaps are larger; ``filled`` is from `fill_field`."""
     found = {name: float(filled.attrs[f"held_out_{name}"]) for name in ("rmse", "crps", "coverage")}
     units, level = filled["filled"].attrs["units"], float(filled.attrs["interval_level"])
     blocks, size, share = (filled.attrs[f"held_out_{name}"] for name in ("blocks", "size", "share"))
+    text = (
+        f"gaps filled: {blocks} blocks held out ({share:.1%} of the data, {size:.0f} values each) are met with a root "
+        f"mean square error of {found['rmse']:.3g} {units} and a CRPS of {found['crps']:.3g}; {100 * level:g} % "
+        f"intervals hold {found['coverage']:.1%} of them"
+    )
+    larger = float(filled.attrs["share_in_larger_gaps"])
+    if larger <= FEW:
+        return text
     return (
-        f"gaps filled: {blocks} blocks held out ({share:.1%} of the data, {size:.0f} values each; larger gaps are "
-        f"filled less well) are met with a root mean square error of {found['rmse']:.3g} {units} and a CRPS of "
-        f"{found['crps']:.3g}; {100 * level:g} % intervals hold {found['coverage']:.1%} of them"
+        f"{text}\nWARNING: {larger:.0%} of the filled values lie in gaps that are larger than any of these blocks; "
+        "intervals there may be too narrow. Leave model.hold_out_block out to hold out blocks like the gaps, or give "
+        "more room for large ones (--set model.hold_out=0.2)"
     )
 
 
+@contextlib.contextmanager
+def _step(doing: str, progress: bool) -> Iterator[None]:
+    """Say what is being done, as a bar of one step."""
+    with tqdm(total=1, desc=doing, disable=not progress) as bar:
+        yield
+        bar.update()
+
+
 @checked(SummaryError)
-def write_filled(filled: xr.Dataset, path: str | Path) -> Path:
+def write_filled(filled: xr.Dataset, path: str | Path, *, progress: bool = False) -> Path:
     """Write what `fill_field` returns as NetCDF that keeps to the CF conventions 1.11.
 
     Parameters
@@ -143,6 +170,8 @@ def write_filled(filled: xr.Dataset, path: str | Path) -> Path:
         From `fill_field`.
     path
         File to write; its folder is made, a file of that name is replaced.
+    progress
+        Whether to say that it is being written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +179,8 @@ def write_filled(filled: xr.Dataset, path: str | Path) -> Path:
     packed = {"zlib": True, "complevel": 4, "shuffle": True}
     encoding |= {str(k): {"dtype": "float32", "_FillValue": np.float32(np.nan), **packed} for k in filled.data_vars}
     encoding["status"] = {"dtype": "int8", "_FillValue": np.int8(-1), **packed}
-    write_atomically(path, lambda file: filled.to_netcdf(file, engine="netcdf4", encoding=encoding))
+    with _step(f"writing {path.name}", progress):
+        write_atomically(path, lambda file: filled.to_netcdf(file, engine="netcdf4", encoding=encoding))
     return path
 
 
@@ -178,7 +208,7 @@ def _draw(
     if hidden.any() and not seen.all():
         whole = CorrelatedData(_with_gaps(data, values / unit, seen))
     filled, again = [], []
-    for place in tqdm(chosen, "filling", disable=not progress):
+    for place in tqdm(chosen, "filling gaps", disable=not progress):
         draw = {name: stacked[name].values[place].astype(float) for name in names}
         u, f = np.ascontiguousarray(draw["U"].T), np.ascontiguousarray(draw["F"].T)
         d, variance = draw["d"], float(draw["sigma"]) ** 2
@@ -335,9 +365,29 @@ def _dataset(
         out["filled_draws"] = ("draw", "time", "cell"), draws.transpose(0, 2, 1), {**out["filled"].attrs}
         out["filled_draws"].attrs["long_name"] = "data, gaps filled by draws of the posterior"
     out["filled"].attrs["ancillary_variables"] = "filled_sd filled_lower filled_upper status"
+    if units in TEMPERATURE:
+        for name in parts:
+            scale = "on_scale" if anomaly == "data" and name != "filled_sd" else "difference"
+            out[name].attrs["units_metadata"] = f"temperature: {scale}"
+    if "climatology" in constant:
+        out = out.assign(_with_climatology(out["filled"], constant["climatology"], units))
     out = to_grid(out.assign_coords(time=constant["time"].variable), constant)
     out.attrs = {"Conventions": "CF-1.11", "title": "Field with gaps filled", "interval_level": level, **attrs}
-    if data.attrs.get("base_period"):
+    if anomaly == "anomalies" and data.attrs.get("base_period"):
         out.attrs["comment"] = f"anomalies from the mean seasonal cycle of {data.attrs['base_period']}"
-    out.attrs |= {f"held_out_{name}": value for name, value in scores.items()}
+    out.attrs |= scores
     return out
+
+
+def _with_climatology(filled: xr.DataArray, climatology: xr.DataArray, units: str) -> dict[str, xr.DataArray]:
+    """Values in place of anomalies, by their name."""
+    standard = climatology.attrs.get("standard_name")
+    values = (filled + climatology.transpose("time", "cell").values).assign_attrs(
+        long_name="values, gaps filled: the mean seasonal cycle and the filled anomalies", units=units
+    )
+    if standard is not None:
+        values.attrs["standard_name"] = standard
+    if units in TEMPERATURE:
+        values.attrs["units_metadata"] = "temperature: on_scale"
+    values.attrs["ancillary_variables"] = "filled_sd status"
+    return {"sst_filled" if standard == "sea_surface_temperature" else "field_filled": values}

@@ -1,0 +1,220 @@
+"""Several fields on one page: maps of the joint modes and of what couples them, in units of each field."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from markupsafe import Markup
+
+from probmodels._page import bullets, paragraphs, table
+from probmodels._version import __version__
+from probmodels.bayesian_svd.draws import MODES_OF
+from probmodels.bayesian_svd.joint.coupled import couple
+from probmodels.bayesian_svd.joint.stack import split_fields
+from probmodels.bayesian_svd.maps import draw_map, grid_of_maps, largest, stipple, uncertain_sign
+from probmodels.errors import SummaryError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Coupled", "coupled_modes", "coupled_section", "field_maps", "write_coupled"]
+
+Coupling = Literal["mca", "cca"]
+
+_MOST = 6  # modes and fields on a page
+_NAMES = {"mca": "maximum covariance analysis", "cca": "canonical correlation analysis"}
+_TEXT = (
+    "Joint modes have a pattern in each field and one series. Each field is scaled to the same total variance, unless "
+    "weights say otherwise; maps are in its own units."
+)
+_HOW = (
+    "Coupled modes are those of two fields that vary together. The maps show what goes in one field with one standard "
+    "deviation of the series of the other. The correlation is that of the two series, the noise of both included."
+)
+
+
+class Coupled(NamedTuple):
+    """What couples pairs of fields, and why there is nothing to say of others."""
+
+    fields: dict[str, xr.Dataset]  # joint modes in each field, from `split_fields`
+    modes: dict[str, xr.Dataset]  # by the names of both fields, from `couple`
+    maps: dict[str, dict[str, xr.Dataset]]  # the same in each of the two
+    lacking: list[str]
+
+    def figures(self) -> dict[str, Figure]:
+        """Joint modes, and coupled ones, on a page each."""
+        pages = {f"coupled_maps{self._end(pair)}": field_maps(maps, "map_mean") for pair, maps in self.maps.items()}
+        return {"joint_maps": field_maps(self.fields)} | pages
+
+    def files(self, write_modes: Callable[[xr.Dataset, Path], object]) -> dict[str, Callable[[Path], object]]:
+        """Writers of files by name."""
+        out: dict[str, Callable[[Path], object]] = {}
+        for name, part in self.fields.items():
+            out[f"modes_{_file_name(name)}.nc"] = functools.partial(write_modes, part)
+        for pair, modes in self.modes.items():
+            out[f"coupled{self._end(pair)}.nc"] = functools.partial(write_coupled, modes, self.maps[pair])
+        return out
+
+    def _end(self, pair: str) -> str:
+        """What tells the files of a pair of fields from those of others."""
+        return "" if len(self.modes) == 1 else f"_{_file_name(pair)}"
+
+    def table(self) -> pd.DataFrame:
+        """A row for each coupled mode."""
+        rows = []
+        for pair, modes in self.modes.items():
+            for i, mode in enumerate(modes["mode"].values):
+                row = {"fields": pair, "method": modes.attrs["method"], "mode": int(mode)}
+                rows.append(row | {str(k): float(v[i]) for k, v in modes.data_vars.items() if v.dims == ("mode",)})
+        return pd.DataFrame(rows)
+
+    def text(self) -> str:
+        """Words and numbers for the terminal."""
+        lines = [f"{_NAMES[modes.attrs['method']]} of {pair}:" for pair, modes in self.modes.items()][:1]
+        for pair, modes in self.modes.items():
+            for i, mode in enumerate(modes["mode"].values):
+                parts = [f"{pair} {mode}: correlation {_interval(modes, 'correlation', i)}"]
+                if "squared_covariance_fraction_mean" in modes:
+                    parts.append(f"squared covariance {_interval(modes, 'squared_covariance_fraction', i)}")
+                lines.append("  " + ", ".join(parts))
+        return "\n".join(lines + self.lacking)
+
+
+def _file_name(name: str) -> str:
+    """A name that a file may have."""
+    return "".join(x if x.isalnum() else "_" for x in name)
+
+
+def coupled_modes(tree: xr.DataTree, modes: xr.Dataset, *, method: Coupling, level: float) -> Coupled:
+    """What couples each pair of the fields of a result, and why not where it cannot be said.
+
+    Lags of one field have nothing to couple, and the modes of these times no covariance of the population.
+    """
+    fields = split_fields(modes, tree)
+    found: dict[str, xr.Dataset] = {}
+    lacking = []
+    if not any(name.startswith("lag ") for name in fields):
+        for pair in combinations(fields, 2):
+            try:
+                found[" and ".join(pair)] = couple(tree, pair, method=method, level=level)
+            except SummaryError as error:
+                lacking.append(f"what couples {' and '.join(pair)} is not said: {error}")
+    maps = {
+        pair: {name: part for name, part in split_fields(each, tree).items() if name in each.attrs["fields"]}
+        for pair, each in found.items()
+    }
+    return Coupled(fields, found, maps, lacking)
+
+
+def field_maps(parts: Mapping[str, xr.Dataset], name: str = "mode_mean") -> Figure:
+    """Maps of modes in rows, with a column for each field, in its units.
+
+    Parameters
+    ----------
+    parts
+        From `probmodels.bayesian_svd.joint.stack.split_fields`.
+    name
+        Variable that is drawn; dots mark cells whose sign is uncertain, where ``prob_positive`` is known.
+    """
+    shown = dict(list(parts.items())[:_MOST])
+    first = next(iter(shown.values()))
+    count = min(first.sizes["mode"], _MOST)
+    figure, axes = grid_of_maps(first[name], count, len(shown))
+    per = "per sd of PC" if name == "mode_mean" else "per sd of the other"
+    for column, (field, modes) in zip(axes.T, shown.items(), strict=True):
+        unit = str(modes[name].attrs.get("units", "1")).replace("degC", "°C")
+        for i, ax in enumerate(column):
+            values = modes[name][i]
+            bound = largest(values)
+            label = f"{'' if unit == '1' else unit} {per}".strip()
+            draw_map(figure, ax, values, label, cmap="RdBu_r", vmin=-bound, vmax=bound)
+            if "prob_positive" in modes and "lat" in values.coords:
+                stipple(ax, uncertain_sign(modes["prob_positive"][i], 0.95))
+            ax.set_title(f"{field}, mode {int(modes['mode'][i])}{_said(modes, i)}", fontsize=10, loc="left")
+    return figure
+
+
+def _said(modes: xr.Dataset, i: int) -> str:
+    """Share of the variance of a joint mode, or correlation of a coupled one."""
+    if "explained_variance_fraction_mean" in modes:
+        return ": {:.0f} % [{:.0f}, {:.0f}] of all".format(
+            *(100 * float(modes[f"explained_variance_fraction_{x}"][i]) for x in ("mean", "lower", "upper"))
+        )
+    return f": r = {_interval(modes, 'correlation', i)}" if "correlation_mean" in modes else ""
+
+
+def _interval(modes: xr.Dataset, name: str, i: int) -> str:
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*(float(modes[f"{name}_{x}"][i]) for x in ("mean", "lower", "upper")))
+
+
+def write_coupled(modes: xr.Dataset, maps: Mapping[str, xr.Dataset], path: Path) -> None:
+    """Write coupled modes as NetCDF that keeps to the CF conventions 1.11, with axes of each field's own.
+
+    Parameters
+    ----------
+    modes
+        From `probmodels.bayesian_svd.joint.coupled.couple`.
+    maps
+        The same in each field, from `probmodels.bayesian_svd.joint.stack.split_fields`.
+    path
+        File to write.
+    """
+    names, level = list(modes.attrs["fields"]), 100 * float(modes.attrs["interval_level"])
+    words = {"mean": "posterior mean", "sd": "posterior standard deviation"}
+    words |= {"lower": f"lower end of the {level:g} % interval", "upper": f"upper end of the {level:g} % interval"}
+    out = xr.Dataset(coords={"mode": modes["mode"].values})
+    for name, array in modes.data_vars.items():
+        if array.dims == ("mode",):
+            root, _, end = str(name).rpartition("_")
+            out[name] = array.variable.copy()
+            out[name].attrs = {"long_name": f"{root.replace('_', ' ')}, {words[end]}", "units": "1"}
+    for field, part in maps.items():
+        for key in words:
+            array = part[f"map_{key}"]
+            own = {dim: f"{dim}_{field}" for dim in ("lat", "lon", "cell") if dim in array.dims}
+            array = array.drop_vars([c for c in array.coords if c not in (*own, "mode", "lat", "lon")]).rename(own)
+            units = str(array.attrs.get("units") or "1")
+            said = f"{field} with one standard deviation of the series of the other field, {words[key]}"
+            out[f"map_{key}_{field}"] = array.assign_attrs(long_name=said, units=units)
+        for dim, text, units in (("lat", "latitude", "degrees_north"), ("lon", "longitude", "degrees_east")):
+            axis = f"{dim}_{field}"
+            if axis in out.coords:
+                out[axis].attrs = {"standard_name": text, "long_name": text, "units": units}
+    out["mode"].attrs = {"long_name": "number of the mode", "units": "1"}
+    out.attrs = {
+        "Conventions": "CF-1.11",
+        "title": f"Coupled modes of {' and '.join(names)}: {_NAMES[modes.attrs['method']]}",
+        "estimand": MODES_OF["population"],
+        "source": f"Bayesian SVD, probmodels {__version__}",
+        "history": f"draws reduced to coupled modes by probmodels {__version__}",
+        "interval_level": modes.attrs["interval_level"],
+    }
+    encoding: dict[str, dict[str, object]] = {str(c): {"_FillValue": None} for c in out.coords}
+    for name, values in out.data_vars.items():
+        wide = values.ndim > 1
+        encoding[str(name)] = {"dtype": "float32", "_FillValue": np.float32(np.nan)} if wide else {"_FillValue": None}
+    out.to_netcdf(path, engine="netcdf4", encoding=encoding)
+
+
+def coupled_section(found: Coupled) -> Markup:
+    """Words and a table for the report."""
+    out = paragraphs(_TEXT)
+    rows = []
+    for pair, modes in found.modes.items():
+        for i, mode in enumerate(modes["mode"].values):
+            row = [pair, str(mode), _interval(modes, "correlation", i)]
+            if "squared_covariance_fraction_mean" in modes:
+                row.append(_interval(modes, "squared_covariance_fraction", i))
+            rows.append(row)
+    if rows:
+        method = next(iter(found.modes.values())).attrs["method"]
+        header = ["fields", "mode", "correlation"] + ["squared covariance fraction"] * (method == "mca")
+        out += paragraphs(f"{_NAMES[method].capitalize()}. {_HOW}") + table(header, rows)
+    return out + (bullets(found.lacking) if found.lacking else Markup())
