@@ -85,8 +85,8 @@ def open_field(path_or_paths: Source, *, variable: str | None = None) -> xr.Data
     Parameters
     ----------
     path_or_paths
-        A NetCDF file, a glob pattern, an OPeNDAP address, a list of files that follow one another in time, or an
-        xarray object.
+        A NetCDF file, a Zarr store, a glob pattern, an OPeNDAP address, a list of files that follow one another in
+        time, or an xarray object.
     variable
         Name of the variable, where the file holds several fields.
 
@@ -189,10 +189,9 @@ def expand_paths(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
         return [text]
     if os.path.isdir(text):
         if any(os.path.exists(os.path.join(text, name)) for name in _ZARR):
-            raise DataError(
-                f"{text} is a Zarr store; write it as NetCDF, in Python with "
-                f"xarray.open_zarr({text!r}).to_netcdf('field.nc')"
-            )
+            if find_spec("zarr") is None:
+                raise DataError(f"{text} is a Zarr store, which the package zarr reads: pip install probmodels[sst]")
+            return [text]
         raise DataError(f"{text} is a folder; name a file in it, or all with '{text}/*.nc'")
     if glob.has_magic(text):
         found = sorted(name for name in glob.glob(text) if os.path.isfile(name))
@@ -208,15 +207,17 @@ def _short(name: str) -> str:
 
 def _open_dataset(name: str, mends: list[str]) -> xr.Dataset:
     """A file with its attributes made good, its values and times as they lie there, coordinates in memory."""
-    path = None if "://" in name else check_netcdf(name)
-    hint = f"is it complete? Try 'ncdump -h {name}'"
+    store = os.path.isdir(name)
+    path = None if "://" in name or store else check_netcdf(name)
+    kind, hint = ("Zarr", "is it complete?") if store else ("NetCDF", f"is it complete? Try 'ncdump -h {name}'")
     try:
         with warnings.catch_warnings():
             # two different fill values in one variable are legal to mask, and xarray warns of them
             warnings.simplefilter("ignore", xr.SerializationWarning)
-            raw = xr.open_dataset(name, decode_cf=False)
+            options: dict[str, Any] = {"engine": "zarr", "consolidated": False} if store else {}
+            raw = xr.open_dataset(name, decode_cf=False, **options)
     except Exception as error:  # libraries raise whatever they like for a damaged file
-        raise DataError(f"{name} cannot be read as NetCDF ({error}); {hint}") from error
+        raise DataError(f"{name} cannot be read as {kind} ({error}); {hint}") from error
     try:
         if path is not None:
             check_declared_sizes(raw, path)
@@ -234,7 +235,7 @@ def _open_dataset(name: str, mends: list[str]) -> xr.Dataset:
         raise
     except Exception as error:
         raw.close()
-        raise DataError(f"{name} cannot be read as NetCDF ({error}); {hint}") from error
+        raise DataError(f"{name} cannot be read as {kind} ({error}); {hint}") from error
     dataset.set_close(raw.close)
     return dataset
 
@@ -366,7 +367,10 @@ def _canonical(dataset: xr.Dataset, variable: str | None, *, where: str, mends: 
     values = field.variable.copy(deep=False)  # a DataArray made anew from it keeps the values on disk
     values.dims = dims
     values.attrs = _with_valid_range(field.variable, name, where, mends)
-    return xr.DataArray(values, {"time": dates[time_order], **coords}, name=name)
+    found = xr.DataArray(values, {"time": dates[time_order], **coords}, name=name)
+    chunks = field.variable.encoding.get("preferred_chunks", {})
+    found.encoding = {"preferred_chunks": {"time": chunks[along[0]]}} if along[0] in chunks else {}
+    return found
 
 
 def _on_grid(

@@ -107,7 +107,7 @@ def load_sst(
     Parameters
     ----------
     path
-        A NetCDF file, glob, OPeNDAP address, list of files or xarray object; the name of a data set that
+        A NetCDF file, Zarr store, glob, OPeNDAP address, list of files or xarray object; the name of a data set that
         `probmodels.datasets.fetch` has downloaded, such as "ersstv5"; None for the embedded default.
     region
         A name of `REGIONS`, ``"lat0,lat1,lon0,lon1"`` or ``{"lat": [20, 60], "lon": [110, 260]}``; None for all.
@@ -273,5 +273,11 @@ def _source(path: Source | None) -> Source:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """Of a file, or of all files of a store by their names."""
+    if path.is_file():
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    whole = hashlib.sha256()
+    for file in sorted(x for x in path.rglob("*") if x.is_file()):
+        whole.update(f"{file.relative_to(path).as_posix()} {_sha256(file)}\n".encode())
+    return whole.hexdigest()

@@ -120,6 +120,39 @@ def test_packed_values_and_ranges_are_read_alike(tmp_path: Path, monkeypatch: py
     assert count in json.loads(found.attrs["mends"])
 
 
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_zarr_store_is_read_like_a_file(version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("zarr")
+    given, packed = daily(), {"dtype": "int16", "scale_factor": 0.01, "add_offset": 273.15, "_FillValue": -999}
+    given.to_netcdf(tmp_path / "sst.nc", encoding={"sst": packed})
+    given.to_zarr(
+        tmp_path / "sst.zarr",
+        encoding={"sst": packed | {"chunks": (20, 5, 24)}},
+        zarr_format=version,
+        consolidated=False,
+    )
+    whole, found = in_both_ways(monkeypatch, tmp_path / "sst.zarr")
+    np.testing.assert_array_equal(found.values, whole.values)
+    np.testing.assert_array_equal(found.values, load_sst(tmp_path / "sst.nc").values)
+    assert "in chunks of 20" in said(found)
+    (source,) = json.loads(found.attrs["source_files"])
+    assert source["name"] == "sst.zarr"
+    given.isel(time=slice(1000)).to_zarr(tmp_path / "short.zarr", zarr_format=version, consolidated=False)
+    assert json.loads(load_sst(tmp_path / "short.zarr").attrs["source_files"])[0]["sha256"] != source["sha256"]
+
+
+def test_a_chunk_is_of_whole_chunks_of_the_file_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = xr.DataArray(np.zeros((1000, 2, 2)), dims=("time", "lat", "lon"))
+    monkeypatch.setattr(chunks, "_CHUNK", 8 * 100 * 50)  # fifty times of a hundred cells
+    for stored, expected in ((1, 50), (20, 40), (70, 70), (400, 400)):
+        part.encoding = {"preferred_chunks": {"time": stored}}
+        assert chunks._chunk_length(part, 100) == expected
+    monkeypatch.setattr(chunks, "free_memory", lambda: 10**6)
+    assert chunks._chunk_length(part, 100) == 50  # four hundred would take 1.6 MB with their copies
+    assert chunks._chunk_length(part.chunk({"time": 25}), 100) == 50
+
+
 def spoilt(change: Callable[[np.ndarray], None]) -> xr.Dataset:
     given = daily(2)
     change(given["sst"].values)

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from probmodels import Result
 from probmodels.bayesian_svd import make_problem
 from probmodels.cli import app
+from probmodels.datasets import gridded
 from probmodels.datasets.sst import load_sst, open_field
 from probmodels.errors import DataError
 
@@ -513,15 +514,19 @@ def test_records_of_the_classic_format(tmp_path: Path) -> None:
             load(path, variable="sst")
 
 
-def test_groups_zarr_and_shapes_that_do_not_fit(tmp_path: Path) -> None:
+def test_groups_zarr_and_shapes_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with netCDF4.Dataset(tmp_path / "groups.nc", "w") as file:
         file.createGroup("ocean")
     with pytest.raises(DataError, match=r"holds only groups: ocean; .*'ncks -G : -g ocean"):
         load(tmp_path / "groups.nc")
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / ".zgroup").write_text("{}")
-    with pytest.raises(DataError, match="is a Zarr store"):
+    with pytest.raises(DataError, match=r"cannot be read as Zarr|no recognisable field"):
         load(tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr(gridded, "find_spec", lambda _: None)
+        with pytest.raises(DataError, match=r"is a Zarr store, which the package zarr reads: pip install"):
+            load(tmp_path / "store")
     with netCDF4.Dataset(write(tmp_path / "huge.nc"), "a") as file:
         file.createDimension("huge", 10**10)
         file.createVariable("level", "f8", ("huge",))

@@ -15,7 +15,7 @@ import xarray as xr
 
 from probmodels.datasets.calendars import frequency, month_number
 from probmodels.datasets.cells import coarse_values, coarsened, coarsened_axis
-from probmodels.datasets.checks import SMALLER, check_fits
+from probmodels.datasets.checks import SMALLER, check_fits, free_memory
 from probmodels.datasets.climate import (
     Scale,
     find_scale,
@@ -384,15 +384,18 @@ class _Facts:
 
 
 def _chunk_length(part: xr.DataArray, cells: int) -> int:
-    """Times in a chunk: as many as fit, in whole chunks of the file or of Dask where those are not too large."""
+    """Times in a chunk: as many as fit, in whole chunks of the file or of Dask, which are unpacked as a whole.
+
+    Where those take more than half the memory that is free, they are unpacked again and again.
+    """
     length = max(1, _CHUNK // (8 * cells))
-    own: Sequence[int] = part.variable.encoding.get("chunksizes") or ()
-    stored = int(next(iter(own))) if len(own) == part.ndim else 1
+    stored = int(part.encoding.get("preferred_chunks", {}).get("time", 1))
     if part.chunks is not None:
         stored = max(part.variable.chunksizes["time"])
-    if stored > 1 and 8 * stored * cells <= 8 * _CHUNK:
-        length = stored * max(1, length // stored)
-    return length
+    if stored <= length:
+        return stored * (length // stored)
+    free = free_memory()
+    return length if free is not None and 8 * _COPIES * stored * cells > free / 2 else stored
 
 
 def _middle(field: xr.DataArray) -> np.ndarray:
