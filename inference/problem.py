@@ -139,7 +139,7 @@ class Problem:
         Sites too large to keep draws of: results hold their mean and sd over draws, in group ``marginals``. With
         `run_mcmc`, deterministic or generated ones.
     rounded
-        Large sites whose draws a saved result rounds, by less than a thousandth of their posterior sd. What ties
+        Large sites whose draws a saved result rounds, by less than 1.5 % of their posterior sd. What ties
         entries of a site together, as a sum of one, then holds to that error.
     outer
         Hyperparameters and what they are judged by; for `fit_bilevel`.
