@@ -391,8 +391,8 @@ class Result:
         """Write ``result.nc`` and, where there is a guide, ``guide.safetensors``.
 
         Draws of the variables that the problem names in ``rounded``, and of invariants, are rounded in the file by
-        less than 1.5 % of their posterior standard deviation, and packed as whole numbers, which `load` unpacks; all others
-        keep every digit.
+        less than 1.5 % of their posterior standard deviation, and packed as whole numbers, which `load` unpacks; all
+        others keep every digit.
 
         Parameters
         ----------

@@ -44,7 +44,7 @@ CAPTIONS = {
 }
 """What figures that every page may have show."""
 
-_MOST_FINDINGS = 6
+_MOST_FINDINGS = 5
 
 
 @dataclass(frozen=True)

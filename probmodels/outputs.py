@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Interval
+from tqdm.auto import tqdm
 
 from probmodels.errors import ResultError
 from probmodels.inference.runtime.ops import foreign_faults
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Dpi", "Outputs", "laid_out", "loss_figure", "write_all"]
 
 Dpi = Annotated[int, Interval(ge=20, le=1200)]
+
+_COMPRESSION = 3  # of PNG files: 6, as is usual, takes twice as long and saves a few per cent
+_PATIENCE = 5.0  # seconds of writing before there is a progress bar
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ def write_all(
     files: Mapping[str, Callable[[Path], object] | None] | None = None,
     dpi: Dpi = 110,
     pdf: bool = False,
+    progress: bool = False,
 ) -> Outputs:
     """Write ``summary.txt``, tables as ``<name>.csv`` and figures as ``figures/<name>.png``.
 
@@ -94,6 +99,8 @@ def write_all(
         Resolution of the figures.
     pdf
         Whether to write each figure as ``figures/<name>.pdf`` too.
+    progress
+        Whether to show a progress bar where writing takes more than five seconds.
 
     Raises
     ------
@@ -101,7 +108,7 @@ def write_all(
         If the folder cannot be written.
     """
     folder, diagnosis = Path(folder), result.diagnose()
-    text = f"{table if summary is None else summary}\n\n{diagnosis}\n"
+    text = f"{table if summary is None else summary}\n\n{diagnosis.text(None)}\n"
     mark = f"probmodels {result.tree.attrs.get('method', '')}"
     writers: dict[str, Callable[[Path], object] | None] = {
         "summary.txt": lambda file: file.write_text(text, encoding="utf-8")
@@ -115,7 +122,8 @@ def write_all(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".outputs-", dir=folder) as aside:
-            for name, write in writers.items():
+            shown: dict[str, Any] = {"disable": not progress, "delay": _PATIENCE, "unit": "file", "leave": False}
+            for name, write in tqdm(writers.items(), "writing", **shown):
                 if write is not None:
                     (Path(aside) / name).parent.mkdir(parents=True, exist_ok=True)
                     with foreign_faults():
@@ -150,7 +158,9 @@ def _csv(frame: pd.DataFrame) -> Callable[[Path], object]:
 
 
 def _png(figure: Figure, dpi: int, mark: str) -> Callable[[Path], object]:
-    return lambda file: laid_out(figure).savefig(file, dpi=dpi, format="png", metadata={"Source": mark})
+    return lambda file: laid_out(figure).savefig(
+        file, dpi=dpi, format="png", metadata={"Source": mark}, pil_kwargs={"compress_level": _COMPRESSION}
+    )
 
 
 def _pdf(figure: Figure) -> Callable[[Path], object]:

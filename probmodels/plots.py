@@ -39,6 +39,7 @@ Rows = Annotated[int, Interval(ge=1, le=500)]
 Bins = Annotated[int, Interval(ge=2, le=10_000)]
 Limit = Annotated[float, Interval(ge=1, le=1e6)]
 
+_SHOWN = 500  # draws of a chain that a trace shows: about as many as there are dots in a row
 _SMALL, _FEW = 12, 4  # entries of a variable of which all are shown by default; of larger ones, so many
 
 
@@ -74,9 +75,10 @@ def plot_trace(posterior: xr.Dataset, variables: Sequence[str] | None = None, *,
     axes = figure.subplots(max(len(rows), 1), 2, squeeze=False, width_ratios=[3, 1])
     for (left, right), (_, name, values) in zip(axes, rows, strict=False):
         bins = np.histogram_bin_edges(values[np.isfinite(values)], bins=40)
+        shown = np.unique(np.linspace(0, values.shape[1] - 1, min(values.shape[1], _SHOWN)).round().astype(int))
         for chain, draws in enumerate(values):
             color = COLOURS[chain % len(COLOURS)]
-            left.plot(draws, color=color, linewidth=0.4, alpha=0.8)
+            left.plot(shown, draws[shown], color=color, linewidth=0.4, alpha=0.8)
             if (finite := draws[np.isfinite(draws)]).size:
                 right.hist(finite, bins=bins, color=color, histtype="step", density=True, linewidth=0.9)
         left.set_ylabel(name, fontsize=SMALL, rotation=0, ha="right", va="center")

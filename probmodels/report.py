@@ -129,6 +129,7 @@ def write_report(
             tables={"summary": result.summary().rename_axis("entry")},
             figures=figures,
             dpi=dpi,
+            progress=progress,
         )
         images = {name: image(figure, name, _CAPTIONS[name], dpi=dpi) for name, figure in figures.items()}
         own = {}

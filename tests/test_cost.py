@@ -35,7 +35,7 @@ def field(num_times: int, lat: int = 4, lon: int = 5) -> xr.DataArray:
 
 def test_a_field_too_large_to_load_is_refused_before_it_is_read(little_memory, monkeypatch):
     huge = field(24).isel(lat=[0] * 40, lon=[0] * 40).assign_coords(lat=np.arange(40.0), lon=np.arange(40.0))
-    monkeypatch.setattr("probmodels.datasets.sst._COPIES", 5 * 6_000)
+    monkeypatch.setattr("probmodels.datasets.reading.chunks._COPIES", 5 * 6_000)
     with pytest.raises(
         DataError, match=r"24 times of 40 x 40 cells need about 8\.6 GiB, and 1\.0 GiB are free; .*--region"
     ):
@@ -68,15 +68,20 @@ def test_what_is_foreseen_grows_with_draws_chains_and_processes(monkeypatch):
     monkeypatch.setattr(cost, "num_processes", lambda chains, workers: min(workers or 2, chains))
     monkeypatch.setattr(tiny().kernel, "seconds_of_sweep", classmethod(lambda *_: 0.01))
 
-    def foreseen(**options: int) -> tuple[str, float]:
+    def foreseen(**options: int) -> tuple[str, float, str]:
         said = cost.foresee(tiny(), **options)
-        found = re.fullmatch(r".* will take about (.*), and (.*) GiB of memory", said)
-        return found[1], float(found[2])
+        pattern = r".* will take about (.*), and (.*) GiB of memory; summaries, files and figures another (.*)"
+        found = re.fullmatch(pattern, said)
+        return found[1], float(found[2]), found[3]
 
-    assert foreseen(num_samples=1000, warmup_steps=500)[0] == "30 s"
-    assert foreseen(num_samples=1000, warmup_steps=500, num_workers=4)[0] == "15 s"
-    assert foreseen(num_samples=1000, warmup_steps=500, thin=20)[0] == "6.8 min"
+    # 1500 sweeps of 10 ms, 1.2 times as long beside others, after 5 s of starting processes
+    assert foreseen(num_samples=1000, warmup_steps=500)[0] == "41 s"
+    assert foreseen(num_samples=1000, warmup_steps=500, num_workers=1)[0] == "65 s"
+    assert foreseen(num_samples=1000, warmup_steps=500, num_workers=4)[0] == "23 s"
+    assert foreseen(num_samples=1000, warmup_steps=500, thin=20)[0] == "8.3 min"
     assert foreseen(num_samples=10**6)[1] > 3 * foreseen(num_samples=10**3)[1]
+    assert foreseen(num_samples=10)[2] == "10 s"
+    assert foreseen(num_samples=10**6)[2].endswith(("min", "h"))
     assert "4 chains of 1500 sweeps, 10 ms each, in 2 processes" in cost.foresee(tiny(), warmup_steps=500)
 
 

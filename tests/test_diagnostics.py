@@ -544,3 +544,21 @@ def test_a_method_adds_findings_on_its_model_and_may_judge_its_draws(monkeypatch
     broken = diagnose(found)
     assert "check_model of mine could not be run" in str(broken)
     assert broken.model == "not checked"
+
+
+def test_of_many_variables_that_fail_the_worst_are_shown_and_the_others_counted():
+    rng = np.random.default_rng(8)
+    drift = np.linspace(0, 1, 200)
+    posterior = xr.Dataset(
+        {f"x{i}": (("chain", "draw"), rng.standard_normal((2, 200)) + 0.3 * (i + 1) * drift) for i in range(20)}
+    )
+    report = diagnose(Result(xr.DataTree.from_dict({"/posterior": posterior})))
+    failing = [finding for finding in report.findings if finding.harmful]
+    said, everything = str(report), report.text(None)
+    assert said.count("✗") == 5 < everything.count("✗") == len(failing)
+    assert f"… and {len(failing) - 5} more that fail, in the findings of the report" in said
+    assert "… and 5 more variables of smaller r_hat, in summary.txt" in report.text(where="summary.txt")
+    assert "more that fail" not in everything
+    worst = report.table["r_hat_max"].idxmax()
+    assert failing[0].verdict.startswith(f"{worst}:")
+    assert all(f"\nx{i} " in f"\n{everything}" for i in range(20))

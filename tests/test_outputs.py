@@ -102,3 +102,14 @@ def test_a_loss_is_drawn_where_the_fit_kept_one() -> None:
     assert loss_figure(found) == {}
     found.tree["fit"] = xr.DataTree(xr.Dataset({"loss": ("step", np.arange(5.0))}))
     assert set(loss_figure(found)) == {"loss"}
+
+
+def test_writing_that_takes_long_has_a_progress_bar_where_it_is_asked_for(tmp_path, monkeypatch, capsys):
+    files = {f"{i}.txt": lambda file: file.write_text("x") for i in range(3)}
+    write_all(result(), tmp_path, table="t", files=files, progress=True)
+    assert "writing" not in capsys.readouterr().err  # it takes no five seconds
+    monkeypatch.setattr("probmodels.outputs._PATIENCE", 0.0)
+    write_all(result(), tmp_path, table="t", files=files, progress=True)
+    assert "writing" in capsys.readouterr().err
+    write_all(result(), tmp_path, table="t", files=files)
+    assert not capsys.readouterr().err

@@ -161,7 +161,7 @@ def test_findings_come_first_and_the_table_with_the_sampler(parts, tmp_path):
     diagnosis = Report(tuple(findings), table)
     text, _ = parsed(write_report(tree, modes, {}, tmp_path, diagnosis=diagnosis))
     assert "do not trust these draws yet.\n✗ d: entry 0 is bad → run longer\n✗ d: entry 1" in text
-    assert "… and 2 more" in text
+    assert "… and 3 more" in text
     sampler = text[text.index(">Did the sampler work?</h2>") :]
     assert "<li>✓ no trajectory diverged</li>" in sampler
     assert "<td>d</td><td>3</td><td>1.200</td><td>50.0 %</td>" in sampler

@@ -40,10 +40,11 @@ def judge_chains(
     """The verdict on draws of a sampler, of dims (chain, draw, ...)."""
     if not variables:
         raise DiagnosticsError("the posterior holds no variable to judge; check the problem's 'diagnosed'")
-    rows, findings = {}, []
+    rows, by_variable = {}, {}
     for name, values in variables.items():
-        rows[name], found = _judge(name, values, limits)
-        findings += found
+        rows[name], by_variable[name] = _judge(name, values, limits)
+    worst = sorted(by_variable, key=lambda name: -_distance(rows[name], limits))
+    findings = [finding for name in worst for finding in by_variable[name]]
     table = pd.DataFrame.from_dict(rows, orient="index")
     sizes = next(iter(variables.values())).sizes
     if sizes["chain"] < 2:
@@ -77,6 +78,14 @@ def judge_chains(
         verdict = f"{moved} chains got stuck in warm-up and were moved to where others were"
         findings.append(Finding(False, verdict, "a mode that only they had found would be missing: try another seed"))
     return Report(tuple(findings), table, divergences, fractions)
+
+
+def _distance(row: Mapping[str, float], limits: Limits) -> float:
+    """How far a variable is from its limits: infinite where it has no statistics."""
+    least = min(row["ess_bulk_min"], row["ess_tail_min"])
+    if not (np.isfinite(row["r_hat_max"]) and np.isfinite(least)):
+        return math.inf
+    return float(max(row["r_hat_max"] - limits.rhat_max, 0.0) + 0.01 * limits.ess_min / max(least, 1.0))
 
 
 def _converged(table: pd.DataFrame, limits: Limits) -> Iterator[Finding]:

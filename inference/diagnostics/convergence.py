@@ -18,6 +18,7 @@ Technometrics 51(3).
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -43,13 +44,15 @@ EQUAL_WEIGHTS = 0.01  # range of log weights below which the tail of a guide's w
 STATISTICS = ("r_hat", "ess_bulk", "ess_tail", "mcse_mean")
 
 
-def convergence(draws: ArrayLike) -> dict[str, Array]:
+def convergence(draws: ArrayLike, statistics: Collection[str] = STATISTICS) -> dict[str, Array]:
     """Statistics of every entry.
 
     Parameters
     ----------
     draws
         Array (chain, draw, ...); at least four draws.
+    statistics
+        Those that are computed.
 
     Returns
     -------
@@ -66,7 +69,7 @@ def convergence(draws: ArrayLike) -> dict[str, Array]:
     array = _array(draws, "draws", "chain", "draw")
     shape = array.shape[2:]
     flat = array.reshape(*array.shape[:2], -1)
-    names = (*STATISTICS, "nested_r_hat") if flat.shape[0] >= MANY_CHAINS else STATISTICS
+    names = [*statistics, *["nested_r_hat"] * (flat.shape[0] >= MANY_CHAINS)]
     out = {name: np.full(flat.shape[-1], np.nan) for name in names}
     if flat.shape[1] >= 4:
         step = max(1, _BLOCK_VALUES // (flat.shape[0] * flat.shape[1]))
@@ -75,7 +78,7 @@ def convergence(draws: ArrayLike) -> dict[str, Array]:
             block = np.ascontiguousarray(np.moveaxis(flat[..., start : start + step], -1, 0), dtype=np.float64)
             finite = np.isfinite(block).all((1, 2))
             if finite.any():
-                for name, value in _block(block[finite]).items():
+                for name, value in _block(block[finite], names).items():
                     out[name][start : start + step][finite] = value
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy sorts and transforms without holding the lock
@@ -172,8 +175,8 @@ def _pareto(excess: Array) -> tuple[float, float]:
     return (raw * count + 10 * 0.5) / (count + 10), -raw / mean
 
 
-def _block(values: Array) -> dict[str, Array]:
-    """Statistics of a block (entry, chain, draw)."""
+def _block(values: Array, names: Collection[str]) -> dict[str, Array]:
+    """The named statistics of a block (entry, chain, draw)."""
     pooled = values.reshape(len(values), -1)
     order = np.argsort(pooled, axis=1)
     ordered = np.take_along_axis(pooled, order, 1)
@@ -185,25 +188,30 @@ def _block(values: Array) -> dict[str, Array]:
         ranked = _normal_scores(split.reshape(len(split), -1)).reshape(split.shape)
         centre = np.median(split.reshape(len(split), -1), axis=1)
     folded = np.abs(split - centre[:, None, None]).reshape(len(split), -1)
-    ess_tail = np.full(len(values), np.inf)
+    spreads = _normal_scores(folded).reshape(split.shape)
+    out = {"r_hat": np.fmax(_split_rhat(ranked), _split_rhat(spreads))}
+    if "ess_bulk" in names:
+        out["ess_bulk"] = _ess(ranked)
+    if "ess_tail" in names:
+        out["ess_tail"] = _tail_ess(values, ordered)
+    if "mcse_mean" in names:
+        out["mcse_mean"] = pooled.std(axis=1, ddof=1) / np.sqrt(_ess(split))
+    if "nested_r_hat" in names:
+        nested = np.fmax(_nested_rhat(ranked), _nested_rhat(spreads))
+        out["nested_r_hat"] = np.where(_one_apart(ranked) | _one_apart(spreads), out["r_hat"], nested)
+    return {name: out[name] for name in names}
+
+
+def _tail_ess(values: Array, ordered: Array) -> Array:
+    """The smaller effective sample size of the 5 % and the 95 % quantile, from draws and from all of them in order."""
+    found = np.full(len(values), np.inf)
     for prob in (0.05, 0.95):
         position = prob * (ordered.shape[1] - 1)
         low = int(position)
         high = min(low + 1, ordered.shape[1] - 1)
         bound = ordered[:, low] + (position - low) * (ordered[:, high] - ordered[:, low])
-        ess_tail = np.minimum(ess_tail, _ess(_split((values <= bound[:, None, None]).astype(np.float64))))
-    spread = pooled.std(axis=1, ddof=1)
-    spreads = _normal_scores(folded).reshape(split.shape)
-    out = {
-        "r_hat": np.fmax(_split_rhat(ranked), _split_rhat(spreads)),
-        "ess_bulk": _ess(ranked),
-        "ess_tail": ess_tail,
-        "mcse_mean": spread / np.sqrt(_ess(split)),
-    }
-    if values.shape[1] >= MANY_CHAINS:
-        nested = np.fmax(_nested_rhat(ranked), _nested_rhat(spreads))
-        out["nested_r_hat"] = np.where(_one_apart(ranked) | _one_apart(spreads), out["r_hat"], nested)
-    return out
+        found = np.minimum(found, _ess(_split((values <= bound[:, None, None]).astype(np.float64))))
+    return found
 
 
 def _split(values: Array) -> Array:

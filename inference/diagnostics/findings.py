@@ -14,6 +14,7 @@ from probmodels.inference.diagnostics import _html
 __all__ = ["Finding", "Part", "Report", "label", "spell"]
 
 Part = Literal["inference", "model"]
+_MOST = 5  # findings on draws that fail, of what is printed
 
 
 @dataclass(frozen=True)
@@ -114,17 +115,43 @@ class Report:
             return "Diagnostics passed: the draws and the fit of the model."
         return "Diagnostics passed; the fit of the model was not checked."
 
-    def __str__(self) -> str:
-        lines = [self.head, *spell(self.findings)]
+    def text(self, most: int | None = _MOST, where: str = "the findings of the report") -> str:
+        """The verdict, its findings and the table.
+
+        Parameters
+        ----------
+        most
+            Number of findings on draws that fail, worst first, and three times as many rows of a table of chains;
+            None for all.
+        where
+            Where the others are, for what is said of them.
+        """
+        failed = [finding for finding in self.findings if finding.harmful and finding.part == "inference"]
+        left_out = failed[most:] if most is not None else []
+        lines = [self.head]
+        for finding in self.findings:
+            if finding not in left_out:
+                lines += spell([finding])
+            elif finding is left_out[0]:
+                lines.append(f"  … and {len(left_out)} more that fail, in {where}")
         if len(self.table):
-            shown = self.table.copy()
+            shown = self.table
+            if most is not None and len(shown) > 3 * most and "r_hat_max" in shown:
+                kept = set(shown["r_hat_max"].sort_values(ascending=False, kind="stable").index[: 3 * most])
+                shown = shown.loc[[name for name in shown.index if name in kept]]
+            shown = shown.copy()
             for column in shown.columns:
                 if column.startswith("ess") or column == "entries":
                     shown[column] = shown[column].map(lambda value: f"{value:.0f}")
                 elif column.endswith("share"):
                     shown[column] = shown[column].map(lambda value: f"{value:.1%}")
             lines += ["", shown.to_string(float_format=lambda value: f"{value:.3f}")]
+            if len(shown) < len(self.table):
+                lines.append(f"… and {len(self.table) - len(shown)} more variables of smaller r_hat, in {where}")
         return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.text()
 
     def _repr_html_(self) -> str:
         return _html.block(self.head, _html.listed(self.findings), _html.frame(self.table))

@@ -1,4 +1,4 @@
-"""What chains will take, known before they start: memory from the sizes of sites, time from a few sweeps."""
+"""What a run will take, known before it starts: memory from the sizes of sites, time from these and a few sweeps."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ __all__ = ["check_room_in_memory", "foresee", "num_processes", "seconds_of_sweep
 _COPIES = 3.5  # of all draws that putting them together and summing them up takes
 _PROCESS = 400 * 2**20  # bytes that a process takes for itself
 _SWEEPS = 5
+_START = 5.0  # seconds until processes have imported what they need and start their chains
+_TOGETHER = 1.2  # times as long as alone that a sweep takes beside others, which share caches and memory
+_PER_NUMBER = 8e-7  # seconds for each number drawn to complete, judge, summarise and write it
+_PAGE = 10.0  # seconds for figures and the page
 
 
 def num_processes(num_chains: int, num_workers: int | None) -> int:
@@ -29,11 +33,15 @@ def num_processes(num_chains: int, num_workers: int | None) -> int:
     return min(num_workers or cpus, num_chains)
 
 
+def _size(problem: Problem) -> int:
+    """Numbers of a draw."""
+    return sum(math.prod(site.shape) for site in problem.sites.values() if site.kind in ("latent", "deterministic"))
+
+
 def _bytes(problem: Problem, num_draws: int, processes: int) -> int:
-    size = sum(math.prod(site.shape) for site in problem.sites.values() if site.kind in ("latent", "deterministic"))
     held = sum(tensor.nbytes for tensor in tensors_of(problem.args, problem.kwargs))
     held += 0 if problem.data is None else problem.data.nbytes
-    return int(_COPIES * 8 * size * num_draws) + processes * (held + _PROCESS)
+    return int(_COPIES * 8 * _size(problem) * num_draws) + processes * (held + _PROCESS)
 
 
 def check_room_in_memory(problem: Problem, num_chains: int, num_samples: int, processes: int) -> None:
@@ -78,6 +86,8 @@ def foresee(
 ) -> str | None:
     """A sentence on time and memory of a run with the problem's own kernel; None where that cannot tell.
 
+    Times are those of processors that nothing else keeps busy.
+
     Parameters
     ----------
     problem
@@ -91,11 +101,13 @@ def foresee(
     one = float(time_one(problem))
     processes = num_processes(num_chains, num_workers)
     sweeps = warmup_steps + num_samples * thin
-    seconds = one * sweeps * math.ceil(num_chains / processes)
+    rounds = math.ceil(num_chains / processes)
+    seconds = _START + one * (_TOGETHER if processes > 1 else 1.0) * sweeps * rounds
+    after = _PAGE + _PER_NUMBER * _size(problem) * num_chains * num_samples
     memory = _bytes(problem, num_chains * num_samples, processes) / 2**30
     return (
         f"{num_chains} chains of {sweeps} sweeps, {1e3 * one:.2g} ms each, in {processes} processes will take about "
-        f"{_spell(seconds)}, and {memory:.1f} GiB of memory"
+        f"{_spell(seconds)}, and {memory:.1f} GiB of memory; summaries, files and figures another {_spell(after)}"
     )
 
 

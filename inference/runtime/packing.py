@@ -17,6 +17,7 @@ ROUNDING = 0.015
 _MARK = "rounding"  # attribute of a rounded variable: it is not rounded again
 _PACKED = "packed"  # attribute of a variable that a file holds as whole numbers: the type of its values
 _HOW = "unpack"  # attribute that says how to read it without this package
+_FORMULA = "centre + step * (value // 2, or -(value + 1) // 2 if value is odd)"
 _GROUP = "packing"  # group of the steps and centres of what is packed
 _SOME = 100  # draws of a chain that its quartiles are read from
 _LARGE = 4096  # bytes from which it pays to compress a variable
@@ -106,8 +107,8 @@ def round_draws(draws: np.ndarray) -> np.ndarray:
     """Round every entry to a power of two of its own, so that most bits of a number are zeros.
 
     Steps of s posterior standard deviations widen an interval by a share of about s²/24: here by at most 4e-5. A
-    quantile of a single entry moves by at most `ROUNDING` standard deviations, a third of its Monte Carlo error with 4000
-    independent draws; quantiles of what is made of many entries, as maps are, move far less.
+    quantile of a single entry moves by at most `ROUNDING` standard deviations, about a third of its Monte Carlo error
+    with 4000 independent draws; quantiles of what is made of many entries, as maps are, move far less.
 
     Parameters
     ----------
@@ -135,7 +136,7 @@ def round_draws(draws: np.ndarray) -> np.ndarray:
 
 
 def _in_steps(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray] | None:
-    """Rounded draws as whole numbers, with the step and the centre of each entry; None where no such numbers give them back.
+    """Rounded draws as whole numbers, with the step and the centre of each entry; None where none give them back.
 
     The step of an entry is the largest power of two that divides all its draws, so that nothing is lost.
     """
@@ -155,7 +156,7 @@ def _in_steps(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray, xr.Data
         return None
     whole = np.where(whole < 0, -2 * whole - 1, 2 * whole)
     packed = values.copy(data=whole.astype(np.uint16 if whole.max() < 2**16 else np.uint32))
-    packed.attrs |= {_PACKED: str(draws.dtype), _HOW: "centre + step * (value // 2, or -(value + 1) // 2 if value is odd)"}
+    packed.attrs |= {_PACKED: str(draws.dtype), _HOW: _FORMULA}
     packed.encoding = dict(_COMPRESSED)
     entry = values[0, 0].drop_vars(["chain", "draw"], errors="ignore")
     return packed, entry.copy(data=step), entry.copy(data=centre)

@@ -130,6 +130,7 @@ def write_outputs(
         files=files,
         dpi=dpi,
         pdf=True,
+        progress=progress,
     )
     write_report(
         tree,

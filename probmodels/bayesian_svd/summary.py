@@ -190,7 +190,7 @@ def _add_maps(out: xr.Dataset, draws: Draws, basis: np.ndarray, scale: np.ndarra
         reduced = {f"mode_{k}": v for k, v in _reduce(loading, bounds).items()}
         reduced["prob_positive"] = np.mean(loading > 0, axis=0)
         if draws.num_chains > 1:
-            found = convergence(loading.reshape(draws.num_chains, -1, *loading.shape[1:]))
+            found = convergence(loading.reshape(draws.num_chains, -1, *loading.shape[1:]), ("r_hat", "ess_bulk"))
             reduced |= {"mode_r_hat": found["r_hat"], "mode_ess": found["ess_bulk"]}
         for name, value in reduced.items():
             maps.setdefault(name, np.empty((num_modes, num_cells)))[:, block] = value.T

@@ -102,7 +102,7 @@ def write(result: Result, folder: Path, options: dict[str, Any] | None = None, *
     from probmodels.report import write_report
 
     written = write_report(result, folder, options=options, progress=not quiet)
-    typer.echo(f"\n{written.table}\n\n{written.diagnosis}\n\nReport: {written.report}")
+    typer.echo(f"\n{written.table}\n\n{written.diagnosis.text(where='summary.txt')}\n\nReport: {written.report}")
     return bool(written.diagnosis.ok)
 
 
