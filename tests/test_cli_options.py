@@ -603,7 +603,8 @@ def test_a_run_says_what_it_does_from_the_first_moment(inside: Callable[..., tup
     found = [said.find(f"{step} ...") for step in [*steps, "compiling, and running mcmc", "writing to run"]]
     assert found == sorted(found)
     assert found[0] == 0
-    assert re.search(r"\d+ chains? of \d+ sweeps, .* ms each, .* will take about \d.*, and .* GiB of memory\.", said)
+    cost = r"\d+ chains? of \d+ sweeps, .* ms each, .* will take about \d.*, and .* GiB of memory; "
+    assert re.search(cost + r"summaries, files and figures another \d", said)
 
 
 def test_what_is_listed_is_read_without_importing_it() -> None:
