@@ -89,12 +89,12 @@ def simulate(num_cells: int, num_times: int, seed: int) -> xr.DataArray:
     return xr.DataArray(values, coords, ("cell", "time"), name="sst")
 
 
-def measure(num_cells: int, num_times: int, tail: float | None, whole: bool, seed: int) -> dict[str, Any]:
+def measure(num_cells: int, num_times: int, tail: float | None, whole: bool, seed: int, rank: int) -> dict[str, Any]:
     """One row, in this process."""
     data = simulate(num_cells, num_times, seed)
     make_problem(data[:60, :30], rank=1, series="ar1")  # imports
     start = time.process_time()
-    problem = make_problem(data, rank=5, fixed_effects=["intercept", "trend"], series="ar1", tail=tail)
+    problem = make_problem(data, rank=rank, fixed_effects=["intercept", "trend"], series="ar1", tail=tail)
     setup = time.process_time() - start
     kernel = SeriesGibbs(problem)
     kernel.setup(0)
@@ -126,6 +126,7 @@ def measure(num_cells: int, num_times: int, tail: float | None, whole: bool, see
         row["peak GiB"] = _peak(resource.RUSAGE_SELF)
         row["peak of a chain GiB"] = _peak(resource.RUSAGE_CHILDREN)
         row["draws"] = written.diagnosis.inference
+        row["first finding"] = str(written.diagnosis).splitlines()[1].strip()
     return row
 
 
@@ -170,6 +171,7 @@ def main() -> None:
     parser.add_argument("--run", default="", help="a size whose run is done whole")
     parser.add_argument("--agreement", action="store_true", help="compare posteriors at the first size, no more")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rank", type=int, default=5, help="modes of the model; the field has five")
     parser.add_argument("--row", help=argparse.SUPPRESS)  # what the script calls itself with
     options = parser.parse_args()
     if options.row:
@@ -183,7 +185,7 @@ def main() -> None:
     for size in options.sizes:
         n, m = map(int, size.split("x"))
         for tail in (None, 0.0) if n <= options.all_directions else (None,):
-            row = json.dumps([n, m, tail, size == options.run, options.seed])
+            row = json.dumps([n, m, tail, size == options.run, options.seed, options.rank])
             done = subprocess.run([sys.executable, __file__, "--row", row], check=True, capture_output=True, text=True)
             rows.append({"tail": "chosen" if tail is None else tail, **json.loads(done.stdout.splitlines()[-1])})
             print(
