@@ -12,6 +12,7 @@ from scipy import signal
 
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
+from probmodels.bayesian_svd.indices import outputs
 from probmodels.bayesian_svd.indices.decadal import _regressed, mode_index, published_index
 from probmodels.bayesian_svd.indices.outputs import index_sentences, indices_to_folder
 from probmodels.bayesian_svd.indices.series import load_series, match_series
@@ -212,6 +213,56 @@ def test_options_that_are_not_used_are_refused(
 ) -> None:
     with pytest.raises(SummaryError, match=message):
         indices_to_folder(made[0], tmp_path, **options)
+
+
+def _file(folder: Path, times: np.ndarray, step: int = 1) -> Path:
+    lines = "\n".join(f"{str(t)[:7]},{(7 * i) % 5}" for i, t in enumerate(times[::step]))
+    (folder / "theirs.csv").write_text(f"time,theirs\n{lines}\n")
+    return folder / "theirs.csv"
+
+
+LATER = MONTHS + np.timedelta64(20000, "D")
+
+
+@pytest.mark.parametrize(
+    ("options", "times", "step", "message"),
+    [
+        ({"series": True}, LATER, 1, "no dates in common"),
+        ({"series": True}, MONTHS, 12, "is yearly, the field monthly"),
+        ({"series": True, "max_lag": 1200}, MONTHS, 1, "times in common at lag"),
+        ({"series": True}, MONTHS[:8], 1, "8 times in common at lag 0"),
+        ({"series": True, "column": "nope"}, MONTHS, 1, "no column 'nope'"),
+        ({"published": True, "fitted": "1960-1961"}, MONTHS, 1, "modes need"),
+        ({"published": True, "fitted": "1960-1974"}, LATER, 1, "no dates in common"),
+        ({"published": True}, MONTHS, 1, "needs the period"),
+        ({"modes": ["pdo"], "base": "soon"}, MONTHS, 1, "base"),
+        ({"modes": ["pdo"], "boxes": ["there=1,2,3,4"]}, MONTHS, 1, "cover 0%"),
+        ({"modes": ["npgo"], "boxes": ["west=30,45,170,195"]}, MONTHS, 1, "at least 4"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_computed_or_written(
+    made: tuple[xr.DataTree, np.ndarray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict,
+    times: np.ndarray,
+    step: int,
+    message: str,
+) -> None:
+    for name in ("box_indices", "mode_index", "published_index"):
+        monkeypatch.setattr(outputs, name, lambda *_, **__: pytest.fail("computed before all was checked"))
+    file = _file(tmp_path, times, step)
+    asked = {name: file if value is True else value for name, value in options.items()}
+    asked.setdefault("boxes", ["west=30,45,170,195"])
+    with pytest.raises((DataError, SummaryError), match=message):
+        indices_to_folder(made[0], tmp_path / "out", **asked)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_place_of_the_folder_is_refused(made: tuple[xr.DataTree, np.ndarray], tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(SummaryError, match="cannot make the folder"):
+        indices_to_folder(made[0], tmp_path / "out", boxes=["west=30,45,170,195"])
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from probmodels.datasets.regions import Region, parse_region
 from probmodels.errors import DataError, SummaryError
 from probmodels.options import Count, Fraction, Seed, checked
 
-__all__ = ["NINO_BOXES", "box_indices", "box_overlap", "index_table", "parse_boxes", "summarise_indices"]
+__all__ = ["NINO_BOXES", "box_areas", "box_indices", "box_overlap", "index_table", "parse_boxes", "summarise_indices"]
 
 NINO_BOXES = ("nino12", "nino3", "nino34", "nino4")
 """Names of the boxes of El Niño among `probmodels.datasets.regions.REGIONS`."""
@@ -117,23 +117,8 @@ def box_indices(
         If a box cannot be read.
     """
     draws, constant = read_draws(tree), tree["constant_data"].to_dataset()
-    lat, lon = cell_positions(constant)
+    areas = box_areas(constant, boxes, min_covered)
     regions = parse_boxes(boxes if boxes is not None else NINO_BOXES)
-    areas = {name: box_overlap(lat, lon, region, constant) for name, region in regions.items()}
-    if boxes is None:
-        areas = {name: found for name, found in areas.items() if found[1] >= min_covered}
-        if not areas:
-            raise SummaryError(
-                f"the field covers none of the boxes {', '.join(NINO_BOXES)}; name one of your own: "
-                "'name=lat_min,lat_max,lon_min,lon_max' (--box)"
-            )
-    for name, (area, covered) in areas.items():
-        if not area.any() or covered < min_covered:
-            raise SummaryError(
-                f"cells of the field cover {max(covered, 0.0):.0%} of the box {name!r} ({regions[name].bounds}); "
-                f"at least {min_covered:.0%} are needed (min_covered), land counts as not covered; choose a box inside "
-                "the field"
-            )
     chosen, chains = thinned(draws, num_draws)
     data = constant["data"].transpose("cell", "time").values.astype(float)
     rng = np.random.default_rng(seed)
@@ -160,6 +145,43 @@ def box_indices(
     out["noise_ratio"].attrs["long_name"] = "what modes leave of the mean over what noise of the model would leave"
     out.attrs = {"effects": int(effects), "bounds": "; ".join(f"{name}: {regions[name].bounds}" for name in areas)}
     return out
+
+
+def box_areas(constant: xr.Dataset, boxes: Boxes | None, min_covered: float) -> dict[str, tuple[np.ndarray, float]]:
+    """Area that each cell shares with each box, and the share of the box that they cover, as `box_overlap` has them.
+
+    Parameters
+    ----------
+    constant
+        Group ``constant_data`` of a result.
+    boxes, min_covered
+        As for `box_indices`.
+
+    Raises
+    ------
+    SummaryError
+        If cells have no positions, or a box is covered too little.
+    DataError
+        If a box cannot be read.
+    """
+    lat, lon = cell_positions(constant)
+    regions = parse_boxes(boxes if boxes is not None else NINO_BOXES)
+    areas = {name: box_overlap(lat, lon, region, constant) for name, region in regions.items()}
+    if boxes is None:
+        areas = {name: found for name, found in areas.items() if found[1] >= min_covered}
+        if not areas:
+            raise SummaryError(
+                f"the field covers none of the boxes {', '.join(NINO_BOXES)}; name one of your own: "
+                "'name=lat_min,lat_max,lon_min,lon_max' (--box)"
+            )
+    for name, (area, covered) in areas.items():
+        if not area.any() or covered < min_covered:
+            raise SummaryError(
+                f"cells of the field cover {max(covered, 0.0):.0%} of the box {name!r} ({regions[name].bounds}); "
+                f"at least {min_covered:.0%} are needed (min_covered), land counts as not covered; choose a box inside "
+                "the field"
+            )
+    return areas
 
 
 def cell_positions(constant: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:

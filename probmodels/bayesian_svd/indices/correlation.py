@@ -1,15 +1,13 @@
 """Correlation of an uncertain series with another one, with the uncertainty of both the series and the sample.
 
-A correlation of two series of T times is uncertain even where both are known: they might have come out otherwise. For
-independent times Fisher's transform of it has the standard deviation ``(T - 3)^-1/2``. Series that persist have fewer
-independent times: with autocorrelations r and s over one step, T over ``1 + 2 sum_k (1 - k / T) (r s)^k`` (Bartlett,
-1935; Bretherton et al., 1999), and the standard deviation grows by the root of that sum. Each draw of the uncertain
-series has a correlation and an effective number of times of its own, and gets one draw of what another sample would
-have given; together they are the posterior.
+A correlation of two series is uncertain even where both are known: they might have come out otherwise, and series that
+persist tell less than as many independent times. The two are taken for a joint autoregressive process of one step
+(`autoregression`), whose stationary correlation is what is sought; each draw of the uncertain series gives one draw of
+its posterior. This holds for series of unlike decays and of any correlation, where the usual formula, Fisher's
+transform with fewer effective times, is too sure: that one is for series that are independent.
 
-Autocorrelations are those of first-order autoregressive processes, corrected for the bias of their estimate,
-``(1 + 3 r) / T`` (Kendall, 1954). Series with a trend or a cycle are none: take these out first. Draws of an index do
-not know the other series: where noise makes the index uncertain, correlations are drawn towards zero.
+Series with a trend or a cycle are no such process: take these out first. Draws of an index do not know the other
+series: where noise makes the index uncertain, correlations are drawn towards zero.
 """
 
 from __future__ import annotations
@@ -20,11 +18,12 @@ import numpy as np
 import xarray as xr
 from annotated_types import Interval
 
+from probmodels.bayesian_svd.indices.autoregression import LEAST_NEIGHBOURS, neighbours, stationary_correlation
 from probmodels.bayesian_svd.indices.series import match_series
 from probmodels.errors import DataError, SummaryError
 from probmodels.options import Seed, checked
 
-__all__ = ["correlate", "correlation_sentences", "effective_times"]
+__all__ = ["check_common_times", "correlate", "correlation_sentences", "effective_times"]
 
 _LEAST = 10  # pairs of values
 _MOST_PERSISTENT = 0.99
@@ -62,7 +61,7 @@ def correlate(
     -------
     xr.Dataset
         Over (chain, draw, ..., lag): ``sample_correlation``, that of these times; ``correlation``, with what other
-        samples would have given; ``effective_times``. Over lag: ``num_pairs``.
+        samples would have given; ``effective_times``, as if the two were independent. Over lag: ``num_pairs``.
 
     Raises
     ------
@@ -77,34 +76,27 @@ def correlate(
         raise SummaryError(f"series has dims {tuple(map(str, series.dims))}; give one over time, with dates")
     index = index.transpose("chain", "draw", ..., "time")
     rng = np.random.default_rng(seed)
-    lags = np.arange(-max_lag, max_lag + 1)
+    common = check_common_times(series, index["time"], max_lag)
+    lags = np.array(list(common))
     shape = (*index.shape[:-1], len(lags))
-    sample, size = np.empty(shape), np.empty(shape)
+    drawn, sample, size = np.empty((3, *shape))
     pairs = np.empty(len(lags), dtype=np.int64)
     trends = np.empty(len(lags))
-    for place, lag in enumerate(lags):
-        other = match_series(series, index["time"], shift=int(lag))
+    for place, other in enumerate(common.values()):
         both = np.isfinite(other)
         pairs[place] = both.sum()
-        if both.sum() < _LEAST:
-            raise DataError(
-                f"the series {str(series.name)!r} and the field have {both.sum()} times in common at lag {lag}; at "
-                f"least {_LEAST} are needed"
-            )
+        times = np.flatnonzero(both)
         x, y = index.values[..., both].astype(float), other[both]
-        straight = [_detrended(values, np.flatnonzero(both)) for values in (x, y)]
+        straight = [_detrended(values, times) for values in (x, y)]
         trends[place] = min(
             1 - after.var(-1).mean() / max(before.var(-1).mean(), 1e-300)
             for before, after in zip((x, y), straight, strict=True)
         )
         if detrend:
             x, y = straight
-        if np.ptp(y) < 1e-12 * max(1.0, np.abs(y).max()):
-            raise DataError(f"the series {str(series.name)!r} does not vary over the {both.sum()} times in common")
-        sample[..., place], size[..., place] = _correlation(x, y), effective_times(x, y, np.flatnonzero(both))
-    spread = np.sqrt(pairs / (size * (pairs - 3)))
-    limit = 1 - 1e-12
-    drawn = np.tanh(np.arctanh(np.clip(sample, -limit, limit)) + spread * rng.standard_normal(shape))
+        sample[..., place], size[..., place] = _correlation(x, y), effective_times(x, y, times)
+        rows = stationary_correlation(x.reshape(-1, len(y)), y, neighbours(times), rng)
+        drawn[..., place] = rows.reshape(shape[:-1])
     dims = (*index.dims[:-1], "lag")
     out = xr.Dataset(
         {"correlation": (dims, drawn), "sample_correlation": (dims, sample), "effective_times": (dims, size)},
@@ -120,8 +112,38 @@ def correlate(
     return out
 
 
+def check_common_times(series: xr.DataArray, time: xr.DataArray, max_lag: int) -> dict[int, np.ndarray]:
+    """Values of a series beside each time at each lag, NaN where it has none; check that they can be correlated.
+
+    Raises
+    ------
+    DataError
+        If the dates differ in step, or too few are common at a lag, or the series does not vary there.
+    """
+    name, found = f"the series {str(series.name)!r}", {}
+    for lag in sorted(range(-max_lag, max_lag + 1), key=abs):  # what fails without a lag is said of no lag
+        found[lag] = values = match_series(series, time, shift=lag)
+        times = np.flatnonzero(np.isfinite(values))
+        if len(times) < _LEAST:
+            raise DataError(
+                f"{name} and the field have {len(times)} times in common at lag {lag}; at least {_LEAST} are needed"
+            )
+        if (near := len(neighbours(times))) < LEAST_NEIGHBOURS:
+            raise DataError(
+                f"{name} and the field have {len(times)} times in common at lag {lag}, of which only {near} are as far "
+                f"from the next as is usual: how long the two persist cannot be told; at least {LEAST_NEIGHBOURS} are "
+                "needed"
+            )
+        if np.ptp(values[times]) < 1e-12 * max(1.0, np.abs(values[times]).max()):
+            raise DataError(f"{name} does not vary over the {len(times)} times in common")
+    return dict(sorted(found.items()))
+
+
 def effective_times(x: np.ndarray, y: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Effectively independent times of the correlation of two series.
+    """Effectively independent times of the correlation of two series, were they independent of one another.
+
+    With autocorrelations r and s over one step these are T over ``1 + 2 sum_k (1 - k / T) (r s)^k`` (Bartlett, 1935;
+    Bretherton et al., 1999). Autocorrelations are corrected for their bias, ``(1 + 3 r) / T`` (Kendall, 1954).
 
     Parameters
     ----------

@@ -27,7 +27,15 @@ from probmodels.datasets.regions import Region, parse_region, select_latitudes
 from probmodels.errors import DataError, SummaryError
 from probmodels.options import Count, OneOf, Seed, checked
 
-__all__ = ["DEFINITIONS", "Definition", "mode_index", "published_index"]
+__all__ = [
+    "DEFINITIONS",
+    "Definition",
+    "ModeRegion",
+    "mode_index",
+    "mode_region",
+    "published_index",
+    "published_values",
+]
 
 _LEAST = 30  # times of a base period
 _DECAYS = np.tanh(np.linspace(0.0, 2.3, 24))  # of residuals, up to 0.98
@@ -136,24 +144,10 @@ def mode_index(
     """
     definition = DEFINITIONS[name]
     draws, constant = read_draws(tree), tree["constant_data"].to_dataset()
-    lat, lon = cell_positions(constant)
-    inside = np.flatnonzero(_within(lat, lon, parse_region(definition.region)))
-    if not len(inside):
-        raise SummaryError(f"no cell lies in the region of {name}, {parse_region(definition.region).bounds}")
-    if draws.d.shape[1] < definition.mode + 2:
-        raise SummaryError(
-            f"{name} is mode {definition.mode} of its region; {draws.d.shape[1]} modes of the field are too few to "
-            f"tell: infer at least {definition.mode + 2} (--rank)"
-        )
+    where = mode_region(constant, draws.d.shape[1], name, base)
+    inside, ends, in_base = where.cells, where.ends, where.in_base
     chosen, chains = thinned(draws, num_draws)
     weight = draws.weight[inside]
-    ends = [_within(lat[inside], lon[inside], parse_region(box)) for box in (definition.warm, definition.cool)]
-    if not all(end.any() for end in ends):
-        raise SummaryError(
-            f"the sign of {name} is that of {parse_region(definition.warm).bounds} against "
-            f"{parse_region(definition.cool).bounds}, where the field has no cells"
-        )
-    in_base, base_label = _base_times(constant, definition.base if base is None else base)
     turn, share = np.empty((len(chosen), draws.d.shape[1])), np.empty(len(chosen))
     patterns = np.empty((len(chosen), len(inside)))
     for part in blocks(len(chosen), len(inside), draws.d.shape[1]):
@@ -174,12 +168,71 @@ def mode_index(
     out["signal"].attrs = {"long_name": definition.label, "units": "1"}
     out["pattern"] = ("index", "cell"), patterns.mean(0)[None]
     out["pattern"].attrs["units"] = str(constant["data"].attrs.get("units", "1"))
+    lat, lon = cell_positions(constant)
     out = out.assign_coords(lat=("cell", lat[inside]), lon=("cell", lon[inside]))
     out["pattern_agreement"] = "index", [_agreement(patterns, weight)]
     out["variance_share"] = "index", [share.mean()]
     out["base_times"] = "index", [int(in_base.sum())]
-    out.attrs = {"base_period": base_label, "mean_removed": int(remove_mean), "references": definition.reference}
+    out.attrs = {"base_period": where.base_label, "mean_removed": int(remove_mean), "references": definition.reference}
     return out
+
+
+@dataclass(frozen=True)
+class ModeRegion:
+    """Where and when an index is defined, of the cells and times of a result.
+
+    Attributes
+    ----------
+    cells
+        Places of the cells of the region.
+    ends
+        Which of these are in the warm and in the cool box.
+    in_base
+        Which times are of the base period (time,).
+    base_label
+        What that period is called.
+    """
+
+    cells: np.ndarray
+    ends: list[np.ndarray]
+    in_base: np.ndarray
+    base_label: str
+
+
+def mode_region(constant: xr.Dataset, num_modes: int, name: str, base: str | None) -> ModeRegion:
+    """Cells and times of an index; check that it can be computed.
+
+    Parameters
+    ----------
+    constant
+        Group ``constant_data`` of a result.
+    num_modes
+        Modes of the result.
+    name, base
+        As for `mode_index`.
+
+    Raises
+    ------
+    SummaryError, DataError
+        As of `mode_index`.
+    """
+    definition = DEFINITIONS[name]
+    lat, lon = cell_positions(constant)
+    inside = np.flatnonzero(_within(lat, lon, parse_region(definition.region)))
+    if not len(inside):
+        raise SummaryError(f"no cell lies in the region of {name}, {parse_region(definition.region).bounds}")
+    if num_modes < definition.mode + 2:
+        raise SummaryError(
+            f"{name} is mode {definition.mode} of its region; {num_modes} modes of the field are too few to "
+            f"tell: infer at least {definition.mode + 2} (--rank)"
+        )
+    ends = [_within(lat[inside], lon[inside], parse_region(box)) for box in (definition.warm, definition.cool)]
+    if not all(end.any() for end in ends):
+        raise SummaryError(
+            f"the sign of {name} is that of {parse_region(definition.warm).bounds} against "
+            f"{parse_region(definition.cool).bounds}, where the field has no cells"
+        )
+    return ModeRegion(inside, ends, *_base_times(constant, definition.base if base is None else base))
 
 
 def _within(lat: np.ndarray, lon: np.ndarray, region: Region) -> np.ndarray:
@@ -268,18 +321,9 @@ def published_index(
         If the period or the dates cannot be used, or the period holds too few values.
     """
     draws, constant = read_draws(tree), tree["constant_data"].to_dataset()
-    if "time" not in constant.coords:
-        raise DataError("the result has no dates; a published index cannot be set beside it")
-    target = match_series(series, constant["time"])
-    steps, _ = time_steps(constant["time"].values, "the field")
-    period = parse_period(fitted, name="fitted")
-    use = period.covers(month_number(constant["time"].values)) & np.isfinite(target)
     num_modes = draws.d.shape[1]
-    if use.sum() < (least := 5 * (num_modes + 2)):
-        raise DataError(
-            f"{use.sum()} values of {str(series.name)!r} lie in {period.label} and in the field; {num_modes} modes "
-            f"need {least} or more: take a longer period, or fewer modes"
-        )
+    target, use = published_values(constant, num_modes, series, fitted)
+    steps, _ = time_steps(constant["time"].values, "the field")
     rng = np.random.default_rng(seed)
     chosen, chains = thinned(draws, num_draws)
     gaps = np.diff(steps[use]).astype(float)
@@ -310,8 +354,44 @@ def published_index(
         held = float(np.mean((low <= target[other]) & (target[other] <= high)))
     out["correlation_elsewhere"], out["held_elsewhere"] = ("index", [correlation]), ("index", [held])
     out["num_elsewhere"] = "index", [int(other.sum())]
-    out.attrs = {"fitted": period.label, "fitted_values": int(use.sum()), "series": str(series.name)}
+    out.attrs = {
+        "fitted": parse_period(fitted, name="fitted").label,
+        "fitted_values": int(use.sum()),
+        "series": str(series.name),
+    }
     return out
+
+
+def published_values(
+    constant: xr.Dataset, num_modes: int, series: xr.DataArray, fitted: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Published values at the times of a result, and which of them are used; check that they are enough.
+
+    Parameters
+    ----------
+    constant
+        Group ``constant_data`` of a result.
+    num_modes
+        Modes of the result.
+    series, fitted
+        As for `published_index`.
+
+    Raises
+    ------
+    DataError
+        As of `published_index`.
+    """
+    if "time" not in constant.coords:
+        raise DataError("the result has no dates; a published index cannot be set beside it")
+    target = match_series(series, constant["time"])
+    period = parse_period(fitted, name="fitted")
+    use = period.covers(month_number(constant["time"].values)) & np.isfinite(target)
+    if use.sum() < (least := 5 * (num_modes + 2)):
+        raise DataError(
+            f"{use.sum()} values of {str(series.name)!r} lie in {period.label} and in the field; {num_modes} modes "
+            f"need {least} or more: take a longer period, or fewer modes"
+        )
+    return target, use
 
 
 def _regressed(

@@ -10,15 +10,23 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from annotated_types import Interval
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from probmodels._axes import BLUE, RED, SMALL, clean
+from probmodels.bayesian_svd.draws import read_draws
 from probmodels.bayesian_svd.figures import time_axis
-from probmodels.bayesian_svd.indices.boxes import box_indices, index_table, summarise_indices
-from probmodels.bayesian_svd.indices.correlation import correlate, correlation_sentences
-from probmodels.bayesian_svd.indices.decadal import DEFINITIONS, mode_index, published_index
+from probmodels.bayesian_svd.indices.boxes import box_areas, box_indices, index_table, summarise_indices
+from probmodels.bayesian_svd.indices.correlation import check_common_times, correlate, correlation_sentences
+from probmodels.bayesian_svd.indices.decadal import (
+    DEFINITIONS,
+    mode_index,
+    mode_region,
+    published_index,
+    published_values,
+)
 from probmodels.bayesian_svd.indices.series import load_series
-from probmodels.errors import SummaryError
+from probmodels.errors import DataError, SummaryError
 from probmodels.options import Default, Fraction, OneOf, checked, filled, refuse_unused
 
 __all__ = [
@@ -49,24 +57,36 @@ def draw_indices(summaries: Sequence[xr.Dataset]) -> Figure:
         From `probmodels.bayesian_svd.indices.boxes.summarise_indices`, over the same times.
     """
     shown = [(str(name), summary) for summary in summaries for name in summary["index"].values]
-    figure = Figure(figsize=(10, 1.9 * len(shown) + 0.3), layout="constrained")
-    axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    figure, axes = _panels([name for name, _ in shown], 10, 1.9)
     time, level = time_axis(shown[0][1]["time"]), 100 * float(shown[0][1].attrs.get("interval_level", 0.95))
     for (name, summary), ax in zip(shown, axes, strict=True):
         one = summary.sel(index=name)
-        ax.axhline(0, color="0.7", linewidth=0.7, zorder=0)
         for part, (colour, words) in _SHOWN.items():
             if f"{part}_mean" not in one:
                 continue
             low, high = one[f"{part}_lower"], one[f"{part}_upper"]
             ax.fill_between(time, low, high, color=colour, alpha=0.3, linewidth=0, label=f"{words}, {level:g} %")
             ax.plot(time, one[f"{part}_mean"], color=colour, linewidth=0.8)
-        ax.set_title(name, fontsize=10, loc="left")
-        ax.set_ylabel(str(one["signal_mean"].attrs.get("units", "")).replace("1", "sd"), fontsize=SMALL)
-        ax.legend(fontsize=SMALL, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.98))
         ax.margins(x=0.01)
-        clean(ax)
+        _label(ax, str(one["signal_mean"].attrs.get("units", "")).replace("1", "sd"))
     return figure
+
+
+def _panels(names: Sequence[str], width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
+    """A figure with a panel for each index, one below the other, and a line at zero in each."""
+    figure = Figure(figsize=(width, height * len(names) + 0.3), layout="constrained")
+    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    for name, ax in zip(names, axes, strict=True):
+        ax.axhline(0, color="0.7", linewidth=0.7, zorder=0)
+        ax.set_title(name, fontsize=10, loc="left")
+    return figure, axes
+
+
+def _label(ax: Axes, unit: str) -> None:
+    """Unit and legend of a panel of which everything is drawn."""
+    ax.set_ylabel(unit, fontsize=SMALL)
+    ax.legend(fontsize=SMALL, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.98))
+    clean(ax)
 
 
 def index_sentences(indices: xr.Dataset) -> list[str]:
@@ -146,8 +166,7 @@ def write_indices(indices: Mapping[str, xr.Dataset], folder: str | Path, *, leve
     list
         What a reader has to know, sentence by sentence.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _made(folder)
     groups, sentences, summaries = {}, [], []
     for name, one in indices.items():
         summary, said = summarise_indices(one, level=level), index_sentences(one)
@@ -156,7 +175,6 @@ def write_indices(indices: Mapping[str, xr.Dataset], folder: str | Path, *, leve
         groups[name] = both
         sentences += said
         summaries.append(summary)
-    pd.concat([index_table(x) for x in summaries]).to_csv(folder / "indices.csv", index=False, float_format="%.6g")
     encoding = {
         f"/{group}": {
             str(name): {"dtype": "float32"} for name, x in both.data_vars.items() if {"chain", "draw"} <= set(x.dims)
@@ -164,8 +182,24 @@ def write_indices(indices: Mapping[str, xr.Dataset], folder: str | Path, *, leve
         for group, both in groups.items()
     }
     xr.DataTree.from_dict(groups).to_netcdf(folder / "indices.nc", engine="netcdf4", encoding=encoding)
-    draw_indices(summaries).savefig(folder / "indices.png", dpi=110)
+    _write(folder, "indices", pd.concat([index_table(x) for x in summaries]), draw_indices(summaries))
     return sentences
+
+
+def _made(folder: str | Path) -> Path:
+    """A folder, made where it is missing."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SummaryError(f"cannot make the folder {folder}: {error.strerror or error}; choose another") from error
+    return folder
+
+
+def _write(folder: Path, stem: str, table: pd.DataFrame, figure: Figure) -> None:
+    """A table as CSV and its figure as PNG."""
+    table.to_csv(folder / f"{stem}.csv", index=False, float_format="%.6g")
+    figure.savefig(folder / f"{stem}.png", dpi=110)
 
 
 def draw_correlations(table: pd.DataFrame) -> Figure:
@@ -177,20 +211,15 @@ def draw_correlations(table: pd.DataFrame) -> Figure:
         Columns ``index``, ``estimand``, ``lag``, ``mean``, ``lower``, ``upper``, as in ``correlations.csv``.
     """
     names = list(dict.fromkeys(table["index"]))
-    figure = Figure(figsize=(6.5, 2.2 * len(names) + 0.3), layout="constrained")
-    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    figure, axes = _panels(names, 6.5, 2.2)
     for name, ax in zip(names, axes, strict=True):
-        ax.axhline(0, color="0.7", linewidth=0.7, zorder=0)
         kinds = list(table[table["index"] == name].groupby("estimand", sort=False))
         for place, (estimand, part) in enumerate(kinds):
             shift = 0.12 * (place - (len(kinds) - 1) / 2)
             reach = [part["mean"] - part["lower"], part["upper"] - part["mean"]]
             style = {"fmt": "o", "markersize": 3, "linewidth": 1, "capsize": 2, "color": _SHOWN[str(estimand)][0]}
             ax.errorbar(part["lag"] + shift, part["mean"], np.clip(reach, 0, None), label=str(estimand), **style)
-        ax.set_title(name, fontsize=10, loc="left")
-        ax.set_ylabel("correlation", fontsize=SMALL)
-        ax.legend(fontsize=SMALL, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.98))
-        clean(ax)
+        _label(ax, "correlation")
     axes[-1].set_xlabel("lag: steps by which the index leads", fontsize=SMALL)
     return figure
 
@@ -225,8 +254,6 @@ def write_correlations(
     list
         What a reader has to know, sentence by sentence.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     rows: list[pd.DataFrame] = []
     sentences: list[str] = []
     for one in indices.values():
@@ -237,8 +264,7 @@ def write_correlations(
     order = ["index", "estimand", "series", "lag", "mean", "sd", "lower", "upper"]
     table = pd.concat(rows, ignore_index=True)[[*order, "sample_correlation", "effective_times", "num_pairs"]]
     table = table.sort_values(["index", "estimand", "lag"], ignore_index=True)
-    table.to_csv(folder / "correlations.csv", index=False, float_format="%.5g")
-    draw_correlations(table).savefig(folder / "correlations.png", dpi=110)
+    _write(_made(folder), "correlations", table, draw_correlations(table))
     return sentences
 
 
@@ -327,23 +353,41 @@ def indices_to_folder(
     ):
         if not used:
             refuse_unused(indices_to_folder, what, **{name: asked[name] for name in names})
-    other = None
-    if asked["series"] is not None:
-        other = load_series(asked["series"], column=asked["column"], missing=asked["missing"])
+    other, published = _checked_request(tree, asked, boxed)
+    folder = _made(folder)
     found: dict[str, xr.Dataset] = {}
     if boxed:
         boxes = asked["boxes"] or None
         found["boxes"] = box_indices(tree, boxes, effects=asked["effects"], min_covered=asked["min_covered"])
-    if asked["modes"]:
-        parts = [mode_index(tree, x, remove_mean=asked["remove_mean"], base=asked["base"]) for x in asked["modes"]]
-        found |= dict(zip(asked["modes"], parts, strict=True))
+    for name in asked["modes"]:
+        found[name] = mode_index(tree, name, remove_mean=asked["remove_mean"], base=asked["base"])
+    if published is not None:
+        found["published"] = published_index(tree, published, fitted=asked["fitted"])
+    sentences = write_indices(found, folder, level=level)
+    if other is not None:
+        more = {"max_lag": asked["max_lag"], "detrend": asked["detrend"]}
+        sentences += write_correlations(found, other, folder, level=level, **more)
+    return sentences
+
+
+def _checked_request(
+    tree: xr.DataTree, asked: Mapping[str, Any], boxed: bool
+) -> tuple[xr.DataArray | None, xr.DataArray | None]:
+    """Series to correlate with and published series; all that can be refused is, before anything is computed."""
+    other = published = None
+    num_modes, constant = read_draws(tree).d.shape[1], tree["constant_data"].to_dataset()
     if asked["published"] is not None:
         if asked["fitted"] is None:
             raise SummaryError("published needs the period whose values are used: fitted='1950-1993' (--fitted)")
-        found["published"] = published_index(tree, load_series(asked["published"]), fitted=asked["fitted"])
-    sentences = write_indices(found, folder, level=level)
-    if other is not None:
-        sentences += write_correlations(
-            found, other, folder, max_lag=asked["max_lag"], detrend=asked["detrend"], level=level
-        )
-    return sentences
+        published = load_series(asked["published"])
+        published_values(constant, num_modes, published, asked["fitted"])
+    if asked["series"] is not None:
+        other = load_series(asked["series"], column=asked["column"], missing=asked["missing"])
+        if "time" not in constant.coords:
+            raise DataError("the result has no dates; another series cannot be set beside it")
+        check_common_times(other, constant["time"], asked["max_lag"])
+    if boxed:
+        box_areas(constant, asked["boxes"] or None, asked["min_covered"])
+    for name in asked["modes"]:
+        mode_region(constant, num_modes, name, asked["base"])
+    return other, published
