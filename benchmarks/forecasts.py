@@ -15,18 +15,19 @@ are means over leads 1 to 12 and origins; of draws the unbiased estimator of the
 the lead. ``AR(1)``: damped persistence of each cell, EOF and box. ``LIM``: linear inverse model
 ``G = C(1) C(0)^-1`` in the leading EOFs (Penland and Sardeshmukh, 1995), with what the EOFs leave as noise by cell;
 ``LIM, residual AR(1)``: with damped persistence of that. ``SVD``: the AR(1) process of the model; ``SVD, lags``: the
-autoregression of its draws.
+autoregression of its draws; ``coupled``: the same, in which each series follows the others too; ``residuals``: what
+effects and modes leave goes on, too, as it persists and is alike in neighbouring cells.
 
 PIT: ranks of what came among draws, of yearly origins, whose twelve months do not overlap: the p-value of a
 Kolmogorov-Smirnov test against the uniform distribution, for the five EOFs together and the smallest of leads 1, 3, 6
-and 12 times four, and the share in the central 80 %. ``--controls``: an annual cycle that the model does not have, and
-a break after the fit, which the table has to show.
+and 12 times four, and the share in the central 80 %, which is printed by lead too. ``--controls``: an annual cycle that
+the model does not have, and a break after the fit, which the table has to show.
 
 Ratios of the CRPS to that of a baseline have 95 % intervals from resampled blocks of two years of origins, which do not
 hold what another record would change.
 
-Rank, effects, lags and the number of EOFs of the LIM were chosen on origins from 1976 to 1994 (``--validate``), never
-on later months.
+Rank, effects, lags, how far series may follow others and the number of EOFs of the LIM were chosen on origins from 1976
+to 1994 (``--validate``), never on later months.
 """
 
 from __future__ import annotations
@@ -57,10 +58,18 @@ LEADS, EVERY, NUM_EOFS = 12, 3, 5
 BOX = (35.0, 45.0, 160.0, 200.0)
 SCALES = [600.0, 900.0, 1300.0, 1900.0, 2700.0, 4000.0]
 CHAIN: dict[str, Any] = {"warmup_steps": 150, "num_samples": 200, "thin": 2, "num_chains": 1}
-MODELS = {
-    "test": [(20, "intercept"), (20, "intercept,trend")],
-    "validation": [(10, "intercept"), (20, "intercept"), (20, "intercept,trend")],
+VARIANTS: dict[str, dict[str, str]] = {
+    "AR(1)": {"transition": "ar1"},
+    "lags": {"transition": "lags"},
+    "coupled": {"transition": "coupled"},
+    "coupled, residuals": {"transition": "coupled", "residuals": "persistent"},
 }
+ALL, LAGGED = tuple(VARIANTS)[:3], tuple(VARIANTS)[1:]
+MODELS = {
+    "test": [(20, "intercept", ALL), (5, "intercept", LAGGED), (20, "intercept,trend", ALL)],
+    "validation": [(20, "intercept", ALL), (10, "intercept", ALL), (5, "intercept", LAGGED)],
+}
+SHOWN_LEADS = (1, 3, 6, 12)
 LIMS = {"test": {"LIM": (10, 15, 30), "LIM, residual AR(1)": (5, 10)}}
 BASES = ("AR(1)", "LIM, 15 EOFs", "LIM, 30 EOFs", "LIM, residual AR(1), 5 EOFs", "LIM, residual AR(1), 10 EOFs")
 LIMS["validation"] = dict.fromkeys(LIMS["test"], (5, 10, 15, 20, 30))
@@ -163,11 +172,11 @@ def fitted(block: Block, rank: int, effects: str, seed: int) -> Any:
     return run_mcmc(problem, **CHAIN, chain_method="sequential", seed=seed, progress=False)
 
 
-def posterior(block: Block, result: Any, transition: str) -> Forecasts:
+def posterior(block: Block, result: Any, how: dict[str, str]) -> Forecasts:
     """Forecasts from a posterior whose state is updated to the origin."""
     names = [*(f"eof{i}" for i in range(NUM_EOFS)), "box"]
     indices = dict(zip(names, block.table, strict=True))
-    options: dict[str, Any] = {"indices": indices, "transition": transition, "beyond": True, "judge": False}
+    options: dict[str, Any] = {"indices": indices, "beyond": True, "judge": False, **how}
 
     def ahead(origin: int) -> Any:
         new = block.field.copy(data=block.values)[:, block.size : origin + 1] if origin >= block.size else None
@@ -203,7 +212,7 @@ def scored(forecast_: Any, truth: Array) -> dict[str, Array]:
 def rolled(block: Block, ahead: Forecasts) -> dict[str, Any]:
     """Sums over the origins of a block, and PITs of yearly origins."""
     weight = block.root**2 / (block.root**2).sum()
-    found: dict[str, Any] = {"origins": len(block.origins), "pit": [], "covered": []}
+    found: dict[str, Any] = {"origins": len(block.origins), "pit": [], "covered": []}  # covered: (target, lead)
     for place, origin in enumerate(block.origins):
         field, indices = (
             scored(part, true) for part, true in zip(ahead(int(origin)), block.truth(origin), strict=True)
@@ -221,7 +230,9 @@ def rolled(block: Block, ahead: Forecasts) -> dict[str, Any]:
         }
         for name, values in rows.items():
             found.setdefault(name, []).append(float(values.mean()))
-        found["covered"].append(float(weight @ (np.abs(field["pit"] - 0.5) < 0.4).mean(1)))
+        held = np.abs(indices["pit"] - 0.5) < 0.4
+        in_field = weight @ (np.abs(field["pit"] - 0.5) < 0.4)
+        found["covered"].append([in_field.tolist(), held[:NUM_EOFS].mean(0).tolist(), held[NUM_EOFS].tolist()])
         if place % (12 // EVERY) == 0:
             found["pit"].append(indices["pit"].tolist())
     return found
@@ -239,7 +250,10 @@ def figures(cells: list[dict[str, Any]]) -> dict[str, Any]:
         smallest = min(stats.kstest(part[:, :, lead].ravel(), "uniform").pvalue for lead in (0, 2, 5, 11))
         row[f"PIT p {name}"] = min(1.0, 4 * float(smallest))
         row[f"80 % {name}"] = float(np.mean(np.abs(part - 0.5) < 0.4))
-    row["80 % field"] = float(np.mean(np.concatenate([cell["covered"] for cell in cells])))
+    covered = np.concatenate([np.array(cell["covered"], dtype=float) for cell in cells]).mean(0)  # (target, lead)
+    row["80 % field"] = float(covered[0].mean())
+    for name, part in zip(("field", "EOFs", "box"), covered, strict=True):
+        row[f"80 % {name} by lead"] = " ".join(f"{part[lead - 1]:.2f}" for lead in SHOWN_LEADS)
     row["PIT"] = "uniform" if min(row["PIT p EOFs"], row["PIT p box"]) > 0.01 else "NOT uniform"
     return row
 
@@ -264,15 +278,14 @@ def baselines(root: Path, last: int, lims: Any) -> dict[str, Any]:
     return found
 
 
-def model(root: Path, last: int, rank: int, effects: str, seed: int, change: str = "") -> dict[str, Any]:
-    """Both transitions of the model in a block."""
+def model(
+    root: Path, last: int, rank: int, effects: str, variants: Sequence[str], seed: int, change: str = ""
+) -> dict[str, Any]:
+    """Variants of the forecast of the model in a block."""
     block = Block(root, last, change)
     result = fitted(block, rank, effects, seed)
     name = f"SVD, {rank} modes, {effects}"
-    return {
-        name + ", lags" * (transition == "lags"): rolled(block, posterior(block, result, transition))
-        for transition in ("ar1", "lags")
-    }
+    return {f"{name}, {label}": rolled(block, posterior(block, result, VARIANTS[label])) for label in variants}
 
 
 def jobs(args: argparse.Namespace) -> list[tuple[str, dict[str, Any], Any]]:
@@ -285,14 +298,15 @@ def jobs(args: argparse.Namespace) -> list[tuple[str, dict[str, Any], Any]]:
             (
                 change or "none",
                 {"rank": 10, "change": change, **settings},
-                partial(fit, rank=10, effects="intercept", change=change),
+                partial(fit, rank=10, effects="intercept", variants=("AR(1)", "lags"), change=change),
             )
             for change in ("", "cycle", "break")
         ]
     found: list[Any] = [("", {"lims": json.dumps(LIMS[part])}, partial(baselines, args.root, lims=LIMS[part]))]
-    for rank, effects in MODELS[part]:
-        key = {"rank": rank, "effects": effects, **settings}
-        found.append(("", key, partial(fit, rank=rank, effects=effects)))
+    for rank, effects, variants in MODELS[part]:
+        if args.rank in (None, rank):
+            key = {"rank": rank, "effects": effects, "variants": variants, **settings}
+            found.append(("", key, partial(fit, rank=rank, effects=effects, variants=variants)))
     return found
 
 
@@ -327,6 +341,7 @@ def main() -> None:
     parser.add_argument("--validate", action="store_true", help="origins from 1976 to 1994")
     parser.add_argument("--controls", action="store_true", help="an annual cycle and a break, which PITs have to show")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rank", type=int, help="models of this rank alone")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after these")
     args = parser.parse_args()
     stop = time.monotonic() + 60 * args.minutes

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
-from scipy import stats
+from scipy import signal, stats
 
 from probmodels import Result, cli, run_mcmc
 from probmodels.bayesian_svd import make_problem
 from probmodels.bayesian_svd.effects import continue_design, effect_design
+from probmodels.bayesian_svd.forecasts import forecasting
 from probmodels.bayesian_svd.forecasts.commands import read_new
+from probmodels.bayesian_svd.forecasts.coupled import Coupled, draw_coupled, follow_coupled
 from probmodels.bayesian_svd.forecasts.figures import fan_charts
 from probmodels.bayesian_svd.forecasts.forecasting import box_weights, forecast, forecast_table
 from probmodels.bayesian_svd.forecasts.new_fields import later_times
@@ -521,6 +523,24 @@ def test_what_cannot_be_forecast_is_refused(case: str) -> None:
         forecast(tree, **{"judge": False, **options})
 
 
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"steps": 40}, "take at most 21 steps"),
+        ({"steps": 3, "transition": "coupled", "lags": [1, 24]}, "at least 96 times"),
+        ({"steps": 3, "covariates": {"enso": [1, 2, 3]}}, "must hold 8 values"),
+        ({"steps": 3, "covariates": {"enso": np.ones(8)}}, "no effects of this result"),
+    ],
+)
+def test_refusals_come_before_new_months_are_projected(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], match: str
+) -> None:
+    monkeypatch.setattr(forecasting, "series_of", lambda *_, **__: pytest.fail("projected before all was checked"))
+    tree = known(num_draws=20)
+    with pytest.raises((SummaryError, DataError), match=match):
+        forecast(tree, new=field(tree, 5), judge=False, **options)
+
+
 def test_dates_beyond_the_calendar_are_refused() -> None:
     with pytest.raises(SummaryError, match="beyond the calendar"):
         forecast(known(num_draws=4), 5000, beyond=True, judge=False)
@@ -584,6 +604,72 @@ def test_coefficients_have_the_conjugate_posterior() -> None:
 
 
 # -- files and figures ------------------------------------------------------------------------------------------------
+
+
+# -- coupled ----------------------------------------------------------------------------------------------------------
+
+TURN = 0.9 * np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])  # one series hands on to the other
+
+
+def turning(rng: np.random.Generator, draws: int, size: int) -> np.ndarray:
+    """Two series of unit variance, either of which follows both."""
+    found = np.empty((draws, size, 2))
+    now = rng.standard_normal((draws, 2))
+    for time in range(size):
+        now = now @ TURN.T + np.sqrt(1 - 0.81) * rng.standard_normal((draws, 2))
+        found[:, time] = now
+    return found
+
+
+def test_series_that_follow_others_are_found_and_none_where_there_are_none() -> None:
+    rng = np.random.default_rng(5)
+    size = 2000
+    series = turning(rng, 200, size)
+    decay = np.full((200, 2), 0.8)
+    found = draw_coupled(rng, series, decay, (1, 2))
+    others = np.stack([found.others[:, 0, 1], found.others[:, 1, 0]])
+    np.testing.assert_allclose(others.mean(1), [TURN[0, 1], TURN[1, 0]], atol=0.05)  # the prior draws to zero by 5 %
+    assert not np.diagonal(found.others, axis1=1, axis2=2).any()
+    apart = draw_coupled(rng, persistent_pair(rng, 400, 300), decay[:1], (1,)).others
+    values = np.concatenate([apart[:, 0, 1], apart[:, 1, 0]])
+    assert abs(values.mean()) < 5 * values.std() / np.sqrt(800)
+    assert values.std() < 1.6 * np.sqrt(2 * (1 - 0.64) / 400)  # of estimate and of posterior, and no more
+
+
+def persistent_pair(rng: np.random.Generator, draws: int, size: int) -> np.ndarray:
+    noise = rng.standard_normal((draws, size, 2))
+    noise[:, 1:] *= 0.6
+    return signal.lfilter([1.0], [1.0, -0.8], noise, axis=1)
+
+
+def test_forecasts_of_coupled_series_have_the_moments_of_their_process() -> None:
+    """Few parameters are in doubt where the past is long; then the forecast is that of the true process."""
+    rng = np.random.default_rng(6)
+    past = np.broadcast_to(turning(rng, 1, 6000), (4000, 6000, 2))[:, -3000:]
+    process = draw_coupled(rng, past[:20], np.full((20, 2), 0.8), (1, 2))
+    tiled = Coupled(
+        [1, 2], *(np.tile(x, (200, *(1,) * (x.ndim - 1))) for x in (process.own, process.others, process.sd))
+    )
+    ahead = follow_coupled(rng, past, tiled, 4)
+    last, power, spread = past[0, -1], np.eye(2), np.zeros((2, 2))
+    for step in range(4):
+        power, spread = TURN @ power, TURN @ spread @ TURN.T + (1 - 0.81) * np.eye(2)
+        np.testing.assert_allclose(ahead[:, step].mean(0), power @ last, atol=0.12)
+        np.testing.assert_allclose(np.cov(ahead[:, step].T), spread, atol=0.08)
+    _, sd = draw_lags(rng, past[:20], np.full((20, 2), 0.8), (1, 2))
+    assert sd.mean() > 1.1 * process.sd.mean()  # what each alone cannot tell
+
+
+def test_no_draw_of_coupled_series_explodes() -> None:
+    rng = np.random.default_rng(7)
+    walks = np.cumsum(0.3 * rng.standard_normal((300, 60, 3)), axis=1)
+    found = draw_coupled(rng, walks, np.full((300, 3), 0.97), (1, 2, 3))
+    assert not found.explode().any()
+    ahead = follow_coupled(rng, walks, found, 400)
+    assert np.isfinite(ahead).all()
+    assert np.median(np.abs(ahead[:, -1])) < 50
+    wild = Coupled([1], np.full((1, 2, 1), 1.02), np.zeros((1, 2, 2)), np.ones((1, 2)))
+    assert wild.explode().all()
 
 
 def test_the_table_and_the_file_hold_what_was_forecast(tmp_path: Path) -> None:

@@ -73,7 +73,10 @@ def forecast(
         typer.Option(help="Box whose mean is forecast: NAME=lat0,lat1,lon0,lon1 or a region; repeatable."),
     ] = None,
     lags: Annotated[
-        bool, typer.Option("--lags", help="Autoregression on lags of up to 12 steps instead of the model's AR(1).")
+        bool, typer.Option("--lags", help="Autoregression on lags of up to 12 steps instead of the model's process.")
+    ] = False,
+    coupled: Annotated[
+        bool, typer.Option("--coupled", help="The same, in which each series follows the others too.")
     ] = False,
     table: Annotated[Path | None, typer.Option("--table", help="CSV file of series and boxes.", **PATH)] = None,
     figure: Annotated[Path | None, typer.Option("--figure", help="Image of fan charts.", **PATH)] = None,
@@ -86,10 +89,13 @@ def forecast(
     check_free(overwrite, out, table, figure)
     if figure is not None and figure.suffix not in IMAGES:
         raise Refusal(f"--figure {figure} must end in .png, .pdf or .svg")
+    if lags and coupled:
+        raise Refusal("--coupled has the lags of --lags; give one of the two")
     result = load(folder)
     from probmodels.bayesian_svd.forecasts.commands import forecast_result
 
-    options: dict[str, Any] = {"new": new, "boxes": box or [], "lags": lags, "table": table, "figure": figure}
+    options: dict[str, Any] = {"new": new, "boxes": box or [], "table": table, "figure": figure}
+    options |= {"transition": "coupled" if coupled else "lags" if lags else "ar1"}
     options |= {"num_draws": num_samples, "beyond": beyond, "seed": seed, "source": str(folder)}
     typer.echo(forecast_result(result, out, steps, **options))
 

@@ -6,8 +6,8 @@ the next shows in one series first. For each draw, mode i goes on as
     f_it = sum_l a_il f_i,t-l + sum_j c_ij f_j,t-1 + e_it,    e_it ~ N(0, s_i^2),    j other than i,
 
 on several lags of its own and the last value of all others. As in `transitions` this is a second stage with a conjugate
-prior about the AR(1) process of the draw, and the posterior given the series is exact: coefficients of others have prior
-mean 0 and precision `_PRIOR_OTHERS` observations of unit variance. Draws that explode are drawn again.
+prior about the AR(1) process of the draw, and the posterior given the series is exact. Coefficients of others have the
+prior N(0, s_i^2 / 100), which a hundred values without any coupling would give. Draws that explode are drawn again.
 """
 
 from __future__ import annotations

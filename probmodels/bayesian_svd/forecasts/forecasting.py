@@ -19,8 +19,10 @@ from annotated_types import Interval, Len
 from numpy.typing import ArrayLike, NDArray
 
 from probmodels.bayesian_svd.draws import Draws, blocks
+from probmodels.bayesian_svd.forecasts.coupled import draw_coupled, follow_coupled
 from probmodels.bayesian_svd.forecasts.new_fields import check_regular, later_times, new_matrix, positions
 from probmodels.bayesian_svd.forecasts.projection import NewMonths, Record, noise_after, read_record, series_of
+from probmodels.bayesian_svd.forecasts.residuals import check_residuals, residuals_ahead
 from probmodels.bayesian_svd.forecasts.transitions import draw_lags, follow, follow_lags
 from probmodels.bayesian_svd.grids import to_grid
 from probmodels.bayesian_svd.indices.boxes import box_overlap
@@ -49,8 +51,9 @@ def forecast(
     new: xr.DataArray | None = None,
     covariates: Mapping[str, ArrayLike] | None = None,
     indices: Mapping[str, ArrayLike] | None = None,
-    transition: Literal["ar1", "lags"] = "ar1",
+    transition: Literal["ar1", "lags", "coupled"] = "ar1",
     lags: Annotated[Sequence[Annotated[int, Interval(ge=1, le=120)]], Len(1)] = LAGS,
+    residuals: Literal["noise", "persistent"] = "noise",
     field: bool = True,
     quantiles: Annotated[Sequence[Fraction], Len(1)] = QUANTILES,
     num_draws: Count = 1000,
@@ -79,8 +82,13 @@ def forecast(
         ``"ar1"``: the process of the model, AR(1) or Matérn. ``"lags"``: an autoregression of each series on several
         lags, estimated from its draws with a prior about an AR(1) process; for monthly records whose modes remember
         longer.
+        ``"coupled"``: the same, in which each series also goes on from the last values of all others.
     lags
-        Lags of that autoregression, 1 among them.
+        Lags of these autoregressions, 1 among them.
+    residuals
+        What is added to effects and modes. ``"noise"``: the noise of the model. ``"persistent"``, where that is white:
+        what effects and modes leave of the record goes on, with its persistence and its correlation between cells; for
+        few modes, which leave much of the mean of a box.
     field
         Whether to forecast the field.
     quantiles
@@ -121,13 +129,21 @@ def forecast(
     record = read_record(tree, num_draws)
     weights = _weights(indices or {}, record)
     rng = np.random.default_rng(seed)
-    state = _state(record, new, covariates, steps, rng)
-    told = _check_horizon(record, state.gone, steps, beyond)
-    later = later_times(record.time, state.gone + steps)
+    matrix, gone = _new_months(record, new)
+    told = _check_horizon(record, gone, steps, beyond)
+    if transition != "ar1":
+        _check_lags(record, transition, lags)
+    if residuals == "persistent":
+        check_residuals(record)
+    at = later_times(record.time, gone + steps)[gone:]
+    starts, ends = _split(covariates, gone, steps)
+    draws = record.at(at, ends)
+    state = _state(record, matrix, starts, rng)  # all that can be refused has been
     series = record.modes(_continued(rng, record, state, steps, transition, lags))
-    at = later[state.gone :]
-    draws = record.at(at, _ends(covariates, state.gone))
-    noise = _noise_ahead(rng, record, state.new, steps) if field or weights else None
+    noise = None
+    if field or weights:
+        ahead = residuals_ahead if residuals == "persistent" else _noise_ahead
+        noise = ahead(rng, record, state.new, steps)
     out = xr.Dataset(
         coords={
             "time": ("time", at.values, dict(record.time.attrs)),
@@ -154,27 +170,12 @@ def forecast(
     return _described(out, record, tree, transition, lags, judge=judge, seed=seed)
 
 
-@dataclass(frozen=True)
-class _State:
-    """Processes (draw, time, process) up to where the forecast starts, steps gone since the record, and new months."""
-
-    series: Array
-    gone: int
-    new: NewMonths | None
-
-
-def _state(
-    record: Record,
-    new: xr.DataArray | None,
-    covariates: Mapping[str, ArrayLike] | None,
-    steps: int,
-    rng: np.random.Generator,
-) -> _State:
+def _new_months(record: Record, new: xr.DataArray | None) -> tuple[xr.DataArray | None, int]:
+    """New months as (cell, time), and the steps from the end of the record to the last of them."""
     own, _ = positions(record.time, record.time)
     check_regular(own, own)
-    series = record.processes()
     if new is None:
-        return _State(series, 0, None)
+        return None, 0
     matrix = new_matrix(new, record.constant)
     _, after = positions(record.time, matrix["time"])
     check_regular(own, after)
@@ -183,7 +184,13 @@ def _state(
             f"the new field starts at {matrix['time'].values[0]}, not after the record, which ends at "
             f"{record.time.values[-1]}; give the months that follow it"
         )
-    gone = int(after[-1])
+    return matrix, int(after[-1])
+
+
+def _split(covariates: Mapping[str, ArrayLike] | None, gone: int, steps: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values of covariates at the times of new months, and at those of the forecast after them."""
+    if not gone:
+        return {}, dict(covariates or {})
     known = {name: np.asarray(values) for name, values in (covariates or {}).items()}
     for name, values in known.items():
         if values.shape != (gone + steps,):
@@ -191,13 +198,42 @@ def _state(
                 f"covariate {name!r} must hold {gone + steps} values, {gone} from the record to the last new month and "
                 f"{steps} of the forecast"
             )
-    later = series_of(record, matrix, {name: values[:gone] for name, values in known.items()}, rng, filled=True)
-    return _State(np.concatenate([series, later.processes], axis=1), gone, later)
+    return {name: x[:gone] for name, x in known.items()}, {name: x[gone:] for name, x in known.items()}
 
 
-def _ends(covariates: Mapping[str, ArrayLike] | None, gone: int) -> dict[str, Any]:
-    """Values of covariates at the times of the forecast, after those of the new months."""
-    return {name: np.asarray(values)[gone:] if gone else values for name, values in (covariates or {}).items()}
+@dataclass(frozen=True)
+class _State:
+    """Processes (draw, time, process) up to where the forecast starts, and what new months say."""
+
+    series: Array
+    new: NewMonths | None
+
+
+def _state(
+    record: Record, matrix: xr.DataArray | None, covariates: Mapping[str, ArrayLike], rng: np.random.Generator
+) -> _State:
+    series = record.processes()
+    if matrix is None:
+        return _State(series, None)
+    later = series_of(record, matrix, covariates, rng, filled=True)
+    return _State(np.concatenate([series, later.processes], axis=1), later)
+
+
+def _check_lags(record: Record, transition: str, lags: Sequence[int]) -> None:
+    """Check that an autoregression can be estimated from the record."""
+    own, _ = positions(record.time, record.time)
+    if (np.diff(own) != 1).any():
+        raise SummaryError(
+            f"transition={transition!r} needs a record without holes between its times; take transition='ar1'"
+        )
+    if own.size < 4 * max(lags):
+        raise SummaryError(
+            f"lags up to {max(lags)} need a record of at least {4 * max(lags)} times; this one has {own.size}"
+        )
+    if not record.decay.any():
+        raise SummaryError(
+            f"transition={transition!r} needs series='ar1'; those of this result are independent in time"
+        )
 
 
 def _continued(
@@ -206,16 +242,10 @@ def _continued(
     """Draws of the processes beyond the state (draw, time, process)."""
     if transition == "ar1":
         return follow(rng, record.draws.process, record.scale, *record.last_state(state.series), steps)
-    own, _ = positions(record.time, record.time)
-    if (np.diff(own) != 1).any():
-        raise SummaryError("transition='lags' needs a record without holes between its times; take transition='ar1'")
-    if own.size < 4 * max(lags):
-        raise SummaryError(
-            f"lags up to {max(lags)} need a record of at least {4 * max(lags)} times; this one has {own.size}"
-        )
-    if not record.decay.any():
-        raise SummaryError("transition='lags' needs series='ar1'; those of this result are independent in time")
-    coefficients, sd = draw_lags(rng, state.series[:, : own.size], record.decay, lags)
+    known = state.series[:, : record.time.size]
+    if transition == "coupled":
+        return follow_coupled(rng, state.series, draw_coupled(rng, known, record.decay, lags), steps)
+    coefficients, sd = draw_lags(rng, known, record.decay, lags)
     return follow_lags(rng, state.series, coefficients, sd, lags, steps)
 
 
@@ -423,11 +453,10 @@ def _described(
     report = Result(tree).diagnose() if judge else None
     if report is not None and not report.ok:
         notes.append(f"the posterior that this forecast is of: {report.head}")
-    how = (
-        f"{PROCESSES[record.draws.process]} process of the model"
-        if transition == "ar1"
-        else f"autoregression on the lags {list(lags)} of each draw"
-    )
+    how = f"{PROCESSES[record.draws.process]} process of the model"
+    if transition != "ar1":
+        others = " and on all series" * (transition == "coupled")
+        how = f"autoregression on the lags {list(lags)}{others} of each draw"
     out.attrs = {
         "Conventions": "CF-1.11",
         "title": "Forecast by Bayesian SVD",
