@@ -422,6 +422,48 @@ def test_correlated_noise_persists_and_modes_are_mixtures_of_processes() -> None
         assert np.abs(np.cov(draws.T) - spread).max() < 6 * np.sqrt(2 / DRAWS) * sd.max() ** 2
         own_sd = np.sqrt(spread.sum()) / CELLS
         assert float(found["index_sd"][0, place]) == pytest.approx(own_sd, rel=5 / np.sqrt(2 * DRAWS))
+    with pytest.raises(SummaryError, match="noise='correlated' persists already"):
+        forecast(tree, 4, residuals="persistent", judge=False)
+
+
+@pytest.mark.parametrize("case", ["complete", "a cell without its last value", "new months"])
+def test_residuals_that_persist_and_are_alike_in_cells_go_on(case: str) -> None:
+    """Against the moments that an AR(1) process of the residuals has, which all cells share but for a part of noise."""
+    share, rng, size = 0.8, np.random.default_rng(9), 1500
+    tree = known(num_draws=2000, time=months(size, "1880-01"), effects=("intercept",))
+    constant = tree["constant_data"].to_dataset()
+    noise = rng.standard_normal((CELLS, size))
+    common = signal.lfilter([1.0], [1.0, -share], np.sqrt(1 - share**2) * (rng.standard_normal(size) + 0.3 * noise))
+    pattern = frame() * SIZE / np.sqrt(WEIGHT)[:, None]
+    series = tree["posterior"]["F"].values[0, 0]
+    own = 1.0 + 0.1 * np.arange(CELLS)[:, None]
+    constant["data"].values[:] = own + pattern @ series.T + common
+    last, gone = common[:, -1], np.ones(CELLS)
+    new = None
+    if case == "a cell without its last value":
+        constant["data"].values[0, -1] = np.nan
+        last[0], gone[0] = common[0, -2], 2.0
+    if case == "new months":
+        new = field(tree, 2, start=str(constant["time"].values[-1].astype("datetime64[M]") + 1))
+    tree = xr.DataTree.from_dict({"posterior": tree["posterior"].to_dataset(), "constant_data": constant})
+    weights = {"mean": np.full(CELLS, 1 / CELLS)}
+    options = {"indices": weights, "num_draws": 2000, "keep_draws": True, "judge": False, "beyond": True}
+    found = forecast(tree, 3, residuals="persistent", new=new, **options)
+    covariance = np.cov(common)
+    for place in range(3):
+        kept = share ** (place + gone)
+        spread = covariance * (1 - np.outer(kept, kept))
+        spread = spread + (pattern * (1 - DECAY ** (2 * (place + 1)))) @ pattern.T
+        draws = found["field"].values[0, :, place].reshape(-1, CELLS)
+        np.testing.assert_allclose(draws.std(0), np.sqrt(np.diag(spread)), rtol=0.1)
+        expected = np.sqrt(spread.sum()) / CELLS
+        assert float(found["index_sd"][0, place]) == pytest.approx(expected, rel=0.12)
+        if new is None:
+            centre = own[:, 0] + pattern @ (DECAY ** (place + 1) * series[-1]) + kept * last
+            assert (np.abs(draws.mean(0) - centre) < 0.15).all()
+    plain = forecast(tree, 3, new=new, **options)
+    assert float(found["index_sd"][0, 0]) > 1.2 * float(plain["index_sd"][0, 0])  # cells apart cancel
+    np.testing.assert_allclose(found["index_draws"][0, :, 0], found["field"].mean(("lat", "lon"))[0], rtol=1e-4)
 
 
 def test_a_forecast_starts_from_the_new_months() -> None:
@@ -508,6 +550,12 @@ def bad_trees() -> dict[str, tuple[xr.DataTree, dict[str, Any], str]]:
         "lags without 1": (small, {"steps": 3, "transition": "lags", "lags": [2, 3]}, "1 among them"),
         "lags too long": (small, {"steps": 3, "transition": "lags", "lags": [1, 24]}, "at least 96 times"),
         "lags of none": (free, {"steps": 3, "transition": "lags", "lags": [1, 2]}, "independent in time"),
+        "no residuals": (
+            known(num_draws=20, time=months(24)),
+            {"steps": 3, "residuals": "persistent"},
+            "30 pairs of neighbouring times; the record has 23",
+        ),
+        "strange residuals": (small, {"steps": 3, "residuals": "white"}, "residuals='white'"),
         "weights": (small, {"steps": 3, "indices": {"x": np.ones(4)}}, "9 finite weights"),
         "zero weights": (small, {"steps": 3, "indices": {"x": np.zeros(CELLS)}}, "all zero"),
         "unknown covariate": (small, {"steps": 3, "covariates": {"enso": [1, 2, 3]}}, "no effects of this result"),
@@ -783,10 +831,16 @@ def test_commands_write_forecasts_and_projections(
     said = command(
         "forecast", result, *files, f"--new={later}", "--steps=6", "--box=middle=22.5,27.5,172.5,182.5", "--lags"
     )
+    also = command("forecast", result, f"--out={run}/g.nc", "--steps=6", "--coupled", "--residuals", f"--new={later}")
+    assert "pc1" in also
     assert "middle" in said
     assert (run / "f.png").stat().st_size > 10_000
     assert (run / "f.csv").read_text().startswith("name,time,lead,mean,sd,q2.5")
+    with xr.open_dataset(run / "g.nc") as found:
+        assert "lags [1, 2, 3, 6, 12] and on all series" in found.attrs["source"]
+        assert found.attrs["residuals"] == "persistent"
     with xr.open_dataset(run / "f.nc") as found:
+        assert found.attrs["residuals"] == "noise"
         assert str(found["time"].values[0])[:7] == "1998-09"
         assert found["field_mean"].dims == ("time", "lat", "lon")
         assert "lags [1, 2, 3, 6, 12]" in found.attrs["source"]

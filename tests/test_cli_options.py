@@ -193,6 +193,7 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--box": ["", "=", "nowhere", "a=1,2,3", "a=", "a=nan,0,0,0", "a=-50,-40,0,10"],
         "--lags": NO_FLAG,
         "--coupled": NO_FLAG,
+        "--residuals": NO_FLAG,
         "--table": ["", "FILE/below.csv", f"FOLDER/{LONG}.csv", "FOLDER"],
         "--figure": ["fan.txt", "", "FILE/below.png", f"FOLDER/{LONG}.png"],
         "--num-samples": [*NO_COUNT, "1"],

@@ -78,6 +78,9 @@ def forecast(
     coupled: Annotated[
         bool, typer.Option("--coupled", help="The same, in which each series follows the others too.")
     ] = False,
+    residuals: Annotated[
+        bool, typer.Option("--residuals", help="What modes leave goes on as in the record, not as white noise.")
+    ] = False,
     table: Annotated[Path | None, typer.Option("--table", help="CSV file of series and boxes.", **PATH)] = None,
     figure: Annotated[Path | None, typer.Option("--figure", help="Image of fan charts.", **PATH)] = None,
     num_samples: Annotated[int, typer.Option(min=2, max=MOST, help="Draws of the result that are used.")] = 1000,
@@ -96,6 +99,7 @@ def forecast(
 
     options: dict[str, Any] = {"new": new, "boxes": box or [], "table": table, "figure": figure}
     options |= {"transition": "coupled" if coupled else "lags" if lags else "ar1"}
+    options |= {"residuals": "persistent" if residuals else "noise"}
     options |= {"num_draws": num_samples, "beyond": beyond, "seed": seed, "source": str(folder)}
     typer.echo(forecast_result(result, out, steps, **options))
 

@@ -85,9 +85,18 @@ def read_new(result: Result, file: str) -> xr.DataArray:
     return new.assign_attrs({name: found.attrs[name] for name in ("units", "kind", "season") if name in found.attrs})
 
 
+def _make_room(*files: Path | None) -> None:
+    """Make the folders of files, so that what cannot be written is said before anything is computed."""
+    for file in files:
+        if file is not None:
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise SummaryError(f"cannot write {file}: {error.strerror or error}; choose another file") from error
+
+
 def _write(file: Path, write: Callable[[Path], object]) -> None:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, write)
     except OSError as error:
         raise SummaryError(f"cannot write {file}: {error.strerror or error}; choose another file") from error
@@ -101,6 +110,7 @@ def forecast_result(
     new: str | None,
     boxes: Sequence[str],
     transition: str,
+    residuals: str,
     table: Path | None,
     figure: Path | None,
     num_draws: int,
@@ -109,6 +119,7 @@ def forecast_result(
     source: str,
 ) -> str:
     """Forecast, write what is asked for, and say what was found."""
+    _make_room(out, table, figure)
     weights = {name: box_weights(result, region) for name, region in parse_boxes(boxes).items()}
     found = forecast(
         result,
@@ -116,6 +127,7 @@ def forecast_result(
         new=None if new is None else read_new(result, new),
         indices=weights,
         transition=transition,
+        residuals=residuals,
         num_draws=num_draws,
         beyond=beyond,
         seed=seed,
@@ -136,6 +148,7 @@ def project_result(
     result: Result, file: str, out: Path, *, level: float, num_draws: int, seed: int, source: str
 ) -> str:
     """Project the months of a file after the record, write them, and say what was found."""
+    _make_room(out)
     found = project(result, read_new(result, file), level=level, num_draws=num_draws, seed=seed)
     report = result.diagnose()
     found.attrs |= {"result": source, "new_months": file, "verdict": report.head}

@@ -167,7 +167,8 @@ def forecast(
         _add_field(out, rng, draws, record, series, noise, keep_draws)
         out = to_grid(out, record.constant)
     out["told"] = "time", told
-    return _described(out, record, tree, transition, lags, judge=judge, seed=seed)
+    out = _described(out, record, tree, transition, lags, judge=judge, seed=seed)
+    return out.assign_attrs(residuals=residuals)
 
 
 def _new_months(record: Record, new: xr.DataArray | None) -> tuple[xr.DataArray | None, int]:
