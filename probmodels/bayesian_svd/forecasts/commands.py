@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -109,8 +109,8 @@ def forecast_result(
     *,
     new: str | None,
     boxes: Sequence[str],
-    transition: str,
-    residuals: str,
+    transition: Literal["ar1", "lags", "coupled"],
+    residuals: Literal["noise", "persistent"],
     table: Path | None,
     figure: Path | None,
     num_draws: int,

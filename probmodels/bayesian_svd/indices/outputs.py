@@ -217,7 +217,13 @@ def draw_correlations(table: pd.DataFrame) -> Figure:
         for place, (estimand, part) in enumerate(kinds):
             shift = 0.12 * (place - (len(kinds) - 1) / 2)
             reach = [part["mean"] - part["lower"], part["upper"] - part["mean"]]
-            style = {"fmt": "o", "markersize": 3, "linewidth": 1, "capsize": 2, "color": _SHOWN[str(estimand)][0]}
+            style: dict[str, Any] = {
+                "fmt": "o",
+                "markersize": 3,
+                "linewidth": 1,
+                "capsize": 2,
+                "color": _SHOWN[str(estimand)][0],
+            }
             ax.errorbar(part["lag"] + shift, part["mean"], np.clip(reach, 0, None), label=str(estimand), **style)
         _label(ax, "correlation")
     axes[-1].set_xlabel("lag: steps by which the index leads", fontsize=SMALL)
