@@ -72,10 +72,10 @@ def draw_indices(summaries: Sequence[xr.Dataset]) -> Figure:
     return figure
 
 
-def _panels(names: Sequence[str], width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
+def _panels(names: Sequence[str], width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure with a panel for each index, one below the other, and a line at zero in each."""
     figure = Figure(figsize=(width, height * len(names) + 0.3), layout="constrained")
-    axes = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
+    axes = list(figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0])
     for name, ax in zip(names, axes, strict=True):
         ax.axhline(0, color="0.7", linewidth=0.7, zorder=0)
         ax.set_title(name, fontsize=10, loc="left")
