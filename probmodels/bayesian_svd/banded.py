@@ -62,25 +62,10 @@ def factor(bands, weight, filter_, lower):
 
     With two bands its rows are pivots and subdiagonal; with more, row t is pivot t and what is below it.
     """
+    if bands.shape[0] == 2:
+        return _factor_two(bands[0], bands[1], weight, filter_, lower[0], lower[1])
     square, beside = filter_[2], filter_[3]
-    logdet = 0.0
-    product = 1.0
     width, size = bands.shape
-    if width == 2:
-        diagonal, side = bands[0], bands[1]
-        pivot, ratio = lower[0], lower[1]
-        for t in range(size):
-            p = diagonal[t] + weight * square[t]
-            if t > 0:
-                p -= ratio[t - 1] * (side[t - 1] + weight * beside[t - 1])
-            pivot[t] = p
-            product *= p
-            if product > 1e200 or product < 1e-200 or t + 1 == size:
-                logdet += math.log(product)
-                product = 1.0
-            if t + 1 < size:
-                ratio[t] = (side[t] + weight * beside[t]) / p
-        return logdet
     for j in range(width):
         for t in range(size):
             lower[t, j] = bands[j, t]
@@ -88,6 +73,36 @@ def factor(bands, weight, filter_, lower):
         lower[t, 0] += weight * square[t]
         if t + 1 < size:
             lower[t, 1] += weight * beside[t]
+    return _factor_more(lower)
+
+
+@njit(**JIT)
+def _factor_two(diagonal, side, weight, filter_, pivot, ratio):
+    """The same of a tridiagonal matrix."""
+    square, beside = filter_[2], filter_[3]
+    logdet = 0.0
+    product = 1.0
+    size = diagonal.shape[0]
+    for t in range(size):
+        p = diagonal[t] + weight * square[t]
+        if t > 0:
+            p -= ratio[t - 1] * (side[t - 1] + weight * beside[t - 1])
+        pivot[t] = p
+        product *= p
+        if product > 1e200 or product < 1e-200 or t + 1 == size:
+            logdet += math.log(product)
+            product = 1.0
+        if t + 1 < size:
+            ratio[t] = (side[t] + weight * beside[t]) / p
+    return logdet
+
+
+@njit(**JIT)
+def _factor_more(lower):
+    """LDL' in place of a matrix whose columns from the diagonal on are the rows of ``lower``; log det."""
+    size, width = lower.shape
+    logdet = 0.0
+    product = 1.0
     for t in range(size):
         p = lower[t, 0]
         product *= p
