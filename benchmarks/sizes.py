@@ -3,8 +3,8 @@
 Smooth fields are simulated on the ocean of the Pacific (coasts of Natural Earth) at ever finer resolution: five modes
 of Matérn 7/2 patterns with length-scales from 1300 to 2500 km, AR(1) series, a trend, and white noise of the variance
 of the fifth mode. Every row is a process of its own, and printed as it comes. Set-up is `make_problem` with
-``series="ar1"`` and the effects intercept and trend; a sweep is one of `SeriesGibbs`. ``--all-directions`` adds rows
-with ``tail=0`` for the sizes up to it. ``--run`` makes one size a whole run: four chains of 1500 sweeps, files, report.
+``series="ar1"``, or as ``--series`` says, and the effects intercept and trend; a sweep is one of `SeriesGibbs`.
+``--all-directions`` adds rows with ``tail=0`` for the sizes up to it. ``--run`` makes one size a whole run: four chains of 1500 sweeps, files, report.
 ``--agreement`` compares posteriors at one size with those of ``tail=0``: differences of means in Monte Carlo errors,
 and ratios of standard deviations, over patterns in data units at every tenth cell, d and sigma.
 """
@@ -89,12 +89,14 @@ def simulate(num_cells: int, num_times: int, seed: int) -> xr.DataArray:
     return xr.DataArray(values, coords, ("cell", "time"), name="sst")
 
 
-def measure(num_cells: int, num_times: int, tail: float | None, whole: bool, seed: int, rank: int) -> dict[str, Any]:
+def measure(
+    num_cells: int, num_times: int, tail: float | None, whole: bool, seed: int, rank: int, series: str
+) -> dict[str, Any]:
     """One row, in this process."""
     data = simulate(num_cells, num_times, seed)
-    make_problem(data[:60, :30], rank=1, series="ar1")  # imports
+    make_problem(data[:60, :30], rank=1, series=series)  # imports
     start = time.process_time()
-    problem = make_problem(data, rank=rank, fixed_effects=["intercept", "trend"], series="ar1", tail=tail)
+    problem = make_problem(data, rank=rank, fixed_effects=["intercept", "trend"], series=series, tail=tail)
     setup = time.process_time() - start
     kernel = SeriesGibbs(problem)
     kernel.setup(0)
@@ -170,6 +172,7 @@ def main() -> None:
     parser.add_argument("--all-directions", type=int, default=0, help="largest number of cells for rows with tail=0")
     parser.add_argument("--run", default="", help="a size whose run is done whole")
     parser.add_argument("--agreement", action="store_true", help="compare posteriors at the first size, no more")
+    parser.add_argument("--series", default="ar1", help="process of the series, as in make_problem")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rank", type=int, default=5, help="modes of the model; the field has five")
     parser.add_argument("--row", help=argparse.SUPPRESS)  # what the script calls itself with
@@ -185,7 +188,7 @@ def main() -> None:
     for size in options.sizes:
         n, m = map(int, size.split("x"))
         for tail in (None, 0.0) if n <= options.all_directions else (None,):
-            row = json.dumps([n, m, tail, size == options.run, options.seed, options.rank])
+            row = json.dumps([n, m, tail, size == options.run, options.seed, options.rank, options.series])
             done = subprocess.run([sys.executable, __file__, "--row", row], check=True, capture_output=True, text=True)
             rows.append({"tail": "chosen" if tail is None else tail, **json.loads(done.stdout.splitlines()[-1])})
             print(
