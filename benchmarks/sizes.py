@@ -4,9 +4,10 @@ Smooth fields are simulated on the ocean of the Pacific (coasts of Natural Earth
 of Matérn 7/2 patterns with length-scales from 1300 to 2500 km, AR(1) series, a trend, and white noise of the variance
 of the fifth mode. Every row is a process of its own, and printed as it comes. Set-up is `make_problem` with
 ``series="ar1"``, or as ``--series`` says, and the effects intercept and trend; a sweep is one of `SeriesGibbs`.
-``--all-directions`` adds rows with ``tail=0`` for the sizes up to it. ``--run`` makes one size a whole run: four chains of 1500 sweeps, files, report.
-``--agreement`` compares posteriors at one size with those of ``tail=0``: differences of means in Monte Carlo errors,
-and ratios of standard deviations, over patterns in data units at every tenth cell, d and sigma.
+``--all-directions`` adds rows with ``tail=0`` for the sizes up to it. ``--run`` makes one size a whole run: four chains
+of 1500 sweeps, files, report. ``--agreement`` compares posteriors at one size with those of ``tail=0``: differences of
+means in Monte Carlo errors, and ratios of standard deviations, over patterns in data units at every tenth cell, d and
+sigma.
 """
 
 from __future__ import annotations
