@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -53,6 +54,7 @@ WORKING: dict[str, list[str]] = {
     ],
     "forecast": ["SVD", "--out=FOLDER/forecast.nc", "--steps=2", "--beyond"],
     "project": ["SVD", "LATER", "--out=FOLDER/projection.nc"],
+    "panels": ["MODES", "AGAIN", "--out=FOLDER/page.png", "--table=FOLDER/page.csv"],
 }
 
 # Argument or option of a command to values that it cannot have.
@@ -201,6 +203,14 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--seed": NO_SEED,
         "--overwrite": NO_FLAG,
     },
+    "panels": {
+        "folders": ["absent", "FILE", "FOLDER", "RESULT", "AGAIN"],
+        "--out": ["page.txt", "", "FILE/below.png", f"FOLDER/{LONG}.png"],
+        "--mode": [*NO_COUNT, "4"],
+        "--columns": NO_COUNT,
+        "--table": ["", "FILE/below.csv", "FOLDER"],
+        "--overwrite": NO_FLAG,
+    },
     "project": {
         "folder": [*NO_RESULT, "RESULT"],
         "file": ["", "absent.nc", "FILE", "FOLDER", LONG, "FIELD"],
@@ -280,7 +290,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     values = "\n".join(f"{str(month)[:7]},{rng.standard_normal():.3f}" for month in months)
     (folder / "series.csv").write_text(f"time,rain\n{values}\n")
     names = {"FIELD": "field.nc", "FILE": "file", "FOLDER": "empty", "SPEC": "spec.toml", "RESULT": "one"}
-    names |= {"OTHER": "other", "MODES": "modes", "SERIES": "series.csv"}
+    shutil.copytree(folder / "modes", folder / "again")
+    names |= {"OTHER": "other", "MODES": "modes", "AGAIN": "again", "SERIES": "series.csv"}
     spec = load_spec({**read_spec(folder / "spec.toml"), "output": {"path": str(folder / "svd")}})
     spec["model"] |= {"series": "ar1", "fixed_effects": ["intercept", "trend"]}
     run_engine(spec, build_problem(spec, load_data(spec)), progress=False).save(folder / "svd")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from synthetic_modes import synthetic_result, toy_field
+from typer.testing import CliRunner
 
 from probmodels.bayesian_svd.patterns.panels import compare_patterns, mode_panels
 from probmodels.bayesian_svd.summary import summarise_modes
+from probmodels.cli import app
 from probmodels.errors import SummaryError
+from probmodels.inference.result import Result
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +83,44 @@ def test_what_cannot_be_compared_is_refused(trees):
     for wrong in (0, -1, 1.5, True, "3", 10**30):
         with pytest.raises(SummaryError, match="mode="):
             mode_panels({"a": summarise_modes(trees["DJF"], check_draws=1)}, mode=wrong)
+
+
+def saved(trees, folder):
+    for name, tree in trees.items():
+        tree = tree.copy()
+        tree.attrs["method"] = "bayesian_svd"
+        Result(tree).save(folder / name)
+    return [str(folder / name) for name in trees]
+
+
+def test_the_command_draws_seasons_side_by_side_and_correlates_them(trees, tmp_path):
+    folders = saved(trees, tmp_path)
+    page, table = tmp_path / "page.png", tmp_path / "page.csv"
+    found = CliRunner().invoke(app, ["panels", *folders, "--out", str(page), "--table", str(table)])
+    assert found.exit_code == 0, found.output
+    assert page.read_bytes().startswith(b"\x89PNG")
+    frame = pd.read_csv(table).set_index(["first", "second", "mode", "other_mode"])
+    assert len(frame) == 3 * 2 + 3 * 2 + 2 * 2  # modes of each pair
+    mean = frame.loc[("DJF", "JJA", 1, 1), "correlation_mean"]
+    assert mean > 0.9
+    assert f"DJF and JJA: correlation {mean:.2f} [" in found.output
+    again = CliRunner().invoke(app, ["panels", *folders, "--out", str(page)])
+    assert "exists already" in str(again.exception)
+
+
+def test_results_on_other_grids_are_refused_and_other_regions_are_only_drawn(trees, tmp_path):
+    field = toy_field()
+    between = synthetic_result(field.assign_coords(lon=field["lon"] + 0.3), rank=2, num_draws=5)
+    west, east = (synthetic_result(field.isel(lon=part), rank=2) for part in (slice(0, 5), slice(-5, None)))
+    saved({"DJF": trees["DJF"], "between": between, "west": west, "east": east}, tmp_path)
+    folders = {name: str(tmp_path / name) for name in ("DJF", "between", "west", "east")}
+    page = tmp_path / "page.png"
+    refused = CliRunner().invoke(app, ["panels", folders["DJF"], folders["between"], "--out", str(page)])
+    assert "cover the same region on different grids" in str(refused.exception)
+    assert not page.exists()
+    drawn = CliRunner().invoke(app, ["panels", folders["west"], folders["east"], "--out", str(page)])
+    assert drawn.exit_code == 0, drawn.output
+    assert "patterns are drawn, not correlated" in drawn.output
+    table = ["--table", str(tmp_path / "t.csv"), "--overwrite"]
+    refused = CliRunner().invoke(app, ["panels", folders["west"], folders["east"], "--out", str(page), *table])
+    assert "nothing to correlate" in str(refused.exception)

@@ -26,6 +26,7 @@ __all__ = [
     "make_folder",
     "problem_of",
     "say",
+    "short_names",
 ]
 
 INTERRUPTED = 130  # exit status
@@ -116,3 +117,12 @@ def counts(name: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise Refusal(f"--{name} {text} is no list of whole numbers; write e.g. 3,4,5") from error
+
+
+def short_names(folders: list[Path]) -> list[str]:
+    """Short names of results that tell them apart: of their folders, or else whole paths."""
+    folders = [folder if folder.name != "result.nc" else folder.parent for folder in folders]
+    if len(set(folders)) < len(folders):
+        raise Refusal("the same result is given twice")
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]

@@ -11,7 +11,7 @@ import typer
 
 from probmodels._version import __version__
 from probmodels.cli.common import INTERRUPTED, Interrupted
-from probmodels.cli.modes import forecast, indices, project
+from probmodels.cli.modes import forecast, indices, panels, project
 from probmodels.cli.results import compare, diagnose, predict, report, show
 from probmodels.cli.specs import list_known, run, schema
 from probmodels.cli.sst import ranks, sst
@@ -41,6 +41,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "indices": indices,
     "forecast": forecast,
     "project": project,
+    "panels": panels,
 }
 for name, command in _COMMANDS.items():
     app.command(name)(command)

@@ -1,4 +1,4 @@
-"""``probmodels indices``, ``forecast`` and ``project``: what is made of the result of a Bayesian SVD."""
+"""``probmodels indices``, ``forecast``, ``project`` and ``panels``: what is made of results of a Bayesian SVD."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from probmodels.cli.common import Refusal, check_free, load
-from probmodels.cli.options import IMAGES, LARGEST, MOST, PATH, Folder
+from probmodels.cli.common import Refusal, check_free, load, make_folder, short_names
+from probmodels.cli.options import IMAGES, LARGEST, MOST, PATH, Folder, path
 
-__all__ = ["forecast", "indices", "project"]
+__all__ = ["forecast", "indices", "panels", "project"]
 
 
 def indices(
@@ -121,3 +121,27 @@ def project(
     from probmodels.bayesian_svd.forecasts.commands import project_result
 
     typer.echo(project_result(result, file, out, level=level, num_draws=num_samples, seed=seed, source=str(folder)))
+
+
+def panels(
+    folders: Annotated[list[Path], typer.Argument(metavar="RESULT RESULT...", help="Folders of results.", parser=path)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Image to draw: .png, .pdf or .svg.", **PATH)],
+    mode: Annotated[int, typer.Option(min=1, max=MOST, help="Number of the mode.")] = 1,
+    columns: Annotated[int, typer.Option(min=1, max=20, help="Panels side by side.")] = 2,
+    table: Annotated[
+        Path | None, typer.Option("--table", help="CSV file of the correlations between patterns.", **PATH)
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+) -> None:
+    """Draw a mode of several results side by side: seasons, regions or data sets, and how alike patterns are."""
+    if len(folders) < 2:
+        raise Refusal("panels takes two results or more")
+    if out.suffix not in IMAGES:
+        raise Refusal(f"--out {out} must end in .png, .pdf or .svg")
+    check_free(overwrite, out, table)
+    results = {name: load(folder) for name, folder in zip(short_names(folders), folders, strict=True)}
+    for file in filter(None, (out, table)):
+        make_folder(file)
+    from probmodels.bayesian_svd.patterns.panels import write_panels
+
+    typer.echo(write_panels(results, out, mode=mode, columns=columns, table=table))

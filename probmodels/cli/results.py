@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from probmodels.cli import runs
-from probmodels.cli.common import Refusal, exit_unless, import_code, load, make_folder, problem_of
+from probmodels.cli.common import Refusal, exit_unless, import_code, load, make_folder, problem_of, short_names
 from probmodels.cli.options import IMAGES, LARGEST, MOST, PATH, AllowCode, AllowFetch, Folder, Strict, path
 from probmodels.errors import ResultError
 
@@ -105,7 +105,7 @@ def compare(
             raise Refusal(f"--figure {figure} must end in .png, .pdf or .svg")
         make_folder(figure)
     judged = {}
-    for folder, name in zip(folders, _names(folders), strict=True):
+    for folder, name in zip(folders, short_names(folders), strict=True):
         import_code(folder, allow_code)
         result = load(folder)
         problem = None if "log_likelihood" in result.tree.children else problem_of(result, folder, allow_fetch)
@@ -118,15 +118,6 @@ def compare(
         plots.ranking(found.table).savefig(figure, dpi=150)
         typer.echo(f"\nFigure: {figure}")
     exit_unless(found.ok, strict)
-
-
-def _names(folders: list[Path]) -> list[str]:
-    """Short names of results that tell them apart: of their folders, or else whole paths."""
-    folders = [folder if folder.name != "result.nc" else folder.parent for folder in folders]
-    if len(set(folders)) < len(folders):
-        raise Refusal("the same result is given twice")
-    names = [folder.resolve().name for folder in folders]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 def predict(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -12,11 +14,16 @@ from matplotlib.figure import Figure
 
 from probmodels.bayesian_svd.draws import MODES_OF, Draws, read_draws
 from probmodels.bayesian_svd.maps import draw_map, grid_of_maps, largest
+from probmodels.bayesian_svd.summary import summarise_modes
 from probmodels.errors import SummaryError
+from probmodels.inference.result import Result
+from probmodels.inference.runtime.ops import write_atomically
 from probmodels.options import Count, Draws as NumDraws, Fraction, OneOf, Seed, checked
+from probmodels.outputs import laid_out
 
-__all__ = ["compare_patterns", "mode_panels"]
+__all__ = ["compare_patterns", "mode_panels", "write_panels"]
 
+_FEWEST = 3  # cells that two results share
 _DECIMALS = 2  # of degrees, to which cells of two results are the same
 
 
@@ -71,6 +78,81 @@ def mode_panels(
     return figure
 
 
+def write_panels(
+    results: Mapping[str, Result], out: Path, *, mode: int = 1, columns: int = 2, table: Path | None = None
+) -> str:
+    """Draw a mode of several results, and say how alike its patterns are.
+
+    Parameters
+    ----------
+    results
+        Of a Bayesian SVD, by name.
+    out
+        Image to write.
+    mode, columns
+        As for `mode_panels`.
+    table
+        CSV file to write, of the correlations between all modes of each pair of results.
+
+    Returns
+    -------
+    str
+        Correlations of the mode between results, with their intervals.
+
+    Raises
+    ------
+    SummaryError
+        If a result is of another method or of several fields, lacks the mode or a grid, units differ, or results cover
+        the same region on different grids.
+    """
+    for name, result in results.items():
+        if result.tree.attrs.get("method") != "bayesian_svd":
+            raise SummaryError(f"{name!r} is a result of {result.tree.attrs.get('method')!r}, not of bayesian_svd")
+        if "field" in result.group("constant_data").coords:
+            raise SummaryError(f"{name!r} is of several fields; its report has them side by side")
+    trees = {name: result.tree for name, result in results.items()}
+    apart = _check_grids(trees)
+    summaries = {name: summarise_modes(tree) for name, tree in trees.items()}
+    figure = mode_panels(summaries, mode=mode, columns=columns)
+    if apart and table is not None:
+        raise SummaryError(f"{' and '.join(map(repr, apart))} share no cell, so that there is nothing to correlate")
+    found = None if apart else compare_patterns(trees)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, lambda file: laid_out(figure).savefig(file, dpi=150, format=out.suffix[1:]))
+    if found is None:
+        return f"{' and '.join(map(repr, apart))} share no cell: patterns are drawn, not correlated\n\nFigure: {out}"
+    lines = []
+    for one, two in combinations(results, 2):
+        at = found.sel(first=one, second=two, mode=mode, other_mode=mode)
+        mean, low, high = (float(at[f"correlation_{key}"]) for key in ("mean", "lower", "upper"))
+        cells = int(at["common_cells"])
+        lines.append(f"{one} and {two}: correlation {mean:.2f} [{low:.2f}, {high:.2f}] over {cells} cells")
+    if table is not None:
+        frame = found.to_dataframe().reset_index()
+        later = frame["first"].map(list(results).index) < frame["second"].map(list(results).index)
+        frame[later].dropna().to_csv(table, index=False, float_format="%.6g")
+        lines.append(f"\nTable: {table}")
+    return "\n".join([f"mode {mode}:", *lines, f"\nFigure: {out}"])
+
+
+def _check_grids(trees: Mapping[str, xr.DataTree]) -> tuple[str, ...]:
+    """Two results that are of different regions, if any; two of one region on different grids are refused."""
+    places = {name: _places(name, tree) for name, tree in trees.items()}
+    apart: tuple[str, ...] = ()
+    for one, two in combinations(places, 2):
+        if len(np.intersect1d(places[one], places[two])) >= _FEWEST:
+            continue
+        boxes = [(p.real.min(), p.real.max(), p.imag.min(), p.imag.max()) for p in (places[one], places[two])]
+        (south, north, west, east), (low, high, left, right) = boxes
+        if max(south, low) <= min(north, high) and max(west, left) <= min(east, right):
+            raise SummaryError(
+                f"{one!r} and {two!r} cover the same region on different grids; bring both to one grid, so that their "
+                "patterns can be compared cell by cell"
+            )
+        apart = (one, two)
+    return apart
+
+
 @checked(SummaryError)
 def compare_patterns(
     trees: Annotated[Mapping[str, xr.DataTree], Len(2)],
@@ -121,7 +203,7 @@ def compare_patterns(
         for j, two in enumerate(names[:i]):
             _, a, b = np.intersect1d(places[one], places[two], return_indices=True)
             common[i, j] = common[j, i] = len(a)
-            if len(a) < 3:
+            if len(a) < _FEWEST:
                 raise SummaryError(f"{one!r} and {two!r} share {len(a)} cells; three are needed, on the same grid")
             left = _unit(draws[one], a, rng.integers(draws[one].num_draws, size=num_draws), draws[one].weight[a])
             right = _unit(draws[two], b, rng.integers(draws[two].num_draws, size=num_draws), draws[one].weight[a])
