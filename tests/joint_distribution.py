@@ -27,6 +27,7 @@ def functions(draw: dict[str, Any], basis: np.ndarray) -> np.ndarray:
         [(u[2] * d) @ f[7]],
         draw["autocorrelation"].numpy(),
         draw["length_scale_space"].numpy(),
+        [(d > float(draw["sigma"])).sum()],
     ]
     if "length_scale_time" in draw:
         parts.append(np.log(draw["length_scale_time"].numpy()))

@@ -12,7 +12,7 @@ import xarray as xr
 from probmodels.bayesian_svd.gaps.blocks import hide_blocks
 from probmodels.bayesian_svd.gaps.quick import Table, _States, quick_fit, shrunken
 from probmodels.bayesian_svd.gaps.rank_outputs import draw_ranks, write_ranks
-from probmodels.bayesian_svd.gaps.ranks import compare_ranks
+from probmodels.bayesian_svd.gaps.ranks import _Filled, _scored, _sentence, compare_ranks
 from probmodels.bayesian_svd.noise import Noise, unfiltered_by
 from probmodels.errors import DataError
 
@@ -94,7 +94,9 @@ def comparison() -> xr.Dataset:
 
 def test_the_right_number_is_chosen_and_said(comparison: xr.Dataset) -> None:
     assert comparison.attrs["chosen"] == 2
-    assert "2 modes" in comparison.attrs["sentence"]
+    sentence = comparison.attrs["sentence"]
+    assert sentence.startswith("With white noise, 2 modes fill ")
+    assert "2 are chosen" in sentence
     np.testing.assert_array_equal(comparison["num_modes"], [1, 2, 2, 2])
     assert float(comparison["rmse"].sel(rank=1)) > 1.02 * float(comparison["rmse"].sel(rank=2))
     assert float(comparison["coverage"].sel(rank=2)) == pytest.approx(0.95, abs=0.03)
@@ -110,6 +112,45 @@ def test_standard_errors_are_of_blocks(comparison: xr.Dataset) -> None:
     places = rng.integers(len(size), size=(2000, len(size)))
     means = square[0][places].sum(1) / size[places].sum(1)
     assert float(comparison["rmse_se"][0]) == pytest.approx(np.sqrt(means).std(), rel=0.1)
+
+
+def test_numbers_that_blocks_do_not_tell_apart_are_said() -> None:
+    """Two numbers of one error: the smaller is chosen; a third that is worse in all blocks alike is told apart."""
+    rng = np.random.default_rng(0)
+    count, size = 40, 25
+    block = np.repeat(np.arange(count), size)
+    truth = rng.standard_normal(count * size)
+    noise = rng.standard_normal(truth.shape)
+    means = np.stack([truth + scale * noise for scale in (1.5, 1.0, 1.0)])
+    means[2] += 0.03 * rng.standard_normal(truth.shape)
+    sds = np.stack([np.full(truth.shape, scale) for scale in (1.5, 1.0, 1.0)])
+    part = _Filled(truth, block, means, sds, np.array([2, 3, 4]), np.ones((3, 6)), np.ones(3))
+    found = _scored([part, part._replace(block=block[::-1])], [2, 3, 4])
+    found.attrs |= {"noise": "white", "units": "1"}
+    assert found.sizes["block"] == 2 * count  # blocks of the two repeats are others
+    assert found.attrs["chosen"] == 3
+    np.testing.assert_array_equal(found["alike"], [False, True, True])
+    best = found.attrs["best"]
+    assert f"do not tell {7 - best} apart from {best}" in _sentence(found, (6, 3, 4))
+    alone = _scored([part._replace(num_modes=np.array([2, 3, 3]))], [2, 3, 4])  # the fourth mode is in the noise
+    alone.attrs |= {"noise": "white", "units": "1"}
+    np.testing.assert_array_equal(alone["alike"], [False, True, False])
+    assert "All other numbers are worse by more than two standard errors" in _sentence(alone, (6, 3, 4))
+
+
+def test_values_and_intervals_may_prefer_other_numbers() -> None:
+    """The least error is of the first, but its intervals are much too wide."""
+    rng = np.random.default_rng(1)
+    block = np.repeat(np.arange(30), 20)
+    truth = rng.standard_normal(600)
+    means = truth + np.array([[0.5], [0.55]]) * rng.standard_normal(600)
+    sds = np.stack([np.full(600, 5.0), np.full(600, 0.55)])
+    found = _scored([_Filled(truth, block, means, sds, np.array([1, 2]), np.ones((2, 4)), np.ones(2))], [1, 2])
+    found.attrs |= {"noise": "correlated", "units": "degC"}
+    assert (found.attrs["best_rmse"], found.attrs["best_crps"]) == (1, 2)
+    sentence = _sentence(found, (6, 3, 4))
+    assert "error is least with 1, which is best where the filled values alone count" in sentence
+    assert "CRPS is least with 2" in sentence
 
 
 def test_the_largest_rank_of_all_is_said_to_be_so() -> None:
@@ -171,6 +212,7 @@ def test_what_is_missing_is_never_scored() -> None:
         ({"ranks": []}, "ranks="),
         ({"ranks": [0]}, "ranks"),
         ({"noise": "red"}, "noise='red'"),
+        ({"repeats": 0}, "repeats=0"),
         ({"block": (3, 2)}, "block"),
     ],
 )
@@ -187,7 +229,7 @@ def test_what_cannot_be_compared_is_refused_first(
 
 def test_the_figure_shows_errors_and_variances_beyond_the_choice(comparison: xr.Dataset) -> None:
     left, right = draw_ranks(comparison).axes
-    assert [line.get_label() for line in left.lines if "least" in str(line.get_label())] == ["least error: 2"]
+    assert [line.get_label() for line in left.lines if "least" in str(line.get_label())] == ["least: 2"]
     labels = {str(line.get_label()): line for line in right.lines}
     assert np.asarray(labels["the 2 chosen"].get_ydata()).min() > float(comparison["edge"][-1])
     beyond = np.asarray(labels["beyond them"].get_ydata())

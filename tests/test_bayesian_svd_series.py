@@ -73,20 +73,21 @@ def test_the_likelihood_is_that_of_the_data_with_effects_integrated_out(gaps: bo
 
 
 @pytest.mark.parametrize(
-    ("series", "prior"),
+    ("series", "prior", "shrinkage"),
     [
-        ("ar1", "conditioned"),
-        ("matern52", "conditioned"),
-        pytest.param("ar1", "uniform", marks=pytest.mark.slow),
-        pytest.param("matern32", "conditioned", marks=pytest.mark.slow),
+        ("ar1", "conditioned", "none"),
+        ("ar1", "conditioned", "log_uniform"),
+        ("matern52", "conditioned", "none"),
+        pytest.param("ar1", "uniform", "none", marks=pytest.mark.slow),
+        pytest.param("matern32", "conditioned", "log_uniform", marks=pytest.mark.slow),
     ],
 )
-def test_parameters_keep_their_prior_where_data_are_drawn_anew(series: str, prior: str) -> None:
+def test_parameters_keep_their_prior_where_data_are_drawn_anew(series: str, prior: str, shrinkage: str) -> None:
     effects = ("intercept", "trend")
     settings: dict[str, Any] = {"rank": 3, "scale": 1.5, "noise_prior": (6.0, 1.8), "fixed_effects": effects}
     if series != "ar1":
         settings["length_scales_time"] = [0.3, 1.0, 2.0, 4.0, 8.0]
-    made = problem(noise(8, 10), **settings, frame_prior=prior, series=series)
+    made = problem(noise(8, 10), **settings, frame_prior=prior, series=series, shrinkage=shrinkage)
     basis, design = made.args[0].space.basis.numpy(), made.args[0].design.numpy()
 
     def renew(seen: Any, draw: dict[str, Any], rng: np.random.Generator) -> None:
@@ -107,6 +108,7 @@ EFFECTS: dict[str, tuple[dict[str, Any], float]] = {
         {"fixed_effects": ("intercept",), "shared_effects": ("trend",), "effect_scale": 1.0},
         0.2,
     ),
+    "modes that may vanish": ({"fixed_effects": ("intercept",), "rank": 4, "shrinkage": "log_uniform"}, 0.0),
 }
 NUM_DRAWS, BURN, THIN = 31, 150, 8
 

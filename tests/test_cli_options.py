@@ -33,7 +33,7 @@ NO_FLAG = ["yes"]  # as --flag=yes
 # Arguments that work but for what a case changes.
 WORKING: dict[str, list[str]] = {
     "sst": ["FIELD", "--rank=2", "--draws=10", "--warmup=1", "--chains=1", "--out=FOLDER/sst", "--quiet"],
-    "ranks": ["FIELD", "--rank=1,2", "--block=1,1,1", "--share=0.2", "--out=FOLDER/ranks", "--quiet"],
+    "ranks": ["FIELD", "--rank=1,2", "--block=1,1,1", "--share=0.2", "--repeats=1", "--out=FOLDER/ranks", "--quiet"],
     "run": ["SPEC", "--out=FOLDER/run", "--quiet"],
     "list": [],
     "schema": ["bayesian_svd"],
@@ -108,6 +108,7 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--rank": [*NO_COUNT, "1,two", "0,1", "99"],
         "--block": ["", "1,1", "0,1,1", "1,1,1,1", "999,1,1", "a,b,c", HUGE],
         "--share": ["0", "1", "-1", "2", "nan", "half", ""],
+        "--repeats": NO_COUNT,
         "--noise": ["red", ""],
         "--seed": NO_SEED,
         "--out": NO_FOLDER,

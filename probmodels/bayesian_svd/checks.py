@@ -16,6 +16,7 @@ from probmodels.bayesian_svd.draws import read_draws
 from probmodels.bayesian_svd.eof import eof_baseline, make_anomalies
 from probmodels.bayesian_svd.forecasts.states import innovations, whiteness
 from probmodels.bayesian_svd.halves import compare_halves
+from probmodels.bayesian_svd.patterns.number import check_number
 from probmodels.bayesian_svd.summary import residual_checks
 from probmodels.distributions.processes import PROCESSES
 from probmodels.inference.diagnostics.findings import Finding
@@ -65,6 +66,7 @@ def check_model(result: ResultLike) -> Iterator[Finding]:
     yield from _halves(tree)
     yield from _lost(tree)
     yield from _hidden(group_of(tree, "constant_data"))
+    yield from check_number(tree)
 
 
 def misfit(checks: xr.Dataset) -> dict[str, float]:

@@ -5,7 +5,7 @@ location's weight w)::
 
     U ~ frame prior on the Stiefel manifold V(k, n), kernel and length-scale of its own for each mode
     V ~ frame prior on V(k, m)
-    d_i ~ HalfNormal(scale)
+    d_i ~ HalfNormal(scale), or a mixture of such over a grid of scales
     sigma^2 ~ InverseGamma(shape, rate)
     Z = shared effects + local effects T' + U diag(d) V' + sigma * noise
 
@@ -148,7 +148,8 @@ class MatrixData(NamedTuple):
     products are then those of the data with each gap filled by its cell's least-squares effects: a start for
     samplers, no part of the density); ``series`` where the series of modes are a process in time in place of a frame:
     ``z`` is then ``(ru, m)``, projected off the design where effects are flat; ``noise`` where the noise is correlated:
-    data and design are then in the coordinates where it is white (n x m in all), the design orthonormal there.
+    data and design are then in the coordinates where it is white (n x m in all), the design orthonormal there;
+    ``sizes (G,)`` scales of half-normals whose even mixture is the prior of d, in place of ``scale``.
     """
 
     z: Tensor
@@ -172,6 +173,7 @@ class MatrixData(NamedTuple):
     gaps: Gaps | None
     series: SeriesData | None = None
     noise: NoiseData | None = None
+    sizes: Tensor | None = None
 
     def whitened(self, weighted: Tensor) -> MatrixData:
         """The same with complete weighted data (n, m) in place of its own, where noise is correlated."""
@@ -374,6 +376,14 @@ def _sample_frame(site: str, side: SideData, name: str, prior: str) -> Tensor:
     return value
 
 
+def _size_prior(data: MatrixData, rank: int) -> TorchDistribution:
+    """Prior of the sizes d, event shape (k,)."""
+    if data.sizes is None:
+        return dist.HalfNormal(data.scale).expand([rank]).to_event(1)
+    scales = data.sizes.expand(rank, -1)
+    return dist.MixtureSameFamily(dist.Categorical(torch.ones_like(scales)), dist.HalfNormal(scales)).to_event(1)
+
+
 def _sample_series(series: SeriesData) -> Tensor:
     """Series of unit variance (m, k), with their decays or length-scales as leaves."""
     process = ProcessSeries(series.process, series.scale, series.steps, series.log_weights)
@@ -407,7 +417,7 @@ def model(data: MatrixData, prior: str = "conditioned") -> None:
             seen = data.noise.filter(v.T).T
         if flat:  # what lies along effects of flat prior is not seen
             seen = seen - data.design @ (data.design.T @ seen)
-    d = pyro.sample("d", dist.HalfNormal(data.scale).expand([rank]).to_event(1), infer=_axes("mode"))
+    d = pyro.sample("d", _size_prior(data, rank), infer=_axes("mode"))
     variance = dist.InverseGamma(data.noise_shape, data.noise_rate)
     sigma = pyro.sample(
         "sigma", dist.TransformedDistribution(variance, [dist.transforms.PowerTransform(torch.tensor(0.5))])

@@ -18,6 +18,7 @@ from probmodels.bayesian_svd.gaps.fill import fill_field, held_out_sentence, wri
 from probmodels.bayesian_svd.indices.el_nino import el_nino_sentences, el_nino_table
 from probmodels.bayesian_svd.joint.outputs import Coupled, Coupling, coupled_modes
 from probmodels.bayesian_svd.patterns.local import local_variance, trend_maps
+from probmodels.bayesian_svd.patterns.number import draw_number
 from probmodels.bayesian_svd.patterns.rotation import ROTATIONS
 from probmodels.bayesian_svd.report import write_report
 from probmodels.bayesian_svd.reporting.tables import effect_tables, mode_tables
@@ -172,6 +173,8 @@ def _figures(
         "pcs": mode_figures.pcs(modes, comparison),
         "scree": mode_figures.scree(modes, comparison),
     }
+    if "number_of_modes" in modes:
+        figures["number_of_modes"] = draw_number(modes)
     if mapped:
         figures["mode_maps"] = mode_figures.mode_maps(modes)
         if "plane" in modes.dims:

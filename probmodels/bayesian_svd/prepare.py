@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -21,8 +21,10 @@ from probmodels.bayesian_svd.align import ORDERS, align_draws, invariants
 from probmodels.bayesian_svd.augment import basis_of
 from probmodels.bayesian_svd.effects import effect_design, time_in_years
 from probmodels.bayesian_svd.gaps.blocks import Block, hold_out_blocks
+from probmodels.bayesian_svd.gaps.quick import Table, noise_about
 from probmodels.bayesian_svd.model import FRAME_PRIORS, Gaps, MatrixData, SeriesData, SideData, model
 from probmodels.bayesian_svd.noise import Noise, estimate_noise, with_noise
+from probmodels.bayesian_svd.patterns.shrinkage import with_shrinkage
 from probmodels.bayesian_svd.sampler import BlockGibbs
 from probmodels.bayesian_svd.series_grid import series_data
 from probmodels.bayesian_svd.series_sampler import SeriesGibbs
@@ -154,12 +156,9 @@ def _check_unused(options: Mapping[str, Any], families: Mapping[str, Sequence[st
         refuse("frame_prior='uniform'", *kernels, "num_length_scales", "period", "nugget", "tail", "max_basis")
     if not options["hold_out"]:
         refuse("hold_out=0", "hold_out_block")
-    if options["noise"] == "correlated":
-        if options["series"] == "frame":
-            raise DataError("noise='correlated' needs series that are a process: series='ar1', 'matern32', ...")
-        for name in ("effect_scale", "shared_effects"):
-            if options[name]:
-                raise DataError(f"noise='correlated' has effects of flat prior, each cell's own: leave out {name}")
+    if options["series"] == "frame" and options["shrinkage"] != "none":
+        raise DataError("shrinkage needs series that are a process: series='ar1', 'matern32', ...")
+    _check_noise(options, refuse)
     if options["series"] != "frame":
         unused = ("period",) if matern else (*lengths["time"], "period")
         refuse(f"series={options['series']!r}", "kernel_time", *unused)
@@ -189,6 +188,26 @@ def _check_unused(options: Mapping[str, Any], families: Mapping[str, Sequence[st
             raise DataError(f"covariates[{name!r}] is in neither fixed_effects nor shared_effects; name it there")
 
 
+def _check_noise(options: Mapping[str, Any], refuse: Callable[..., None]) -> None:
+    """Refuse options that do not go with the noise."""
+    if options["noise"] == "white":
+        refuse("noise='white'", "noise_rank")
+        return
+    if options["series"] == "frame":
+        raise DataError("noise='correlated' needs series that are a process: series='ar1', 'matern32', ...")
+    for name in ("effect_scale", "shared_effects"):
+        if options[name]:
+            raise DataError(f"noise='correlated' has effects of flat prior, each cell's own: leave out {name}")
+    if options["noise_rank"] is None and options["shrinkage"] != "none":
+        raise DataError(
+            "shrinkage with noise='correlated' needs noise_rank, the number of modes about which noise is estimated "
+            "(about as many as rank it comes out too small, and the number of modes too large); probmodels ranks finds "
+            "it (--set model.noise_rank=4)"
+        )
+    if options["noise_rank"] is not None and options["noise_rank"] > options["rank"]:
+        raise DataError(f"noise_rank={options['noise_rank']}; give at most the rank, {options['rank']}")
+
+
 @checked(DataError, keep=True)
 @threadpool_limits.wrap(limits=1)  # on shared cores more threads lose more by waiting than they gain
 def make_problem(
@@ -214,9 +233,11 @@ def make_problem(
     area_weights: bool | Annotated[Sequence[Positive], Len(1)] = True,
     frame_prior: Annotated[str, OneOf(FRAME_PRIORS)] = "conditioned",
     noise: Literal["white", "correlated"] = "white",
+    noise_rank: Annotated[int, Interval(ge=1, le=10_000)] | None = None,
     hold_out: Annotated[float, Interval(ge=0, le=0.5)] = 0.0,
     hold_out_block: Block | None = None,
     scale: Scale | None = None,
+    shrinkage: Literal["none", "log_uniform"] = "none",
     noise_prior: tuple[Scale, Scale] | None = None,
     order: Annotated[str, OneOf(ORDERS)] | None = None,
 ) -> Problem:
@@ -281,6 +302,10 @@ def make_problem(
         this covariance is estimated once, beforehand, and only its size sigma is sampled. The sites ``U``, ``d`` and
         ``F`` are then in coordinates where noise is white; `read_draws` and the summaries turn them into modes.
         Needs a process in time, effects of flat prior that are each cell's own, and at most 5,000 cells.
+    noise_rank
+        Number of modes about which the covariance of correlated noise is estimated; by default ``rank``. With
+        ``shrinkage`` it must be given, since about more modes than there are noise comes out too small, so that too
+        many modes exceed it: `probmodels.bayesian_svd.gaps.ranks.compare_ranks` finds it.
     hold_out
         Share of the observed entries that are hidden from the model, in blocks of space and time, so that
         `probmodels.bayesian_svd.gaps.fill.fill_field` can check its intervals on them.
@@ -290,6 +315,11 @@ def make_problem(
         are 6 x 3 x 4, less where the data are small.
     scale
         Scale of the HalfNormal prior of d; by default the norm of the data.
+    shrinkage
+        ``"log_uniform"``: a size d of any order of magnitude from a tenth of the noise to ``scale`` is as likely, so
+        that modes that the data do not ask for vanish, and the number of modes that exceed the noise has a posterior
+        (see `probmodels.bayesian_svd.patterns.number`); ``rank`` is then the most modes there can be. ``"none"``: all
+        modes have the prior ``HalfNormal(scale)``. Needs series that are a process.
     noise_prior
         Shape and rate of the InverseGamma prior of sigma squared; by default shape 1/2 and a rate
         that puts little mass below a thousandth of the variance left by the effects.
@@ -410,18 +440,27 @@ def make_problem(
     if noise == "correlated":
         assert process is not None
         distance, steps = space_distance(matrix).numpy(), process.steps.numpy()
-        found, complete = estimate_noise(values.numpy(), seen, local.values, steps, distance, rank)
+        if noise_rank is None:
+            found, complete = estimate_noise(values.numpy(), seen, local.values, steps, distance, rank)
+        else:
+            table = Table(values.numpy(), seen, local.values, steps, distance)
+            found, complete = noise_about(table, noise_rank)
         data_ = with_noise(data_, found, complete, local.values, scale=scale, default_rate=noise_prior is None)
+    if shrinkage != "none":
+        data_ = with_shrinkage(data_, noise_prior)
     reference = _reference(data_, rank)
     constant = _constant_data(matrix, weight, data_, reference, local, common)
     for name, kinds in families.items():
         constant.attrs[f"kernel_{name}"] = kinds[0] if isinstance(named[name], str) else ",".join(kinds)
     if found is not None:
         _keep_noise(constant, found, weight)
+        constant.attrs["noise_rank"] = rank if noise_rank is None else noise_rank
     if held_out is not None:
         constant["held_out_block"] = ("cell", "time"), held_out.astype(np.int32)
     constant["hidden"] = "mode", hidden
     constant.attrs["mends"] = json.dumps(mends + said)
+    if shrinkage != "none":
+        constant.attrs["shrinkage"] = shrinkage
     return Problem(
         name="bayesian_svd",
         model=model,

@@ -31,6 +31,7 @@ from probmodels.bayesian_svd.checks import misfit
 from probmodels.bayesian_svd.draws import MODES_OF
 from probmodels.bayesian_svd.indices.el_nino import el_nino_sentences
 from probmodels.bayesian_svd.joint.outputs import Coupled, coupled_section
+from probmodels.bayesian_svd.patterns.number import number_sentence
 from probmodels.bayesian_svd.patterns.planes import plane_sentences
 from probmodels.bayesian_svd.reporting.citing import bibtex, methods_paragraphs
 from probmodels.inference.labels import group_of
@@ -54,6 +55,8 @@ _CAPTIONS = CAPTIONS | {
     "coupled_maps": "Coupled modes: what goes in a field with one standard deviation of the series of the other.",
     "pcs": "Principal components: posterior mean, interval, and the EOF's.",
     "scree": "Variance explained by mode.",
+    "number_of_modes": "Posterior probability of the number of modes whose variance in the population exceeds that of "
+    "the noise in one direction.",
     "eof_difference": "Left: deterministic EOFs. Right: posterior mean less EOF; dots where the EOF lies outside the "
     "interval.",
     "residual_maps": "What the modes leave over, and whether the model's noise accounts for it.",
@@ -64,7 +67,7 @@ _PLACES = {
     "first": ("leading_modes",),
     "maps": ("mode_maps", "plane_maps"),
     "pcs": ("pcs",),
-    "scree": ("scree", "local_variance"),
+    "scree": ("scree", "number_of_modes", "local_variance"),
     "trend": ("trend",),
     "joint": ("joint_maps", "coupled_maps"),
     "rotated": ("rotated_maps", "rotated_pcs"),
@@ -211,7 +214,8 @@ def _overview(modes: xr.Dataset) -> Markup:
     fit = (
         f"The model does not fit everywhere: {' and '.join(doubts)}; take intervals as lower bounds." if doubts else ""
     )
-    return paragraphs(text, fit)
+    number = f"By the posterior, {number_sentence(modes)}." if "number_of_modes" in modes else ""
+    return paragraphs(text, number, fit)
 
 
 def _what_was_done(facts: _Facts, modes: xr.Dataset) -> Markup:
@@ -469,9 +473,12 @@ def _checks(modes: xr.Dataset) -> Markup:
         second += f" That of neighbouring cells is {near:.2f}, where the model again takes it to be zero."
         if near > 0.3:
             second += " Neighbours repeat each other, so that intervals are too narrow."
-    return paragraphs(
-        text, second, "All intervals are conditional on the number of modes: what further modes hold counts as noise."
+    known = (
+        "All intervals hold that the number of modes is not known: those that the data do not ask for can vanish."
+        if "number_of_modes" in modes
+        else "All intervals are conditional on the number of modes: what further modes hold counts as noise."
     )
+    return paragraphs(text, second, known)
 
 
 def _sampler(facts: _Facts, modes: xr.Dataset) -> Markup:

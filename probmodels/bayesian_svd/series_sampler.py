@@ -2,9 +2,10 @@
 
 Each sweep draws, mode by mode, (decay or length-scale in time, f_i) with f_i integrated out where the former is chosen,
 then (length-scale in space, scale-mixture variable, d_i, u_i) as `BlockGibbs` does; then rotates pairs of modes at a
-fixed signal, swaps labels, moves the scale of each mode at a fixed signal, and draws d and sigma exactly. Local effects
-of proper prior are moved together with the part of the series that lies along them. ``docs/bayesian_svd.md`` derives
-the steps; `probmodels.bayesian_svd.series_sweep` is the compiled part.
+fixed signal, swaps labels, moves the scale of each mode at a fixed signal, and draws d and sigma exactly. Where the
+prior of d is a mixture, the scale of each mode is drawn first. Local effects of proper prior are moved together with
+the part of the series that lies along them. ``docs/bayesian_svd.md`` derives the steps;
+`probmodels.bayesian_svd.series_sweep` is the compiled part.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from probmodels.bayesian_svd.augment import basis_of
 from probmodels.bayesian_svd.banded import precision_times
 from probmodels.bayesian_svd.correlated import CorrelatedData, seen_by_modes
 from probmodels.bayesian_svd.noise import unfiltered_by
+from probmodels.bayesian_svd.patterns.shrinkage import draw_scales
 from probmodels.bayesian_svd.sampler import BlockGibbs, orthonormal_rows
 from probmodels.bayesian_svd.series_sweep import sweep
 from probmodels.bayesian_svd.sweep import column_images
@@ -130,7 +132,7 @@ class SeriesGibbs(BlockGibbs):
             noise,
             self.space.arrays,
             self._process,
-            (float(model.scale), float(model.noise_shape), float(model.noise_rate)),
+            (draw_scales(self._rng, state["d"], model), float(model.noise_shape), float(model.noise_rate)),
             self.num_steps,
             self.num_passes,
             self._accepted,

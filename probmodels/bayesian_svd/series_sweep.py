@@ -197,7 +197,7 @@ def _turn(m, a, b, c, s, ratio):
 
 
 @njit(**JIT)
-def _rotations(rng, space, series, d, process, candidates, num_passes, accepted):
+def _rotations(rng, space, series, d, scale, process, candidates, num_passes, accepted):
     """Rotations of pairs of modes at a fixed signal, and label swaps.
 
     Patterns turn by an angle, series by what leaves the signal as it is. Given both decays the prior of the series is
@@ -272,6 +272,7 @@ def _rotations(rng, space, series, d, process, candidates, num_passes, accepted)
                 grams[:] = trial
                 quad[:] = relabel(quad, p)
                 d[:] = d[p]
+                scale[:] = scale[p]
                 g_u[:] = g_u[p]
                 decay[:] = decay[p]
                 turn_u = turn_u[p]
@@ -306,7 +307,7 @@ def _rescale(rng, f, decay, d, scale, process):
             scores[g] = log_weights[i, g] + 0.5 * log_dets[g] - 0.5 * (size - 1) * math.log(quads[g])
         h = _choose(rng, scores)
         a = math.sqrt(0.5 * quads[h] / rng.standard_gamma(0.5 * (size - 1)))
-        if math.log(rng.random()) < 0.5 * (1.0 - a * a) * (d[i] / scale) ** 2:
+        if math.log(rng.random()) < 0.5 * (1.0 - a * a) * (d[i] / scale[i]) ** 2:
             decay[i] = h
             d[i] *= a
             for t in range(size):
@@ -340,7 +341,8 @@ def sweep(
         Of the patterns as in `probmodels.bayesian_svd.sweep.sweep`; of the series the bands (G, p + 1, T)
         of their precisions, the log determinants of these (G,), and log prior weights (k, G).
     prior
-        HalfNormal scale of d; shape and rate of the InverseGamma prior of the noise variance.
+        HalfNormal scales of d (k,), which label swaps move with it; shape and rate of the InverseGamma prior of the
+        noise variance.
     num_steps, num_passes
         Steps of the inner kernel in a column update; passes of the rotation block over all pairs.
     accepted
@@ -365,19 +367,19 @@ def sweep(
         sizes[i] = d[i] * lengths[i]
         y = np.dot(z, new) / lengths[i]
         if update_column(
-            rng, i, y, u, g_u, log_tau, images, minors, sizes, noise, candidates, scale * lengths[i], num_steps
+            rng, i, y, u, g_u, log_tau, images, minors, sizes, noise, candidates, scale[i] * lengths[i], num_steps
         ):
             accepted[2, 0] += 1
         accepted[2, 1] += 1
         d[i] = sizes[i] / lengths[i]
-    _rotations(rng, space, series, d, process, candidates, num_passes, accepted)
+    _rotations(rng, space, series, d, scale, process, candidates, num_passes, accepted)
     _rescale(rng, f, decay, d, scale, process)
     residual = total
     for i in range(k):  # exact: the residual separates over modes since patterns are orthonormal
         _filter(filter_, f[i], new)
         square = _seen(new, design)
         product = np.dot(u[i], np.dot(z, new))
-        precision = square / noise + 1.0 / (scale * scale)
+        precision = square / noise + 1.0 / (scale[i] * scale[i])
         d[i] = positive_normal(rng, product / noise / precision, 1.0 / math.sqrt(precision))
         residual += d[i] * d[i] * square - 2.0 * d[i] * product
     return (noise_rate + 0.5 * residual) / rng.standard_gamma(noise_shape + 0.5 * count)

@@ -27,6 +27,7 @@ from probmodels.bayesian_svd.draws import MODES_OF, Draws, blocks, expand, read_
 from probmodels.bayesian_svd.eof import Anomalies, compare_eof, eof_baseline, make_anomalies, shared_mean
 from probmodels.bayesian_svd.grids import to_grid
 from probmodels.bayesian_svd.noise import filtered_by
+from probmodels.bayesian_svd.patterns.number import has_number, number_of_modes, number_sentence
 from probmodels.bayesian_svd.patterns.planes import add_planes, joined_modes, plane_sentences
 from probmodels.bayesian_svd.patterns.rotation import ROTATIONS, rotate_draws
 from probmodels.distributions.processes import products_summed
@@ -91,11 +92,11 @@ def summarise_modes(
         `probmodels.bayesian_svd.patterns.planes` says. Over ``plane``, where modes are not separated:
         ``plane_first_mode``, ``plane_last_mode``, ``plane_fraction_*``, ``plane_angle_*``, ``plane_determined``, and
         over the cells too ``plane_variance_*``. Rotated modes have none of these and no length-scales; those of promax
-        have ``series_correlation_*`` over mode and other_mode. Maps of the fit: ``noise_sd``, ``residual_sd``,
-        ``observed_sd``, ``replicated_sd``, ``predictive_p_value`` (probability that replicated data vary more than
-        those observed), ``residual_autocorrelation`` at lag 1, ``residual_neighbour_correlation`` with that of the
-        nearest cell,
-        ``area_weight``.
+        have ``series_correlation_*`` over mode and other_mode. Where modes of the population could vanish,
+        ``number_of_modes_*`` of `probmodels.bayesian_svd.patterns.number`. Maps of the fit: ``noise_sd``,
+        ``residual_sd``, ``observed_sd``, ``replicated_sd``, ``predictive_p_value`` (probability that replicated data
+        vary more than those observed), ``residual_autocorrelation`` at lag 1, ``residual_neighbour_correlation`` with
+        that of the nearest cell, ``area_weight``.
 
     Raises
     ------
@@ -131,6 +132,8 @@ def summarise_modes(
     if correlation is None:
         _add_rotation(out, draws)
         add_planes(out, draws, draws.d * spread, fraction, bounds)
+        if population and has_number(tree):
+            out = out.merge(number_of_modes(tree, level=level))
     elif rotation == "promax":
         for key, value in _reduce(correlation, bounds).items():
             out[f"series_correlation_{key}"] = ("mode", "other_mode"), value
@@ -466,6 +469,8 @@ def summary_table(
     lines = _aligned(rows)
     low, high = float(modes["sigma_lower"]), float(modes["sigma_upper"])
     lines.append(f"noise sd of the weighted anomalies: {float(modes['sigma_mean']):.4g} [{low:.4g}, {high:.4g}]")
+    if "number_of_modes" in modes:
+        lines.append(number_sentence(modes))
     if comparison is not None and comparison["north_neighbour"].values.any():
         lines.append(
             "* North's rule does not separate this mode from its neighbour: its pattern is defined up to rotation"

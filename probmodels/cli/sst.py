@@ -255,7 +255,14 @@ def ranks(
         str | None, typer.Option(metavar="TIMES,LAT,LON", help="Times and cells of a hidden block; default 6,3,4.")
     ] = None,
     share: Annotated[float, typer.Option(help="Share of the values to hide.")] = 0.15,
-    noise: Annotated[str, typer.Option(help="correlated or white.")] = "correlated",
+    repeats: Annotated[int, typer.Option(help="How often blocks are hidden, other ones each time.")] = 3,
+    noise: Annotated[
+        str,
+        typer.Option(
+            help="What no mode holds, as in sst: white, or correlated, between near cells and neighbouring times, of a "
+            "level of each cell. Take the one that the run will have."
+        ),
+    ] = "correlated",
     seed: Annotated[int, typer.Option(help="Seed of the places of the blocks.")] = 0,
     out: Out = Path("runs/ranks"),
     quiet: Quiet = False,
@@ -272,9 +279,11 @@ def ranks(
         season=season,
         base_period=base_period,
     )
-    options: dict[str, Any] = {"noise": noise, "share": share, "seed": seed, "fixed_effects": _effects(fixed_effects)}
+    options: dict[str, Any] = {"noise": noise, "share": share, "repeats": repeats, "seed": seed}
+    options["fixed_effects"] = _effects(fixed_effects)
     if block is not None:
         options["block"] = counts("block", block)
     make_folder(out / "ranks.csv")
     found = compare_ranks(data, counts("rank", rank), **options, progress=not quiet)
-    typer.echo(f"{write_ranks(found, out)}\n\n{found.attrs['sentence']}\n\nFigure: {out / 'ranks.png'}")
+    run = f"Run with it: probmodels sst ... --rank {found.attrs['chosen']} --noise {noise}"
+    typer.echo(f"{write_ranks(found, out)}\n\n{found.attrs['sentence']}\n{run}\n\nFigure: {out / 'ranks.png'}")

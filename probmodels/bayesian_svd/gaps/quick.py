@@ -26,7 +26,7 @@ from scipy.linalg.lapack import dpotrf, dpotri, dtrtrs
 from probmodels.bayesian_svd.noise import Noise, estimate_noise, filtered_by
 from probmodels.errors import DataError
 
-__all__ = ["QuickFit", "Table", "noise_edge", "quick_fit", "shrunken"]
+__all__ = ["QuickFit", "Table", "noise_about", "noise_edge", "quick_fit", "shrunken"]
 
 Array = NDArray[np.float64]
 
@@ -130,6 +130,18 @@ def quick_fit(
         fit = _with_noise(table, rank, noise, completed, rounds, rng)
         completed, level = fit.completed, noise.level
     return fit
+
+
+def noise_about(table: Table, rank: int) -> tuple[Noise, Array]:
+    """Covariance of the noise about a number of modes, and the data with gaps filled (n, T).
+
+    Fits of each smaller number come first: a fit that begins without levels of the cells takes noisy cells for modes.
+    """
+    fit: QuickFit | None = None
+    for number in range(1, rank + 1):
+        fit = quick_fit(table, number, correlated=True, rng=np.random.default_rng(0), start=fit)
+    assert fit is not None
+    return fit.noise, fit.mean
 
 
 def _noise(values: Array, seen: NDArray[np.bool_], table: Table, rank: int, level: Array) -> tuple[Noise, Array]:

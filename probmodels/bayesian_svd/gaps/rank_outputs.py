@@ -15,12 +15,13 @@ from probmodels.options import checked
 
 __all__ = ["draw_ranks", "write_ranks"]
 
-_COLUMNS = ("rmse", "rmse_se", "crps", "crps_se", "coverage", "coverage_se", "excess", "excess_se", "num_modes", "edge")
+_SHOWN = ("rmse", "rmse_se", "crps", "excess", "excess_se", "alike", "coverage", "num_modes")
+_COLUMNS = (*_SHOWN, "crps_se", "coverage_se", "edge")
 
 
 @checked(DataError)
 def draw_ranks(comparison: xr.Dataset) -> Figure:
-    """Errors by number of modes, and variances along all axes beside the edge of noise.
+    """CRPS of hidden blocks by number of modes, and variances along all axes beside the edge of noise.
 
     Parameters
     ----------
@@ -30,12 +31,15 @@ def draw_ranks(comparison: xr.Dataset) -> Figure:
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     rank, chosen, best = comparison["rank"].values, comparison.attrs["chosen"], comparison.attrs["best"]
-    left.errorbar(rank, comparison["rmse"], comparison["rmse_se"], color=BLUE, marker="o", markersize=4, capsize=2)
-    for place, colour, words in ((best, BLUE, "least error"), (chosen, RED, "fewest within one standard error")):
+    units = comparison.attrs["units"]
+    alike = comparison["alike"].values
+    left.errorbar(rank, comparison["crps"], comparison["crps_se"], color=BLUE, linewidth=1, capsize=2)
+    for which, fill, words in ((alike, BLUE, "not told apart from the best"), (~alike, "white", "worse than the best")):
+        left.plot(rank[which], comparison["crps"].values[which], "o", color=BLUE, markerfacecolor=fill, label=words)
+    for place, colour, words in ((best, BLUE, "least"), (chosen, RED, "chosen")):
         left.axvline(place, color=colour, linewidth=0.8, linestyle="--", label=f"{words}: {place}")
     left.set_xlabel("number of modes")
-    units = comparison.attrs["units"]
-    left.set_ylabel("error of hidden blocks" + ("" if units == "1" else f" ({units})"), fontsize=SMALL)
+    left.set_ylabel("CRPS of hidden blocks" + ("" if units == "1" else f" ({units})"), fontsize=SMALL)
     left.legend(fontsize=SMALL, frameon=False)
 
     widest = comparison.isel(rank=-1)
@@ -84,4 +88,4 @@ def write_ranks(comparison: xr.Dataset, out: str | Path) -> str:
         draw_ranks(comparison).savefig(folder / "ranks.png", dpi=150)
     except OSError as error:
         raise DataError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
-    return table[["rmse", "rmse_se", "crps", "coverage", "num_modes"]].to_string(float_format="%.4g")
+    return table[list(_SHOWN)].to_string(float_format="%.4g")

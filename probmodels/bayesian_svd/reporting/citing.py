@@ -180,7 +180,10 @@ def _of_model(tree: xr.DataTree, modes: xr.Dataset) -> str:
             for order in (3, 5)
         },
     }.get(str(options.get("series", "")), "Series V are orthonormal")
-    text += f". {series}. Standard deviations d have half-normal priors, and the noise variance an inverse-gamma one."
+    sizes = "half-normal priors"
+    if constant.attrs.get("shrinkage") == "log_uniform":
+        sizes = "log-uniform priors from a tenth of the noise upwards, so that modes can vanish"
+    text += f". {series}. Standard deviations d have {sizes}, and the noise variance has an inverse-gamma one."
     whose = "the population that the times are a sample of" if population else "the field at these times"
     return f"{text} Results are the modes of {whose}, with {_level(modes)} equal-tailed posterior intervals."
 

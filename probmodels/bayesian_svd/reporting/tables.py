@@ -29,10 +29,13 @@ def mode_tables(*summaries: tuple[xr.Dataset, xr.Dataset]) -> dict[str, pd.DataF
     -------
     dict
         ``principal_components``, a row for each estimand, mode and time; ``explained_variance``, a row for each
-        estimand and mode, with all that the figure of explained variance shows.
+        estimand and mode, with all that the figure of explained variance shows; and ``number_of_modes``, the posterior
+        probability of each number of modes, where it is known.
     """
     pairs = list(summaries)
+    number = "number_of_modes_probability"
     return {
+        **({"number_of_modes": pairs[0][0][number].to_dataframe().reset_index()} if number in pairs[0][0] else {}),
         "principal_components": pd.concat([_series(*pair) for pair in pairs], ignore_index=True),
         "explained_variance": pd.concat([_shares(*pair) for pair in pairs], ignore_index=True),
     }
