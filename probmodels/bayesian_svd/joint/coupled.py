@@ -79,14 +79,7 @@ def couple(
     """
     draws = read_draws(tree, "population")
     constant = tree["constant_data"].to_dataset()
-    if "field" not in constant.coords:
-        raise SummaryError("the result is not that of several fields; stack them by stack_fields before make_problem")
-    names = constant["field"].values.astype(str)
-    for name in fields:
-        if name not in names:
-            raise SummaryError(f"fields={list(fields)}; there is no {name!r}{hint(name, sorted(set(names)))}")
-    if fields[0] == fields[1]:
-        raise SummaryError(f"fields={list(fields)}; name two different fields")
+    names = _names_of(constant, fields)
     one, two = (np.flatnonzero(names == name) for name in fields)
     if (num_patterns or 1) > (most := draws.d.shape[1] // 2):
         raise SummaryError(
@@ -103,18 +96,39 @@ def couple(
     for name, values in numbers.items():
         for key, value in _reduced(values, bounds):
             out[f"{name}_{key}"] = "mode", value
+    for name, array in _maps(draws, (one, two), sides, bounds).items():
+        out[name] = ("mode", "cell"), array, {"units": str(constant["data"].attrs.get("units", "1"))}
+    out.attrs = {"method": method, "fields": list(fields), "interval_level": level}
+    return out.assign_coords(field=("cell", names))
+
+
+def _names_of(constant: xr.Dataset, fields: Sequence[str]) -> np.ndarray:
+    """Name of the field of each cell, where the two that are asked for are among them."""
+    if "field" not in constant.coords:
+        raise SummaryError("the result is not that of several fields; stack them by stack_fields before make_problem")
+    names = constant["field"].values.astype(str)
+    for name in fields:
+        if name not in names:
+            raise SummaryError(f"fields={list(fields)}; there is no {name!r}{hint(name, sorted(set(names)))}")
+    if fields[0] == fields[1]:
+        raise SummaryError(f"fields={list(fields)}; name two different fields")
+    return names
+
+
+def _maps(
+    draws: Draws, fields: tuple[np.ndarray, np.ndarray], sides: Sequence[np.ndarray], bounds: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Maps (mode, cell) of both fields, reduced over draws; NaN in other fields."""
     sign = _signs(draws, sides[0])
-    maps = {f"map_{key}": np.full((out.sizes["mode"], len(names)), np.nan) for key in ("mean", "sd", "lower", "upper")}
-    for cells, turn in zip((one, two), sides, strict=True):
+    shape = sides[0].shape[2], len(draws.basis_space)
+    maps = {f"map_{key}": np.full(shape, np.nan) for key in ("mean", "sd", "lower", "upper")}
+    for cells, turn in zip(fields, sides, strict=True):
         coordinates = np.einsum("rsj,sjk->rsk", draws.space * draws.d, turn * sign[:, None, :], optimize=True)
         for block in blocks(len(cells), len(draws.d), turn.shape[2]):
             basis = draws.basis_space[cells[block]] / np.sqrt(draws.weight[cells[block]])[:, None]
             for key, value in _reduced(expand(basis, coordinates), bounds):
                 maps[f"map_{key}"][:, cells[block]] = value.T
-    for name, array in maps.items():
-        out[name] = ("mode", "cell"), array, {"units": str(constant["data"].attrs.get("units", "1"))}
-    out.attrs = {"method": method, "fields": list(fields), "interval_level": level}
-    return out.assign_coords(field=("cell", names))
+    return maps
 
 
 def _reduced(values: np.ndarray, bounds: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
