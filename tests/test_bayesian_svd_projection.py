@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+from typer.testing import CliRunner
 
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
 from probmodels.bayesian_svd.draws import read_draws
 from probmodels.bayesian_svd.forecasts.forecasting import forecast
 from probmodels.bayesian_svd.forecasts.projection import noise_after, project, read_record, series_of
+from probmodels.cli import app
+from probmodels.spec import build_problem, load_data, load_spec, run_engine
 
 DECAY, SIZE, SIGMA, PERSISTENCE = np.array([0.9, 0.4]), np.array([2.0, 1.2]), 0.7, 0.6
 CELLS, TIMES = 6, 9
@@ -285,3 +289,45 @@ def test_held_out_months_of_a_fit_are_held_by_their_intervals() -> None:
     share = np.mean((low < signal[:, -30:]) & (signal[:, -30:] < high))
     assert share > 0.85  # of 30 months of two series: one fit
     assert np.mean(high - low) < 4 * 0.5
+
+
+def test_commands_take_results_with_correlated_noise(tmp_path: Path) -> None:
+    rng, lat, lon = np.random.default_rng(0), np.array([20.0, 25.0, 30.0]), np.array([170.0, 175.0, 180.0, 185.0])
+    series = walk(rng, 100, np.array([0.9]), np.eye(1))[:, 0]
+    values = 15 + series[:, None, None] * np.cos(np.deg2rad(4 * (lon - 175)))
+    values = values + 0.4 * walk(rng, 100, np.full(12, 0.5), np.eye(12)).reshape(100, 3, 4)
+    coords = {"time": months(100, "1990-01"), "lat": lat, "lon": lon}
+    raw = xr.DataArray(values, coords, ("time", "lat", "lon"), name="sst", attrs={"units": "degC"})
+    raw[:90].to_netcdf(tmp_path / "field.nc")
+    raw[95, 0, 0] = np.nan
+    raw.to_netcdf(tmp_path / "later.nc")
+    spec = load_spec(
+        {
+            "method": "bayesian_svd",
+            "data": {"name": "sst", "path": str(tmp_path / "field.nc")},
+            "model": {"rank": 1, "series": "ar1", "noise": "correlated", "num_length_scales": 4},
+            "inference": {"num_samples": 100, "warmup_steps": 60, "num_chains": 2, "chain_method": "sequential"},
+            "output": {"path": str(tmp_path / "result")},
+        }
+    )
+    run_engine(spec, build_problem(spec, load_data(spec)), progress=False).save(tmp_path / "result")
+    result, later = str(tmp_path / "result"), str(tmp_path / "later.nc")
+    done = CliRunner().invoke(app, ["project", result, later, f"--out={tmp_path}/p.nc"])
+    assert done.exit_code == 0, done.output
+    with xr.open_dataset(tmp_path / "p.nc") as found:
+        assert found.sizes["time"] == 10
+        anomalies = series - np.stack([series[month:90:12].mean() for month in range(12)])[np.arange(100) % 12]
+        assert abs(np.corrcoef(found["pc_mean"].values[0], anomalies[90:])[0, 1]) > 0.9
+        assert float(found["residual_ratio"].max()) < 2
+    done = CliRunner().invoke(app, ["forecast", result, f"--new={later}", "--steps=3", f"--out={tmp_path}/f.nc"])
+    assert done.exit_code == 0, done.output
+    with xr.open_dataset(tmp_path / "f.nc") as found:
+        assert str(found["time"].values[0])[:7] == "1998-05"
+        assert np.isfinite(found["field_mean"]).all()
+    checker = pytest.importorskip("compliance_checker.runner")
+    checker.CheckSuite.load_all_available_checkers()
+    for name in ("p", "f"):
+        passed, errors = checker.ComplianceChecker.run_checker(
+            str(tmp_path / f"{name}.nc"), ["cf:1.11"], 0, "normal", output_filename=str(tmp_path / "cf.txt")
+        )
+        assert (passed, errors) == (True, False), (tmp_path / "cf.txt").read_text()

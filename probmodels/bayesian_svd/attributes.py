@@ -19,6 +19,8 @@ REFERENCES = (
 )
 TEMPERATURE = ("degC", "K", "kelvin", "celsius", "degree_Celsius", "degrees_C", "degree_C", "Celsius", "deg_C")
 
+_NUMBERS = {"mode": "number of the mode", "other_mode": "number of the other mode"}
+_LAST = ("time", "cell", "y", "x", "lat", "lon")  # dims in the order of the conventions
 _ROTATED = {
     "varimax": "varimax: series are uncorrelated, patterns are not orthogonal",
     "promax": "promax: series are correlated, so that shares of variance do not add up; patterns are not orthogonal",
@@ -156,6 +158,11 @@ def coordinates_encoded(dataset: xr.Dataset) -> tuple[xr.Dataset, dict[str, dict
     """
     dataset = dataset.reset_coords("ice_share") if "ice_share" in dataset.coords else dataset
     dataset = dataset.assign_coords(time=dataset["time"].assign_attrs(_of_time(dataset["time"])))
+    for name, words in _NUMBERS.items():
+        if name in dataset.coords:
+            dataset[name].attrs = {"long_name": words, "units": "1"} | dataset[name].attrs
+    dataset = dataset.transpose(..., *(dim for dim in _LAST if dim in dataset.dims))
+    dataset.attrs.setdefault("history", f"made by probmodels {__version__}")
     encoding: dict[str, dict[str, object]] = {str(name): {"_FillValue": None} for name in dataset.coords}
     for name, array in dataset.coords.items():
         if array.ndim > 1 and array.isnull().any():
