@@ -134,21 +134,23 @@ class Report:
                 lines += spell([finding])
             elif finding is left_out[0]:
                 lines.append(f"  … and {len(left_out)} more that fail, in {where}")
-        if len(self.table):
-            shown = self.table
-            if most is not None and len(shown) > 3 * most and "r_hat_max" in shown:
-                kept = set(shown["r_hat_max"].sort_values(ascending=False, kind="stable").index[: 3 * most])
-                shown = shown.loc[[name for name in shown.index if name in kept]]
-            shown = shown.copy()
-            for column in shown.columns:
-                if column.startswith("ess") or column == "entries":
-                    shown[column] = shown[column].map(lambda value: f"{value:.0f}")
-                elif column.endswith("share"):
-                    shown[column] = shown[column].map(lambda value: f"{value:.1%}")
-            lines += ["", shown.to_string(float_format=lambda value: f"{value:.3f}")]
-            if len(shown) < len(self.table):
-                lines.append(f"… and {len(self.table) - len(shown)} more variables of smaller r_hat, in {where}")
-        return "\n".join(lines)
+        return "\n".join(lines + (["", *self._rows(most, where)] if len(self.table) else []))
+
+    def _rows(self, most: int | None, where: str) -> list[str]:
+        """Lines of the table, of the variables of largest r_hat where they are many."""
+        shown = self.table.copy()
+        if most is not None and len(shown) > 3 * most and "r_hat_max" in shown:
+            kept = set(shown["r_hat_max"].sort_values(ascending=False, kind="stable").index[: 3 * most])
+            shown = shown.loc[[name for name in shown.index if name in kept]]
+        for column in shown.columns:
+            if column.startswith("ess") or column == "entries":
+                shown[column] = shown[column].map(lambda value: f"{value:.0f}")
+            elif column.endswith("share"):
+                shown[column] = shown[column].map(lambda value: f"{value:.1%}")
+        lines = [shown.to_string(float_format=lambda value: f"{value:.3f}")]
+        if left := len(self.table) - len(shown):
+            lines.append(f"… and {left} more variables of smaller r_hat, in {where}")
+        return lines
 
     def __str__(self) -> str:
         return self.text()

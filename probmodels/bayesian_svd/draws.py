@@ -199,9 +199,48 @@ def read_draws(tree: xr.DataTree, of: str | None = None) -> Draws:
     SummaryError
         If a group or variable is absent, or modes of the population are asked where series are no process.
     """
+    posterior, constant = _groups(tree, of)
+    process = "F" in posterior
+    space, d = _stacked(posterior, "U", "basis_space", "mode").transpose(1, 0, 2), _stacked(posterior, "d", "mode")
+    time = _stacked(posterior, *(("F", "time", "mode") if process else ("V", "basis_time", "mode"))).transpose(1, 0, 2)
+    design, shared_design = (_design(constant, name) for name in ("fixed_effects_design", "shared_effects_design"))
+    effects = _effects(posterior, "fixed_effects", design, ("cell", "effect"), (constant.sizes["cell"],))
+    shared = _effects(posterior, "shared_effects", shared_design, ("shared_effect",), ())
+    basis_space = constant["basis_space_matrix"].transpose("cell", ...).values.astype(float)
+    weight = cell_weights(constant)
+    level, noise, turn = 1 / np.sqrt(weight), None, None
+    if "noise_level" in constant:
+        level, noise = constant["noise_level"].values.astype(float), _noise(constant)
+        space, d, time, turn = _by_area(space, d, time, basis_space)
+    if process and of == "times":
+        space, d, time = _of_these_times(space, d, time, design)
+    return Draws(
+        space=np.ascontiguousarray(space),
+        time=np.ascontiguousarray(time),
+        d=d,
+        sigma=_stacked(posterior, "sigma"),
+        num_chains=posterior.sizes["chain"],
+        basis_space=basis_space,
+        weight=weight,
+        basis_time=None if process else constant["basis_time_matrix"].transpose("time", ...).values.astype(float),
+        design=design,
+        effects=effects,
+        shared_design=shared_design,
+        shared_effects=shared,
+        process=str(constant.attrs.get("series", "ar1")),
+        turn=turn,
+        noise_level=level,
+        noise=noise,
+        of=of or ("population" if process else "times"),
+        **_of_process(posterior, constant, process),
+    )
+
+
+def _groups(tree: xr.DataTree, of: str | None) -> tuple[xr.Dataset, xr.Dataset]:
+    """Posterior and constant data of a result that has draws of such modes."""
     if "posterior" not in tree.children or "constant_data" not in tree.children:
         raise SummaryError(f"the result has the groups {sorted(tree.children)}; posterior and constant_data are needed")
-    posterior, constant = tree["posterior"].to_dataset(), tree["constant_data"].to_dataset()
+    posterior = tree["posterior"].to_dataset()
     process = "F" in posterior
     missing = {"U", "F" if process else "V", "d", "sigma"} - set(posterior.data_vars)
     if missing:
@@ -211,57 +250,34 @@ def read_draws(tree: xr.DataTree, of: str | None = None) -> Draws:
             "the series of this result are numbers, not a process in time, so that it knows the modes of its times "
             "alone; infer with series='ar1' (--set model.series=ar1), or ask of='times'"
         )
+    return posterior, tree["constant_data"].to_dataset()
 
-    def stacked(name: str, *dims: str) -> np.ndarray:
-        array = posterior[name].transpose("chain", "draw", *dims).values.astype(float)
-        return array.reshape(-1, *array.shape[2:])  # (draw of all chains, ...)
 
-    space, d = stacked("U", "basis_space", "mode").transpose(1, 0, 2), stacked("d", "mode")
-    time = stacked("F", "time", "mode") if process else stacked("V", "basis_time", "mode")
-    time, basis = time.transpose(1, 0, 2), None
-    design, shared_design = (_design(constant, name) for name in ("fixed_effects_design", "shared_effects_design"))
-    effects: np.ndarray | None = np.zeros((len(d), constant.sizes["cell"], 0))
-    shared: np.ndarray | None = np.zeros((len(d), 0))
-    if design.shape[1]:
-        effects = stacked("fixed_effects", "cell", "effect") if "fixed_effects" in posterior else None
-    if shared_design.shape[1]:
-        shared = stacked("shared_effects", "shared_effect") if "shared_effects" in posterior else None
-    if not process:
-        basis = constant["basis_time_matrix"].transpose("time", ...).values.astype(float)
-    basis_space = constant["basis_space_matrix"].transpose("cell", ...).values.astype(float)
-    weight = cell_weights(constant)
-    level, noise, turn = 1 / np.sqrt(weight), None, None
-    if "noise_level" in constant:
-        level, noise = constant["noise_level"].values.astype(float), _noise(constant)
-        space, d, time, turn = _by_area(space, d, time, basis_space)
-    if process and of == "times":
-        space, d, time = _of_these_times(space, d, time, design)
-    process_name = str(constant.attrs.get("series", "ar1"))
-    length_scale = None
-    if process and process_name != "ar1":
-        length_scale = stacked("length_scale_time", "mode") / float(constant.attrs["time_step"])
-    return Draws(
-        space=np.ascontiguousarray(space),
-        time=np.ascontiguousarray(time),
-        d=d,
-        sigma=stacked("sigma"),
-        num_chains=posterior.sizes["chain"],
-        basis_space=basis_space,
-        weight=weight,
-        basis_time=basis,
-        design=design,
-        effects=effects,
-        shared_design=shared_design,
-        shared_effects=shared,
-        decay=stacked("autocorrelation", "mode") if process and "autocorrelation" in posterior else None,
-        process=process_name,
-        length_scale=length_scale,
-        turn=turn,
-        noise_level=level,
-        noise=noise,
-        steps=constant["time_steps"].values.astype(float) if "time_steps" in constant else None,
-        of=of or ("population" if process else "times"),
-    )
+def _stacked(posterior: xr.Dataset, name: str, *dims: str) -> np.ndarray:
+    """Draws of a variable (draw of all chains, *dims)."""
+    array = posterior[name].transpose("chain", "draw", *dims).values.astype(float)
+    return array.reshape(-1, *array.shape[2:])
+
+
+def _effects(
+    posterior: xr.Dataset, name: str, design: np.ndarray, dims: tuple[str, ...], shape: tuple[int, ...]
+) -> np.ndarray | None:
+    """Coefficients of a design; none of a design without columns, None where they were not kept."""
+    if not design.shape[1]:
+        return np.zeros((posterior["d"][..., 0].size, *shape, 0))
+    return _stacked(posterior, name, *dims) if name in posterior else None
+
+
+def _of_process(posterior: xr.Dataset, constant: xr.Dataset, process: bool) -> dict[str, np.ndarray | None]:
+    """What draws hold of the process that series are, by the names of `Draws`."""
+    found: dict[str, np.ndarray | None] = {"decay": None, "length_scale": None, "steps": None}
+    if process and "autocorrelation" in posterior:
+        found["decay"] = _stacked(posterior, "autocorrelation", "mode")
+    if process and str(constant.attrs.get("series", "ar1")) != "ar1":
+        found["length_scale"] = _stacked(posterior, "length_scale_time", "mode") / float(constant.attrs["time_step"])
+    if "time_steps" in constant:
+        found["steps"] = constant["time_steps"].values.astype(float)
+    return found
 
 
 def _design(constant: xr.Dataset, name: str) -> np.ndarray:

@@ -144,27 +144,42 @@ def _families(name: str, kernel: str | Sequence[str], rank: int) -> list[str]:
 
 
 def _check_unused(options: Mapping[str, Any], families: Mapping[str, Sequence[str]]) -> None:
-    """Refuse options that the frame prior, kernels and effects in question do not use."""
+    """Refuse options that the frame prior, kernels, noise and effects in question do not use."""
 
     def refuse(branch: str, *names: str) -> None:
         refuse_unused(make_problem, branch, **{name: options[name] for name in names})
 
-    lengths = {name: (f"length_scales_{name}", f"length_prior_{name}") for name in families}
-    matern = options["series"].startswith("matern")
-    if options["frame_prior"] == "uniform":
-        kernels = ("kernel_space", "kernel_time", *lengths["space"], *(() if matern else lengths["time"]))
-        refuse("frame_prior='uniform'", *kernels, "num_length_scales", "period", "nugget", "tail", "max_basis")
     if not options["hold_out"]:
         refuse("hold_out=0", "hold_out_block")
+    _check_frames(refuse, options)
+    _check_noise(options, refuse)
+    _check_kernels(refuse, options, families)
+    _check_effects(refuse, options)
+
+
+_LENGTHS = {name: (f"length_scales_{name}", f"length_prior_{name}") for name in ("space", "time")}
+
+
+def _check_frames(refuse: Callable[..., None], options: Mapping[str, Any]) -> None:
+    """Refuse what a uniform prior of the patterns, and series that are a process, do not use."""
     if options["series"] == "frame" and options["shrinkage"] != "none":
         raise DataError("shrinkage needs series that are a process: series='ar1', 'matern32', ...")
-    _check_noise(options, refuse)
+    matern = options["series"].startswith("matern")  # whose series have length-scales too
+    if options["frame_prior"] == "uniform":
+        kernels = ("kernel_space", "kernel_time", *_LENGTHS["space"], *(() if matern else _LENGTHS["time"]))
+        refuse("frame_prior='uniform'", *kernels, "num_length_scales", "period", "nugget", "tail", "max_basis")
     if options["series"] != "frame":
-        unused = ("period",) if matern else (*lengths["time"], "period")
+        unused = ("period",) if matern else (*_LENGTHS["time"], "period")
         refuse(f"series={options['series']!r}", "kernel_time", *unused)
+
+
+def _check_kernels(
+    refuse: Callable[..., None], options: Mapping[str, Any], families: Mapping[str, Sequence[str]]
+) -> None:
+    """Refuse what kernels without a length-scale, or with given ones, do not use."""
     smooth = [name for name, kinds in families.items() if set(kinds) != {"identity"}]
-    for name, (scales, prior) in lengths.items():
-        if name not in smooth and not (matern and name == "time"):
+    for name, (scales, prior) in _LENGTHS.items():
+        if name not in smooth and not (name == "time" and options["series"].startswith("matern")):
             refuse(f"kernel_{name}='identity'", scales, prior)
         elif options[scales] is not None and len(options[scales]) == 1:
             refuse(f"a single value of {scales}", prior)
@@ -172,12 +187,16 @@ def _check_unused(options: Mapping[str, Any], families: Mapping[str, Sequence[st
         refuse("kernels 'identity'", "nugget", "tail", "max_basis")
     if options["tail"] == 0:
         refuse("tail=0", "max_basis")
-    if all(options[lengths[name][0]] is not None for name in smooth):
+    if all(options[_LENGTHS[name][0]] is not None for name in smooth):
         refuse("the length-scales given", "num_length_scales")
     if "periodic" not in families["time"]:
         refuse("kernels that are not 'periodic'", "period")
     elif options["period"] is None:
         raise DataError("kernel_time 'periodic' needs a period; give it in the unit of the time axis")
+
+
+def _check_effects(refuse: Callable[..., None], options: Mapping[str, Any]) -> None:
+    """Refuse what the effects do not use."""
     named = {*options["fixed_effects"], *options["shared_effects"]}
     if not named:
         refuse("no effects", "effect_scale", "covariates")
@@ -344,14 +363,13 @@ def make_problem(
     named = {"space": kernel_space, "time": kernel_time}
     families = {name: _families(name, "identity" if uniform else kernel, rank) for name, kernel in named.items()}
     _check_unused(options, families)
-    alike = isinstance(kernel_space, str) and isinstance(kernel_time, str)
+    alike = all(isinstance(kernel, str) for kernel in named.values())
+    order = order or ("scale" if alike else "label")
     if frame_prior == "macg" and not alike:
         raise DataError(
             "the prior 'macg' has one kernel for all modes: give kernel_space and kernel_time as one name each"
         )
     matrix, mends = _matrix(data)
-    if order is None:
-        order = "scale" if alike else "label"
     local = effect_design(matrix["time"], fixed_effects, covariates)
     common = effect_design(matrix["time"], shared_effects, covariates)
     num_effects = local.sizes["effect"]
@@ -363,20 +381,7 @@ def make_problem(
         )
         mends += said_of_blocks
         seen &= held_out < 0
-    _check_extent(rank, seen, num_effects)
-    check_room(seen.shape[0], seen.shape[1], max_basis)
-    flat = effect_scale is None
-    overlap = set(local["effect"].values) & set(common["effect"].values)
-    if flat and overlap:
-        raise DataError(
-            f"{sorted(overlap)} cannot be local and shared at once under a flat prior; drop one or set effect_scale"
-        )
-
-    if noise == "correlated" and matrix.sizes["cell"] > _MOST_CORRELATED:
-        raise DataError(
-            f"noise='correlated' takes at most {_MOST_CORRELATED} cells, not {matrix.sizes['cell']}; take a coarser "
-            "grid or a smaller region, or noise='white'"
-        )
+    _check_field(matrix, seen, local, common, options)
     weight = _weights(matrix, area_weights)
     values = torch.as_tensor(np.where(seen, matrix.values, 0.0) * np.sqrt(weight)[:, None])
     q, r = np.linalg.qr(local.values)
@@ -384,39 +389,12 @@ def make_problem(
     if num_effects:
         _check_told_apart(seen, q, list(local["effect"].values))
 
-    # Effects of proper prior act outside a truncated basis, which the projected likelihood cannot see: no truncation.
     mask = torch.as_tensor(seen)
     filled = _fill(values, mask, design)
     leading = leading_patterns(filled - (filled @ design) @ design.T, rank)
-    tail = tail if flat else 0.0
     try:
-        space, said, hidden = space_side(
-            matrix,
-            leading,
-            None if uniform else weight,
-            SpaceGrid(
-                families["space"], length_scales_space, length_prior_space, num_length_scales, nugget, tail, max_basis
-            ),
-        )
-        if series == "frame":
-            process = None
-            if "member" in matrix.coords and set(families["time"]) != {"identity"}:
-                raise DataError("members share their times, so that kernel_time has none; give series='ar1' or 'iid'")
-            time = make_side(
-                "time",
-                time_distance(time_in_years(matrix["time"])),
-                families["time"],
-                length_scales_time,
-                length_prior_time,
-                complement=design if flat and num_effects else None,
-                period=period,
-                num_length_scales=num_length_scales,
-                nugget=nugget,
-                tail=_TAIL_TIME if tail is None else tail,
-            )
-        else:
-            process = series_data(matrix["time"], series, rank, length_scales_time, length_prior_time)
-            time = points(matrix.sizes["time"], rank)
+        space, said, hidden = space_side(matrix, leading, None if uniform else weight, _space_grid(families, options))
+        time, process = _time_side(matrix, design, families["time"], options)
     except CovarianceError as error:
         raise DataError(str(error)) from error
     check_bases({"space": space, "time": time}, rank)
@@ -450,8 +428,7 @@ def make_problem(
         data_ = with_shrinkage(data_, noise_prior)
     reference = _reference(data_, rank)
     constant = _constant_data(matrix, weight, data_, reference, local, common)
-    for name, kinds in families.items():
-        constant.attrs[f"kernel_{name}"] = kinds[0] if isinstance(named[name], str) else ",".join(kinds)
+    _keep_kernels(constant, options, families)
     if found is not None:
         _keep_noise(constant, found, weight)
         constant.attrs["noise_rank"] = rank if noise_rank is None else noise_rank
@@ -478,6 +455,72 @@ def make_problem(
         diagnosed=_diagnosed(data_),
         rounded=("U", "V" if process is None else "F", *["fixed_effects"] * bool(data_.design.shape[1])),
     )
+
+
+def _check_field(
+    matrix: xr.DataArray, seen: np.ndarray, local: xr.DataArray, common: xr.DataArray, options: Mapping[str, Any]
+) -> None:
+    """Check that field, memory, effects and noise go together, before anything is computed."""
+    _check_extent(options["rank"], seen, local.sizes["effect"])
+    check_room(seen.shape[0], seen.shape[1], options["max_basis"])
+    overlap = set(local["effect"].values) & set(common["effect"].values)
+    if options["effect_scale"] is None and overlap:
+        raise DataError(
+            f"{sorted(overlap)} cannot be local and shared at once under a flat prior; drop one or set effect_scale"
+        )
+    if options["noise"] == "correlated" and matrix.sizes["cell"] > _MOST_CORRELATED:
+        raise DataError(
+            f"noise='correlated' takes at most {_MOST_CORRELATED} cells, not {matrix.sizes['cell']}; take a coarser "
+            "grid or a smaller region, or noise='white'"
+        )
+
+
+def _tail(options: Mapping[str, Any]) -> float | None:
+    """Share of variance that a basis may leave out.
+
+    Effects of proper prior act outside a truncated basis, which the projected likelihood cannot see: none.
+    """
+    tail: float | None = options["tail"]
+    return tail if options["effect_scale"] is None else 0.0
+
+
+def _space_grid(families: Mapping[str, Sequence[str]], options: Mapping[str, Any]) -> SpaceGrid:
+    """What is known of the candidates in space."""
+    return SpaceGrid(
+        families["space"],
+        options["length_scales_space"],
+        options["length_prior_space"],
+        options["num_length_scales"],
+        options["nugget"],
+        _tail(options),
+        options["max_basis"],
+    )
+
+
+def _time_side(
+    matrix: xr.DataArray, design: Tensor, kinds: Sequence[str], options: Mapping[str, Any]
+) -> tuple[SideData, SeriesData | None]:
+    """The side of time, and its process where series are one."""
+    series, scales, prior = (options[name] for name in ("series", *_LENGTHS["time"]))
+    if series != "frame":
+        process = series_data(matrix["time"], series, options["rank"], scales, prior)
+        return points(matrix.sizes["time"], options["rank"]), process
+    if "member" in matrix.coords and set(kinds) != {"identity"}:
+        raise DataError("members share their times, so that kernel_time has none; give series='ar1' or 'iid'")
+    tail = _tail(options)
+    side = make_side(
+        "time",
+        time_distance(time_in_years(matrix["time"])),
+        kinds,
+        scales,
+        prior,
+        complement=design if options["effect_scale"] is None and design.shape[1] else None,
+        period=options["period"],
+        num_length_scales=options["num_length_scales"],
+        nugget=options["nugget"],
+        tail=_TAIL_TIME if tail is None else tail,
+    )
+    return side, None
 
 
 def _kernel(frame_prior: str, process: SeriesData | None) -> Any:
@@ -548,6 +591,13 @@ def _constant_data(
     if common.sizes["effect"]:
         constant["shared_effects_design"] = common.rename(effect="shared_effect")
     return constant
+
+
+def _keep_kernels(constant: xr.Dataset, options: Mapping[str, Any], families: Mapping[str, Sequence[str]]) -> None:
+    """The kernel of each side, or those of its modes."""
+    for name, kinds in families.items():
+        alike = isinstance(options[f"kernel_{name}"], str)
+        constant.attrs[f"kernel_{name}"] = kinds[0] if alike else ",".join(kinds)
 
 
 def _keep_noise(constant: xr.Dataset, noise: Noise, weight: np.ndarray) -> None:
