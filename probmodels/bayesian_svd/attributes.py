@@ -164,9 +164,9 @@ def coordinates_encoded(dataset: xr.Dataset) -> tuple[xr.Dataset, dict[str, dict
     dataset = dataset.transpose(..., *(dim for dim in _LAST if dim in dataset.dims))
     dataset.attrs.setdefault("history", f"made by probmodels {__version__}")
     encoding: dict[str, dict[str, object]] = {str(name): {"_FillValue": None} for name in dataset.coords}
-    for name, array in dataset.coords.items():
+    for coord, array in dataset.coords.items():
         if array.ndim > 1 and array.isnull().any():
-            encoding[str(name)] = {"_FillValue": np.nan}
+            encoding[str(coord)] = {"_FillValue": np.nan}
     if np.issubdtype(dataset["time"].dtype, np.number):
         dataset = dataset.rename(time="step")
         encoding["step"] = encoding.pop("time")
