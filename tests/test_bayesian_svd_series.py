@@ -244,6 +244,12 @@ def test_steps_of_months_count_as_one_and_gaps_as_long_as_they_are() -> None:
     assert steps[4] == pytest.approx(8.0, abs=0.2)
 
 
+def test_irregular_steps_are_kept_as_they_are() -> None:
+    times = np.cumsum(np.random.default_rng(1).uniform(0.5, 2.0, 20))
+    steps = problem(noise(8, 20), times=times).args[0].series.steps.numpy()
+    np.testing.assert_allclose(steps, np.diff(times) / np.median(np.diff(times)))
+
+
 def test_summaries_name_whose_modes_they_are(tmp_path: Any) -> None:
     """Intervals of the population are the wider ones; modes of these times agree with those of a frame."""
     rng = np.random.default_rng(4)

@@ -31,7 +31,8 @@ def series_data(
 ) -> SeriesData:
     """Grid of a process over the usual step of the time axis, and the steps in units of it.
 
-    The grid of decays is even in the inverse hyperbolic tangent of the decay, which spreads its information evenly;
+    Where all steps are near a whole number of the usual one, as those of months are, they are taken for it; else they
+    are kept as they are. The grid of decays is even in the inverse hyperbolic tangent of the decay, which spreads its information evenly;
     weights make the prior uniform on (0, 1). The grid of length-scales is even in their logarithm, as is their prior,
     from a quarter of the usual step to half the record, at most a hundred of the shortest step.
 
@@ -63,9 +64,10 @@ def series_data(
         raise DataError(f"series={series!r} needs times that increase; sort the data by time and drop repeated ones")
     step = float(np.median(steps))
     steps = steps / step
-    near = np.abs(steps - steps.round()) < 0.15  # months and years differ in length
-    steps = np.where(near & (steps.round() > 0), steps.round(), steps)
-    if not fresh.all():  # months differ in length
+    whole = np.maximum(steps.round(), 1.0)
+    if (np.abs(steps - whole) < 0.15 + 0.02 * whole).all():  # a calendar: months and years differ in length
+        steps = whole
+    if not fresh.all():
         step *= float(np.diff(years)[~fresh].sum() / (step * steps[~fresh].sum()))
     shortest, record = float(steps.min()), float(_longest_stretch(steps, fresh))
     steps[fresh] = _FRESH
