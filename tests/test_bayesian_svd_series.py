@@ -204,30 +204,6 @@ def test_a_run_gives_labelled_draws_that_resume(tmp_path: Any) -> None:
         assert torch.equal(value, again.sample({})[name] if name == "U" else value)
 
 
-@pytest.mark.parametrize("series", ["ar1", "frame"])
-def test_shifts_of_the_candidates_follow_the_modes_and_the_warm_up(series: str) -> None:
-    # Two modes of very different size, so that the larger one is known whatever its label.
-    place, rng = np.linspace(0, 1, 20), np.random.default_rng(1)
-    patterns = np.stack([np.cos(3 * place), np.sin(9 * place)], 1)
-    values = (patterns * [5.0, 1.0]) @ rng.standard_normal((2, 30)) + 0.3 * rng.standard_normal((20, 30))
-    options = {"kernel_time": "matern32"} if series == "frame" else {}
-    made = problem(values, series=series, **options)
-    kernel = made.kernel(made)
-    kernel.seed(2)
-    kernel.setup(25)
-    first = kernel.space.offset.copy()
-    for _ in range(20):
-        kernel.sample({})
-    kernel.sample({})  # the twenty-first fits anew
-    fitted = kernel.space.offset[np.argsort(-kernel._state["d"])]
-    assert not np.isclose(np.sort(fitted, 0), np.sort(first, 0)).any()
-    assert np.abs(fitted[0] - fitted[1]).max() > 0.1
-    for _ in range(100):
-        kernel.sample({})
-        np.testing.assert_array_equal(kernel.space.offset[np.argsort(-kernel._state["d"])], fitted)
-    assert kernel.diagnostics()["swap"] > 0.2
-
-
 def test_what_a_process_does_not_use_is_refused() -> None:
     with pytest.raises(DataError, match=r"kernel_time"):
         problem(noise(), kernel_time="matern32")

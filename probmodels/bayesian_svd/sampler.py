@@ -33,8 +33,6 @@ __all__ = ["BlockGibbs", "Side", "orthonormal_rows"]
 
 Array = NDArray[np.float64]
 
-_REFITS = (20, 100, 300)  # sweeps of the warm-up before which offsets are fitted anew
-
 
 class Side:
     """Arrays of one side as the compiled sweep takes them."""
@@ -104,7 +102,6 @@ class BlockGibbs(Kernel):
         self._accepted = np.zeros((3, 2))
         self._latest = np.zeros((3, 2))
         self._state: dict[str, NDArray[Any]] = {}
-        self._warmup = 0
 
     @classmethod
     def prepare(cls, problem: Problem) -> None:
@@ -129,7 +126,7 @@ class BlockGibbs(Kernel):
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Start near the plain SVD, spread over its sampling error; the model's arguments are already known."""
-        self._data, self._warmup = seen_by_modes(self.data), warmup_steps
+        self._data = seen_by_modes(self.data)
         z, rng = self._data.z, self._rng
         rank = self.data.space.log_weights.shape[0]
         left, size, right = np.linalg.svd(z, full_matrices=False)
@@ -143,31 +140,14 @@ class BlockGibbs(Kernel):
             "v": v,
             "d": size * np.exp(0.02 * self.jitter * rng.standard_normal(rank)),
             "noise": np.array(noise * math.exp(0.2 * self.jitter * rng.standard_normal())),
-            "sweeps": np.array(0),
         }
-        self._fit_offsets()
-        for side, frame, arrays in (("u", u, self.space), ("v", v, self.time)):
+        for side, frame, arrays, projected in (("u", u, self.space, v @ z.T), ("v", v, self.time, u @ z)):
+            if len(arrays.length_scales) > 1:
+                arrays.adapt(projected, frame, noise)
             g = np.array([rng.choice(w.size, p=np.exp(w)) for w in arrays.log_weights], dtype=np.int64)
             self._state[f"g_{side}"] = g
             self._state[f"log_tau_{side}"] = np.log(arrays.values[g].sum(axis=1))
             self._state[f"images_{side}"] = column_images(frame, arrays.vectors, g)
-
-    def _fit_offsets(self) -> None:
-        """Fit the offsets of both sides to the present state."""
-        state, z = self._state, self._data.z
-        for side, frame, projected in (
-            (self.space, state["u"], state["v"] @ z.T),
-            (self.time, state["v"], state["u"] @ z),
-        ):
-            if len(side.length_scales) > 1:
-                side.adapt(projected, frame, float(state["noise"]))
-
-    def _count(self) -> None:
-        """Count a sweep; a few of the warm-up fit the offsets anew first: the start is rougher than the posterior."""
-        sweeps = int(self._state["sweeps"])
-        if sweeps in _REFITS and sweeps < self._warmup:
-            self._fit_offsets()
-        self._state["sweeps"][()] = sweeps + 1
 
     @property  # type: ignore[misc]  # Pyro lets it be set; this kernel finds its own start
     def initial_params(self) -> dict[str, Tensor]:
@@ -180,7 +160,6 @@ class BlockGibbs(Kernel):
         tried = self._accepted.copy()
         noise = float(state["noise"])
         data.draw(self._rng, state["u"], state["d"], state["v"], noise)
-        self._count()
         noise = sweep(
             self._rng,
             (data.z, data.z_transposed, data.total, data.count),

@@ -76,7 +76,7 @@ class SeriesGibbs(BlockGibbs):
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Start near the plain SVD, spread over its sampling error; the model's arguments are already known."""
-        self._data, self._warmup = seen_by_modes(self.data), warmup_steps
+        self._data = seen_by_modes(self.data)
         z, rng = self._data.z, self._rng
         rank, num_times = self.data.space.log_weights.shape[0], z.shape[1]
         left, size, right = np.linalg.svd(z, full_matrices=False)
@@ -85,6 +85,8 @@ class SeriesGibbs(BlockGibbs):
         error = self.jitter * math.sqrt(noise) / size[:, None]
         u = orthonormal_rows(left[:, :rank].T + error * rng.standard_normal((rank, z.shape[0])))
         v = orthonormal_rows(right[:rank] + error * rng.standard_normal((rank, num_times)))
+        if len(self.space.length_scales) > 1:
+            self.space.adapt(v @ z.T, u, noise)
         g = np.array([rng.choice(w.size, p=np.exp(w)) for w in self.space.log_weights], dtype=np.int64)
         spread = np.exp(0.2 * self.jitter * rng.standard_normal(rank))
         self._state = {
@@ -96,19 +98,7 @@ class SeriesGibbs(BlockGibbs):
             "log_tau_u": np.log(self.space.values[g].sum(axis=1)),
             "images_u": column_images(u, self.space.vectors, g),
             "decay": np.array([rng.choice(w.size, p=np.exp(w)) for w in self._process[2]], dtype=np.int64),
-            "sweeps": np.array(0),
         }
-        self._fit_offsets()
-
-    def _fit_offsets(self) -> None:
-        """Fit the offsets of the patterns to the present state."""
-        if len(self.space.length_scales) == 1:
-            return
-        f, phi, design = self._state["f"], self._phi, self._effects[0]
-        seen = np.concatenate([f[:, :1], (f[:, 1:] - phi * f[:, :-1]) / np.sqrt(1.0 - phi**2)], 1)
-        seen -= (seen @ design.T) @ design
-        seen /= np.linalg.norm(seen, axis=1, keepdims=True)
-        self.space.adapt(seen @ self._data.z.T, self._state["u"], float(self._state["noise"]))
 
     def sample(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         """One sweep from the kernel's own state, which ``params`` only mirrors."""
@@ -120,7 +110,6 @@ class SeriesGibbs(BlockGibbs):
         data.draw(self._rng, state["u"], state["d"], state["f"], noise)
         if isinstance(data, CorrelatedData):
             self.draw_large_gaps(data, self._rng, state["u"], state["d"], state["f"], noise, state["decay"])
-        self._count()
         noise = sweep(
             self._rng,
             (data.z, data.z_transposed, data.total, data.count),

@@ -278,7 +278,6 @@ def _rotations(rng, space, series, d, scale, process, candidates, num_passes, ac
                 turn_u = turn_u[p]
                 turn_f = turn_f[p]
                 images[:] = images[p]
-                candidates[3][:] = candidates[3][p]
     u[:] = np.dot(turn_u, u)
     f[:] = np.dot(turn_f, f)
     for j in range(k):

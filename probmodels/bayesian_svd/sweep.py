@@ -237,13 +237,12 @@ def update_column(rng, i, y, frame, g, log_tau, images, log_minors, d, noise, ca
     current = value + prior[0] + surrogate
     log_ratio = surrogate - _log_size(d[i], scale, power)
     for _ in range(num_steps):  # a power of one reversible kernel on (candidate, log tau), f integrated out
+        step = rng.standard_normal() * 0.05 * math.exp(3.4 * rng.random())
         move = num_candidates > 1 and rng.random() < 0.3
         there = here
         gn = gi
-        ltn = lt
-        if not move:
-            ltn += rng.standard_normal() * 0.05 * math.exp(3.4 * rng.random())
-        else:
+        ltn = lt + step
+        if move:
             jump = 1 if rng.random() < 0.6 else 1 + int(rng.random() ** 3 * (num_candidates - 1))
             if rng.random() < 0.5:
                 jump = -jump
@@ -534,8 +533,6 @@ def _rotations(rng, z, space, time, d, noise, candidates_space, candidates_time,
                 core = core[p][:, p]
                 images_u[:] = images_u[p]
                 images_v[:] = images_v[p]
-                candidates_space[3][:] = candidates_space[3][p]  # shifts fit modes, not labels
-                candidates_time[3][:] = candidates_time[3][p]
     u[:] = np.dot(turn_u, u)
     v[:] = np.dot(turn_v, v)
     for j in range(k):
