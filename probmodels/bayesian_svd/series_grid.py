@@ -31,8 +31,8 @@ def series_data(
 ) -> SeriesData:
     """Grid of a process over the usual step of the time axis, and the steps in units of it.
 
-    Where all steps are near a whole number of the usual one, as those of months are, they are taken for it; else they are
-    kept as they are. The grid of decays is even in the inverse hyperbolic tangent of the decay, which spreads its
+    Where all steps are near a whole number of the usual one, as those of months are, they are taken for it; else they
+    are kept as they are. The grid of decays is even in the inverse hyperbolic tangent of the decay, which spreads its
     information evenly; weights make the prior uniform on (0, 1). The grid of length-scales is even in their logarithm,
     as is their prior, from a quarter of the usual step to half the record, at most a hundred of the shortest step.
 
