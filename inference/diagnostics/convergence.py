@@ -18,19 +18,20 @@ Technometrics 51(3).
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
+from annotated_types import Len
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 from scipy.special import ndtri
 
 from probmodels.datasets.checks import as_array
 from probmodels.errors import DiagnosticsError
-from probmodels.options import Fraction, Positive, checked
+from probmodels.options import Fraction, OneOf, Positive, checked
 
 __all__ = ["EQUAL_WEIGHTS", "bfmi", "convergence", "hdi", "psis", "psis_khat"]
 
@@ -44,7 +45,10 @@ EQUAL_WEIGHTS = 0.01  # range of log weights below which the tail of a guide's w
 STATISTICS = ("r_hat", "ess_bulk", "ess_tail", "mcse_mean")
 
 
-def convergence(draws: ArrayLike, statistics: Collection[str] = STATISTICS) -> dict[str, Array]:
+@checked(DiagnosticsError)
+def convergence(
+    draws: ArrayLike, statistics: Annotated[Sequence[Annotated[str, OneOf(STATISTICS)]], Len(1)] = STATISTICS
+) -> dict[str, Array]:
     """Statistics of every entry.
 
     Parameters

@@ -8,6 +8,7 @@ import os
 import platform
 import random
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -278,6 +279,8 @@ class FixGenerated(Messenger):
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Have ``write`` fill a temporary neighbour of ``path``, then rename it: readers see the old or the new file.
 
+    Neighbours that processes left when they were killed are removed.
+
     Raises
     ------
     OSError
@@ -290,6 +293,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        if not _runs(left.name.split(".")[-2]):
+            left.unlink(missing_ok=True)
+
+
+def _runs(process: str) -> bool:
+    """Whether a process of this number may be running; those that were killed leave half-written files."""
+    if sys.platform == "win32" or not process.isdigit():
+        return True  # there a signal cannot ask
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @contextlib.contextmanager
