@@ -156,7 +156,9 @@ def test_parameters_keep_their_prior_where_data_are_drawn_anew(series: str, miss
             centred = white - (white @ design) @ design.T
             seen._set(np.ascontiguousarray(left @ centred), float((centred**2).sum()))
 
-    keeps_the_prior(made, renew, 12_000)
+    # Small gaps and series are drawn in turns, which mixes slowly: longer batches, whose means are independent.
+    slow = missing == 0.25
+    keeps_the_prior(made, renew, 24_000 if slow else 12_000, batches=20 if slow else 40)
 
 
 def simulated(

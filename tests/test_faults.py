@@ -591,7 +591,8 @@ import numpy as np, xarray as xr
 from probmodels.errors import ResultError
 from probmodels.inference import Result
 
-tree = xr.DataTree.from_dict({{"/posterior": xr.Dataset({{"x": (("chain", "draw"), np.random.default_rng(0).normal(size=(4, 20000)))}})}})
+draws = np.random.default_rng(0).normal(size=(4, 20000))
+tree = xr.DataTree.from_dict({{"/posterior": xr.Dataset({{"x": (("chain", "draw"), draws)}})}})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 try:
