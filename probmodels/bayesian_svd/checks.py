@@ -137,9 +137,11 @@ def _halves(tree: xr.DataTree) -> Iterator[Finding]:
         return
     few = draws.thinned(100)
     found = compare_halves(draws.processes(few), draws.process, draws.scale[few], draws.steps)
-    what = f"the variance of mode {found.first + 1}"
+    # Under correlated noise the modes that are reported are mixtures of what is compared here.
+    one, two = ("mode", "modes") if draws.turn is None else ("process", "processes")
+    what = f"the variance of {one} {found.first + 1}"
     if found.first != found.second:
-        what = f"the correlation of modes {found.first + 1} and {found.second + 1}"
+        what = f"the correlation of {two} {found.first + 1} and {found.second + 1}"
     verdict = f"from one half of the record to the other {what} changes most, by what its process gives with "
     verdict += f"probability {found.p_value:.3f} (at least {_SAME})"
     advice = (
@@ -246,5 +248,6 @@ def _lost(tree: xr.DataTree) -> Iterator[Finding]:
     verdict = (
         f"modes hold {held:.0%} of the leading EOF (at least {_HELD:.0%}), which explains {share:.0%} of the variance"
     )
-    advice = "the model takes it for noise: mask cells that are frozen or hardly vary (--ice=-1.79), or noise='white'"
+    advice = "the model takes it for noise: leave out cells that are frozen at times (--ice=-1.79 --min-valid 1), or "
+    advice += "take noise='white'"
     yield Finding(bad, verdict, advice if bad else "", part="model")
