@@ -17,10 +17,12 @@ from probmodels.bayesian_svd.forecasts import forecasting
 from probmodels.bayesian_svd.forecasts.commands import read_new
 from probmodels.bayesian_svd.forecasts.coupled import Coupled, draw_coupled, follow_coupled
 from probmodels.bayesian_svd.forecasts.figures import fan_charts
-from probmodels.bayesian_svd.forecasts.forecasting import box_weights, forecast, forecast_table
+from probmodels.bayesian_svd.forecasts.forecasting import forecast
 from probmodels.bayesian_svd.forecasts.new_fields import later_times
 from probmodels.bayesian_svd.forecasts.projection import project
+from probmodels.bayesian_svd.forecasts.tables import forecast_table
 from probmodels.bayesian_svd.forecasts.transitions import draw_lags, follow_lags
+from probmodels.bayesian_svd.forecasts.weights import box_weights
 from probmodels.bayesian_svd.summary import write_modes
 from probmodels.distributions.processes import correlation_at
 from probmodels.errors import DataError, SummaryError

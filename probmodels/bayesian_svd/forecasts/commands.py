@@ -10,9 +10,11 @@ import numpy as np
 import xarray as xr
 
 from probmodels.bayesian_svd.forecasts.figures import fan_charts
-from probmodels.bayesian_svd.forecasts.forecasting import box_weights, forecast, forecast_table
+from probmodels.bayesian_svd.forecasts.forecasting import forecast
 from probmodels.bayesian_svd.forecasts.new_fields import new_matrix
 from probmodels.bayesian_svd.forecasts.projection import project
+from probmodels.bayesian_svd.forecasts.tables import forecast_table
+from probmodels.bayesian_svd.forecasts.weights import box_weights
 from probmodels.bayesian_svd.indices.boxes import parse_boxes
 from probmodels.bayesian_svd.summary import write_modes
 from probmodels.datasets.sst import load_sst

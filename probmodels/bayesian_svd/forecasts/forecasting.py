@@ -9,31 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 from annotated_types import Interval, Len
 from numpy.typing import ArrayLike, NDArray
 
-from probmodels.bayesian_svd.draws import Draws, blocks
 from probmodels.bayesian_svd.forecasts.coupled import draw_coupled, follow_coupled
 from probmodels.bayesian_svd.forecasts.new_fields import check_regular, later_times, new_matrix, positions
-from probmodels.bayesian_svd.forecasts.projection import NewMonths, Record, noise_after, read_record, series_of
+from probmodels.bayesian_svd.forecasts.predictive import add_field, add_summary, index_draws, noise_ahead
+from probmodels.bayesian_svd.forecasts.projection import NewMonths, Record, read_record, series_of
 from probmodels.bayesian_svd.forecasts.residuals import check_residuals, residuals_ahead
+from probmodels.bayesian_svd.forecasts.tables import described
 from probmodels.bayesian_svd.forecasts.transitions import draw_lags, follow, follow_lags
+from probmodels.bayesian_svd.forecasts.weights import index_weights
 from probmodels.bayesian_svd.grids import to_grid
-from probmodels.bayesian_svd.indices.boxes import box_overlap
-from probmodels.datasets.labelled import arranged
-from probmodels.datasets.regions import Region, parse_region
-from probmodels.distributions.processes import PROCESSES, explained_at
+from probmodels.distributions.processes import explained_at
 from probmodels.errors import DataError, SummaryError
 from probmodels.inference.result import Result
 from probmodels.options import Count, Fraction, Seed, checked, refuse_unused
 
-__all__ = ["QUANTILES", "box_weights", "forecast", "forecast_table"]
+__all__ = ["QUANTILES", "forecast"]
 
 Array = NDArray[np.float64]
 
@@ -77,7 +74,7 @@ def forecast(
         Values of the covariates of the fit at the times between the record and the end of the forecast, one each.
     indices
         Weights over the cells of the fit by the name of the index, which is the weighted sum of the field; see
-        `box_weights`.
+        `probmodels.bayesian_svd.box_weights`.
     transition
         ``"ar1"``: the process of the model, AR(1) or Matérn. ``"lags"``: an autoregression of each series on several
         lags, estimated from its draws with a prior about an AR(1) process; for monthly records whose modes remember
@@ -127,7 +124,7 @@ def forecast(
         raise SummaryError(f"lags={list(lags)}; give different whole numbers, 1 among them")
     tree = result if isinstance(result, xr.DataTree) else result.tree
     record = read_record(tree, num_draws)
-    weights = _weights(indices or {}, record)
+    weights = index_weights(indices or {}, record)
     rng = np.random.default_rng(seed)
     matrix, gone = _new_months(record, new)
     told = _check_horizon(record, gone, steps, beyond)
@@ -142,7 +139,7 @@ def forecast(
     series = record.modes(_continued(rng, record, state, steps, transition, lags))
     noise = None
     if field or weights:
-        ahead = residuals_ahead if residuals == "persistent" else _noise_ahead
+        ahead = residuals_ahead if residuals == "persistent" else noise_ahead
         noise = ahead(rng, record, state.new, steps)
     out = xr.Dataset(
         coords={
@@ -152,22 +149,16 @@ def forecast(
             "quantile": np.asarray(quantiles, dtype=float),
         }
     )
-    _add(out, "pc", series.transpose(0, 2, 1), ("mode", "time"), record, keep_draws)
+    add_summary(out, "pc", series.transpose(0, 2, 1), ("mode", "time"), record, keep_draws)
     if weights:
         out = out.assign_coords(index=list(weights))
-        _add(
-            out,
-            "index",
-            _index_draws(rng, draws, record, weights, series, noise),
-            ("index", "time"),
-            record,
-            keep_draws,
-        )
+        values = index_draws(rng, draws, record, weights, series, noise)
+        add_summary(out, "index", values, ("index", "time"), record, keep_draws)
     if field:
-        _add_field(out, rng, draws, record, series, noise, keep_draws)
+        add_field(out, rng, draws, record, series, noise, keep_draws)
         out = to_grid(out, record.constant)
     out["told"] = "time", told
-    out = _described(out, record, tree, transition, lags, judge=judge, seed=seed)
+    out = described(out, record, tree, transition, lags, judge=judge, seed=seed)
     return out.assign_attrs(residuals=residuals)
 
 
@@ -274,231 +265,3 @@ def _check_horizon(record: Record, gone: int, steps: int, beyond: bool) -> Array
             f"{int(own[-1] - own[0])}; take at most {max(most - gone, 0)}, or beyond=True (--beyond)"
         )
     return told
-
-
-# -- field and indices ------------------------------------------------------------------------------------------------
-
-
-def _weights(indices: Mapping[str, ArrayLike], record: Record) -> dict[str, Array]:
-    """Weights of each index over the cells of the fit."""
-    found, size = {}, record.constant.sizes["cell"]
-    for name, given in indices.items():
-        values = arranged(given, f"indices[{name!r}]", {"cell": record.constant["cell"].values})
-        try:
-            array = np.asarray(values, dtype=float)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"indices[{name!r}] are no numbers: {error}") from error
-        if array.shape != (size,) or not np.isfinite(array).all():
-            raise DataError(f"indices[{name!r}] must hold {size} finite weights, one for each cell of the fit")
-        if not array.any():
-            raise DataError(f"indices[{name!r}] are all zero; does the box hold cells of the fit?")
-        found[name] = array
-    return found
-
-
-def box_weights(result: Result | xr.DataTree, region: str | Mapping[str, Sequence[float]] | Region) -> Array:
-    """Weights over the cells of a result of the area mean of a box, by the area that each cell shares with it.
-
-    Parameters
-    ----------
-    result
-        Result whose cells have lat and lon.
-    region
-        As for `probmodels.datasets.sst.load_sst`: a name, ``"lat0,lat1,lon0,lon1"`` or a dict.
-
-    Returns
-    -------
-    array
-        Shape (cell,), sum 1.
-
-    Raises
-    ------
-    DataError
-        If the region is unknown, cells have no positions, or none lies in it.
-    """
-    tree = result if isinstance(result, xr.DataTree) else result.tree
-    constant, box = tree["constant_data"].to_dataset(), parse_region(region)
-    if not {"lat", "lon"} <= set(constant.coords):
-        raise DataError("the cells of this result have no lat and lon; give weights over cells instead of a box")
-    lat, lon = constant["lat"].values.astype(float), constant["lon"].values.astype(float)
-    area, _ = box_overlap(lat, lon, box, constant)
-    if not area.any():
-        raise DataError(
-            f"region {box.label} ({box.bounds}) holds no cell of the result, which covers {lat.min():g} to "
-            f"{lat.max():g} N, {lon.min():g} to {lon.max():g} E"
-        )
-    return area / area.sum()
-
-
-def _noise_ahead(
-    rng: np.random.Generator, record: Record, new: NewMonths | None, steps: int
-) -> NDArray[np.float32] | None:
-    """Correlated noise beyond the last month (draw, cell, time), in data units; None where noise is white.
-
-    It goes on, as an AR(1) process, from what effects and modes leave of the record or of new months after it.
-    """
-    noise = record.draws.noise
-    if noise is None:
-        return None
-    root, sigma, scale = noise.root, record.draws.sigma[record.chosen], np.sqrt(record.draws.weight)
-    state = noise_after(record, new).drawn(rng, sigma)
-    found = np.empty((*state.shape, steps), dtype=np.float32)
-    for step in range(steps):
-        fresh = sigma[:, None] * (rng.standard_normal(state.shape) @ root.T)
-        state = noise.decay * state + np.sqrt(1 - noise.decay**2) * fresh
-        found[:, :, step] = state / scale
-    return found
-
-
-def _index_draws(
-    rng: np.random.Generator,
-    draws: Draws,
-    record: Record,
-    weights: Mapping[str, Array],
-    series: Array,
-    noise: NDArray[np.float32] | None,
-) -> Array:
-    """Draws of indices (draw, index, time), a block of draws at a time."""
-    table = np.stack(list(weights.values()))  # (index, cell)
-    used = np.flatnonzero(table.any(0))
-    table, found = table[:, used], np.empty((len(series), len(table), series.shape[1]))
-    for block in blocks(len(series), used.size, max(series.shape)):
-        at = record.chosen[block]
-        mean = np.einsum("ic,sct->sit", table, draws.fixed(used, at), optimize=True)
-        mean += np.einsum("ic,sck,stk->sit", table, draws.patterns(used, at), series[block], optimize=True)
-        if noise is not None:
-            found[block] = mean + np.einsum("ic,sct->sit", table, noise[block][:, used], optimize=True)
-            continue
-        spread = np.einsum("ic,sc,jc->sij", table, draws.noise_sd(used, at) ** 2, table, optimize=True)
-        values, vectors = np.linalg.eigh(spread)
-        root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
-        found[block] = mean + root @ rng.standard_normal(mean.shape)
-    return found
-
-
-def _add_field(
-    out: xr.Dataset,
-    rng: np.random.Generator,
-    draws: Draws,
-    record: Record,
-    series: Array,
-    noise: NDArray[np.float32] | None,
-    keep_draws: bool,
-) -> None:
-    """Summaries of the field, a block of cells at a time."""
-    num_cells, num_times = record.constant.sizes["cell"], series.shape[1]
-    quantiles = out["quantile"].values
-    found = {"mean": np.empty((num_times, num_cells)), "sd": np.empty((num_times, num_cells))}
-    found["quantile"] = np.empty((quantiles.size, num_times, num_cells))
-    kept = np.empty((len(series), num_times, num_cells), dtype=np.float32) if keep_draws else None
-    for block in blocks(num_cells, len(series), num_times):
-        mean = draws.fixed(block, record.chosen) + draws.patterns(block, record.chosen) @ series.transpose(0, 2, 1)
-        if noise is None:
-            values = mean + draws.noise_sd(block, record.chosen)[:, :, None] * rng.standard_normal(mean.shape)
-        else:
-            values = mean + noise[:, block]
-        values = values.transpose(0, 2, 1)  # (draw, time, cell)
-        found["mean"][:, block], found["sd"][:, block] = values.mean(0), values.std(0, ddof=1)
-        found["quantile"][:, :, block] = np.quantile(values, quantiles, axis=0)
-        if kept is not None:
-            kept[:, :, block] = values
-    for name, values in found.items():
-        out[f"field_{name}"] = ("quantile", "time", "cell")[3 - values.ndim :], values
-    if kept is not None:
-        out["field"] = ("chain", "draw", "time", "cell"), record.by_chain(kept)
-
-
-def _add(out: xr.Dataset, name: str, values: Array, dims: tuple[str, ...], record: Record, keep_draws: bool) -> None:
-    """Summaries of draws (draw, ...), and the draws where they are wanted."""
-    out[f"{name}_mean"], out[f"{name}_sd"] = (dims, values.mean(0)), (dims, values.std(0, ddof=1))
-    out[f"{name}_quantile"] = ("quantile", *dims), np.quantile(values, out["quantile"].values, axis=0)
-    if keep_draws:  # a variable may not have the name of one of its dims
-        out[f"{name}_draws" if name in dims else name] = ("chain", "draw", *dims), record.by_chain(values)
-
-
-# -- what it is -------------------------------------------------------------------------------------------------------
-
-
-def _described(
-    out: xr.Dataset,
-    record: Record,
-    tree: xr.DataTree,
-    transition: str,
-    lags: Sequence[int],
-    *,
-    judge: bool,
-    seed: int,
-) -> xr.Dataset:
-    """Names, units, and what is to be known before the forecast is used."""
-    units = str(record.constant["data"].attrs.get("units") or "1")
-    roots = {
-        "pc": ("standardised principal component", "1"),
-        "field": (str(record.constant["data"].attrs.get("long_name") or "field"), units),
-        "index": ("index", units),
-    }
-    words = {"_mean": "mean of the forecast", "_sd": "standard deviation of the forecast"}
-    words |= {"_quantile": "quantile of the forecast", "": "draws of the forecast"}
-    words["_draws"] = "draws of the forecast"
-    for root, (label, unit) in roots.items():
-        for end, said in words.items():
-            if (name := f"{root}{end}") in out:
-                out[name].attrs = {"long_name": f"{label}, {said}", "units": unit}
-    label = "largest share of the variance of a series that its last state explains"
-    out["told"].attrs = {"long_name": label, "units": "1"}
-    out["lead"].attrs = {"long_name": "steps since the last state", "units": "1"}
-    out["mode"].attrs = {"long_name": "number of the mode", "units": "1"}
-    out["quantile"].attrs = {"long_name": "probability of the quantile", "units": "1"}
-    notes = []
-    if not record.decay.any():
-        notes.append("series are independent in time: the forecast is the climatology with its effects")
-    report = Result(tree).diagnose() if judge else None
-    if report is not None and not report.ok:
-        notes.append(f"the posterior that this forecast is of: {report.head}")
-    how = f"{PROCESSES[record.draws.process]} process of the model"
-    if transition != "ar1":
-        others = " and on all series" * (transition == "coupled")
-        how = f"autoregression on the lags {list(lags)}{others} of each draw"
-    out.attrs = {
-        "Conventions": "CF-1.11",
-        "title": "Forecast by Bayesian SVD",
-        "estimand": "posterior predictive distribution of the field as observed, beyond the record",
-        "source": f"Bayesian SVD ({tree.attrs.get('engine', 'inference')}), {how}",
-        "verdict": "not judged" if report is None else report.head,
-        "notes": "; ".join(notes),
-        "seed": seed,
-    }
-    return out
-
-
-@checked(SummaryError)
-def forecast_table(found: xr.Dataset, path: str | Path | None = None) -> pd.DataFrame:
-    """Series and indices of a forecast as a table, one row for each of them and time.
-
-    Parameters
-    ----------
-    found
-        From `forecast`.
-    path
-        CSV file to write; None for none.
-
-    Returns
-    -------
-    pd.DataFrame
-        Columns ``name``, ``time``, ``lead``, ``mean``, ``sd`` and ``q2.5`` and so on.
-    """
-    rows = []
-    for root, dim in (("pc", "mode"), ("index", "index")):
-        if f"{root}_mean" not in found:
-            continue
-        for label in found[dim].values:
-            part = found.sel({dim: label})
-            row = {"name": f"pc{label}" if root == "pc" else str(label), "time": found["time"].values}
-            row |= {"lead": found["lead"].values, "mean": part[f"{root}_mean"].values, "sd": part[f"{root}_sd"].values}
-            for probability in found["quantile"].values:
-                row[f"q{100 * probability:g}"] = part[f"{root}_quantile"].sel(quantile=probability).values
-            rows.append(pd.DataFrame(row))
-    table = pd.concat(rows, ignore_index=True)
-    if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(path, index=False)
-    return table
