@@ -18,10 +18,15 @@ the lead. ``AR(1)``: damped persistence of each cell, EOF and box. ``LIM``: line
 autoregression of its draws; ``coupled``: the same, in which each series follows the others too; ``residuals``: what
 effects and modes leave goes on, too, as it persists and is alike in neighbouring cells.
 
-PIT: ranks of what came among draws, of yearly origins, whose twelve months do not overlap: the p-value of a
-Kolmogorov-Smirnov test against the uniform distribution, for the five EOFs together and the smallest of leads 1, 3, 6
-and 12 times four, and the share in the central 80 %, which is printed by lead too. ``--controls``: an annual cycle that
-the model does not have, and a break after the fit, which the table has to show.
+Ranks of what came among draws have to be uniform at each lead, and those of forecasts that do not overlap independent
+(`probmodels.bayesian_svd.forecasts.skill.rank_calibration`): p-values for the five EOFs together and for the box, of
+all leads together, and the share in the central 80 % by lead. ``--controls``: an annual cycle that the model does not
+have, a break after the fit, and series that are taken for independent in time, which the table has to show.
+
+Each origin is kept in ``--run`` as soon as it is done, with the posteriors: a run that was cut goes on where it was.
+``--noise correlated`` takes the covariance of the noise as estimated; ``--every N`` takes every N-th of these origins
+(``--every 4`` those of December alone). Cost with ``--rank 20``: some 10 CPU minutes; with ``--noise correlated --every
+4`` about as much.
 
 Ratios of the CRPS to that of a baseline have 95 % intervals from resampled blocks of two years of origins, which do not
 hold what another record would change.
@@ -37,19 +42,19 @@ import common  # isort: skip  (pins threads before numpy is loaded)
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
 from probmodels.bayesian_svd.forecasts.forecasting import forecast
+from probmodels.bayesian_svd.forecasts.skill import rank_calibration, score_draws, score_normal
 from probmodels.datasets.sst import load_sst, to_matrix
+from probmodels.inference.result import Result
 
 FILE = "sst/ersst_v5_north_pacific_1950_2019.nc"
 TEST, VALIDATION = (1995, 2003, 2011), (1975, 1985)  # last years of fits
@@ -164,11 +169,16 @@ def inverse_model(block: Block, count: int, damped: bool) -> Forecasts:
 # -- the model: draws of field and indices ----------------------------------------------------------------------------
 
 
-def fitted(block: Block, rank: int, effects: str, seed: int) -> Any:
+def fitted(block: Block, model: Model, seed: int) -> Result:
     """Posterior of the months of the fit."""
     data = block.field.copy(data=block.values)[:, : block.size]
-    options: dict[str, Any] = {"series": "ar1", "length_scales_space": SCALES, "tail": 1e-3}
-    problem = make_problem(data, rank=rank, fixed_effects=effects.split(","), **options)
+    options: dict[str, Any] = {
+        "series": model.series,
+        "noise": model.noise,
+        "length_scales_space": SCALES,
+        "tail": 1e-3,
+    }
+    problem = make_problem(data, rank=model.rank, fixed_effects=model.effects.split(","), **options)
     return run_mcmc(problem, **CHAIN, chain_method="sequential", seed=seed, progress=False)
 
 
@@ -191,143 +201,181 @@ def posterior(block: Block, result: Any, how: dict[str, str]) -> Forecasts:
 
 # -- scores -----------------------------------------------------------------------------------------------------------
 
+Row = dict[str, Any]
+
 
 def scored(forecast_: Any, truth: Array) -> dict[str, Array]:
-    """CRPS, error and PIT, each (series, lead)."""
+    """CRPS, error and rank, each (series, lead)."""
     if isinstance(forecast_, tuple):
-        mean, sd = forecast_
-        z = (truth - mean) / sd
-        crps = sd * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / np.sqrt(np.pi))
-        return {"crps": crps, "error": truth - mean, "pit": stats.norm.cdf(z)}
-    x, count = np.sort(forecast_, axis=0), len(forecast_)
-    rank = (x < truth).sum(0)
-    spread = np.tensordot(2 * np.arange(1, count + 1) - count - 1, x, 1) / (count * (count - 1))
+        return score_normal(*forecast_, truth)
+    return score_draws(forecast_, truth, np.random.default_rng(int(1e6 * abs(truth.sum()))))
+
+
+def origin_row(block: Block, ahead: Forecasts, origin: int) -> Row:
+    """Figures of one origin: means over leads, ranks of indices (index, lead), shares in 80 % bands (target, lead)."""
+    weight = block.root**2 / (block.root**2).sum()
+    field, indices = (scored(part, true) for part, true in zip(ahead(origin), block.truth(origin), strict=True))
+    by_lead = weight @ field["crps"]
+    held = np.abs(indices["pit"] - 0.5) < 0.4
+    in_field = weight @ (np.abs(field["pit"] - 0.5) < 0.4)
     return {
-        "crps": np.abs(x - truth).mean(0) - spread,
-        "error": truth - x.mean(0),
-        "pit": (rank + np.random.default_rng(int(rank.sum())).random(rank.shape)) / (count + 1),
+        "field": float(by_lead.mean()),
+        "field lead 1": float(by_lead[0]),
+        "field lead 3": float(by_lead[2]),
+        "EOFs": float(indices["crps"][:NUM_EOFS].mean()),
+        "box": float(indices["crps"][NUM_EOFS].mean()),
+        "field rmse": float((weight @ field["error"] ** 2).mean()),
+        "EOFs rmse": float((indices["error"][:NUM_EOFS] ** 2).mean()),
+        "box rmse": float((indices["error"][NUM_EOFS] ** 2).mean()),
+        "pit": indices["pit"].tolist(),
+        "covered": [in_field.tolist(), held[:NUM_EOFS].mean(0).tolist(), held[NUM_EOFS].tolist()],
     }
 
 
-def rolled(block: Block, ahead: Forecasts) -> dict[str, Any]:
-    """Sums over the origins of a block, and PITs of yearly origins."""
-    weight = block.root**2 / (block.root**2).sum()
-    found: dict[str, Any] = {"origins": len(block.origins), "pit": [], "covered": []}  # covered: (target, lead)
-    for place, origin in enumerate(block.origins):
-        field, indices = (
-            scored(part, true) for part, true in zip(ahead(int(origin)), block.truth(origin), strict=True)
-        )
-        by_lead = weight @ field["crps"]
-        rows = {
-            "field": by_lead,
-            "field lead 1": by_lead[:1],
-            "field lead 3": by_lead[2:3],
-            "EOFs": indices["crps"][:NUM_EOFS],
-            "box": indices["crps"][NUM_EOFS],
-            "field rmse": weight @ field["error"] ** 2,
-            "EOFs rmse": indices["error"][:NUM_EOFS] ** 2,
-            "box rmse": indices["error"][NUM_EOFS] ** 2,
-        }
-        for name, values in rows.items():
-            found.setdefault(name, []).append(float(values.mean()))
-        held = np.abs(indices["pit"] - 0.5) < 0.4
-        in_field = weight @ (np.abs(field["pit"] - 0.5) < 0.4)
-        found["covered"].append([in_field.tolist(), held[:NUM_EOFS].mean(0).tolist(), held[NUM_EOFS].tolist()])
-        if place % (12 // EVERY) == 0:
-            found["pit"].append(indices["pit"].tolist())
+def figures(rows: Sequence[Row], every: int) -> Row:
+    """A row of the table, of the rows of all origins."""
+    found: Row = {"origins": len(rows)}
+    for name in ("field", "field lead 1", "field lead 3", "EOFs", "box"):
+        found[f"CRPS {name}"] = float(np.mean([row[name] for row in rows]))
+    for name in ("field", "EOFs", "box"):
+        found[f"RMSE {name}"] = float(np.sqrt(np.mean([row[f"{name} rmse"] for row in rows])))
+    covered = np.mean([row["covered"] for row in rows], axis=0)  # (target, lead)
+    for name, part in zip(("field", "EOFs", "box"), covered, strict=True):
+        found[f"80 % {name}"] = float(part.mean())
+        found[f"80 % {name} by lead"] = " ".join(f"{part[lead - 1]:.2f}" for lead in SHOWN_LEADS)
+    pit = np.array([row["pit"] for row in rows])  # (origin, index, lead)
+    said = []
+    for name, part in (("EOFs", pit[:, :NUM_EOFS]), ("box", pit[:, NUM_EOFS:])):
+        if len(part) >= 10:
+            checks = rank_calibration(part, apart=EVERY * every)
+            for key in ("p_uniform", "correlation", "p_independent"):
+                values = checks[key].values
+                found[f"{key} {name} by lead"] = " ".join(f"{values[lead - 1]:.3f}" for lead in SHOWN_LEADS)
+            said.append(f"{name}: {checks.attrs['verdict']}")
+    found["verdict"] = "; ".join(said)
     return found
 
 
-def figures(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """A row of the table."""
-    row: dict[str, Any] = {"origins": sum(cell["origins"] for cell in cells)}
-    for name in ("field", "field lead 1", "field lead 3", "EOFs", "box"):
-        row[f"CRPS {name}"] = float(np.mean(np.concatenate([cell[name] for cell in cells])))
-    for name in ("field", "EOFs", "box"):
-        row[f"RMSE {name}"] = float(np.sqrt(np.mean(np.concatenate([cell[f"{name} rmse"] for cell in cells]))))
-    pit = np.concatenate([np.array(cell["pit"]) for cell in cells])  # (origin, index, lead)
-    for name, part in (("EOFs", pit[:, :NUM_EOFS]), ("box", pit[:, NUM_EOFS:])):
-        smallest = min(stats.kstest(part[:, :, lead].ravel(), "uniform").pvalue for lead in (0, 2, 5, 11))
-        row[f"PIT p {name}"] = min(1.0, 4 * float(smallest))
-        row[f"80 % {name}"] = float(np.mean(np.abs(part - 0.5) < 0.4))
-    covered = np.concatenate([np.array(cell["covered"], dtype=float) for cell in cells]).mean(0)  # (target, lead)
-    row["80 % field"] = float(covered[0].mean())
-    for name, part in zip(("field", "EOFs", "box"), covered, strict=True):
-        row[f"80 % {name} by lead"] = " ".join(f"{part[lead - 1]:.2f}" for lead in SHOWN_LEADS)
-    row["PIT"] = "uniform" if min(row["PIT p EOFs"], row["PIT p box"]) > 0.01 else "NOT uniform"
-    return row
-
-
-def ratio(cells: list[dict[str, Any]], base: list[dict[str, Any]], target: str) -> str:
+def ratio(rows: Sequence[Row], base: Sequence[Row], target: str, every: int) -> str:
     """CRPS over that of a baseline, with a 95 % interval by resampling blocks of two years of origins."""
-    ours, theirs = (np.concatenate([cell[target] for cell in part]) for part in (cells, base))
-    rng, length = np.random.default_rng(0), 2 * 12 // EVERY
+    ours, theirs = (np.array([row[target] for row in part]) for part in (rows, base))
+    rng, length = np.random.default_rng(0), max(2 * 12 // (EVERY * every), 1)
     starts = rng.integers(0, len(ours), (2000, -(-len(ours) // length)))
     at = (starts[:, :, None] + np.arange(length)).reshape(2000, -1) % len(ours)
     low, high = np.quantile(ours[at].mean(1) / theirs[at].mean(1), [0.025, 0.975])
     return f"{ours.mean() / theirs.mean():.3f} ({low:.3f} to {high:.3f})"
 
 
-def baselines(root: Path, last: int, lims: Any) -> dict[str, Any]:
-    """All baselines of a block."""
-    block = Block(root, last)
-    found = {kind: rolled(block, univariate(block, kind)) for kind in ("climatology", "persistence", "AR(1)")}
-    for name, counts in lims.items():
-        for count in counts:
-            found[f"{name}, {count} EOFs"] = rolled(block, inverse_model(block, count, "residual" in name))
-    return found
+# -- runs -------------------------------------------------------------------------------------------------------------
 
 
-def model(
-    root: Path, last: int, rank: int, effects: str, variants: Sequence[str], seed: int, change: str = ""
-) -> dict[str, Any]:
-    """Variants of the forecast of the model in a block."""
-    block = Block(root, last, change)
-    result = fitted(block, rank, effects, seed)
-    name = f"SVD, {rank} modes, {effects}"
-    return {f"{name}, {label}": rolled(block, posterior(block, result, VARIANTS[label])) for label in variants}
+class Run:
+    """A folder of posteriors and of origins that are done."""
+
+    def __init__(self, folder: Path, stop: float) -> None:
+        self.folder, self.stop, self._file = folder, stop, folder / "origins.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._done: dict[str, Row] = {}
+        if self._file.exists():
+            for line in self._file.read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                self._done[row["key"]] = row
+
+    def row(self, key: str, compute: Callable[[], Row]) -> Row:
+        """What was kept under a key, or else is computed and kept."""
+        if key not in self._done:
+            if time.monotonic() > self.stop:
+                raise common.OutOfTime
+            start = time.process_time()
+            row = self._done[key] = {"key": key, **compute(), "cpu": round(time.process_time() - start, 2)}
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+            shown = {name: f"{row[name]:.3f}" for name in ("field", "EOFs", "box")} | {"cpu": row["cpu"]}
+            print("   ", key, shown, flush=True)
+        return self._done[key]
+
+    def posterior(self, name: str, compute: Callable[[], Result]) -> Result:
+        """A posterior as it was saved: its draws are rounded a little."""
+        folder = self.folder / name
+        if not (folder / "result.nc").exists():
+            start = time.process_time()
+            compute().save(folder, overwrite=True)
+            print(f"    fit {name}: {time.process_time() - start:.0f} CPU s", flush=True)
+        return Result.load(folder)
 
 
-def jobs(args: argparse.Namespace) -> list[tuple[str, dict[str, Any], Any]]:
-    """Change of the data, key of the stored figures, and what computes them for the last year of a fit."""
-    part = "validation" if args.validate else "test"
-    settings = {"seed": args.seed, "chain": CHAIN, "scales": SCALES}
-    fit = partial(model, args.root, seed=args.seed)
+class Model(NamedTuple):
+    """A model, and the forecasts that are made of its posterior."""
+
+    rank: int
+    effects: str
+    variants: Sequence[str]
+    noise: str = "white"
+    series: str = "ar1"
+    change: str = ""
+
+    def names(self) -> dict[str, str]:
+        """Variants by the names of their rows."""
+        name = f"SVD, {self.rank} modes, {self.effects}" + f", {self.noise} noise" * (self.noise != "white")
+        name += f", series {self.series}" * (self.series != "ar1") + f", data with a {self.change}" * bool(self.change)
+        return {f"{name}, {label}": label for label in self.variants}
+
+    def rows(self, run: Run, root: Path, last: int, seed: int, every: int) -> Iterator[tuple[str, Row]]:
+        """Rows of one fit, by name."""
+        block = Block(root, last, self.change)
+        fit = "_".join([self.series, str(self.rank), self.effects, self.noise, self.change, str(last), str(seed)])
+        kept: list[Result] = []
+
+        def ahead(label: str) -> Forecasts:
+            if not kept:
+                kept.append(run.posterior(fit, lambda: fitted(block, self, seed)))
+            return posterior(block, kept[0], VARIANTS[label])
+
+        for name, label in self.names().items():
+            for origin in block.origins[::every]:
+                key = f"{fit} {label} {origin}"
+                row = run.row(key, lambda label=label, origin=origin: origin_row(block, ahead(label), int(origin)))
+                yield name, row
+
+
+class Baselines(NamedTuple):
+    """All baselines, and the numbers of EOFs of linear inverse models by their name."""
+
+    lims: dict[str, tuple[int, ...]]
+
+    def rows(self, run: Run, root: Path, last: int, seed: int, every: int) -> Iterator[tuple[str, Row]]:
+        """Rows of one fit, by name; they cost seconds and are not kept."""
+        block = Block(root, last)
+        found = {kind: univariate(block, kind) for kind in ("climatology", "persistence", "AR(1)")}
+        for name, counts in self.lims.items():
+            found |= {f"{name}, {count} EOFs": inverse_model(block, count, "residual" in name) for count in counts}
+        for name, ahead in found.items():
+            for origin in block.origins[::every]:
+                yield name, origin_row(block, ahead, int(origin))
+
+
+def jobs(args: argparse.Namespace) -> list[Baselines | Model]:
+    """What is to be run."""
     if args.controls:
+        both = ("AR(1)", "lags")
         return [
-            (
-                change or "none",
-                {"rank": 10, "change": change, **settings},
-                partial(fit, rank=10, effects="intercept", variants=("AR(1)", "lags"), change=change),
-            )
-            for change in ("", "cycle", "break")
+            *(Model(10, "intercept", both, args.noise, change=change) for change in ("", "cycle", "break")),
+            Model(10, "intercept", ("AR(1)",), args.noise, series="iid"),
         ]
-    found: list[Any] = [("", {"lims": json.dumps(LIMS[part])}, partial(baselines, args.root, lims=LIMS[part]))]
-    for rank, effects, variants in MODELS[part]:
-        if args.rank in (None, rank):
-            key = {"rank": rank, "effects": effects, "variants": variants, **settings}
-            found.append(("", key, partial(fit, rank=rank, effects=effects, variants=variants)))
-    return found
+    part = "validation" if args.validate else "test"
+    models = [Model(*x, noise=args.noise) for x in MODELS[part] if args.rank in (None, x[0])]
+    if args.effects is not None:
+        models = [model for model in models if model.effects == args.effects]
+    if args.noise != "white":  # whose residuals persist already
+        models = [x._replace(variants=[y for y in x.variants if "residuals" not in y]) for x in models]
+    return [Baselines(LIMS[part]), *models]
 
 
-def stored(compute: Any, key: dict[str, Any], blocks: Sequence[int], stop: float) -> dict[str, list[dict[str, Any]]]:
-    """Figures by forecast, one for each fit that is done or can be begun."""
-    cells: dict[str, list[dict[str, Any]]] = {}
-    for last in blocks:
-        try:
-            done = common.cell("forecasts", stop, partial(compute, last=last), last=last, **key)
-        except common.OutOfTime:
-            break
-        for name, cell in done.items():
-            if isinstance(cell, dict) and "origins" in cell:
-                cells.setdefault(name, []).append(cell)
-    return cells
-
-
-def compared(known: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """CRPS of the model over that of the baselines."""
+def compared(known: dict[str, list[Row]], every: int) -> list[Row]:
+    """CRPS of the model over that of the baselines, at the same origins."""
     return [
-        {"forecast": name, "over": base} | {x: ratio(known[name], known[base], x) for x in ("field", "EOFs", "box")}
+        {"forecast": name, "over": base}
+        | {x: ratio(known[name], known[base], x, every) for x in ("field", "EOFs", "box")}
         for name in known
         for base in BASES
         if name.startswith("SVD") and len(known.get(base, ())) == len(known[name])
@@ -338,29 +386,39 @@ def main() -> None:
     """All rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="folder of the data")
+    parser.add_argument("--run", type=Path, default=common.RESULTS / "forecasts", help="folder of what is done")
     parser.add_argument("--validate", action="store_true", help="origins from 1976 to 1994")
-    parser.add_argument("--controls", action="store_true", help="an annual cycle and a break, which PITs have to show")
+    parser.add_argument("--controls", action="store_true", help="what the table has to show: see above")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rank", type=int, help="models of this rank alone")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after these")
+    parser.add_argument("--effects", help="models of these effects alone")
+    parser.add_argument("--noise", choices=["white", "correlated"], default="white")
+    parser.add_argument("--every", type=int, default=1, help="take every so many of the origins")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no origin after these")
     args = parser.parse_args()
-    stop = time.monotonic() + 60 * args.minutes
+    run = Run(args.run, time.monotonic() + 60 * args.minutes)
     blocks = TEST[-1:] if args.controls else VALIDATION if args.validate else TEST
-    rows: list[dict[str, Any]] = []
-    known: dict[str, list[dict[str, Any]]] = {}
-    for change, key, compute in jobs(args):
-        cells = stored(compute, key, blocks, stop)
-        known |= cells
-        for name, found in cells.items():
-            row = ({"change": change} if change else {}) | {"forecast": name, "fits": len(found)} | figures(found)
-            rows.append(row)
-            print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
-    shown = [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
-    ratios = compared(known)
+    known: dict[str, list[Row]] = {}
+    rows: list[Row] = []
+    try:
+        for job in jobs(args):
+            found: dict[str, list[Row]] = {}
+            for last in blocks:
+                for name, row in job.rows(run, args.root, last, args.seed, args.every):
+                    found.setdefault(name, []).append(row)
+            for name, kept in found.items():
+                rows.append({"forecast": name, **figures(kept, args.every)})
+                print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+            known |= found
+    except common.OutOfTime:
+        print("out of time: run it again with the same --run, and it goes on from here", flush=True)
+    ratios = compared(known, args.every)
     if ratios:
         print("\n" + common.table(ratios))
-    name = "forecasts" + "_controls" * args.controls + "_validation" * args.validate
-    common.report(name, shown, chain=CHAIN, scales=SCALES, box=BOX, seed=args.seed, blocks=blocks, ratios=ratios)
+    shown = [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+    kind = "_controls" * args.controls + "_validation" * args.validate + f"_{args.noise}" * (args.noise != "white")
+    settings = {"chain": CHAIN, "scales": SCALES, "box": BOX, "seed": args.seed, "blocks": blocks, "every": args.every}
+    common.report(f"forecasts{kind}", shown, **settings, ratios=ratios)
 
 
 if __name__ == "__main__":
