@@ -12,6 +12,7 @@ import typer
 from probmodels._version import __version__
 from probmodels.cli.common import INTERRUPTED, Interrupted
 from probmodels.cli.modes import forecast, indices, panels, project
+from probmodels.cli.processes import processes
 from probmodels.cli.results import compare, diagnose, predict, report, show
 from probmodels.cli.specs import list_known, run, schema
 from probmodels.cli.sst import ranks, sst
@@ -30,6 +31,7 @@ app = typer.Typer(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "sst": sst,
     "ranks": ranks,
+    "processes": processes,
     "run": run,
     "list": list_known,
     "schema": schema,
