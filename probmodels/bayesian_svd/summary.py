@@ -433,39 +433,19 @@ def summary_table(
     str
         Aligned lines, without a final newline.
     """
-    level = 100 * float(modes.attrs.get("interval_level", 0.95))
-    header = ["mode", f"variance % [{level:g} %]", f"d [{level:g} %]"]
-    scales = [x for x in ("length_scale_space", "length_scale_time") if f"{x}_mean" in modes]
-    units = {x: str(modes[f"{x}_mean"].attrs.get("units", "1")) for x in scales}
-    if "autocorrelation_mean" in modes:
-        header += ["lag-1", "eff. times"]
-    header += [x.replace("length_scale_", "length ") + (f" ({units[x]})" if units[x] != "1" else "") for x in scales]
+    level, joined = 100 * float(modes.attrs.get("interval_level", 0.95)), joined_modes(modes)
     worst = _worst(_diagnosed(modes, "mode_r_hat") if r_hat is None else r_hat, "max")
     least = _worst(_diagnosed(modes, "mode_ess") if ess is None else ess, "min")
-    header += ["r_hat max"] * (worst is not None) + ["ESS min"] * (least is not None)
-    header += ["EOF corr.", "EOF var. %"] * (comparison is not None)
-
-    def interval(name: str, i: int, scale: float = 1.0) -> str:
-        mean, low, high = (scale * float(modes[f"{name}_{x}"][i]) for x in ("mean", "lower", "upper"))
-        return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
-
-    rows, joined = [header], joined_modes(modes)
-    for i, mode in enumerate(modes["mode"].values):
-        row = [
-            str(mode) + "~" * (mode in joined),
-            interval("explained_variance_fraction", i, 100),
-            interval("singular_value", i),
-        ]
-        if "autocorrelation_mean" in modes:
-            row += [f"{float(modes['autocorrelation_mean'][i]):.2f}", f"{float(modes['effective_times_mean'][i]):.0f}"]
-        row += [f"{float(modes[f'{x}_mean'][i]):.4g}" for x in scales]
-        row += [f"{worst[i]:.3f}"] if worst is not None else []
-        row += [f"{least[i]:.0f}"] if least is not None else []
-        if comparison is not None:
-            mark = "*" if comparison["north_neighbour"].values[i] else " "
-            row += [f"{float(comparison['pattern_correlation'][i]):.3f}{mark}"]
-            row += [f"{100 * float(comparison['eof_fraction'][i]):.1f}"]
-        rows.append(row)
+    columns: dict[str, list[str]] = {
+        "mode": [f"{mode}{'~' * (mode in joined)}" for mode in modes["mode"].values],
+        f"variance % [{level:g} %]": _intervals(modes, "explained_variance_fraction", 100),
+        f"d [{level:g} %]": _intervals(modes, "singular_value"),
+        **_of_priors(modes),
+        **({"r_hat max": [f"{x:.3f}" for x in worst]} if worst is not None else {}),
+        **({"ESS min": [f"{x:.0f}" for x in least]} if least is not None else {}),
+        **({} if comparison is None else _of_eofs(comparison)),
+    }
+    rows = [list(columns), *map(list, zip(*columns.values(), strict=True))]
     lines = _aligned(rows)
     low, high = float(modes["sigma_lower"]), float(modes["sigma_upper"])
     lines.append(f"noise sd of the weighted anomalies: {float(modes['sigma_mean']):.4g} [{low:.4g}, {high:.4g}]")
@@ -479,6 +459,36 @@ def summary_table(
         lines.append(str(modes.attrs["rotation"]))
     lines += [f"~ {text[0].lower()}{text[1:]}" for text in plane_sentences(modes)]
     return "\n".join(lines)
+
+
+def _intervals(modes: xr.Dataset, name: str, scale: float = 1.0) -> list[str]:
+    """Mean and interval of each mode."""
+    parts = [scale * modes[f"{name}_{part}"].values for part in ("mean", "lower", "upper")]
+    return [f"{mean:.1f} [{low:.1f}, {high:.1f}]" for mean, low, high in zip(*parts, strict=True)]
+
+
+def _of_priors(modes: xr.Dataset) -> dict[str, list[str]]:
+    """Columns of what the series and the patterns were found to be: persistence and length-scales."""
+    found = {}
+    if "autocorrelation_mean" in modes:
+        found["lag-1"] = [f"{x:.2f}" for x in modes["autocorrelation_mean"].values]
+        found["eff. times"] = [f"{x:.0f}" for x in modes["effective_times_mean"].values]
+    for name in ("space", "time"):
+        if (key := f"length_scale_{name}_mean") in modes:
+            units = str(modes[key].attrs.get("units", "1"))
+            head = f"length {name}" + (f" ({units})" if units != "1" else "")
+            found[head] = [f"{x:.4g}" for x in modes[key].values]
+    return found
+
+
+def _of_eofs(comparison: xr.Dataset) -> dict[str, list[str]]:
+    """Columns of the EOFs, with a star at those that North's rule does not separate from a neighbour."""
+    marks = ["*" if near else " " for near in comparison["north_neighbour"].values]
+    correlation = comparison["pattern_correlation"].values
+    return {
+        "EOF corr.": [f"{x:.3f}{mark}" for x, mark in zip(correlation, marks, strict=True)],
+        "EOF var. %": [f"{100 * x:.1f}" for x in comparison["eof_fraction"].values],
+    }
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

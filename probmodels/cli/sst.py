@@ -121,11 +121,9 @@ def sst(
         "season": season,
         "base_period": base_period,
         "ice": ice,
-        "daily": daily or None,
         "fill": fill or None,
         "min_valid": min_valid,
-        "anomalies": None if anomalies else False,
-        "keep_climatology": True if filling and anomalies and not daily else None,
+        **_anomalies(anomalies, daily, filling),
     }
     model = {
         "rank": _or(rank, 20 if filling else 4),
@@ -133,7 +131,7 @@ def sst(
         "kernel_space": kernel,
         "series": series,
         "noise": noise,
-        "kernel_time": kernel_time or "identity" if series == "frame" else None,
+        **_of_frame(series, kernel_time),
         "tail": tail,
         "hold_out": 0.05 if filling else None,
     }
@@ -144,11 +142,7 @@ def sst(
         "inference": {"engine": engine, "seed": seed, **_sampling(engine, draws, warmup, thin, chains, steps)},
         "output": _given({"path": str(out), "overwrite": overwrite, "rotation": rotation, "coupling": coupling}),
     }
-    if changes:
-        from probmodels.spec import change_spec
-
-        for change in changes:
-            change_spec(spec, change)
+    _change(spec, changes or [])
     runs.execute(spec, device=device, strict=strict, quiet=quiet)
 
 
@@ -181,6 +175,26 @@ def _read_from(
             raise Refusal(f"--joint {text} must be NAME=FILE or NAME=FILE:VARIABLE, each name once, and not sst")
         fields[found[1]] = {"path": found[2]} | ({} if found[3] is None else {"variable": found[3]})
     return {"name": "joint", "fields": fields, "lags": lags, "members": members or None}
+
+
+def _change(spec: dict[str, Any], changes: list[str]) -> None:
+    from probmodels.spec import change_spec
+
+    for change in changes:
+        change_spec(spec, change)
+
+
+def _anomalies(anomalies: bool, daily: bool, filling: bool) -> dict[str, bool]:
+    """What is made of the values of the files, where it is not the default; a filled field is written with its
+    climatology too."""
+    found = {"daily": True} if daily else {}
+    if not anomalies:
+        return found | {"anomalies": False}
+    return found | ({"keep_climatology": True} if filling and not daily else {})
+
+
+def _of_frame(series: str, kernel_time: str | None) -> dict[str, str]:
+    return {"kernel_time": kernel_time or "identity"} if series == "frame" else {}
 
 
 def _effects(text: str) -> list[str]:
