@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import xarray as xr
@@ -24,6 +24,7 @@ from probmodels.datasets.axes import check_degrees, find_axes, find_places, lack
 from probmodels.datasets.calendars import decode_times, frequency, month_number, span_of
 from probmodels.datasets.cells import place_coords
 from probmodels.datasets.headers import check_declared_sizes, check_netcdf
+from probmodels.datasets.reading.variable import choose_variable, labels_of_members, without_extra
 from probmodels.datasets.regions import arrange_longitudes
 from probmodels.datasets.units import same_units
 from probmodels.errors import DataError
@@ -37,6 +38,7 @@ __all__ = [
     "load_into_memory",
     "mask_fill_values",
     "mask_invalid",
+    "member_labels",
     "open_field",
     "open_parts",
     "present_fill_values",
@@ -116,8 +118,12 @@ def open_field(path_or_paths: Source, *, variable: str | None = None) -> xr.Data
     return field
 
 
-def open_parts(source: Source, *, variable: str | None, mends: list[str]) -> tuple[list[xr.DataArray], list[Path]]:
+def open_parts(
+    source: Source, *, variable: str | None, mends: list[str], member: int | None = None
+) -> tuple[list[xr.DataArray], list[Path]]:
     """Fields of the single files, lazily and in order of time, and the local files that they come from.
+
+    Where they hold an ensemble, ``member`` tells which of it is read.
 
     Longitudes stay in the order of the file, as files are read fast in runs of neighbours only.
     The caller closes them (`xr.DataArray.close`) once read; ``mends`` is appended to.
@@ -133,13 +139,13 @@ def open_parts(source: Source, *, variable: str | None, mends: list[str]) -> tup
         dataset = _with_good_attrs(source, where, mends)
         if any(key in v.attrs for v in dataset.data_vars.values() for key in (*_FACTORS, *_MISSING)):
             dataset = xr.decode_cf(dataset, decode_times=False)  # opened as it lies in the file
-        return [_canonical(dataset, variable, where=where, mends=mends)], []
+        return [_canonical(dataset, variable, member, where=where, mends=mends)], []
     names = expand_paths(source)
     parts: list[xr.DataArray] = []
     with ExitStack() as opened:
         for name in names:
             dataset = opened.enter_context(_open_dataset(name, mends))
-            parts.append(_canonical(dataset, variable, where=_short(name), mends=mends))
+            parts.append(_canonical(dataset, variable, member, where=_short(name), mends=mends))
             parts[-1].set_close(dataset.close)
             _check_agreement(parts[0], parts[-1], _short(names[0]), _short(name))
         opened.pop_all()  # all are good: the caller closes them
@@ -149,6 +155,20 @@ def open_parts(source: Source, *, variable: str | None, mends: list[str]) -> tup
             parts[i].set_close(part.close)
     parts.sort(key=lambda part: part["time"].values[0])
     return parts, [Path(name) for name in names if "://" not in name]
+
+
+def member_labels(source: str | os.PathLike[str] | xr.Dataset, *, variable: str | None = None) -> list[str]:
+    """Labels of the members that a file holds along a dimension such as "realization"; none without such a dimension.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, or holds no field, or several of which none is named.
+    """
+    if isinstance(source, xr.Dataset):
+        return labels_of_members(source, _find_field(source, variable, "data in memory").name)
+    with _open_dataset(os.fspath(source), []) as dataset:
+        return labels_of_members(dataset, _find_field(dataset, variable, _short(os.fspath(source))).name)
 
 
 def load_into_memory(field: xr.DataArray) -> xr.DataArray:
@@ -297,60 +317,44 @@ def _numbers(value: Any) -> list[float]:
 # ------------------------------------------------------------------------------------------------- the variable
 
 
-def _choose_variable(dataset: xr.Dataset, dims: set[Any], variable: str | None, where: str) -> str:
-    listing = ", ".join(f"{name} ({', '.join(map(str, v.dims))})" for name, v in dataset.data_vars.items()) or "none"
-    if variable is not None:
-        if variable not in dataset.variables:
-            raise DataError(f"{where}: no variable '{variable}'; its variables: {listing}")
-        missing = dims - set(dataset[variable].dims)
-        if missing:
-            lacks = ", ".join(sorted(map(str, missing)))
-            raise DataError(f"{where}: variable '{variable}' lacks the dims {lacks}; its variables: {listing}")
-        if dataset[variable].dtype.kind not in "biuf":
-            raise DataError(f"{where}: variable '{variable}' holds no numbers, but {dataset[variable].dtype}")
-        return variable
-    bounds = {v.attrs[key] for v in dataset.variables.values() for key in ("bounds", "climatology") if key in v.attrs}
-    shaped = {str(name): v for name, v in dataset.data_vars.items() if dims <= set(v.dims) and name not in bounds}
-    found = [name for name, v in shaped.items() if v.dtype.kind in "iuf" and "flag_values" not in v.attrs]
-    if not found and shaped:
-        reasons = ", ".join(
-            f"'{name}' {'carries flag_values' if v.dtype.kind in 'iuf' else f'is of type {v.dtype}'}"
-            for name, v in shaped.items()
-        )
-        flags = [name for name, v in shaped.items() if v.dtype.kind in "iuf"]
-        choice = f"; to read one as a field all the same, name it with variable='{flags[0]}'" if flags else ""
-        raise DataError(f"{where}: no variable is a field of numbers: {reasons}{choice}")
-    if not found:
-        raise DataError(f"{where}: no variable has time, latitude and longitude; its variables: {listing}")
-    if len(found) > 1:
-        raise DataError(
-            f"{where}: several fields: {', '.join(found)}; choose one with variable='{found[0]}' (--variable)"
-        )
-    return found[0]
+class _Place(NamedTuple):
+    """Where the field lies in a data set: its axes, places of cells off a grid, its time, dims and name."""
+
+    axes: Mapping[str, str]
+    places: Any
+    time: xr.Variable
+    along: list[str]
+    across: list[str]
+    name: str
 
 
-def _canonical(dataset: xr.Dataset, variable: str | None, *, where: str, mends: list[str]) -> xr.DataArray:
-    """The field of one dataset, lazily, as (time, lat, lon) with decoded dates, longitudes in the order of the file.
-
-    Fields of a curvilinear grid or of stations are (time, row, column) or (time, row), with lat, lon and, where the
-    file has it, the area of each cell as coords.
-    """
+def _find_field(dataset: xr.Dataset, variable: str | None, where: str) -> _Place:
     axes = find_axes(dataset)
     places = find_places(dataset, axes, variable) if "time" in axes else None
     if places is None and set(axes) != {"time", "lat", "lon"}:
         raise DataError(f"{where}: no recognisable field: {lacking(dataset, axes)}")
     time = dataset.variables[axes["time"]]
-    single = time.ndim == 0  # one map, its date beside it
     if places is None:
         across = [str(dataset.variables[axes[key]].dims[0]) for key in ("lat", "lon")]
     else:
         across = [str(dim) for dim in dataset.variables[places[0]].dims]
-    along = [] if single else [str(time.dims[0])]
-    name = _choose_variable(dataset, {*along, *across}, variable, where)
-    field = _without_extra(dataset[name], name, {*along, *across}, where)
+    along = [] if time.ndim == 0 else [str(time.dims[0])]  # one map, its date beside it
+    return _Place(axes, places, time, along, across, choose_variable(dataset, {*along, *across}, variable, where))
+
+
+def _canonical(
+    dataset: xr.Dataset, variable: str | None, member: int | None, *, where: str, mends: list[str]
+) -> xr.DataArray:
+    """The field of one dataset, lazily, as (time, lat, lon) with decoded dates, longitudes in the order of the file.
+
+    Fields of a curvilinear grid or of stations are (time, row, column) or (time, row), with lat, lon and, where the
+    file has it, the area of each cell as coords.
+    """
+    axes, places, time, along, across, name = _find_field(dataset, variable, where)
+    field = without_extra(dataset[name], name, {*along, *across}, member, where)
     if places is None:
         check_degrees(dataset, axes, field, where)
-    if single:
+    if not along:
         field, along = field.expand_dims("time"), ["time"]
     field = field.transpose(*along, *across)
     for dim in (*along, *across):
@@ -413,26 +417,6 @@ def _said_of_bounds(dates: np.ndarray, name: str, where: str) -> list[str]:
         f"begin, {span_of(month_number(np.sort(dates)))}; if they end them, shift the times with "
         "'cdo shifttime,-1month IN OUT'."
     ]
-
-
-def _without_extra(field: xr.DataArray, name: str, dims: set[str], where: str) -> xr.DataArray:
-    """The field without dimensions of length 1 besides time, latitude and longitude; others are refused."""
-    if len(set(field.dims)) < field.ndim:
-        raise DataError(f"{where}: '{name}' has a dimension twice: {', '.join(map(str, field.dims))}")
-    for extra in [d for d in field.dims if d not in dims]:
-        if field.sizes[extra] != 1:
-            cause = f"has a dimension '{extra}' of length {field.sizes[extra]} besides time, latitude and longitude"
-            if str(extra).lower() == "expver":
-                raise DataError(
-                    f"{where}: '{name}' {cause}: ERA5 (1) and its preliminary months (5); join them in Python with "
-                    "x.sel(expver=1).combine_first(x.sel(expver=5)), or keep the first with 'ncks -d expver,0 IN OUT'"
-                )
-            raise DataError(
-                f"{where}: '{name}' {cause}; select one of it first, for example with xarray's .isel({extra}=0) or "
-                f"'ncks -d {extra},0 IN OUT'"
-            )
-        field = field.isel({extra: 0}, drop=True)
-    return field
 
 
 def _time_bounds(dataset: xr.Dataset, time: xr.Variable) -> np.ndarray | None:

@@ -54,7 +54,7 @@ from probmodels.datasets.reading.chunks import Selection, read_field
 from probmodels.datasets.reading.selection import OnGrid, Scattered, check_periods, needed_times
 from probmodels.datasets.regions import REGIONS, Region, parse_region
 from probmodels.errors import DataError
-from probmodels.options import Probability, checked, refuse_unused
+from probmodels.options import Natural, Probability, checked, refuse_unused
 
 __all__ = ["REGIONS", "default_field", "default_path", "from_cells", "load_sst", "open_field", "to_matrix"]
 
@@ -98,6 +98,7 @@ def load_sst(
     coarsen: Annotated[int, Interval(ge=1, le=1000)] = 1,
     fill: float | Sequence[float] = (),
     variable: str | None = None,
+    member: Natural | None = None,
     keep_climatology: bool = False,
 ) -> xr.DataArray:
     """Sea surface temperature or another gridded field from files: anomalies of a region, a period and a season.
@@ -138,6 +139,9 @@ def load_sst(
         Further values that mean "missing".
     variable
         Name of the variable, where the file holds several.
+    member
+        Which member is read, from 0, where the file holds an ensemble along a dimension such as "member", "number" or
+        "realization".
     keep_climatology
         Whether to keep the climatology that is removed, as the coordinate ``climatology`` over the dims of the field,
         by which anomalies can be turned into values again. Not used with daily values or without anomalies.
@@ -165,7 +169,7 @@ def load_sst(
     base = None if base_period is None else parse_period(base_period, name="base_period")
 
     mends: list[str] = []
-    parts, files = open_parts(_source(path), variable=variable, mends=mends)
+    parts, files = open_parts(_source(path), variable=variable, mends=mends, member=member)
     try:
         selection = _selected(parts, box, span, months_of, base if anomalies else None, coarsen, mends)
         extra = np.atleast_1d(np.asarray(fill, dtype=np.float64)).tolist()

@@ -19,7 +19,10 @@ import xarray as xr
 
 from probmodels import METHODS, Result, cli, run_mcmc
 from probmodels.bayesian_svd import make_problem
+from probmodels.bayesian_svd.joint.load import load_joint
 from probmodels.datasets import LOADERS
+from probmodels.datasets.sst import load_sst
+from probmodels.errors import DataError
 from probmodels.spec import build_problem, load_data, load_spec, read_spec, run_engine
 
 LONG = "x" * 300
@@ -512,6 +515,10 @@ def fields(tmp_path_factory: pytest.TempPathFactory) -> Path:
             again = field + 0.3 * rng.standard_normal(field.shape)
             again.assign_attrs(field.attrs).to_netcdf(folder / "again.nc")
             field.isel(lat=slice(0, 2)).to_netcdf(folder / "smaller.nc")
+            both = xr.concat([field, again.assign_attrs(field.attrs)], "number")
+            both.transpose("time", "number", "lat", "lon").to_netcdf(folder / "both.nc")
+            xr.concat([field, field, again], "number").to_netcdf(folder / "three.nc")
+            both.isel(number=[0]).to_netcdf(folder / "single.nc")
     years = np.arange("2003-01", "2011-01", dtype="datetime64[M]").astype("datetime64[ns]")
     field.assign_coords(time=years).to_netcdf(folder / "later.nc")
     return folder
@@ -538,6 +545,15 @@ def test_fields_are_decomposed_together(
     assert {"joint_maps.png", "coupled_maps.png"} <= {file.name for file in Path("run/figures").iterdir()}
     page = Path("run/report.html").read_text(encoding="utf-8")
     assert page.index('id="joint"') < page.index("figure-coupled_maps") < page.index('id="pcs"')
+    shown = re.findall('<figure id="figure-([^"]+)"', page)
+    assert shown[0] == "joint_maps"
+    assert "leading_modes" not in shown
+    assert {"mode_maps_sst", "mode_maps_slp", "trend_slp", "residual_maps_sst"} <= set(shown)
+    trends = pd.read_csv("run/tables/trend.csv")
+    assert set(zip(trends["field"], trends["units"], strict=True)) == {
+        ("sst", "degC per decade"),
+        ("slp", "Pa per decade"),
+    }
     checker = pytest.importorskip("compliance_checker.runner")
     checker.CheckSuite.load_all_available_checkers()
     passed, errors = checker.ComplianceChecker.run_checker(
@@ -560,6 +576,43 @@ def test_lags_and_members_are_one_option_each(
     assert not Path("run/coupled.nc").exists()
 
 
+def test_one_file_of_members_works_like_a_file_for_each(fields: Path) -> None:
+    files = load_joint({"sst": [str(fields / "sst.nc"), str(fields / "again.nc")]}, members=True)
+    one = load_joint({"sst": str(fields / "both.nc")}, members=True)
+    assert one.sizes == {"cell": 12, "time": 192}
+    np.testing.assert_array_equal(one.values, files.values)
+    assert list(dict.fromkeys(one["member"].values)) == ["1", "2"]
+    assert list(dict.fromkeys(files["member"].values)) == ["sst", "again"]
+    pattern = load_joint({"sst": str(fields / "[sa][sg]*[tn].nc")}, members=True)
+    assert list(dict.fromkeys(pattern["member"].values)) == ["again", "sst"]
+    single = load_sst(fields / "both.nc", member=1)
+    np.testing.assert_array_equal(single.values, load_sst(fields / "again.nc").values)
+
+
+@pytest.mark.parametrize("dim", ["member", "ensemble", "realization", "number", "Realisation", "m"])
+def test_members_lie_along_any_of_the_usual_dimensions(fields: Path, tmp_path: Path, dim: str) -> None:
+    with xr.open_dataset(fields / "both.nc") as both:
+        named = both.rename(number=dim).assign_coords({dim: (dim, ["r1", "r2"])})
+        if dim == "m":
+            named[dim].attrs["standard_name"] = "realization"
+        named.to_netcdf(tmp_path / "named.nc")
+    found = load_joint({"sst": str(tmp_path / "named.nc")}, members=True)
+    assert list(dict.fromkeys(found["member"].values)) == ["r1", "r2"]
+
+
+def test_members_that_cannot_be_read_are_refused(fields: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the members 0 to 1 along 'number', not member=2"):
+        load_sst(fields / "both.nc", member=2)
+    with pytest.raises(DataError, match="holds no ensemble"):
+        load_sst(fields / "sst.nc", member=0)
+    with pytest.raises(DataError, match="leave one of them out"):
+        load_joint({"sst": {"path": str(fields / "both.nc"), "member": 0}}, members=True)
+    with xr.open_dataset(fields / "both.nc") as both:
+        both.rename(number="depth").to_netcdf(tmp_path / "depth.nc")
+    with pytest.raises(DataError, match="two files or more"):
+        load_joint({"sst": str(tmp_path / "depth.nc")}, members=True)
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -568,8 +621,12 @@ def test_lags_and_members_are_one_option_each(
         (["sst.nc", "--joint", "slp=slp.nc", "--lags=2"], "lags=2 is of one field"),
         (["sst.nc", "--joint", "slp=slp.nc", "--series=frame", "--coupling=mca"], "modes of the population"),
         (["sst.nc", "--joint", "slp=slp.nc", "--rank=1", "--coupling=mca"], "a higher model.rank"),
-        (["sst.nc", "--members"], "two files of sst or more"),
-        (["sst.nc", "smaller.nc", "--members"], "differ in lat"),
+        (["sst.nc", "--members"], "two files or more"),
+        (["single.nc", "--members"], "two files or more"),
+        (["sst.nc", "smaller.nc", "--members"], "differ in lat (2 and 3)"),
+        (["sst.nc", "both.nc", "--members"], "sst.nc 1, both.nc 2"),
+        (["both.nc", "three.nc", "--members"], "both.nc 2, three.nc 3"),
+        (["both.nc"], "2 members of an ensemble along 'number'; take one (member=0), or all of them (--members)"),
         (["sst.nc", "slp.nc", "--members", "--lags=2"], "choose one of them"),
         (["--lags=2"], "the embedded one stands alone"),
         (["fill", "sst.nc", "--lags=2"], "'sst fill' is of one field"),

@@ -16,7 +16,8 @@ from probmodels.bayesian_svd.draws import MODES_OF
 from probmodels.bayesian_svd.eof import compare_eof
 from probmodels.bayesian_svd.gaps.fill import fill_field, held_out_sentence, write_filled
 from probmodels.bayesian_svd.indices.el_nino import el_nino_sentences, el_nino_table
-from probmodels.bayesian_svd.joint.outputs import Coupled, Coupling, coupled_modes
+from probmodels.bayesian_svd.joint.outputs import Coupled, Coupling, coupled_modes, file_name
+from probmodels.bayesian_svd.joint.stack import split_fields
 from probmodels.bayesian_svd.patterns.local import local_variance, trend_maps
 from probmodels.bayesian_svd.patterns.number import draw_number
 from probmodels.bayesian_svd.patterns.rotation import ROTATIONS
@@ -90,7 +91,9 @@ def write_outputs(
     modes = modes.assign({name: array.variable for part in (local, trend) for name, array in part.data_vars.items()})
     joint = "field" in tree["constant_data"].coords  # one map or box would mix the fields
     mapped = "lat" in modes.coords and not joint
-    figures = _figures(modes, comparison, local, trend, posterior, level=level, mapped=mapped)
+    figures = _figures(modes, comparison, posterior)
+    if mapped:
+        figures |= _maps(modes, comparison, level=level)
     table = summary_table(modes, comparison)
     files: dict[str, Callable[[Path], object]] = {"modes.nc": lambda file: write_modes(modes, file)}
     these, summaries = None, [(modes, comparison)]
@@ -105,7 +108,9 @@ def write_outputs(
         files["filled.nc"] = lambda file: write_filled(filled, file, progress=progress)
     coupled = _coupled(tree, modes, coupling, level=level)
     if coupled is not None:
-        figures |= coupled.figures()
+        figures = coupled.figures() | {key: value for key, value in figures.items() if key != "leading_modes"}
+        for name, part in coupled.fields.items():
+            figures |= {f"{key}_{file_name(name)}": value for key, value in _maps(part, None, level=level).items()}
         files |= coupled.files(write_modes)
         table = "\n\n".join(filter(None, [table, coupled.text()]))
     if rotation is not None:
@@ -115,9 +120,13 @@ def write_outputs(
         figures["rotated_pcs"] = mode_figures.pcs(rotated)
         if mapped:
             figures["rotated_maps"] = mode_figures.mode_maps(rotated)
-    tables = mode_tables(*summaries) | effect_tables(local, trend)
-    if coupled is not None and coupled.modes:
-        tables["coupled"] = coupled.table()
+        for name, part in split_fields(rotated, tree).items() if joint else ():
+            figures[f"rotated_maps_{file_name(name)}"] = mode_figures.mode_maps(part)
+    tables = mode_tables(*summaries)
+    if coupled is None:
+        tables |= effect_tables(local, trend)
+    else:
+        tables |= coupled.tables()
     el_nino = pd.DataFrame() if joint else el_nino_table(tree, modes, level=level)
     if len(el_nino):
         tables["el_nino"] = el_nino
@@ -157,16 +166,7 @@ def _coupled(tree: xr.DataTree, modes: xr.Dataset, coupling: Coupling | None, *,
     return None
 
 
-def _figures(
-    modes: xr.Dataset,
-    comparison: xr.Dataset,
-    local: xr.Dataset,
-    trend: xr.Dataset,
-    posterior: xr.Dataset,
-    *,
-    level: float,
-    mapped: bool,
-) -> dict[str, Figure]:
+def _figures(modes: xr.Dataset, comparison: xr.Dataset, posterior: xr.Dataset) -> dict[str, Figure]:
     """Figures of the modes and of the draws."""
     figures: dict[str, Figure] = {
         "leading_modes": mode_figures.leading_modes(modes, comparison),
@@ -175,19 +175,26 @@ def _figures(
     }
     if "number_of_modes" in modes:
         figures["number_of_modes"] = draw_number(modes)
-    if mapped:
-        figures["mode_maps"] = mode_figures.mode_maps(modes)
-        if "plane" in modes.dims:
-            figures["plane_maps"] = mode_figures.plane_maps(modes)
-        figures["local_variance"] = mode_figures.local_variance_maps(local, level=level)
-        if trend.data_vars:
-            figures["trend"] = mode_figures.trend_map(trend)
-        figures["eof_difference"] = mode_figures.eof_difference(modes, comparison)
-        figures["residual_maps"] = mode_figures.residual_maps(modes)
     traced = [name for name in _TRACED if name in posterior and float(posterior[name].std()) > 0]
     if posterior.sizes["chain"] > 1:
-        if mapped:
-            figures["rhat_map"] = mode_figures.rhat_map(modes)
         figures["rank"] = plots.rank(posterior, traced)
     figures["trace"] = plots.plot_trace(posterior, traced)
+    return figures
+
+
+def _maps(modes: xr.Dataset, comparison: xr.Dataset | None, *, level: float) -> dict[str, Figure]:
+    """Maps of a field; none where its cells have no positions."""
+    if "lat" not in modes.coords:
+        return {}
+    figures = {"mode_maps": mode_figures.mode_maps(modes)}
+    if "plane" in modes.dims:
+        figures["plane_maps"] = mode_figures.plane_maps(modes)
+    figures["local_variance"] = mode_figures.local_variance_maps(modes, level=level)
+    if "trend_mean" in modes:
+        figures["trend"] = mode_figures.trend_map(modes)
+    if comparison is not None:
+        figures["eof_difference"] = mode_figures.eof_difference(modes, comparison)
+    figures["residual_maps"] = mode_figures.residual_maps(modes)
+    if "mode_r_hat" in modes:
+        figures["rhat_map"] = mode_figures.rhat_map(modes)
     return figures

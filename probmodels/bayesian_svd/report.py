@@ -38,8 +38,11 @@ _CAPTIONS = CAPTIONS | {
     "of its interval.",
     "rotated_maps": "Rotated modes: posterior mean of each pattern, and its posterior standard deviation.",
     "rotated_pcs": "Series of the rotated modes.",
-    "joint_maps": "Joint modes: posterior mean of the pattern in each field, with dots where its sign is uncertain.",
-    "coupled_maps": "Coupled modes: what goes in a field with one standard deviation of the series of the other.",
+    "joint_maps": "Joint modes: posterior mean of the pattern in each field, in its units, with dots where its sign is "
+    "uncertain (probability of either sign under 95 %), and the principal component that the fields share, with its "
+    "interval.",
+    "coupled_maps": "Coupled modes: what goes in a field with one standard deviation of the series of the other, and "
+    "the correlation r of the two series.",
     "pcs": "Principal components: posterior mean, interval, and the EOF's.",
     "scree": "Variance explained by mode.",
     "number_of_modes": "Posterior probability of the number of modes whose variance in the population exceeds that of "
@@ -51,12 +54,12 @@ _CAPTIONS = CAPTIONS | {
     "rhat_histogram": "Agreement of the chains over all entries.",
 }
 _PLACES = {
-    "first": ("leading_modes",),
+    "first": ("joint_maps", "leading_modes"),
     "maps": ("mode_maps", "plane_maps"),
     "pcs": ("pcs",),
     "scree": ("scree", "number_of_modes", "local_variance"),
     "trend": ("trend",),
-    "joint": ("joint_maps", "coupled_maps"),
+    "joint": ("coupled_maps",),
     "rotated": ("rotated_maps", "rotated_pcs"),
     "eof": ("eof_difference",),
     "checks": ("residual_maps",),
@@ -137,10 +140,11 @@ def write_report(
         The file.
     """
     facts = Facts(tree)
-    images = {name: image(figure, name, _CAPTIONS.get(name, ""), dpi=dpi) for name, figure in figures.items()}
+    images = {name: image(figure, name, _caption(name), dpi=dpi) for name, figure in figures.items()}
+    kinds = {name: _kind(name) for name in images}
 
     def shown(place: str) -> Markup:
-        return join(*(images[name] for name in _PLACES[place] if name in images))
+        return join(*(images[name] for kind in _PLACES[place] for name in images if kinds[name] == kind))
 
     sampled = sampler_section(facts, modes) + diagnostics(diagnosis)
     sections = [
@@ -150,7 +154,7 @@ def write_report(
         Section("maps", "Patterns", patterns_section(modes) + shown("maps")),
         Section("pcs", "Principal components", _PCS + shown("pcs")),
         Section("scree", "Variance explained", variance_section(modes, comparison, these) + shown("scree")),
-        *([Section("trend", "Trend", _TREND + shown("trend"))] if "trend" in images else []),
+        *([Section("trend", "Trend", _TREND + shown("trend"))] if "trend" in kinds.values() else []),
         *([Section("el_nino", "El Niño", el_nino_section(el_nino))] if el_nino is not None and len(el_nino) else []),
         Section("eof", "Compared with deterministic EOFs", comparison_section(comparison) + shown("eof")),
         Section("checks", "Does the model fit?", fit_section(modes) + shown("checks")),
@@ -161,7 +165,7 @@ def write_report(
     if coupled is not None:
         sections.insert(4, Section("joint", "Several fields", coupled_section(coupled) + shown("joint")))
     placed = {name for names in _PLACES.values() for name in names}
-    if rest := [name for name in images if name not in placed]:
+    if rest := [name for name in images if kinds[name] not in placed]:
         sections.append(Section("more", "Further figures", join(*(images[name] for name in rest))))
     last = provenance_section(facts, modes, rerun)
     paper = paragraphs(*methods_paragraphs(tree, modes, diagnosis), _CITE) + code(bibtex(tree))
@@ -170,3 +174,14 @@ def write_report(
     title = str(modes.attrs.get("title", "Modes of variability"))
     subtitle = f"Bayesian singular value decomposition, {facts.root('created', 'undated')}"
     return write_page(Path(out_dir) / "report.html", title, subtitle, sections)
+
+
+def _kind(name: str) -> str:
+    """What a figure shows; its name may end on that of a field or of a pair of fields."""
+    return max((kind for kind in _CAPTIONS if f"{name}_".startswith(f"{kind}_")), key=len, default=name)
+
+
+def _caption(name: str) -> str:
+    kind = _kind(name)
+    field = name[len(kind) + 1 :].replace("_", " ")
+    return f"{field}: {_CAPTIONS[kind]}" if field else _CAPTIONS.get(kind, "")

@@ -91,7 +91,10 @@ def sst(
         int | None, typer.Option(help="Times in a window, for patterns that evolve over as many; 2 or more.")
     ] = None,
     members: Annotated[
-        bool, typer.Option("--members", help="The files are members of an ensemble, which share patterns.")
+        bool,
+        typer.Option(
+            "--members", help="The files, or the members that one file holds, are an ensemble: they share patterns."
+        ),
     ] = False,
     rotation: Annotated[
         str | None, typer.Option(help="varimax or promax: modes rotated to simple patterns, beside the others.")

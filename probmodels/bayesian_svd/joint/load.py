@@ -23,6 +23,7 @@ import xarray as xr
 from annotated_types import Interval, Len
 
 from probmodels.bayesian_svd.joint.stack import stack_fields, stack_lags, stack_members
+from probmodels.datasets.gridded import expand_paths, member_labels
 from probmodels.datasets.sst import load_sst
 from probmodels.errors import DataError
 from probmodels.options import Positive, Probability, check_options, checked
@@ -62,7 +63,8 @@ def load_joint(
     lags
         Times in a window, for patterns that evolve; see `probmodels.bayesian_svd.joint.stack.stack_lags`.
     members
-        Whether the files are members of an ensemble: they share patterns, and each has series of its own.
+        Whether the field is an ensemble: members share patterns, and each has series of its own. They are the files, or
+        in a single file those along its dimension ``member``, ``ensemble``, ``realization``, ``number`` or the like.
     weights
         Share of each field in the total variance; equal by default.
     region, period, season, base_period, anomalies, min_valid, ice, daily, fill
@@ -159,19 +161,48 @@ def _span(times: np.ndarray) -> str:
 
 
 def _members(name: str, options: dict[str, Any]) -> xr.DataArray:
-    """Members of an ensemble, a file each."""
-    paths = options.pop("path")
-    if isinstance(paths, str) or len(paths) < 2:
-        raise DataError(f"members=True takes two files of {name} or more, one for each member")
-    parts = [load_sst(path, **options) for path in paths]
-    for path, part in zip(paths[1:], parts[1:], strict=True):
-        for axis in ("time", "lat", "lon"):
-            one, two = parts[0][axis].values, part[axis].values
-            if one.shape != two.shape or (one != two).any():
-                raise DataError(f"{path} and {paths[0]} differ in {axis}; members have the same grid and times")
+    """Members of an ensemble: of one file that holds them all, or a file each."""
+    if "member" in options:
+        raise DataError(
+            f"fields.{name}.member={options['member']} is not used with members=True; leave one of them out"
+        )
+    path = options.pop("path")
+    paths = expand_paths(path)
+    own = [member_labels(file, variable=options.get("variable")) for file in paths]
+    _check_members(name, paths, [len(labels) for labels in own])
+    if len(paths) == 1:
+        parts = [load_sst(path, member=i, **options) for i in range(len(own[0]))]
+        labels = own[0]
+    else:
+        parts = [load_sst(file, **options) for file in paths]
+        stems = [Path(file).stem for file in paths]
+        labels = stems if len(set(stems)) == len(stems) else [str(i + 1) for i in range(len(paths))]
+    for label, part in zip((paths if len(paths) > 1 else labels)[1:], parts[1:], strict=True):
+        _check_alike(parts[0], part, label, paths[0] if len(paths) > 1 else labels[0])
     ocean = np.logical_and.reduce([part["ocean"].values for part in parts]) if "ocean" in parts[0].coords else None
     if ocean is not None:
         parts = [part.assign_coords(ocean=(("lat", "lon"), ocean)) for part in parts]
-    labels = [Path(path).stem for path in paths]
-    names = labels if len(set(labels)) == len(labels) else [str(i + 1) for i in range(len(paths))]
-    return stack_members(xr.concat(parts, "member", combine_attrs="override").assign_coords(member=names))
+    return stack_members(xr.concat(parts, "member", combine_attrs="override").assign_coords(member=labels))
+
+
+def _check_members(name: str, paths: Sequence[str], counts: Sequence[int]) -> None:
+    """Check that there are several members: along a dimension of the one file, or a file each."""
+    if len(paths) == 1 and counts[0] < 2:
+        raise DataError(
+            f"members=True takes one file of {name} with two members or more along a dimension such as 'member', "
+            f"'number' or 'realization', or two files or more, one for each; {paths[0]} holds one"
+        )
+    if len(paths) > 1 and max(counts) > 1:
+        held = ", ".join(f"{Path(path).name} {max(count, 1)}" for path, count in zip(paths, counts, strict=True))
+        raise DataError(
+            f"members=True takes one file that holds all members of {name}, or several files that hold one each; of "
+            f"those given hold: {held}. Join or part them first"
+        )
+
+
+def _check_alike(one: xr.DataArray, other: xr.DataArray, label: str, first: str) -> None:
+    for axis in ("time", "lat", "lon"):
+        a, b = one[axis].values, other[axis].values
+        if a.shape != b.shape or (a != b).any():
+            sizes = f" ({b.size} and {a.size})" if a.size != b.size else ""
+            raise DataError(f"{label} and {first} differ in {axis}{sizes}; members have the same grid and times")

@@ -13,18 +13,22 @@ import pandas as pd
 import xarray as xr
 from markupsafe import Markup
 
+from probmodels._axes import BLUE, clean
 from probmodels._page import bullets, paragraphs, table
 from probmodels._version import __version__
 from probmodels.bayesian_svd.draws import MODES_OF
+from probmodels.bayesian_svd.figures import time_axis
 from probmodels.bayesian_svd.joint.coupled import couple
 from probmodels.bayesian_svd.joint.stack import split_fields
 from probmodels.bayesian_svd.maps import draw_map, grid_of_maps, largest, stipple, uncertain_sign
+from probmodels.bayesian_svd.reporting.tables import effect_tables
 from probmodels.errors import SummaryError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Coupled", "coupled_modes", "coupled_section", "field_maps", "write_coupled"]
+__all__ = ["Coupled", "coupled_maps", "coupled_modes", "coupled_section", "file_name", "joint_maps", "write_coupled"]
 
 Coupling = Literal["mca", "cca"]
 
@@ -50,24 +54,32 @@ class Coupled(NamedTuple):
 
     def figures(self) -> dict[str, Figure]:
         """Joint modes, and coupled ones, on a page each."""
-        pages = {f"coupled_maps{self._end(pair)}": field_maps(maps, "map_mean") for pair, maps in self.maps.items()}
-        return {"joint_maps": field_maps(self.fields)} | pages
+        pages = {f"coupled_maps{self._end(pair)}": coupled_maps(maps) for pair, maps in self.maps.items()}
+        return {"joint_maps": joint_maps(self.fields)} | pages
 
     def files(self, write_modes: Callable[[xr.Dataset, Path], object]) -> dict[str, Callable[[Path], object]]:
         """Writers of files by name."""
         out: dict[str, Callable[[Path], object]] = {}
         for name, part in self.fields.items():
-            out[f"modes_{_file_name(name)}.nc"] = functools.partial(write_modes, part)
+            out[f"modes_{file_name(name)}.nc"] = functools.partial(write_modes, part)
         for pair, modes in self.modes.items():
             out[f"coupled{self._end(pair)}.nc"] = functools.partial(write_coupled, modes, self.maps[pair])
         return out
 
     def _end(self, pair: str) -> str:
         """What tells the files of a pair of fields from those of others."""
-        return "" if len(self.modes) == 1 else f"_{_file_name(pair)}"
+        return "" if len(self.modes) == 1 else f"_{file_name(pair)}"
 
-    def table(self) -> pd.DataFrame:
-        """A row for each coupled mode."""
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Those over the cells, with the field of each, and a row for each coupled mode."""
+        parts = {name: effect_tables(part, part) for name, part in self.fields.items()}
+        found = {
+            key: pd.concat([tables[key].assign(field=name) for name, tables in parts.items()], ignore_index=True)
+            for key in next(iter(parts.values()))
+        }
+        return found | ({"coupled": self._coupled()} if self.modes else {})
+
+    def _coupled(self) -> pd.DataFrame:
         rows = []
         for pair, modes in self.modes.items():
             for i, mode in enumerate(modes["mode"].values):
@@ -87,7 +99,7 @@ class Coupled(NamedTuple):
         return "\n".join(lines + self.lacking)
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """A name that a file may have."""
     return "".join(x if x.isalnum() else "_" for x in name)
 
@@ -113,41 +125,70 @@ def coupled_modes(tree: xr.DataTree, modes: xr.Dataset, *, method: Coupling, lev
     return Coupled(fields, found, maps, lacking)
 
 
-def field_maps(parts: Mapping[str, xr.Dataset], name: str = "mode_mean") -> Figure:
-    """Maps of modes in rows, with a column for each field, in its units.
+def joint_maps(parts: Mapping[str, xr.Dataset]) -> Figure:
+    """Joint modes in rows: the pattern in each field, in its units, and the series that the fields share.
+
+    Dots mark cells whose sign is uncertain.
 
     Parameters
     ----------
     parts
         From `probmodels.bayesian_svd.joint.stack.split_fields`.
-    name
-        Variable that is drawn; dots mark cells whose sign is uncertain, where ``prob_positive`` is known.
     """
     shown = dict(list(parts.items())[:_MOST])
     first = next(iter(shown.values()))
-    count = min(first.sizes["mode"], _MOST)
-    figure, axes = grid_of_maps(first[name], count, len(shown))
-    per = "per sd of PC" if name == "mode_mean" else "per sd of the other"
-    for column, (field, modes) in zip(axes.T, shown.items(), strict=True):
-        unit = str(modes[name].attrs.get("units", "1")).replace("degC", "°C")
-        for i, ax in enumerate(column):
-            values = modes[name][i]
-            bound = largest(values)
-            label = f"{'' if unit == '1' else unit} {per}".strip()
-            draw_map(figure, ax, values, label, cmap="RdBu_r", vmin=-bound, vmax=bound)
-            if "prob_positive" in modes and "lat" in values.coords:
-                stipple(ax, uncertain_sign(modes["prob_positive"][i], 0.95))
-            ax.set_title(f"{field}, mode {int(modes['mode'][i])}{_said(modes, i)}", fontsize=10, loc="left")
+    figure, axes = grid_of_maps(first["mode_mean"], min(first.sizes["mode"], _MOST), len(shown) + 1)
+    whose = str(first.attrs.get("estimand", "modes")).removeprefix("modes")
+    level = 100 * float(first.attrs.get("interval_level", 0.95))
+    for i, row in enumerate(axes):
+        number = int(first["mode"][i])
+        shares = [100 * float(first[f"explained_variance_fraction_{x}"][i]) for x in ("mean", "lower", "upper")]
+        for ax, (field, modes) in zip(row, shown.items(), strict=False):
+            _draw_field(figure, ax, modes["mode_mean"][i], "per sd of PC", modes["prob_positive"][i])
+            ax.set_title(f"{field}, mode {number}{whose}", fontsize=10, loc="left")
+        _draw_series(row[-1], first, i)
+        said = "{:.0f} % [{:.0f}, {:.0f}] of all variance".format(*shares)
+        row[-1].set_title(f"PC {number} in sd, with its {level:g} % interval: {said}", fontsize=9, loc="left")
     return figure
 
 
-def _said(modes: xr.Dataset, i: int) -> str:
-    """Share of the variance of a joint mode, or correlation of a coupled one."""
-    if "explained_variance_fraction_mean" in modes:
-        return ": {:.0f} % [{:.0f}, {:.0f}] of all".format(
-            *(100 * float(modes[f"explained_variance_fraction_{x}"][i]) for x in ("mean", "lower", "upper"))
-        )
-    return f": r = {_interval(modes, 'correlation', i)}" if "correlation_mean" in modes else ""
+def coupled_maps(parts: Mapping[str, xr.Dataset]) -> Figure:
+    """Coupled modes in rows, with a column for each field: what goes in it with the series of the other.
+
+    Parameters
+    ----------
+    parts
+        From `probmodels.bayesian_svd.joint.stack.split_fields`, of what `probmodels.bayesian_svd.joint.coupled.couple`
+        found.
+    """
+    first = next(iter(parts.values()))
+    figure, axes = grid_of_maps(first["map_mean"], min(first.sizes["mode"], _MOST), len(parts))
+    whose = MODES_OF["population"].removeprefix("modes")
+    for column, (field, modes), other in zip(axes.T, parts.items(), list(parts)[::-1], strict=True):
+        for i, ax in enumerate(column):
+            _draw_field(figure, ax, modes["map_mean"][i], f"per sd of {other}", None)
+            title = f"{field}, coupled mode {int(modes['mode'][i])}{whose}: r = {_interval(modes, 'correlation', i)}"
+            ax.set_title(title, fontsize=9, loc="left")
+    return figure
+
+
+def _draw_field(figure: Figure, ax: Axes, values: xr.DataArray, per: str, positive: xr.DataArray | None) -> None:
+    """A pattern with its colour bar, and dots where its sign is uncertain."""
+    unit, bound = str(values.attrs.get("units", "1")).replace("degC", "°C"), largest(values)
+    draw_map(figure, ax, values, f"{'' if unit == '1' else unit} {per}".strip(), cmap="RdBu_r", vmin=-bound, vmax=bound)
+    if positive is not None and "lat" in values.coords:
+        stipple(ax, uncertain_sign(positive, 0.95))
+
+
+def _draw_series(ax: Axes, modes: xr.Dataset, i: int) -> None:
+    """Principal component with its interval."""
+    time = time_axis(modes["time"])
+    ax.axhline(0, color="0.7", linewidth=0.7, zorder=0)
+    low, high = modes["pc_lower"][i], modes["pc_upper"][i]
+    ax.fill_between(time, low, high, color=BLUE, alpha=0.3, linewidth=0)
+    ax.plot(time, modes["pc_mean"][i], color=BLUE, linewidth=1.0 if len(time) < 200 else 0.7)
+    ax.margins(x=0.01)
+    clean(ax)
 
 
 def _interval(modes: xr.Dataset, name: str, i: int) -> str:

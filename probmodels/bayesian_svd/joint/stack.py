@@ -159,7 +159,7 @@ def split_fields(summary: xr.Dataset, tree: xr.DataTree) -> dict[str, xr.Dataset
         for variable, array in part.data_vars.items():
             if "cell" in array.dims and str(variable).startswith(_IN_UNITS):
                 power = 2 if str(variable).startswith("plane_variance") else 1
-                unit = units.get(name, "1") + "2" * (power - 1)
+                unit = _unit(units.get(name, "1"), str(array.attrs.get("units", "1")), power)
                 scale = xr.DataArray(own["field_scale"].values ** power, dims="cell")
                 part[variable] = (array * scale).assign_attrs(array.attrs | {"units": unit})
         part = to_grid(part, own)
@@ -168,6 +168,14 @@ def split_fields(summary: xr.Dataset, tree: xr.DataTree) -> dict[str, xr.Dataset
     return out
 
 
+def _unit(unit: str, scaled: str, power: int) -> str:
+    """Units of a variable of a field: those of the field or their square, per decade where the scaled one is."""
+    if scaled.endswith(_PER_DECADE):
+        return _PER_DECADE if unit == "1" else f"{unit} {_PER_DECADE}"
+    return unit if power == 1 or unit == "1" else f"{unit}{power}"
+
+
+_PER_DECADE = "(10 year)-1"
 _IN_UNITS = (
     *(
         f"{root}_{part}"

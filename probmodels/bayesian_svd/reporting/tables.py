@@ -87,7 +87,7 @@ def effect_tables(local: xr.Dataset, trend: xr.Dataset) -> dict[str, pd.DataFram
     named = zip([*map(str, local["mode"].values), "all"], [*parts, _over_cells(together)], strict=True)
     rows = [frame.assign(estimand=estimand, mode=mode) for mode, frame in named]
     tables = {"local_variance": _first(pd.concat(rows, ignore_index=True), "estimand", "mode")}
-    if trend.data_vars:
+    if "trend_mean" in trend:
         frame = _over_cells({part: trend[f"trend_{part}"] for part in (*_PARTS, "prob_positive")})
         units = str(trend["trend_mean"].attrs["units"]).replace("(10 year)-1", "per decade")
         tables["trend"] = _first(frame.assign(estimand=estimand.replace("modes", "trend"), units=units), "estimand")
