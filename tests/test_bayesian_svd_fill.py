@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem, write_outputs
+from probmodels.bayesian_svd.correlated import CorrelatedData
 from probmodels.bayesian_svd.gaps.blocks import (
     crps_of_draws,
     gap_extents,
@@ -22,7 +23,9 @@ from probmodels.bayesian_svd.gaps.blocks import (
 )
 from probmodels.bayesian_svd.gaps.fill import _calibrated, fill_field, held_out_sentence
 from probmodels.bayesian_svd.noise import unfiltered_by
+from probmodels.bayesian_svd.series_sampler import SeriesGibbs
 from probmodels.cli import app
+from probmodels.distributions.processes import correlation_at
 from probmodels.errors import SummaryError
 
 SETTINGS: dict[str, Any] = {"num_chains": 2, "warmup_steps": 60, "num_samples": 60, "progress": False}
@@ -48,8 +51,8 @@ def field(seed: int = 0) -> tuple[xr.DataArray, np.ndarray]:
     return xr.DataArray(values, dims=("time", "lat", "lon"), coords=coords, attrs={"units": "degC"}), gaps
 
 
-def inferred(data: xr.DataArray, **options: Any) -> Any:
-    problem = make_problem(data, rank=2, series="ar1", noise="correlated", num_length_scales=5, **options)
+def inferred(data: xr.DataArray, series: str = "ar1", **options: Any) -> Any:
+    problem = make_problem(data, rank=2, series=series, noise="correlated", num_length_scales=5, **options)
     return run_mcmc(problem, **SETTINGS, chain_method="sequential", seed=1)
 
 
@@ -94,6 +97,78 @@ def test_the_same_seed_fills_alike_and_nothing_is_claimed_unchecked() -> None:
     one, two = (fill_field(result, num_draws=20, seed=4, progress=False) for _ in range(2))
     xr.testing.assert_identical(one, two)
     assert "held_out_rmse" not in one.attrs
+
+
+class Units:
+    """A source of normals of which all are zero but one."""
+
+    def __init__(self, place: int) -> None:
+        self.place, self.count = place, 0
+
+    def standard_normal(self, size: int) -> np.ndarray:
+        out = np.arange(self.count, self.count + size) == self.place
+        self.count += size
+        return out.astype(float)
+
+
+@pytest.mark.parametrize("series", ["ar1", "matern32", "matern52"])
+def test_series_and_large_gaps_have_the_conditional_of_one_dense_normal(series: str) -> None:
+    rng, cells, times, at = np.random.default_rng(0), 6, 10, 4
+    dates = (np.datetime64("2000-01", "M") + np.arange(times)).astype("datetime64[ns]")
+    values = rng.standard_normal((cells, times)).cumsum(1)
+    values[:3, at], values[5, 7] = np.nan, np.nan
+    place = {"cell": np.linspace(0, 1, cells), "time": dates}
+    problem = make_problem(
+        xr.DataArray(values, place, ("cell", "time")),
+        rank=2,
+        series=series,
+        noise="correlated",
+        num_length_scales=3,
+        area_weights=False,
+    )
+    kernel, model = SeriesGibbs(problem), problem.args[0]
+    data, choice, variance = CorrelatedData(model), np.array([len(model.series.scale) // 2] * 2), 0.3
+    u = np.linalg.qr(rng.standard_normal((data._left.shape[0], 2)))[0].T.copy()
+    d, f = np.array([1.5, 0.8]), rng.standard_normal((2, times))
+    data.draw(rng, u, d, f, variance)
+    before = data.complete.copy()
+
+    patterns = data._root @ data._left.T @ (u.T * d)
+    missing, fixed = data._missing, data._effects @ data._lifted
+    assert missing is not None
+    in_time = np.diag(missing.diagonal) + np.diag(missing.beside, 1) + np.diag(missing.beside, -1)
+    noise = np.kron(in_time, missing.precision) / variance  # one time after the other
+    lag = np.abs(np.subtract.outer(np.arange(times), np.arange(times)))
+    own = np.linalg.inv(correlation_at(series, float(model.series.scale[choice[0]]), lag))
+    onto = np.kron(np.eye(times), patterns)
+    whole = np.block([[np.kron(own, np.eye(2)) + onto.T @ noise @ onto, -onto.T @ noise], [-noise @ onto, noise]])
+    known = np.concatenate([f.T.ravel(), (before - fixed).T.ravel()])
+    free = np.r_[2 * at : 2 * at + 2, 2 * times + cells * at : 2 * times + cells * at + 3]
+    rest = np.setdiff1d(np.arange(len(whole)), free)
+    spread = np.linalg.inv(whole[np.ix_(free, free)])
+    mean = -spread @ whole[np.ix_(free, rest)] @ known[rest]
+
+    draws = []
+    for unit in range(-1, 5):  # none, and each of the five normals
+        g = f.copy()
+        data.take(before.copy())
+        kernel.draw_large_gaps(data, Units(unit), u, d, g, variance, choice)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(np.delete(g, at, axis=1), np.delete(f, at, axis=1))
+        draws.append(np.r_[g[:, at], (data.complete - fixed)[:3, at]])
+    root = (np.array(draws[1:]) - draws[0]).T
+    np.testing.assert_allclose(draws[0], mean, atol=1e-8)
+    np.testing.assert_allclose(root @ root.T, spread, atol=1e-8)
+
+
+def test_smooth_series_fill_a_field_as_well() -> None:
+    data, gaps = field(3)
+    result = inferred(data.where(~gaps), "matern32", hold_out=0.1, hold_out_block=(5, 2, 2))
+    made = fill_field(result, seed=2, progress=False)
+    held = (made["filled_lower"].values <= data.values) & (data.values <= made["filled_upper"].values)
+    assert 0.88 < held[gaps].mean() < 0.99
+    error = made["filled"].values[gaps] - data.values[gaps]
+    assert np.sqrt(np.mean(error**2)) < 0.4 * np.sqrt(np.mean((data.values - data.values.mean(0))[gaps] ** 2))
+    assert made.attrs["held_out_coverage"] == pytest.approx(0.95, abs=0.05)
 
 
 def test_a_field_without_gaps_is_refused() -> None:
@@ -224,12 +299,15 @@ def test_a_run_that_held_blocks_out_writes_the_filled_field(filled: Any, tmp_pat
         assert found["filled_lower"].dtype == np.float32
 
 
-def test_the_command_fills_a_file_with_temperatures(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("series", ["ar1", "matern32"])
+def test_the_command_fills_a_file_with_temperatures(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], series: str
+) -> None:
     data, gaps = field()
     data = (data + 3 * np.cos(np.pi * data["time"].dt.month / 6)).rename("sst").assign_attrs(units="degC")
     data.where(~gaps).to_dataset().to_netcdf(tmp_path / "sst.nc")
     small = ["--draws", "20", "--warmup", "20", "--chains", "1", "--rank", "2", "--set", "model.hold_out=0.1"]
-    small += ["--set", "model.num_length_scales=3", "--out", str(tmp_path / "run")]
+    small += ["--set", "model.num_length_scales=3", "--out", str(tmp_path / "run"), "--series", series]
     found = CliRunner().invoke(app, ["sst", "fill", str(tmp_path / "sst.nc"), *small])
     assert found.exit_code == 0, found.output
     assert "gaps filled: " in found.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from probmodels.bayesian_svd.draws import read_draws
 from probmodels.bayesian_svd.forecasts.forecasting import forecast
 from probmodels.bayesian_svd.forecasts.projection import noise_after, project, read_record, series_of
 from probmodels.cli import app
+from probmodels.distributions.processes import correlation_at
 from probmodels.spec import build_problem, load_data, load_spec, run_engine
 
 DECAY, SIZE, SIGMA, PERSISTENCE = np.array([0.9, 0.4]), np.array([2.0, 1.2]), 0.7, 0.6
 CELLS, TIMES = 6, 9
+SCALES = {"ar1": DECAY, "matern32": np.array([6.0, 1.5]), "matern52": np.array([5.0, 2.0])}
 WEIGHT = np.linspace(0.7, 1.3, CELLS)
 
 
@@ -49,10 +52,14 @@ def walk(rng: np.random.Generator, size: int, decay: np.ndarray, root: np.ndarra
     return out
 
 
-def simulated(seed: int, later: int, gaps: tuple[tuple[Any, Any], ...] = ()) -> tuple[xr.DataTree, xr.DataArray, Any]:
+def simulated(
+    seed: int, later: int, gaps: tuple[tuple[Any, Any], ...] = (), process: str = "ar1"
+) -> tuple[xr.DataTree, xr.DataArray, Any]:
     """A posterior of one draw that knows all parameters, a new field, and its true processes."""
     rng, (vectors, values, space) = np.random.default_rng(seed), parts()
-    series = walk(rng, TIMES + later, DECAY, np.eye(2))
+    lag = np.abs(np.subtract.outer(np.arange(TIMES + later), np.arange(TIMES + later)))
+    roots = [np.linalg.cholesky(correlation_at(process, scale, lag)) for scale in SCALES[process]]
+    series = np.stack([root @ rng.standard_normal(TIMES + later) for root in roots], axis=1)
     noise = SIGMA * walk(rng, TIMES + later, np.full(CELLS, PERSISTENCE), vectors * np.sqrt(values))
     field = (1.0 + ((space * SIZE) @ series.T + noise.T)) / np.sqrt(WEIGHT)[:, None]
     for cell, time in gaps:
@@ -62,9 +69,11 @@ def simulated(seed: int, later: int, gaps: tuple[tuple[Any, Any], ...] = ()) -> 
         "F": (("time", "mode"), series[:TIMES]),
         "d": ("mode", SIZE),
         "sigma": ((), SIGMA),
-        "autocorrelation": ("mode", DECAY),
+        "autocorrelation": ("mode", correlation_at(process, SCALES[process], 1.0)),
         "fixed_effects": (("cell", "effect"), 1.0 / np.sqrt(WEIGHT)[:, None]),
     }
+    if process != "ar1":
+        posterior["length_scale_time"] = "mode", SCALES[process] / 12
     time = months(TIMES + later)
     constant = xr.Dataset(
         {
@@ -77,7 +86,8 @@ def simulated(seed: int, later: int, gaps: tuple[tuple[Any, Any], ...] = ()) -> 
             "noise_values": ("noise_component", values),
         },
         coords={"time": time[:TIMES], "cell": np.arange(CELLS), "effect": ["intercept"]},
-        attrs={"noise_kernel": "m", "noise_length_scale": 1.0, "noise_share": 0.5, "noise_decay": PERSISTENCE},
+        attrs={"noise_kernel": "m", "noise_length_scale": 1.0, "noise_share": 0.5, "noise_decay": PERSISTENCE}
+        | {"series": process, "time_step": 1 / 12},
     )
     tree = xr.DataTree.from_dict({"posterior": xr.Dataset(posterior), "constant_data": constant})
     new = xr.DataArray(field[:, TIMES:], dims=("cell", "time"), coords={"time": time[TIMES:], "cell": np.arange(CELLS)})
@@ -90,7 +100,7 @@ def repeated(tree: xr.DataTree, num_draws: int) -> xr.DataTree:
 
 
 def dense(
-    tree: xr.DataTree, new: xr.DataArray, places: np.ndarray, *, follows: bool = True
+    tree: xr.DataTree, new: xr.DataArray, places: np.ndarray, *, follows: bool = True, process: str = "ar1"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Mean and covariance of the processes at new months, and of the noise of all months, from one big normal."""
     constant, space = tree["constant_data"].to_dataset(), parts()[2] * SIZE
@@ -102,14 +112,17 @@ def dense(
     own = PERSISTENCE ** np.abs(np.subtract.outer(times, times))
     noise = SIGMA**2 * np.kron(own, covariance())  # one month after the other
     count, mode = len(places), []
-    for decay in DECAY:
+    centres = np.zeros((count, 2))
+    for number, scale in enumerate(SCALES[process]):  # given the whole record of the series where they follow it
+        every = np.r_[np.arange(TIMES) - (TIMES - 1), places] if follows else places
+        whole = correlation_at(process, scale, np.abs(np.subtract.outer(every, every)))
+        past = len(every) - count
+        gain = np.linalg.solve(whole[:past, :past], whole[:past, past:]).T
+        mode.append(whole[past:, past:] - gain @ whole[:past, past:])
         if follows:
-            least = np.minimum(places[:, None], places)
-            mode.append(decay ** np.abs(np.subtract.outer(places, places)) * (1 - decay ** (2 * least)))
-        else:
-            mode.append(decay ** np.abs(np.subtract.outer(places, places)))
+            centres[:, number] = gain @ state[:, number]
     prior = np.einsum("ktu,kj->tkuj", np.array(mode), np.eye(2)).reshape(2 * count, 2 * count)
-    centre = (DECAY ** places[:, None] * state[-1]).ravel() if follows else np.zeros(2 * count)
+    centre = centres.ravel()
     whole = np.block(
         [[prior, np.zeros((2 * count, len(noise)))], [np.zeros((len(noise), 2 * count)), noise]]
     )  # series, then noise
@@ -135,9 +148,10 @@ class Fixed:
 
     def standard_normal(self, shape: int | tuple[int, ...]) -> np.ndarray:
         if isinstance(shape, tuple):
-            found = self.units[:, self.each + self.place : self.each + self.place + shape[1]]
-            self.place += shape[1]
-            return found
+            size = math.prod(shape[1:])
+            found = self.units[:, self.each + self.place : self.each + self.place + size]
+            self.place += size
+            return found.reshape(shape)
         found = self.units[self.draw, self.place : self.place + shape]
         self.place += shape
         if self.place == self.each:
@@ -168,21 +182,22 @@ CASES: dict[str, tuple[tuple[tuple[Any, Any], ...], list[int], bool]] = {
 }
 
 
+@pytest.mark.parametrize("process", list(SCALES))
 @pytest.mark.parametrize("case", list(CASES))
-def test_new_months_have_the_conditional_of_one_dense_normal(case: str) -> None:
+def test_new_months_have_the_conditional_of_one_dense_normal(case: str, process: str) -> None:
     gaps, steps, follows = CASES[case]
-    tree, new, _ = simulated(0, len(steps), gaps)
+    tree, new, _ = simulated(0, len(steps), gaps, process)
     places = np.array(steps, dtype=float)
     new = new.assign_coords(time=(np.datetime64("2000-09", "M") + np.array(steps)).astype("datetime64[ns]"))
     probe = Recording()
     series_of(read_record(repeated(tree, 1), 1), new, None, probe)  # type: ignore[arg-type]
-    size = sum(shape[-1] for shape in probe.sizes)
+    size = sum(math.prod(shape[1:]) if len(shape) > 1 else shape[0] for shape in probe.sizes)
     record = read_record(repeated(tree, size + 1), size + 1)
     sizes = [shape for shape in probe.sizes if len(shape) == 1] * (size + 1)
     found = series_of(record, new, None, Fixed(sizes, size + 1))  # type: ignore[arg-type]
     assert found.follows is follows
     draws = found.processes.reshape(size + 1, -1)
-    mean, spread, *_ = dense(tree, new, places, follows=follows)
+    mean, spread, *_ = dense(tree, new, places, follows=follows, process=process)
     np.testing.assert_allclose(draws[0], mean.ravel(), atol=1e-8)
     root = (draws[1:] - draws[0]).T
     np.testing.assert_allclose(root @ root.T, spread, atol=1e-8)

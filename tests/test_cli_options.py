@@ -630,6 +630,7 @@ def test_members_that_cannot_be_read_are_refused(fields: Path, tmp_path: Path) -
         (["sst.nc", "slp.nc", "--members", "--lags=2"], "choose one of them"),
         (["--lags=2"], "the embedded one stands alone"),
         (["fill", "sst.nc", "--lags=2"], "'sst fill' is of one field"),
+        (["fill", "sst.nc", "--series=frame"], "series that are a process"),
         (["sst.nc", "--coupling=mca"], "is of several fields"),
     ],
 )

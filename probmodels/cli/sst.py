@@ -212,8 +212,10 @@ def _to_fill(
         raise Refusal("'sst fill' is of one field; leave --joint, --lags and --members out")
     if not files:
         raise Refusal("'sst fill' takes the files of a field with gaps; the embedded field has none")
-    if engine != "mcmc" or series not in (None, "ar1") or noise not in (None, "correlated"):
-        raise Refusal("'sst fill' needs --engine mcmc, --series ar1 and --noise correlated; leave them out")
+    if engine != "mcmc" or series == "frame" or noise not in (None, "correlated"):
+        raise Refusal(
+            "'sst fill' needs --engine mcmc, series that are a process and --noise correlated; leave them out"
+        )
     return files, "correlated"
 
 

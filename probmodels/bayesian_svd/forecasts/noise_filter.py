@@ -1,10 +1,10 @@
 """New months where noise is correlated: one filter along time for series and noise, and the noise of the last month.
 
-Given a draw, the weighted field less its effects is ``x_t = L f_t + e_t``: f independent AR(1) processes of unit
-variance, and e an AR(1) process of cells with covariance ``sigma^2 N``. Nothing else is added, so that the noise of a
-cell that is seen is known once f is. The state of the filter is thus f, and the noise of those cells that are missing
-now and seen later; in months without gaps it is f alone. Given f, covariances of the noise are the same in all draws,
-up to sigma^2.
+Given a draw, the weighted field less its effects is ``x_t = L f_t + e_t``: f independent processes of unit variance,
+AR(1) or Matérn, and e an AR(1) process of cells with covariance ``sigma^2 N``. Nothing else is added, so that the noise
+of a cell that is seen is known once f is. The state of the filter is thus that of the processes, f with its derivatives
+where these are Matérn, and the noise of those cells that are missing now and seen later; in months without gaps it is
+the first alone. Given f, covariances of the noise are the same in all draws, up to sigma^2.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from probmodels.bayesian_svd.forecasts.states import block_diagonal, normal_root
 from probmodels.bayesian_svd.noise import Noise
 from probmodels.datasets.checks import check_fits
+from probmodels.distributions.processes import stationary, transition
 
 __all__ = ["LastNoise", "draw_series", "last_noise"]
 
@@ -151,12 +153,12 @@ def draw_series(
     rng: np.random.Generator,
     noise: Noise,
     sigma: Array,
-    decay: Array,
+    process: tuple[str, Array],
     patterns: Array,
     rest: Callable[[int], Array],
     seen: Mask,
     ahead: Array,
-    start: tuple[Array, LastNoise] | None,
+    start: tuple[Array, Array, LastNoise] | None,
 ) -> Array:
     """Draws (draw, time, process) of the series of new months.
 
@@ -168,8 +170,8 @@ def draw_series(
         Covariance of the noise of the weighted data.
     sigma
         Its scale (draw,).
-    decay
-        Of the processes (draw, process).
+    process
+        Name of the processes, and their decays over one step or length-scales in steps (draw, process).
     patterns
         What one unit of each adds to the weighted data (draw, cell, process).
     rest
@@ -179,91 +181,115 @@ def draw_series(
     ahead
         Steps from the month before (time,).
     start
-        Series (draw, process) and noise before the first month; None where both processes start anew.
+        Mean (draw, process, m) and covariance (draw, process, m, m) of the states of the processes and noise, all
+        before the first month; None where both start anew.
     """
-    told = np.flatnonzero(seen.any(axis=0))
-    num_draws, count = decay.shape
-    times = np.cumsum(ahead)
-    out = np.empty((num_draws, len(ahead), count))
-    if len(told):
-        before = np.ones(len(seen), dtype=bool) if start is None else start[1].seen
-        first, steps = _steps(noise, seen[:, told], before, np.diff(times[told], prepend=0.0), start is None)
-        for draw in range(num_draws):
-            if start is None:
-                begin = np.zeros(count), np.eye(count), np.zeros(len(seen))
-            else:
-                covariance = np.zeros((count + len(first),) * 2)
-                covariance[count:, count:] = sigma[draw] ** 2 * start[1].covariance[np.ix_(first, first)]
-                mean = np.concatenate([start[0][draw], start[1].mean[draw, first]])
-                begin = mean, covariance, start[1].mean[draw] + patterns[draw] @ start[0][draw]
-            powers = decay[draw] ** np.diff(times[told], prepend=0.0)[:, None]
-            filter_ = _Filter(patterns[draw], sigma[draw] ** 2, count)
-            filter_.forward(steps, rest(draw)[:, told], powers, *begin)
-            out[draw, told] = filter_.backward(rng)
-    _bridge(rng, out, decay, times, told, None if start is None else start[0])
-    return out
+    name, scale = process
+    told, times = np.flatnonzero(seen.any(axis=0)), np.cumsum(ahead)
+    (num_draws, count), order = scale.shape, len(stationary(name))
+    size = count * order
+    before = np.ones(len(seen), dtype=bool) if start is None else start[2].seen
+    gaps = np.diff(times[told], prepend=0.0)
+    first, steps = _steps(noise, seen[:, told], before, gaps, start is None) if len(told) else (told, [])
+    onward = [transition(name, scale, step) for step in np.unique(gaps)]
+    place = np.searchsorted(np.unique(gaps), gaps)
+    states = np.empty((num_draws, len(ahead) + 1, size))  # the first is that before the first month
+    for draw in range(num_draws):
+        covariance, last = np.zeros((size + len(first),) * 2), np.zeros(len(seen))
+        mean = np.zeros(len(covariance))
+        if start is None:
+            covariance[:size, :size] = np.kron(np.eye(count), stationary(name))
+        else:
+            covariance[:size, :size] = block_diagonal(start[1][draw])
+            covariance[size:, size:] = sigma[draw] ** 2 * start[2].covariance[np.ix_(first, first)]
+            mean[:size], mean[size:] = start[0][draw].ravel(), start[2].mean[draw, first]
+            last = start[2].mean[draw] + patterns[draw] @ start[0][draw, :, 0]
+        ways = [(block_diagonal(kept[draw]), block_diagonal(fresh[draw])) for kept, fresh in onward]
+        filter_ = _Filter(patterns[draw], sigma[draw] ** 2, order)
+        observed = rest(draw)[:, told] if len(told) else np.empty((len(seen), 0))
+        filter_.forward(steps, observed, [ways[i] for i in place], mean, covariance, last)
+        states[draw, np.append(0, 1 + told)] = filter_.backward(rng, mean, covariance)
+    states = states.reshape(num_draws, len(ahead) + 1, count, order)
+    _bridge(rng, states, name, scale, times, told)
+    return np.ascontiguousarray(states[:, 1:, :, 0])
 
 
 class _Filter:
     """The filter of one draw: forwards along months, then a draw backwards."""
 
-    def __init__(self, patterns: Array, variance: float, count: int) -> None:
-        self.patterns, self.variance, self.count = patterns, variance, count
+    def __init__(self, patterns: Array, variance: float, order: int) -> None:
+        self.patterns, self.variance = patterns, variance
+        self.values = np.arange(patterns.shape[1]) * order  # places of the series among the states
+        self.size = patterns.shape[1] * order
         self._passed: list[tuple[Array, Array, Array, Array, Array]] = []
         self._known: dict[int, tuple[Array, Array, Array]] = {}
 
-    def forward(self, steps: list[_Step], rest: Array, powers: Array, mean: Array, spread: Array, last: Array) -> None:
-        """From the mean and covariance of the state before the first month, and the weighted data ``last`` then."""
-        for time, (step, power) in enumerate(zip(steps, powers, strict=True)):
+    def forward(
+        self,
+        steps: list[_Step],
+        rest: Array,
+        ways: list[tuple[Array, Array]],
+        mean: Array,
+        spread: Array,
+        last: Array,
+    ) -> None:
+        """From the mean and covariance of the state before the first month, and the weighted data ``last`` then.
+
+        ``ways`` say of each step what is kept of the states of the processes, and the covariance of what is new.
+        """
+        for time, (step, (kept, fresh)) in enumerate(zip(steps, ways, strict=True)):
             image, told, onward = self._products(step, len(mean))
             now, noise = rest[:, time], self.variance * (1 - step.kept**2)
             innovation = now[step.own] - step.kept * np.where(step.own_was, last[step.own], 0.0)
-            centre = np.concatenate([mean, power * mean[: self.count]])
-            across = spread[:, : self.count] * power
-            ahead = power[:, None] * across[: self.count] + np.diag(1 - power**2)
+            centre = np.concatenate([mean, kept @ mean[: self.size]])
+            across = spread[:, : self.size] @ kept.T
+            ahead = kept @ across[: self.size] + fresh
             wide = np.block([[spread, across], [across.T, ahead]])
             wide = np.linalg.solve(np.eye(len(wide)) + wide @ told / noise, wide)
             wide = 0.5 * (wide + wide.T)
             centre = centre + wide @ ((image.T @ innovation - told @ centre) / noise)
             mean, spread = onward @ centre, onward @ wide @ onward.T
-            mean[self.count :] += step.kept * np.where(step.gone_was, last[step.gone], 0.0)
-            mean[self.count :] += step.regression @ innovation
-            spread[self.count :, self.count :] += noise * step.left
+            mean[self.size :] += step.kept * np.where(step.gone_was, last[step.gone], 0.0)
+            mean[self.size :] += step.regression @ innovation
+            spread[self.size :, self.size :] += noise * step.left
             self._passed.append((centre, wide, onward, mean, spread))
             last = now
 
     def _products(self, step: _Step, size: int) -> tuple[Array, Array, Array]:
-        """What innovations say of the state before and the series now, and how the state now depends on both."""
+        """What innovations say of the state before and that of the processes now, and how the state now depends on
+        both."""
         if id(step) in self._known:
             return self._known[id(step)]
-        count = self.count
-        weights = np.zeros((len(step.own), size + count))
-        weights[:, :count] = -step.kept * self.patterns[step.own] * step.own_was[:, None]
-        weights[np.flatnonzero(~step.own_was), count + step.own_place] = step.kept
-        weights[:, size:] = self.patterns[step.own]
+        own = self.size
+        weights = np.zeros((len(step.own), size + own))
+        weights[:, self.values] = -step.kept * self.patterns[step.own] * step.own_was[:, None]
+        weights[np.flatnonzero(~step.own_was), own + step.own_place] = step.kept
+        weights[:, size + self.values] = self.patterns[step.own]
         image = step.inverse @ weights
-        onward = np.zeros((count + len(step.gone), size + count))
-        onward[:count, size:] = np.eye(count)
-        onward[count:, :count] = -step.kept * self.patterns[step.gone] * step.gone_was[:, None]
-        onward[count + np.flatnonzero(~step.gone_was), count + step.gone_place] = step.kept
-        onward[count:] -= step.regression @ weights
+        onward = np.zeros((own + len(step.gone), size + own))
+        onward[:own, size:] = np.eye(own)
+        onward[own:, self.values] = -step.kept * self.patterns[step.gone] * step.gone_was[:, None]
+        onward[own + np.flatnonzero(~step.gone_was), own + step.gone_place] = step.kept
+        onward[own:] -= step.regression @ weights
         self._known[id(step)] = image, weights.T @ image, onward
         return self._known[id(step)]
 
-    def backward(self, rng: np.random.Generator) -> Array:
-        """A draw of the series (time, process)."""
-        out = np.empty((len(self._passed), self.count))
-        *_, mean, spread = self._passed[-1]
+    def backward(self, rng: np.random.Generator, mean: Array, spread: Array) -> Array:
+        """A draw of the states of the processes (1 + time, ...), before the first month and at each, given the mean and
+        covariance of the state before the first."""
+        out = np.empty((len(self._passed) + 1, self.size))
+        if self._passed:
+            *_, mean, spread = self._passed[-1]
         state = mean + _root(spread) @ rng.standard_normal(len(mean))
         for time in range(len(self._passed) - 1, -1, -1):
             centre, wide, onward, mean, spread = self._passed[time]
-            out[time] = state[: self.count]
-            if time:
-                size = len(centre) - self.count
-                gain = scipy.linalg.solve(spread, onward @ wide[:, :size], assume_a="pos").T
-                inner = wide[:size, :size] - gain @ onward @ wide[:, :size]
-                state = centre[:size] + gain @ (state - mean)
-                state = state + _root(inner) @ rng.standard_normal(size)
+            out[time + 1] = state[: self.size]
+            size = len(centre) - self.size
+            gain = scipy.linalg.solve(spread, onward @ wide[:, :size], assume_a="pos").T
+            inner = wide[:size, :size] - gain @ onward @ wide[:, :size]
+            state = centre[:size] + gain @ (state - mean)
+            state = state + _root(inner) @ rng.standard_normal(size)
+        out[0] = state[: self.size]
         return out
 
 
@@ -274,17 +300,17 @@ def _root(covariance: Array) -> Array:
 
 
 def _bridge(
-    rng: np.random.Generator, out: Array, decay: Array, times: Array, told: NDArray[np.int_], start: Array | None
+    rng: np.random.Generator, states: Array, name: str, scale: Array, times: Array, told: NDArray[np.int_]
 ) -> None:
-    """Draw the series of months that hold no value, between those that do."""
+    """Draw the states (draw, 1 + time, process, m) of months that hold no value, between those that do."""
     for time in np.setdiff1d(np.arange(len(times)), told):
-        mean, precision = np.zeros_like(decay), np.ones_like(decay)
-        if time > 0 or start is not None:
-            kept = decay ** (times[time] - (times[time - 1] if time > 0 else 0.0))
-            precision = 1 / (1 - kept**2)
-            mean = precision * kept * (out[:, time - 1] if time > 0 else start)
+        kept, spread = transition(name, scale, times[time] - (times[time - 1] if time > 0 else 0.0))
+        mean = np.einsum("skij,skj->ski", kept, states[:, time])
         if len(after := told[told > time]):
-            kept = decay ** (times[after[0]] - times[time])
-            mean = mean + kept / (1 - kept**2) * out[:, after[0]]
-            precision = precision + kept**2 / (1 - kept**2)
-        out[:, time] = mean / precision + rng.standard_normal(mean.shape) / np.sqrt(precision)
+            kept, fresh = transition(name, scale, times[after[0]] - times[time])
+            image = kept @ spread
+            gain = np.linalg.solve(image @ kept.swapaxes(-1, -2) + fresh, image).swapaxes(-1, -2)
+            missed = states[:, 1 + after[0]] - np.einsum("skij,skj->ski", kept, mean)
+            mean, spread = mean + np.einsum("skij,skj->ski", gain, missed), spread - gain @ image
+        root = normal_root(spread)
+        states[:, 1 + time] = mean + np.einsum("skij,skj->ski", root, rng.standard_normal(mean.shape))

@@ -24,8 +24,8 @@ from probmodels.bayesian_svd.draws import Draws, read_draws
 from probmodels.bayesian_svd.effects import continue_design
 from probmodels.bayesian_svd.forecasts.new_fields import check_regular, later_times, new_matrix, positions
 from probmodels.bayesian_svd.forecasts.noise_filter import LastNoise, draw_series, last_noise
-from probmodels.bayesian_svd.forecasts.states import end_state, normal_root
-from probmodels.distributions.processes import PROCESSES, stationary, transition
+from probmodels.bayesian_svd.forecasts.states import block_diagonal, end_state, normal_root
+from probmodels.distributions.processes import stationary, transition
 from probmodels.errors import SummaryError
 from probmodels.inference.result import Result
 from probmodels.options import Count, Fraction, Seed, checked
@@ -173,8 +173,8 @@ def _draw_series(
         mean = np.zeros((draws, size))
         spread = np.broadcast_to(np.kron(np.eye(num_modes), stationary(process)), (draws, size, size))
     else:
-        mean, spread = start[0].reshape(draws, size), _diagonal(start[1])
-    ways = [tuple(map(_diagonal, transition(process, scale, step))) for step in steps]
+        mean, spread = start[0].reshape(draws, size), block_diagonal(start[1])
+    ways = [tuple(map(block_diagonal, transition(process, scale, step))) for step in steps]
     means, spreads = [], []
     for time, (kept, fresh) in enumerate(ways):
         if not (time == 0 and start is None):
@@ -199,15 +199,6 @@ def _draw_series(
         root = np.linalg.cholesky(0.5 * (spread + spread.transpose(0, 2, 1))) if order == 1 else normal_root(spread)
         found[:, time] = mean + np.einsum("sij,sj->si", root, rng.standard_normal(mean.shape))
     return found[:, :, seen]
-
-
-def _diagonal(blocks: Array) -> Array:
-    """Matrices (draw, mode, m, m) as blocks of one (draw, mode m, mode m)."""
-    draws, count, order, _ = blocks.shape
-    found = np.zeros((draws, count, order, count, order))
-    place = np.arange(count)
-    found[:, place, :, place] = blocks.transpose(1, 0, 2, 3)
-    return found.reshape(draws, count * order, count * order)
 
 
 def _ahead(kept: Array, fresh: Array, mean: Array, spread: Array) -> tuple[Array, Array]:
@@ -290,11 +281,6 @@ def _under_noise(
     """Draws of the processes (draw, time, process) where noise is correlated."""
     assert draws.noise is not None
     assert draws.turn is not None
-    if draws.process != "ar1":
-        raise SummaryError(
-            f"new months under noise='correlated' need series='ar1' or 'iid'; those of this result are "
-            f"{PROCESSES[draws.process]} processes"
-        )
     chosen, scale = record.chosen, np.sqrt(draws.weight)[:, None]
     patterns = scale * (draws.patterns(draws=chosen) @ draws.turn[chosen].transpose(0, 2, 1))
     seen = np.isfinite(field)
@@ -303,11 +289,9 @@ def _under_noise(
     def rest(place: int) -> Array:
         return scale * (filled - draws.fixed(draws=chosen[[place]])[0])
 
-    start = None
-    if follows:
-        state = record.draws.series(slice(-1, None), chosen)[:, 0]
-        start = np.einsum("sk,sjk->sj", state, draws.turn[chosen]), noise_after(record, None)
-    return draw_series(rng, draws.noise, draws.sigma[chosen], record.decay, patterns, rest, seen, steps, start)
+    start = (*record.last_state(record.processes()), noise_after(record, None)) if follows else None
+    process = draws.process, record.scale
+    return draw_series(rng, draws.noise, draws.sigma[chosen], process, patterns, rest, seen, steps, start)
 
 
 def _standardised(record: Record, draws: Draws, field: Array, processes: Array) -> Array:

@@ -22,7 +22,7 @@ from scipy.stats import chi2
 
 from probmodels.distributions.processes import stationary, transition
 
-__all__ = ["end_state", "innovations", "normal_root", "whiteness"]
+__all__ = ["block_diagonal", "end_state", "innovations", "normal_root", "whiteness"]
 
 Array = NDArray[np.float64]
 
@@ -112,3 +112,12 @@ def normal_root(spread: Array) -> Array:
     """A root of covariances (..., m, m), which may be singular."""
     values, vectors = np.linalg.eigh(0.5 * (spread + spread.swapaxes(-1, -2)))
     return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :])
+
+
+def block_diagonal(blocks: Array) -> Array:
+    """Matrices (..., mode, m, m) as blocks of one (..., mode m, mode m)."""
+    *shape, count, order, _ = blocks.shape
+    found = np.zeros((*shape, count, order, count, order))
+    for place in range(count):
+        found[..., place, :, place, :] = blocks[..., place, :, :]
+    return found.reshape(*shape, count * order, count * order)
