@@ -10,9 +10,10 @@ import pytest
 import xarray as xr
 
 from probmodels.bayesian_svd.gaps.blocks import hide_blocks
-from probmodels.bayesian_svd.gaps.quick import Table, _States, quick_fit, shrunken
+from probmodels.bayesian_svd.gaps.quick import Table, quick_fit, shrunken
 from probmodels.bayesian_svd.gaps.rank_outputs import draw_ranks, write_ranks
 from probmodels.bayesian_svd.gaps.ranks import _Filled, _scored, _sentence, compare_ranks
+from probmodels.bayesian_svd.gaps.states import States
 from probmodels.bayesian_svd.noise import Noise, unfiltered_by
 from probmodels.errors import DataError
 
@@ -42,8 +43,7 @@ def test_what_is_missing_has_its_exact_conditional() -> None:
     for mode, rho in zip(modes.T, decay, strict=True):
         dense += np.kron(np.outer(mode, mode), rho**lag)
     seen = rng.random((n, times)) > 0.3
-    table = Table(np.zeros((n, times)), seen, np.zeros((times, 0)), steps, np.zeros((n, n)))
-    states = _States(table, noise, noise.whitener @ modes, decay, variance, 0.6**steps)
+    states = States(seen, steps, noise.whitener, 0.6**steps, noise.whitener @ modes, decay, variance)
     data = rng.standard_normal((n, times))
     mean, _, moments, spread, _ = states.conditional(np.where(seen, data, 0.0), rng)
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.optimize import isotonic_regression, minimize_scalar
 
+from probmodels.bayesian_svd.gaps.states import States, decays
 from probmodels.bayesian_svd.model import MatrixData, NoiseData, SideData
 from probmodels.distributions.covariance import correlation
 
@@ -35,12 +36,12 @@ _REACH = (2.0, 4.0, 0.1)  # longest length-scale: spacings of cells, at least an
 _ROUNDS = 10
 _FILLS = 30  # rounds of filling gaps by modes
 _MOST = 600  # cells from which the correlation is estimated
-_MOSTLY = 0.5  # share of complete times from which the data tell the kernel, in place of moments
 _CLOSE = 0.005  # precision of the share that is correlated
 _SHRINK = 10.0  # residuals' worth of the mean variance in that of a cell
 _STEPS = 8  # of expectation maximisation in each round
 _LEAST = 1e-3  # share of a cell's variance that is white
-_COMPLETE = 20  # complete times from which eigenvalues are found
+_COMPLETE = 20  # times from which eigenvalues are found
+_WORK, _FEWEST = 4e11, 3  # cubed sizes of gaps that are expected in all, but so many rounds at least
 
 
 class Noise(NamedTuple):
@@ -129,41 +130,122 @@ def estimate_noise(
         The covariance, and the data with gaps filled by effects and modes (n, T).
     """
     n, num_times = values.shape
-    filled = _filled(values, seen, design, rank)
-    rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(n, min(n, _MOST), replace=False))
-    noise = Noise(np.eye(n), np.ones(n), 0.0, "none", 0.0, np.zeros(n))
+    chosen = np.sort(np.random.default_rng(seed).choice(n, min(n, _MOST), replace=False))
     kernels = _Kernels(distance[np.ix_(chosen, chosen)], rank)
-    known = seen.copy()  # an innovation needs the value before it
-    known[:, 1:] &= seen[:, :-1]
     pairs = seen[:, 1:] & seen[:, :-1] & (np.abs(steps - 1) < 1e-6)
-    free = num_times - rank - design.shape[1]
-    for _ in range(_ROUNDS):
-        phi = noise.decay**steps
-        white = _centred(noise.whitener @ filtered_by(filled, phi), filtered_by(design.T, phi).T)
-        u, d, vt = np.linalg.svd(white, full_matrices=False)
-        lagged = noise.root @ unfiltered_by(white - (u[:, :rank] * d[:rank]) @ vt[:rank], phi)
-        unit = lagged / noise.level[:, None]
-        products = np.sum((unit[:, 1:] * unit[:, :-1])[pairs])
-        squares = 0.5 * (np.sum(unit[:, 1:][pairs] ** 2) + np.sum(unit[:, :-1][pairs] ** 2))
-        decay = float(np.clip(products / max(squares, 1e-300), 0.0, 0.98))
-        own = filtered_by(lagged, decay**steps) * known
-        both = np.maximum(known.astype(float) @ known.T, 1.0)
-        moments = (own @ own.T) / both * (num_times / free)
-        parts = _Parts(moments, noise.root @ u[:, :rank], np.diag(both), noise)
-        whole = known.all(axis=0)
-        with_modes = None
-        if whole.mean() > _MOSTLY:
-            phi = decay**steps
-            with_modes = _centred(filtered_by(filled, phi), filtered_by(design.T, phi).T)[np.ix_(chosen, whole)]
+    free, count = num_times - rank - design.shape[1], seen.sum(axis=1).astype(float)
+    data = _Completed(values, seen, design, steps, rank)
+    noise = _levels(data, count)
+    for step in range(_ROUNDS):
+        if step in data.rounds:
+            data.expect(noise)
+        modes = data.modes(noise)
+        lagged = noise.root @ unfiltered_by(modes.rest, noise.decay**steps)
+        decay = _persistence(lagged / noise.level[:, None], pairs)
+        phi = decay**steps
+        own = filtered_by(lagged, phi)
+        moments = own @ own.T
+        if data.hidden is not None:
+            off = (noise.root - noise.root @ modes.axes @ modes.axes.T) @ noise.whitener
+            moments += off @ data.hidden @ off.T
+        moments /= free
+        parts = _Parts(moments, noise.root @ modes.axes, count, noise)
+        with_modes = _centred(filtered_by(data.drawn, phi), filtered_by(design.T, phi).T)[chosen]
         noise = parts.fitted(kernels, with_modes, chosen, distance, decay)
-        complete = own[:, whole]
-        if (count := complete.shape[1]) >= _COMPLETE:  # moments of pairs of cells with gaps need be no covariance
-            along = np.sum((noise.vectors.T @ complete) ** 2, axis=1) / count * (num_times / free)
-            along += np.einsum("ij,ij->j", noise.vectors, parts.unseen(noise.precision) @ noise.vectors)
+        if num_times >= _COMPLETE:
+            along = np.einsum("ij,ij->j", noise.vectors, (moments + parts.unseen(noise.precision)) @ noise.vectors)
             values_ = _monotone(noise.values, along / parts.scale, free)
             noise = noise._replace(values=values_.clip(1e-10 * values_[-1]))
-    return noise, filled
+    return noise, data.filled
+
+
+def _levels(data: _Completed, count: Array) -> Noise:
+    """White noise of a level of each cell, from which to start: else noisy cells are taken for modes, and some stay."""
+    n = len(count)
+    noise = Noise(np.eye(n), np.ones(n), 0.0, "none", 0.0, np.zeros(n))
+    variance = _shrunken(np.sum((data.modes(noise).rest * data.seen) ** 2, axis=1) / count, count)
+    return noise._replace(values=variance / variance.mean())
+
+
+def _persistence(residual: Array, pairs: NDArray[np.bool_]) -> float:
+    """Correlation of unit residuals (n, T) of neighbouring times, from the pairs of which both are seen."""
+    products = np.sum((residual[:, 1:] * residual[:, :-1])[pairs])
+    squares = 0.5 * (np.sum(residual[:, 1:][pairs] ** 2) + np.sum(residual[:, :-1][pairs] ** 2))
+    return float(np.clip(products / max(squares, 1e-300), 0.0, 0.98))
+
+
+class _Modes(NamedTuple):
+    """Leading axes (n, k) of data in coordinates where noise is white, their mean squares (k,), that of the other axes,
+    and what is off them (n, T)."""
+
+    axes: Array
+    squares: Array
+    variance: float
+    rest: Array
+
+
+class _Completed:
+    """Data of which the missing entries are expected, given modes and noise.
+
+    What is expected is too smooth: its covariance is added to second moments, and a draw of what is missing stands for
+    data where no moments will do.
+
+    Parameters
+    ----------
+    values, seen, design, steps, rank
+        As in `estimate_noise`.
+
+    Attributes
+    ----------
+    filled, drawn
+        Data (n, T) with the expectation and with a draw of what is missing.
+    hidden
+        Covariance (n, n) of what is missing about its expectation, summed over the innovations of all times; None where
+        nothing is.
+    rounds
+        Those in which to renew the expectation: all, unless gaps are so large that this would take minutes.
+    """
+
+    def __init__(self, values: Array, seen: NDArray[np.bool_], design: Array, steps: Array, rank: int) -> None:
+        self.values, self.seen, self.design, self.steps, self.rank = values, seen, design, steps, rank
+        self.filled = self.drawn = _filled(values, seen, design, rank)
+        self.hidden: Array | None = None
+        absent = (~seen).sum(axis=0).astype(float)
+        number = 0 if seen.all() else int(np.clip(_WORK / np.sum(absent**3), _FEWEST, _ROUNDS))
+        self.rounds = {int(x) for x in np.linspace(0, _ROUNDS - 1, number)}
+
+    def modes(self, noise: Noise) -> _Modes:
+        """The leading axes under a covariance of the noise."""
+        phi, rank = noise.decay**self.steps, self.rank
+        white = _centred(noise.whitener @ filtered_by(self.filled, phi), filtered_by(self.design.T, phi).T)
+        if self.hidden is None:
+            u, d, _ = np.linalg.svd(white, full_matrices=False)
+            axes, squares, total = u[:, :rank], d[:rank] ** 2, float(d @ d)
+        else:
+            gram = white @ white.T + noise.whitener @ self.hidden @ noise.whitener.T
+            sizes, vectors = np.linalg.eigh(gram)
+            axes, squares, total = vectors[:, : -rank - 1 : -1], sizes[: -rank - 1 : -1], float(sizes.sum())
+        free = white.shape[1] - self.design.shape[1]
+        variance = (total - float(squares.sum())) / ((len(white) - rank) * (free - rank))
+        return _Modes(axes, squares / free, variance, white - axes @ (axes.T @ white))
+
+    def expect(self, noise: Noise) -> None:
+        """Renew what is expected of the missing entries: series of the modes and noise jointly, in space and time."""
+        phi, whitener = noise.decay**self.steps, noise.whitener
+        modes = self.modes(noise)
+        variance = modes.variance / (1.0 if self.hidden is not None else float(self.seen.mean()))
+        basis, back = np.linalg.qr(filtered_by(np.ascontiguousarray(self.design.T), phi).T)
+        effects = (filtered_by(self.filled, phi) @ basis) @ np.linalg.inv(back).T @ self.design.T
+        decay = decays(modes.axes.T @ (whitener @ (self.filled - effects)), noise.decay, variance, self.steps)
+        gain = (1 + noise.decay**2 - 2 * noise.decay * decay) / (1 - noise.decay**2)
+        size = np.sqrt(np.maximum(modes.squares - variance, 1e-6 * variance) / gain)
+        state = States(self.seen, self.steps, whitener, phi, modes.axes * size, decay, variance)
+        rng = np.random.default_rng(0)  # the same draw in each round, so that rounds come to rest
+        known = np.where(self.seen, self.values - effects, 0.0)
+        mean, _, hidden, _, deviation = state.conditional(known, rng)
+        self.filled = np.where(self.seen, self.values, effects + mean)
+        self.drawn = self.filled + deviation
+        self.hidden = noise.root @ hidden @ noise.root.T
 
 
 def _shrunken(variance: Array, count: Array) -> Array:
@@ -202,12 +284,11 @@ class _Parts:
         return size * self.span @ inside @ self.span.T
 
     def fitted(
-        self, kernels: _Kernels, with_modes: Array | None, chosen: NDArray[np.int_], distance: Array, decay: float
+        self, kernels: _Kernels, with_modes: Array, chosen: NDArray[np.int_], distance: Array, decay: float
     ) -> Noise:
         """The covariance after a choice of the kernel and some steps for the cells.
 
-        The kernel is that under which data of the chosen cells ``with_modes (chosen, T)`` are likeliest, or, where
-        gaps leave few complete times, under which the moments are.
+        The kernel is that under which data of the chosen cells ``with_modes (chosen, T)`` are likeliest.
         """
         precision, white = self.start.precision, np.zeros(0)
         shape, kernel, scale = np.zeros((0, 0)), "", 0.0
@@ -217,10 +298,7 @@ class _Parts:
             root = np.sqrt(size)
             unit = total / (root[:, None] * root)
             if step == 0:
-                if with_modes is None:
-                    kernel, scale, share = kernels.of_moments(unit[np.ix_(chosen, chosen)])
-                else:
-                    kernel, scale, share = kernels.of_data(with_modes / root[chosen, None])
+                kernel, scale, share = kernels.of_data(with_modes / root[chosen, None])
                 shape = correlation(distance, kernel, scale).numpy()
                 white = np.full(len(size), 1 - share)
             joined = np.sqrt(1 - white)
@@ -286,21 +364,6 @@ class _Kernels:
                 values, vectors = np.linalg.eigh(correlation(distance, kernel, float(scale)).numpy())
                 self._spectra.append((kernel, float(scale), values.clip(0), vectors))
         self._latest: int | None = None
-
-    def of_moments(self, moments: Array) -> tuple[str, float, float]:
-        """Kernel, length-scale and share under which second moments (n, n) of unit residuals are likeliest."""
-
-        def fit(values: Array, vectors: Array) -> tuple[float, float]:
-            along = np.einsum("nj,nm,mj->j", vectors, moments, vectors, optimize=True)
-
-            def minus(share: float) -> float:
-                variance = share * values + 1 - share
-                return float(np.sum(np.log(variance) + along / variance))
-
-            found = minimize_scalar(minus, bounds=(0.0, 0.999), method="bounded")
-            return float(found.fun), float(found.x)
-
-        return self._best(fit, range(len(self._spectra)))
 
     def of_data(self, unit: Array) -> tuple[str, float, float]:
         """Kernel, length-scale and share under which data (n, T) of unit residuals, with modes, are likeliest.

@@ -21,10 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dpotrf, dpotri, dtrtrs
 
+from probmodels.bayesian_svd.gaps.states import States, decays
 from probmodels.bayesian_svd.noise import Noise, estimate_noise, filtered_by
-from probmodels.errors import DataError
 
 __all__ = ["QuickFit", "Table", "noise_about", "noise_edge", "quick_fit", "shrunken"]
 
@@ -32,7 +31,6 @@ Array = NDArray[np.float64]
 
 _ROUNDS = (2, 3)  # of modes and missing entries, after each estimate of noise
 _TAIL = 0.979  # 95 % point of the Tracy-Widom distribution of order 1
-_MOST = 4 * 2**30  # bytes of the factors
 
 
 class Table(NamedTuple):
@@ -178,27 +176,18 @@ def _with_noise(
         signal = shrunken(values[:rank] / variance, n, effective)
         effects = noise.root @ (along @ np.linalg.inv(back).T) @ design.T
         series = vectors.T @ (whitener @ (filled - effects))
-        decay = _decays(series, noise.decay, variance, table.steps)
+        decay = decays(series, noise.decay, variance, table.steps)
         gain = (1 + noise.decay**2 - 2 * noise.decay * decay) / (1 - noise.decay**2)
         kept = signal > 0
         kept[0] = True  # of no variance where no mode exceeds the noise
         modes = (vectors * np.sqrt(signal * variance / gain))[:, kept]
-        state = _States(table, noise, modes, decay[kept], variance, phi)
+        state = States(table.seen, table.steps, whitener, phi, modes, decay[kept], variance)
         mean, scores, hidden, spread, deviation = state.conditional(np.where(table.seen, filled - effects, 0.0), rng)
         filled = np.where(table.seen, table.values, effects + mean)
     spread = spread + _leverage(white_design, scores, phi)[None, :] * (variance * noise.level**2)[:, None]
     spread[table.seen] = 0.0
     completed = filled + np.where(table.seen, 0.0, deviation)
     return QuickFit(filled, spread, completed, noise, values / variance, noise_edge(n, effective))
-
-
-def _decays(series: Array, phi: float, variance: float, steps: Array) -> Array:
-    """Correlation of each mode's series (k, T) over one unit of time, noise along it taken off."""
-    ones = np.abs(steps - 1) < 1e-6
-    if not ones.any():
-        return np.zeros(len(series))
-    lagged = np.mean((series[:, 1:] * series[:, :-1])[:, ones], axis=1) - phi * variance
-    return np.clip(lagged / np.maximum(np.mean(series**2, axis=1) - variance, 0.1 * variance), 0.0, 0.98)
 
 
 def _leverage(design: Array, scores: Array, phi: Array) -> Array:
@@ -213,92 +202,3 @@ def _leverage(design: Array, scores: Array, phi: Array) -> Array:
     gram = columns.T @ columns
     gram[np.diag_indices_from(gram)] += 1e-9 * np.trace(gram) / max(len(gram), 1)
     return np.einsum("tk,tk->t", plain, np.linalg.solve(gram, plain.T).T)
-
-
-def _tridiagonal(decay: Array) -> tuple[Array, Array]:
-    """Diagonal (..., T) and what is beside it (..., T-1) of the precision of processes of unit variance."""
-    innovation = 1.0 - decay**2
-    diagonal = np.ones((*decay.shape[:-1], decay.shape[-1] + 1))
-    diagonal[..., 1:] = 1.0 / innovation
-    diagonal[..., :-1] += decay**2 / innovation
-    return diagonal, -decay / innovation
-
-
-class _States:
-    """Series of modes and missing entries of each time, jointly normal with a block tridiagonal precision."""
-
-    def __init__(self, table: Table, noise: Noise, modes: Array, decay: Array, variance: float, phi: Array) -> None:
-        self.rank, (self.n, self.num_times) = modes.shape[1], table.seen.shape
-        self.missing = [np.flatnonzero(~table.seen[:, t]) for t in range(self.num_times)]
-        sizes = np.array([self.rank + len(x) for x in self.missing], dtype=float)
-        if (need := 16.0 * float(sizes @ sizes)) > _MOST:
-            raise DataError(
-                f"{need / 2**30:.0f} GiB are needed for what is missing or hidden (at most {_MOST / 2**30:.0f}); take "
-                "a smaller region or a coarser grid, or a smaller share"
-            )
-        self.places = [np.concatenate([np.arange(self.rank), self.rank + x]) for x in self.missing]
-        self.phi, self.variance, self.whitener = phi, variance, noise.whitener
-        self.sides = np.hstack([-modes, self.whitener])
-        self.products = self.sides.T @ self.sides / variance
-        self.diagonal, self.beside = _tridiagonal(phi)
-        self.own, self.next = _tridiagonal(decay[:, None] ** table.steps)
-
-    def conditional(self, known: Array, rng: np.random.Generator) -> tuple[Array, Array, Array, Array, Array]:
-        """Given residuals about effects (n, T), zero where missing: mean of these with what is missing (n, T), mean of
-        the series (k, T), covariance of what is missing summed over times in white coordinates (n, n), its variances
-        (n, T) and a draw of it about the mean (n, T)."""
-        white = self.whitener @ known
-        weighted = white * self.diagonal
-        weighted[:, 1:] += white[:, :-1] * self.beside
-        weighted[:, :-1] += white[:, 1:] * self.beside
-        linear = -(self.sides.T @ weighted) / self.variance
-        factors, links, parts = self._forwards(linear)
-        k, mean, scores = self.rank, known.copy(), np.empty((self.rank, self.num_times))
-        moments, spread, deviation = np.zeros((self.n, self.n)), np.zeros_like(known), np.zeros_like(known)
-        state = np.zeros((0, 2))  # mean, and a draw about it
-        covariance = np.zeros((0, 0))
-        for t in range(self.num_times - 1, -1, -1):
-            lower, link, gaps = factors[t], links[t], self.missing[t]
-            later = self.missing[t + 1] if t + 1 < self.num_times else gaps[:0]
-            right = np.stack([parts[t], rng.standard_normal(len(lower))], axis=1)
-            state = dtrtrs(lower, right, lower=1, trans=1)[0] - link @ state
-            inverse = np.tril(dpotri(lower, lower=1)[0])
-            inverse += np.tril(inverse, -1).T
-            cross = -link @ covariance
-            covariance = inverse - cross @ link.T
-            scores[:, t], mean[gaps, t], deviation[gaps, t] = state[:k, 0], state[k:, 0], state[k:, 1]
-            spread[gaps, t] = covariance.diagonal()[k:]
-            moments[np.ix_(gaps, gaps)] += self.diagonal[t] * covariance[k:, k:]
-            if len(gaps) and len(later):
-                part = self.beside[t] * cross[k:, k:]
-                moments[np.ix_(gaps, later)] += part
-                moments[np.ix_(later, gaps)] += part.T
-        return mean, scores, self.whitener @ moments @ self.whitener.T, spread, deviation
-
-    def _forwards(self, linear: Array) -> tuple[list[Array], list[Array], list[Array]]:
-        """Lower factors of each time's block, its precision's inverse times the block beside, and L^-1 linear."""
-        factors: list[Array] = []
-        links: list[Array] = []
-        parts: list[Array] = []
-        k, last = self.rank, self.num_times - 1
-        carried, shift = np.zeros((0, 0)), np.zeros(0)
-        for t, place in enumerate(self.places):
-            block = self.diagonal[t] * self.products[place[:, None], place]
-            block[np.arange(k), np.arange(k)] += self.own[:, t]
-            right = linear[place, t]
-            if t:
-                block, right = block - carried, right - shift
-            lower = dpotrf(block, lower=1)[0]
-            factors.append(lower)
-            if t == last:
-                parts.append(dtrtrs(lower, right[:, None], lower=1)[0][:, 0])
-                links.append(np.zeros((len(place), 0)))
-                break
-            beside = self.beside[t] * self.products[place[:, None], self.places[t + 1]]
-            beside[np.arange(k), np.arange(k)] += self.next[:, t]
-            solved = dtrtrs(lower, np.column_stack([beside, right]), lower=1)[0]
-            half, part = solved[:, :-1], solved[:, -1]
-            carried, shift = half.T @ half, half.T @ part
-            parts.append(part)
-            links.append(dtrtrs(lower, half, lower=1, trans=1)[0])
-        return factors, links, parts
