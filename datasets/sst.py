@@ -69,13 +69,12 @@ def default_path() -> Path:
     DataError
         If `eofs` is not installed.
     """
-    if find_spec("eofs") is None:
+    package = find_spec("eofs")  # looked at, not imported: that takes dask.array and more along
+    if package is None or package.origin is None:
         raise DataError(
             "the default field is shipped in the package eofs: pip install probmodels[sst], or name a file of your own"
         )
-    from eofs.examples import example_data_path
-
-    return Path(example_data_path("sst_ndjfm_anom.nc"))
+    return Path(package.origin).parent / "examples" / "example_data" / "sst_ndjfm_anom.nc"
 
 
 def default_field() -> xr.DataArray:

@@ -823,6 +823,15 @@ def test_default_field_without_eofs(monkeypatch):
         load_sst()
 
 
+def test_finding_the_default_field_imports_nothing_of_its_package():
+    pytest.importorskip("eofs")
+    code = (
+        "import sys; from probmodels.datasets.sst import default_path; assert default_path().is_file(); "
+        "print(*{'eofs', 'dask'} & sys.modules.keys())"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == []
+
+
 # ---------------------------------------------------------------------------------------------------- front door
 
 

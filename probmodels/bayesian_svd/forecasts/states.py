@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2
+from scipy.special import chdtrc
 
 from probmodels.distributions.processes import stationary, transition
 
@@ -104,7 +104,7 @@ def whiteness(new: Array, lags: int) -> tuple[Array, Array]:
     size = new.shape[1]
     found = np.stack([(new[:, lag:] * new[:, :-lag]).sum(1) for lag in range(1, lags + 1)]) / (new**2).sum(1)
     weights = size * (size + 2) / (size - np.arange(1.0, lags + 1))
-    p = chi2.sf(np.einsum("l,lsk->sk", weights, found**2), lags)
+    p = chdtrc(lags, np.einsum("l,lsk->sk", weights, found**2))
     return np.median(found, axis=1), np.median(p, axis=0)
 
 

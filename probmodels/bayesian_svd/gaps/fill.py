@@ -19,8 +19,8 @@ import torch
 import xarray as xr
 from annotated_types import Interval
 from numpy.typing import NDArray
-from scipy import stats
 from scipy.spatial.distance import cdist
+from scipy.special import ndtri
 from tqdm import tqdm
 
 from probmodels._version import __version__
@@ -269,7 +269,7 @@ def _calibrated(
     error = np.abs(values - mean) / sd
     cells, times = np.nonzero(hidden)
     month, half = months[times], block[hidden] % 2 == 0
-    bound = stats.norm.ppf(0.5 + level / 2)
+    bound = ndtri(0.5 + level / 2)
     near = _nearness(places)
     held = np.empty(len(error))
     for part in (half, ~half):
@@ -296,7 +296,7 @@ def _nearness(places: Array) -> Array:
 
 def _factors(error: Array, cells: NDArray[np.int_], months: NDArray[np.int_], near: Array, level: float) -> Array:
     """Factor of each cell and month (n, 12): weighted quantile of standardised errors over that of a normal."""
-    bound = stats.norm.ppf(0.5 + level / 2)
+    bound = ndtri(0.5 + level / 2)
     apart = np.abs(np.subtract.outer(np.arange(12), np.arange(12)))
     of_month = np.exp(-0.5 * (np.minimum(apart, 12 - apart) / _MONTHS) ** 2)
     order = np.argsort(error)

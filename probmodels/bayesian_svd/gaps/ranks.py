@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from annotated_types import Interval, Len
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import ndtr, ndtri
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
@@ -197,12 +197,13 @@ def _scored(done: Sequence[_Filled], ranks: Sequence[int]) -> xr.Dataset:
     means, sds = (np.concatenate([getattr(part, name) for part in done], axis=1) for name in ("means", "sds"))
     errors = truth - means
     z = errors / sds
-    crps = sds * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / np.sqrt(np.pi))
+    density = np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi)
+    crps = sds * (z * (2 * ndtr(z) - 1) + 2 * density - 1 / np.sqrt(np.pi))
     square, score = by_block(errors**2), by_block(crps)
     mean, se = averaged(square)
     out = xr.Dataset(coords={"rank": list(ranks)})
     out["rmse"], out["rmse_se"] = ("rank", np.sqrt(mean)), ("rank", se / (2 * np.sqrt(mean)))
-    inside = (np.abs(z) < stats.norm.ppf((1 + _LEVEL) / 2)).astype(float)
+    inside = (np.abs(z) < ndtri((1 + _LEVEL) / 2)).astype(float)
     for name, sums in (("crps", score), ("coverage", by_block(inside))):
         mean, se = averaged(sums)
         out[name], out[f"{name}_se"] = ("rank", mean), ("rank", se)
