@@ -25,6 +25,8 @@ from probmodels.bayesian_svd.noise import (
 )
 from probmodels.bayesian_svd.series_sampler import SeriesGibbs
 from probmodels.bayesian_svd.summary import residual_checks, summarise_modes
+from probmodels.bayesian_svd.sweep import column_images
+from probmodels.datasets.sst import load_sst
 from probmodels.distributions.covariance import correlation, euclidean_distance
 from probmodels.errors import DataError
 
@@ -270,6 +272,41 @@ def test_an_ice_edge_leaves_few_complete_times_and_hardly_changes_the_noise() ->
             losses[place] -= 0.5 * np.linalg.slogdet(white * 40 / np.trace(white))[1]  # Kullback-Leibler, but for scale
         assert iced.all(0).sum() < 20
     assert losses[1] < 1.2 * losses[0]
+
+
+def test_the_nugget_has_the_covariance_of_the_noise() -> None:
+    """A white one is large beside smooth noise: rough patterns would be smooth ones of white error."""
+    signal, noise = simulated(np.random.default_rng(4), 20, 60, 0.3)
+    values = signal + noise
+    made = {nugget: problem(values, noise="correlated", nugget=nugget) for nugget in (None, 0.0, 1e-6)}
+    default, none, white = (made[nugget].args[0] for nugget in made)
+
+    def covariances(data: Any) -> torch.Tensor:
+        """Candidates between cells, (G, n, n)."""
+        space = data.space
+        half = space.basis @ space.vectors
+        return (half * space.values[:, None]) @ half.mT
+
+    share = covariances(default) - covariances(none)
+    expected = 1e-6 * default.noise.root @ default.noise.root.T
+    torch.testing.assert_close(share, expected.expand_as(share), rtol=1e-4, atol=1e-11)
+    share = covariances(white) - covariances(none)
+    torch.testing.assert_close(share, 1e-6 * torch.eye(20, dtype=share.dtype).expand_as(share), rtol=1e-4, atol=1e-11)
+
+
+def test_length_scales_do_not_depend_on_where_they_start() -> None:
+    """Chains that started with the longest one stayed there for thousands of sweeps: the nugget made it likely."""
+    made = make_problem(load_sst(), rank=4, fixed_effects=["intercept", "trend"], series="ar1", noise="correlated")
+    kernel = SeriesGibbs(made)
+    kernel.seed(5)
+    kernel.setup(10)
+    state, space = kernel._state, kernel.space
+    state["g_u"][:] = len(space.length_scales) - 1
+    state["images_u"] = column_images(state["u"], space.vectors, state["g_u"])
+    state["log_tau_u"][:] = np.log(space.values[state["g_u"]].sum(axis=1))
+    for _ in range(200):
+        kernel.sample({})
+    assert space.length_scales[state["g_u"]].max() < 2000.0
 
 
 def test_a_run_resumes_and_holds_the_truth() -> None:

@@ -408,12 +408,21 @@ class _Kernels:
         return (*self._spectra[self._latest][:2], fits[self._latest][1])
 
 
-def whitened_side(side: SideData, noise: Noise) -> tuple[SideData, Array]:
+def whitened_side(
+    side: SideData, noise: Noise, nugget: float = 0.0, weight: Array | float = 1.0
+) -> tuple[SideData, Array]:
     """A side in coordinates where noise is white, and its basis there as orthonormal rows (r, n).
 
-    The patterns keep their span and their candidate covariances; what is orthonormal is the whitened basis.
+    The patterns keep their span and their candidate covariances; what is orthonormal is the whitened basis. The part
+    ``nugget * diag(weight)`` of these covariances, which serves their numerics alone, is replaced by the same share of
+    the covariance of the noise: noise that is smooth has directions of so little variance that a white nugget would be
+    a part of the model there.
     """
     white, turn = np.linalg.qr(noise.whitener @ side.basis.numpy())
+    shift: Array | float = 0.0
+    if nugget:
+        image = side.basis.numpy() @ turn.T
+        shift = nugget * (np.eye(len(turn)) - image.T @ (np.reshape(weight, (-1, 1)) * image))
     basis = torch.as_tensor(np.ascontiguousarray(np.linalg.solve(turn.T, side.basis.numpy().T).T))
     if side.vectors is None and bool((side.values == side.values[:, :1]).all()):  # white stays so by definition
         return side._replace(basis=basis), white.T
@@ -422,7 +431,7 @@ def whitened_side(side: SideData, noise: Noise) -> tuple[SideData, Array]:
         root = turn * np.sqrt(side.values[place].numpy())
         if side.vectors is not None:
             root = (turn @ side.vectors[place].numpy()) * np.sqrt(side.values[place].numpy())
-        variances, axes = np.linalg.eigh(root @ root.T)
+        variances, axes = np.linalg.eigh(root @ root.T + shift)
         values.append(np.maximum(variances, 1e-12 * variances[-1]))
         vectors.append(axes)
     return (
@@ -434,7 +443,15 @@ def whitened_side(side: SideData, noise: Noise) -> tuple[SideData, Array]:
 
 
 def with_noise(
-    data: MatrixData, noise: Noise, filled: Array, design: Array, *, scale: float | None, default_rate: bool
+    data: MatrixData,
+    noise: Noise,
+    filled: Array,
+    design: Array,
+    *,
+    scale: float | None,
+    default_rate: bool,
+    nugget: float = 0.0,
+    weight: Array | float = 1.0,
 ) -> MatrixData:
     """Data of white noise as data of correlated noise.
 
@@ -452,9 +469,11 @@ def with_noise(
         Of the HalfNormal prior of d; None for the norm of the whitened data.
     default_rate
         Whether the rate of the prior of the noise variance is the default one, a thousandth of the whitened variance.
+    nugget, weight
+        As for `whitened_side`.
     """
     assert data.series is not None
-    space, left = whitened_side(data.space, noise)
+    space, left = whitened_side(data.space, noise, nugget, weight)
     phi = noise.decay ** data.series.steps.numpy()
     basis, root = np.linalg.qr(filtered_by(np.ascontiguousarray(design.T), phi).T)
     colour = NoiseData(*map(torch.as_tensor, (noise.whitener, noise.root, left, phi)))

@@ -24,7 +24,7 @@ from probmodels.bayesian_svd.gaps.quick import Table, noise_about
 from probmodels.bayesian_svd.model import FRAME_PRIORS, MatrixData, SeriesData, model
 from probmodels.bayesian_svd.noise import Noise, estimate_noise, with_noise
 from probmodels.bayesian_svd.patterns.shrinkage import with_shrinkage
-from probmodels.bayesian_svd.preparing.bases import make_bases
+from probmodels.bayesian_svd.preparing.bases import NUGGET, make_bases
 from probmodels.bayesian_svd.preparing.constant import (
     constant_data,
     diagnosed_sites,
@@ -73,7 +73,7 @@ def make_problem(
     length_prior_time: Distribution | None = None,
     num_length_scales: Annotated[int, Interval(ge=1, le=500)] = 24,
     period: Positive | None = None,
-    nugget: Annotated[float, Interval(ge=0, le=100)] = 1e-6,
+    nugget: Annotated[float, Interval(ge=0, le=100)] | None = None,
     tail: Annotated[float, Interval(ge=0, lt=1)] | None = None,
     max_basis: Annotated[int, Interval(ge=50, le=2000)] = 500,
     area_weights: bool | Annotated[Sequence[Positive], Len(1)] = True,
@@ -131,7 +131,8 @@ def make_problem(
     period
         Period of the kernel "periodic" in time.
     nugget
-        White share of each covariance, relative to its variance.
+        White share of each covariance, relative to its variance. By default 1e-6, for the numerics alone; where noise
+        is correlated, this share then has the covariance of the noise.
     tail
         Share of the roughest covariance's variance that the bases may leave out; 0 keeps full rank. By default 1e-6,
         and 1e-3 in space where its length-scales are chosen from the data (of the likeliest ones far less is left out).
@@ -219,7 +220,17 @@ def make_problem(
     found: Noise | None = None
     if noise == "correlated":
         found, complete = _estimated(matrix, values, seen, local, data_, noise_rank, rank)
-        data_ = with_noise(data_, found, complete, local.values, scale=scale, default_rate=noise_prior is None)
+        regular = nugget is None and "identity" not in families["space"]
+        data_ = with_noise(
+            data_,
+            found,
+            complete,
+            local.values,
+            scale=scale,
+            default_rate=noise_prior is None,
+            nugget=NUGGET if regular else 0.0,
+            weight=weight,
+        )
     if shrinkage != "none":
         data_ = with_shrinkage(data_, noise_prior)
     reference = reference_modes(data_, rank)

@@ -17,8 +17,9 @@ from probmodels.bayesian_svd.sides import Grid, check_bases, leading_patterns, m
 from probmodels.distributions.covariance import time_distance
 from probmodels.errors import CovarianceError, DataError
 
-__all__ = ["Bases", "make_bases"]
+__all__ = ["NUGGET", "Bases", "make_bases"]
 
+NUGGET = 1e-6  # by default
 _TAIL_TIME = 1e-6
 
 
@@ -49,7 +50,7 @@ def make_bases(
         options["length_scales_space"],
         options["length_prior_space"],
         options["num_length_scales"],
-        options["nugget"],
+        _nugget(options),
         tail,
         options["max_basis"],
     )
@@ -61,6 +62,11 @@ def make_bases(
         raise DataError(str(error)) from error
     check_bases({"space": space, "time": time}, rank)
     return Bases(space, time, process, said, hidden)
+
+
+def _nugget(options: Mapping[str, Any]) -> float:
+    given: float | None = options["nugget"]
+    return NUGGET if given is None else given
 
 
 def _tail(options: Mapping[str, Any]) -> float | None:
@@ -91,7 +97,7 @@ def _time_side(
         complement=design if options["effect_scale"] is None and design.shape[1] else None,
         period=options["period"],
         num_length_scales=options["num_length_scales"],
-        nugget=options["nugget"],
+        nugget=_nugget(options),
         tail=_TAIL_TIME if tail is None else tail,
     )
     return side, None
