@@ -52,9 +52,22 @@ def test_intervals_of_persistent_series_hold_the_truth(true: float, decays: tupl
         width.append(high - low)
         z = np.arctanh(np.corrcoef(one, other)[0, 1]) - np.arctanh(true)
         naive.append(abs(z) < 1.96 / np.sqrt(size - 3))
-    assert np.mean(width) < 0.75
+    assert np.mean(width) < 1.1  # of 2
     assert np.mean(held) >= 0.87  # .95 less three binomial sd
     assert np.mean(naive) < 0.75  # what as many independent months would have
+
+
+@pytest.mark.slow
+def test_strong_correlations_of_persistent_series_are_missed_on_both_sides_alike() -> None:
+    """A prior that is flat in the correlation draws it towards zero: 9 of 100 were then above their interval."""
+    x, noise = persistent(2, 0.9, 200, 100), persistent(3, 0.9, 200, 100)
+    y = 0.8 * x + 0.6 * noise
+    ends = np.array(
+        [interval(correlate(known(a, 200), series(b), seed=i)) for i, (a, b) in enumerate(zip(x, y, strict=True))]
+    )
+    assert np.sum(ends[:, 1] < 0.8) <= 12
+    assert np.sum(ends[:, 0] > 0.8) <= 15
+    assert np.mean(np.ptp(ends, axis=1)) < 1.2
 
 
 def test_white_and_alike_series_have_the_posterior_of_independent_times() -> None:

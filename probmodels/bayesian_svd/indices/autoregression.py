@@ -7,15 +7,23 @@ Two series ``w_t = (x_t, y_t)`` of which each goes on from both,
 have the stationary covariance P = A P A' + S, whose correlation is sought. The process holds series of unlike decays:
 one that is the other times a number and a persistent rest of its own is such a process, whatever the two decays.
 
-The prior is flat in m, in the logs of the two standard deviations and in the correlation, and flat in A as seen in
-coordinates in which P is the identity, where the process is stationary if A is a contraction. In the coordinates above
-this is ``|S|^(-3/2) (1 - r^2)^(3/2)``, flat in stationary A, with r the stationary correlation. The mean is integrated
-out of the likelihood, of which the first value is a part: that keeps the decays from being underestimated as by least
-squares (Cheang and Reinsel, 2000). Candidates are drawn from the posterior without the first value, with a free
-intercept and without the power of ``1 - r^2``, which is normal inverse Wishart; of many one is kept, by its weight.
+The prior is flat in m, in the logs of the two standard deviations and in Fisher's z of the correlation r, which is the
+prior whose intervals of a correlation of independent times are exact (Berger and Sun, 2008). In coordinates in which P
+is the identity, where the process is stationary if A is a contraction, A has the density ``|I - AA'|^(-1/2)``: of one
+series that is the reference prior of a decay, ``(1 - a^2)^(-1/2)`` (Berger and Yang, 1994). Priors that are flat in r
+and A in place of these draw both towards zero, so that strong correlations of persistent series are missed. In the
+coordinates above the density is ``|S|^-2 |P|^(1/2) (1 - r^2)^(1/2)`` for stationary A. The mean is integrated out of
+the likelihood, of which the first value is a part: that keeps the decays from being underestimated as by least squares
+(Cheang and Reinsel, 2000). Candidates are drawn from the posterior without the first value, with a free intercept and
+the density ``|S|^(-3/2)``, which is normal inverse Wishart; of many one is kept, by its weight.
 
 References
 ----------
+Berger, J. O. and Sun, D. (2008). Objective priors for the bivariate normal model. Ann. Stat. 36.
+https://doi.org/10.1214/07-AOS501
+
+Berger, J. O. and Yang, R.-Y. (1994). Noninformative priors and Bayesian testing for the AR(1) model. Econom. Theory 10.
+
 Cheang, W.-K. and Reinsel, G. C. (2000). Bias reduction of autoregressive estimates in time series regression model
 through restricted maximum likelihood. J. Amer. Statist. Assoc. 95.
 """
@@ -32,7 +40,7 @@ Array = NDArray[np.float64]
 LEAST_NEIGHBOURS = 8
 """Pairs of neighbouring times that the persistence of two series is told from."""
 
-_CANDIDATES = 64  # of which one draw is kept
+_CANDIDATES = 256  # of which one draw is kept
 _BLOCK = 100_000  # candidates at a time
 _RIDGE = 1e-6  # of the variance: series may be alike to the last digit
 
@@ -130,5 +138,5 @@ def _log_weight(a: Array, s: Array, p: Array, first: Array, before: Array, after
     square -= (linear * np.linalg.solve(precision, linear[..., None])[..., 0]).sum(-1)
     size = np.linalg.det(p)
     found = -0.5 * (np.log(size) + np.log(np.linalg.det(precision)) + square)
-    found += 1.5 * np.log(size / (p[..., 0, 0] * p[..., 1, 1]))  # for a prior that is flat in the correlation
+    found += 0.5 * np.log(size / (p[..., 0, 0] * p[..., 1, 1])) + 0.5 * np.log(size / np.linalg.det(s))  # the prior
     return np.where(_is_stationary(a), found, -1e300)
