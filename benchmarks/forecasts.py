@@ -247,8 +247,9 @@ def figures(rows: Sequence[Row], every: int) -> Row:
     said = []
     for name, part in (("EOFs", pit[:, :NUM_EOFS]), ("box", pit[:, NUM_EOFS:])):
         if len(part) >= 10:
-            checks = rank_calibration(part, apart=EVERY * every)
-            for key in ("p_uniform", "correlation", "p_independent"):
+            cycle = 12 if EVERY * every < 12 else None
+            checks = rank_calibration(part, apart=EVERY * every, period=cycle)
+            for key in ("p_uniform", "correlation", "p_independent", *(["p_cycle"] if cycle else [])):
                 values = checks[key].values
                 found[f"{key} {name} by lead"] = " ".join(f"{values[lead - 1]:.3f}" for lead in SHOWN_LEADS)
             said.append(f"{name}: {checks.attrs['verdict']}")

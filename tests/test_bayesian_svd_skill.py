@@ -59,6 +59,28 @@ def test_intervals_too_narrow_or_wide_are_said(narrow: float) -> None:
     assert "ranks are not uniform" in found.attrs["verdict"]
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cycle_that_the_forecast_misses_is_said(seed: int) -> None:
+    """Pooled over the year its ranks are still uniform, and those of neighbouring origins not alike."""
+    series = autoregressive(np.random.default_rng(seed), 360, 2)
+    cycle = np.cos(2 * np.pi * np.arange(360) / 12)[:, None]
+    lead, found = np.arange(1, 4), {}
+    for name, values in (("none", series), ("cycle", series + cycle)):
+        rows = [
+            score_normal(values[t][:, None] * DECAY**lead, np.sqrt(1 - DECAY ** (2 * lead)), values[t + 1 : t + 4].T)
+            for t in range(0, 357, APART)
+        ]
+        found[name] = rank_calibration([row["pit"] for row in rows], apart=APART, period=12)
+    assert "misses a cycle" in found["cycle"].attrs["verdict"]
+    assert "Ranks are not" not in found["none"].attrs["verdict"]
+    assert found["none"].attrs["p_cycle"] > 0.01
+
+
+def test_origins_at_one_place_of_the_cycle_are_refused() -> None:
+    with pytest.raises(SummaryError, match="at 1 places of the cycle"):
+        rank_calibration(ranks(0), apart=12, period=12)
+
+
 def test_leads_with_too_few_forecasts_are_left_out() -> None:
     found = rank_calibration(ranks(1)[:12], apart=1)
     assert np.isfinite(found["p_uniform"].values).tolist() == [True] + [False] * (LEADS - 1)

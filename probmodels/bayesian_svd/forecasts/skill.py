@@ -50,7 +50,9 @@ def score_normal(mean: Array, sd: Array, truth: Array) -> dict[str, Array]:
 
 
 @checked(SummaryError)
-def rank_calibration(pit: ArrayLike, *, apart: Count = 1, level: Fraction = 0.8, seed: Seed = 0) -> xr.Dataset:
+def rank_calibration(
+    pit: ArrayLike, *, apart: Count = 1, period: Count | None = None, level: Fraction = 0.8, seed: Seed = 0
+) -> xr.Dataset:
     """Check ranks of what came, lead by lead.
 
     Parameters
@@ -61,6 +63,8 @@ def rank_calibration(pit: ArrayLike, *, apart: Count = 1, level: Fraction = 0.8,
         are compared with the uniform distribution; give principal components, or one index at a time.
     apart
         Steps between neighbouring origins.
+    period
+        Steps of a cycle, 12 for months: ranks must not differ between origins at different places in it. None for none.
     level
         Of the central interval whose coverage is counted.
     seed
@@ -73,13 +77,15 @@ def rank_calibration(pit: ArrayLike, *, apart: Count = 1, level: Fraction = 0.8,
         overlap; ``correlation`` of the normal scores of the ranks of neighbouring ones of these, and
         ``p_independent``, by permutations of the origins, two-sided. Where that leaves out origins, each choice of
         them is tested: p is twice the mean, which holds whatever their dependence. Nan where fewer than ten forecasts
-        do not overlap. Attributes ``p_uniform`` and ``p_independent``, of all leads together (Bonferroni), and
-        ``verdict``.
+        do not overlap. With ``period`` also ``p_cycle``, of the rank test of Kruskal and Wallis, where neighbouring
+        forecasts do not overlap. Attributes ``p_uniform``, ``p_independent`` and ``p_cycle``, of all leads together
+        (Bonferroni), and ``verdict``.
 
     Raises
     ------
     SummaryError
-        If ranks are not of three dims or not from 0 to 1, or fewer than ten.
+        If ranks are not of three dims or not from 0 to 1, or fewer than ten; or if all origins are at one place in the
+        cycle, or fewer than five at some.
     """
     ranks = np.asarray(pit, dtype=float)
     if ranks.ndim != 3 or len(ranks) < _LEAST or ranks.size == 0 or not np.all((ranks >= 0) & (ranks <= 1)):
@@ -88,7 +94,8 @@ def rank_calibration(pit: ArrayLike, *, apart: Count = 1, level: Fraction = 0.8,
         )
     rng = np.random.default_rng(seed)
     leads = np.arange(1, ranks.shape[2] + 1)
-    uniform, correlation, independent = np.full((3, len(leads)), np.nan)
+    uniform, correlation, independent, cycle = np.full((4, len(leads)), np.nan)
+    phase = None if period is None else _phases(len(ranks), apart, period)
     for place, lead in enumerate(leads):
         stride = -(-int(lead) // apart)
         parts = [ranks[first::stride, :, place] for first in range(stride)]
@@ -97,12 +104,16 @@ def rank_calibration(pit: ArrayLike, *, apart: Count = 1, level: Fraction = 0.8,
             found = [_serial(part, rng) for part in parts]
             correlation[place] = np.mean([r for r, _ in found])
             independent[place] = _together([p for _, p in found])
+        if phase is not None and stride == 1:
+            cycle[place] = _p_cycle(ranks[:, :, place], phase)
     out = xr.Dataset(coords={"lead": leads})
     out["coverage"] = "lead", np.mean(np.abs(ranks - 0.5) < level / 2, axis=(0, 1))
-    for name, values in (("p_uniform", uniform), ("correlation", correlation), ("p_independent", independent)):
-        out[name] = "lead", values
-    together = [min(1.0, float(np.nanmin(p)) * int(np.isfinite(p).sum())) for p in (uniform, independent)]
-    out.attrs = {"level": level, "p_uniform": together[0], "p_independent": together[1]}
+    out["correlation"] = "lead", correlation
+    out.attrs["level"] = level
+    for name, values in {"uniform": uniform, "independent": independent, "cycle": cycle}.items():
+        if np.isfinite(values).any():
+            out[f"p_{name}"] = "lead", values
+            out.attrs[f"p_{name}"] = min(1.0, float(np.nanmin(values)) * int(np.isfinite(values).sum()))
     return out.assign_attrs(verdict=_verdict(out))
 
 
@@ -116,11 +127,30 @@ def _serial(ranks: Array, rng: np.random.Generator) -> tuple[float, float]:
     z = stats.norm.ppf(np.clip(ranks, _EDGE, 1 - _EDGE))
     z = (z - z.mean(0)) / np.maximum(z.std(0), 1e-12)
     orders = rng.permuted(np.tile(np.arange(len(z)), (_PERMUTATIONS, 1)), axis=1)
-    chance = np.array([np.mean(z[order][1:] * z[order][:-1]) for order in orders])
+    mixed = z[orders]
+    chance = np.mean(mixed[:, 1:] * mixed[:, :-1], axis=(1, 2))
     found = float(np.mean(z[1:] * z[:-1]))
     centre = float(chance.mean())
     beyond = int(np.sum(np.abs(chance - centre) >= abs(found - centre)))
     return found, (1 + beyond) / (1 + _PERMUTATIONS)
+
+
+def _phases(count: int, apart: int, period: int) -> NDArray[np.int64]:
+    """Place of each origin in the cycle, by number."""
+    places, phase, sizes = np.unique(np.arange(count) * apart % period, return_inverse=True, return_counts=True)
+    if len(places) < 2 or sizes.min() < _LEAST // 2:
+        raise SummaryError(
+            f"period={period}: {count} origins, {apart} steps apart, are at {len(places)} places of the cycle, "
+            f"{sizes.min()} or more at each; at least {_LEAST // 2} at each of two places are needed"
+        )
+    return phase
+
+
+def _p_cycle(ranks: Array, phase: NDArray[np.int64]) -> float:
+    """Whether ranks (origin, series) are the same at all places of a cycle."""
+    groups = range(phase.max() + 1)
+    h = [stats.kruskal(*(column[phase == group] for group in groups)).statistic for column in ranks.T]
+    return float(stats.chi2.sf(np.sum(h), len(h) * (len(groups) - 1)))
 
 
 def _verdict(found: xr.Dataset) -> str:
@@ -140,6 +170,8 @@ def _verdict(found: xr.Dataset) -> str:
             f"{float(found['correlation'].sel(lead=lead)):.2f} at lead {lead}): the forecast leaves out what the "
             "months before it say"
         )
+    if found.attrs.get("p_cycle", 1.0) < _DOUBT:
+        wrong.append("ranks differ between places in the cycle: the forecast misses a cycle of these steps")
     if wrong:
         return "Ranks are not those of a right forecast: " + "; ".join(wrong)
     return "Ranks of what came are uniform, and those of forecasts that do not overlap independent"
