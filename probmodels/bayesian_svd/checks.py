@@ -1,13 +1,16 @@
 """Whether the model of a Bayesian SVD fits its data: residuals that are not white, cells that vary otherwise, grids.
 
-The model takes what no mode holds for noise that is independent between cells and times and of one level. Where it is
-not, the data hold less information than the model believes, and intervals are too narrow.
+The model takes what no mode holds for noise: white, that is independent between cells and times and of one level, or
+correlated, of a covariance that was estimated beforehand. Where the noise is more alike between cells or times, the
+data hold less information than the model believes, and intervals are too narrow. Residuals are judged in coordinates
+where the noise that was assumed is white.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -16,13 +19,16 @@ from probmodels.bayesian_svd.draws import read_draws
 from probmodels.bayesian_svd.eof import eof_baseline, make_anomalies
 from probmodels.bayesian_svd.forecasts.states import innovations, whiteness
 from probmodels.bayesian_svd.halves import compare_halves
+from probmodels.bayesian_svd.noise import MOST_CELLS
 from probmodels.bayesian_svd.patterns.number import check_number
 from probmodels.bayesian_svd.summary import residual_checks
 from probmodels.distributions.processes import PROCESSES
 from probmodels.inference.diagnostics.findings import Finding
 from probmodels.inference.labels import ResultLike, group_of
 
-__all__ = ["check_model", "drift", "misfit"]
+__all__ = ["NoiseInWords", "check_model", "drift", "misfit", "noise_in_words"]
+
+_NARROW = "intervals are too narrow"
 
 _OUTSIDE, _LAG, _NEIGHBOUR = 0.10, 0.2, 0.3
 _HELD, _LEADING = 0.7, 0.1  # of the leading EOF by modes; its share of variance from which it matters
@@ -44,21 +50,20 @@ def check_model(result: ResultLike) -> Iterator[Finding]:
     tree = result.tree
     checks = residual_checks(tree)
     found = misfit(checks)
-    cells, times = (group_of(tree, "constant_data").sizes[dim] for dim in ("cell", "time"))
-    narrow = "intervals are too narrow"
+    constant = group_of(tree, "constant_data")
+    cells, times = (constant.sizes[dim] for dim in ("cell", "time"))
+    noise = noise_in_words(constant)
     limit = _OUTSIDE + 3 * math.sqrt(0.05 * 0.95 / cells)
     verdict = f"at {found['outside']:.0%} of the cells the variance is outside the central 95 % that the model expects "
     verdict += f"(at most {limit:.0%})"
-    advice = f"the variance of the model does not fit all cells: where there is more, {narrow}"
-    yield _finding(found["outside"], limit, verdict, advice)
+    yield _finding(found["outside"], limit, verdict, f"{noise.levels}; where there is more, {_NARROW}; {noise.instead}")
     error = 3 * 1.25 / math.sqrt(cells * times)  # of the median of a correlation
     for name, limit, near in (("lag", _LAG, "times"), ("neighbour", _NEIGHBOUR, "cells")):
         if name in found:
             limit += error
-            verdict = f"residuals of neighbouring {near} have a median correlation of {found[name]:.2f} "
+            verdict = f"residuals of neighbouring {near} have a median correlation of {found[name]:.2f}{noise.off} "
             verdict += f"(at most {limit:.2f})"
-            advice = f"the model takes them for independent, so that {narrow}: read them as lower bounds; more modes"
-            advice += f"{' or means over longer times' * (near == 'times')} lower the correlation"
+            advice = f"{getattr(noise, near)}, so that {_NARROW}: read them as lower bounds; {noise.instead}"
             yield _finding(found[name], limit, verdict, advice)
     yield from _drifts(checks["residual_variance"].values)
     yield from _ends(tree)
@@ -67,6 +72,42 @@ def check_model(result: ResultLike) -> Iterator[Finding]:
     yield from _lost(tree)
     yield from _hidden(group_of(tree, "constant_data"))
     yield from check_number(tree)
+
+
+class NoiseInWords(NamedTuple):
+    """What a model says of its noise: of `XX what to do ``instead`` where that is not so."""
+
+    levels: str
+    cells: str
+    times: str
+    off: str
+    instead: str
+
+
+def noise_in_words(constant: xr.Dataset) -> NoiseInWords:
+    """What the model of a result says of its noise, given what the result keeps of the data."""
+    if "noise_kernel" not in constant.attrs:
+        instead = "take noise='correlated' (--noise correlated), which allows for it"
+        if "series" not in constant.attrs:
+            instead += " where series are a process, series='ar1' (--series ar1)"
+        if constant.sizes["cell"] > MOST_CELLS:
+            instead = f"take at most {MOST_CELLS:,} cells with noise='correlated' (--noise correlated)"
+        return NoiseInWords(
+            "the model has noise of one level for all cells",
+            "the model takes the noise of cells for independent",
+            "the model takes the noise of times for independent",
+            "",
+            f"{instead}, or more modes",
+        )
+    decay = float(constant.attrs["noise_decay"])
+    return NoiseInWords(
+        "the level of the noise of each cell was estimated beforehand and does not fit all of them",
+        "the noise of near cells is more alike than the model has it, whose correlation was estimated beforehand",
+        f"the noise persists for longer than the model has it, AR(1) of {decay:.2f} over one step of time",
+        " beyond that of the noise in the model",
+        "take more modes (--rank), leave out cells that are frozen or mostly missing (--ice=-1.79 --min-valid 1), or "
+        "take means over longer times",
+    )
 
 
 def misfit(checks: xr.Dataset) -> dict[str, float]:

@@ -26,9 +26,11 @@ from probmodels.bayesian_svd.gaps.states import States, decays
 from probmodels.bayesian_svd.model import MatrixData, NoiseData, SideData
 from probmodels.distributions.covariance import correlation
 
-__all__ = ["Noise", "estimate_noise", "filtered_by", "unfiltered_by", "whitened_side", "with_noise"]
+__all__ = ["MOST_CELLS", "Noise", "estimate_noise", "filtered_by", "unfiltered_by", "whitened_side", "with_noise"]
 
 Array = NDArray[np.float64]
+
+MOST_CELLS = 5_000  # matrices are of cells by cells
 
 _KERNELS = ("matern12", "matern32")
 _NUM_SCALES = 10

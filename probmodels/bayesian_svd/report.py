@@ -157,7 +157,7 @@ def write_report(
         *([Section("trend", "Trend", _TREND + shown("trend"))] if "trend" in kinds.values() else []),
         *([Section("el_nino", "El Niño", el_nino_section(el_nino))] if el_nino is not None and len(el_nino) else []),
         Section("eof", "Compared with deterministic EOFs", comparison_section(comparison) + shown("eof")),
-        Section("checks", "Does the model fit?", fit_section(modes) + shown("checks")),
+        Section("checks", "Does the model fit?", fit_section(facts, modes) + shown("checks")),
         Section("sampler", "Did the sampler work?", sampled + shown("sampler")),
     ]
     if rotated := shown("rotated"):

@@ -23,6 +23,7 @@ import xarray as xr
 from scipy.spatial import cKDTree
 
 from probmodels.bayesian_svd.attributes import coordinates_encoded, describe
+from probmodels.bayesian_svd.correlated import Missing
 from probmodels.bayesian_svd.draws import MODES_OF, Draws, blocks, expand, read_draws
 from probmodels.bayesian_svd.eof import Anomalies, compare_eof, eof_baseline, make_anomalies, shared_mean
 from probmodels.bayesian_svd.grids import to_grid
@@ -320,7 +321,7 @@ def _add_checks(
     out["predictive_p_value"] = "cell", np.where(np.isfinite(dof), exceed / count, np.nan)
     rest = anomalies.values - anomalies.remove_effects(signal / count)
     if draws.noise is not None:
-        rest = _white(rest, draws) * mask
+        rest = _white(rest, draws, anomalies, rng) * mask
     seen = mask * np.isfinite(dof)[:, None]
     level = np.sum(rest**2 * seen, axis=1) / np.maximum(seen.sum(1), 1)  # each cell counts alike
     share = np.sum((rest**2 / np.maximum(level, 1e-300)[:, None]) * seen, axis=0)
@@ -352,13 +353,19 @@ def _persistent_share(draws: Draws, anomalies: Anomalies) -> float:
     return max(1.0, float(np.sum(process * process.T) / np.trace(process)))
 
 
-def _white(rest: np.ndarray, draws: Draws) -> np.ndarray:
-    """Residuals (cell, time) as the model has them white: each cell less what near cells and the time before tell."""
+def _white(rest: np.ndarray, draws: Draws, anomalies: Anomalies, rng: np.random.Generator) -> np.ndarray:
+    """Residuals (cell, time) as the model has them white: each cell less what near cells and the time before tell.
+
+    Where data are missing, what their noise is expected to be is drawn.
+    """
     assert draws.noise is not None
     assert draws.steps is not None
-    noise = draws.noise
+    noise, phi = draws.noise, draws.noise.decay**draws.steps
+    rest = np.sqrt(draws.weight)[:, None] * rest
+    if not anomalies.complete:
+        rest = Missing(anomalies.observed, noise.precision, phi).draw(rng, rest, float(draws.sigma.mean()))
     symmetric = (noise.vectors / np.sqrt(noise.values)) @ noise.vectors.T
-    return filtered_by(symmetric @ (np.sqrt(draws.weight)[:, None] * rest), noise.decay**draws.steps)
+    return filtered_by(symmetric @ rest, phi)
 
 
 def _nearest(constant: xr.Dataset) -> np.ndarray | None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from probmodels.bayesian_svd.noise import MOST_CELLS
 from probmodels.bayesian_svd.sides import check_room
 from probmodels.datasets.calendars import decode_times
 from probmodels.datasets.labelled import arranged
@@ -17,7 +18,6 @@ from probmodels.errors import DataError
 __all__ = ["as_matrix", "cell_weights", "check_field", "check_told_apart"]
 
 _MIN_TIMES = 10
-_MOST_CORRELATED = 5_000  # cells: matrices of cells by cells
 
 
 def as_matrix(data: xr.DataArray | xr.Dataset) -> tuple[xr.DataArray, list[str]]:
@@ -112,9 +112,9 @@ def check_field(
         raise DataError(
             f"{sorted(overlap)} cannot be local and shared at once under a flat prior; drop one or set effect_scale"
         )
-    if options["noise"] == "correlated" and matrix.sizes["cell"] > _MOST_CORRELATED:
+    if options["noise"] == "correlated" and matrix.sizes["cell"] > MOST_CELLS:
         raise DataError(
-            f"noise='correlated' takes at most {_MOST_CORRELATED} cells, not {matrix.sizes['cell']}; take a coarser "
+            f"noise='correlated' takes at most {MOST_CELLS} cells, not {matrix.sizes['cell']}; take a coarser "
             "grid or a smaller region, or noise='white'"
         )
 

@@ -7,14 +7,14 @@ import xarray as xr
 from markupsafe import Markup
 
 from probmodels._page import paragraphs
-from probmodels.bayesian_svd.checks import misfit
+from probmodels.bayesian_svd.checks import misfit, noise_in_words
 from probmodels.bayesian_svd.reporting.facts import Facts
 
 __all__ = ["fit_section", "sampler_section"]
 
 
-def fit_section(modes: xr.Dataset) -> Markup:
-    found = misfit(modes)
+def fit_section(facts: Facts, modes: xr.Dataset) -> Markup:
+    found, noise = misfit(modes), noise_in_words(facts.constant)
     outside, lag, near = 100 * found["outside"], found["lag"], found.get("neighbour")
     text = (
         "If the model were right, data drawn from it would vary at each cell about as much as those observed. The map "
@@ -23,26 +23,27 @@ def fit_section(modes: xr.Dataset) -> Markup:
         "cells lie outside the central 95 %, where about 5 % would be expected at most."
     )
     if outside > 10:
-        text += (
-            " The noise is not the same everywhere, which one noise level cannot follow; intervals are too narrow "
-            "where p is near 0."
-        )
-    second = f"The residual of neighbouring times has a median correlation of {lag:.2f}; the model takes it to be zero."
+        text += f" {_sentence(noise.levels)}. Intervals are too narrow where p is near 0."
+    second = (
+        f"The residuals of neighbouring times{noise.off} have a median correlation of {lag:.2f}, which would be zero "
+    )
+    second += "if the model were right."
     if lag > 0.2:
-        second += (
-            " The noise is red, so that the series hold less independent information than the model believes, and the "
-            "intervals are too narrow. More modes, or seasonal means in place of months, would help."
-        )
+        second += f" {_sentence(noise.times)}, so that intervals are too narrow: {noise.instead}."
     if near is not None:
-        second += f" That of neighbouring cells is {near:.2f}, where the model again takes it to be zero."
+        second += f" That of neighbouring cells is {near:.2f}, and would be zero too."
         if near > 0.3:
-            second += " Neighbours repeat each other, so that intervals are too narrow."
+            second += f" {_sentence(noise.cells)}, so that intervals are too narrow: {noise.instead}."
     known = (
         "All intervals hold that the number of modes is not known: those that the data do not ask for can vanish."
         if "number_of_modes" in modes
         else "All intervals are conditional on the number of modes: what further modes hold counts as noise."
     )
     return paragraphs(text, second, known)
+
+
+def _sentence(words: str) -> str:
+    return words[0].upper() + words[1:]
 
 
 def sampler_section(facts: Facts, modes: xr.Dataset) -> Markup:
