@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from pyro import poutine
 
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
-from probmodels.bayesian_svd.checks import check_model, drift, misfit
+from probmodels.bayesian_svd.checks import check_model, drift, misfit, noise_in_words
 from probmodels.bayesian_svd.correlated import CorrelatedData, Missing
 from probmodels.bayesian_svd.draws import read_draws
 from probmodels.bayesian_svd.noise import (
@@ -24,7 +25,7 @@ from probmodels.bayesian_svd.noise import (
     with_noise,
 )
 from probmodels.bayesian_svd.series_sampler import SeriesGibbs
-from probmodels.bayesian_svd.summary import residual_checks, summarise_modes
+from probmodels.bayesian_svd.summary import _white, residual_checks, summarise_modes
 from probmodels.bayesian_svd.sweep import column_images
 from probmodels.datasets.sst import load_sst
 from probmodels.distributions.covariance import correlation, euclidean_distance
@@ -393,6 +394,39 @@ def test_the_verdict_sees_noise_that_is_not_white_and_passes_its_model(results: 
     assert found["correlated"]["outside"] < 0.2
     assert [x for x in check_model(results["white"]) if x.harmful]
     assert [x.verdict for x in check_model(results["correlated"]) if x.harmful] == []
+
+
+def test_findings_say_which_noise_was_assumed_and_what_to_take_instead(results: dict[str, Any]) -> None:
+    white = " ".join(x.advice for x in check_model(results["white"]) if x.harmful)
+    assert "takes the noise of times for independent" in white
+    assert "--noise correlated" in white
+    constant = results["correlated"].tree["constant_data"].to_dataset()
+    words = noise_in_words(constant)
+    assert "independent" not in " ".join(words)
+    assert "--noise correlated" not in words.instead
+    assert f"AR(1) of {constant.attrs['noise_decay']:.2f}" in words.times
+    said = [x.verdict for x in check_model(results["correlated"]) if "neighbouring" in x.verdict]
+    assert len(said) == 2
+    assert all("beyond that of the noise in the model" in verdict for verdict in said)
+    frames = constant.assign_attrs(series="ar1")
+    for name in ("noise_kernel", "series"):
+        del frames.attrs[name]
+    assert "--series ar1" in noise_in_words(frames).instead
+
+
+def test_residuals_beside_gaps_are_white_where_the_model_is_right() -> None:
+    rng = np.random.default_rng(3)
+    sizes, vectors = np.linalg.eigh(covariance())
+    noise = Noise(vectors, sizes, 0.6, "matern32", 0.3, np.ones(CELLS))
+    rest = noise.root @ unfiltered_by(rng.standard_normal((CELLS, 600)), np.full(599, 0.6))
+    mask = rng.random(rest.shape) > 0.5
+    draws = SimpleNamespace(noise=noise, steps=np.ones(599), weight=np.ones(CELLS), sigma=np.ones(9))
+    seen = SimpleNamespace(observed=mask, complete=False)
+    white = _white(np.where(mask, rest, 0.0), cast("Any", draws), cast("Any", seen), rng)
+    near, late = mask[1:] & mask[:-1], mask[:, 1:] & mask[:, :-1]
+    assert np.mean(white[mask] ** 2) == pytest.approx(1.0, abs=0.1)
+    assert abs(np.corrcoef(white[1:][near], white[:-1][near])[0, 1]) < 0.1
+    assert abs(np.corrcoef(white[:, 1:][late], white[:, :-1][late])[0, 1]) < 0.1
 
 
 def test_a_leading_eof_that_noise_took_is_said(results: dict[str, Any]) -> None:

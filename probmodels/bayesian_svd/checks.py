@@ -61,7 +61,7 @@ def check_model(result: ResultLike) -> Iterator[Finding]:
     for name, limit, near in (("lag", _LAG, "times"), ("neighbour", _NEIGHBOUR, "cells")):
         if name in found:
             limit += error
-            verdict = f"residuals of neighbouring {near} have a median correlation of {found[name]:.2f}{noise.off} "
+            verdict = f"residuals of neighbouring {near} have a median correlation of {found[name]:.2f}{noise.beyond} "
             verdict += f"(at most {limit:.2f})"
             advice = f"{getattr(noise, near)}, so that {_NARROW}: read them as lower bounds; {noise.instead}"
             yield _finding(found[name], limit, verdict, advice)
@@ -75,12 +75,16 @@ def check_model(result: ResultLike) -> Iterator[Finding]:
 
 
 class NoiseInWords(NamedTuple):
-    """What a model says of its noise: of `XX what to do ``instead`` where that is not so."""
+    """What a model says of its noise, and what to do where that is not so.
+
+    Of the ``levels`` of cells, and of neighbouring ``cells`` and ``times``; ``beyond`` what correlation residuals are
+    judged, empty where it is white; what to do ``instead``.
+    """
 
     levels: str
     cells: str
     times: str
-    off: str
+    beyond: str
     instead: str
 
 

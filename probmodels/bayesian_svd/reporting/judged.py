@@ -25,9 +25,9 @@ def fit_section(facts: Facts, modes: xr.Dataset) -> Markup:
     if outside > 10:
         text += f" {_sentence(noise.levels)}. Intervals are too narrow where p is near 0."
     second = (
-        f"The residuals of neighbouring times{noise.off} have a median correlation of {lag:.2f}, which would be zero "
+        f"The residuals of neighbouring times have a median correlation of {lag:.2f}{noise.beyond}; if the model were "
+        "right it would be zero."
     )
-    second += "if the model were right."
     if lag > 0.2:
         second += f" {_sentence(noise.times)}, so that intervals are too narrow: {noise.instead}."
     if near is not None:
