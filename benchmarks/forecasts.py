@@ -18,15 +18,15 @@ the lead. ``AR(1)``: damped persistence of each cell, EOF and box. ``LIM``: line
 autoregression of its draws; ``coupled``: the same, in which each series follows the others too; ``residuals``: what
 effects and modes leave goes on, too, as it persists and is alike in neighbouring cells.
 
-Ranks of what came among draws have to be uniform at each lead, and those of forecasts that do not overlap independent
-(`probmodels.bayesian_svd.forecasts.skill.rank_calibration`): p-values for the five EOFs together and for the box, of
-all leads together, and the share in the central 80 % by lead. ``--controls``: an annual cycle that the model does not
-have, a break after the fit, and series that are taken for independent in time, which the table has to show.
+Ranks of what came among draws have to be uniform at each lead, those of forecasts that do not overlap independent, and
+all alike at all seasons (`probmodels.bayesian_svd.forecasts.skill.rank_calibration`): p-values for the five EOFs
+together and for the box, and the share in the central 80 % by lead. ``--controls``: an annual cycle that the model does
+not have, a break after the fit, and series that are taken for independent in time, which the table has to show.
 
 Each origin is kept in ``--run`` as soon as it is done, with the posteriors: a run that was cut goes on where it was.
-``--noise correlated`` takes the covariance of the noise as estimated; ``--every N`` takes every N-th of these origins
-(``--every 4`` those of December alone). Cost with ``--rank 20``: some 10 CPU minutes; with ``--noise correlated --every
-4`` about as much.
+``--noise correlated`` takes the covariance of the noise as estimated; ``--every N`` takes every N-th of these origins.
+Cost with ``--rank 20``: 11 CPU minutes; with ``--rank 20 --effects intercept --noise correlated --every 2``: 9; with
+``--controls``: 2.
 
 Ratios of the CRPS to that of a baseline have 95 % intervals from resampled blocks of two years of origins, which do not
 hold what another record would change.
