@@ -50,7 +50,7 @@ from numpyro.infer import NUTS
 from probmodels.bayesian_svd import BlockGibbs, make_problem
 from probmodels.bayesian_svd.model import MatrixData, SeriesData, SideData
 from probmodels.bayesian_svd.series_sampler import SeriesGibbs
-from probmodels.distributions.series import tridiagonal_precision
+from probmodels.distributions.processes import banded_precision
 from probmodels.inference.problem import Problem
 
 jax.config.update("jax_enable_x64", True)
@@ -138,7 +138,8 @@ def log_conditioned(side: SideData) -> Callable[[Any], Any]:
 
 def log_autoregressive(series: SeriesData) -> Callable[[Any], Any]:
     """Log density of series (T, k) of unit variance, up to a constant; decays summed out."""
-    diagonal, beside, log_det = (jnp.asarray(x.numpy()) for x in tridiagonal_precision(series.decay, series.steps))
+    bands, log_det = map(jnp.asarray, banded_precision(series.process, series.scale.numpy(), series.steps.numpy()))
+    diagonal, beside = bands[:, 0], bands[:, 1, :-1]
     weights = jnp.asarray(series.log_weights.numpy())
 
     def density(f: Any) -> Any:

@@ -85,6 +85,7 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--noise": ["red", "", "3"],
         "--tail": ["-1", "2", "nan", "inf", "small", ""],
         "--draws": NO_COUNT,
+        "--target-ess": ["0", "-1", "nan", "inf", "many", ""],
         "--warmup": ["-1", "1.5", "one", "", HUGE],
         "--thin": NO_COUNT,
         "--chains": NO_COUNT,

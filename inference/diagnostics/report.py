@@ -21,19 +21,20 @@ from probmodels.inference.labels import ResultLike, group_of, read_json
 from probmodels.methods import get_method, refuse_code
 from probmodels.options import Fraction, NonNegative, Probability, checked
 
-__all__ = ["diagnose", "summarize"]
+__all__ = ["diagnose", "judge_draws", "summarize"]
 
 _GUIDED = ("svi", "em", "bilevel")  # engines whose draws come from a guide
+_LIMITS = Limits(rhat_max=1.01, ess_min=400, entry_share=0.99, divergence_share=0.001)
 
 
 @checked(DiagnosticsError)
 def diagnose(
     result: ResultLike,
     *,
-    rhat_max: Annotated[float, Ge(1)] = 1.01,
-    ess_min: NonNegative = 400,
-    entry_share: Probability = 0.99,
-    divergence_share: Probability = 0.001,
+    rhat_max: Annotated[float, Ge(1)] = _LIMITS.rhat_max,
+    ess_min: NonNegative = _LIMITS.ess_min,
+    entry_share: Probability = _LIMITS.entry_share,
+    divergence_share: Probability = _LIMITS.divergence_share,
 ) -> Report:
     """Say in plain words whether draws and model can be trusted, and what to do where not.
 
@@ -81,6 +82,13 @@ def diagnose(
     if draws and broken:  # which no method has to look for
         draws = [Finding(True, f"draws of {broken} are not finite", "check the model"), *draws]
     return replace(report, findings=(*(draws or report.findings), *model, *predictive_findings(tree)))
+
+
+def judge_draws(tree: xr.DataTree, *, ess_min: float) -> Report:
+    """The part of `diagnose` that is of the draws of chains, with its default limits but for ``ess_min``."""
+    return judge_chains(
+        tree.attrs, group_of(tree, "sample_stats"), dict(_judged(tree)), replace(_LIMITS, ess_min=ess_min)
+    )
 
 
 def _found_by_method(result: ResultLike, function: str) -> list[Finding]:

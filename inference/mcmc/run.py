@@ -32,6 +32,7 @@ from probmodels.inference.mcmc.chains import ChainPlan, KernelFactory, Progress,
 from probmodels.inference.mcmc.chees import ChEESKernel
 from probmodels.inference.mcmc.cost import check_room_in_memory, num_processes
 from probmodels.inference.mcmc.kernels import Kernel, NUTSKernel
+from probmodels.inference.mcmc.stopping import first_look, next_look
 from probmodels.inference.predictive import complete
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.potential import Potential
@@ -78,6 +79,7 @@ def run_mcmc(
     num_samples: Draws | None = None,
     warmup_steps: Natural | None = None,
     num_chains: Chains | None = None,
+    target_ess: Positive | None = None,
     thin: Count = 1,
     chain_method: Literal["vectorized", "process", "sequential", "dask"] | None = None,
     init: str | Result | xr.Dataset | None = None,
@@ -109,6 +111,10 @@ def run_mcmc(
         Sweeps before the first draw, left out of the result; None for 300 with vectorised chains, else 1000.
     num_chains
         Number of chains; None for 32 vectorised ones, else 4.
+    target_ess
+        Effective sample size at which to stop: draws are looked at a few times, first when a quarter of
+        ``num_samples`` is there, and chains end where they would pass the verdict with this as its ``ess_min``. Draws
+        are those of a longer run, up to there; chains that do not mix run to ``num_samples``. None for all of them.
     thin
         Sweeps per draw kept.
     chain_method
@@ -188,7 +194,9 @@ def run_mcmc(
             _check(moved, factory, density=init is None or isinstance(init, str))
             starts = _starts(moved, factory, init, sizes["num_chains"], seed)
             _prepare(moved, factory, watch)
-            run = _Run(problem, moved, factory, method, **sizes, thin=thin, seed=seed, init=starts)
+            run = _Run(
+                problem, moved, factory, method, **sizes, thin=thin, seed=seed, init=starts, target_ess=target_ess
+            )
             return run.result(watch, **keeping, num_workers=num_workers, client=client)
     except CaptureError as error:
         if not may_fall_back:
@@ -208,6 +216,7 @@ def run_mcmc(
         chain_method="process" if spawn else "sequential",
         num_workers=num_workers if spawn else None,
         init=init,
+        target_ess=target_ess,
         thin=thin,
         seed=seed,
         device=device,
@@ -233,6 +242,7 @@ class _Run:
     thin: int
     seed: int
     init: str | list[dict[str, torch.Tensor]] | None
+    target_ess: float | None
 
     def __post_init__(self) -> None:
         if self.method == "vectorized":
@@ -258,18 +268,19 @@ class _Run:
             else:
                 folder = stack.enter_context(open_checkpoint(checkpoint, self._identity()))
             every = checkpoint_every if checkpoint is not None else float("inf")
-            count = 1 if self.method == "vectorized" else self.num_chains
-            plans = [self._plan(chain, folder, every) for chain in range(count)]
             check_room(folder, self._draw_bytes())
-            for plan in plans:
+            for plan in self._plans(folder, every, self.num_samples):
                 ChainStore(Path(plan.folder)).verify()
-            with watch.running(plans, timeout):
-                self._run(plans, watch, num_workers, client)
-            watch.say("completing the draws")
-            stores = [ChainStore(Path(plan.folder)) for plan in plans]
-            found = read_draws(stores, self.num_samples)
-            attrs = stores[0].attrs()
-        tree = self._tree(found, attrs)
+            limit, target = self.num_samples, self.target_ess
+            look: int | None = limit if target is None else first_look(limit)
+            while look is not None:
+                plans = self._plans(folder, every, look)
+                with watch.running(plans, None if timeout is None else timeout - (time.monotonic() - started)):
+                    self._run(plans, watch, num_workers, client)
+                watch.say("completing the draws")
+                stores = [ChainStore(Path(plan.folder)) for plan in plans]
+                tree = self._tree(read_draws(stores, look), stores[0].attrs())
+                look = None if target is None else next_look(tree, look, limit, target)
         tree.attrs["sampling_seconds"] = round(time.monotonic() - started, 3)
         return Result(tree)
 
@@ -311,15 +322,20 @@ class _Run:
             groups["sample_stats"] = _stats(stats).assign_attrs(attrs)
         names = ("num_samples", "warmup_steps", "num_chains", "thin", "seed")
         settings = {name: getattr(self, name) for name in names} | {"chain_method": self.method}
+        settings |= {} if self.target_ess is None else {"target_ess": self.target_ess}
         tree = build_tree(problem, posterior, engine="mcmc", seed=self.seed, settings=settings, groups=groups)
         tree.attrs["kernel"] = kernel_name(self.factory)
         return tree
 
-    def _plan(self, chain: int, folder: Path, checkpoint_every: float) -> ChainPlan:
+    def _plans(self, folder: Path, checkpoint_every: float, num_samples: int) -> list[ChainPlan]:
+        count = 1 if self.method == "vectorized" else self.num_chains
+        return [self._plan(chain, folder, checkpoint_every, num_samples) for chain in range(count)]
+
+    def _plan(self, chain: int, folder: Path, checkpoint_every: float, num_samples: int) -> ChainPlan:
         return ChainPlan(
             chain=chain,
             folder=str(folder / ("chains" if self.method == "vectorized" else f"chain-{chain}")),
-            num_samples=self.num_samples,
+            num_samples=num_samples,
             warmup_steps=self.warmup_steps,
             thin=self.thin,
             seed=self.seed,

@@ -73,6 +73,12 @@ def sst(
         typer.Option(help="Share of the kernel's variance that a truncated basis may drop; 0 keeps every direction."),
     ] = None,
     draws: Annotated[int | None, typer.Option(help="Draws kept per chain (default 1000); for mcmc.")] = None,
+    target_ess: Annotated[
+        float | None,
+        typer.Option(
+            help="Effective sample size at which chains stop, --draws at the latest (verdict: 400); for mcmc."
+        ),
+    ] = None,
     warmup: Annotated[int | None, typer.Option(help="Sweeps before the first draw (default 500); for mcmc.")] = None,
     thin: Annotated[int | None, typer.Option(help="Sweeps per draw kept (default 1); for mcmc.")] = None,
     chains: Annotated[int | None, typer.Option(help="Number of chains (default 4); for mcmc.")] = None,
@@ -142,7 +148,11 @@ def sst(
         "method": "bayesian_svd",
         "data": _given(data),
         "model": _given(model),
-        "inference": {"engine": engine, "seed": seed, **_sampling(engine, draws, warmup, thin, chains, steps)},
+        "inference": {
+            "engine": engine,
+            "seed": seed,
+            **_sampling(engine, draws, target_ess, warmup, thin, chains, steps),
+        },
         "output": _given({"path": str(out), "overwrite": overwrite, "rotation": rotation, "coupling": coupling}),
     }
     _change(spec, changes or [])
@@ -220,10 +230,16 @@ def _to_fill(
 
 
 def _sampling(
-    engine: str, draws: int | None, warmup: int | None, thin: int | None, chains: int | None, steps: int | None
+    engine: str,
+    draws: int | None,
+    target_ess: float | None,
+    warmup: int | None,
+    thin: int | None,
+    chains: int | None,
+    steps: int | None,
 ) -> dict[str, Any]:
     """Options of the engine; those of the other engine are refused."""
-    of_mcmc = {"--draws": draws, "--warmup": warmup, "--thin": thin, "--chains": chains}
+    of_mcmc = {"--draws": draws, "--target-ess": target_ess, "--warmup": warmup, "--thin": thin, "--chains": chains}
     for option, value in {"--steps": steps}.items() if engine == "mcmc" else of_mcmc.items():
         if value is not None:
             raise Refusal(f"{option} {value} is not used with --engine {engine}; leave it out")
@@ -234,6 +250,7 @@ def _sampling(
         "warmup_steps": _or(warmup, 500),
         "thin": _or(thin, 1),
         "num_chains": _or(chains, 4),
+        **_given({"target_ess": target_ess}),
     }
 
 
