@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 
@@ -176,3 +177,24 @@ def test_a_bayesian_svd_takes_less_than_a_sixth_of_the_room_and_says_the_same(tm
     table, former = loaded.diagnose().table, result.diagnose().table
     np.testing.assert_allclose(table["r_hat_max"], former["r_hat_max"], atol=1e-3)
     np.testing.assert_allclose(table["ess_bulk_min"], former["ess_bulk_min"], rtol=1e-2)
+
+
+def test_packing_takes_little_memory_beside_the_draws():
+    draws = np.random.default_rng(0).standard_normal((4, 500, 4000))
+    tree = xr.DataTree.from_dict({"/posterior": xr.Dataset({"F": (("chain", "draw", "time"), draws)})})
+    tracemalloc.start()
+    packed = pack(tree, ["F"])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * draws.nbytes
+    assert packed["posterior"]["F"].dtype == np.uint16
+    np.testing.assert_array_equal(unpack(packed)["posterior"]["F"].values, round_draws(draws))
+
+
+def test_one_entry_of_large_numbers_widens_the_whole_variable():
+    draws = np.random.default_rng(0).standard_normal((2, 50, 3))
+    draws[:, 0, 1] = 1e6  # beside ordinary draws, so that the step stays small
+    tree = xr.DataTree.from_dict({"/posterior": xr.Dataset({"x": (("chain", "draw", "i"), draws)})})
+    packed = pack(tree, ["x"])
+    assert packed["posterior"]["x"].dtype == np.uint32
+    np.testing.assert_array_equal(unpack(packed)["posterior"]["x"].values, round_draws(draws))

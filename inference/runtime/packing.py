@@ -21,6 +21,8 @@ _FORMULA = "centre + step * (value // 2, or -(value + 1) // 2 if value is odd)"
 _GROUP = "packing"  # group of the steps and centres of what is packed
 _SOME = 100  # draws of a chain that its quartiles are read from
 _LARGE = 4096  # bytes from which it pays to compress a variable
+_BLOCK = 2**20  # numbers that are packed at a time
+_ROUNDED = {_MARK: f"by less than {ROUNDING:g} posterior standard deviations of each entry"}
 _COMPRESSED = {"zlib": True, "shuffle": True, "complevel": 4}
 
 
@@ -49,10 +51,9 @@ def pack(tree: xr.DataTree, rounded: Collection[str]) -> xr.DataTree:
         if name in packed.children:
             group, scales = packed[name].to_dataset(), xr.Dataset()
             for key in [x for x in group.data_vars if chosen is None or x in chosen]:
-                values = _rounded(group[key])
-                found = _in_steps(values) if _MARK in values.attrs else None
+                found = _in_steps(group[key])
                 if found is None:
-                    group[key] = values
+                    group[key] = _rounded(group[key])
                 else:
                     group[key], scales[f"{key}_step"], scales[f"{key}_centre"] = found
             packed[name] = xr.DataTree(group)
@@ -93,14 +94,18 @@ def _plain(dataset: xr.Dataset) -> xr.Dataset:
 
 def _rounded(values: xr.DataArray) -> xr.DataArray:
     """Draws with chains and draws first, rounded unless they are so already."""
-    if values.dtype.kind != "f" or not {"chain", "draw"} <= set(values.dims):
+    if not _is_drawn(values):
         return values
     ordered = values.transpose("chain", "draw", ...)
     if _MARK not in values.attrs:
         ordered = ordered.copy(data=round_draws(ordered.values))
-        ordered.attrs[_MARK] = f"by less than {ROUNDING:g} posterior standard deviations of each entry"
+        ordered.attrs |= _ROUNDED
     ordered.encoding = dict(_COMPRESSED)
     return ordered
+
+
+def _is_drawn(values: xr.DataArray) -> bool:
+    return values.dtype.kind == "f" and {"chain", "draw"} <= set(values.dims)
 
 
 def round_draws(draws: np.ndarray) -> np.ndarray:
@@ -138,13 +143,40 @@ def round_draws(draws: np.ndarray) -> np.ndarray:
 def _in_steps(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray, xr.DataArray] | None:
     """Rounded draws as whole numbers, with the step and the centre of each entry; None where none give them back.
 
+    Entries are taken some at a time: copies of all draws would be the most memory that a run needs.
+    """
+    if not _is_drawn(values) or not values.size:
+        return None
+    ordered = values.transpose("chain", "draw", ...)
+    draws = ordered.values.reshape(*ordered.shape[:2], -1)
+    whole: np.ndarray = np.empty(draws.shape, np.uint16)
+    steps, centres = np.empty(draws.shape[2]), np.empty(draws.shape[2])
+    size = max(1, _BLOCK // draws[..., 0].size)
+    for start in range(0, draws.shape[2], size):
+        part = slice(start, start + size)
+        block = np.ascontiguousarray(draws[..., part])
+        found = _block_in_steps(block if _MARK in values.attrs else round_draws(block))
+        if found is None:
+            return None
+        if found[0].max() >= 2**16 and whole.dtype == np.uint16:
+            whole = whole.astype(np.uint32)
+        whole[..., part], steps[part], centres[part] = found
+    packed = ordered.copy(data=whole.reshape(ordered.shape))
+    packed.attrs |= {**_ROUNDED, _PACKED: str(draws.dtype), _HOW: _FORMULA}
+    packed.encoding = dict(_COMPRESSED)
+    entry = ordered[0, 0].drop_vars(["chain", "draw"], errors="ignore")
+    return packed, entry.copy(data=steps.reshape(entry.shape)), entry.copy(data=centres.reshape(entry.shape))
+
+
+def _block_in_steps(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """The same of rounded draws (chain, draw, entry): whole numbers, steps (entry,), centres (entry,).
+
     The step of an entry is the largest power of two that divides all its draws, so that nothing is lost.
     """
-    draws = values.values
-    if not draws.size or not np.isfinite(draws).all():
+    if not np.isfinite(draws).all():
         return None
     scale = np.ldexp(1.0, (53 - np.frexp(np.abs(draws).max((0, 1)))[1]).clip(-1000, 1000))
-    digits = np.bitwise_or.reduce((draws * scale).astype(np.int64).reshape(-1, *draws.shape[2:]), axis=0)
+    digits = np.bitwise_or.reduce((draws * scale).astype(np.int64).reshape(-1, draws.shape[2]), axis=0)
     step = np.where(digits, digits & -digits, 1) / scale
     varies = (draws != draws[0, 0]).any((0, 1))
     centre = np.where(varies, step * np.rint(draws.mean((0, 1), dtype=np.float64) / step), draws[0, 0])
@@ -154,9 +186,4 @@ def _in_steps(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray, xr.Data
     whole = steps.astype(np.int64)
     if not np.array_equal((centre + step * whole).astype(draws.dtype), draws):
         return None
-    whole = np.where(whole < 0, -2 * whole - 1, 2 * whole)
-    packed = values.copy(data=whole.astype(np.uint16 if whole.max() < 2**16 else np.uint32))
-    packed.attrs |= {_PACKED: str(draws.dtype), _HOW: _FORMULA}
-    packed.encoding = dict(_COMPRESSED)
-    entry = values[0, 0].drop_vars(["chain", "draw"], errors="ignore")
-    return packed, entry.copy(data=step), entry.copy(data=centre)
+    return np.where(whole < 0, -2 * whole - 1, 2 * whole), step, centre

@@ -41,12 +41,12 @@ def align_draws(
     xr.Dataset
         The same variables, relabelled.
     """
-    u = posterior["U"].transpose("chain", "draw", "basis_space", "mode").values
     site = "V" if "V" in posterior else "F"
-    line = "basis_time" if site == "V" else "time"
-    v = posterior[site].transpose("chain", "draw", line, "mode").values
     d = posterior["d"].transpose("chain", "draw", "mode").values
     if order == "match":
+        line = "basis_time" if site == "V" else "time"
+        u = posterior["U"].transpose("chain", "draw", "basis_space", "mode").values
+        v = posterior[site].transpose("chain", "draw", line, "mode").values
         overlap = np.abs(np.einsum("cdrk,rj->cdkj", u, reference_space) * np.einsum("cdrk,rj->cdkj", v, reference_time))
         index = np.empty(d.shape, dtype=np.int64)
         for chain, draw in np.ndindex(d.shape[:2]):
@@ -69,11 +69,10 @@ def align_draws(
     # The sum of both overlaps, not of their signs, which would leave a mode as drawn where pattern and series disagree.
     overlaps = np.einsum("cdrk,rk->cdk", out["U"].values, reference_space)
     overlaps = overlaps + np.einsum("cdrk,rk->cdk", out[site].values, reference_time)
-    sign = np.where(overlaps < 0, -1.0, 1.0).astype(u.dtype)
-    out["U"] = out["U"] * xr.DataArray(sign, dims=("chain", "draw", "mode"))
-    out[site] = out[site] * xr.DataArray(sign, dims=("chain", "draw", "mode"))
-    out["U"] = out["U"].transpose("chain", "draw", "basis_space", "mode")
-    out[site] = out[site].transpose("chain", "draw", line, "mode")
+    for name in ("U", site):  # copies that were made above; a product would be another, of the largest arrays there are
+        np.multiply(
+            out[name].values, np.where(overlaps < 0, -1.0, 1.0)[:, :, None], out=out[name].values, casting="same_kind"
+        )
     return out.assign_coords({c: posterior[c] for c in posterior.coords if c not in out.coords})
 
 
