@@ -65,7 +65,7 @@ NOISY_CELLS, NOISY_SIZE = 40, np.array([3.0, 2.0])
 NOISY = {  # weights and levels that differ by cell, times, decay of the noise, whether an edge leaves gaps
     "e-folding 3 cells, 60 times": (False, 60, 0.0, False),
     "e-folding 3 cells, AR(1) .5, levels .3 to .9, 100 times": (True, 100, 0.5, False),
-    "the same, beyond an edge that moves nothing is seen": (True, 100, 0.5, True),
+    "the same, nothing seen beyond an edge that moves": (True, 100, 0.5, True),
 }
 
 
@@ -243,7 +243,7 @@ def noise_set(case: tuple[bool, int, float, bool], seed: int) -> dict[str, np.nd
     rng = np.random.default_rng([seed, times, int(weighted)])
     values, weight, truth, share = noisy(weighted, times, decay, rng)
     if gaps:
-        edge = NOISY_CELLS - 5 + 2.5 * autoregressive(rng, 0.5, times, 1)
+        edge = NOISY_CELLS - 3 + 2 * autoregressive(rng, 0.5, times, 1)
         values[np.arange(NOISY_CELLS)[:, None] >= edge] = np.nan
     places = {"cell": np.linspace(0, 1, NOISY_CELLS), "time": np.arange(times, dtype=float)}
     data = xr.DataArray(values, dims=("cell", "time"), coords=places)

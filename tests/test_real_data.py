@@ -11,6 +11,7 @@ import pytest
 
 from probmodels import Result, run_mcmc
 from probmodels.bayesian_svd import make_problem
+from probmodels.bayesian_svd.checks import check_model
 from probmodels.bayesian_svd.eof import compare_eof
 from probmodels.bayesian_svd.summary import summarise_modes
 from probmodels.datasets.sst import load_sst
@@ -43,3 +44,15 @@ def test_the_calendar_is_mended_and_said(result: Result) -> None:
     assert any("360_day" in sentence for sentence in mends)
     time = result.tree["constant_data"]["time"].values
     assert (str(time[0])[:7], str(time[-1])[:7]) == ("2000-01", "2019-04")
+
+
+@pytest.mark.slow
+def test_winters_with_masked_ice_are_of_the_model_of_correlated_noise(test_data: Callable[[str], Path]) -> None:
+    path = str(test_data("sst/ersst_v5_north_pacific_1950_2019.nc"))
+    field = load_sst(path, season="DJF", ice=-1.79)
+    effects = ["intercept", "trend"]
+    problem = make_problem(field, rank=4, fixed_effects=effects, series="ar1", noise="correlated")
+    seen = np.isfinite(problem.data["data"].values)
+    assert seen.all(axis=0).mean() < 0.5  # most winters have a gap
+    found = run_mcmc(problem, num_samples=200, warmup_steps=150, num_chains=1, progress=False)
+    assert [x.verdict for x in check_model(found) if x.harmful] == []

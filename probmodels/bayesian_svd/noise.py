@@ -154,10 +154,11 @@ def estimate_noise(
         parts = _Parts(moments, noise.root @ modes.axes, count, noise)
         with_modes = _centred(filtered_by(data.drawn, phi), filtered_by(design.T, phi).T)[chosen]
         noise = parts.fitted(kernels, with_modes, chosen, distance, decay)
-        if num_times >= _COMPLETE:
-            along = np.einsum("ij,ij->j", noise.vectors, (moments + parts.unseen(noise.precision)) @ noise.vectors)
-            values_ = _monotone(noise.values, along / parts.scale, free)
-            noise = noise._replace(values=values_.clip(1e-10 * values_[-1]))
+    # Not in each round: a mode that takes a direction of little noise would leave it ever less.
+    if num_times >= _COMPLETE:
+        along = np.einsum("ij,ij->j", noise.vectors, (moments + parts.unseen(noise.precision)) @ noise.vectors)
+        values_ = _monotone(noise.values, along / parts.scale, free)
+        noise = noise._replace(values=values_.clip(1e-10 * values_[-1]))
     return noise, data.filled
 
 
