@@ -293,6 +293,6 @@ def _lost(tree: xr.DataTree) -> Iterator[Finding]:
     verdict = (
         f"modes hold {held:.0%} of the leading EOF (at least {_HELD:.0%}), which explains {share:.0%} of the variance"
     )
-    advice = "the model takes it for noise: leave out cells that are frozen at times (--ice=-1.79 --min-valid 1), or "
-    advice += "take noise='white'"
+    advice = "the model takes it for noise: mask sea ice (--ice=-1.79), leave out cells that are frozen at times "
+    advice += "(--min-valid 1), or take noise='white' (--noise white)"
     yield Finding(bad, verdict, advice if bad else "", part="model")
