@@ -12,8 +12,15 @@ import xarray as xr
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
 from probmodels.bayesian_svd.draws import read_draws
-from probmodels.bayesian_svd.indices.boxes import box_indices, index_table, parse_boxes, summarise_indices
-from probmodels.bayesian_svd.indices.outputs import index_sentences, write_indices
+from probmodels.bayesian_svd.indices.boxes import (
+    box_indices,
+    box_overlap,
+    index_table,
+    parse_boxes,
+    summarise_indices,
+)
+from probmodels.bayesian_svd.indices.outputs import index_sentences, indices_to_folder, write_indices
+from probmodels.datasets.regions import parse_region
 from probmodels.errors import DataError, SummaryError
 
 LAT, LON = np.arange(-8.75, 9.0, 2.5), np.arange(183.75, 217.0, 2.5)
@@ -240,3 +247,78 @@ def test_correlated_noise_counts_with_its_covariance() -> None:
     extra = (found["field"] - found["signal"])[..., 7].values.ravel()
     inflation = max(float(found["noise_ratio"]), 1.0)
     assert (extra / (inflation * own)).std() == pytest.approx(1.0, abs=4 / np.sqrt(1600))
+
+
+# -- ice ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def icy() -> tuple[xr.DataTree, xr.DataArray, np.ndarray]:
+    """The north of the box is frozen in the first 15 times, and in the next 15 it is a gap."""
+    data = field()
+    north = (data["lat"] > 2.5) & (data["lat"] < 5) & (data["lon"] > 188) & (data["lon"] < 207)
+    ice, gaps = (north & (data["time"] >= data["time"][a]) & (data["time"] < data["time"][b]) for a, b in ICY)
+    ice = ice.transpose("time", "lat", "lon")
+    masked = data.where(~ice & ~gaps).transpose("time", "lat", "lon")
+    return inferred(masked.assign_coords(ice=ice.drop_vars(["time", "lat", "lon"]).variable)), data, ice.values
+
+
+ICY = ((0, 15), (15, 30))
+
+
+def test_frozen_cells_are_left_out_of_a_mean_and_gaps_are_filled(icy):
+    tree, data, ice = icy
+    found = box_indices(tree, BOX)
+    share = found["ice_share"].sel(index="box").values
+    assert 0.2 < share[0] <= 0.5
+    assert (share[:15] == share[0]).all()
+    assert (share[15:] == 0).all()
+    whole = overlap(data, -5, 5, 190, 205)
+    fine = xr.where(xr.DataArray(ice, dims=data.dims), 0.0, 1.0)
+    expected = overlap(data * fine, -5, 5, 190, 205) / overlap(fine + 0 * data, -5, 5, 190, 205)
+    mean = found["field"].sel(index="box").mean(("chain", "draw")).values
+    np.testing.assert_allclose(mean[:15], expected.values[:15], rtol=1e-6)
+    assert (found["field"].sel(index="box")[:, :, :15].std(("chain", "draw")) < 1e-9).all()  # open water was observed
+    assert np.abs(expected - whole).values[:15].max() > 0.05  # and its mean is another than that of the whole box
+    assert (found["observed"].sel(index="box").values[:15] == pytest.approx(1.0)).all()
+    assert (found["field"].sel(index="box")[:, :, 15:30].std(("chain", "draw")) > 0).all()  # gaps are filled
+    said = " ".join(index_sentences(found))
+    assert "frozen at 15 of 60 times" in said
+    assert "left out of its mean" in said
+    table = index_table(summarise_indices(found))
+    np.testing.assert_allclose(table["ice_share"][table["estimand"] == "field"], share)
+
+
+def test_signal_of_open_water_is_that_of_its_cells(icy):
+    tree, _, _ = icy
+    found = box_indices(tree, BOX)["signal"].sel(index="box")
+    draws, constant = read_draws(tree), tree["constant_data"].to_dataset()
+    area, _ = box_overlap(constant["lat"].values, constant["lon"].values, parse_region("-5,5,190,205"), constant)
+    weight = area[:, None] * ~constant["ice"].transpose("cell", "time").values
+    weight = weight / weight.sum(0)
+    whole = draws.fixed() + draws.patterns() @ draws.series().transpose(0, 2, 1)
+    np.testing.assert_allclose(found.values.reshape(-1, 60), np.einsum("ct,sct->st", weight, whole), atol=1e-8)
+
+
+def test_frozen_cells_are_filled_where_that_is_asked_for(icy):
+    tree, data, _ = icy
+    found = box_indices(tree, BOX, ice="filled")
+    assert found.attrs["ice"] == "filled"
+    field_, whole = found["field"].sel(index="box"), overlap(data, -5, 5, 190, 205)
+    assert (field_[:, :, :15].std(("chain", "draw")) > 0).all()
+    miss = (field_.mean(("chain", "draw")) - whole.values) / field_.std(("chain", "draw"))
+    assert float(np.abs(miss[:15]).max()) < 4  # of open water the box would have held
+    assert "filled by the model as open water" in " ".join(index_sentences(found))
+
+
+def test_a_box_that_is_mostly_ice_is_refused(icy, complete, tmp_path):
+    tree, _, _ = icy
+    with pytest.raises(SummaryError, match=r"at 15 of 60 times more than 50% of the box 'north' is frozen, most, 100%"):
+        box_indices(tree, ["north=2.5,5,190,205"])
+    assert box_indices(tree, ["north=2.5,5,190,205"], ice="filled").sizes["time"] == 60
+    with pytest.raises(SummaryError, match="ice='filled'"):
+        indices_to_folder(tree, tmp_path / "new", boxes=["north=2.5,5,190,205"])
+    assert not (tmp_path / "new").exists()
+    assert "ice_share" not in box_indices(complete, BOX)
+    with pytest.raises(SummaryError, match="left_out"):
+        box_indices(complete, BOX, ice="melted")

@@ -197,6 +197,7 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--effects": NO_FLAG,
         "--no-effects": NO_FLAG,
         "--min-covered": ["-1", "2", "nan", "half", ""],
+        "--ice": ["melted", "", "-1.8"],
         "--index": ["amo", ""],
         "--remove-mean": NO_FLAG,
         "--base": ["never", "", "1997:1991"],

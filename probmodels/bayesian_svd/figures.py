@@ -101,7 +101,7 @@ def _shares(ax: Any, modes: xr.Dataset, comparison: xr.Dataset | None, count: in
     ax.errorbar(mean, place, xerr=error, fmt="o", color=BLUE, capsize=3, markersize=5, linewidth=1.4)
     top = 1.25 * float(high.max())
     for at, *numbers in zip(place, mean, low, high, strict=True):
-        middle = float(np.clip(numbers[0], 0.3 * top, 0.7 * top))
+        middle = float(np.clip(numbers[0], 0.42 * top, 0.62 * top))
         ax.text(middle, at - 0.09, "{:.1f} % [{:.1f}, {:.1f}]".format(*numbers), ha="center", fontsize=SMALL)
     if comparison is not None:
         share = 100 * comparison["eof_fraction"].values[:count]

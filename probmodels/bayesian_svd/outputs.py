@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,59 +85,39 @@ def write_outputs(
         If the result lacks what its summary needs, or an option is out of range or not used.
     """
     tree, posterior = result.tree, result.posterior
+    joint = "field" in tree["constant_data"].coords  # one map or box would mix the fields
+    if coupling is not None and not joint:
+        raise SummaryError(f"coupling={coupling!r} is of several fields; the result is of one")
     modes = summarise_modes(tree, level=level)
     comparison = compare_eof(tree, modes)
     local, trend = local_variance(tree, level=level), trend_maps(tree, level=level)
     modes = modes.assign({name: array.variable for part in (local, trend) for name, array in part.data_vars.items()})
-    joint = "field" in tree["constant_data"].coords  # one map or box would mix the fields
-    mapped = "lat" in modes.coords and not joint
-    figures = _figures(modes, comparison, posterior)
-    if mapped:
-        figures |= _maps(modes, comparison, level=level)
-    table = summary_table(modes, comparison)
-    files: dict[str, Callable[[Path], object]] = {"modes.nc": lambda file: write_modes(modes, file)}
-    these, summaries = None, [(modes, comparison)]
-    if modes.attrs["estimand"] != (name := MODES_OF["times"]):
-        these = summarise_modes(tree, of="times", level=level)
-        summaries.append((these, compare_eof(tree, these)))
-        table = "\n".join([f"{modes.attrs['estimand']}:", table, "", f"{name}:", summary_table(*summaries[1])])
-        files["modes_of_these_times.nc"] = lambda file: write_modes(these, file)
+    made = _Made(_figures(modes, comparison, posterior), {}, {"modes.nc": lambda file: write_modes(modes, file)}, [])
+    these = _add_modes(made, tree, modes, comparison, level=level)
     if "held_out_block" in tree["constant_data"]:
-        filled = fill_field(result, level=level, progress=progress)
-        table += f"\n\n{held_out_sentence(filled)}"
-        files["filled.nc"] = lambda file: write_filled(filled, file, progress=progress)
-    coupled = _coupled(tree, modes, coupling, level=level)
+        field = fill_field(result, level=level, progress=progress)
+        made.text.append(held_out_sentence(field))
+        made.files["filled.nc"] = lambda file: write_filled(field, file, progress=progress)
+    coupled = coupled_modes(tree, modes, method=coupling or "mca", level=level) if joint else None
+    el_nino = pd.DataFrame()
     if coupled is not None:
-        figures = coupled.figures() | {key: value for key, value in figures.items() if key != "leading_modes"}
-        for name, part in coupled.fields.items():
-            figures |= {f"{key}_{file_name(name)}": value for key, value in _maps(part, None, level=level).items()}
-        files |= coupled.files(write_modes)
-        table = "\n\n".join(filter(None, [table, coupled.text()]))
-    if rotation is not None:
-        rotated = summarise_modes(tree, level=level, rotation=rotation)
-        table += f"\n\nrotated {rotated.attrs['estimand']}:\n{summary_table(rotated)}"
-        files[f"modes_{rotation}.nc"] = lambda file: write_modes(rotated, file)
-        figures["rotated_pcs"] = mode_figures.pcs(rotated)
-        if mapped:
-            figures["rotated_maps"] = mode_figures.mode_maps(rotated)
-        for name, part in split_fields(rotated, tree).items() if joint else ():
-            figures[f"rotated_maps_{file_name(name)}"] = mode_figures.mode_maps(part)
-    tables = mode_tables(*summaries)
-    if coupled is None:
-        tables |= effect_tables(local, trend)
+        _add_fields(made, coupled, level=level)
     else:
-        tables |= coupled.tables()
-    el_nino = pd.DataFrame() if joint else el_nino_table(tree, modes, level=level)
+        made.tables |= effect_tables(local, trend)
+        made.figures |= _maps(modes, comparison, level=level)
+        el_nino = el_nino_table(tree, modes, level=level)
+    if rotation is not None:
+        _add_rotated(made, tree, rotation, coupled, level=level)
     if len(el_nino):
-        tables["el_nino"] = el_nino
-        table = "\n".join([table, "", *el_nino_sentences(el_nino)])
+        made.tables["el_nino"] = el_nino
+        made.text.append("\n".join(el_nino_sentences(el_nino)))
     written = write_all(
         result,
         folder,
-        table=table,
-        tables={f"tables/{key}": frame for key, frame in tables.items()},
-        figures=figures | loss_figure(result),
-        files=files,
+        table="\n\n".join(made.text),
+        tables={f"tables/{key}": frame for key, frame in made.tables.items()},
+        figures=made.figures | loss_figure(result),
+        files=made.files,
         dpi=dpi,
         pdf=True,
         progress=progress,
@@ -157,13 +137,53 @@ def write_outputs(
     return replace(written, file="report.html")
 
 
-def _coupled(tree: xr.DataTree, modes: xr.Dataset, coupling: Coupling | None, *, level: float) -> Coupled | None:
-    """Maps of several fields and what couples them; None for one field."""
-    if "field" in tree["constant_data"].coords:
-        return coupled_modes(tree, modes, method=coupling or "mca", level=level)
-    if coupling is not None:
-        raise SummaryError(f"coupling={coupling!r} is of several fields; the result is of one")
-    return None
+@dataclass
+class _Made:
+    """What is to be written, and said at the end."""
+
+    figures: dict[str, Figure]
+    tables: dict[str, pd.DataFrame]
+    files: dict[str, Callable[[Path], object]]
+    text: list[str]
+
+
+def _add_modes(
+    made: _Made, tree: xr.DataTree, modes: xr.Dataset, comparison: xr.Dataset, *, level: float
+) -> xr.Dataset | None:
+    """Tables of the modes; where they are those of the population, also the modes of these times, which it returns."""
+    table = summary_table(modes, comparison)
+    if modes.attrs["estimand"] == (name := MODES_OF["times"]):
+        made.tables |= mode_tables((modes, comparison))
+        made.text.append(table)
+        return None
+    these = summarise_modes(tree, of="times", level=level)
+    other = compare_eof(tree, these)
+    made.tables |= mode_tables((modes, comparison), (these, other))
+    made.text += [f"{modes.attrs['estimand']}:\n{table}", f"{name}:\n{summary_table(these, other)}"]
+    made.files["modes_of_these_times.nc"] = lambda file: write_modes(these, file)
+    return these
+
+
+def _add_fields(made: _Made, coupled: Coupled, *, level: float) -> None:
+    """Maps of several fields, each in its units, and what couples them."""
+    made.figures = coupled.figures() | {key: made.figures[key] for key in made.figures if key != "leading_modes"}
+    for name, part in coupled.fields.items():
+        made.figures |= {f"{key}_{file_name(name)}": value for key, value in _maps(part, None, level=level).items()}
+    made.files |= coupled.files(write_modes)
+    made.tables |= coupled.tables()
+    made.text += filter(None, [coupled.text()])
+
+
+def _add_rotated(made: _Made, tree: xr.DataTree, rotation: str, coupled: Coupled | None, *, level: float) -> None:
+    """Rotated modes beside the others."""
+    rotated = summarise_modes(tree, level=level, rotation=rotation)
+    made.text.append(f"rotated {rotated.attrs['estimand']}:\n{summary_table(rotated)}")
+    made.files[f"modes_{rotation}.nc"] = lambda file: write_modes(rotated, file)
+    made.figures["rotated_pcs"] = mode_figures.pcs(rotated)
+    fields = {"": rotated} if coupled is None else split_fields(rotated, tree)
+    for name, part in fields.items():
+        if "lat" in part.coords:
+            made.figures[f"rotated_maps_{file_name(name)}".rstrip("_")] = mode_figures.mode_maps(part)
 
 
 def _figures(modes: xr.Dataset, comparison: xr.Dataset, posterior: xr.Dataset) -> dict[str, Figure]:

@@ -28,6 +28,9 @@ def indices(
         typer.Option("--effects/--no-effects", help="Whether mean and trend of the cells belong to a box's index."),
     ] = True,
     min_covered: Annotated[float, typer.Option(help="Share of a box that cells of the field must cover.")] = 0.8,
+    ice: Annotated[
+        str, typer.Option(help="Frozen cells of a box: left_out of its mean, or filled as open water by the model.")
+    ] = "left_out",
     index: Annotated[list[str] | None, typer.Option(help="Index that is a mode: pdo or npgo; repeatable.")] = None,
     remove_mean: Annotated[
         bool, typer.Option("--remove-mean", help="Take the mean of the region out before the mode is found.")
@@ -54,7 +57,7 @@ def indices(
     from probmodels.bayesian_svd.indices.outputs import indices_to_folder
 
     asked: dict[str, Any] = {"boxes": box, "modes": index or (), "missing": missing or ()}
-    asked |= {"effects": effects, "min_covered": min_covered, "remove_mean": remove_mean, "base": base}
+    asked |= {"effects": effects, "min_covered": min_covered, "ice": ice, "remove_mean": remove_mean, "base": base}
     asked |= {"published": published, "fitted": fitted, "series": series, "column": column}
     for sentence in indices_to_folder(load(folder).tree, out, level=level, max_lag=max_lag, detrend=detrend, **asked):
         typer.echo(f"Note: {sentence}")

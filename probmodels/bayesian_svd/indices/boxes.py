@@ -12,12 +12,16 @@ Where the model has noise that is independent from cell to cell, real residuals 
 mean they cancel less. The noise of the mean is therefore made as large as what the modes leave of the mean at times at
 which the box was observed, where that is larger (`noise_ratio` in what `box_indices` returns). Noise that the model
 has correlated between cells fills gaps with its full variance, whatever residuals near by were observed.
+
+Frozen cells are no gaps. Where the sea is frozen there is no sea surface temperature, and centres that publish means
+leave such cells out: a mean is then that of the open water of its month, of anomalies of each cell's own. The share of
+the box that was frozen is said at each time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -30,7 +34,16 @@ from probmodels.datasets.regions import Region, parse_region
 from probmodels.errors import DataError, SummaryError
 from probmodels.options import Count, Fraction, Seed, checked
 
-__all__ = ["NINO_BOXES", "box_areas", "box_indices", "box_overlap", "index_table", "parse_boxes", "summarise_indices"]
+__all__ = [
+    "NINO_BOXES",
+    "box_areas",
+    "box_indices",
+    "box_overlap",
+    "check_ice",
+    "index_table",
+    "parse_boxes",
+    "summarise_indices",
+]
 
 NINO_BOXES = ("nino12", "nino3", "nino34", "nino4")
 """Names of the boxes of El Niño among `probmodels.datasets.regions.REGIONS`."""
@@ -40,6 +53,9 @@ _WORDS = {
     "signal": "mean of effects and modes in the box, noise left out",
 }
 
+_MOST_ICE = 0.5  # share of a box that may be frozen for the mean of the rest to stand for it
+
+Ice = Literal["left_out", "filled"]
 Boxes = Mapping[str, str | Mapping[str, Sequence[float]]] | Annotated[Sequence[str], Len(1)]
 
 
@@ -75,6 +91,7 @@ def box_indices(
     *,
     effects: bool = True,
     min_covered: Fraction = 0.8,
+    ice: Ice = "left_out",
     num_draws: Count = 1000,
     seed: Seed = 0,
 ) -> xr.Dataset:
@@ -95,6 +112,10 @@ def box_indices(
         departure from them.
     min_covered
         Share of a box's area that cells of the field must cover. Land counts as not covered.
+    ice
+        What becomes of cells that are frozen and so masked, by the coordinate ``ice`` of the data. ``"left_out"``: the
+        mean is over the open water of each time, of which at least half of the box has to be. ``"filled"``: the model
+        fills them as it fills gaps, with what open water would have.
     num_draws
         Draws that are kept, of all chains together, evenly thinned.
     seed
@@ -106,13 +127,13 @@ def box_indices(
         Over (chain, draw, index, time) ``field``, the mean of the field with its gaps filled, and ``signal``, that of
         effects and modes alone. Over index: ``covered``, the share of the box that cells cover (NaN for scattered
         cells); ``num_cells``; and ``noise_ratio``, the root mean square of what the modes leave of the mean of the box
-        over what the noise of the model would leave. Over (index, time): ``observed``, the share
-        of the box's cells, by area, that hold a value.
+        over what the noise of the model would leave. Over (index, time): ``observed``, the share, by area, of the
+        box's cells that count that hold a value; and ``ice_share``, the share that was frozen, where the data say.
 
     Raises
     ------
     SummaryError
-        If cells have no positions, a box is covered too little, or the result lacks what is needed.
+        If cells have no positions, a box is covered too little or frozen too far, or the result lacks what is needed.
     DataError
         If a box cannot be read.
     """
@@ -122,7 +143,11 @@ def box_indices(
     chosen, chains = thinned(draws, num_draws)
     data = constant["data"].transpose("cell", "time").values.astype(float)
     rng = np.random.default_rng(seed)
-    found = [_box(draws, data, area / area.sum(), chosen, effects, rng) for area, _ in areas.values()]
+    frozen = frozen_cells(constant)
+    if ice == "left_out":
+        check_ice(constant, areas)
+    out_of = np.zeros_like(frozen) if ice == "filled" else frozen
+    found = [_box(draws, data, area / area.sum(), out_of, chosen, effects, rng) for area, _ in areas.values()]
 
     def chained(name: str) -> np.ndarray:
         values = np.stack([x[name] for x in found], axis=1)  # (draw, index, time)
@@ -140,10 +165,16 @@ def box_indices(
     out["covered"] = "index", [covered for _, covered in areas.values()], {"units": "1"}
     out["num_cells"] = "index", [int((area > 0).sum()) for area, _ in areas.values()], {"units": "1"}
     out["noise_ratio"] = "index", [float(x["noise_ratio"]) for x in found], {"units": "1"}
-    out["observed"].attrs["long_name"] = "share of the cells of the box, by area, that hold a value"
+    out["observed"].attrs["long_name"] = "share of the cells of the box that count, by area, that hold a value"
     out["covered"].attrs["long_name"] = "share of the box that cells of the field cover"
     out["noise_ratio"].attrs["long_name"] = "what modes leave of the mean over what noise of the model would leave"
-    out.attrs = {"effects": int(effects), "bounds": "; ".join(f"{name}: {regions[name].bounds}" for name in areas)}
+    if frozen.any():
+        shares = np.stack([area / area.sum() @ frozen for area, _ in areas.values()])
+        words = {"left_out": "left out of its mean", "filled": "filled by the model as open water"}[ice]
+        label = f"share of the cells of the box, by area, that is frozen and {words}"
+        out["ice_share"] = ("index", "time"), shares, {"units": "1", "long_name": label}
+        out.attrs["ice"] = ice
+    out.attrs |= {"effects": int(effects), "bounds": "; ".join(f"{name}: {regions[name].bounds}" for name in areas)}
     return out
 
 
@@ -182,6 +213,40 @@ def box_areas(constant: xr.Dataset, boxes: Boxes | None, min_covered: float) -> 
                 "the field"
             )
     return areas
+
+
+def frozen_cells(constant: xr.Dataset) -> np.ndarray:
+    """Which values are masked because the sea was frozen (cell, time)."""
+    if "ice" not in constant.variables:
+        return np.zeros((constant.sizes["cell"], constant.sizes["time"]), dtype=bool)
+    return np.asarray(constant["ice"].transpose("cell", "time").values, dtype=bool)
+
+
+def check_ice(constant: xr.Dataset, areas: Mapping[str, tuple[np.ndarray, float]]) -> None:
+    """Check that at every time at least half of each box is open water.
+
+    Parameters
+    ----------
+    constant
+        Group ``constant_data`` of a result.
+    areas
+        From `box_areas`.
+
+    Raises
+    ------
+    SummaryError
+        If more of a box is frozen.
+    """
+    frozen = frozen_cells(constant)
+    for name, (area, _) in areas.items():
+        share = area / area.sum() @ frozen
+        if (many := int((share > _MOST_ICE).sum())) > 0:
+            when = str(constant["time"].values[share.argmax()])[:10] if "time" in constant.coords else share.argmax()
+            raise SummaryError(
+                f"at {many} of {share.size} times more than {_MOST_ICE:.0%} of the box {name!r} is frozen, most, "
+                f"{share.max():.0%}, at {when}: the mean of its open water does not stand for it; choose a box or a "
+                "season with less ice, or take frozen cells for open water: ice='filled' (--ice filled)"
+            )
 
 
 def cell_positions(constant: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -228,29 +293,46 @@ def thinned(draws: Draws, count: int) -> tuple[np.ndarray, int]:
 
 
 def _box(
-    draws: Draws, data: np.ndarray, share: np.ndarray, chosen: np.ndarray, effects: bool, rng: np.random.Generator
+    draws: Draws,
+    data: np.ndarray,
+    share: np.ndarray,
+    frozen: np.ndarray,
+    chosen: np.ndarray,
+    effects: bool,
+    rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     """Draws of one box: field and signal (draw, time), observed share (time,), noise ratio."""
     cells = np.flatnonzero(share)
-    share, data = share[cells], data[cells]
+    share, data, frozen = share[cells], data[cells], frozen[cells]
     seen = np.isfinite(data)
-    mean, observed = share @ np.where(seen, data, 0.0), share @ seen
+    weights = np.where(frozen, 0.0, share[:, None])  # of the open water of each time
+    weights /= weights.sum(0)
+    mean, observed = (weights * np.where(seen, data, 0.0)).sum(0), (weights * seen).sum(0)
+    fixed, modes = np.empty((len(chosen), data.shape[1])), np.empty((len(chosen), data.shape[1]))
+    noise, icy = np.empty(len(chosen)), frozen.any(0)
     own, common = _coefficients(draws)
-    fixed = (share @ own[chosen][:, cells]) @ draws.design.T + common[chosen] @ draws.shared_design.T
-    signal, noise = fixed.copy(), np.empty(len(chosen))
     for part in _draw_blocks(draws, cells, chosen):
-        pattern = share @ draws.patterns(cells, chosen[part])  # (draw, mode)
-        noise[part] = _noise_of_mean(draws, cells, chosen[part], share) ** 2
-        for times in blocks(data.shape[1], *pattern.shape):
-            signal[part, times] += np.einsum("sk,stk->st", pattern, draws.series(times, chosen[part]))
-    whole = observed > 1 - 1e-9
-    ratio = np.sqrt(np.mean((mean - signal)[:, whole] ** 2) / noise.mean()) if whole.any() else np.nan
+        index = chosen[part]
+        patterns, effect = draws.patterns(cells, index), own[index][:, cells]
+        noise[part] = _noise_of_mean(draws, cells, index, share) ** 2
+        fixed[part] = common[index] @ draws.shared_design.T
+        fixed[part] += (share @ effect) @ draws.design.T
+        for times in blocks(data.shape[1], len(index), draws.d.shape[1]):
+            modes[part, times] = np.einsum("sk,stk->st", share @ patterns, draws.series(times, index))
+        for time in np.flatnonzero(icy):
+            less = weights[:, time] - share
+            series = draws.series(slice(time, time + 1), index)[:, 0]
+            fixed[part, time] += (less @ effect) @ draws.design[time]
+            modes[part, time] += ((less @ patterns) * series).sum(1)
+    signal, whole = fixed + modes, observed > 1 - 1e-9
+    judged = whole & ~icy  # the same cells at each of these times
+    ratio = np.sqrt(np.mean((mean - signal)[:, judged] ** 2) / noise.mean()) if judged.any() else np.nan
     field = np.broadcast_to(mean, signal.shape).copy()
     if not whole.all():
-        gaps = np.where(seen, 0.0, share[:, None])[:, ~whole]
+        gaps = np.where(seen, 0.0, weights)[:, ~whole]
         field[:, ~whole] += _filled(draws, cells, chosen, gaps, np.flatnonzero(~whole), max(ratio, 1.0), rng)
     if not effects:
-        field, signal = field - fixed, signal - fixed
+        field, signal = field - fixed, modes
     return {"field": field, "signal": signal, "observed": observed, "noise_ratio": np.asarray(ratio)}
 
 
@@ -318,7 +400,8 @@ def summarise_indices(indices: xr.Dataset, *, level: Fraction = 0.95) -> xr.Data
     Returns
     -------
     xr.Dataset
-        ``field_mean``, ``field_sd``, ``field_lower``, ``field_upper``, likewise for ``signal``, over (index, time).
+        ``field_mean``, ``field_sd``, ``field_lower``, ``field_upper``, likewise for ``signal``, over (index, time); and
+        ``ice_share`` where there is ice.
 
     Raises
     ------
@@ -339,7 +422,7 @@ def summarise_indices(indices: xr.Dataset, *, level: Fraction = 0.95) -> xr.Data
             out[f"{name}_{part}"] = values.assign_attrs(
                 units=array.attrs.get("units", "1"), long_name=f"{array.attrs.get('long_name', name)}, {part}"
             )
-    return out
+    return out.assign(ice_share=indices["ice_share"]) if "ice_share" in indices else out
 
 
 @checked(SummaryError)
@@ -354,7 +437,8 @@ def index_table(summary: xr.Dataset) -> pd.DataFrame:
     Returns
     -------
     pd.DataFrame
-        Columns ``index``, ``estimand``, ``time``, ``mean``, ``sd``, ``lower``, ``upper``.
+        Columns ``index``, ``estimand``, ``time``, ``mean``, ``sd``, ``lower``, ``upper``, and ``ice_share``, the share
+        of the box that was frozen, where there is ice.
     """
     names = [str(name).removesuffix("_mean") for name in summary.data_vars if str(name).endswith("_mean")]
     time = summary["time"].values
@@ -364,6 +448,7 @@ def index_table(summary: xr.Dataset) -> pd.DataFrame:
         pd.DataFrame(
             {"index": str(index), "estimand": name, "time": label}
             | {part: summary[f"{name}_{part}"].sel(index=index).values for part in parts}
+            | ({"ice_share": summary["ice_share"].sel(index=index).values} if "ice_share" in summary else {})
         )
         for index in summary["index"].values
         for name in names

@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 
 from probmodels.bayesian_svd.draws import Draws, blocks, read_draws
-from probmodels.bayesian_svd.indices.boxes import cell_positions, thinned
+from probmodels.bayesian_svd.indices.boxes import cell_positions, frozen_cells, thinned
 from probmodels.bayesian_svd.indices.series import match_series, time_steps
 from probmodels.datasets.calendars import month_number, parse_period
 from probmodels.datasets.regions import Region, parse_region, select_latitudes
@@ -119,7 +119,8 @@ def mode_index(
     name
         A key of `DEFINITIONS`.
     remove_mean
-        Whether the area-weighted mean over the cells of the region is taken out at each time.
+        Whether the area-weighted mean over the cells of the region is taken out at each time; frozen ones count as the
+        open water that their patterns are of.
     base
         Period such as "1950-1993" in place of that of the definition. Where fewer than 30 times of the data lie in it,
         all times are used.
@@ -173,7 +174,9 @@ def mode_index(
     out["pattern_agreement"] = "index", [_agreement(patterns, weight)]
     out["variance_share"] = "index", [share.mean()]
     out["base_times"] = "index", [int(in_base.sum())]
-    out.attrs = {"base_period": where.base_label, "mean_removed": int(remove_mean), "references": definition.reference}
+    frozen = frozen_cells(constant)[inside].mean(1) @ weight / weight.sum()
+    out.attrs = {"base_period": where.base_label, "mean_removed": int(remove_mean), "ice_share": float(frozen)}
+    out.attrs["references"] = definition.reference
     return out
 
 

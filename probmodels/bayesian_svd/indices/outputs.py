@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from probmodels._axes import BLUE, RED, SMALL, clean
 from probmodels.bayesian_svd.draws import read_draws
 from probmodels.bayesian_svd.figures import time_axis
-from probmodels.bayesian_svd.indices.boxes import box_areas, box_indices, index_table, summarise_indices
+from probmodels.bayesian_svd.indices.boxes import Ice, box_areas, box_indices, check_ice, index_table, summarise_indices
 from probmodels.bayesian_svd.indices.correlation import check_common_times, correlate, correlation_sentences
 from probmodels.bayesian_svd.indices.decadal import (
     DEFINITIONS,
@@ -111,6 +111,10 @@ def _said_of_box(one: xr.Dataset) -> Iterator[str]:
         yield "cells have no grid; how much of the box they cover is unknown."
     elif covered < 0.995:
         yield f"cells cover {covered:.0%} of the box; the rest is land or outside of the field."
+    if "ice_share" in one and (icy := one["ice_share"].values > 0).any():
+        what = "left out of its mean" if one.attrs["ice"] == "left_out" else "filled by the model as open water"
+        most = float(one["ice_share"].max())
+        yield f"part of the box is frozen at {icy.sum()} of {icy.size} times, at most {most:.0%}, and {what}."
     if (gaps := int((observed < 1 - 1e-9).sum())) > 0:
         yield f"{gaps} of {len(observed)} times have gaps in the box, which draws fill."
     if np.isnan(ratio):
@@ -125,6 +129,8 @@ def _said_of_box(one: xr.Dataset) -> Iterator[str]:
 def _said_of_mode(one: xr.Dataset) -> Iterator[str]:
     if not int(one.attrs["mean_removed"]):
         yield "the global mean is not taken out, unless the data had it taken out before."
+    if ice := float(one.attrs["ice_share"]):
+        yield f"{ice:.0%} of the region is frozen on average: patterns there, and a mean taken out, are of open water."
     if one.attrs["base_period"].startswith("all"):
         yield f"mean and spread are those of {one.attrs['base_period']}."
     if (agreement := float(one["pattern_agreement"])) < _AGREEMENT:
@@ -291,7 +297,7 @@ class Request(TypedDict, total=False):
     ----------
     boxes
         As for `probmodels.bayesian_svd.indices.boxes.box_indices`.
-    effects, min_covered
+    effects, min_covered, ice
         Likewise.
     modes
         Keys of `probmodels.bayesian_svd.indices.decadal.DEFINITIONS`.
@@ -310,6 +316,7 @@ class Request(TypedDict, total=False):
     boxes: Annotated[Sequence[str] | None, Default(None)]
     effects: Annotated[bool, Default(True)]
     min_covered: Annotated[Fraction, Default(0.8)]
+    ice: Annotated[Ice, Default("left_out")]
     modes: Annotated[Sequence[Annotated[str, OneOf(tuple(DEFINITIONS))]], Default(())]
     remove_mean: Annotated[bool, Default(False)]
     base: Annotated[str | None, Default(None)]
@@ -352,7 +359,7 @@ def indices_to_folder(
     asked: dict[str, Any] = dict(filled(Request, request))
     boxed = bool(asked["boxes"]) or not (asked["modes"] or asked["published"])
     for used, what, names in (
-        (boxed, "no boxes", ("effects", "min_covered")),
+        (boxed, "no boxes", ("effects", "min_covered", "ice")),
         (bool(asked["modes"]), "no modes", ("remove_mean", "base")),
         (asked["published"] is not None, "no published series", ("fitted",)),
         (asked["series"] is not None, "no series", ("column", "missing", "max_lag", "detrend")),
@@ -363,8 +370,8 @@ def indices_to_folder(
     folder = _made(folder)
     found: dict[str, xr.Dataset] = {}
     if boxed:
-        boxes = asked["boxes"] or None
-        found["boxes"] = box_indices(tree, boxes, effects=asked["effects"], min_covered=asked["min_covered"])
+        own = {name: asked[name] for name in ("effects", "min_covered", "ice")}
+        found["boxes"] = box_indices(tree, asked["boxes"] or None, **own)
     for name in asked["modes"]:
         found[name] = mode_index(tree, name, remove_mean=asked["remove_mean"], base=asked["base"])
     if published is not None:
@@ -393,7 +400,9 @@ def _checked_request(
             raise DataError("the result has no dates; another series cannot be set beside it")
         check_common_times(other, constant["time"], asked["max_lag"])
     if boxed:
-        box_areas(constant, asked["boxes"] or None, asked["min_covered"])
+        areas = box_areas(constant, asked["boxes"] or None, asked["min_covered"])
+        if asked["ice"] == "left_out":
+            check_ice(constant, areas)
     for name in asked["modes"]:
         mode_region(constant, num_modes, name, asked["base"])
     return other, published
