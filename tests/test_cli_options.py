@@ -719,3 +719,26 @@ def test_what_is_no_command_is_one_line_and_status_two(
     status, said = inside(*arguments)
     assert status == 2
     assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["sst", "--set=model.hold_out=1"], "hold_out=1; give a number of at least 0 and of at most 0.5"),
+        (["sst", "--set=model.hold_out=0.2", "--set=model.hold_out_block=[100,3,4]"], "the data have 50 times"),
+        (["sst", "--set=model.hold_out_block=[6,3,4]"], "hold_out_block"),
+        (["sst", "--rank=1", "--rotation=varimax"], "rotation='varimax' of one mode"),
+        (["ranks", "--block=100,3,4"], "the data have 50 times, of which a block may have 25"),
+        (["ranks", "--block=6,90,4"], "the data have 18 cells along latitude"),
+        (["ranks", "--share=0"], "share=0.0; give a number above 0"),
+        (["ranks", "--share=1"], "share=1.0; give a number above 0 and of at most 0.5"),
+    ],
+)
+def test_what_cannot_be_held_out_or_rotated_is_refused_before_the_run(
+    inside: Callable[..., tuple[int, str]], asked: list[str], message: str
+) -> None:
+    status, said = inside(*asked, "--out=run")
+    assert status == 2
+    assert message in said
+    assert "compiling" not in said
+    assert not list(Path("run").glob("*"))

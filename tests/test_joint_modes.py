@@ -11,7 +11,7 @@ import xarray as xr
 from synthetic_modes import toy_field
 
 from probmodels import run_mcmc
-from probmodels.bayesian_svd import make_problem, write_outputs
+from probmodels.bayesian_svd import make_problem, outputs, write_outputs
 from probmodels.bayesian_svd.draws import read_draws
 from probmodels.bayesian_svd.joint.coupled import couple
 from probmodels.bayesian_svd.joint.stack import split_fields, stack_fields, stack_lags, stack_members
@@ -250,7 +250,7 @@ def test_outputs_hold_each_field(coupled, tmp_path):
     assert {"modes_sst.nc", "modes_slp.nc"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_couplings_that_cannot_be_are_refused(coupled):
+def test_couplings_that_cannot_be_are_refused(coupled, tmp_path, monkeypatch):
     with pytest.raises(SummaryError, match="did you mean 'slp'"):
         couple(coupled, ["sst", "slq"])
     with pytest.raises(SummaryError, match="different fields"):
@@ -266,6 +266,10 @@ def test_couplings_that_cannot_be_are_refused(coupled):
         couple(alone, ["sst", "slp"])
     with pytest.raises(SummaryError, match="stack_fields"):
         split_fields(summarise_modes(alone), alone)
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "summarise_modes", lambda *_, **__: pytest.fail("summarised before it was checked"))
+        with pytest.raises(SummaryError, match="of several fields"):
+            write_outputs(Result(alone), tmp_path / "new", coupling="mca")
     frame = run_mcmc(make_problem(stack_fields(pair(0.5)), rank=1), **QUICK | {"num_samples": 5}).tree
     with pytest.raises(SummaryError, match="series='ar1'"):
         couple(frame, ["sst", "slp"])
