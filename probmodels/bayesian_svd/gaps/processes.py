@@ -27,11 +27,10 @@ from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from probmodels.bayesian_svd.gaps.quick import Table, quick_fit
+from probmodels.bayesian_svd.gaps.quick import Table, quick_fit, table_of
 from probmodels.bayesian_svd.noise import filtered_by
 from probmodels.bayesian_svd.prepare import make_problem
 from probmodels.bayesian_svd.series_grid import series_data
-from probmodels.bayesian_svd.sides import space_distance
 from probmodels.distributions.processes import correlation_at
 from probmodels.errors import DataError
 from probmodels.options import Count, Positive, Seed, checked
@@ -124,7 +123,7 @@ def compare_processes(
     assert problem.data is not None
     constant = problem.data
     grids = {name: _grid(constant["time"], name) for name in series}
-    table = _table(constant)
+    table = table_of(constant)
     usable = np.flatnonzero(table.seen.mean(0) >= _COMPLETE)
     if len(usable) > _MOST_TIMES:
         raise DataError(f"{len(usable)} times are more than {_MOST_TIMES}: give means over longer times, or a period")
@@ -164,18 +163,6 @@ def _grid(times: xr.DataArray, series: str) -> _Grid:
     scale = scale[np.unique(np.linspace(0, len(scale) - 1, _SCALES).round().astype(int))]
     weight = np.gradient(scale) if whole.process == "ar1" and len(scale) > 1 else np.ones(len(scale))
     return _Grid(whole.process, scale, np.log(weight / weight.sum()))
-
-
-def _table(constant: xr.Dataset) -> Table:
-    """Weighted data, effects and distances of a problem."""
-    values = constant["data"].transpose("cell", "time").values.astype(float)
-    seen, root = np.isfinite(values), np.sqrt(constant["weight"].values)[:, None]
-    if "fixed_effects_design" in constant:
-        design = constant["fixed_effects_design"].transpose("time", ...).values.astype(float)
-    else:
-        design = np.zeros((values.shape[1], 0))
-    distance = space_distance(constant["data"]).numpy()
-    return Table(np.where(seen, values * root, 0.0), seen, design, constant["time_steps"].values, distance)
 
 
 class _Along(NamedTuple):

@@ -20,12 +20,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from probmodels.bayesian_svd.gaps.states import States, decays
 from probmodels.bayesian_svd.noise import Noise, estimate_noise, filtered_by
+from probmodels.bayesian_svd.sides import space_distance
 
-__all__ = ["QuickFit", "Table", "noise_about", "noise_edge", "quick_fit", "shrunken"]
+__all__ = ["QuickFit", "Table", "noise_about", "noise_edge", "quick_fit", "shrunken", "table_of"]
 
 Array = NDArray[np.float64]
 
@@ -42,6 +44,18 @@ class Table(NamedTuple):
     design: Array
     steps: Array
     distance: Array
+
+
+def table_of(constant: xr.Dataset) -> Table:
+    """Weighted data, effects and distances of a problem, by the data that it keeps."""
+    values = constant["data"].transpose("cell", "time").values.astype(float)
+    seen, root = np.isfinite(values), np.sqrt(constant["weight"].values)[:, None]
+    if "fixed_effects_design" in constant:
+        design = constant["fixed_effects_design"].transpose("time", ...).values.astype(float)
+    else:
+        design = np.zeros((values.shape[1], 0))
+    distance = space_distance(constant["data"]).numpy()
+    return Table(np.where(seen, values * root, 0.0), seen, design, constant["time_steps"].values, distance)
 
 
 class QuickFit(NamedTuple):

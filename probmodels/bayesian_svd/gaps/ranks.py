@@ -18,9 +18,9 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from probmodels.bayesian_svd.gaps.blocks import Block, choose_block, hide_blocks
-from probmodels.bayesian_svd.gaps.quick import QuickFit, Table, quick_fit
+from probmodels.bayesian_svd.gaps.quick import QuickFit, Table, quick_fit, table_of
 from probmodels.bayesian_svd.prepare import make_problem
-from probmodels.bayesian_svd.sides import positions, space_distance
+from probmodels.bayesian_svd.sides import positions
 from probmodels.errors import DataError
 from probmodels.options import Positive, Seed, checked
 
@@ -110,22 +110,16 @@ def compare_ranks(
     )
     assert problem.data is not None
     constant = problem.data
-    values = constant["data"].transpose("cell", "time").values.astype(float)
-    seen, root = np.isfinite(values), np.sqrt(constant["weight"].values)[:, None]
-    if "fixed_effects_design" in constant:
-        design = constant["fixed_effects_design"].transpose("time", ...).values.astype(float)
-    else:
-        design = np.zeros((values.shape[1], 0))
-    distance, steps = space_distance(constant["data"]).numpy(), constant["time_steps"].values
+    values, root = constant["data"].transpose("cell", "time").values, np.sqrt(constant["weight"].values)[:, None]
+    whole = table_of(constant)
+    seen, num_effects = whole.seen, whole.design.shape[1]
     size, places = choose_block(constant, block), positions(constant["data"])
-    hidden = [
-        hide_blocks(constant, seen, places, size, share, design.shape[1], seed + repeat) for repeat in range(repeats)
-    ]
+    hidden = [hide_blocks(constant, seen, places, size, share, num_effects, seed + repeat) for repeat in range(repeats)]
     done: list[_Filled] = []
     with tqdm(total=repeats * len(ranks), desc="ranks", disable=not progress) as bar:
         for repeat, blocks in enumerate(hidden):
             left = seen & (blocks < 0)
-            table = Table(np.where(left, values * root, 0.0), left, design, steps, distance)
+            table = whole._replace(values=np.where(left, whole.values, 0.0), seen=left)
             done.append(_filled(table, ranks, values, root, blocks, noise == "correlated", seed + repeat, bar))
     found = _scored(done, ranks)
     units = str(constant["data"].attrs.get("units", "1"))
