@@ -255,7 +255,7 @@ def _groups(tree: xr.DataTree, of: str | None) -> tuple[xr.Dataset, xr.Dataset]:
 
 def _stacked(posterior: xr.Dataset, name: str, *dims: str) -> np.ndarray:
     """Draws of a variable (draw of all chains, *dims)."""
-    array = posterior[name].transpose("chain", "draw", *dims).values.astype(float)
+    array = posterior[name].transpose("chain", "draw", *dims).values.astype(float, copy=False)
     return array.reshape(-1, *array.shape[2:])
 
 
@@ -324,12 +324,15 @@ def _of_these_times(
     It is what a decomposition of the field without noise would find. Signs follow the draws.
     """
     effects = np.linalg.qr(design)[0] if design.shape[1] else design
-    signal = (time - np.tensordot(effects, np.tensordot(effects.T, time, 1), 1)) * d  # (time, draw, mode)
+    signal = np.tensordot(effects, np.tensordot(effects.T, time, 1), 1)  # (time, draw, mode)
+    np.subtract(time, signal, out=signal)  # in place: where times are many, these are the largest arrays there are
+    signal *= d
     gram = np.einsum("tsi,tsj->sij", signal, signal)
     values, turn = np.linalg.eigh(gram)
     values, turn = np.sqrt(np.maximum(values[:, ::-1], 0.0)), turn[:, :, ::-1]
     turn = turn * np.where(np.einsum("sii->si", turn) < 0, -1.0, 1.0)[:, None, :]
-    series = np.einsum("tsi,sij->tsj", signal, turn) / np.maximum(values, 1e-300)
+    series = np.einsum("tsi,sij->tsj", signal, turn)
+    series /= np.maximum(values, 1e-300)
     return np.einsum("rsi,sij->rsj", space, turn), values, series
 
 
