@@ -13,6 +13,7 @@ from synthetic_modes import toy_field
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem, outputs, write_outputs
 from probmodels.bayesian_svd.draws import read_draws
+from probmodels.bayesian_svd.figures import pcs
 from probmodels.bayesian_svd.joint.coupled import couple
 from probmodels.bayesian_svd.joint.stack import split_fields, stack_fields, stack_lags, stack_members
 from probmodels.bayesian_svd.sides import space_distance
@@ -308,6 +309,8 @@ def test_a_gridded_ensemble_is_a_matrix_and_shares_its_trend():
     modes = summarise_modes(tree)
     assert modes.sizes["time"] == 80
     assert np.isfinite(modes["pc_mean"]).all()
+    lines = [line.get_xdata() for line in pcs(modes).axes[0].lines[1:]]  # after the one at zero
+    assert [len(x) for x in lines] == [40, 40]  # a line for each member, none from one to the next
 
 
 def test_members_are_refused_where_they_cannot_be():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def leading_modes(
     figure = Figure(figsize=(11.0, height))
     margins = {"left": 0.05, "right": 0.985, "bottom": 0.3 / height, "top": 1 - 0.45 / height}
     grid = figure.add_gridspec(count, 3, width_ratios=[1.2, 1.35, 0.6], hspace=0.3, wspace=0.17, **margins)
-    time, unit = time_axis(modes["time"]), f"{_units(modes['mode_mean'])} per sd of PC".strip()
+    unit = f"{_units(modes['mode_mean'])} per sd of PC".strip()
     level = 100 * float(modes.attrs.get("interval_level", 0.95))
     for i in range(count):
         left, right = figure.add_subplot(grid[i, 0]), figure.add_subplot(grid[i, 1])
@@ -79,14 +80,8 @@ def leading_modes(
         draw_map(figure, left, mean, unit, cmap="RdBu_r", vmin=-bound, vmax=bound)
         stipple(left, uncertain_sign(modes["prob_positive"][i], sure))
         left.set_title(_mode_title(modes, i).partition(":")[0], fontsize=10, loc="left")
-        right.axhline(0, color="0.7", linewidth=0.7, zorder=0)
-        right.fill_between(
-            time, modes["pc_lower"][i], modes["pc_upper"][i], color=BLUE, alpha=0.3, linewidth=0, label=f"{level:g} %"
-        )
-        right.plot(time, modes["pc_mean"][i], color=BLUE, linewidth=1.0 if len(time) < 200 else 0.7, label="mean")
+        draw_pc(right, modes, i)
         right.set_title(f"PC {int(modes['mode'][i])} (sd), with its {level:g} % interval", fontsize=10, loc="left")
-        right.margins(x=0.01)
-        clean(right)
     _shares(figure.add_subplot(grid[:, 2]), modes, comparison, count)
     return figure
 
@@ -231,33 +226,33 @@ def time_axis(time: xr.DataArray) -> np.ndarray:
     return time.values
 
 
+def draw_pc(ax: Any, modes: xr.Dataset, i: int, comparison: xr.Dataset | None = None) -> None:
+    """A principal component with its interval, and that of the EOFs; each member of an ensemble on its own."""
+    time, level = time_axis(modes["time"]), 100 * float(modes.attrs.get("interval_level", 0.95))
+    width = 1.0 if len(time) < 200 else 0.7
+    ax.axhline(0, color="0.7", linewidth=0.7, zorder=0)
+    starts = [0, *(np.flatnonzero(time[1:] <= time[:-1]) + 1), len(time)]  # where the next member begins
+    for first, end in pairwise(starts):
+        part, label = slice(first, end), (lambda text: text) if first == 0 else (lambda _: None)
+        low, high = modes["pc_lower"][i, part], modes["pc_upper"][i, part]
+        ax.fill_between(time[part], low, high, color=BLUE, alpha=0.3, linewidth=0, label=label(f"{level:g} % interval"))
+        if comparison is not None:  # beneath the mean, which a dashed line over many months would hide
+            eof = comparison["eof_pc"][i, part]
+            ax.plot(time[part], eof, color="0.1", linewidth=0.7, linestyle=(0, (3, 2)), label=label("EOF"))
+        ax.plot(time[part], modes["pc_mean"][i, part], color=BLUE, linewidth=width, label=label("posterior mean"))
+    ax.margins(x=0.01)
+    clean(ax)
+
+
 def pcs(modes: xr.Dataset, comparison: xr.Dataset | None = None) -> Figure:
     """Standardised principal components with their intervals, and those of the EOFs where a comparison is given."""
     count = modes.sizes["mode"]
     figure = Figure(figsize=(10, 1.75 * count + 0.3), layout="constrained")
     axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
-    time = time_axis(modes["time"])
-    level = 100 * float(modes.attrs.get("interval_level", 0.95))
     for i, ax in enumerate(axes):
-        ax.axhline(0, color="0.7", linewidth=0.7, zorder=0)
-        ax.fill_between(
-            time,
-            modes["pc_lower"][i],
-            modes["pc_upper"][i],
-            color=BLUE,
-            alpha=0.3,
-            linewidth=0,
-            label=f"{level:g} % interval",
-        )
-        if comparison is not None:  # beneath the mean, which a dashed line over many months would hide
-            ax.plot(time, comparison["eof_pc"][i], color="0.1", linewidth=0.7, linestyle=(0, (3, 2)), label="EOF")
-        ax.plot(
-            time, modes["pc_mean"][i], color=BLUE, linewidth=1.2 if len(time) < 200 else 0.7, label="posterior mean"
-        )
+        draw_pc(ax, modes, i, comparison)
         ax.set_title(_mode_title(modes, i).replace("Mode ", "PC ").replace(" mode ", " PC "), fontsize=10, loc="left")
         ax.set_ylabel("sd", fontsize=SMALL)
-        clean(ax)
-        ax.margins(x=0.01)
     axes[0].legend(fontsize=SMALL, frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0)
     return figure
 

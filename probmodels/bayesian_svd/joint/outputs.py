@@ -13,11 +13,10 @@ import pandas as pd
 import xarray as xr
 from markupsafe import Markup
 
-from probmodels._axes import BLUE, clean
 from probmodels._page import bullets, paragraphs, table
 from probmodels._version import __version__
 from probmodels.bayesian_svd.draws import MODES_OF
-from probmodels.bayesian_svd.figures import time_axis
+from probmodels.bayesian_svd.figures import draw_pc
 from probmodels.bayesian_svd.joint.coupled import couple
 from probmodels.bayesian_svd.joint.stack import split_fields
 from probmodels.bayesian_svd.maps import draw_map, grid_of_maps, largest, stipple, uncertain_sign
@@ -146,7 +145,7 @@ def joint_maps(parts: Mapping[str, xr.Dataset]) -> Figure:
         for ax, (field, modes) in zip(row, shown.items(), strict=False):
             _draw_field(figure, ax, modes["mode_mean"][i], "per sd of PC", modes["prob_positive"][i])
             ax.set_title(f"{field}, mode {number}{whose}", fontsize=10, loc="left")
-        _draw_series(row[-1], first, i)
+        draw_pc(row[-1], first, i)
         said = "{:.0f} % [{:.0f}, {:.0f}] of all variance".format(*shares)
         row[-1].set_title(f"PC {number} in sd, with its {level:g} % interval: {said}", fontsize=9, loc="left")
     return figure
@@ -178,17 +177,6 @@ def _draw_field(figure: Figure, ax: Axes, values: xr.DataArray, per: str, positi
     draw_map(figure, ax, values, f"{'' if unit == '1' else unit} {per}".strip(), cmap="RdBu_r", vmin=-bound, vmax=bound)
     if positive is not None and "lat" in values.coords:
         stipple(ax, uncertain_sign(positive, 0.95))
-
-
-def _draw_series(ax: Axes, modes: xr.Dataset, i: int) -> None:
-    """Principal component with its interval."""
-    time = time_axis(modes["time"])
-    ax.axhline(0, color="0.7", linewidth=0.7, zorder=0)
-    low, high = modes["pc_lower"][i], modes["pc_upper"][i]
-    ax.fill_between(time, low, high, color=BLUE, alpha=0.3, linewidth=0)
-    ax.plot(time, modes["pc_mean"][i], color=BLUE, linewidth=1.0 if len(time) < 200 else 0.7)
-    ax.margins(x=0.01)
-    clean(ax)
 
 
 def _interval(modes: xr.Dataset, name: str, i: int) -> str:
