@@ -162,11 +162,7 @@ def load_sst(
         refuse_unused(load_sst, "anomalies=False", base_period=base_period, keep_climatology=keep_climatology)
     if daily:
         refuse_unused(load_sst, "daily=True", season=season, keep_climatology=keep_climatology)
-    box = None if region is None else parse_region(region)
-    span = None if period is None else parse_period(period)
-    months_of = None if season is None else parse_season(season)
-    base = None if base_period is None else parse_period(base_period, name="base_period")
-
+    box, span, months_of, base = _chosen(region, period, season, base_period)
     mends: list[str] = []
     parts, files = open_parts(_source(path), variable=variable, mends=mends, member=member)
     try:
@@ -193,8 +189,8 @@ def load_sst(
 
     attrs = {
         "kind": kind,
-        "base_period": "" if base is None else base.label,
-        "season": "" if months_of is None else months_of.label,
+        "base_period": _label(base),
+        "season": _label(months_of),
         "frequency": step,
         "region": "all" if box is None else f"{box.label} ({box.bounds})",
         "source_files": json.dumps([{"name": file.name, "sha256": _sha256(file)} for file in files]),
@@ -205,6 +201,25 @@ def load_sst(
         return found
     cycle = _labelled(within_period(removed, span, []), ocean, attrs, said=False)
     return found.assign_coords(climatology=(found.dims, cycle.values.astype(np.float32), removed.attrs))
+
+
+def _chosen(
+    region: str | Mapping[str, Sequence[float]] | Region | None,
+    period: Months | None,
+    season: str | Sequence[int] | None,
+    base_period: Months | None,
+) -> tuple[Region | None, Period | None, Season | None, Period | None]:
+    """What is asked for, read; None for what is not."""
+    return (
+        None if region is None else parse_region(region),
+        None if period is None else parse_period(period),
+        None if season is None else parse_season(season),
+        None if base_period is None else parse_period(base_period, name="base_period"),
+    )
+
+
+def _label(part: Period | Season | None) -> str:
+    return "" if part is None else part.label
 
 
 def _selected(
