@@ -8,8 +8,8 @@ import xarray as xr
 
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
+from probmodels.bayesian_svd.checking.halves import compare_halves
 from probmodels.bayesian_svd.checks import check_model
-from probmodels.bayesian_svd.halves import compare_halves
 from probmodels.distributions.processes import banded_precision
 
 DRAWS, MODES = 100, 3

@@ -14,11 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
+from scipy.special import chdtrc
 
-from probmodels.bayesian_svd.draws import read_draws
+from probmodels.bayesian_svd.checking.halves import compare_halves
+from probmodels.bayesian_svd.checking.times import Cycle, calendar_cycle, largest_jump, regular_cycle
+from probmodels.bayesian_svd.draws import Draws, read_draws
+from probmodels.bayesian_svd.effects import time_in_years
 from probmodels.bayesian_svd.eof import eof_baseline, make_anomalies
 from probmodels.bayesian_svd.forecasts.states import innovations, whiteness
-from probmodels.bayesian_svd.halves import compare_halves
 from probmodels.bayesian_svd.noise import MOST_CELLS
 from probmodels.bayesian_svd.patterns.number import check_number
 from probmodels.bayesian_svd.summary import residual_checks
@@ -38,6 +41,9 @@ _SAME, _FEWEST = 0.005, 20  # p-value of the halves of a record; steps from whic
 _DRIFT = 1.5  # variance of one third of the record over that of another
 _INNOVATIONS, _LAGS = 100, 5  # draws and lags of the check of the process of series
 _REMEMBERED, _SURPRISE = 0.15, 1e-3  # correlation of innovations that matters, and p-value that chance hardly gives
+_JUMP = 1e-5  # p-value of the largest innovation
+_SINGLE, _CHANCE = 6.0, 1e-6  # mean square of the residuals of one time over the usual one, and its p-value
+_CYCLE = 0.005  # p-value of a cycle
 _SIDES = {"space": "length_scales_space", "time": "length_scales_time"}
 
 
@@ -66,6 +72,7 @@ def check_model(result: ResultLike) -> Iterator[Finding]:
             advice = f"{getattr(noise, near)}, so that {_NARROW}: read them as lower bounds; {noise.instead}"
             yield _finding(found[name], limit, verdict, advice)
     yield from _drifts(checks["residual_variance"].values)
+    yield from _single_times(checks["residual_variance"].values, cells, constant["time"])
     yield from _ends(tree)
     yield from _process(tree)
     yield from _halves(tree)
@@ -242,6 +249,7 @@ def _process(tree: xr.DataTree) -> Iterator[Finding]:
         return
     chosen = draws.thinned(_INNOVATIONS)
     new = innovations(draws.process, draws.scale[chosen], draws.processes(chosen), draws.steps)
+    yield from _jumps(new, draws, group_of(tree, "constant_data")["time"])
     correlations, p = whiteness(new, _LAGS)
     largest = np.abs(correlations).max(0)  # of each process
     bad = (largest > _REMEMBERED) & (p < _SURPRISE)
@@ -260,6 +268,58 @@ def _process(tree: xr.DataTree) -> Iterator[Finding]:
     advice += ", 'matern32' and 'matern52'"
     harmful = bool(bad.any()) and (white or draws.process != "ar1")
     yield Finding(harmful, verdict, advice if bad.any() else "", part="model")
+
+
+def _single_times(values: np.ndarray, cells: int, times: xr.DataArray) -> Iterator[Finding]:
+    """A time at which residuals are larger by far than at others: an error of the data, or an event of its own kind."""
+    usual = float(np.median(values))
+    time = int(values.argmax())
+    ratio = float(values[time]) / usual if usual > 0 else 1.0
+    # Of residuals that are independent between cells; correlated ones scatter more, for which the ratio leaves room.
+    p = len(values) * float(chdtrc(cells, cells * ratio))
+    if ratio > _SINGLE and p < _CHANCE:
+        verdict = f"residuals at {_name(times, time)} vary {ratio:.0f} times as much as at other times "
+        advice = "one time can draw the modes to itself: look at its data, and leave it out if they are wrong"
+        yield Finding(True, f"{verdict}(at most {_SINGLE:g} times)", advice, part="model")
+
+
+def _jumps(new: np.ndarray, draws: Draws, times: xr.DataArray) -> Iterator[Finding]:
+    """Single times and cycles that the processes of the series do not give."""
+    one = "series" if draws.turn is None else "process"
+    jump = largest_jump(new)
+    if jump.p_value < _JUMP:
+        verdict = f"{one} {jump.process + 1} jumps by {abs(jump.size):.1f} standard deviations at "
+        verdict += f"{_name(times, jump.time)}, p = {jump.p_value:.1g} (at least {_JUMP:g})"
+        advice = "one time can draw the modes to itself: look at its data, and leave it out if they are wrong"
+        yield Finding(True, verdict, advice, part="model")
+    cycle = _cycle(new, draws, times)
+    if cycle is not None and cycle.p_value < _CYCLE:
+        verdict = (
+            f"{cycle.share:.0%} of what is new in {one} {cycle.process + 1} is a cycle of {cycle.period:.3g} steps, "
+        )
+        verdict += f"p = {cycle.p_value:.1g} (at least {_CYCLE:g})"
+        advice = (
+            "a cycle that was left in is taken for internal variability: take anomalies from a climatology, or the "
+        )
+        yield Finding(True, verdict, advice + "effects 'annual' and 'semiannual'", part="model")
+
+
+def _cycle(new: np.ndarray, draws: Draws, times: xr.DataArray) -> Cycle | None:
+    """The cycle of the year where times are dates; else of any period, where they are regular."""
+    if "member" in times.coords:
+        return None
+    if np.issubdtype(times.dtype, np.datetime64):
+        return calendar_cycle(new, time_in_years(times))
+    assert draws.steps is not None
+    return regular_cycle(new) if np.ptp(draws.steps) < 1e-6 else None
+
+
+def _name(times: xr.DataArray, place: int) -> str:
+    """A time in words."""
+    value = times.values[place]
+    if np.issubdtype(times.dtype, np.datetime64):
+        return str(value.astype("datetime64[D]"))
+    return f"time {value}"
 
 
 def _hidden(constant: xr.Dataset) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from probmodels.bayesian_svd.effects import time_in_years
 from probmodels.bayesian_svd.model import SeriesData
-from probmodels.bayesian_svd.sides import log_density
+from probmodels.bayesian_svd.sides import cell_widths, log_density
 from probmodels.errors import DataError
 
 __all__ = ["series_data"]
@@ -75,13 +75,13 @@ def series_data(
         scale, weights = np.zeros(1), np.ones(1)
     elif series == "ar1":
         scale = np.tanh(np.linspace(0.0, _LARGEST_DECAY, _DECAYS))
-        weights = np.gradient(scale)
+        weights = cell_widths(scale)
     else:
         scale = _length_scales(series, length_scales, step, shortest, record)
         weights = np.ones(len(scale))
         if prior is not None and len(scale) > 1:  # the mass of each grid point: density times the width of its cell
             density = log_density("length_prior_time", prior, torch.as_tensor(step * scale))
-            weights = np.gradient(scale) * np.exp((density - density.max()).numpy())
+            weights = cell_widths(scale) * np.exp((density - density.max()).numpy())
     with np.errstate(divide="ignore"):
         log_weights = torch.as_tensor(np.log(weights / weights.sum())).expand(rank, -1).contiguous()
     process = "ar1" if series == "iid" else series

@@ -25,6 +25,7 @@ from probmodels.errors import DataError
 __all__ = [
     "Grid",
     "Leading",
+    "cell_widths",
     "check_bases",
     "check_room",
     "leading_patterns",
@@ -110,9 +111,17 @@ def weigh(grid: EigenGrid, families: Sequence[str], name: str, prior: Distributi
         scales = grid.length_scales[index]
         weight = torch.zeros(len(index), dtype=torch.float64)
         if prior is not None and len(index) > 1:  # the mass of each grid point: density times the width of its cell
-            weight = log_density(f"length_prior_{name}", prior, scales) + torch.gradient(scales)[0].log()
+            weight = (
+                log_density(f"length_prior_{name}", prior, scales) + torch.as_tensor(cell_widths(scales.numpy())).log()
+            )
         log_weights[i, index] = torch.log_softmax(weight, 0)
     return SideData(grid.values, grid.vectors, log_weights, grid.length_scales, grid.basis)
+
+
+def cell_widths(grid: Array) -> Array:
+    """Widths of the cells of an increasing grid, which end half-way to the next point and at the ends of the grid."""
+    edges = np.concatenate([grid[:1], 0.5 * (grid[1:] + grid[:-1]), grid[-1:]])
+    return np.diff(edges)
 
 
 def log_density(name: str, prior: Distribution, scales: Tensor) -> Tensor:

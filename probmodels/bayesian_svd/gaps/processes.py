@@ -31,6 +31,7 @@ from probmodels.bayesian_svd.gaps.quick import Table, quick_fit, table_of
 from probmodels.bayesian_svd.noise import filtered_by
 from probmodels.bayesian_svd.prepare import make_problem
 from probmodels.bayesian_svd.series_grid import series_data
+from probmodels.bayesian_svd.sides import cell_widths
 from probmodels.distributions.processes import correlation_at
 from probmodels.errors import DataError
 from probmodels.options import Count, Positive, Seed, checked
@@ -161,7 +162,7 @@ def _grid(times: xr.DataArray, series: str) -> _Grid:
     whole = series_data(times, series, 1)
     scale = whole.scale.numpy()
     scale = scale[np.unique(np.linspace(0, len(scale) - 1, _SCALES).round().astype(int))]
-    weight = np.gradient(scale) if whole.process == "ar1" and len(scale) > 1 else np.ones(len(scale))
+    weight = cell_widths(scale) if whole.process == "ar1" and len(scale) > 1 else np.ones(len(scale))
     return _Grid(whole.process, scale, np.log(weight / weight.sum()))
 
 

@@ -22,6 +22,7 @@ import xarray as xr
 from probmodels.bayesian_svd.draws import Draws, blocks, read_draws
 from probmodels.bayesian_svd.indices.boxes import cell_positions, frozen_cells, thinned
 from probmodels.bayesian_svd.indices.series import match_series, time_steps
+from probmodels.bayesian_svd.sides import cell_widths
 from probmodels.datasets.calendars import month_number, parse_period
 from probmodels.datasets.regions import Region, parse_region, select_latitudes
 from probmodels.errors import DataError, SummaryError
@@ -421,7 +422,7 @@ def _regressed(
         square = float(y @ y - along @ along)
         log_density = -np.log(root).sum() - np.log(np.abs(np.diag(r))).sum() - 0.5 * (size - count) * np.log(square)
         fits.append((log_density, r, along, square))
-    log_density = np.array([fit[0] for fit in fits]) + np.log(np.gradient(_DECAYS))
+    log_density = np.array([fit[0] for fit in fits]) + np.log(cell_widths(_DECAYS))
     weights = np.exp(log_density - log_density.max())
     place = rng.choice(len(fits), p=weights / weights.sum())
     _, r, along, square = fits[place]

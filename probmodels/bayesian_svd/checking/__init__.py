@@ -1,0 +1,1 @@
+"""What would make the modes of a record wrong: halves that differ, single times, cycles that were left in."""
