@@ -4,7 +4,7 @@ Repeats alternate between the samplers, so that a busy machine slows all of them
 Two ports of the published conditionals are timed: ``published`` does all that the published software does (Bessel
 functions, kernels built twice, residual products); ``fast`` samples the same conditionals, implemented as fast as we
 could, and is what claims refer to. Ours is timed at full rank (tail 0) and on a truncated basis, whose size follows
-from the shortest length-scale that the prior allows.
+from the shortest length-scale that the prior allows. ``--parts`` times our sweep without some of its parts, no more.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import common  # isort: skip  (pins threads before numpy is loaded)
 
 import argparse
+import time
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,24 @@ def measure(size: int, repeats: int, tail: float, shortest: float, seed: int) ->
     }
 
 
+def parts(size: int, repeats: int, tail: float, shortest: float, seed: int) -> dict[str, Any]:
+    """Milliseconds of our sweep, of the same without some parts, and of handing a draw over."""
+    field = common.paper_example(seed) if size == 100 else common.growing_domain(size, seed)
+    sampler = common.block_gibbs(field, tail=tail, shortest=(shortest, shortest))
+    common.warm_up(sampler, 200, seed=seed)
+    kernel: Any = sampler.kernel
+    kinds = {"whole": (6, 10), "no rotations": (6, 0), "one step": (1, 10), "one step, no rotations": (1, 0)}
+    times: dict[str, list[float]] = {name: [] for name in [*kinds, "handing over"]}
+    for _ in range(repeats):
+        for name, (kernel.num_steps, kernel.num_passes) in kinds.items():
+            times[name].append(common.seconds_per_sweep(kernel, 300))
+        start = time.process_time()
+        for _ in range(300):
+            kernel.initial_params  # noqa: B018  (a property that makes the tensors of a draw)
+        times["handing over"].append((time.process_time() - start) / 300)
+    return {"n = m": size} | {name: common.spread(1e3 * np.array(found)) for name, found in times.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 200, 500])
@@ -53,7 +72,12 @@ def main() -> None:
         "--shortest", type=float, default=1.5, help="shortest length-scale of our prior; the truth is 3"
     )
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--parts", action="store_true", help="time our sweep without some of its parts")
     options = parser.parse_args()
+    if options.parts:
+        found = [parts(x, options.repeats, options.tails[-1], options.shortest, options.seed) for x in options.sizes]
+        common.report("sweep_parts", found, **vars(options))
+        return
     common.compile_samplers()
     rows = [
         {"tail": tail, **measure(size, options.repeats, tail, options.shortest, options.seed)}
