@@ -47,6 +47,7 @@ METHODS = {
     "grammar": "probmodels.grammar",
     "hierarchical_mixture": "probmodels.hierarchical_mixture",
     "lds": "probmodels.lds",
+    "meta_regularization": "probmodels.meta_regularization",
     "noisy_edges": "probmodels.noisy_edges",
     "score_composition": "probmodels.score_composition",
     "vib_gsl": "probmodels.vib_gsl",

@@ -60,6 +60,17 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "grammar": {"parents": ("true",), "left_branching": ("negative", "zero"), "epsilon": ("zero",)},
     "score_composition": {},
+    "meta_regularization": {
+        "normalise": ("true",),
+        "flip": ("zero",),
+        "degrees": ("zero",),
+        "shift": ("zero",),
+        "zoom": ("zero",),
+        "erase": ("zero",),
+        "generator": ("none",),
+        "num_classes": ("none",),
+        "seed": ("zero",),
+    },
     "lds": {"candidates": ("zero",), "rate": ("zero",)},
     "vib_gsl": {
         "skip": ("zero",),

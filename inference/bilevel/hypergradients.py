@@ -276,17 +276,16 @@ def _finite_difference(losses: Losses, inner: Values, hyper: Values, lr: float) 
             torch.manual_seed(seed)
             return losses.inner(values | hyper)
 
-    ahead = {name: value.detach().requires_grad_() for name, value in inner.items()}
-    ahead = add(inner, -lr, gradient(inner_loss(ahead), ahead))
-    ahead = {name: value.detach().requires_grad_() for name, value in ahead.items()}
+    def apart(values: Values) -> Values:  # modules warn of parameters that take no gradient
+        return {name: value.detach().requires_grad_() for name, value in values.items()}
+
+    ahead = apart(inner)
+    ahead = apart(add(inner, -lr, gradient(inner_loss(ahead), ahead)))
     outer = losses.outer(ahead | hyper)
     both = gradient(outer, ahead | hyper)
     direction = {name: both[name] for name in inner}
     length = _DIFFERENCE / max(norm(direction), 1e-30)
-    above, below = (
-        gradient(inner_loss({n: v.detach() for n, v in add(inner, side * length, direction).items()}), hyper)
-        for side in (1, -1)
-    )
+    above, below = (gradient(inner_loss(apart(add(inner, side * length, direction))), hyper) for side in (1, -1))
     mixed = {name: (above[name] - below[name]) / (2 * length) for name in hyper}
     return outer, {name: both[name] - lr * mixed[name] for name in hyper}
 
