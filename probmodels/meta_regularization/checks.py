@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +83,7 @@ def _calibration(probability: NDArray[np.float64], label: NDArray[np.integer]) -
 
 def _positions(result: Result) -> NDArray[np.int64]:
     """Position of the class of every image."""
-    tree = result.tree
+    tree: Any = result.tree
     label = column(tree, "label")
     classes = next(
         tree[g]["class"].values for g in ("posterior", "marginals") if g in tree and "class" in tree[g].coords

@@ -80,8 +80,8 @@ class Pictures:
     Parameters
     ----------
     generator
-        From latents (image, latent) and positions of classes (image,) to images (image, row, column), or (image, 1, row,
-        column).
+        From latents (image, latent) and positions of classes (image,) to images (image, row, column),
+        or (image, 1, row, column).
     shape
         Shape of an image, (channel, row, column).
     """
@@ -123,8 +123,8 @@ class Pictures:
             if not ((images >= -_SLACK) & (images <= 1 + _SLACK)).all():
                 low, high = images.min().item(), images.max().item()
                 raise DataError(
-                    f"generator returns values from {low:.3g} to {high:.3g}; intensities have to lie in [0, 1], as those "
-                    "of the data do"
+                    f"generator returns values from {low:.3g} to {high:.3g}; intensities have to lie in [0, 1], as "
+                    "those of the data do"
                 )
             slope = torch.autograd.grad(images.sum(), z, allow_unused=True)[0] if images.requires_grad else None
             if slope is None or not torch.isfinite(slope).all() or not slope.any():

@@ -13,7 +13,7 @@ https://arxiv.org/abs/1708.04896
 from __future__ import annotations
 
 import math
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +92,7 @@ class Transform:
             Source of the random numbers; None for that of torch.
         """
         count, _, rows, columns = images.shape
-        like = {"dtype": images.dtype, "device": images.device}
+        like: Any = {"dtype": images.dtype, "device": images.device}
         # The number of values drawn depends on nothing but the number of images.
         unit = torch.rand(count, 7, generator=generator, device=None if generator is None else generator.device)
         mirrored, *rest, top, left = unit.to(**like).unbind(1)
