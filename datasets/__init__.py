@@ -35,6 +35,7 @@ LOADERS = {
     "conllu": "probmodels.datasets.text:load_conllu",
     "csbm": "probmodels.datasets.graph_noise:simulate_csbm",
     "digits": "probmodels.datasets.graphs:load_digits",
+    "digit_halves": "probmodels.datasets.paired.views:load_digit_halves",
     "discrete_network": "probmodels.datasets.bayesian_networks:simulate_discrete_network",
     "earnings": "probmodels.datasets.earnings:simulate_earnings",
     "explainer": "probmodels.datasets.graph_noise:load_explainer",

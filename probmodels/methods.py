@@ -48,6 +48,7 @@ METHODS = {
     "hierarchical_mixture": "probmodels.hierarchical_mixture",
     "lds": "probmodels.lds",
     "meta_regularization": "probmodels.meta_regularization",
+    "modality_structure": "probmodels.modality_structure",
     "noisy_edges": "probmodels.noisy_edges",
     "score_composition": "probmodels.score_composition",
     "vib_gsl": "probmodels.vib_gsl",

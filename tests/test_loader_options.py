@@ -51,6 +51,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "conllu": {"path": "trees.conllu"},
     "csbm": {"num_nodes": 60},
     "digits": {},
+    "digit_halves": {},
     "discrete_network": {"num_samples": 20},
     "earnings": {"num_rows": 20},
     "explainer": {"num_nodes": 30, "num_motifs": 5},

@@ -71,6 +71,15 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
         "num_classes": ("none",),
         "seed": ("zero",),
     },
+    "modality_structure": {
+        "in_modal": ("true",),
+        "orthogonality": ("zero",),
+        "contrast": ("zero",),
+        "uniformity": ("zero",),
+        "consistency": ("zero",),
+        "augmented_consistency": ("zero",),
+        "inferred": ("empty list",),
+    },
     "lds": {"candidates": ("zero",), "rate": ("zero",)},
     "vib_gsl": {
         "skip": ("zero",),

@@ -1,0 +1,32 @@
+from .checks import check_draws as check_draws, check_model as check_model
+from .measures import (
+    embed as embed,
+    information_bound as information_bound,
+    measure as measure,
+    modality_gap as modality_gap,
+    recall_at as recall_at,
+)
+from .model import (
+    ENGINES as ENGINES,
+    REFERENCE as REFERENCE,
+    ModalityStructure as ModalityStructure,
+    make_problem as make_problem,
+    tiny as tiny,
+)
+from .outputs import write_outputs as write_outputs
+
+__all__ = [
+    "ENGINES",
+    "REFERENCE",
+    "ModalityStructure",
+    "check_draws",
+    "check_model",
+    "embed",
+    "information_bound",
+    "make_problem",
+    "measure",
+    "modality_gap",
+    "recall_at",
+    "tiny",
+    "write_outputs",
+]

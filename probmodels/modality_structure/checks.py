@@ -1,0 +1,98 @@
+"""Whether embeddings match rows that were held out, and what can be said of inferred weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from probmodels.inference.diagnostics.findings import Finding
+from probmodels.inference.diagnostics.guides import still_falling
+from probmodels.inference.labels import read_json
+from probmodels.inference.result import Result
+from probmodels.modality_structure.measures import embed, information_bound, shared_rows
+
+__all__ = ["check_draws", "check_model"]
+
+_FEWEST = 20  # rows held out that have both modalities
+_SURE = 4.0  # standard deviations above chance
+_PERMUTATIONS = 400
+_FAR = 2.0  # how many times more information of fitted rows than of those held out is worth a word
+_FALLING = 0.1  # nats by matched row
+_PRIOR_SDS = 3.0  # of a logarithm, beyond which a weight has left its prior
+
+
+def check_draws(result: Result) -> Iterator[Finding]:
+    """Findings on the fit, in place of those on the weights of the guide: towers are point estimates.
+
+    A weight that was inferred must not have left its prior: towers can meet a structure ever more closely, and its
+    precision then grows until only the prior holds it.
+    """
+    sizes = {str(name): site.size for name, site in result.group("observed_data").items()}
+    matched = sum(
+        size for name, size in sizes.items() if name.startswith("match_")
+    )  # not pairs of rows, which are many
+    yield from still_falling(result.tree, _FALLING * matched / max(sum(sizes.values()), 1))
+    options = read_json(result.tree.attrs, "options", {})
+    for name in options.get("inferred", ()):
+        shift = float(np.log(result.posterior[f"weight_{name}"]).mean()) - float(np.log(options[name]))
+        verdict = f"the weight of {name!r} is {np.exp(shift):.3g} times the median of its prior "
+        verdict += f"({abs(shift):.1f} sds of its logarithm, at most {_PRIOR_SDS:g})"
+        bad = abs(shift) > _PRIOR_SDS
+        advice = "towers and weight follow each other away from the prior: fix this weight instead of inferring it"
+        yield Finding(bad, verdict, advice if bad else "")
+    verdict = "towers are point estimates: draws of temperature and weights hold for these towers, and are not judged"
+    yield Finding(False, verdict, "compare other values of seed before trusting small differences")
+
+
+def check_model(result: Result) -> Iterator[Finding]:
+    """Findings on rows that were held out: that they are matched better than by chance, and with honest probabilities.
+
+    They cannot see whether what the modalities share is what the user cares about, nor whether private factors were
+    kept; probes on labels say that.
+    """
+    held_out, known = embed(result, "test"), embed(result, "train")
+    for a, b in held_out.pairs:
+        z, other = shared_rows(held_out, a, b)
+        count = len(z)
+        if count < _FEWEST:
+            verdict = f"{a} and {b}: {count} rows held out have both, too few to judge (at least {_FEWEST})"
+            yield Finding(False, verdict, "hold out more rows", part="model", judged=False)
+            continue
+        yield _matched(f"{a} and {b}", z @ other.T)
+        bound = information_bound(z @ other.T / held_out.temperature)
+        verdict = f"{a} and {b}: {bound:.2f} nats of information in {count} rows held out, a lower bound that cannot "
+        verdict += f"exceed log {count} = {np.log(count):.2f} (above 0)"
+        advice = (
+            "matching is surer than it is right, worse than guessing: a larger temperature, fewer steps, or more rows"
+        )
+        yield Finding(bound <= 0, verdict, advice if bound <= 0 else "", part="model")
+        first, second = shared_rows(known, a, b)
+        some = np.linspace(0, len(first) - 1, min(count, len(first))).round().astype(int)  # as many candidates
+        fitted = information_bound(first[some] @ second[some].T / known.temperature)
+        if bound > 0 and fitted > _FAR * bound:
+            verdict = f"{a} and {b}: {fitted:.2f} nats in {len(some)} fitted rows, far above those held out"
+            yield Finding(False, verdict, "the towers learn rows by heart: more rows, fewer steps, or a smaller hidden",
+                          part="model")  # fmt: skip
+
+
+def _matched(what: str, similarity: NDArray[np.float64]) -> Finding:
+    """Whether rows find their partners among the nearest tenth surely more often than shuffled partners are found."""
+    count = len(similarity)
+    k = max(count // 10, 1)
+    # Whether a candidate is among the k nearest of a row, in each direction.
+    near = similarity >= np.sort(similarity, 1)[:, -k, None]
+    others = similarity.T
+    near_other = others >= np.sort(others, 1)[:, -k, None]
+    hits = near.astype(float) + near_other.T
+    rng = np.random.default_rng(0)
+    rows = np.arange(count)
+    shuffled = np.array([hits[rows, rng.permutation(count)].mean() for _ in range(_PERMUTATIONS)]) / 2
+    found = float(np.diag(hits).mean()) / 2
+    needed = float(shuffled.mean() + _SURE * shuffled.std())
+    verdict = f"{what}: {found:.1%} of {count} rows held out find their partner among the nearest {k} "
+    verdict += f"(chance {shuffled.mean():.1%}, surely above it from {needed:.1%} on)"
+    bad = found <= needed
+    advice = "rows are matched no better than by chance: do the rows belong together? then more rows or steps"
+    return Finding(bad, verdict, advice if bad else "", part="model")
