@@ -379,6 +379,11 @@ def test_labels_at_random_do_not_pass():
     assert report.inference == "failed", report.text()
 
 
+def test_features_that_consistency_has_made_alike_do_not_pass():
+    report = diagnose(fitted(squares(240), weight=1e6, normalise=False, degrees=180.0, shift=1.0))
+    assert report.inference == "failed", report.text()
+
+
 def judged(sure: float, right: float, count: int = 400) -> list[Any]:
     """Findings on a result whose test images are classified with some probability, and right with another."""
     rng = np.random.default_rng(0)
@@ -442,6 +447,7 @@ def test_validation_images_are_of_every_class_and_never_test_images():
         (squares(), {"generator": lambda z, y: z.detach().numpy()}, "returns a ndarray"),
         (squares(), {"finder": "flows"}, "did you mean 'flow'"),
         (squares(), {**OFF}, "all strengths"),
+        (squares(), {**OFF, "erase": 0.1}, "less than a pixel"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_fitted(data, options, match):
@@ -459,6 +465,7 @@ def test_tiny_has_what_the_page_says():
 @pytest.mark.slow
 def test_digits_are_learned_from_few():
     data = load_images(threshold=0, num_train=300)
-    problem = make_problem(data, network="conv")
+    problem = make_problem(data, network="conv", prior_sd=0.1)
     result = fit_bilevel(problem, num_rounds=2, inner_steps=100, num_samples=10, progress=False)
-    assert diagnose(result).inference == "passed"
+    report = diagnose(result)
+    assert report.inference == "passed", report.text()

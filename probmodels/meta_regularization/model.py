@@ -270,6 +270,7 @@ def make_problem(
     synthetic = torch.arange(num_synthetic) % len(classes)
     shapes: dict[str, tuple[int, ...]] = {"weight": (len(classes), num_features), "bias": (len(classes),)}
     transform = Transform(flip=flip, degrees=degrees, shift=shift, zoom=zoom, erase=erase)
+    transform.check(*shape[1:])
     if generator is None:
         generator = LinearGenerator(images[rows["train"]], places[rows["train"]], len(classes), num_latents)
     pictures = Pictures(generator, shape)

@@ -81,6 +81,21 @@ class Transform:
         if not any((flip, degrees, shift, zoom, erase)):
             raise DataError("all strengths of the transformation are 0, so that it changes nothing; raise one of them")
 
+    def check(self, rows: int, columns: int) -> None:
+        """Check that images of some size can be changed.
+
+        Raises
+        ------
+        DataError
+            If squares are to be erased and nothing else, and these have no pixel.
+        """
+        moved = self.flip or self.degrees or self.shift or self.zoom
+        if not moved and not (round(self.erase * rows) and round(self.erase * columns)):
+            raise DataError(
+                f"erase={self.erase:g} is less than a pixel of images of {rows} x {columns}, so that nothing "
+                "changes; raise it, or another strength"
+            )
+
     def draw(self, images: Tensor, generator: Generator | None = None) -> Drawn:
         """Changes of images (image, channel, row, column).
 
