@@ -141,7 +141,14 @@ def test_bad_input_is_refused_before_training() -> None:
 
 def fit(data: Any, **options: Any) -> Result:
     problem = make_problem(data, size=8, hidden=32, **options)
-    return fit_svi(problem, num_steps=150, lr=0.005, batch_size=100, num_samples=10, progress=False)
+    return fit_svi(
+        problem,
+        num_steps=150,
+        lr=0.005,
+        batch_size=100,
+        num_samples=10,
+        progress=False,
+    )
 
 
 def test_views_that_belong_together_pass_and_unrelated_ones_fail() -> None:
@@ -155,6 +162,26 @@ def test_views_that_belong_together_pass_and_unrelated_ones_fail() -> None:
     report = diagnose(fit(views(500, held_out=0.4, related=False)))
     assert report.model == "failed"
     assert "no better than by chance" in str(report)
+
+
+def test_a_weight_that_follows_the_towers_away_from_its_prior_fails() -> None:
+    problem = make_problem(views(120), size=3, hidden=16, consistency=0.1, inferred=["consistency"])
+    result = fit_svi(problem, num_steps=250, lr=0.05, num_samples=10, progress=False)
+    report = diagnose(result)
+    assert report.inference == "failed", str(report)
+    assert "the weight of 'consistency' is" in str(report)
+    assert "fix this weight" in str(report)
+
+
+def test_rows_learned_by_heart_are_said_and_few_held_out_do_not_pass() -> None:
+    report = diagnose(fit(views(300, noise=1.0, held_out=0.4), temperature=0.2))
+    assert "far above those held out" in str(report), str(report)
+    report = diagnose(fit(views(300, noise=2.0, held_out=0.4), temperature=0.2))
+    assert report.model == "failed"
+    assert "surer than it is right" in str(report)
+    report = diagnose(fit(views(120, held_out=0.1), temperature=0.2))
+    assert report.inference == "not judged"
+    assert "too few to judge (at least 20)" in str(report)
 
 
 def test_measures_have_their_closed_forms() -> None:
