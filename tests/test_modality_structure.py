@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -130,6 +131,10 @@ def test_bad_input_is_refused_before_training() -> None:
         make_views({"a": a, "b": b}, held_out=0)
     with pytest.raises(DataError, match="held out"):
         make_views({"a": a, "b": b}, split=["train"] * 10)
+    frames = {"a": pd.DataFrame(b, index=list("abcdefghij")), "b": pd.DataFrame(b, index=list("abcdefghji"))}
+    for present in (None, np.ones((10, 2))):
+        with pytest.raises(DataError, match="labelled otherwise"):
+            make_views(frames, present=present)
     alone = np.repeat([[1, 1, 0], [1, 1, 0], [0, 0, 1], [1, 1, 0], [0, 0, 1]], 2, axis=0)
     with pytest.raises(DataError, match="modality 'c' shares fewer than 2 rows"):
         make_problem(make_views({"a": a, "b": b, "c": b}, present=alone, split=["train"] * 6 + ["test"] * 4))

@@ -103,9 +103,8 @@ def make_views(
     if len(arrays) < 2:
         raise DataError(f"{len(arrays)} modalities; give two or more by name, as {{'image': ..., 'text': ...}}")
     seen = _present(arrays, present)
-    if present is None:
-        _check_rows(views)
     count = len(seen)
+    _check_rows({name: view for name, view in views.items() if len(arrays[name]) == count})
     split_of = _split(split, count, held_out, seed)
     found = xr.Dataset(
         {
