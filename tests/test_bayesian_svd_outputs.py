@@ -187,6 +187,8 @@ def test_a_methods_section_says_what_was_done(tree):
         tree, long_name="sea surface temperature anomaly", title="NOAA ERSSTv5", season="DJF", base_period="1971/2000"
     )
     known["constant_data"]["data"].values[3, 4] = np.nan
+    ice = "12 values at or below -1.79 degC are taken for sea ice; masked."
+    known["constant_data"]["data"].attrs["mends"] = json.dumps(["Units were read as degC.", ice])
     found = Result(known)
     data, model, sampler = methods_paragraphs(known, summarise_modes(known, check_draws=5), found.diagnose())
     for words in (
@@ -194,9 +196,11 @@ def test_a_methods_section_says_what_was_done(tree):
         "means over December to February, 1970-01 to 2009-",
         "anomalies from the mean seasonal cycle of 1971/2000",
         "left out of the likelihood",
+        ice,
         "weighted by their area",
     ):
         assert words in data
+    assert "Units were read" not in data
     assert "fixed effects of each cell (intercept, trend), 3 modes" in model
     assert "Matérn-7/2" in model
     assert "autoregressive processes" in model

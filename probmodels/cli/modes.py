@@ -59,8 +59,10 @@ def indices(
     asked: dict[str, Any] = {"boxes": box, "modes": index or (), "missing": missing or ()}
     asked |= {"effects": effects, "min_covered": min_covered, "ice": ice, "remove_mean": remove_mean, "base": base}
     asked |= {"published": published, "fitted": fitted, "series": series, "column": column}
-    for sentence in indices_to_folder(load(folder).tree, out, level=level, max_lag=max_lag, detrend=detrend, **asked):
+    result = load(folder)
+    for sentence in indices_to_folder(result.tree, out, level=level, max_lag=max_lag, detrend=detrend, **asked):
         typer.echo(f"Note: {sentence}")
+    typer.echo(result.diagnose().head)
     typer.echo(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 

@@ -144,6 +144,7 @@ def _of_data(tree: xr.DataTree) -> str:
             f" Missing are {100 * missing:.2g} % of the values; they were not filled beforehand, but left out of the "
             "likelihood."
         )
+    text += "".join(f" {sentence}" for sentence in _sentences(data.get("mends")) if "sea ice" in sentence)
     weight = constant["weight"].values if "weight" in constant else np.ones(1)
     return text + (" Cells were weighted by their area." if np.ptp(weight) > 1e-9 else " Cells had equal weights.")
 
@@ -250,6 +251,15 @@ def _table(attrs: Mapping[Any, Any], name: str) -> dict[str, Any]:
     except ResultError:
         return {}
     return found
+
+
+def _sentences(text: Any) -> list[str]:
+    """Sentences of a JSON list; none where the text is something else."""
+    try:
+        found = json.loads(str(text or "[]"))
+    except json.JSONDecodeError:
+        return []
+    return [x for x in found if isinstance(x, str)] if isinstance(found, list) else []
 
 
 def _list(text: Any) -> list[Mapping[str, Any]]:
