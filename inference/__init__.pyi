@@ -26,6 +26,7 @@ from .flows.balance import (
 from .flows.seeding import AnnealedVarGrad as AnnealedVarGrad
 from .mcmc.kernels import Kernel as Kernel, NUTSKernel as NUTSKernel
 from .mcmc.run import run_mcmc as run_mcmc
+from .metrics.fidelity import fidelity as fidelity, fidelity_table as fidelity_table
 from .metrics.samples import (
     TwoSampleTest as TwoSampleTest,
     classifier_two_sample as classifier_two_sample,
@@ -77,6 +78,8 @@ __all__ = [
     "discrete_marginals",
     "energy_distance",
     "enumerate_posterior",
+    "fidelity",
+    "fidelity_table",
     "fit_bilevel",
     "fit_em",
     "fit_svi",

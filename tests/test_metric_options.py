@@ -14,6 +14,7 @@ from probmodels.errors import DataError, DiagnosticsError, ImportanceError, Prob
 from probmodels.inference.diagnostics.convergence import bfmi, convergence, hdi, psis, psis_khat
 from probmodels.inference.diagnostics.importance import importance_moments
 from probmodels.inference.metrics.dependence import characteristic_matrix, mic, tic
+from probmodels.inference.metrics.fidelity import fidelity, fidelity_table
 from probmodels.inference.metrics.graphs import (
     calibration_table,
     cpdag,
@@ -44,6 +45,7 @@ SETS, GRAPHS = {"x": X, "y": Y}, {"truth": GRAPH, "estimate": GRAPH}
 EDGES = {"truth": GRAPH, "probability": CHANCE}
 LATENTS, PAIRS = {"latents": X, "concepts": Y}, {"x": X[:, 0], "y": X[:, 1]}
 SEED, GRIDS = {"seed": {"zero"}}, {"equipartition": {"true"}}
+REPORT = fidelity(X, Y, DRAWS.reshape(60, 2), num_permutations=19)
 BANDWIDTH = {"bandwidth": {"list", "none"}}
 
 
@@ -76,6 +78,14 @@ CASES = [
         {"x": X, "reference": Y, "metrics": ["mmd", "sliced_wasserstein"], "num_permutations": 9},
         SEED | BANDWIDTH | {"floor": {"none"}, "num_permutations": {"none"}},
     ),
+    Case(
+        fidelity,
+        (DiagnosticsError,),
+        {"synthetic": X, "train": Y, "held_out": DRAWS.reshape(60, 2), "num_permutations": 19},
+        SEED
+        | {name: {"none"} for name in ("synthetic_label", "train_label", "held_out_label", "classifier", "neighbours")},
+    ),
+    Case(fidelity_table, (DiagnosticsError,), {"report": REPORT}),
     Case(r_squared, (ProblemError,), LATENTS, SEED),
     Case(match_latents, (ProblemError,), LATENTS, {"ranks": {"true"}}),
     Case(dci, (ProblemError,), LATENTS | {"regressor": "lasso"}, SEED),

@@ -34,11 +34,15 @@ from probmodels.errors import DiagnosticsError
 from probmodels.options import OneOf, Positive, Seed, checked
 
 __all__ = [
+    "LEAST_CLASSIFIED",
+    "Classifier",
+    "Samples",
     "TwoSampleTest",
     "classifier_two_sample",
     "compare_samples",
     "energy_distance",
     "mmd",
+    "paired",
     "permutation_pvalues",
     "sliced_wasserstein",
     "wasserstein",
@@ -47,7 +51,7 @@ __all__ = [
 _BLOCK = 2_000_000  # entries of a block of the matrix of distances
 _WHOLE = 25_000_000  # entries of a matrix of distances that is kept whole
 _MEDIAN_ROWS = 2000  # samples, evenly spaced among more, that the median distance is taken of
-_LEAST_CLASSIFIED = 20  # samples of each set that a classifier needs
+LEAST_CLASSIFIED = 20  # samples of each set that a classifier needs
 
 Samples: TypeAlias = np.ndarray | Tensor | xr.DataArray
 Bandwidth: TypeAlias = Positive | Annotated[Sequence[Positive], Len(1)] | None
@@ -112,7 +116,7 @@ def energy_distance(x: Samples, y: Samples) -> float:
     DiagnosticsError
         If a set has fewer than 2 samples or values that are not finite, or events differ in size.
     """
-    return _discrepancy(*_pair(x, y), torch.neg)
+    return _discrepancy(*paired(x, y), torch.neg)
 
 
 @checked(DiagnosticsError)
@@ -137,7 +141,7 @@ def mmd(x: Samples, y: Samples, bandwidth: Bandwidth = None) -> float:
     DiagnosticsError
         As for ``energy_distance``, or if a bandwidth is not above 0.
     """
-    x, y = _pair(x, y)
+    x, y = paired(x, y)
     return _discrepancy(x, y, _gaussian(_bandwidths(bandwidth, x, y)))
 
 
@@ -164,7 +168,7 @@ def sliced_wasserstein(x: Samples, y: Samples, num_projections: Projections = 20
     DiagnosticsError
         As for ``energy_distance``, or if ``num_projections`` is below 1.
     """
-    x, y = _pair(x, y)
+    x, y = paired(x, y)
     directions = np.random.default_rng(seed).normal(size=(num_projections, x.shape[1]))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     rows = max(1, _BLOCK // (len(x) + len(y)))
@@ -193,7 +197,7 @@ def wasserstein(x: Samples, y: Samples) -> float:
     DiagnosticsError
         As for ``energy_distance``, if there are more than 25 million pairs, or POT is needed and not installed.
     """
-    x, y = _pair(x, y)
+    x, y = paired(x, y)
     _check_sizes("wasserstein", x, y)
     if x.shape[1] == 1:
         return float(_squared_quantile(x, y).sqrt())
@@ -242,7 +246,7 @@ def classifier_two_sample(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    x, y = _pair(x, y)
+    x, y = paired(x, y)
     _check_sizes("classifier_two_sample", x, y)
     count = min(len(x), len(y))
     rng = np.random.default_rng(seed)
@@ -300,7 +304,7 @@ def permutation_pvalues(
     DiagnosticsError
         As for ``mmd``, or if there are too many samples, or another metric is asked for.
     """
-    x, y = _pair(x, y)
+    x, y = paired(x, y)
     _check_sizes("permutation_pvalues", x, y)
     distances = torch.cdist(pooled := torch.cat([x, y]), pooled)
     labels = np.tile(np.arange(len(pooled)) < len(x), (1 + num_permutations, 1))
@@ -371,7 +375,7 @@ def compare_samples(
         As the metrics, before any of them is computed.
     """
     given = {"samples": x} if floor is None else {"samples": x, "floor": floor}
-    pairs = {label: _pair(one, reference, (label, "reference")) for label, one in given.items()}
+    pairs = {label: paired(one, reference, (label, "reference")) for label, one in given.items()}
     exact = pairs["samples"][1]
     widths = _bandwidths(bandwidth, exact) if "mmd" in metrics else []
     permuted = [name for name in metrics if name in _PERMUTED and num_permutations is not None]
@@ -412,7 +416,7 @@ def compare_samples(
     return dataset.assign_attrs({name: value for name, value in used.items() if value})
 
 
-def _pair(x: Samples, y: Samples, names: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor]:
+def paired(x: Samples, y: Samples, names: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor]:
     """Both sets as (sample, event) in float64, moved so that those of ``y`` have mean 0: distances lose no digits."""
     if isinstance(y, xr.DataArray):  # events in the order of the reference
         axes = {str(dim): labels_of(y, str(dim), axis) if axis else None for axis, dim in enumerate(y.dims)}
@@ -490,8 +494,8 @@ def _squared_quantile(x: Tensor, y: Tensor) -> Tensor:
 def _check_sizes(metric: str, x: Tensor, y: Tensor) -> None:
     """Check that a metric can be computed of sets of these sizes."""
     sizes = len(x), len(y)
-    if metric == "classifier_two_sample" and min(sizes) < _LEAST_CLASSIFIED:
-        raise DiagnosticsError(f"sets have {sizes} samples; a classifier needs {_LEAST_CLASSIFIED} of each or more")
+    if metric == "classifier_two_sample" and min(sizes) < LEAST_CLASSIFIED:
+        raise DiagnosticsError(f"sets have {sizes} samples; a classifier needs {LEAST_CLASSIFIED} of each or more")
     if metric == "permutation_pvalues":
         _check_whole(metric, sum(sizes), sum(sizes))
     if metric == "wasserstein" and x.shape[1] > 1:
