@@ -405,6 +405,9 @@ def test_findings_say_which_noise_was_assumed_and_what_to_take_instead(results: 
     assert "independent" not in " ".join(words)
     assert "--noise correlated" not in words.instead
     assert f"AR(1) of {constant.attrs['noise_decay']:.2f}" in words.times
+    assert "--ice" in words.instead
+    ice = xr.zeros_like(constant["data"], dtype=bool)
+    assert "--ice" not in noise_in_words(constant.assign_coords(ice=ice)).instead
     said = [x.verdict for x in check_model(results["correlated"]) if "neighbouring" in x.verdict]
     assert len(said) == 2
     assert all("beyond that of the noise in the model" in verdict for verdict in said)

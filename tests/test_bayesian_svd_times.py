@@ -94,7 +94,6 @@ def test_the_verdict_names_single_times_and_cycles(kind: str, words: str | None)
             made, num_chains=2, warmup_steps=200, num_samples=200, seed=seed, progress=False, chain_method="sequential"
         )
         found = [str(finding.verdict) for finding in check_model(result) if finding.harmful]
-        print(kind, seed, found)
         named = [sentence for sentence in found if "at time" in sentence or "cycle" in sentence]
         assert all(words in sentence for sentence in named) if words else not named
         assert bool(named) == bool(words)

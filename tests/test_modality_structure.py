@@ -261,3 +261,10 @@ def test_paths_have_the_law_of_a_brownian_bridge() -> None:
     found = torch.einsum("nid,njd->ij", left, left) / (2 * count)
     spread = ((expected.diagonal().unsqueeze(1) * expected.diagonal() + expected.square()) / (2 * count)).sqrt()
     assert ((found - expected).abs() < 4.5 * spread).all()
+
+
+def test_a_modality_may_be_called_as_a_method_of_a_module_is() -> None:
+    rng = np.random.default_rng(0)
+    problem = make_problem(make_views({name: rng.normal(size=(40, 3)) for name in ("keys", "forward")}))
+    result = fit_svi(problem, num_steps=2, num_samples=2, progress=False)
+    assert {"match_keys_to_forward", "match_forward_to_keys"} <= set(result.tree["observed_data"].data_vars)

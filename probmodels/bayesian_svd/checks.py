@@ -111,13 +111,14 @@ def noise_in_words(constant: xr.Dataset) -> NoiseInWords:
             f"{instead}, or more modes",
         )
     decay = float(constant.attrs["noise_decay"])
+    masked = "ice" in constant.coords
+    frozen = "mostly missing (--min-valid 1)" if masked else "frozen or mostly missing (--ice=-1.79 --min-valid 1)"
     return NoiseInWords(
         "the level of the noise of each cell was estimated beforehand and does not fit all of them",
         "the noise of near cells is more alike than the model has it, whose correlation was estimated beforehand",
         f"the noise persists for longer than the model has it, AR(1) of {decay:.2f} over one step of time",
         " beyond that of the noise in the model",
-        "take more modes (--rank), leave out cells that are frozen or mostly missing (--ice=-1.79 --min-valid 1), or "
-        "take means over longer times",
+        f"take more modes (--rank), leave out cells that are {frozen}, or take means over longer times",
     )
 
 

@@ -107,7 +107,7 @@ class ModalityStructure(PyroModule):
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
-        self.towers = nn.ModuleDict(towers)
+        self.towers = nn.ModuleDict({_key(name): tower for name, tower in towers.items()})
         self.names, self.pairs = tuple(towers), tuple(pairs)
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.inferred, self.temperature, self.in_modal = tuple(inferred), temperature, in_modal
@@ -117,7 +117,7 @@ class ModalityStructure(PyroModule):
 
     def embed(self, views: Sequence[Tensor]) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Shared and independent embeddings (row, size) of each modality."""
-        return {name: self.towers[name](x) for name, x in zip(self.names, views, strict=True)}
+        return {name: self.towers[_key(name)](x) for name, x in zip(self.names, views, strict=True)}
 
     def augmented(self, x: Tensor) -> Tensor:
         """Rows without a random share of their features; outside of steps the same ones in every run."""
@@ -215,6 +215,11 @@ class ModalityStructure(PyroModule):
         weight = 2 * weight if self.normalize == "N" else 2 * weight / seen.sum().clamp(min=1)
         counted = off_diagonal(seen.unsqueeze(1) & seen)
         structure_site(name, off_diagonal(residual), weight, counted, ["fitted_pair"])
+
+
+def _key(name: str) -> str:
+    """Name of a tower: a modality may be called as a method of a module is."""
+    return f"tower_{name}"
 
 
 _Weight = Annotated[float, Interval(ge=0, le=1e6)]

@@ -28,6 +28,7 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from probmodels.bayesian_svd.gaps.quick import Table, quick_fit, table_of
+from probmodels.bayesian_svd.gaps.rank_outputs import write_comparison
 from probmodels.bayesian_svd.noise import filtered_by
 from probmodels.bayesian_svd.prepare import make_problem
 from probmodels.bayesian_svd.series_grid import series_data
@@ -302,12 +303,6 @@ def write_processes(comparison: xr.Dataset, out: str | Path) -> str:
     DataError
         If the folder cannot be written.
     """
-    folder = Path(out)
     table = comparison[["log_density", "shortfall", "shortfall_se", "alike"]].to_dataframe()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        table.to_csv(folder / "processes.csv", float_format="%.6g")
-        comparison.to_netcdf(folder / "processes.nc", engine="netcdf4")
-    except OSError as error:
-        raise DataError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
+    write_comparison(comparison, table, Path(out), "processes")
     return table.to_string(float_format="%.4g")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -13,7 +14,7 @@ from probmodels._axes import BLUE, RED, SMALL, clean
 from probmodels.errors import DataError
 from probmodels.options import checked
 
-__all__ = ["draw_ranks", "write_ranks"]
+__all__ = ["draw_ranks", "write_comparison", "write_ranks"]
 
 _SHOWN = ("rmse", "rmse_se", "crps", "excess", "excess_se", "alike", "coverage", "num_modes")
 _COLUMNS = (*_SHOWN, "crps_se", "coverage_se", "edge")
@@ -80,12 +81,26 @@ def write_ranks(comparison: xr.Dataset, out: str | Path) -> str:
     DataError
         If the folder cannot be written.
     """
-    folder, table = Path(out), comparison[list(_COLUMNS)].to_dataframe()
+    table = comparison[list(_COLUMNS)].to_dataframe()
+    write_comparison(comparison, table, Path(out), "ranks", draw_ranks(comparison))
+    return table[list(_SHOWN)].to_string(float_format="%.4g")
+
+
+def write_comparison(
+    comparison: xr.Dataset, table: pd.DataFrame, folder: Path, name: str, figure: Figure | None = None
+) -> None:
+    """Write ``NAME.csv``, ``NAME.nc`` and where there is a figure ``NAME.png``.
+
+    Raises
+    ------
+    DataError
+        If the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        table.to_csv(folder / "ranks.csv", float_format="%.6g")
-        comparison.to_netcdf(folder / "ranks.nc", engine="netcdf4")
-        draw_ranks(comparison).savefig(folder / "ranks.png", dpi=150)
+        table.to_csv(folder / f"{name}.csv", float_format="%.6g")
+        comparison.to_netcdf(folder / f"{name}.nc", engine="netcdf4")
+        if figure is not None:
+            figure.savefig(folder / f"{name}.png", dpi=150)
     except OSError as error:
         raise DataError(f"cannot write to {folder}: {error.strerror or error}; choose another folder") from error
-    return table[list(_SHOWN)].to_string(float_format="%.4g")

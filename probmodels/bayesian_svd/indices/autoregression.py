@@ -11,11 +11,12 @@ The prior is flat in m, in the logs of the two standard deviations and in Fisher
 prior whose intervals of a correlation of independent times are exact (Berger and Sun, 2008). In coordinates in which P
 is the identity, where the process is stationary if A is a contraction, A has the density ``|I - AA'|^(-1/2)``: of one
 series that is the reference prior of a decay, ``(1 - a^2)^(-1/2)`` (Berger and Yang, 1994). Priors that are flat in r
-and A in place of these draw both towards zero, so that strong correlations of persistent series are missed. In the
-coordinates above the density is ``|S|^-2 |P|^(1/2) (1 - r^2)^(1/2)`` for stationary A. The mean is integrated out of
-the likelihood, of which the first value is a part: that keeps the decays from being underestimated as by least squares
-(Cheang and Reinsel, 2000). Candidates are drawn from the posterior without the first value, with a free intercept and
-the density ``|S|^(-3/2)``, which is normal inverse Wishart; of many one is kept, by its weight.
+and A in place of these draw both towards zero, so that strong correlations of persistent series are missed. With the
+Jacobian of two equal decays the density is ``|S|^-2 |P|^(1/2) (1 - r^2)^(1/2)`` for stationary A, which is used for
+all. The mean is integrated out of the likelihood, of which the first value is a part: that keeps the decays from being
+underestimated as by least squares (Cheang and Reinsel, 2000). Candidates are drawn from the posterior without the first
+value, with a free intercept and the density ``|S|^(-3/2)``, which is normal inverse Wishart; of many one is kept, by
+its weight.
 
 References
 ----------
