@@ -1,8 +1,9 @@
 """The Bayesian SVD of the embedded field as one command: wall time, and its diagnostics.
 
 Without arguments the embedded field with 4 modes; with a file, or with ``--simulate CELLS TIMES`` a field of so many
-months, that field with ``--rank`` modes. Each seed is one run of ``probmodels sst`` in a process of its own, with
-everything that it writes.
+months, that field with ``--rank`` modes; ``--noise`` and ``--ice`` as for ``probmodels sst``. Each seed is one run of
+``probmodels sst`` in a process of its own, with everything that it writes. Peak memory is that of all its processes
+together, pages that they share counted once (Linux; every half second).
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ def run(arguments: list[str], seed: int) -> dict[str, Any]:
         command = [sys.executable, "-m", "probmodels.cli", "sst", *arguments, "--seed", str(seed), "--quiet"]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         start = time.perf_counter()
-        subprocess.run([*command, "--out", folder], check=True, stdout=subprocess.DEVNULL)
+        memory = _run([*command, "--out", folder])
         wall = time.perf_counter() - start
         _wait_for_orphans()
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         size = (Path(folder) / "result.nc").stat().st_size
+        everything = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         result = Result.load(Path(folder))
     report = diagnose(result)
     table = report.table.loc[[name for name in report.table.index if name in result]]
@@ -52,6 +54,8 @@ def run(arguments: list[str], seed: int) -> dict[str, Any]:
         "seed": seed,
         "wall s": wall,
         "result.nc, MB": round(size / 1e6, 1),
+        "all files, MB": round(everything / 1e6, 1),
+        "peak memory, MB": round(memory / 1e6),
         "CPU s": (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime),
         "passed": "yes" if report.ok else "no",
         "r_hat <= 1.01, %": round(100 * _share(result, list(table.index)), 2),
@@ -59,7 +63,32 @@ def run(arguments: list[str], seed: int) -> dict[str, Any]:
         "bulk ess min": float(table["ess_bulk_min"].min()),
         "EOF correlation": " ".join(f"{x:.3f}" for x in np.asarray(comparison["pattern_correlation"])),
         "PDO leads": _pdo(modes),
+        "verdict": " ".join([report.head, *(f"[{x.verdict}]" for x in report.findings if x.harmful)]),
     }
+
+
+def _run(command: list[str]) -> float:
+    """Run a command; peak memory of its processes in bytes, nan where the system does not say."""
+    peak = float("nan")
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            if (memory := _memory(process.pid)) > 0:
+                peak = np.fmax(peak, memory)
+            time.sleep(0.5)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed with status {process.returncode}")
+    return float(peak)
+
+
+def _memory(process: int) -> float:
+    """Bytes of a process and all that it started, pages that several share divided among them."""
+    own = Path(f"/proc/{process}")
+    try:
+        rows = (own / "smaps_rollup").read_text().splitlines()
+        children = [int(x) for file in own.glob("task/*/children") for x in file.read_text().split()]
+    except OSError:  # it has ended, or this is no Linux
+        return 0.0
+    return sum(1024.0 * int(x.split()[1]) for x in rows if x.startswith("Pss:")) + sum(map(_memory, children))
 
 
 def _adopt_orphans() -> None:
@@ -117,6 +146,9 @@ def main() -> None:
     parser.add_argument("--simulate", type=int, nargs=2, metavar=("CELLS", "TIMES"))
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--thin", type=int, default=1)
+    parser.add_argument("--noise", choices=["white", "correlated"], help="default: that of the command")
+    parser.add_argument("--ice", type=float, help="temperature at or below which a value is sea ice")
+    parser.add_argument("--season", help="months to average")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -126,8 +158,13 @@ def main() -> None:
         simulated(*options.simulate, file)
         options.files = [str(file)]
     arguments = [*options.files, "--rank", str(options.rank), "--thin", str(options.thin)]
+    given = {"noise": options.noise, "ice": options.ice, "season": options.season}
+    arguments += [f"--{name}={value}" for name, value in given.items() if value is not None]
     _adopt_orphans()
-    rows = [run(arguments, seed) for seed in options.seeds]
+    rows = []
+    for seed in options.seeds:
+        rows.append(run(arguments, seed))
+        print(*(f"{key}: {value}" for key, value in rows[-1].items()), sep="\n", flush=True)
     common.report("main_job", rows, **vars(options))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from scipy import signal
@@ -14,7 +15,7 @@ from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
 from probmodels.bayesian_svd.indices import outputs
 from probmodels.bayesian_svd.indices.decadal import _regressed, mode_index, published_index
-from probmodels.bayesian_svd.indices.outputs import index_sentences, indices_to_folder
+from probmodels.bayesian_svd.indices.outputs import index_findings, index_sentences, indices_to_folder
 from probmodels.bayesian_svd.indices.series import load_series, match_series
 from probmodels.datasets.sst import load_sst
 from probmodels.errors import DataError, SummaryError
@@ -175,6 +176,20 @@ def test_too_few_published_values_are_refused(made: tuple[xr.DataTree, np.ndarra
         published_index(tree, file.assign_coords(time=file["time"] + np.timedelta64(20000, "D")), fitted="1960-1974")
 
 
+def test_a_published_index_that_the_modes_hardly_tell_fails(made: tuple[xr.DataTree, np.ndarray]) -> None:
+    tree, series = made
+    unlike = xr.DataArray(0.2 * series + persistent(78, 0.6, len(MONTHS)), {"time": MONTHS}, ("time",), name="pdo")
+    for fitted in ("1960-1974", "1960-1984"):  # judged by values that were not used, and by the fit alone
+        bad = [x for x in index_findings(published_index(tree, unlike, fitted=fitted)) if x.harmful]
+        assert len(bad) == 1
+        assert "modes and published values hardly agree" in bad[0].verdict
+        alike = unlike.copy(data=series + 0.4 * unlike.values)
+        assert not any(x.harmful for x in index_findings(published_index(tree, alike, fitted=fitted)))
+    constant = unlike.where(unlike["time"] >= np.datetime64("1975-01"), 1.0)
+    with pytest.raises(DataError, match="does not vary"):
+        published_index(tree, constant, fitted="1960-1974")
+
+
 # -- all that the command writes --------------------------------------------------------------------------------------
 
 
@@ -185,7 +200,7 @@ def test_all_kinds_come_together(made: tuple[xr.DataTree, np.ndarray], tmp_path:
     file = tmp_path / "theirs.csv"
     asked = {"boxes": ["west=30,45,170,195"], "modes": ["pdo"], "published": file, "fitted": "1960-1974"}
     said = indices_to_folder(tree, tmp_path / "out", **asked, series=file, max_lag=2)
-    assert {x.split(":")[0] for x in said} >= {"pdo", "published theirs"}
+    assert {x.verdict.split(":")[0] for x in said} >= {"pdo", "published theirs"}
     read = np.genfromtxt(tmp_path / "out" / "correlations.csv", delimiter=",", names=True, dtype=None, encoding="utf-8")
     assert len(read) == 5 * (2 + 1 + 2)  # lags by estimands of the box, of pdo, of the published one
     chosen = read[(read["index"] == "pdo") & (read["lag"] == 0)]
@@ -195,6 +210,37 @@ def test_all_kinds_come_together(made: tuple[xr.DataTree, np.ndarray], tmp_path:
     assert {"indices.csv", "indices.nc", "indices.png", "correlations.png"} <= {
         x.name for x in (tmp_path / "out").iterdir()
     }
+
+
+def test_the_command_and_its_files_say_where_indices_hardly_agree(
+    made: tuple[xr.DataTree, np.ndarray], tmp_path: Path
+) -> None:
+    tree, series = made
+    unlike = 0.2 * series + persistent(78, 0.6, len(MONTHS))
+    for name, values in (("pdo", unlike), ("rain", unlike), ("alike", series)):
+        lines = "\n".join(f"{str(t)[:7]},{v:.4f}" for t, v in zip(MONTHS, values, strict=True))
+        (tmp_path / f"{name}.csv").write_text(f"time,{name}\n{lines}\n")
+
+    def failed(**asked: object) -> list[str]:
+        found = indices_to_folder(tree, tmp_path / "out", modes=["pdo"], **asked)
+        return [x.verdict for x in found if x.harmful]
+
+    found = failed(published=tmp_path / "pdo.csv", fitted="1960-1974")
+    assert [x.split(":")[0] for x in found] == ["pdo", "published pdo"]  # by definition, and in terms of modes
+    with xr.open_datatree(tmp_path / "out" / "indices.nc") as written:
+        assert "hardly agree" in written.attrs["verdict"]
+        assert written["published"].attrs["verdict"].startswith("FAILED")
+    table = pd.read_csv(tmp_path / "out" / "indices.csv")
+    assert set(table["verdict"]) == {"FAILED"}
+    # an index that is not the published one is compared, and not judged
+    found = failed(published=tmp_path / "rain.csv", fitted="1960-1974")
+    assert [x.split(":")[0] for x in found] == ["published rain"]
+    table = pd.read_csv(tmp_path / "out" / "indices.csv")
+    assert set(table[table["index"] == "pdo"]["verdict"]) == {"passed"}
+    assert not failed(published=tmp_path / "alike.csv", fitted="1960-1974")
+    with xr.open_datatree(tmp_path / "out" / "indices.nc") as written:
+        assert written.attrs["verdict"] == "passed"
+    assert not failed(series=tmp_path / "pdo.csv")  # whose correlation is what is asked for
 
 
 @pytest.mark.parametrize(

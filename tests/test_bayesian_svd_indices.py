@@ -207,8 +207,8 @@ def test_scattered_cells_count_where_they_lie_in_the_box() -> None:
 def test_what_is_written_can_be_read(gapped: tuple[xr.DataTree, xr.DataArray], tmp_path: Path) -> None:
     found = box_indices(gapped[0], ["box=-5,5,190,205", "all=-8,8,182,216"], num_draws=60)
     assert found.sizes == {"chain": 2, "draw": 30, "index": 2, "time": TIMES}
-    sentences = write_indices({"boxes": found}, tmp_path / "new")
-    assert any("30 of 60 times have gaps in the box" in sentence for sentence in sentences)
+    findings = write_indices({"boxes": found}, tmp_path / "new")
+    assert any("30 of 60 times have gaps in the box" in found.verdict for found in findings)
     table = pd.read_csv(tmp_path / "new" / "indices.csv")
     assert list(table) == ["index", "estimand", "time", "mean", "sd", "lower", "upper"]
     assert len(table) == 2 * 2 * TIMES

@@ -208,6 +208,7 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--missing": ["cold", ""],
         "--max-lag": ["-1", "1.5", "one", "", HUGE, "90"],
         "--detrend": NO_FLAG,
+        "--strict": NO_FLAG,
         "--level": ["0", "1", "nan", "most", ""],
     },
     "forecast": {

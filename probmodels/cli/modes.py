@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from probmodels.cli.common import Refusal, check_free, load, make_folder, short_names
-from probmodels.cli.options import IMAGES, LARGEST, MOST, PATH, Folder, path
+from probmodels.cli.common import Refusal, check_free, exit_unless, load, make_folder, short_names
+from probmodels.cli.options import IMAGES, LARGEST, MOST, PATH, Folder, Strict, path
 
 __all__ = ["forecast", "indices", "panels", "project"]
 
@@ -52,18 +52,28 @@ def indices(
         bool, typer.Option("--detrend", help="Take a line out of both before they are correlated.")
     ] = False,
     level: Annotated[float, typer.Option(help="Probability of the intervals.")] = 0.95,
+    strict: Strict = False,
 ) -> None:
     """Write climate indices of a Bayesian SVD with their uncertainty, and their correlation with a series."""
     from probmodels.bayesian_svd.indices.outputs import indices_to_folder
+    from probmodels.inference.diagnostics.findings import spell
 
     asked: dict[str, Any] = {"boxes": box, "modes": index or (), "missing": missing or ()}
     asked |= {"effects": effects, "min_covered": min_covered, "ice": ice, "remove_mean": remove_mean, "base": base}
     asked |= {"published": published, "fitted": fitted, "series": series, "column": column}
     result = load(folder)
-    for sentence in indices_to_folder(result.tree, out, level=level, max_lag=max_lag, detrend=detrend, **asked):
-        typer.echo(f"Note: {sentence}")
-    typer.echo(result.diagnose().head)
+    report = result.diagnose()
+    asked |= {"max_lag": max_lag, "detrend": detrend}
+    findings = indices_to_folder(result.tree, out, level=level, diagnosis=report.head, **asked)
+    failed = [finding for finding in findings if finding.harmful]
+    for finding in findings:
+        if not finding.harmful:
+            typer.echo(f"Note: {finding.verdict}")
+    typer.echo(report.head)
+    if failed:
+        typer.echo("\n".join(["Indices FAILED: not all are what their names say.", *spell(failed)]))
     typer.echo(f"Written to {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    exit_unless(report.ok and not failed, strict)
 
 
 def forecast(

@@ -315,9 +315,10 @@ def published_index(
     xr.Dataset
         Over (chain, draw, index, time): ``signal``, what the modes say, and ``published``, with a residual as other
         values of the published series have, also at times at which these are known. Over (chain, draw, index):
-        ``residual_sd`` and ``residual_autocorrelation``. Over index: ``correlation_elsewhere`` of the mean signal with
-        the published values that were not used, and ``held_elsewhere``, the share of these that lie in the 95 %
-        interval of ``published``; NaN where there are none.
+        ``residual_sd`` and ``residual_autocorrelation``. Over index: ``variance_told``, the share of the variance of
+        the published values used that their residual does not have, at least 0; ``correlation_elsewhere`` of the mean
+        signal with the published values that were not used, and ``held_elsewhere``, the share of these that lie in the
+        95 % interval of ``published``; NaN where there are none.
 
     Raises
     ------
@@ -350,6 +351,7 @@ def published_index(
     }
     for key, x in (("residual_sd", spread), ("residual_autocorrelation", decay)):
         out[key] = ("chain", "draw", "index"), x.reshape(chains, -1, 1)
+    out["variance_told"] = "index", [max(0.0, 1 - float(np.mean(spread**2)) / float(target[use].var()))]
     other = np.isfinite(target) & ~use
     correlation = held = np.nan
     if other.sum() > 2 and np.ptp(target[other]) > 0:
@@ -390,6 +392,8 @@ def published_values(
     target = match_series(series, constant["time"])
     period = parse_period(fitted, name="fitted")
     use = period.covers(month_number(constant["time"].values)) & np.isfinite(target)
+    if use.any() and np.ptp(target[use]) < 1e-12 * max(1.0, np.abs(target[use]).max()):
+        raise DataError(f"{str(series.name)!r} does not vary in {period.label}; take another period")
     if use.sum() < (least := 5 * (num_modes + 2)):
         raise DataError(
             f"{use.sum()} values of {str(series.name)!r} lie in {period.label} and in the field; {num_modes} modes "

@@ -25,13 +25,15 @@ from probmodels.bayesian_svd.indices.decadal import (
     published_index,
     published_values,
 )
-from probmodels.bayesian_svd.indices.series import load_series
+from probmodels.bayesian_svd.indices.series import load_series, match_series
 from probmodels.errors import DataError, SummaryError
+from probmodels.inference.diagnostics.findings import Finding
 from probmodels.options import Default, Fraction, OneOf, checked, filled, refuse_unused
 
 __all__ = [
     "draw_correlations",
     "draw_indices",
+    "index_findings",
     "index_sentences",
     "indices_to_folder",
     "write_correlations",
@@ -41,6 +43,8 @@ __all__ = [
 _LARGE_RATIO = 1.5  # of noise in the mean of a box
 _AGREEMENT = 0.9  # of patterns
 _HELD = 0.9  # by 95 % intervals
+_AGREES = 0.7  # correlation of an index with published values, about half of their variance
+_JUDGED = 30  # published values that were not used, from which they judge; the fit does where there are fewer
 _SHOWN = {
     "field": (RED, "field, gaps filled"),
     "published": ("0.5", "with residual"),
@@ -48,13 +52,15 @@ _SHOWN = {
 }
 
 
-def draw_indices(summaries: Sequence[xr.Dataset]) -> Figure:
+def draw_indices(summaries: Sequence[xr.Dataset], failed: Mapping[str, str] | None = None) -> Figure:
     """Series of each index with its interval: of the signal, and of the field or the published series.
 
     Parameters
     ----------
     summaries
         From `probmodels.bayesian_svd.indices.boxes.summarise_indices`, over the same times.
+    failed
+        Indices that are not what their name says, and why.
     """
     shown = [(str(name), summary) for summary in summaries for name in summary["index"].values]
     figure, axes = _panels([name for name, _ in shown], 10, 1.9)
@@ -68,6 +74,9 @@ def draw_indices(summaries: Sequence[xr.Dataset]) -> Figure:
             ax.fill_between(time, low, high, color=colour, alpha=0.3, linewidth=0, label=f"{words}, {level:g} %")
             ax.plot(time, one[f"{part}_mean"], color=colour, linewidth=0.8)
         ax.margins(x=0.01)
+        if failed and name in failed:
+            words = failed[name].partition("(")[0].strip()
+            ax.set_title(words, fontsize=SMALL, loc="left", color=RED)
         _label(ax, str(one["signal_mean"].attrs.get("units", "")).replace("1", "sd"))
     return figure
 
@@ -90,7 +99,14 @@ def _label(ax: Axes, unit: str) -> None:
 
 
 def index_sentences(indices: xr.Dataset) -> list[str]:
+    """What a reader of the indices has to know, sentence by sentence, as of `index_findings`."""
+    return [f"{found.verdict}{f' {found.advice}' * bool(found.advice)}" for found in index_findings(indices)]
+
+
+def index_findings(indices: xr.Dataset) -> list[Finding]:
     """What a reader of the indices has to know: what a box lacks, how noise behaves, how sure a pattern is.
+
+    Harmful is a published index that the modes hardly tell.
 
     Parameters
     ----------
@@ -102,7 +118,42 @@ def index_sentences(indices: xr.Dataset) -> list[str]:
     say = next((say for key, say in about.items() if key in indices), None)
     if say is None:
         raise SummaryError(f"indices of another kind: they hold none of {', '.join(about)}")
-    return [f"{name}: {x}" for name in indices["index"].values for x in say(indices.sel(index=name))]
+    found = []
+    for name in indices["index"].values:
+        one = indices.sel(index=name)
+        found += [Finding(False, f"{name}: {x}", part="model") for x in say(one)]
+        if "variance_told" in one:
+            found += _judged(str(name), one)
+    return found
+
+
+def _judged(name: str, one: xr.Dataset) -> Iterator[Finding]:
+    """Whether modes tell a published index, by values that were not used where there are enough, else by the fit."""
+    correlation, where = float(np.sqrt(one["variance_told"])), "of the fit"
+    if int(one["num_elsewhere"]) >= _JUDGED and np.isfinite(one["correlation_elsewhere"]):
+        correlation, where = float(one["correlation_elsewhere"]), "of the values that were not used"
+    if correlation < _AGREES:
+        verdict = (
+            f"{name}: modes and published values hardly agree, correlation {correlation:.2f} {where} (at least "
+            f"{_AGREES}): what is written is not that index."
+        )
+        advice = "Check that the file is of this region, season and step, or take more modes (--rank)."
+        yield Finding(True, verdict, advice, part="model")
+
+
+def _compared(name: str, one: xr.Dataset, published: xr.DataArray) -> Finding:
+    """An index that is a mode beside the published series; judged where its name is that of the series or its file."""
+    theirs = match_series(published, one["time"])
+    both = np.isfinite(theirs)
+    mean = one["signal"].mean(("chain", "draw")).values[0]
+    correlation = float(np.corrcoef(mean[both], theirs[both])[0, 1])
+    verdict = f"{name}: correlation {correlation:.2f} with the published {published.name!r} at {both.sum()} times"
+    same = name in f"{published.name} {published.attrs.get('source', '')}".lower()
+    if not same or correlation >= _AGREES:
+        return Finding(False, f"{verdict}.", part="model")
+    verdict += f" (at least {_AGREES}): the two hardly agree, another mode leads in this field than in theirs."
+    advice = "Take the index in terms of the modes (published), or a field of the region of its definition."
+    return Finding(True, verdict, advice, part="model")
 
 
 def _said_of_box(one: xr.Dataset) -> Iterator[str]:
@@ -154,8 +205,18 @@ def _said_of_published(one: xr.Dataset) -> Iterator[str]:
 
 
 @checked(SummaryError)
-def write_indices(indices: Mapping[str, xr.Dataset], folder: str | Path, *, level: Fraction = 0.95) -> list[str]:
+def write_indices(
+    indices: Mapping[str, xr.Dataset],
+    folder: str | Path,
+    *,
+    level: Fraction = 0.95,
+    published: xr.DataArray | None = None,
+    diagnosis: str = "",
+) -> list[Finding]:
     """Write ``indices.csv`` (mean, sd and interval at each time), ``indices.nc`` (all draws) and ``indices.png``.
+
+    What is harmful is the attribute ``verdict`` of ``indices.nc``, stands in the column ``verdict`` of ``indices.csv``,
+    and in red above the panel of the index.
 
     Parameters
     ----------
@@ -166,20 +227,30 @@ def write_indices(indices: Mapping[str, xr.Dataset], folder: str | Path, *, leve
         Where to; made where it is missing, files of the same names are replaced.
     level
         Probability of the intervals.
+    published
+        The published series, which indices that are modes are compared with.
+    diagnosis
+        Verdict on the result, which ``indices.nc`` keeps.
 
     Returns
     -------
     list
-        What a reader has to know, sentence by sentence.
+        What a reader has to know.
     """
     folder = _made(folder)
-    groups, sentences, summaries = {}, [], []
+    groups, findings, summaries, failed = {}, [], [], {}
     for name, one in indices.items():
-        summary, said = summarise_indices(one, level=level), index_sentences(one)
+        summary, found = summarise_indices(one, level=level), index_findings(one)
+        if published is not None and "pattern_agreement" in one:
+            found.append(_compared(name, one, published))
         both = xr.merge([one, summary], combine_attrs="override")
+        said = [f"{x.verdict}{f' {x.advice}' * bool(x.advice)}" for x in found]
         both.attrs |= {"interval_level": level, "comment": " ".join(said)}
+        if bad := [x.verdict for x in found if x.harmful]:
+            both.attrs["verdict"] = f"FAILED: {' '.join(bad)}"
+            failed |= {str(index): str(both.attrs["verdict"]) for index in one["index"].values}
         groups[name] = both
-        sentences += said
+        findings += found
         summaries.append(summary)
     encoding = {
         f"/{group}": {
@@ -187,9 +258,14 @@ def write_indices(indices: Mapping[str, xr.Dataset], folder: str | Path, *, leve
         }
         for group, both in groups.items()
     }
-    xr.DataTree.from_dict(groups).to_netcdf(folder / "indices.nc", engine="netcdf4", encoding=encoding)
-    _write(folder, "indices", pd.concat([index_table(x) for x in summaries]), draw_indices(summaries))
-    return sentences
+    tree = xr.DataTree.from_dict(groups)
+    tree.attrs |= {"diagnosis": diagnosis, "verdict": " ".join(failed.values()) or "passed"}
+    tree.to_netcdf(folder / "indices.nc", engine="netcdf4", encoding=encoding)
+    table = pd.concat([index_table(x) for x in summaries])
+    if published is not None:
+        table["verdict"] = [failed.get(str(x), "").partition(":")[0] or "passed" for x in table["index"]]
+    _write(folder, "indices", table, draw_indices(summaries, failed))
+    return findings
 
 
 def _made(folder: str | Path) -> Path:
@@ -245,7 +321,7 @@ def write_correlations(
     max_lag: Annotated[int, Interval(ge=0, le=1200)] = 0,
     detrend: bool = False,
     level: Fraction = 0.95,
-) -> list[str]:
+) -> list[Finding]:
     """Write ``correlations.csv`` and ``correlations.png``: correlations of all indices with a series.
 
     Parameters
@@ -264,7 +340,7 @@ def write_correlations(
     Returns
     -------
     list
-        What a reader has to know, sentence by sentence.
+        What a reader has to know.
     """
     rows: list[pd.DataFrame] = []
     sentences: list[str] = []
@@ -277,7 +353,7 @@ def write_correlations(
     table = pd.concat(rows, ignore_index=True)[[*order, "sample_correlation", "effective_times", "num_pairs"]]
     table = table.sort_values(["index", "estimand", "lag"], ignore_index=True)
     _write(_made(folder), "correlations", table, draw_correlations(table))
-    return sentences
+    return [Finding(False, x, part="model") for x in sentences]
 
 
 def _correlation_rows(found: xr.Dataset, level: float) -> pd.DataFrame:
@@ -331,8 +407,8 @@ class Request(TypedDict, total=False):
 
 @checked(SummaryError)
 def indices_to_folder(
-    tree: xr.DataTree, folder: str | Path, *, level: Fraction = 0.95, **request: Unpack[Request]
-) -> list[str]:
+    tree: xr.DataTree, folder: str | Path, *, level: Fraction = 0.95, diagnosis: str = "", **request: Unpack[Request]
+) -> list[Finding]:
     """Compute and write what ``probmodels indices`` is asked for: boxes, modes, a published series, correlations.
 
     Parameters
@@ -343,11 +419,13 @@ def indices_to_folder(
         Where to.
     level
         Probability of the intervals.
+    diagnosis
+        Verdict on the result, which ``indices.nc`` keeps.
 
     Returns
     -------
     list
-        What a reader has to know, sentence by sentence.
+        What a reader has to know. Harmful is an index that hardly agrees with its published values.
 
     Raises
     ------
@@ -376,11 +454,11 @@ def indices_to_folder(
         found[name] = mode_index(tree, name, remove_mean=asked["remove_mean"], base=asked["base"])
     if published is not None:
         found["published"] = published_index(tree, published, fitted=asked["fitted"])
-    sentences = write_indices(found, folder, level=level)
+    findings = write_indices(found, folder, level=level, published=published, diagnosis=diagnosis)
     if other is not None:
         more = {"max_lag": asked["max_lag"], "detrend": asked["detrend"]}
-        sentences += write_correlations(found, other, folder, level=level, **more)
-    return sentences
+        findings += write_correlations(found, other, folder, level=level, **more)
+    return findings
 
 
 def _checked_request(
