@@ -238,7 +238,8 @@ def write_indices(
         What a reader has to know.
     """
     folder = _made(folder)
-    groups, findings, summaries, failed = {}, [], [], {}
+    groups, findings, summaries = {}, [], []
+    failed: dict[str, str] = {}
     for name, one in indices.items():
         summary, found = summarise_indices(one, level=level), index_findings(one)
         if published is not None and "pattern_agreement" in one:
