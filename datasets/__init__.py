@@ -29,6 +29,7 @@ __all__ = ["LOADERS", "get_loader", "list_loaders", "load"]
 
 LOADERS = {
     "cancer": "probmodels.datasets.graphs:load_cancer",
+    "captioned_images": "probmodels.datasets.paired.files:load_captioned_images",
     "causal_table": "probmodels.datasets.concept_files:load_causal_table",
     "celeba": "probmodels.datasets.concept_files:load_celeba",
     "concept_images": "probmodels.datasets.concept_files:load_concept_images",
@@ -44,6 +45,7 @@ LOADERS = {
     "graph": "probmodels.datasets.graph_tables:load_graph",
     "images": "probmodels.datasets.images:load_images",
     "motifs": "probmodels.datasets.graph_motifs:simulate_motifs",
+    "paired_tables": "probmodels.datasets.paired.files:load_paired_tables",
     "pendulum": "probmodels.datasets.scenes:simulate_pendulum",
     "petals": "probmodels.datasets.petals:simulate_petals",
     "planetoid": "probmodels.datasets.graphs:load_planetoid",

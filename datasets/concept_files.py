@@ -9,18 +9,18 @@ that is not commercial, are at https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import xarray as xr
-from annotated_types import Interval, Len
+from annotated_types import Len
 from numpy.typing import NDArray
 
 from probmodels.datasets.causal import Edges, as_graph, make_concepts, position_of, split_rows
-from probmodels.datasets.checks import AnyPath, Share, check_size, existing_file, existing_folder
+from probmodels.datasets.checks import AnyPath, Share, existing_folder
+from probmodels.datasets.reading.files import Pixels, read_images, read_table, want_columns
 from probmodels.errors import DataError
 from probmodels.options import Count, Natural, Seed, checked, refuse_unused
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["load_causal_table", "load_celeba", "load_concept_images"]
 
 _Names = Annotated[Sequence[str], Len(1)]
-_Pixels = Annotated[int, Interval(ge=1, le=2048)]
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _PARTITION = {0: "train", 2: "test"}  # 1 is CelebA's validation, which is left out
@@ -42,7 +41,7 @@ def load_concept_images(
     table: Any = "labels.csv",
     *,
     concepts: _Names | None = None,
-    size: _Pixels = 32,
+    size: Pixels = 32,
     colour: bool = True,
     crop: bool = True,
     graph: Edges | None = None,
@@ -91,8 +90,8 @@ def load_concept_images(
     if isinstance(table, str | os.PathLike):
         inside = folder / table
         table = inside if os.path.isfile(inside) else table
-    rows, where = _read(table, "table", text=[file])
-    _want(rows, [file], where)
+    rows, where = read_table(table, "table", text=[file])
+    want_columns(rows, [file], where)
     if "split" in rows.columns:
         refuse_unused(load_concept_images, f"column 'split' of {where}", test=test, seed=seed)
     names, labels = _labels(rows, concepts, where, leave=[file, "split"])
@@ -117,7 +116,7 @@ def load_concept_images(
             f"{more[0].name!r}: add one, empty where its concepts are not known, or move the image"
         )
     data = make_concepts(
-        _read_images([folder / name for name in files], size, colour, crop),
+        read_images([folder / name for name in files], size, colour, crop),
         labels,
         names=names,
         split=split,
@@ -133,7 +132,7 @@ def load_celeba(
     root: AnyPath,
     *,
     concepts: _Names = ("Young", "Male", "Bald", "No_Beard"),
-    size: _Pixels = 64,
+    size: Pixels = 64,
     num_train: Count | None = 10_000,
     num_test: Natural | None = 2_000,
     graph: Edges | None = None,
@@ -199,7 +198,7 @@ def load_celeba(
         raise DataError(f"{folder} has no images for training or testing by its lists")
     files = table.index[rows]
     data = make_concepts(
-        _read_images([images / name for name in files], size, colour=True, crop=True),
+        read_images([images / name for name in files], size, colour=True, crop=True),
         (table.iloc[rows, places].to_numpy() > 0).astype(np.float64),  # -1 and 1 in the list
         names=concepts,
         split=splits[rows],
@@ -249,7 +248,7 @@ def load_causal_table(
         If the file or a column is absent, entries are no numbers, an observation is missing, or an option is out of
         range or not used.
     """
-    rows, where = _read(path, "path")
+    rows, where = read_table(path, "path")
     if "split" in rows.columns:
         refuse_unused(load_causal_table, f"column 'split' of {where}", test=test, seed=seed)
     names, labels = _labels(rows, concepts, where, leave=["split"])
@@ -274,36 +273,6 @@ def load_causal_table(
     )
 
 
-def _read(source: Any, what: str, text: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
-    """A data frame and what to call it; columns ``text`` are kept as they are written."""
-    import pandas as pd
-
-    if isinstance(source, pd.DataFrame):
-        rows, where = source.rename(columns=str), what
-        header = rows.columns.to_series()
-    elif isinstance(source, str | os.PathLike):
-        path = existing_file(source, what)
-        try:
-            rows, where = pd.read_csv(path, dtype=dict.fromkeys(text, str), skipinitialspace=True), path.name
-            header = pd.read_csv(path, header=None, nrows=1, dtype=str, skipinitialspace=True).iloc[0]
-        except (OSError, ValueError) as error:  # of pandas, and of other encodings
-            raise DataError(f"{path} cannot be read as CSV: {error}; it needs a header, and commas between") from error
-    else:
-        raise DataError(f"{what} is a {type(source).__name__}; give a CSV file, or a data frame of pandas")
-    if not len(rows):
-        raise DataError(f"{where} has no rows")
-    again = header[header.duplicated()]
-    if len(again):
-        raise DataError(f"{where} has more than one column {again.iloc[0]!r}; names have to differ")
-    return rows, where
-
-
-def _want(rows: pd.DataFrame, names: Sequence[str], where: str) -> None:
-    absent = [name for name in names if name not in rows.columns]
-    if absent:
-        raise DataError(f"{where} has no column {absent[0]!r}; it has {', '.join(map(repr, rows.columns))}")
-
-
 def _labels(
     rows: pd.DataFrame, names: Sequence[str] | None, where: str, leave: Sequence[str]
 ) -> tuple[list[str], NDArray[np.float64]]:
@@ -314,7 +283,7 @@ def _labels(
     again = [name for place, name in enumerate(chosen) if name in chosen[:place]]
     if again:
         raise DataError(f"column {again[0]!r} of {where} is named more than once; name each column once")
-    _want(rows, chosen, where)
+    want_columns(rows, chosen, where)
     columns = []
     for name in chosen:
         try:
@@ -350,28 +319,3 @@ def _celeba_list(folder: Path, stem: str) -> pd.DataFrame | None:
         return pd.read_csv(path, sep=r"\s+", header=None, index_col=0)
     except (OSError, IndexError, ValueError) as error:
         raise DataError(f"{path} cannot be read as a list of CelebA: {error}; copy it anew") from error
-
-
-def _read_images(paths: Sequence[Path], size: int, colour: bool, crop: bool) -> NDArray[np.float32]:
-    """Images (data, channel, size, size) in [0, 1]; what is transparent becomes white."""
-    from PIL import Image
-
-    channels = 3 if colour else 1
-    check_size(images=len(paths), channels=channels, size=size, width=size)
-    images = np.empty((len(paths), channels, size, size), dtype=np.float32)
-    for place, path in enumerate(paths):
-        try:
-            with Image.open(path) as opened:
-                picture = opened.convert("RGBA")
-        except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-            raise DataError(f"cannot read the image {path}: {error}") from error
-        if crop:
-            width, height = picture.size
-            side = min(width, height)
-            left, top = (width - side) // 2, (height - side) // 2
-            picture = picture.crop((left, top, left + side, top + side))
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture).convert("RGB" if colour else "L")
-        pixels = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
-        images[place] = np.moveaxis(np.atleast_3d(pixels), -1, 0) / np.float32(255)
-    return images

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyro
 import pyro.distributions as dist
@@ -14,29 +14,69 @@ from torch import Tensor, nn
 
 from probmodels.guides.nets import make_reader
 
-__all__ = ["PositiveGuide", "Tower"]
+__all__ = ["NETWORKS", "PositiveGuide", "TokenReader", "Tower"]
+
+# By kind of a modality; the first is the default.
+NETWORKS = {"vectors": ("mlp",), "pictures": ("conv", "mlp"), "texts": ("mean", "attention")}
 
 _START_SD = 0.1  # of the logarithms
 
 
-class Tower(nn.Module):
-    """A network from rows (row, feature) of one modality to points on the unit sphere.
+class TokenReader(nn.Module):
+    """A network from codes of words (row, token), 0 for none, to numbers (row, output), whatever their order.
 
     Parameters
     ----------
-    num_features
-        Numbers of a row.
+    num_words
+        Codes, that of none included.
+    num_outputs
+        Numbers.
+    network
+        ``"mean"``: the mean of the words' embeddings and two layers; ``"attention"``: a mean with learned weights.
+    """
+
+    def __init__(self, num_words: int, num_outputs: int, network: str) -> None:
+        super().__init__()
+        self.words = nn.Embedding(num_words, num_outputs)
+        self.score = nn.Linear(num_outputs, 1) if network == "attention" else None
+        self.read = nn.Sequential(nn.Linear(num_outputs, num_outputs), nn.SiLU(), nn.Linear(num_outputs, num_outputs))
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Numbers (row, output); those of a row without words are the same for all such rows."""
+        words = self.words(codes)
+        share = (codes > 0).to(words)
+        if self.score is not None:
+            score = self.score(words.tanh()).squeeze(-1)
+            share = share * (score - score.amax(1, keepdim=True).detach()).exp()
+        share = share / share.sum(1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
+        return self.read((share.unsqueeze(-1) * words).sum(1))
+
+
+class Tower(nn.Module):
+    """A network from rows of one modality to points on the unit sphere.
+
+    Parameters
+    ----------
+    shape
+        Of a row: (feature,), (channel, row, column) or, of texts, (word,), the number of codes.
     size
         Length of an embedding.
     hidden
         Width of the hidden layers.
     separate
         Whether there is a second head, for what the modality does not share.
+    network
+        ``"mlp"``, ``"conv"``, ``"mean"`` or ``"attention"``, see `make_reader` and `TokenReader`.
     """
 
-    def __init__(self, num_features: int, size: int, hidden: int, separate: bool) -> None:
+    def __init__(self, shape: Sequence[int], size: int, hidden: int, separate: bool, network: str = "mlp") -> None:
         super().__init__()
-        self.trunk = make_reader((num_features,), hidden, hidden=hidden)
+        words = network in NETWORKS["texts"]
+        self.trunk: nn.Module = (
+            TokenReader(shape[0], hidden, network)
+            if words
+            else make_reader(tuple(shape), hidden, network=network, hidden=hidden)
+        )
         self.shared = nn.Linear(hidden, size)
         self.own = nn.Linear(hidden, size) if separate else None
 

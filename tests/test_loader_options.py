@@ -34,6 +34,7 @@ from probmodels.datasets.graphs import (
 )
 from probmodels.datasets.gridded import open_field
 from probmodels.datasets.images import check_images, make_images, read_idx
+from probmodels.datasets.paired.views import make_views
 from probmodels.datasets.petals import petal_offsets
 from probmodels.datasets.regions import parse_region
 from probmodels.datasets.scenes import counterfactual, render
@@ -42,9 +43,14 @@ from probmodels.datasets.text import check_sentences, make_sentences, simulate_s
 from probmodels.errors import DataError
 from probmodels.options import options_of, options_schema
 
+TABLES = {
+    "a": pd.DataFrame({"id": range(8), "x": np.arange(1.0, 9.0)}),
+    "b": pd.DataFrame({"id": range(2, 10), "caption": ["a dog", "a cat"] * 4}),
+}
 # Options with which a loader is quick; paths are below the folder that `files` fills.
 SMALL: dict[str, dict[str, Any]] = {
     "cancer": {},
+    "captioned_images": {"root": "images"},
     "causal_table": {"path": "table.csv"},
     "celeba": {"root": "celeba", "concepts": ["Young", "Male"], "size": 4},
     "concept_images": {"root": "images", "size": 4},
@@ -60,6 +66,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "graph": {"edges": "edges.csv", "nodes": "nodes.csv"},
     "images": {"num_train": 20, "num_test": 10},
     "motifs": {"num_graphs": 8, "folds": 3},
+    "paired_tables": {"tables": TABLES, "key": "id"},
     "pendulum": {"size": 8, "num": 6},
     "petals": {"num_rows": 20},
     "planetoid": {"root": "planetoid"},
@@ -69,12 +76,18 @@ SMALL: dict[str, dict[str, Any]] = {
     "tu": {"root": "tu", "dataset": "TINY", "folds": 3},
     "wine": {},
 }
-DATA = {"causal_table": ["path"], "concept_images": ["table"], "graph": ["edges", "nodes"]}  # of any type
+DATA = {
+    "captioned_images": ["captions"],
+    "causal_table": ["path"],
+    "concept_images": ["table"],
+    "graph": ["edges", "nodes"],
+}  # of any type
 PATHS = {"path", "root", "edges", "nodes"}
 
 # Values that an option does take. What is the default of an option is taken as well and not listed.
 TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
     "cancer": {"validation": ("zero",), "stop": ("zero",), "standardise": ("true",)},
+    "captioned_images": {"label": ("text",)},
     "causal_table": {"graph": ("empty list",), "test": ("zero",)},
     "celeba": {"num_train": ("none",), "num_test": ("zero", "none"), "graph": ("empty list",)},
     "concept_images": {"graph": ("empty list",), "test": ("zero",)},
@@ -129,6 +142,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (6, 5), (40 * place, 0, 0)).save(folder / "images" / f"{place}.png")
     labels = {"file": [f"{place}.png" for place in range(6)], "red": range(6), "odd": [0, 1] * 3}
     pd.DataFrame(labels).to_csv(folder / "images" / "labels.csv", index=False)
+    captions = {"file": labels["file"][1:], "text": ["dark", "some red", "red", "more red", "red, bright"]}
+    pd.DataFrame(captions).to_csv(folder / "images" / "captions.csv", index=False)
     rows = [f"{word}\t{text}\t_\tNOUN\t_\t_\t{word - 1}\tdep\t_\t_" for word, text in ((1, "red"), (2, "dog"))]
     (folder / "trees.conllu").write_text("\n".join([*rows, "", *rows, ""]))
     pd.DataFrame({"id": range(12), "label": [0, 1] * 6, "h": rng.normal(size=12)}).to_csv(folder / "nodes.csv")
@@ -185,6 +200,8 @@ def test_options_are_documented_and_annotated(name: str, files: Path) -> None:
     ("name", "option"),
     [
         ("causal_table", "path"),
+        ("captioned_images", "root"),
+        ("captioned_images", "captions"),
         ("celeba", "root"),
         ("concept_images", "root"),
         ("concept_images", "table"),
@@ -246,6 +263,7 @@ def test_options_that_are_not_used_are_refused(name: str, options: dict[str, Any
         ("explainer", {"num_nodes": 100_000, "num_edges": 99_999, "num_motifs": 1}),
         ("motifs", {"num_graphs": 1_000_000, "sizes": [5, 100_000]}),
         ("pendulum", {"num": 10_000_000, "size": 1024}),
+        ("captioned_images", {"size": 2049}),
         ("concept_images", {"size": 2049}),
     ],
 )
@@ -290,6 +308,7 @@ ANGLES = {"angle": [1.0, 2.0], "light": [80.0, 90.0]}
         (make_graph, {"x": np.eye(4), "y": [0, 1, 0, 1], "edges": [[0, 1]], "nodes": list("abcd")}),
         (make_graph, {"x": None, "y": [0, 1], "graph": [0, 0, 1, 1], "graphs": ["a", "b"], "split": ["train"] * 2}),
         (make_images, {"images": np.zeros((4, 2, 2)), "labels": range(4), "split": ["train"] * 4}),
+        (make_views, {"views": {"a": np.ones((8, 2)), "b": ["red", "dog"] * 4}, "label": [0, 1] * 4}),
         (make_sentences, {"sentences": [["a", "b"], ["b", "a"]], "brackets": [[(0, 2)], []]}),
         (open_field, {"path_or_paths": FIELD}),
         (parse_period, {"period": 1999}),

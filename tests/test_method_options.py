@@ -78,6 +78,8 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
         "uniformity": ("zero",),
         "consistency": ("zero",),
         "augmented_consistency": ("zero",),
+        "shift": ("zero",),
+        "erase": ("zero",),
         "inferred": ("empty list",),
     },
     "lds": {"candidates": ("zero",), "rate": ("zero",)},

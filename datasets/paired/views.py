@@ -1,5 +1,9 @@
 """Views of the same things in two or more modalities: rows that belong together, some of which may lack a modality.
 
+The dims of a view say its kind: vectors (row, <name>_feature), pictures (row, <name>_channel, <name>_row,
+<name>_column), or texts (row, <name>_token) of codes of words, 0 for none, with the words as <name>_word. A spectrogram
+is a picture.
+
 Data set ``digit_halves`` cuts scikit-learn's digits in two: the halves of an image are two views of it.
 
 References
@@ -10,21 +14,36 @@ https://doi.org/10.24432/C50P49
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import xarray as xr
+from annotated_types import Len
 from numpy.typing import NDArray
 
 from probmodels.datasets.checks import as_array
 from probmodels.datasets.labelled import labels_of
+from probmodels.datasets.paired.words import encode
 from probmodels.errors import DataError
-from probmodels.options import Fraction, Seed, checked
+from probmodels.options import Count, Fraction, OneOf, Seed, checked, refuse_unused
 
-__all__ = ["check_views", "load_digit_halves", "make_views"]
+__all__ = ["KINDS", "Classes", "check_views", "kind_of", "load_digit_halves", "make_views"]
 
-_TAKEN = ("label", "modality", "present", "row", "split", "temperature")  # names that no modality can have
+KINDS = {"vectors": ("feature",), "pictures": ("channel", "row", "column"), "texts": ("token",)}  # kind to its axes
+Classes = Annotated[Sequence[str], Len(2)]
+_CHANNELS = (1, 2, 3, 4)
+
+_TAKEN = (
+    "file",
+    "key",
+    "label",
+    "modality",
+    "present",
+    "row",
+    "split",
+    "temperature",
+)  # names that no modality can have
 
 
 @checked(DataError)
@@ -51,7 +70,8 @@ def load_digit_halves(
 
     table = load_digits()
     axis, names = (2, ("left", "right")) if cut == "columns" else (1, ("upper", "lower"))
-    views = dict(zip(names, np.split(table.images / 16.0, 2, axis=axis), strict=True))
+    halves = (half.reshape(len(half), -1) for half in np.split(table.images / 16.0, 2, axis=axis))
+    views = dict(zip(names, halves, strict=True))
     return make_views(views, label=table.target, held_out=held_out, seed=seed)
 
 
@@ -59,10 +79,13 @@ def load_digit_halves(
 def make_views(
     views: Mapping[str, Any],
     *,
+    kinds: Mapping[str, Annotated[str, OneOf(KINDS)]] | None = None,
     present: Any = None,
     label: Any = None,
+    classes: Classes | None = None,
     split: Any = None,
     held_out: Fraction = 0.2,
+    min_count: Count = 1,
     seed: Seed = 0,
 ) -> xr.Dataset:
     """Modalities of the same rows as labelled data.
@@ -70,60 +93,93 @@ def make_views(
     Parameters
     ----------
     views
-        Name to array (row, ...) of each modality, rows in the same order. Further axes are flattened.
+        Name to rows of each modality, in the same order: numbers (row, feature); pictures (row, row, column), (row,
+        channel, row, column) or (row, row, column, channel), of up to four channels; or texts (row,). Tables of pandas
+        are (row, feature).
+    kinds
+        Name to ``"vectors"``, ``"pictures"`` or ``"texts"`` where the shape does not say it: pictures that are to be
+        read as vectors, and codes (row, token) of words, which are whole numbers, 0 for none.
     present
         Whether a row has a modality (row, modality), in the order of ``views``; None if all have all. A modality may
         then hold only the rows that have it, in their order; of the other rows its values are not read.
     label
         Classes of the rows (row,), for diagnostics alone; None for none.
+    classes
+        Classes that there are; a label that is none of them is an error. None for those that occur.
     split
         ``"train"`` or ``"test"`` for each row; None for a random choice.
     held_out
         Share of the rows that are held out if ``split`` is None.
+    min_count
+        How often a word of a text has to occur in rows to learn from; rarer ones are left out.
     seed
-        Seed of their choice.
+        Seed of the choice of rows.
 
     Returns
     -------
     xr.Dataset
-        A variable (row, <name>_feature) for each modality, ``present`` (row, modality), ``split`` (row), and ``label``
-        (row) as text where it is known.
+        A variable for each modality, with dims as the module says, ``present`` (row, modality), ``split`` (row), and
+        ``label`` (row) as text where it is known.
 
     Raises
     ------
     DataError
-        If lengths or labels of rows differ, values are not finite, rows are all zero, or nothing is held out.
+        If lengths or labels of rows differ, values are not finite, rows are all zero, a text has no words, a label is
+        missing or none of the classes, or nothing is held out.
     """
-    arrays = {str(name): as_array(values, f"modality {name!r}", numbers=True) for name, values in views.items()}
-    for name, array in arrays.items():
+    names = [str(name) for name in views]
+    for name in names:
         if not name.isidentifier() or name in _TAKEN or "_to_" in name:
             raise DataError(f"modality {name!r}; give a name like 'image', none of {', '.join(_TAKEN)}, without '_to_'")
-        if array.ndim < 2 or not array.size:
-            raise DataError(f"modality {name!r} has shape {array.shape}; give rows of one or more numbers")
-    if len(arrays) < 2:
-        raise DataError(f"{len(arrays)} modalities; give two or more by name, as {{'image': ..., 'text': ...}}")
+    if len(names) < 2:
+        raise DataError(f"{len(names)} modalities; give two or more by name, as {{'image': ..., 'text': ...}}")
+    arrays = {name: _with_axes(name, values) for name, values in zip(names, views.values(), strict=True)}
+    kind = {name: _kind(name, array, kinds or {}) for name, array in arrays.items()}
+    if unknown := [name for name in kinds or {} if name not in kind]:
+        raise DataError(f"kinds names {unknown[0]!r}, which is no modality; choose among {', '.join(names)}")
+    if "texts" not in kind.values():
+        refuse_unused(make_views, "no texts", min_count=min_count)
+    if split is not None:
+        refuse_unused(make_views, "split", held_out=held_out, seed=seed)
     seen = _present(arrays, present)
     count = len(seen)
-    _check_rows({name: view for name, view in views.items() if len(arrays[name]) == count})
+    _check_rows({name: views[name] for name in views if len(arrays[str(name)]) == count})
     split_of = _split(split, count, held_out, seed)
     found = xr.Dataset(
-        {
-            **{
-                name: (("row", f"{name}_feature"), _filled(name, array, seen[:, place]))
-                for place, (name, array) in enumerate(arrays.items())
-            },
-            "present": (("row", "modality"), seen.astype(np.int8)),
-            "split": ("row", split_of),
-        },
-        coords={"modality": list(arrays)},
+        {"present": (("row", "modality"), seen.astype(np.int8)), "split": ("row", split_of)}, coords={"modality": names}
     )
+    for place, name in enumerate(names):
+        there = seen[:, place]
+        values = _spread(arrays[name], there)
+        if kind[name] == "texts":
+            values, words = encode(values, name, there, split_of == "train", min_count)
+            found = found.assign_coords({f"{name}_word": words})
+        else:
+            values = _numbers(name, kind[name], values, there)
+        found[name] = (("row", *(f"{name}_{axis}" for axis in KINDS[kind[name]])), values)
     if label is not None:
-        classes = as_array(label, "label")
-        if classes.shape != (count,):
-            raise DataError(f"label has shape {classes.shape}; give one for each of the {count} rows")
-        found["label"] = ("row", classes.astype(str))
+        found["label"] = ("row", _classes(label, count, classes))
+    else:
+        refuse_unused(make_views, "no label", classes=classes)
     check_views(found)
     return found
+
+
+def kind_of(view: xr.DataArray) -> str:
+    """Kind of a view by its dims, one of `KINDS`.
+
+    Raises
+    ------
+    DataError
+        If it has the dims of none.
+    """
+    for kind, axes in KINDS.items():
+        if view.dims == ("row", *(f"{view.name}_{axis}" for axis in axes)):
+            return kind
+    raise DataError(
+        f"modality {view.name!r} has the dims {', '.join(map(str, view.dims))}, which no kind of view has; make the "
+        "data with datasets.paired.views.make_views"
+    )
 
 
 def check_views(data: xr.Dataset) -> None:
@@ -144,19 +200,81 @@ def check_views(data: xr.Dataset) -> None:
     if absent:
         raise DataError(f"the data lack the modality {absent[0]!r}; make them with datasets.paired.views.make_views")
     for name in names:
-        seen = data["present"].sel(modality=name).values.astype(bool)
-        values = data[name].values[seen]
-        if not np.isfinite(values).all():
-            raise DataError(f"modality {name!r} is not finite everywhere; mark rows that lack it by present")
-        empty = np.flatnonzero(seen)[(values == 0).all(1)]
-        if len(empty):
-            raise DataError(
-                f"modality {name!r} is all zero in {len(empty)} rows, as row {empty[0]}: an empty caption says "
-                "nothing; drop such rows, or mark by present that they lack it"
-            )
+        _check_view(data, name)
     for part in ("train", "test"):
         if not (data["split"].values == part).any():
             raise DataError(f"no row has split={part!r}; the verdict needs rows to learn from and rows held out")
+
+
+def _check_view(data: xr.Dataset, name: str) -> None:
+    kind = kind_of(data[name])
+    seen = data["present"].sel(modality=name).values.astype(bool)
+    values = data[name].values[seen].reshape(seen.sum(), -1)
+    if not np.isfinite(values).all():
+        row = np.flatnonzero(seen)[np.argwhere(~np.isfinite(values))[0, 0]]
+        raise DataError(
+            f"modality {name!r} is not finite everywhere, as in row {row}; mark rows that lack it by present"
+        )
+    if kind == "texts":
+        words = data.sizes.get(f"{name}_word", 0)
+        if values.dtype.kind not in "iu" or (values.size and (values.min() < 0 or values.max() >= words)):
+            raise DataError(f"modality {name!r} holds codes of none of its {words} words; make it with make_views")
+    empty = np.flatnonzero(seen)[(values == 0).all(1)]
+    if len(empty) and kind != "pictures":  # one may be black
+        what = "an empty caption" if kind == "texts" else "such a row"
+        raise DataError(
+            f"modality {name!r} is all zero in {len(empty)} rows, as row {empty[0]}: {what} says nothing; drop such "
+            "rows, or mark by present that they lack it"
+        )
+
+
+def _with_axes(name: str, values: Any) -> NDArray[Any]:
+    array = as_array(values, f"modality {name!r}")
+    if not array.ndim or not array.size:
+        raise DataError(f"modality {name!r} has shape {array.shape}; give rows of one or more numbers, or texts")
+    return array
+
+
+def _kind(name: str, array: NDArray[Any], kinds: Mapping[str, str]) -> str:
+    """Kind of a modality: as given, or by the number of its axes."""
+    if array.dtype.kind not in "fiub":
+        if array.ndim == 1 and array.dtype.kind in "UO" and kinds.get(name, "texts") == "texts":
+            return "texts"
+        as_array(array, f"modality {name!r}", numbers=True)
+    if array.ndim == 1 or array.ndim > 4:
+        raise DataError(f"modality {name!r} has shape {array.shape}; give rows of one or more numbers, or texts")
+    return kinds.get(name, "vectors" if array.ndim == 2 else "pictures")
+
+
+def _numbers(name: str, kind: str, array: NDArray[Any], there: NDArray[np.bool_]) -> NDArray[Any]:
+    """Vectors (row, feature) or pictures (row, channel, row, column), zero in rows that lack them."""
+    found = np.where(there.reshape(-1, *[1] * (array.ndim - 1)), array, 0)
+    if kind == "vectors":
+        return found.reshape(len(found), -1).astype(float)
+    if found.ndim == 2:
+        raise DataError(f"modality {name!r} has shape {array.shape}; pictures are (row, row, column), or have channels")
+    if found.ndim == 4 and found.shape[1] not in _CHANNELS:
+        found = np.moveaxis(found, -1, 1)
+    if found.ndim == 4 and found.shape[1] not in _CHANNELS:
+        raise DataError(
+            f"modality {name!r} has shape {array.shape}; pictures have up to {_CHANNELS[-1]} channels, as the second "
+            f"axis or the last; read as vectors they may have any shape: kinds={{{name!r}: 'vectors'}}"
+        )
+    return (found if found.ndim == 4 else found[:, None]).astype(np.float32)
+
+
+def _classes(label: Any, count: int, classes: Sequence[str] | None) -> NDArray[np.str_]:
+    """Classes of the rows as text."""
+    found = as_array(label, "label")
+    if found.shape != (count,):
+        raise DataError(f"label has shape {found.shape}; give one for each of the {count} rows")
+    lost = [row for row, one in enumerate(found.tolist()) if one is None or one != one]
+    if lost:
+        raise DataError(f"label of row {lost[0]} is missing ({len(lost)} in all); give each row a class, or no labels")
+    texts: NDArray[np.str_] = found.astype(str)
+    for row in [] if classes is None else np.flatnonzero(~np.isin(texts, list(classes))):
+        raise DataError(f"label {str(texts[row])!r} of row {row} is none of the classes {', '.join(classes or ())}")
+    return texts
 
 
 def _present(arrays: Mapping[str, NDArray[Any]], present: Any) -> NDArray[np.bool_]:
@@ -198,11 +316,12 @@ def _labels(view: Any) -> Any:
     return labels_of(view, "row", 0)
 
 
-def _filled(name: str, array: NDArray[Any], seen: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Values (row, feature), zero in rows that lack the modality."""
-    flat = array.reshape(len(array), -1).astype(float)
-    found = np.zeros((len(seen), flat.shape[1]))
-    found[seen] = flat[seen] if len(flat) == len(seen) else flat
+def _spread(array: NDArray[Any], there: NDArray[np.bool_]) -> NDArray[Any]:
+    """All rows, from all of them or from those that have the modality."""
+    if len(array) == len(there):
+        return array
+    found = np.zeros((len(there), *array.shape[1:]), dtype=array.dtype)
+    found[there] = array
     return found
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from probmodels.errors import ResultError
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
-from probmodels.modality_structure.model import tensors
+from probmodels.modality_structure.views import tensors
 from probmodels.options import checked
 
 __all__ = ["Embedded", "embed", "information_bound", "measure", "modality_gap", "recall_at", "shared_rows"]

@@ -42,7 +42,7 @@ from probmodels.datasets.paired.views import check_views, make_views
 from probmodels.errors import DataError
 from probmodels.guides.modality_structure import PositiveGuide, Tower
 from probmodels.inference.problem import Problem
-from probmodels.inference.runtime.ops import isolated
+from probmodels.meta_regularization.transforms import Share
 from probmodels.modality_structure.structures import (
     bridge_mean,
     match_site,
@@ -51,9 +51,10 @@ from probmodels.modality_structure.structures import (
     structure_site,
     uniformity,
 )
-from probmodels.options import Fraction, OneOf, Seed, Width, checked, refuse_unused
+from probmodels.modality_structure.views import TOWERS, Augmentation, augmentations, kinds_of, make_towers, tensors
+from probmodels.options import Fraction, OneOf, Probability, Seed, Width, checked, refuse_unused
 
-__all__ = ["ENGINES", "REFERENCE", "ModalityStructure", "make_problem", "tensors", "tiny"]
+__all__ = ["ENGINES", "REFERENCE", "ModalityStructure", "make_problem", "tiny"]
 
 REFERENCE = "Jiang et al. (2023), https://arxiv.org/abs/2303.05952"
 ENGINES = ("svi",)
@@ -88,8 +89,8 @@ class ModalityStructure(PyroModule):
         As `structures.bridge_mean` takes them.
     normalize
         ``"N"`` or ``"N2"``: by what sums over pairs of rows are divided.
-    dropout
-        Share of the features that augmented views lack.
+    augment
+        Kind of a modality to its random changes, as `modality_structure.views.augmentations` makes them.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class ModalityStructure(PyroModule):
         bridge_time: float = 0.25,
         bridge_order: Literal["paper", "reversed"] = "paper",
         normalize: Literal["N", "N2"] = "N",
-        dropout: float = 0.2,
+        augment: Mapping[str, Augmentation] | None = None,
     ) -> None:
         super().__init__()
         self.towers = nn.ModuleDict({_key(name): tower for name, tower in towers.items()})
@@ -112,17 +113,18 @@ class ModalityStructure(PyroModule):
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.inferred, self.temperature, self.in_modal = tuple(inferred), temperature, in_modal
         self.bridge_time, self.bridge_order = bridge_time, bridge_order
-        self.normalize, self.dropout = normalize, dropout
+        self.normalize, self.augment = normalize, dict(augment or {})
         self.augments = in_modal or any(name in self.weights for name in _AUGMENTED)
 
     def embed(self, views: Sequence[Tensor]) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Shared and independent embeddings (row, size) of each modality."""
         return {name: self.towers[_key(name)](x) for name, x in zip(self.names, views, strict=True)}
 
-    def augmented(self, x: Tensor) -> Tensor:
-        """Rows without a random share of their features; outside of steps the same ones in every run."""
-        generator = None if torch.is_grad_enabled() else torch.Generator().manual_seed(0)
-        return x * (torch.rand(x.shape, generator=generator, dtype=x.dtype) >= self.dropout).to(x)
+    def near(self, views: Sequence[Tensor]) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Embeddings of rows that are changed at random; outside of steps in the same way in every run."""
+        generators = [None if torch.is_grad_enabled() else torch.Generator().manual_seed(0) for _ in views]
+        changes = [self.augment[name] for name in self.names]
+        return self.embed([change(x, g) for change, x, g in zip(changes, views, generators, strict=True)])
 
     def forward(self, present: Tensor, *views: Tensor) -> None:
         """The sites above.
@@ -132,21 +134,22 @@ class ModalityStructure(PyroModule):
         present
             Whether a row has a modality (row, modality).
         *views
-            Rows (row, feature) of each modality.
+            Rows of each modality, as `modality_structure.views.tensors` makes them.
         """
         rows = pyro.plate("fitted_row", len(present)).indices
         scale = len(present) / len(rows)  # an epoch is a partition of the rows into batches
         if scale != 1:
             present, views = present[rows], tuple(x[rows] for x in views)
+        like = next(self.towers.parameters())
         temperature: Any = self.temperature
         if temperature is None:
-            temperature = pyro.sample("temperature", dist.LogNormal(views[0].new_tensor(math.log(_START)), _PRIOR_SD))
+            temperature = pyro.sample("temperature", dist.LogNormal(like.new_tensor(math.log(_START)), _PRIOR_SD))
         weights: dict[str, Any] = dict(self.weights)
         for name in self.inferred:
-            prior = dist.LogNormal(views[0].new_tensor(math.log(weights[name])), _PRIOR_SD)
+            prior = dist.LogNormal(like.new_tensor(math.log(weights[name])), _PRIOR_SD)
             weights[name] = pyro.sample(f"weight_{name}", prior)
         z = self.embed(views)
-        near = self.embed([self.augmented(x) for x in views]) if self.augments else z
+        near = self.near(views) if self.augments else z
         seen = dict(zip(self.names, present.unbind(-1), strict=True))
         with poutine.scale(scale=scale):
             for name in self.names:
@@ -231,6 +234,7 @@ def make_problem(
     *,
     size: Width = 32,
     hidden: Width = 128,
+    towers: Mapping[str, Annotated[str, OneOf(TOWERS)]] | None = None,
     temperature: Annotated[float, Interval(ge=1e-3, le=1e2)] | None = None,
     in_modal: bool = False,
     orthogonality: _Weight = 0.0,
@@ -244,6 +248,9 @@ def make_problem(
     normalize: Literal["N", "N2"] = "N",
     inferred: Sequence[Annotated[str, OneOf(GAUSSIAN)]] = (),
     dropout: Fraction = 0.2,
+    shift: Share = 0.1,
+    flip: Probability = 0.0,
+    erase: Share = 0.25,
     seed: Seed = 0,
 ) -> Problem:
     """Embeddings of two or more modalities that are matched, with structures between them.
@@ -255,6 +262,10 @@ def make_problem(
         others decide the verdict. Rows that lack a modality are no candidates where it is matched.
     size, hidden
         Length of the embeddings, and width of the towers' layers.
+    towers
+        Name of a modality to its tower, where it is not the first of its kind: ``"mlp"`` for vectors; ``"conv"``, three
+        convolutions, or ``"mlp"`` for pictures; ``"mean"`` or ``"attention"``, a mean of the words' embeddings with
+        equal or learned weights, for texts.
     temperature
         Of the matching; None for a latent site with a prior about 0.1.
     in_modal
@@ -274,7 +285,10 @@ def make_problem(
         Structures whose weights are latent, with log-normal priors about the weights given; among
         ``"orthogonality"``, ``"bridge"``, ``"consistency"`` and ``"augmented_consistency"``.
     dropout
-        Share of the features that an augmented view lacks.
+        Share of the features of a vector, or of the words of a text, that an augmented view lacks; one word is kept.
+    shift, flip, erase
+        Changes of an augmented picture: most that it is moved along either axis, as a share of its side; probability
+        that it is mirrored, left to right; and side of the square that is erased, as a share of its own.
     seed
         Seed of the starting values.
 
@@ -302,23 +316,26 @@ def make_problem(
     if not (consistency or augmented_consistency or uniformity):
         refuse_unused(make_problem, "no sum over pairs of rows", normalize=normalize)
     if not (in_modal or any(weights[name] for name in _AUGMENTED)):
-        refuse_unused(make_problem, "no augmented views", dropout=dropout)
+        refuse_unused(make_problem, "no augmented views", dropout=dropout, shift=shift, flip=flip, erase=erase)
     for place, name in enumerate(inferred):
         if not weights[name] or name in inferred[:place]:
             raise DataError(f"inferred={list(inferred)}; name each once, with a weight of its own, as {name}=1.0")
     check_views(data)
+    kinds = set(kinds_of(data).values())
+    if "pictures" not in kinds:
+        refuse_unused(make_problem, "no pictures", shift=shift, flip=flip, erase=erase)
+    if kinds == {"pictures"}:
+        refuse_unused(make_problem, "pictures alone", dropout=dropout)
     pairs = _pairs(data)
     present, views = tensors(data, "train")
     if len(present) > _MOST_ROWS:
         raise DataError(
             f"{len(present)} rows to learn from; give at most {_MOST_ROWS}, since all are compared with all"
         )
-    names = [str(name) for name in data["modality"].values]
+    augments = in_modal or any(weights[name] for name in _AUGMENTED)
     separate = any(weights[name] for name in SEPARATION)
-    with isolated(seed):
-        towers = {name: Tower(x.shape[1], size, hidden, separate) for name, x in zip(names, views, strict=True)}
     model = ModalityStructure(
-        towers,
+        make_towers(data, size, hidden, separate, towers or {}, seed),
         pairs,
         weights,
         inferred=inferred,
@@ -327,7 +344,7 @@ def make_problem(
         bridge_time=bridge_time,
         bridge_order=bridge_order,
         normalize=normalize,
-        dropout=dropout,
+        augment=augmentations(data, dropout, shift, flip, erase) if augments else None,
     )
     starts = {"temperature": _START} if temperature is None else {}
     starts |= {f"weight_{name}": weights[name] for name in inferred}
@@ -340,19 +357,6 @@ def make_problem(
         batch_plates=("fitted_row",),
         loss="TraceMeanField_ELBO",
     )
-
-
-def tensors(data: xr.Dataset, split: str) -> tuple[Tensor, list[Tensor]]:
-    """Which rows of a split have which modality (row, modality), and their standardised views (row, feature)."""
-    rows, training = data["split"].values == split, data["split"].values == "train"
-    dtype, views = torch.get_default_dtype(), []
-    for name in data["modality"].values:
-        values, seen = data[str(name)].values, data["present"].sel(modality=name).values.astype(bool)
-        known = values[seen & training]
-        spread = known.std(0)
-        standard = (values - known.mean(0)) / np.where(spread > 0, spread, 1.0) * seen[:, None]
-        views.append(torch.as_tensor(standard[rows], dtype=dtype))
-    return torch.as_tensor(data["present"].values[rows].astype(bool)), views
 
 
 def _pairs(data: xr.Dataset) -> list[tuple[str, str]]:
@@ -377,12 +381,13 @@ def _pairs(data: xr.Dataset) -> list[tuple[str, str]]:
 
 
 def tiny() -> Problem:
-    """Sixteen rows of three modalities, some of which lack one, with all structures, for the conformance tests."""
+    """Sixteen rows of a picture, a text and a sound, some of which lack one, with all structures, for the tests."""
     rng = np.random.default_rng(0)
     shared = rng.normal(size=(16, 2))
-    views = {
-        name: shared @ rng.normal(size=(2, 3)) + 0.1 * rng.normal(size=(16, 3)) for name in ("image", "text", "sound")
-    }
+    sound = shared @ rng.normal(size=(2, 3)) + 0.1 * rng.normal(size=(16, 3))
+    image = (shared @ rng.normal(size=(2, 16))).reshape(16, 4, 4)
+    text = [f"{'light' if one > 0 else 'dark'} and {'round' if two > 0 else 'square'}" for one, two in shared]
+    views = {"image": image, "text": text, "sound": sound}
     present = np.ones((16, 3), dtype=bool)
     present[:3, 2] = False
     split = np.where(np.arange(16) % 4 == 3, "test", "train")
