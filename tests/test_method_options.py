@@ -79,6 +79,7 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
         "consistency": ("zero",),
         "augmented_consistency": ("zero",),
         "shift": ("zero",),
+        "flip": ("zero",),
         "erase": ("zero",),
         "inferred": ("empty list",),
     },
