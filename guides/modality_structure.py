@@ -20,6 +20,7 @@ __all__ = ["NETWORKS", "PositiveGuide", "TokenReader", "Tower"]
 NETWORKS = {"vectors": ("mlp",), "pictures": ("conv", "mlp"), "texts": ("mean", "attention")}
 
 _START_SD = 0.1  # of the logarithms
+_START_STEPS = 20.0  # concentration
 
 
 class TokenReader(nn.Module):
@@ -88,21 +89,26 @@ class Tower(nn.Module):
 
 
 class PositiveGuide(PyroModule):
-    """Independent log-normal distributions of positive sites.
+    """Independent log-normal distributions of positive sites, and a Dirichlet distribution of the steps of a path.
 
     Parameters
     ----------
     starts
         Name of a site to its median at the start.
+    num_points
+        Points of the path, whose site is ``path_steps`` (point + 1,); 0 for none.
     """
 
-    def __init__(self, starts: Mapping[str, float]) -> None:
+    def __init__(self, starts: Mapping[str, float], num_points: int = 0) -> None:
         super().__init__()
+        self.log_steps = nn.Parameter(torch.full((num_points + 1,), math.log(_START_STEPS))) if num_points else None
         self.names = tuple(starts)
         self.location = nn.ParameterDict({name: torch.tensor(math.log(value)) for name, value in starts.items()})
         self.log_sd = nn.ParameterDict({name: torch.tensor(math.log(_START_SD)) for name in starts})
 
     def forward(self, *data: Tensor) -> None:
-        """Sites by their names, each a number."""
+        """Sites by their names, each a number but for ``path_steps``."""
         for name in self.names:
             pyro.sample(name, dist.LogNormal(self.location[name], self.log_sd[name].exp()))
+        if self.log_steps is not None:
+            pyro.sample("path_steps", dist.Dirichlet(self.log_steps.exp()))

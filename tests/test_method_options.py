@@ -76,6 +76,7 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
         "orthogonality": ("zero",),
         "contrast": ("zero",),
         "uniformity": ("zero",),
+        "path": ("zero",),
         "consistency": ("zero",),
         "augmented_consistency": ("zero",),
         "shift": ("zero",),

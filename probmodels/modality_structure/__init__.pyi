@@ -14,6 +14,7 @@ from .model import (
     tiny as tiny,
 )
 from .outputs import write_outputs as write_outputs
+from .weights import weights_problem as weights_problem
 
 __all__ = [
     "ENGINES",
@@ -28,5 +29,6 @@ __all__ = [
     "modality_gap",
     "recall_at",
     "tiny",
+    "weights_problem",
     "write_outputs",
 ]

@@ -12,6 +12,8 @@ from probmodels.inference.diagnostics.guides import still_falling
 from probmodels.inference.labels import read_json
 from probmodels.inference.result import Result
 from probmodels.modality_structure.measures import embed, information_bound, shared_rows
+from probmodels.modality_structure.model import make_problem
+from probmodels.options import options_of
 
 __all__ = ["check_draws", "check_model"]
 
@@ -35,13 +37,14 @@ def check_draws(result: Result) -> Iterator[Finding]:
     )  # not pairs of rows, which are many
     yield from still_falling(result.tree, _FALLING * matched / max(sum(sizes.values()), 1))
     options = read_json(result.tree.attrs, "options", {})
+    follow = "towers and {} follow each other away from the prior: {}"
     for name in options.get("inferred", ()):
-        shift = float(np.log(result.posterior[f"weight_{name}"]).mean()) - float(np.log(options[name]))
-        verdict = f"the weight of {name!r} is {np.exp(shift):.3g} times the median of its prior "
-        verdict += f"({abs(shift):.1f} sds of its logarithm, at most {_PRIOR_SDS:g})"
-        bad = abs(shift) > _PRIOR_SDS
-        advice = "towers and weight follow each other away from the prior: fix this weight instead of inferring it"
-        yield Finding(bad, verdict, advice if bad else "")
+        advice = follow.format("weight", "fix this weight instead of inferring it")
+        yield _near_prior(result, f"weight_{name}", f"the weight of {name!r}", options[name], advice)
+    if options.get("path"):
+        start = options.get("path_scale", options_of(make_problem)["path_scale"].default)
+        advice = follow.format("path", "give a weight to bridge, which is fixed, in place of path")
+        yield _near_prior(result, "path_scale", "the scale of the path", start, advice)
     verdict = "towers are point estimates: draws of temperature and weights hold for these towers, and are not judged"
     yield Finding(False, verdict, "compare other values of seed before trusting small differences")
 
@@ -75,6 +78,15 @@ def check_model(result: Result) -> Iterator[Finding]:
             verdict = f"{a} and {b}: {fitted:.2f} nats in {len(some)} fitted rows, far above those held out"
             yield Finding(False, verdict, "the towers learn rows by heart: more rows, fewer steps, or a smaller hidden",
                           part="model")  # fmt: skip
+
+
+def _near_prior(result: Result, site: str, what: str, start: float, advice: str) -> Finding:
+    """Whether a positive site with a log-normal prior of unit sd about ``start`` is where its prior allows."""
+    shift = float(np.log(result.posterior[site]).mean()) - float(np.log(start))
+    verdict = f"{what} is {np.exp(shift):.3g} times the median of its prior "
+    verdict += f"({abs(shift):.1f} sds of its logarithm, at most {_PRIOR_SDS:g})"
+    bad = abs(shift) > _PRIOR_SDS
+    return Finding(bad, verdict, advice if bad else "")
 
 
 def _matched(what: str, similarity: NDArray[np.float64]) -> Finding:

@@ -6,6 +6,7 @@ For rows n = 1..N, modalities a, b and embeddings ``z`` of length 1 that towers 
     match_a_to_b     ~ Categorical(z_a z_b' / temperature)          observed to be the row itself; both directions
     orthogonality_a  ~ Normal(<z_a, own_a>, .)                      observed to be 0, as all that follow
     bridge_a_to_b    ~ Normal(augmented_a - norm(t z_a + (1 - t) z_b), .)
+    path_a_to_b      ~ the law of a Brownian bridge, see `paths`
     cross_a_to_b     ~ Normal(<a_j, b_k> - <a_k, b_j>, .)           between_, within_ and paired_ alike
 
 The precisions of the normal sites are twice the weights of the losses, which are fixed or have priors. The candidates
@@ -26,7 +27,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pyro
@@ -43,6 +44,7 @@ from probmodels.errors import DataError
 from probmodels.guides.modality_structure import PositiveGuide, Tower
 from probmodels.inference.problem import Problem
 from probmodels.meta_regularization.transforms import Share
+from probmodels.modality_structure.paths import path_site, sample_path
 from probmodels.modality_structure.structures import (
     bridge_mean,
     match_site,
@@ -52,9 +54,9 @@ from probmodels.modality_structure.structures import (
     uniformity,
 )
 from probmodels.modality_structure.views import TOWERS, Augmentation, augmentations, kinds_of, make_towers, tensors
-from probmodels.options import Fraction, OneOf, Probability, Seed, Width, checked, refuse_unused
+from probmodels.options import Fraction, OneOf, Positive, Probability, Seed, Width, checked, refuse_unused
 
-__all__ = ["ENGINES", "REFERENCE", "ModalityStructure", "make_problem", "tiny"]
+__all__ = ["ENGINES", "REFERENCE", "ModalityStructure", "Read", "make_problem", "tiny"]
 
 REFERENCE = "Jiang et al. (2023), https://arxiv.org/abs/2303.05952"
 ENGINES = ("svi",)
@@ -66,6 +68,22 @@ _START = 0.1  # median of the prior of the temperature
 _PRIOR_SD = 1.0  # of the logarithms of temperature and weights
 _MOST_ROWS = 5000  # to learn from: outside of steps all are candidates of each
 _LEAST_SHARED = 2  # rows of a pair of modalities
+
+
+class Read(NamedTuple):
+    """Embeddings of rows by modality.
+
+    Attributes
+    ----------
+    z, near
+        Shared and independent embeddings (row, size) of the rows, and of their augmented views.
+    points
+        Embeddings (row, time, size) of views along a path.
+    """
+
+    z: Mapping[str, tuple[Tensor, Tensor | None]]
+    near: Mapping[str, tuple[Tensor, Tensor | None]]
+    points: Mapping[str, Tensor]
 
 
 class ModalityStructure(PyroModule):
@@ -89,6 +107,8 @@ class ModalityStructure(PyroModule):
         As `structures.bridge_mean` takes them.
     normalize
         ``"N"`` or ``"N2"``: by what sums over pairs of rows are divided.
+    path, path_scale
+        Points of the Brownian bridge whose times and scale are latent, and the median of the prior of its scale.
     augment
         Kind of a modality to its random changes, as `modality_structure.views.augmentations` makes them.
     """
@@ -105,6 +125,8 @@ class ModalityStructure(PyroModule):
         bridge_time: float = 0.25,
         bridge_order: Literal["paper", "reversed"] = "paper",
         normalize: Literal["N", "N2"] = "N",
+        path: int = 0,
+        path_scale: float = 0.25,
         augment: Mapping[str, Augmentation] | None = None,
     ) -> None:
         super().__init__()
@@ -113,6 +135,7 @@ class ModalityStructure(PyroModule):
         self.weights = {name: weight for name, weight in weights.items() if weight}
         self.inferred, self.temperature, self.in_modal = tuple(inferred), temperature, in_modal
         self.bridge_time, self.bridge_order = bridge_time, bridge_order
+        self.path, self.path_scale = path, path_scale
         self.normalize, self.augment = normalize, dict(augment or {})
         self.augments = in_modal or any(name in self.weights for name in _AUGMENTED)
 
@@ -120,11 +143,23 @@ class ModalityStructure(PyroModule):
         """Shared and independent embeddings (row, size) of each modality."""
         return {name: self.towers[_key(name)](x) for name, x in zip(self.names, views, strict=True)}
 
-    def near(self, views: Sequence[Tensor]) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Embeddings of rows that are changed at random; outside of steps in the same way in every run."""
+    def near(self, views: Sequence[Tensor], times: int = 1) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """Embeddings of rows changed at random ``times`` times; outside of steps in the same way in every run."""
         generators = [None if torch.is_grad_enabled() else torch.Generator().manual_seed(0) for _ in views]
         changes = [self.augment[name] for name in self.names]
-        return self.embed([change(x, g) for change, x, g in zip(changes, views, generators, strict=True)])
+        for _ in range(times):
+            views = [change(x, g) for change, x, g in zip(changes, views, generators, strict=True)]
+        return self.embed(views)
+
+    def read(self, views: Sequence[Tensor]) -> Read:
+        """All embeddings that the sites are of."""
+        z = self.embed(views)
+        near = self.near(views) if self.augments else z
+        if not self.path:
+            return Read(z, near, {})
+        along = [self.near(views, times) for times in range(1, self.path + 1)]
+        points = {name: torch.stack([point[name][0] for point in along], -2) for name in self.names}
+        return Read(z, near, points)
 
     def forward(self, present: Tensor, *views: Tensor) -> None:
         """The sites above.
@@ -140,7 +175,12 @@ class ModalityStructure(PyroModule):
         scale = len(present) / len(rows)  # an epoch is a partition of the rows into batches
         if scale != 1:
             present, views = present[rows], tuple(x[rows] for x in views)
-        like = next(self.towers.parameters())
+        self.sites(present, self.read(views), scale)
+
+    def sites(self, present: Tensor, read: Read, scale: float = 1.0) -> None:
+        """The sites, of embeddings (row, ...); log densities of observed ones are multiplied by ``scale``."""
+        z, near, points = read
+        like = z[self.names[0]][0]
         temperature: Any = self.temperature
         if temperature is None:
             temperature = pyro.sample("temperature", dist.LogNormal(like.new_tensor(math.log(_START)), _PRIOR_SD))
@@ -148,8 +188,7 @@ class ModalityStructure(PyroModule):
         for name in self.inferred:
             prior = dist.LogNormal(like.new_tensor(math.log(weights[name])), _PRIOR_SD)
             weights[name] = pyro.sample(f"weight_{name}", prior)
-        z = self.embed(views)
-        near = self.near(views) if self.augments else z
+        path = sample_path(self.path, self.path_scale, like) if self.path else None
         seen = dict(zip(self.names, present.unbind(-1), strict=True))
         with poutine.scale(scale=scale):
             for name in self.names:
@@ -160,6 +199,8 @@ class ModalityStructure(PyroModule):
             for a, b in self.pairs:
                 both = seen[a] & seen[b]
                 self._paired((a, b), (z[a][0], z[b][0]), (near[a][0], near[b][0]), both, temperature, weights)
+                if path is not None:
+                    path_site(f"path_{a}_to_{b}", points[a], (z[a][0], z[b][0]), path, both)
 
     def _alone(
         self,
@@ -225,6 +266,7 @@ def _key(name: str) -> str:
     return f"tower_{name}"
 
 
+Points = Annotated[int, Interval(ge=0, le=32)]
 _Weight = Annotated[float, Interval(ge=0, le=1e6)]
 
 
@@ -243,6 +285,8 @@ def make_problem(
     bridge: _Weight = 0.0,
     bridge_time: Fraction = 0.25,
     bridge_order: Literal["paper", "reversed"] = "paper",
+    path: Points = 0,
+    path_scale: Positive = 0.25,
     consistency: _Weight = 0.0,
     augmented_consistency: _Weight = 0.0,
     normalize: Literal["N", "N2"] = "N",
@@ -276,6 +320,10 @@ def make_problem(
     bridge, bridge_time, bridge_order
         Weight of the Brownian bridge, its t, and what t multiplies: the modality that is augmented, the first of a
         pair (``"paper"``, as printed), or the other one (``"reversed"``).
+    path, path_scale
+        Points of a Brownian bridge whose times and scale are latent: the k-th is the view of a row that was augmented
+        k times, on the way from its embedding to that of the other modality. 0 for no such path. ``path_scale`` is the
+        median of the prior of the scale.
     consistency, augmented_consistency
         Weights of geometric consistency across and in modalities, and of that with augmented views.
     normalize
@@ -313,9 +361,12 @@ def make_problem(
     }
     if not bridge:
         refuse_unused(make_problem, "bridge=0", bridge_time=bridge_time, bridge_order=bridge_order)
+    if not path:
+        refuse_unused(make_problem, "path=0", path_scale=path_scale)
     if not (consistency or augmented_consistency or uniformity):
         refuse_unused(make_problem, "no sum over pairs of rows", normalize=normalize)
-    if not (in_modal or any(weights[name] for name in _AUGMENTED)):
+    augments = bool(in_modal or path or any(weights[name] for name in _AUGMENTED))
+    if not augments:
         refuse_unused(make_problem, "no augmented views", dropout=dropout, shift=shift, flip=flip, erase=erase)
     for place, name in enumerate(inferred):
         if not weights[name] or name in inferred[:place]:
@@ -332,7 +383,6 @@ def make_problem(
         raise DataError(
             f"{len(present)} rows to learn from; give at most {_MOST_ROWS}, since all are compared with all"
         )
-    augments = in_modal or any(weights[name] for name in _AUGMENTED)
     separate = any(weights[name] for name in SEPARATION)
     model = ModalityStructure(
         make_towers(data, size, hidden, separate, towers or {}, seed),
@@ -344,14 +394,17 @@ def make_problem(
         bridge_time=bridge_time,
         bridge_order=bridge_order,
         normalize=normalize,
+        path=path,
+        path_scale=path_scale,
         augment=augmentations(data, dropout, shift, flip, erase) if augments else None,
     )
     starts = {"temperature": _START} if temperature is None else {}
     starts |= {f"weight_{name}": weights[name] for name in inferred}
+    starts |= {"path_scale": path_scale} if path else {}
     return Problem(
         name="modality_structure",
         model=model,
-        guide=PositiveGuide(starts),
+        guide=PositiveGuide(starts, path),
         args=(present, *views),
         data=data,
         batch_plates=("fitted_row",),
@@ -401,6 +454,7 @@ def tiny() -> Problem:
         contrast=0.25,
         uniformity=0.1,
         bridge=0.25,
+        path=2,
         consistency=0.05,
         augmented_consistency=0.05,
         inferred=["bridge"],
