@@ -316,6 +316,11 @@ def test_the_command_fills_a_file_with_temperatures(
     with xr.open_dataset(tmp_path / "run" / "filled.nc") as made:
         assert made["sst_filled"].sizes == {"time": 180, "lat": 5, "lon": 6}
         assert made["sst_filled"].attrs["standard_name"] == "sea_surface_temperature"
+        for end in ("lower", "upper"):
+            apart = (made[f"sst_filled_{end}"] - made["sst_filled"]) - (made[f"filled_{end}"] - made["filled"])
+            np.testing.assert_allclose(apart, 0, atol=1e-4)
+            assert f"sst_filled_{end}" in made["sst_filled"].attrs["ancillary_variables"].split()
+        assert float((made["sst_filled_upper"] - made["sst_filled_lower"]).values[gaps].min()) > 0
         error = (made["sst_filled"] - data).values
         np.testing.assert_allclose(error[~gaps], 0, atol=1e-5)
         assert np.sqrt(np.mean(error[gaps] ** 2)) < 1.0  # whose seasonal cycle has an amplitude of 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +15,7 @@ from pyro import poutine
 
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
-from probmodels.bayesian_svd.checks import check_model, drift, misfit, noise_in_words
+from probmodels.bayesian_svd.checks import _by_mode, check_model, drift, misfit, noise_in_words
 from probmodels.bayesian_svd.correlated import CorrelatedData, Missing
 from probmodels.bayesian_svd.draws import read_draws
 from probmodels.bayesian_svd.noise import (
@@ -441,6 +442,17 @@ def test_a_leading_eof_that_noise_took_is_said(results: dict[str, Any]) -> None:
     )
     said = [x.verdict for x in check_model(replace(results["correlated"], tree=tree)) if x.harmful]
     assert any("of the leading EOF" in verdict for verdict in said)
+    text = next(verdict for verdict in said if "of the leading EOF" in verdict)
+    whole = int(re.match(r"modes hold (\d+)%", text)[1])
+    shares = [int(x) for x in re.findall(r"(\d+)%", text.rpartition("variance: ")[2])]
+    assert "mode " in text.rpartition("variance: ")[2]
+    assert abs(sum(shares) - whole) <= len(shares)
+
+
+def test_which_mode_holds_how_much_of_the_leading_eof() -> None:
+    assert _by_mode(np.array([0.2, 0.55, 0.03, 0.01])) == "mode 2 55%, mode 1 20%, the others 4%"
+    assert _by_mode(np.array([0.9, 0.02])) == "mode 1 90%, the other 2%"
+    assert _by_mode(np.array([0.03])) == "mode 1 3%"
 
 
 def test_the_share_of_variance_counts_the_level_of_each_cell(results: dict[str, Any]) -> None:

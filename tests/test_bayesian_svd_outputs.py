@@ -190,7 +190,8 @@ def test_a_methods_section_says_what_was_done(tree):
     ice = "12 values at or below -1.79 degC are taken for sea ice; masked."
     known["constant_data"]["data"].attrs["mends"] = json.dumps(["Units were read as degC.", ice])
     found = Result(known)
-    data, model, sampler = methods_paragraphs(known, summarise_modes(known, check_draws=5), found.diagnose())
+    modes = summarise_modes(known, check_draws=5)
+    data, model, sampler = methods_paragraphs(known, modes, found.diagnose())
     for words in (
         "from ERSST v5 (Huang et al., 2017)",
         "means over December to February, 1970-01 to 2009-",
@@ -207,8 +208,12 @@ def test_a_methods_section_says_what_was_done(tree):
     assert "noise, independent between cells and times" in model
     assert "modes of the population" in model
     assert "2 chains of 50 draws after 250 sweeps of warm-up, one of 2 sweeps kept, seed 7" in sampler
-    worst = found.diagnose().table["r_hat_max"].max()
-    assert f"R-hat (Vehtari et al., 2021) is {worst:.3f}" in sampler
+    worst = max(float(found.diagnose().table["r_hat_max"].max()), float(modes["mode_r_hat"].max()))
+    assert f"R-hat (Vehtari et al., 2021), of all variables and maps, is {worst:.3f}" in sampler
+    bad = modes.assign(mode_r_hat=modes["mode_r_hat"] + 0.5, mode_ess=modes["mode_ess"] * 0 + 7)
+    for summaries in ({"modes": bad}, {"modes": modes, "these": bad}):  # the paragraph is no milder than the tables
+        sampler = methods_paragraphs(known, diagnosis=found.diagnose(), **summaries)[2]
+        assert f"is {float(bad['mode_r_hat'].max()):.3f}, the smallest bulk effective sample size 7." in sampler
 
 
 def test_noise_that_is_correlated_is_said(tree):

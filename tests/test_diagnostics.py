@@ -546,7 +546,7 @@ def test_a_method_adds_findings_on_its_model_and_may_judge_its_draws(monkeypatch
     assert broken.model == "not checked"
 
 
-def test_of_many_variables_that_fail_the_worst_are_shown_and_the_others_counted():
+def test_of_many_variables_that_fail_the_worst_are_named_and_the_others_counted():
     rng = np.random.default_rng(8)
     drift = np.linspace(0, 1, 200)
     posterior = xr.Dataset(
@@ -555,10 +555,18 @@ def test_of_many_variables_that_fail_the_worst_are_shown_and_the_others_counted(
     report = diagnose(Result(xr.DataTree.from_dict({"/posterior": posterior})))
     failing = [finding for finding in report.findings if finding.harmful]
     said, everything = str(report), report.text(None)
-    assert said.count("✗") == 5 < everything.count("✗") == len(failing)
-    assert f"… and {len(failing) - 5} more that fail, in the findings of the report" in said
+    assert said.count("✗") == len(failing) == 2  # r_hat, and effective sample size
+    far = int((report.table["r_hat_max"] > 1.01).sum())
+    assert f"; {far - 1} other variables miss it too: the chains" in said
+    size = report.table[["ess_bulk_min", "ess_tail_min"]].min(axis=1)
+    assert failing[1].verdict.startswith(f"{size.idxmin()}: ")
+    assert f"{int((size < 400).sum()) - 1} other variables miss it too" in failing[1].verdict
+    assert failing[1].advice.startswith(f"draw about {np.ceil(4000 / size.min()) / 10:g} times")
     assert "… and 5 more variables of smaller r_hat, in summary.txt" in report.text(where="summary.txt")
-    assert "more that fail" not in everything
+    assert "suffices for all" in said
+    one = diagnose(Result(xr.DataTree.from_dict({"/posterior": posterior[["x19"]]})))
+    assert "other variable" not in str(one)
+    assert "for all" not in str(one)
     worst = report.table["r_hat_max"].idxmax()
     assert failing[0].verdict.startswith(f"{worst}:")
     assert all(f"\nx{i} " in f"\n{everything}" for i in range(20))

@@ -16,6 +16,7 @@ from matplotlib.patches import PathPatch
 
 from probmodels import Result, run_mcmc
 from probmodels.bayesian_svd import make_problem, write_outputs
+from probmodels.bayesian_svd.figures import leading_modes, mode_maps
 from probmodels.bayesian_svd.gaps.fill import fill_field, write_filled
 from probmodels.bayesian_svd.maps import draw_map
 from probmodels.bayesian_svd.summary import summarise_modes, write_modes
@@ -154,6 +155,15 @@ def test_maps_hatch_ice_and_files_hold_its_share(result: Result, tmp_path: Path)
     np.testing.assert_allclose(share, constant["ice"].values.mean(axis=1))
     assert share.max() > 0.2
     assert hatched(modes)
+    for drawn in (mode_maps(modes), leading_modes(modes)):  # words on ice are below the lowest map, not on its cells
+        maps = [ax for ax in drawn.axes if any(isinstance(x, PathPatch) and x.get_hatch() for x in ax.patches)]
+        assert len(maps) >= modes.sizes["mode"]
+        assert not [text for ax in maps for text in ax.texts]
+        said = [ax for ax in maps if "ice" in ax.get_xlabel()]
+        assert said
+        assert all(ax.get_subplotspec().is_last_row() for ax in said)
+        drawn.draw_without_rendering()
+        assert all(ax.xaxis.label.get_window_extent().y0 >= 0 for ax in said)  # nothing of them is cut off
     assert not hatched(modes.assign_coords(ice_share=modes["ice_share"] * 0.1))
     assert not hatched(modes.drop_vars("ice_share"))
     with xr.open_dataset(write_modes(modes, tmp_path / "modes.nc")) as file:

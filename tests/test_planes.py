@@ -9,7 +9,9 @@ from synthetic_modes import synthetic_result, toy_field
 
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import figures, make_problem
+from probmodels.bayesian_svd.eof import compare_eof
 from probmodels.bayesian_svd.patterns.planes import UNKNOWN, groups_of, plane_sentences, read_plane
+from probmodels.bayesian_svd.reporting.sections import variance_section
 from probmodels.bayesian_svd.summary import summarise_modes, summary_table
 from probmodels.errors import SummaryError
 
@@ -55,6 +57,12 @@ def test_patterns_of_equal_modes_are_wide_open_and_their_plane_is_not():
     assert single > 3 * plane
     assert "~" in summary_table(modes)
     assert "well determined" in plane_sentences(modes)[0]
+    comparison = compare_eof(tree, modes)
+    comparison["north_neighbour"][:] = 0  # the EOFs of these data are apart, the modes of the posterior are not
+    rows = str(variance_section(modes, comparison, None))
+    assert rows.count("apart in its data, not by the posterior (~)") == 2
+    comparison["north_neighbour"][:] = [2, 1]
+    assert "apart in its data" not in str(variance_section(modes, comparison, None))
 
 
 def test_modes_of_unequal_size_are_separated_and_have_no_plane():
@@ -65,6 +73,7 @@ def test_modes_of_unequal_size_are_separated_and_have_no_plane():
     assert modes["north_angle"].item() < 20
     assert "plane" not in modes.dims
     assert "~" not in summary_table(modes)
+    assert "~" not in str(variance_section(modes, compare_eof(tree, modes), None))
     with pytest.raises(KeyError, match="all neighbours are separated"):
         figures.plane_maps(modes)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -40,11 +40,12 @@ def judge_chains(
     """The verdict on draws of a sampler, of dims (chain, draw, ...)."""
     if not variables:
         raise DiagnosticsError("the posterior holds no variable to judge; check the problem's 'diagnosed'")
-    rows, by_variable = {}, {}
+    rows, judged = {}, {}
     for name, values in variables.items():
-        rows[name], by_variable[name] = _judge(name, values, limits)
-    worst = sorted(by_variable, key=lambda name: -_distance(rows[name], limits))
-    findings = [finding for name in worst for finding in by_variable[name]]
+        rows[name], judged[name] = _judge(name, values, limits)
+    worst = sorted(judged, key=lambda name: -_distance(rows[name], limits))
+    findings = [finding for name in worst for finding in judged[name].broken]
+    findings += [*_disagreeing([judged[name] for name in worst]), *_short([judged[name] for name in worst])]
     table = pd.DataFrame.from_dict(rows, orient="index")
     sizes = next(iter(variables.values())).sizes
     if sizes["chain"] < 2:
@@ -116,7 +117,46 @@ def _converged(table: pd.DataFrame, limits: Limits) -> Iterator[Finding]:
         yield Finding(False, verdict, advice, judged=False)
 
 
-def _judge(name: str, values: xr.DataArray, limits: Limits) -> tuple[dict[str, float], list[Finding]]:
+class _Missed(NamedTuple):
+    """A limit that a variable misses: by how much, and in words."""
+
+    by: float
+    verdict: str
+
+
+@dataclass
+class _Judged:
+    """What is found of one variable: draws that cannot be judged, and the limits that it misses."""
+
+    broken: list[Finding] = field(default_factory=list)
+    r_hat: _Missed | None = None
+    ess: _Missed | None = None
+
+
+def _worst_of(missed: list[_Missed]) -> str:
+    """The variable that misses a limit by most, and how many others do."""
+    found = max(missed, key=lambda x: x.by).verdict
+    others = len(missed) - 1
+    return f"{found}; {others} other variable{'s miss it' if others > 1 else ' misses it'} too" if others else found
+
+
+def _disagreeing(judged: list[_Judged]) -> Iterator[Finding]:
+    """Variables on which chains do not agree, in one sentence: the worst, and how many more."""
+    if missed := [x.r_hat for x in judged if x.r_hat is not None]:
+        advice = "run longer (warmup_steps, num_samples); if it stays, look at the traces for several modes, label "
+        advice += "switching or a direction that the data leave open"
+        yield Finding(True, f"{_worst_of(missed)}: the chains have not come to agree", advice)
+
+
+def _short(judged: list[_Judged]) -> Iterator[Finding]:
+    """Variables whose draws tell too little, in one sentence: the worst, how many more, and what suffices for all."""
+    if missed := [x.ess for x in judged if x.ess is not None]:
+        factor = max(x.by for x in missed)
+        advice = f"draw about {np.ceil(factor * 10) / 10:g} times as many samples"
+        yield Finding(True, _worst_of(missed), f"{advice}{', which suffices for all' * (len(missed) > 1)}")
+
+
+def _judge(name: str, values: xr.DataArray, limits: Limits) -> tuple[dict[str, float], _Judged]:
     rhat_max, ess_min, entry_share = limits.rhat_max, limits.ess_min, limits.entry_share
     draws = np.asarray(values.values)
     if not draws.size:
@@ -130,9 +170,9 @@ def _judge(name: str, values: xr.DataArray, limits: Limits) -> tuple[dict[str, f
     moving = ~np.isnan(flat["r_hat"]) & ~broken
     row = {"entries": draws[0, 0].size, "r_hat_max": np.nan, "r_hat_share": np.nan}
     row |= dict.fromkeys(("ess_bulk_min", "ess_bulk_median", "ess_tail_min", "ess_tail_median", "mcse_max"), np.nan)
-    findings = []
+    out = _Judged()
     if broken.any():
-        findings.append(
+        out.broken.append(
             Finding(
                 True,
                 f"{name}: {broken.sum()} of {broken.size} entries have draws that are not finite",
@@ -140,7 +180,7 @@ def _judge(name: str, values: xr.DataArray, limits: Limits) -> tuple[dict[str, f
             )
         )
     if not moving.any():
-        return row, findings  # constant, as entries fixed by an identification are
+        return row, out  # constant, as entries fixed by an identification are
     rhat, bulk, tail = (flat[key][moving] for key in ("r_hat", "ess_bulk", "ess_tail"))
     judged = np.fmin(rhat, flat["nested_r_hat"][moving]) if "nested_r_hat" in flat else rhat
     row |= {
@@ -161,27 +201,20 @@ def _judge(name: str, values: xr.DataArray, limits: Limits) -> tuple[dict[str, f
         verdict = (
             f"{name}: {row['r_hat_share']:.1%} of the entries have {kind} <= {rhat_max} (needed {entry_share:.0%})"
         )
-        findings.append(
-            Finding(
-                True,
-                f"{verdict}, worst {judged.max():.4f} at {worst}: the chains have not come to agree",
-                "run longer (warmup_steps, num_samples); if it stays, look at the traces for several modes, label "
-                "switching or a direction that the data leave open",
-            )
-        )
+        out.r_hat = _Missed(float(judged.max()), f"{verdict}, worst {judged.max():.4f} at {worst}")
     size = np.minimum(bulk, tail)
     share = float((size >= ess_min).mean())
     if np.isnan(size).any():
         verdict = f"{name}: {draws.shape[1]} draws per chain are too few to tell the effective sample size"
-        findings.append(Finding(True, verdict, "draw at least 8 per chain (num_samples)"))
+        out.broken.append(Finding(True, verdict, "draw at least 8 per chain (num_samples)"))
     elif share < entry_share:
         factor = max(ess_min / max(float(np.quantile(size, 1 - entry_share)), 1.0), 1.1)
         verdict = (
             f"{name}: {share:.1%} of the entries have bulk and tail ess of {ess_min:g} or more (needed "
             f"{entry_share:.0%}), least {size.min():.0f}"
         )
-        findings.append(Finding(True, verdict, f"draw about {np.ceil(factor * 10) / 10:g} times as many samples"))
-    return row, findings
+        out.ess = _Missed(factor, verdict)
+    return row, out
 
 
 def _frozen(variables: Mapping[str, xr.DataArray]) -> list[Finding]:

@@ -35,6 +35,7 @@ _NARROW = "intervals are too narrow"
 
 _OUTSIDE, _LAG, _NEIGHBOUR = 0.10, 0.2, 0.3
 _HELD, _LEADING = 0.7, 0.1  # of the leading EOF by modes; its share of variance from which it matters
+_SMALL = 0.05  # share of the leading EOF from which a mode is named
 _AT_END = 0.1  # share of draws at an end of a grid of length-scales that is worth a word
 _HIDDEN = 0.05  # share of the variance of a leading pattern of the data that the basis may leave out
 _SAME, _FEWEST = 0.005, 20  # p-value of the halves of a record; steps from which they are compared
@@ -337,6 +338,15 @@ def _hidden(constant: xr.Dataset) -> Iterator[Finding]:
     yield _finding(float(hidden[mode]), _HIDDEN, verdict, advice)
 
 
+def _by_mode(shares: np.ndarray) -> str:
+    """Which mode holds how much of the leading EOF, largest first, small shares together."""
+    order = [int(i) for i in np.argsort(-shares) if shares[i] >= _SMALL] or [int(np.argmax(shares))]
+    words = [f"mode {i + 1} {shares[i]:.0%}" for i in order]
+    if len(order) < len(shares):
+        words.append(f"the other{'s' * (len(shares) - len(order) > 1)} {shares.sum() - shares[order].sum():.0%}")
+    return ", ".join(words)
+
+
 def _lost(tree: xr.DataTree) -> Iterator[Finding]:
     """Whether correlated noise took the place of the leading EOF, which modes then do not hold."""
     constant = group_of(tree, "constant_data")
@@ -348,11 +358,13 @@ def _lost(tree: xr.DataTree) -> Iterator[Finding]:
     pattern /= np.linalg.norm(pattern)
     weighted = draws.patterns(draws=draws.thinned(50)) * np.sqrt(draws.weight)[None, :, None]
     basis = np.linalg.qr(weighted)[0]  # (draw, cell, mode)
-    held = float(np.mean(np.sum(np.einsum("n,snk->sk", pattern, basis) ** 2, axis=1)))
+    each = np.mean(np.einsum("n,snk->sk", pattern, basis) ** 2, axis=0)  # modes are orthogonal by area
+    held = float(each.sum())
     share = float(leading["eof_fraction"][0])
     bad = held < _HELD and share > _LEADING
     verdict = (
-        f"modes hold {held:.0%} of the leading EOF (at least {_HELD:.0%}), which explains {share:.0%} of the variance"
+        f"modes hold {held:.0%} of the leading EOF (at least {_HELD:.0%}), which explains {share:.0%} of the variance: "
+        f"{_by_mode(each)}"
     )
     advice = "the model takes it for noise: mask sea ice (--ice=-1.79), leave out cells that are frozen at times "
     advice += "(--min-valid 1), or take noise='white' (--noise white)"

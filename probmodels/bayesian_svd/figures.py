@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 
 from probmodels._axes import BLUE, RED, SMALL, clean
 from probmodels.bayesian_svd.effects import time_in_years
-from probmodels.bayesian_svd.maps import colour_bar, draw_map, grid_of_maps, largest, stipple, uncertain_sign
+from probmodels.bayesian_svd.maps import colour_bar, draw_map, grid_of_maps, ice_note, largest, stipple, uncertain_sign
 from probmodels.bayesian_svd.patterns.planes import joined_modes, joined_names
 
 __all__ = [
@@ -67,9 +67,10 @@ def leading_modes(
         Probability of the sign above which a cell has no dot.
     """
     count = min(modes.sizes["mode"], most)
-    height = 2.05 * count + 0.6
+    below = 0.3 + ice_note(modes["mode_mean"])
+    height = 2.05 * count + 0.3 + below
     figure = Figure(figsize=(11.0, height))
-    margins = {"left": 0.05, "right": 0.985, "bottom": 0.3 / height, "top": 1 - 0.45 / height}
+    margins = {"left": 0.05, "right": 0.985, "bottom": below / height, "top": 1 - 0.45 / height}
     grid = figure.add_gridspec(count, 3, width_ratios=[1.2, 1.35, 0.6], hspace=0.3, wspace=0.17, **margins)
     unit = f"{_units(modes['mode_mean'])} per sd of PC".strip()
     level = 100 * float(modes.attrs.get("interval_level", 0.95))

@@ -31,6 +31,7 @@ __all__ = [
     "colour_bar",
     "draw_map",
     "grid_of_maps",
+    "ice_note",
     "largest",
     "latitude",
     "longitude",
@@ -155,7 +156,7 @@ def grid_of_maps(
     west, east, south, north = _extent(array)
     height = min((width - 1.5) * (north - south) / (east - west) * _stretch(south, north), 1.6 * width)
     # Margins in inches: all maps have the same frame, so that no layout engine has to measure every label.
-    left, bottom, top, below = 0.55, 0.25, 0.35, 0.6 if bars else 0.35
+    left, bottom, top, below = 0.55, 0.25 + ice_note(array), 0.35, 0.6 if bars else 0.35
     right, beside, own = (0.1, 0.65, width - 0.65) if bars else (0.85, 0.15, width - 1.5)
     across = left + columns * own + (columns - 1) * beside + right
     down = bottom + rows * height + (rows - 1) * below + top
@@ -163,6 +164,11 @@ def grid_of_maps(
     space = {"left": left / across, "right": 1 - right / across, "bottom": bottom / down, "top": 1 - top / down}
     space |= {"wspace": beside / own, "hspace": below / height}
     return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=space)
+
+
+def ice_note(array: xr.DataArray) -> float:
+    """Inches below a map for the words on cells that are hatched as ice; 0 where none is."""
+    return 0.17 if "ice_share" in array.coords and bool((array["ice_share"] > MUCH_ICE).any()) else 0.0
 
 
 def draw_map(figure: Figure, ax: Axes, array: xr.DataArray, label: str, *, bar: bool = True, **style: Any) -> Any:
@@ -216,7 +222,7 @@ def _draw_mesh(ax: Axes, array: xr.DataArray, *, vmin: Any = None, vmax: Any = N
 
 
 def _hatch_ice(ax: Axes, array: xr.DataArray) -> None:
-    """Hatch the cells that are frozen in more than a fifth of the times, and say so in a corner."""
+    """Hatch the cells that are frozen in more than a fifth of the times, and say so below the lowest map."""
     frozen = array["ice_share"].values > MUCH_ICE
     if not frozen.any():
         return
@@ -228,15 +234,9 @@ def _hatch_ice(ax: Axes, array: xr.DataArray) -> None:
         polygons = [np.array([[east[j + b], north[i + a]] for a, b in corners]) for i, j in np.argwhere(frozen)]
     outline = Path.make_compound_path(*(Path(polygon, closed=False) for polygon in polygons))
     ax.add_patch(PathPatch(outline, facecolor="none", edgecolor="0.35", hatch="////", linewidth=0, zorder=2))
-    ax.text(
-        0.01,
-        0.02,
-        f"hatched: ice in more than {MUCH_ICE:.0%} of the times",
-        transform=ax.transAxes,
-        fontsize=SMALL - 1,
-        zorder=5,
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1.0},
-    )
+    place = ax.get_subplotspec()
+    if place is None or place.is_last_row():
+        ax.set_xlabel(f"hatched: ice in more than {MUCH_ICE:.0%} of the times", fontsize=SMALL - 1, loc="left")
 
 
 def colour_bar(bar: Colorbar, label: str, *, even: bool = True) -> None:

@@ -168,7 +168,7 @@ def write_report(
     if rest := [name for name in images if kinds[name] not in placed]:
         sections.append(Section("more", "Further figures", join(*(images[name] for name in rest))))
     last = provenance_section(facts, modes, rerun)
-    paper = paragraphs(*methods_paragraphs(tree, modes, diagnosis), _CITE) + code(bibtex(tree))
+    paper = paragraphs(*methods_paragraphs(tree, modes, diagnosis, these), _CITE) + code(bibtex(tree))
     sections.append(Section("cite", "For the methods section, and how to cite", paper))
     sections.append(Section("provenance", "Settings, provenance, and how to run it again", last))
     title = str(modes.attrs.get("title", "Modes of variability"))

@@ -89,7 +89,8 @@ def fill_field(
         that the correction did not see (two halves check each other).
         ``share_in_larger_gaps`` is the share of the filled values whose gap has more cells at their time, or lasts
         longer, than any block held out: what the blocks say need not hold there. Where the data kept the climatology
-        that was removed, ``sst_filled`` (``field_filled`` of other fields) has values with it added back.
+        that was removed, ``sst_filled`` (``field_filled`` of other fields), ``sst_filled_lower`` and
+        ``sst_filled_upper`` have values and their interval with it added back; their deviation is ``filled_sd``.
 
     Raises
     ------
@@ -370,7 +371,7 @@ def _dataset(
             scale = "on_scale" if anomaly == "data" and name != "filled_sd" else "difference"
             out[name].attrs["units_metadata"] = f"temperature: {scale}"
     if "climatology" in constant:
-        out = out.assign(_with_climatology(out["filled"], constant["climatology"], units))
+        out = out.assign(_with_climatology(out, constant["climatology"], units))
     out = to_grid(out.assign_coords(time=constant["time"].variable), constant)
     out.attrs = {"Conventions": "CF-1.11", "title": "Field with gaps filled", "interval_level": level, **attrs}
     if anomaly == "anomalies" and data.attrs.get("base_period"):
@@ -379,15 +380,19 @@ def _dataset(
     return out
 
 
-def _with_climatology(filled: xr.DataArray, climatology: xr.DataArray, units: str) -> dict[str, xr.DataArray]:
-    """Values in place of anomalies, by their name."""
+def _with_climatology(out: xr.Dataset, climatology: xr.DataArray, units: str) -> dict[str, xr.DataArray]:
+    """Values in place of anomalies and their interval, by their names."""
     standard = climatology.attrs.get("standard_name")
-    values = (filled + climatology.transpose("time", "cell").values).assign_attrs(
-        long_name="values, gaps filled: the mean seasonal cycle and the filled anomalies", units=units
-    )
-    if standard is not None:
-        values.attrs["standard_name"] = standard
-    if units in TEMPERATURE:
-        values.attrs["units_metadata"] = "temperature: on_scale"
-    values.attrs["ancillary_variables"] = "filled_sd status"
-    return {"sst_filled" if standard == "sea_surface_temperature" else "field_filled": values}
+    name = "sst_filled" if standard == "sea_surface_temperature" else "field_filled"
+    cycle = climatology.transpose("time", "cell").values
+    found = {}
+    for part in ("", "_lower", "_upper"):
+        label = "values, gaps filled: the mean seasonal cycle and the filled anomalies"
+        label = f"{out[f'filled{part}'].attrs['long_name']} of {name}" if part else label
+        found[name + part] = values = (out[f"filled{part}"] + cycle).assign_attrs(long_name=label, units=units)
+        if standard is not None:
+            values.attrs["standard_name"] = standard
+        if units in TEMPERATURE:
+            values.attrs["units_metadata"] = "temperature: on_scale"
+    found[name].attrs["ancillary_variables"] = f"filled_sd {name}_lower {name}_upper status"
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,9 @@ def data_set(tree: xr.DataTree) -> str | None:
     return next((key for key, words in _DATA.items() if any(word in told for word in words)), None)
 
 
-def methods_paragraphs(tree: xr.DataTree, modes: xr.Dataset, diagnosis: object = None) -> list[str]:
+def methods_paragraphs(
+    tree: xr.DataTree, modes: xr.Dataset, diagnosis: object = None, these: xr.Dataset | None = None
+) -> list[str]:
     """Data, model and sampler of a run in words that a section on methods may hold.
 
     Parameters
@@ -111,14 +113,21 @@ def methods_paragraphs(tree: xr.DataTree, modes: xr.Dataset, diagnosis: object =
     modes
         From `probmodels.bayesian_svd.summary.summarise_modes`.
     diagnosis
-        Verdict on the draws, whose table gives r_hat and effective sample sizes; left out for None.
+        Verdict on the draws, whose table gives r_hat and effective sample sizes; left out for None. What is said is
+        the worst of that table and of the maps of the modes.
+    these
+        Summary of the modes of these times, where ``modes`` are those of the population.
 
     Returns
     -------
     list
         Three paragraphs. What the result does not say of itself is left out.
     """
-    return [_of_data(tree), _of_model(tree, modes), _of_sampler(tree, modes, diagnosis)]
+    return [
+        _of_data(tree),
+        _of_model(tree, modes),
+        _of_sampler(tree, [modes, *([] if these is None else [these])], diagnosis),
+    ]
 
 
 def _of_data(tree: xr.DataTree) -> str:
@@ -189,7 +198,7 @@ def _of_model(tree: xr.DataTree, modes: xr.Dataset) -> str:
     return f"{text} Results are the modes of {whose}, with {_level(modes)} equal-tailed posterior intervals."
 
 
-def _of_sampler(tree: xr.DataTree, modes: xr.Dataset, diagnosis: object) -> str:
+def _of_sampler(tree: xr.DataTree, summaries: Sequence[xr.Dataset], diagnosis: object) -> str:
     posterior = group_of(tree, "posterior")
     settings = _table(tree.attrs, "spec").get("inference", {})
     chains, draws = posterior.sizes.get("chain", 1), posterior.sizes.get("draw", 1)
@@ -218,9 +227,12 @@ def _of_sampler(tree: xr.DataTree, modes: xr.Dataset, diagnosis: object) -> str:
         and chains > 1
         and {"r_hat_max", "ess_bulk_min"} <= {*table.columns}
     ):
+        maps = [x for x in summaries if {"mode_r_hat", "mode_ess"} <= set(x.data_vars)]
+        largest = max([table["r_hat_max"].max(), *(float(x["mode_r_hat"].max()) for x in maps)])
+        smallest = min([table["ess_bulk_min"].min(), *(float(x["mode_ess"].min()) for x in maps)])
         text += (
-            f" The largest rank-normalised R-hat (Vehtari et al., 2021) is {float(table['r_hat_max'].max()):.3f}, the "
-            f"smallest bulk effective sample size {float(table['ess_bulk_min'].min()):.0f}."
+            f" The largest rank-normalised R-hat (Vehtari et al., 2021), of all variables and maps, is {largest:.3f}, "
+            f"the smallest bulk effective sample size {smallest:.0f}."
         )
     return text
 

@@ -13,7 +13,7 @@ from probmodels._page import bullets, paragraphs, table
 from probmodels.bayesian_svd.checks import misfit
 from probmodels.bayesian_svd.indices.el_nino import el_nino_sentences
 from probmodels.bayesian_svd.patterns.number import number_sentence
-from probmodels.bayesian_svd.patterns.planes import plane_sentences
+from probmodels.bayesian_svd.patterns.planes import joined_modes, plane_sentences
 from probmodels.bayesian_svd.reporting.facts import is_of_population
 
 __all__ = ["comparison_section", "el_nino_section", "overview", "patterns_section", "variance_section"]
@@ -138,10 +138,10 @@ def _mode_table(modes: xr.Dataset, comparison: xr.Dataset | None) -> Markup:
         units = str(modes[f"{name}_mean"].attrs.get("units", "1"))
         header.append(name.replace("_", "-", 1).replace("_", " in ") + ("" if units == "1" else f", {units}"))
     header += ["EOF, %", "pattern corr.", "PC corr.", "North's rule"] if comparison is not None else []
-    rows = []
+    rows, joined = [], joined_modes(modes)
     for i, mode in enumerate(modes["mode"].values):
         row = [
-            str(mode),
+            f"{mode}{'~' * (int(mode) in joined)}",
             _interval(modes, "explained_variance_fraction", i, 100),
             _interval(modes, "singular_value", i),
         ]
@@ -154,7 +154,8 @@ def _mode_table(modes: xr.Dataset, comparison: xr.Dataset | None) -> Markup:
             near = int(comparison["north_neighbour"][i])
             row += [f"{100 * float(comparison['eof_fraction'][i]):.1f}"]
             row += [f"{float(comparison[x][i]):.3f}" for x in ("pattern_correlation", "pc_correlation")]
-            row += [f"overlaps {near}" if near else "apart"]
+            apart = "apart in its data, not by the posterior (~)" if int(mode) in joined else "apart"
+            row += [f"overlaps {near}" if near else apart]
         rows.append(row)
     return table(header, rows)
 
