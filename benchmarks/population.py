@@ -3,6 +3,7 @@
     python benchmarks/population.py coverage [--sets 100] [--cases NAME ...] [--seed 0]
     python benchmarks/population.py trend [--sets 50] [--seed 0]
     python benchmarks/population.py noise [--sets 60] [--seed 0]
+    python benchmarks/population.py variance [--sets 30] [--seed 7]
     python benchmarks/population.py fields [--data DIR]
 
 ``coverage``: data from a known population, 20 cells with three smooth patterns whose series are white, autoregressive
@@ -19,6 +20,13 @@ that hold zero, and effective draws of the slowest trend per 1000 sweeps under f
 times, white along time; once 100 times, noise AR(1) .5 along time, of a level that trebles over the cells, under area
 weights that double. The share of 95 % intervals that hold the population's patterns (all cells), explained variance and
 d, where the model takes noise for white and where it takes it for correlated.
+
+``variance``: how far off the covariance of the noise is that `estimate_noise` finds before a run. 40 cells x 100 times,
+two modes with AR(1) .5 series, noise of an e-folding of 3 cells and AR(1) .3, its level trebling over the cells;
+complete, with 10 % of single gaps, with 15 % in blocks of 6 cells x 6 times, and with an edge of ice that wanders over
+the last cells. Mean over sets, its standard error, and the sd of sets, of what is estimated over what is true: the
+variance of all cells, of cells of which less than 80 % was seen, and along the modes; the correlations of cells 1 and 3
+apart; and the decay. The scale is that which the sampler would find from complete residuals.
 
 ``fields``: winter means of the embedded field of the Pacific and of ERSST's north Pacific (``DIR`` holds
 ``ersst_v5_north_pacific_1950_2019.nc``), four modes, linear trends taken out. The posterior sd of pattern entries times
@@ -44,6 +52,7 @@ from scipy.optimize import linear_sum_assignment
 from probmodels import run_mcmc
 from probmodels.bayesian_svd import make_problem
 from probmodels.bayesian_svd.draws import read_draws
+from probmodels.bayesian_svd.noise import estimate_noise
 from probmodels.datasets.sst import load_sst
 from probmodels.distributions.processes import correlation_at
 from probmodels.inference.diagnostics.convergence import convergence
@@ -270,6 +279,70 @@ def noise(sets: int, seed: int) -> None:
         print_held(rows)
 
 
+VARIED = ("complete", "single gaps", "blocks", "ice")
+
+
+def seen_of(kind: str, rng: np.random.Generator, times: int) -> np.ndarray:
+    """Which values are seen (cell, time)."""
+    seen = np.ones((NOISY_CELLS, times), dtype=bool)
+    if kind == "single gaps":
+        seen = rng.random(seen.shape) > 0.1
+    while kind == "blocks" and seen.mean() > 0.85:
+        cell, time = rng.integers(NOISY_CELLS - 5), rng.integers(times - 6)
+        seen[cell : cell + 6, time : time + 6] = False
+    if kind == "ice":
+        edge = NOISY_CELLS - 4.5 + 3 * autoregressive(rng, 0.5, times, 1)[0]
+        seen = np.arange(NOISY_CELLS)[:, None] < edge
+    return seen
+
+
+def variance_set(kind: str, rng: np.random.Generator, times: int = 100, rank: int = 2) -> dict[str, float]:
+    """What is estimated of the noise over what is true, in one set."""
+    place = np.arange(NOISY_CELLS)
+    apart = np.abs(place[:, None] - place)
+    level = np.linspace(0.3, 0.9, NOISY_CELLS)
+    true = np.exp(-apart / 3) * np.outer(level, level)
+    modes = np.linalg.qr(np.stack([np.sin(place / 9), np.cos(place / 5)], 1))[0]
+    values = (modes * NOISY_SIZE) @ autoregressive(rng, 0.5, times, rank)
+    values += np.linalg.cholesky(true) @ autoregressive(rng, 0.3, times, NOISY_CELLS)
+    seen = seen_of(kind, rng, times)
+    kept = seen.mean(1) > 0.3
+    values, seen, modes, both = values[kept], seen[kept], modes[kept], np.ix_(kept, kept)
+    true, distance = true[both], apart[both] / (NOISY_CELLS - 1)
+    design = np.ones((times, 1))
+    found, _ = estimate_noise(np.where(seen, values, 0.0), seen, design, np.ones(times - 1), distance, rank)
+    rest = found.whitener @ ((values[:, 1:] - found.decay * values[:, :-1]) / np.sqrt(1 - found.decay**2))
+    square = np.linalg.svd(rest - rest.mean(1, keepdims=True), compute_uv=False)[rank:] ** 2
+    own = (found.vectors * found.values) @ found.vectors.T
+    own *= square.sum() / ((len(values) - rank) * (times - 2 - rank))
+    ratio, spread = np.diag(own) / np.diag(true), np.sqrt(np.diag(own))
+    alike = own / np.outer(spread, spread)
+    few = seen.mean(1) < 0.8
+    return {
+        "seen": float(seen.mean()),
+        "variance": float(np.trace(own) / np.trace(true)),
+        "of cells seen less than 80 %": float(ratio[few].mean()) if few.any() else np.nan,
+        "along the modes": float(np.trace(modes.T @ own @ modes) / np.trace(modes.T @ true @ modes)),
+        "correlation 1 apart": float(np.diag(alike, 1).mean() / np.exp(-1 / 3)),
+        "correlation 3 apart": float(np.diag(alike, 3).mean() / np.exp(-1)),
+        "decay": found.decay / 0.3,
+    }
+
+
+def variance(sets: int, seed: int) -> None:
+    """Print how far off the noise is in each kind of gaps."""
+    for kind in VARIED:
+        rows = [variance_set(kind, np.random.default_rng([index, seed])) for index in range(sets)]
+        print(f"{kind} ({sets} sets, {np.mean([row['seen'] for row in rows]):.0%} seen)")
+        for name in list(rows[0])[1:]:
+            found = np.array([row[name] for row in rows])
+            found = found[np.isfinite(found)]
+            if len(found) > 1:
+                sd = found.std(ddof=1)
+                text = f"{found.mean():.3f} ± {sd / np.sqrt(len(found)):.3f}, sd {sd:.3f}"
+                print(f"  {name:30s}{text}{f' ({len(found)} sets)' * (len(found) < sets)}", flush=True)
+
+
 def trend(sets: int, seed: int) -> None:
     """Print how often intervals of the trend hold zero."""
     times = 80
@@ -375,18 +448,21 @@ def fields(folder: Path) -> None:
 def main() -> None:
     """Print what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["coverage", "trend", "noise", "fields"])
+    parser.add_argument("what", choices=["coverage", "trend", "noise", "variance", "fields"])
     parser.add_argument("--sets", type=int)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="default 0, of variance 7")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the ERSST file")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     options = parser.parse_args()
+    seed = options.seed if options.seed is not None else 7 if options.what == "variance" else 0
     if options.what == "coverage":
-        coverage(options.sets or 100, options.cases, options.seed)
+        coverage(options.sets or 100, options.cases, seed)
     elif options.what == "trend":
-        trend(options.sets or 50, options.seed)
+        trend(options.sets or 50, seed)
     elif options.what == "noise":
-        noise(options.sets or 60, options.seed)
+        noise(options.sets or 60, seed)
+    elif options.what == "variance":
+        variance(options.sets or 30, seed)
     else:
         fields(options.data)
 

@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 from scipy import signal
 
+from probmodels.bayesian_svd.indices.autoregression import _log_prior
 from probmodels.bayesian_svd.indices.correlation import correlate, correlation_sentences, effective_times
 from probmodels.bayesian_svd.indices.series import load_series, match_series
 from probmodels.errors import DataError, SummaryError
@@ -238,3 +239,35 @@ def test_a_column_and_marks_of_missing_values_may_be_named(tmp_path: Path) -> No
         load_series(tmp_path / "two.csv", column="npg")
     with pytest.raises(DataError, match="is no file"):
         load_series(tmp_path / "absent.csv")
+
+
+# -- the prior --------------------------------------------------------------------------------------------------------
+
+
+def test_the_prior_has_the_jacobian_of_unlike_decays() -> None:
+    """Its density in (A, S) by numerical differentiation, from that in coordinates in which P is the identity."""
+    rng = np.random.default_rng(0)
+
+    def process(v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A, S and P of contractions (4,), logs of two standard deviations and Fisher's z."""
+        sd, r = np.exp(v[4:6]), np.tanh(v[6])
+        p = np.array([[1.0, r], [r, 1.0]]) * np.outer(sd, sd)
+        values, vectors = np.linalg.eigh(p)
+        root = vectors * np.sqrt(values) @ vectors.T
+        a = root @ v[:4].reshape(2, 2) @ np.linalg.inv(root)
+        return a, p - a @ p @ a.T, p
+
+    def flat(v: np.ndarray) -> np.ndarray:
+        a, s, _ = process(v)
+        return np.array([*a.ravel(), s[0, 0], s[1, 1], s[0, 1]])
+
+    apart = []
+    for _ in range(20):
+        contraction = rng.standard_normal((2, 2))
+        contraction *= rng.uniform(0.3, 0.97) / np.linalg.norm(contraction, 2)
+        v = np.array([*contraction.ravel(), *(0.5 * rng.standard_normal(2)), rng.uniform(-1.2, 1.2)])
+        steps = 1e-6 * np.eye(7)
+        jacobian = np.stack([(flat(v + e) - flat(v - e)) / 2e-6 for e in steps], axis=1)
+        want = -0.5 * np.linalg.slogdet(np.eye(2) - contraction @ contraction.T)[1] - np.linalg.slogdet(jacobian)[1]
+        apart.append(float(_log_prior(*process(v))) - want)
+    np.testing.assert_allclose(apart, apart[0], atol=1e-5)  # equal up to a constant

@@ -27,10 +27,10 @@ from scipy.special import logsumexp
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from probmodels.bayesian_svd.gaps.constant import data_of
 from probmodels.bayesian_svd.gaps.quick import Table, quick_fit, table_of
 from probmodels.bayesian_svd.gaps.rank_outputs import write_comparison
 from probmodels.bayesian_svd.noise import filtered_by
-from probmodels.bayesian_svd.prepare import make_problem
 from probmodels.bayesian_svd.series_grid import series_data
 from probmodels.bayesian_svd.sides import cell_widths
 from probmodels.distributions.processes import correlation_at
@@ -113,17 +113,7 @@ def compare_processes(
     """
     if len(set(series)) < len(series):
         raise DataError(f"series={list(series)}; give different processes")
-    problem = make_problem(
-        data,
-        rank=rank,
-        series="ar1",
-        frame_prior="uniform",
-        fixed_effects=fixed_effects,
-        covariates=covariates,
-        area_weights=area_weights,
-    )
-    assert problem.data is not None
-    constant = problem.data
+    constant = data_of(data, rank, fixed_effects, covariates, area_weights)
     grids = {name: _grid(constant["time"], name) for name in series}
     table = table_of(constant)
     usable = np.flatnonzero(table.seen.mean(0) >= _COMPLETE)

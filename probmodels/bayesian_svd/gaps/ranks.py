@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from probmodels.bayesian_svd.gaps.blocks import Block, choose_block, hide_blocks
+from probmodels.bayesian_svd.gaps.constant import data_of
 from probmodels.bayesian_svd.gaps.quick import QuickFit, Table, quick_fit, table_of
-from probmodels.bayesian_svd.prepare import make_problem
 from probmodels.bayesian_svd.sides import positions
 from probmodels.errors import DataError
 from probmodels.options import Positive, Seed, checked
@@ -99,17 +99,7 @@ def compare_ranks(
         than ten blocks.
     """
     ranks = sorted(set(ranks))
-    problem = make_problem(
-        data,
-        rank=ranks[-1],
-        series="ar1",
-        frame_prior="uniform",
-        fixed_effects=fixed_effects,
-        covariates=covariates,
-        area_weights=area_weights,
-    )
-    assert problem.data is not None
-    constant = problem.data
+    constant = data_of(data, ranks[-1], fixed_effects, covariates, area_weights)
     values, root = constant["data"].transpose("cell", "time").values, np.sqrt(constant["weight"].values)[:, None]
     whole = table_of(constant)
     seen, num_effects = whole.seen, whole.design.shape[1]

@@ -11,12 +11,12 @@ The prior is flat in m, in the logs of the two standard deviations and in Fisher
 prior whose intervals of a correlation of independent times are exact (Berger and Sun, 2008). In coordinates in which P
 is the identity, where the process is stationary if A is a contraction, A has the density ``|I - AA'|^(-1/2)``: of one
 series that is the reference prior of a decay, ``(1 - a^2)^(-1/2)`` (Berger and Yang, 1994). Priors that are flat in r
-and A in place of these draw both towards zero, so that strong correlations of persistent series are missed. With the
-Jacobian of two equal decays the density is ``|S|^-2 |P|^(1/2) (1 - r^2)^(1/2)`` for stationary A, which is used for
-all. The mean is integrated out of the likelihood, of which the first value is a part: that keeps the decays from being
-underestimated as by least squares (Cheang and Reinsel, 2000). Candidates are drawn from the posterior without the first
-value, with a free intercept and the density ``|S|^(-3/2)``, which is normal inverse Wishart; of many one is kept, by
-its weight.
+and A in place of these draw both towards zero, so that strong correlations of persistent series are missed. In A and S
+the density is ``|S|^(-1/2) |P|^(-1) (1 - r^2)^(1/2) / J`` on stationary A, with the Jacobian
+``J = (1 - det A) ((1 + det A)^2 - (tr A)^2)`` of ``S = P - A P A'`` at fixed A. The mean is integrated out of the
+likelihood, of which the first value is a part: that keeps the decays from being underestimated as by least squares
+(Cheang and Reinsel, 2000). Candidates are drawn from the posterior without the first value, with a free intercept and
+the density ``|S|^(-3/2)``, which is normal inverse Wishart; of many one is kept, by its weight.
 
 References
 ----------
@@ -139,5 +139,14 @@ def _log_weight(a: Array, s: Array, p: Array, first: Array, before: Array, after
     square -= (linear * np.linalg.solve(precision, linear[..., None])[..., 0]).sum(-1)
     size = np.linalg.det(p)
     found = -0.5 * (np.log(size) + np.log(np.linalg.det(precision)) + square)
-    found += 0.5 * np.log(size / (p[..., 0, 0] * p[..., 1, 1])) + 0.5 * np.log(size / np.linalg.det(s))  # the prior
+    found += _log_prior(a, s, p) + 1.5 * np.log(np.linalg.det(s))
     return np.where(_is_stationary(a), found, -1e300)
+
+
+def _log_prior(a: Array, s: Array, p: Array) -> Array:
+    """Log density of the prior in A and S, up to a constant; of no meaning where the process is not stationary."""
+    size, root = np.linalg.det(p), np.linalg.det(a)
+    trace = np.trace(a, axis1=-2, axis2=-1)
+    away = np.maximum((1 - root) * ((1 + root) ** 2 - trace**2), 1e-300)
+    found = 0.5 * np.log(size / (p[..., 0, 0] * p[..., 1, 1])) - np.log(size) - 0.5 * np.log(np.linalg.det(s))
+    return np.asarray(found - np.log(away))
