@@ -42,6 +42,7 @@ METHODS = {
     "bayesian_svd": "probmodels.bayesian_svd",
     "causal_graph": "probmodels.causal_graph",
     "causal_vae": "probmodels.causal_vae",
+    "conditional_vae": "probmodels.conditional_vae",
     "discrete_vae": "probmodels.discrete_vae",
     "diffusion": "probmodels.diffusion",
     "grammar": "probmodels.grammar",

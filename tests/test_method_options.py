@@ -27,6 +27,7 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
         "tail": ("zero",),
         "area_weights": ("true",),
     },
+    "conditional_vae": {"num_values": ("none",), "num_classes": ("none",), "seed": ("zero",)},
     "causal_graph": _KNOWLEDGE | {"anneal": ("zero",)},
     "causal_vae": {
         "graph": ("empty list", "none"),
