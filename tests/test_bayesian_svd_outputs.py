@@ -16,6 +16,7 @@ from probmodels.bayesian_svd.eof import compare_eof
 from probmodels.bayesian_svd.figures import leading_modes, local_variance_maps, trend_map
 from probmodels.bayesian_svd.indices import el_nino_sentences, el_nino_table
 from probmodels.bayesian_svd.maps import uncertain_sign
+from probmodels.bayesian_svd.patterns.draw_maps import draw_maps
 from probmodels.bayesian_svd.patterns.local import local_variance, trend_maps
 from probmodels.bayesian_svd.reporting.citing import bibtex, data_set, methods_paragraphs
 from probmodels.bayesian_svd.reporting.tables import effect_tables, mode_tables
@@ -323,3 +324,18 @@ def test_the_known_winters_of_el_nino_are_found_in_the_embedded_field():
     assert (table["prob_el_nino"][strong] > 0.9).all()
     assert (table["prob_la_nina"][["1970/71", "1973/74", "1975/76", "1988/89", "1999/00", "2007/08"]] > 0.9).all()
     assert (table["prob_el_nino"] > 0.9).sum() <= len(strong) + 4
+
+
+def test_maps_of_draws_are_those_that_the_summary_reduces(tree):
+    """Of the population and of these times, on the grid."""
+    for of in ("population", "times"):
+        maps, modes = draw_maps(tree, of=of, num_draws=100_000), summarise_modes(tree, of=of, check_draws=5)
+        np.testing.assert_allclose(maps["pattern"].mean("draw"), modes["mode_mean"], atol=1e-9)
+        np.testing.assert_allclose(
+            maps["pattern"].quantile(0.975, "draw", skipna=False), modes["mode_upper"], atol=1e-9
+        )
+        np.testing.assert_allclose(maps["pc"].mean("draw"), modes["pc_mean"], atol=1e-9)
+        assert maps.attrs["estimand"] == modes.attrs["estimand"]
+    with pytest.raises(SummaryError, match=r"of='years'"):
+        draw_maps(tree, of="years")
+    assert draw_maps(tree, num_draws=3).sizes["draw"] == 3
