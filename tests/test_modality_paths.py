@@ -209,9 +209,15 @@ def test_a_path_is_fitted_with_towers_and_a_scale_far_from_its_prior_fails() -> 
     near = fit(data, path=3)
     assert "the scale of the path is" in str(diagnose(near))
     assert near.posterior["path_steps"].sizes["path_step"] == 4
+    held = weights_problem(fit(data), path=2)
+    assert held.sites["path_image_to_text"].shape == (84, 2, 4)
+    assert held.sites["path_steps"].shape == (3,)
     far = diagnose(fit(data, lr=0.05, path=3, path_scale=20.0))
     assert far.inference == "failed"
     assert "in place of path" in str(far)
+    collapsed = diagnose(fit(data, lr=0.05, path=3))  # the path outweighs the matching
+    assert not collapsed.ok
+    assert "no better than by chance" in str(collapsed)
 
 
 def test_wrong_requests_are_refused() -> None:

@@ -1,5 +1,6 @@
 from .checks import check_draws as check_draws, check_model as check_model
 from .measures import (
+    close_gap as close_gap,
     embed as embed,
     information_bound as information_bound,
     measure as measure,
@@ -22,6 +23,7 @@ __all__ = [
     "ModalityStructure",
     "check_draws",
     "check_model",
+    "close_gap",
     "embed",
     "information_bound",
     "make_problem",

@@ -56,7 +56,7 @@ from probmodels.modality_structure.structures import (
 from probmodels.modality_structure.views import TOWERS, Augmentation, augmentations, kinds_of, make_towers, tensors
 from probmodels.options import Fraction, OneOf, Positive, Probability, Seed, Width, checked, refuse_unused
 
-__all__ = ["ENGINES", "REFERENCE", "ModalityStructure", "Read", "make_problem", "tiny"]
+__all__ = ["ENGINES", "REFERENCE", "ModalityStructure", "Points", "Read", "make_problem", "tiny"]
 
 REFERENCE = "Jiang et al. (2023), https://arxiv.org/abs/2303.05952"
 ENGINES = ("svi",)

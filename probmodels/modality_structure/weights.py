@@ -14,9 +14,9 @@ from probmodels.errors import ResultError
 from probmodels.inference.problem import Problem
 from probmodels.inference.programs.programs import fitted
 from probmodels.inference.result import Result
-from probmodels.modality_structure.model import GAUSSIAN, ModalityStructure, Read
-from probmodels.modality_structure.views import tensors
-from probmodels.options import Count, OneOf, Seed, checked
+from probmodels.modality_structure.model import GAUSSIAN, ModalityStructure, Points, Read, make_problem
+from probmodels.modality_structure.views import Augmentation, augmentations, tensors
+from probmodels.options import Count, OneOf, Seed, checked, options_of
 
 __all__ = ["HeldTowers", "weights_problem"]
 
@@ -49,6 +49,7 @@ def weights_problem(
     *,
     split: Literal["train", "test"] = "train",
     inferred: Sequence[Annotated[str, OneOf(GAUSSIAN)]] | None = None,
+    path: Points | None = None,
     max_rows: Count | None = None,
     seed: Seed = 0,
 ) -> Problem:
@@ -63,6 +64,9 @@ def weights_problem(
     inferred
         Structures of the fit whose weights are latent, with the priors of the model about the weights of the fit; None
         for those that were latent in the fit.
+    path
+        Points of the path, with the prior of `make_problem`, whether or not there was one in the fit; None for those of
+        the fit.
     max_rows
         How many rows to take, chosen at random, all of which are candidates of each; None for all.
     seed
@@ -104,8 +108,18 @@ def weights_problem(
         places = {name: place for place, name in enumerate(model.names)}
         if not any((present[:, places[a]] & present[:, places[b]]).sum() >= _FEWEST for a, b in model.pairs):
             raise ResultError(f"no two of {len(present)} rows have both modalities of a pair; take more rows")
+        if path is not None:
+            model.path = path
+            model.augment = model.augment or _augmentations(problem)
         read = model.read(views)
         model.temperature, model.towers = None, nn.ModuleDict()  # of a copy
         model.inferred = model.inferred if inferred is None else tuple(inferred)
     found = Problem(name="modality_structure_weights", model=HeldTowers(model, read), args=(present,), data=data)
     return found.mapped(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+
+
+def _augmentations(problem: Problem) -> dict[str, Augmentation]:
+    """Random changes of the views as `make_problem` has them by default."""
+    known = options_of(make_problem)
+    assert problem.data is not None
+    return augmentations(problem.data, *(known[name].default for name in ("dropout", "shift", "flip", "erase")))
