@@ -154,6 +154,15 @@ class ConditionalVAE(PyroModule):
             return dist.Normal(0.5 + found, scale).to_event(2)
         return RoundedLogistic(0.5 + found, scale, self.num_values).to_event(2)
 
+    def image(self, z: Tensor, label: Tensor) -> Tensor:
+        """Images (..., row, column) in [0, 1] that latents (..., latent) and places of classes (...) stand for.
+
+        These are means of pixels, or middles of the logistic numbers that are rounded; cut off at 0 and 1.
+        """
+        found: Any = self.likelihood(z, label).base_dist
+        centre: Tensor = found.location if isinstance(found, RoundedLogistic) else found.mean
+        return centre.clamp(0, 1)
+
     def forward(self, image: Tensor, label: Tensor) -> None:
         """Sites ``z`` (data, latent) and ``image`` (data, row, column).
 

@@ -1,4 +1,5 @@
 from .checks import check_draws as check_draws, expected_calibration_error as expected_calibration_error
+from .fitted import FittedGenerator as FittedGenerator, fitted_generator as fitted_generator
 from .generators import LinearGenerator as LinearGenerator
 from .model import (
     ENGINES as ENGINES,
@@ -13,11 +14,13 @@ __all__ = [
     "ENGINES",
     "REFERENCE",
     "Drawn",
+    "FittedGenerator",
     "LinearGenerator",
     "MetaRegularization",
     "Transform",
     "check_draws",
     "expected_calibration_error",
+    "fitted_generator",
     "make_problem",
     "tiny",
 ]

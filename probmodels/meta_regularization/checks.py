@@ -19,6 +19,11 @@ _BINS = 10
 _DRAWS, _QUANTILE = 999, 0.999  # of the error that calibrated probabilities have by chance
 _TOLERATED = 0.05  # beyond it
 _FEWEST = 30  # images held out
+_COPIES = 0.01  # share of images that may occur twice in data
+_LEAKED = {
+    "validation": "their loss is no fair judge of the finder: fit the generator to images of role 'train' alone",
+    "test": "what it makes of these tells the classifier of them: fit it to other images",
+}
 
 
 def check_draws(result: Result) -> Iterator[Finding]:
@@ -39,9 +44,23 @@ def check_draws(result: Result) -> Iterator[Finding]:
     yield from judge_classes(probability[test], label[test], shares / shares.sum(), units="images", advice=advice)
     if test.sum() >= _FEWEST:
         yield _calibration(probability[test], label[test])
+    yield from _leaks(tree)
     verdict = "latents are chosen by the finder to lower the log loss of validation images: they are no posterior, and "
     verdict += "are not judged"
     yield Finding(False, verdict, "what the finder brought shows a fit with a small hyper_lr beside this one")
+
+
+def _leaks(tree: Any) -> Iterator[Finding]:
+    """Whether a generator of a result saw images that judge finder or classifier; test images are harmful."""
+    attrs = tree["observed_data"].attrs if "observed_data" in tree else {}
+    attrs = {**(tree["constant_data"].attrs if "constant_data" in tree else {}), **attrs}
+    if "generator_saw_test" not in attrs:
+        return
+    role = column(tree, "role").astype(str)
+    for name in ("validation", "test"):
+        found, count = int(attrs[f"generator_saw_{name}"]), int((role == name).sum())
+        verdict = f"the generator was fitted to {found:,} of the {count:,} {name} images"
+        yield Finding(name == "test" and found > _COPIES * count, verdict, _LEAKED[name] if found else "")
 
 
 def expected_calibration_error(probability: NDArray[np.float64], label: NDArray[np.integer]) -> float:

@@ -25,6 +25,7 @@ meta-learning generative models. NeurIPS. https://arxiv.org/abs/2307.13899
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -39,6 +40,7 @@ from pyro import poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from probmodels.datasets.checks import AnyPath
 from probmodels.datasets.images import check_images, make_images
 from probmodels.errors import DataError
 from probmodels.guides.meta_regularization import (
@@ -52,7 +54,9 @@ from probmodels.guides.meta_regularization import (
 )
 from probmodels.guides.nets import make_reader
 from probmodels.inference.problem import Outer, Problem
+from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import isolated, named_deterministic
+from probmodels.meta_regularization.fitted import fitted_generator, seen
 from probmodels.meta_regularization.generators import Generator, LinearGenerator, Pictures
 from probmodels.meta_regularization.transforms import Angle, Share, Transform, Zoom
 from probmodels.options import Fraction, OneOf, Probability, Seed, Width, checked
@@ -65,6 +69,7 @@ ENGINES = ("bilevel",)
 NETWORKS = ("mlp", "conv")
 _LEAST_SQUARE = 1e-6  # of features that are divided by their root mean square
 _KEPT = 10_000  # numbers up to which a result keeps the draws of a site, not their moments alone
+_NUM_LATENTS = 8
 _ROLES = ("train", "validation", "test")
 
 _Weight = Annotated[float, Interval(ge=1e-6, le=1e6)]
@@ -182,8 +187,8 @@ class MetaRegularization(PyroModule):
 def make_problem(
     data: xr.Dataset,
     *,
-    generator: Generator | None = None,
-    num_latents: Annotated[int, Interval(ge=1, le=10_000)] = 8,
+    generator: Generator | Result | AnyPath | None = None,
+    num_latents: Annotated[int, Interval(ge=1, le=10_000)] | None = None,
     num_synthetic: Annotated[int, Interval(ge=2, le=10_000)] = 64,
     weight: _Weight = 1.0,
     distance: Literal["mean", "sum"] = "mean",
@@ -214,9 +219,11 @@ def make_problem(
         Those of split ``"test"`` take no part in the fit.
     generator
         From latents (image, latent) and positions of classes (image,) to intensities (image, row, column), with a
-        derivative in the latents. It stays as it is. None for a linear one, fitted to the training images.
+        derivative in the latents. It stays as it is. Or a result of ``"conditional_vae"``, or of ``"diffusion"`` with
+        ``conditional=True``, or the folder of one. None for a linear one, fitted to the training images.
     num_latents
-        Length of the generator's latents; of the linear one the number of its components.
+        Length of the generator's latents; of the linear one the number of its components. None for those of a result,
+        and for 8.
     num_synthetic
         Generated images of a step, of all classes by turns.
     weight
@@ -271,6 +278,14 @@ def make_problem(
     shapes: dict[str, tuple[int, ...]] = {"weight": (len(classes), num_features), "bias": (len(classes),)}
     transform = Transform(flip=flip, degrees=degrees, shift=shift, zoom=zoom, erase=erase)
     transform.check(*shape[1:])
+    if isinstance(generator, Result | str | os.PathLike):
+        fitted = fitted_generator(generator, classes, shape[1:])
+        if num_latents not in (None, fitted.num_latents):
+            raise DataError(f"num_latents={num_latents}, but the generator has {fitted.num_latents}; leave it out")
+        generator, num_latents = fitted.generator, fitted.num_latents
+        known = seen(data["image"].values, fitted.images)
+        data = data.assign_attrs({f"generator_saw_{name}": int(known[role == name].sum()) for name in _ROLES[1:]})
+    num_latents = _NUM_LATENTS if num_latents is None else num_latents
     if generator is None:
         generator = LinearGenerator(images[rows["train"]], places[rows["train"]], len(classes), num_latents)
     pictures = Pictures(generator, shape)
