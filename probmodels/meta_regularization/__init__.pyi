@@ -8,6 +8,7 @@ from .model import (
     make_problem as make_problem,
     tiny as tiny,
 )
+from .outputs import chosen_images as chosen_images, write_outputs as write_outputs
 from .transforms import Drawn as Drawn, Transform as Transform
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     "MetaRegularization",
     "Transform",
     "check_draws",
+    "chosen_images",
     "expected_calibration_error",
     "fitted_generator",
     "make_problem",
     "tiny",
+    "write_outputs",
 ]

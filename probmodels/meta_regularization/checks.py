@@ -13,7 +13,7 @@ from probmodels.inference.diagnostics.findings import Finding
 from probmodels.inference.diagnostics.guides import still_falling
 from probmodels.inference.result import Result
 
-__all__ = ["check_draws", "expected_calibration_error"]
+__all__ = ["check_draws", "expected_calibration_error", "positions"]
 
 _BINS = 10
 _DRAWS, _QUANTILE = 999, 0.999  # of the error that calibrated probabilities have by chance
@@ -37,7 +37,7 @@ def check_draws(result: Result) -> Iterator[Finding]:
     tree = result.tree
     yield from still_falling(tree)
     probability, role = class_probabilities(tree), column(tree, "role").astype(str)
-    label = _positions(result)
+    label = positions(result)
     shares = np.bincount(label[role == "train"], minlength=probability.shape[1])
     test = role == "test"
     advice = "take more rounds (num_rounds) or inner_steps, a smaller weight, or more training images"
@@ -100,7 +100,7 @@ def _calibration(probability: NDArray[np.float64], label: NDArray[np.integer]) -
     return Finding(bad, verdict, "do not take the probabilities for frequencies: scale them on other images" * bad)
 
 
-def _positions(result: Result) -> NDArray[np.int64]:
+def positions(result: Result) -> NDArray[np.int64]:
     """Position of the class of every image."""
     tree: Any = result.tree
     label = column(tree, "label")
