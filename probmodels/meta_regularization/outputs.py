@@ -79,8 +79,8 @@ def write_outputs(result: Result, folder: str | Path, *, dpi: Dpi = 110) -> Outp
 
     ``classes.csv`` has the class probabilities of all images, ``latents.csv`` mean and sd of each latent that the
     finder chooses, before its first step and after its last. The figures: ``chosen``, images of either by class, from
-    the same noise; ``changes``, the late ones, each beside its changed form; ``loss``. Of a generator that is a function,
-    which no file holds, there are neither latents nor images.
+    the same noise; ``changes``, the late ones, each beside its changed form; ``loss``. Of a generator that is a
+    function, which no file holds, there are neither latents nor images.
 
     Parameters
     ----------
