@@ -77,6 +77,8 @@ TAKEN: dict[str, dict[str, tuple[str, ...]]] = {
         "orthogonality": ("zero",),
         "contrast": ("zero",),
         "uniformity": ("zero",),
+        "fusion": ("zero",),
+        "masked": ("zero",),
         "path": ("zero",),
         "consistency": ("zero",),
         "augmented_consistency": ("zero",),

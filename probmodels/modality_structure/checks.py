@@ -11,6 +11,7 @@ from probmodels.inference.diagnostics.findings import Finding
 from probmodels.inference.diagnostics.guides import still_falling
 from probmodels.inference.labels import read_json
 from probmodels.inference.result import Result
+from probmodels.modality_structure.fused import fused_scores
 from probmodels.modality_structure.measures import embed, information_bound, shared_rows
 from probmodels.modality_structure.model import make_problem
 from probmodels.options import options_of
@@ -55,6 +56,8 @@ def check_model(result: Result) -> Iterator[Finding]:
     They cannot see whether what the modalities share is what the user cares about, nor whether private factors were
     kept; probes on labels say that.
     """
+    if read_json(result.tree.attrs, "options", {}).get("fusion"):
+        yield from _fused(result)
     held_out, known = embed(result, "test"), embed(result, "train")
     for a, b in held_out.pairs:
         z, other = shared_rows(held_out, a, b)
@@ -78,6 +81,19 @@ def check_model(result: Result) -> Iterator[Finding]:
             verdict = f"{a} and {b}: {fitted:.2f} nats in {len(some)} fitted rows, far above those held out"
             yield Finding(False, verdict, "the towers learn rows by heart: more rows, fewer steps, or a smaller hidden",
                           part="model")  # fmt: skip
+
+
+def _fused(result: Result) -> Iterator[Finding]:
+    """Whether a fusion encoder scores partners above other rows that were held out."""
+    for row in fused_scores(result).to_dict("records"):
+        if "partner" not in row or row["N"] < _FEWEST:
+            continue
+        needed = 0.5 + _SURE * 0.5 / np.sqrt(row["N"])
+        verdict = f"{row['first']} and {row['second']}: the fusion encoder scores {row['partner']:.1%} of {row['N']} "
+        verdict += f"partners held out above another row (chance 50 %, surely above it from {needed:.1%} on)"
+        bad = row["partner"] <= needed
+        advice = "the fusion encoder tells partners no better than by chance: more steps or rows, or leave it out"
+        yield Finding(bad, verdict, advice if bad else "", part="model")
 
 
 def _near_prior(result: Result, site: str, what: str, start: float, advice: str) -> Finding:

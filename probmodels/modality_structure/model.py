@@ -9,6 +9,8 @@ For rows n = 1..N, modalities a, b and embeddings ``z`` of length 1 that towers 
     path_a_to_b      ~ the law of a Brownian bridge, see `paths`
     cross_a_to_b     ~ Normal(<a_j, b_k> - <a_k, b_j>, .)           between_, within_ and paired_ alike
 
+    fused_a_to_b, masked_a_to_b                                     of a fusion encoder, see `fusion`
+
 The precisions of the normal sites are twice the weights of the losses, which are fixed or have priors. The candidates
 of a row are the rows of its step: the batch is the event of the matching sites. See `structures` for each loss.
 
@@ -44,6 +46,7 @@ from probmodels.errors import DataError
 from probmodels.guides.modality_structure import PositiveGuide, Tower
 from probmodels.inference.problem import Problem
 from probmodels.meta_regularization.transforms import Share
+from probmodels.modality_structure.fusion import Fusion
 from probmodels.modality_structure.paths import path_site, sample_path
 from probmodels.modality_structure.structures import (
     bridge_mean,
@@ -53,7 +56,15 @@ from probmodels.modality_structure.structures import (
     structure_site,
     uniformity,
 )
-from probmodels.modality_structure.views import TOWERS, Augmentation, augmentations, kinds_of, make_towers, tensors
+from probmodels.modality_structure.views import (
+    TOWERS,
+    Augmentation,
+    augmentations,
+    kinds_of,
+    make_fusion,
+    make_towers,
+    tensors,
+)
 from probmodels.options import Fraction, OneOf, Positive, Probability, Seed, Width, checked, refuse_unused
 
 __all__ = ["ENGINES", "REFERENCE", "ModalityStructure", "Points", "Read", "make_problem", "tiny"]
@@ -109,6 +120,8 @@ class ModalityStructure(PyroModule):
         ``"N"`` or ``"N2"``: by what sums over pairs of rows are divided.
     path, path_scale
         Points of the Brownian bridge whose times and scale are latent, and the median of the prior of its scale.
+    fusion
+        Encoder of pairs, with sites of its own; None for none.
     augment
         Kind of a modality to its random changes, as `modality_structure.views.augmentations` makes them.
     """
@@ -127,9 +140,11 @@ class ModalityStructure(PyroModule):
         normalize: Literal["N", "N2"] = "N",
         path: int = 0,
         path_scale: float = 0.25,
+        fusion: Fusion | None = None,
         augment: Mapping[str, Augmentation] | None = None,
     ) -> None:
         super().__init__()
+        self.fusion = fusion
         self.towers = nn.ModuleDict({_key(name): tower for name, tower in towers.items()})
         self.names, self.pairs = tuple(towers), tuple(pairs)
         self.weights = {name: weight for name, weight in weights.items() if weight}
@@ -175,10 +190,17 @@ class ModalityStructure(PyroModule):
         scale = len(present) / len(rows)  # an epoch is a partition of the rows into batches
         if scale != 1:
             present, views = present[rows], tuple(x[rows] for x in views)
-        self.sites(present, self.read(views), scale)
+        read = self.read(views)
+        temperature = self.sites(present, read, scale)
+        if self.fusion is not None:
+            generator = None if torch.is_grad_enabled() else torch.Generator().manual_seed(0)
+            rows_of = dict(zip(self.names, views, strict=True))
+            seen = dict(zip(self.names, present.unbind(-1), strict=True))
+            with poutine.scale(scale=scale):
+                self.fusion(rows_of, {name: z[0] for name, z in read.z.items()}, seen, temperature, generator)
 
-    def sites(self, present: Tensor, read: Read, scale: float = 1.0) -> None:
-        """The sites, of embeddings (row, ...); log densities of observed ones are multiplied by ``scale``."""
+    def sites(self, present: Tensor, read: Read, scale: float = 1.0) -> Any:
+        """The sites of embeddings, observed ones with ``scale`` times their log densities; returns the temperature."""
         z, near, points = read
         like = z[self.names[0]][0]
         temperature: Any = self.temperature
@@ -201,6 +223,7 @@ class ModalityStructure(PyroModule):
                 self._paired((a, b), (z[a][0], z[b][0]), (near[a][0], near[b][0]), both, temperature, weights)
                 if path is not None:
                     path_site(f"path_{a}_to_{b}", points[a], (z[a][0], z[b][0]), path, both)
+        return temperature
 
     def _alone(
         self,
@@ -291,6 +314,10 @@ def make_problem(
     augmented_consistency: _Weight = 0.0,
     normalize: Literal["N", "N2"] = "N",
     inferred: Sequence[Annotated[str, OneOf(GAUSSIAN)]] = (),
+    fusion: _Weight = 0.0,
+    masked: _Weight = 0.0,
+    masked_share: Fraction = 0.15,
+    fusion_layers: Annotated[int, Interval(ge=1, le=12)] = 2,
     dropout: Fraction = 0.2,
     shift: Share = 0.1,
     flip: Probability = 0.0,
@@ -332,6 +359,13 @@ def make_problem(
     inferred
         Structures whose weights are latent, with log-normal priors about the weights given; among
         ``"orthogonality"``, ``"bridge"``, ``"consistency"`` and ``"augmented_consistency"``.
+    fusion, masked
+        Weights of a fusion encoder, of width ``hidden``: of whether rows match, with hard negatives, and of the words
+        of a text that are hidden from it.
+    masked_share
+        Share of the words that are hidden; one of each text at least.
+    fusion_layers
+        Layers of self-attention and cross-attention.
     dropout
         Share of the features of a vector, or of the words of a text, that an augmented view lacks; one word is kept.
     shift, flip, erase
@@ -366,6 +400,10 @@ def make_problem(
     if not (consistency or augmented_consistency or uniformity):
         refuse_unused(make_problem, "no sum over pairs of rows", normalize=normalize)
     augments = bool(in_modal or path or any(weights[name] for name in _AUGMENTED))
+    if not (fusion or masked):
+        refuse_unused(make_problem, "no fusion encoder", fusion_layers=fusion_layers)
+    if not masked:
+        refuse_unused(make_problem, "masked=0", masked_share=masked_share)
     if not augments:
         refuse_unused(make_problem, "no augmented views", dropout=dropout, shift=shift, flip=flip, erase=erase)
     for place, name in enumerate(inferred):
@@ -375,6 +413,8 @@ def make_problem(
     kinds = set(kinds_of(data).values())
     if "pictures" not in kinds:
         refuse_unused(make_problem, "no pictures", shift=shift, flip=flip, erase=erase)
+    if masked and "texts" not in kinds:
+        raise DataError(f"masked={masked:g}, and no modality is a text; leave it out")
     if kinds == {"pictures"}:
         refuse_unused(make_problem, "pictures alone", dropout=dropout)
     pairs = _pairs(data)
@@ -384,6 +424,7 @@ def make_problem(
             f"{len(present)} rows to learn from; give at most {_MOST_ROWS}, since all are compared with all"
         )
     separate = any(weights[name] for name in SEPARATION)
+    losses = {"fusion": fusion, "masked": masked}
     model = ModalityStructure(
         make_towers(data, size, hidden, separate, towers or {}, seed),
         pairs,
@@ -396,6 +437,7 @@ def make_problem(
         normalize=normalize,
         path=path,
         path_scale=path_scale,
+        fusion=make_fusion(data, pairs, losses, hidden, fusion_layers, masked_share, seed),
         augment=augmentations(data, dropout, shift, flip, erase) if augments else None,
     )
     starts = {"temperature": _START} if temperature is None else {}
@@ -458,4 +500,6 @@ def tiny() -> Problem:
         consistency=0.05,
         augmented_consistency=0.05,
         inferred=["bridge"],
+        fusion=0.5,
+        masked=0.2,
     )

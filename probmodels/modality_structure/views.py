@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from probmodels.errors import DataError
 from probmodels.guides.modality_structure import NETWORKS, Tower
 from probmodels.inference.runtime.ops import isolated
 from probmodels.meta_regularization.transforms import Transform
+from probmodels.modality_structure.fusion import Fusion, Layout
 
-__all__ = ["TOWERS", "Augmentation", "augmentations", "kinds_of", "make_towers", "tensors"]
+__all__ = ["TOWERS", "Augmentation", "augmentations", "kinds_of", "make_fusion", "make_towers", "tensors"]
 
 Augmentation = Callable[[Tensor, Generator | None], Tensor]
 
@@ -73,6 +74,25 @@ def make_towers(
             shape = (data.sizes[f"{name}_word"],) if kind == "texts" else data[name].shape[1:]
             towers[name] = Tower(shape, size, hidden, separate, chosen.get(name, NETWORKS[kind][0]))
     return towers
+
+
+def make_fusion(
+    data: xr.Dataset,
+    pairs: Sequence[tuple[str, str]],
+    weights: Mapping[str, float],
+    width: int,
+    layers: int,
+    share: float,
+    seed: int,
+) -> Fusion | None:
+    """Fusion encoder of the pairs; None without weights."""
+    if not any(weights.values()):
+        return None
+    layouts = {}
+    for name, kind in kinds_of(data).items():
+        layouts[name] = Layout(kind, data[name].shape[1:], data.sizes.get(f"{name}_word", 0))
+    with isolated(seed):
+        return Fusion(layouts, pairs, weights, width=width, layers=layers, share=share)
 
 
 def augmentations(data: xr.Dataset, dropout: float, shift: float, flip: float, erase: float) -> dict[str, Augmentation]:

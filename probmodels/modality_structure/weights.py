@@ -88,7 +88,8 @@ def weights_problem(
     What is drawn from is the posterior given the towers, not the joint one: the towers were fitted to the same rows, or
     to others of ``split="train"``, and their uncertainty is left out. Intervals are therefore too narrow for the
     question of what another fit would give. With ``split="test"`` the towers have not seen the rows, and the
-    temperature is the one at which their matching is as sure as it is right.
+    temperature is the one at which their matching is as sure as it is right. A fusion encoder is left out: its sites
+    hold none of what is drawn.
     """
     if result.tree.attrs.get("method") != "modality_structure":
         raise ResultError(f"the result is of {result.tree.attrs.get('method')!r}; give one of modality_structure")
@@ -112,7 +113,7 @@ def weights_problem(
             model.path = path
             model.augment = model.augment or _augmentations(problem)
         read = model.read(views)
-        model.temperature, model.towers = None, nn.ModuleDict()  # of a copy
+        model.temperature, model.towers, model.fusion = None, nn.ModuleDict(), None  # of a copy
         model.inferred = model.inferred if inferred is None else tuple(inferred)
     found = Problem(name="modality_structure_weights", model=HeldTowers(model, read), args=(present,), data=data)
     return found.mapped(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
