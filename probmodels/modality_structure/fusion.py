@@ -69,9 +69,10 @@ class Tokens(nn.Module):
             self.read: nn.Module = nn.Embedding(layout.num_words + 1, width)  # the last is of hidden words
             count = layout.shape[0]
         elif layout.kind == "pictures":
-            patch = [math.ceil(side / _PARTS) for side in layout.shape[1:]]
+            _, height, breadth = layout.shape
+            patch = math.ceil(height / _PARTS), math.ceil(breadth / _PARTS)
             self.read = nn.Conv2d(layout.shape[0], width, patch, patch)
-            count = math.prod(side // length for side, length in zip(layout.shape[1:], patch, strict=True))
+            count = (height // patch[0]) * (breadth // patch[1])
         else:
             self.read = nn.Linear(layout.shape[0], _PARTS * width)
             count = _PARTS
