@@ -1,4 +1,5 @@
 from .checks import check_draws as check_draws, check_model as check_model
+from .figures import embedding_map as embedding_map
 from .fused import fused_scores as fused_scores
 from .measures import (
     close_gap as close_gap,
@@ -26,6 +27,7 @@ __all__ = [
     "check_model",
     "close_gap",
     "embed",
+    "embedding_map",
     "fused_scores",
     "information_bound",
     "make_problem",
