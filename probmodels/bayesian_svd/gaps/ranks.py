@@ -31,6 +31,7 @@ Mask = NDArray[np.bool_]
 
 _LEVEL = 0.95
 _TOLD_APART = 2.0  # standard errors of their paired difference from which two numbers are told apart
+_AS_GOOD = 1.5  # and up to which the smaller number is chosen
 
 
 @checked(DataError)
@@ -89,8 +90,8 @@ def compare_ranks(
         block ``size``: sum of squares and number of entries. Over (rank, axis) ``spectrum``: the variance of the data
         along each axis in coordinates where noise is white, over that of noise, mean over repeats, and over rank
         ``edge``, what noise alone exceeds in 5 of 100 data sets. Attributes: ``best``, the rank of least CRPS among
-        those whose modes all exceed noise; ``chosen``, the smallest of them whose excess is within one standard error;
-        ``best_rmse`` and ``best_crps``, of all ranks; ``sentence``, which says so; ``block``.
+        those whose modes all exceed noise; ``chosen``, the smallest of them whose excess is within 1.5 standard
+        errors; ``best_rmse`` and ``best_crps``, of all ranks; ``sentence``, which says so; ``block``.
 
     Raises
     ------
@@ -203,7 +204,7 @@ def _scored(done: Sequence[_Filled], ranks: Sequence[int]) -> xr.Dataset:
     out["square"], out["size"] = (("rank", "block"), square), ("block", size)
     out["spectrum"] = ("rank", "axis"), np.mean([part.spectrum for part in done], axis=0)
     out["edge"] = "rank", np.mean([part.edge for part in done], axis=0)
-    out.attrs = {"best": int(ranks[best]), "chosen": int(ranks[int(np.argmax(full & (excess <= se)))])}
+    out.attrs = {"best": int(ranks[best]), "chosen": int(ranks[int(np.argmax(full & (excess <= _AS_GOOD * se)))])}
     out.attrs |= {f"best_{name}": int(ranks[int(np.argmin(out[name].values))]) for name in ("rmse", "crps")}
     return out
 
@@ -225,7 +226,7 @@ def _sentence(found: xr.Dataset, block: Block) -> str:
         f"With {found.attrs['noise']} noise, {best} mode{'s' * (best > 1)} fill{'s' * (best == 1)} {blocks} best (CRPS)"
     )
     if chosen < best:
-        text += f", and {chosen} as well within one standard error"
+        text += f", and {chosen} as well within {_AS_GOOD:g} standard errors"
     text += (
         f". {chosen} {'are' if chosen > 1 else 'is'} chosen: CRPS {float(one['crps']):.3g}, root mean square error "
         f"{float(one['rmse']):.3g} ± {float(one['rmse_se']):.1g}{units}"
