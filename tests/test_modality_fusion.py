@@ -150,6 +150,11 @@ def test_wrong_requests_are_refused() -> None:
         make_problem(vectors, fusion_layers=3)
     with pytest.raises(DataError, match="masked_share"):
         make_problem(captions(30), fusion=1.0, masked_share=0.5)
+    codes = np.ones((200, 4), dtype=int)
+    codes[0, 0] = 900_000
+    many = make_views({"image": rng.normal(size=(200, 3)), "text": codes}, kinds={"text": "texts"})
+    with pytest.raises(DataError, match="larger min_count"):
+        make_problem(many, size=1, hidden=1, masked=1.0)
     plain = fit_svi(make_problem(vectors, hidden=8), num_steps=2, num_samples=2, progress=False)
     with pytest.raises(ResultError, match="no fusion encoder"):
         fused_scores(plain)

@@ -20,6 +20,7 @@ __all__ = ["TOWERS", "Augmentation", "augmentations", "kinds_of", "make_fusion",
 
 Augmentation = Callable[[Tensor, Generator | None], Tensor]
 
+_MOST_LOGITS = 5 * 10**8  # log odds of words: a row, token and code each
 TOWERS = tuple(dict.fromkeys(network for networks in NETWORKS.values() for network in networks))
 
 
@@ -85,12 +86,24 @@ def make_fusion(
     share: float,
     seed: int,
 ) -> Fusion | None:
-    """Fusion encoder of the pairs; None without weights."""
+    """Fusion encoder of the pairs; None without weights.
+
+    Raises
+    ------
+    DataError
+        If the words of a text are too many to be told from each other.
+    """
     if not any(weights.values()):
         return None
     layouts = {}
     for name, kind in kinds_of(data).items():
         layouts[name] = Layout(kind, data[name].shape[1:], data.sizes.get(f"{name}_word", 0))
+        size = data[name].size * layouts[name].num_words
+        if weights["masked"] and size > _MOST_LOGITS:
+            raise DataError(
+                f"masked={weights['masked']:g}: {name!r} has {len(data[name])} rows of {data[name].shape[1]} tokens "
+                f"and {layouts[name].num_words} codes, {size:.1e} log odds; give fewer rows, or a larger min_count"
+            )
     with isolated(seed):
         return Fusion(layouts, pairs, weights, width=width, layers=layers, share=share)
 
