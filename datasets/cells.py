@@ -66,7 +66,8 @@ def ocean_cells(field: xr.DataArray, min_valid: float, mends: list[str]) -> np.n
     if constant.any():
         if (constant == ocean).all():
             raise DataError(
-                f"all {int(ocean.sum())} cells of '{field.name}' are constant in time; is this the right variable?"
+                f"all {int(ocean.sum())} cells of '{field.name}' are constant in time; is this the right variable? "
+                "(Of less than two years anomalies from their own climatology are zero: --no-anomalies)"
             )
         mends.append(f"{int(constant.sum())} cells are constant in time, as under lasting ice; treated as land.")
     return ocean & ~constant

@@ -9,7 +9,8 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.signal import lfilter
 
 from probmodels import run_mcmc
-from probmodels.bayesian_svd import make_problem
+from probmodels.bayesian_svd import check_model, make_problem
+from probmodels.bayesian_svd.checking.neighbours import neighbours
 
 
 def field(noise: str = "white", seed: int = 0) -> xr.DataArray:
@@ -82,3 +83,37 @@ def test_the_default_grid_grows_where_patterns_are_smoother_than_it_goes():
     smooth = problem(1 + 0.3 * x)
     assert float(smooth["length_scales_space"].max()) > 0.9
     assert "the default grid of length-scales in space was widened" in smooth.attrs["mends"]
+
+
+def test_neighbours_along_each_direction() -> None:
+    """Cells that are long to the east have all their nearest ones to the north."""
+    lat, lon = (x.ravel() for x in np.meshgrid(np.arange(0.0, 8, 1), np.arange(0.0, 40, 4), indexing="ij"))
+    cells = xr.Dataset(coords={"lat": ("cell", lat), "lon": ("cell", lon)})
+    east, north = neighbours(cells)
+    np.testing.assert_array_equal(lat[east], lat)
+    np.testing.assert_array_equal(np.abs(lon[east] - lon), 4)
+    np.testing.assert_array_equal(lon[north], lon)
+    np.testing.assert_array_equal(np.abs(lat[north] - lat), 1)
+    assert [len(neighbours(xr.Dataset(coords={"cell": np.arange(5.0)})))] == [1]
+    assert neighbours(xr.Dataset(coords={"cell": list("abc")})) == []
+    copies = neighbours(cells.isel(cell=[0, 0, 1, 9]))
+    assert all((near != np.arange(4)).all() for near in copies)
+
+
+@pytest.mark.parametrize(("along", "fails"), [("east", True), ("north", True), ("none", False)])
+def test_noise_that_is_alike_in_one_direction_fails(along: str, fails: bool) -> None:
+    rng = np.random.default_rng(0)
+    coords = {"time": np.arange(80.0), "lat": np.arange(0.0, 8, 1), "lon": np.arange(0.0, 40, 4)}
+    noise = rng.standard_normal((80, 8, 10))
+    if along != "none":
+        axis = 2 if along == "east" else 1
+        place = np.arange(noise.shape[axis])
+        root = np.linalg.cholesky(np.exp(-np.abs(place[:, None] - place) / 3))
+        noise = np.moveaxis(np.tensordot(noise, root, (axis, 1)), -1, axis)
+    field = 3 * rng.standard_normal((80, 1, 1)) * np.cos(np.linspace(0, 2, 10)) + 0.4 * noise
+    problem = make_problem(
+        xr.DataArray(field, coords, ("time", "lat", "lon")), rank=1, series="iid", num_length_scales=3
+    )
+    options = {"num_samples": 40, "warmup_steps": 40, "num_chains": 1, "progress": False, "seed": 1}
+    found = [x.verdict for x in check_model(run_mcmc(problem, chain_method="sequential", **options)) if x.harmful]
+    assert any("neighbouring cells" in verdict for verdict in found) == fails

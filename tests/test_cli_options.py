@@ -217,6 +217,7 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--steps": [*NO_COUNT, "5000"],
         "--new": ["", "absent.nc", "FILE", "FOLDER", LONG, "FIELD"],
         "--box": ["", "=", "nowhere", "a=1,2,3", "a=", "a=nan,0,0,0", "a=-50,-40,0,10"],
+        "--ice": ["melted", "", "filled"],
         "--lags": NO_FLAG,
         "--coupled": NO_FLAG,
         "--residuals": NO_FLAG,

@@ -9,19 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
+from typer.testing import CliRunner
 
 from probmodels import Result, run_mcmc
 from probmodels.bayesian_svd import make_problem, write_outputs
 from probmodels.bayesian_svd.figures import leading_modes, mode_maps
+from probmodels.bayesian_svd.forecasts.forecasting import forecast
+from probmodels.bayesian_svd.forecasts.new_fields import later_times
+from probmodels.bayesian_svd.forecasts.weights import box_weights
 from probmodels.bayesian_svd.gaps.fill import fill_field, write_filled
 from probmodels.bayesian_svd.maps import draw_map
 from probmodels.bayesian_svd.summary import summarise_modes, write_modes
+from probmodels.cli import app
 from probmodels.datasets.sst import load_sst, to_matrix
-from probmodels.errors import DataError
+from probmodels.errors import DataError, SummaryError
 
 LAT, LON, YEARS = np.arange(50.0, 70, 4), np.arange(170.0, 194, 4), 14
 CHECK = """
@@ -179,3 +185,63 @@ def test_all_outputs_are_written(result: Result, tmp_path: Path) -> None:
     assert "frozen in more than 20%" in (tmp_path / "report.html").read_text(encoding="utf-8")
     for table in (tmp_path / "tables").glob("*.csv"):
         assert "ice_share" not in table.read_text().splitlines()[0]
+
+
+BASIN, NORTH = "48,68,168,192", "60,68,168,192"
+
+
+def test_forecasts_of_boxes_leave_out_what_freezes_at_that_time_of_the_year(result: Result) -> None:
+    constant = result.tree["constant_data"].to_dataset()
+    steps = 8  # from January
+    times = later_times(constant["time"], steps)
+    filled, weights = box_weights(result, BASIN), box_weights(result, BASIN, times=times)
+    ice = constant["ice"].transpose("cell", "time").values.astype(bool)
+    for place, month in enumerate(times.dt.month.values):
+        share = filled * (1 - ice[:, constant["time"].dt.month.values == month].mean(1))
+        np.testing.assert_allclose(weights[:, place], share / share.sum())
+    assert abs(weights[:, 0] - filled).max() > 0.005  # January
+    np.testing.assert_allclose(weights[:, -1], filled)  # August
+    with pytest.raises(SummaryError, match=r"frozen at 2004-0\d-01 by the years of the record.*--ice filled"):
+        box_weights(result, NORTH, times=times)
+    indices = {"open": weights, "all": filled}
+    found = forecast(result, steps, indices=indices, keep_draws=True, judge=False, beyond=True, seed=3)
+    field = found["field"].stack(cell=("lat", "lon")).dropna("cell", how="all")
+    order = pd.MultiIndex.from_arrays([constant["lat"].values, constant["lon"].values])
+    draws = field.sel(cell=order).transpose("chain", "draw", "time", "cell").values
+    for name, given in indices.items():
+        own = np.einsum("...tc,ct->...t", draws, given if given.ndim == 2 else given[:, None] * np.ones(steps))
+        index = found["index_draws"].sel(index=name).transpose("chain", "draw", "time").values
+        np.testing.assert_allclose(index, own, atol=1e-4)  # noise is that of the field
+    assert float(abs(found["index_mean"].sel(index="open") - found["index_mean"].sel(index="all"))[0]) > 1e-3
+
+
+def test_weights_of_each_step_under_white_noise() -> None:
+    """Means and spread of an index whose weights differ between steps, beside those of two fixed ones."""
+    field = load_sst(sea(frozen=False))
+    problem = make_problem(field, rank=1, series="ar1", num_length_scales=4)
+    options = {"num_chains": 1, "num_samples": 300, "warmup_steps": 60, "progress": False, "seed": 1}
+    made = run_mcmc(problem, chain_method="sequential", **options)
+    one, other = box_weights(made, "48,53,168,192"), box_weights(made, "58,63,168,192")
+    turned = np.stack([one, other], axis=1)
+    found = forecast(made, 2, indices={"turned": turned, "one": one, "other": other}, judge=False, field=False)
+    for place, name in enumerate(("one", "other")):
+        for part in ("mean", "sd"):
+            got, want = (float(found[f"index_{part}"].sel(index=x)[place]) for x in ("turned", name))
+            assert got == pytest.approx(want, abs=0.25 * float(found["index_sd"].sel(index=name)[place]))
+    with pytest.raises(DataError, match="as many for each of the 3 steps"):
+        forecast(made, 3, indices={"turned": turned}, judge=False, field=False)
+
+
+@pytest.mark.parametrize("ice", ["left_out", "filled"])
+def test_the_command_forecasts_boxes_of_open_water(result: Result, tmp_path: Path, ice: str) -> None:
+    folder = result.save(tmp_path / "run")
+    command = ["forecast", str(folder), "--steps", "4", "--box", f"basin={BASIN}", f"--ice={ice}", "--beyond"]
+    command += ["--out", str(tmp_path / "out.nc"), "--figure", str(tmp_path / "fan.png")]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 0, found.output
+    with xr.open_dataset(tmp_path / "out.nc") as file:
+        assert ("index_ice_share" in file) == (ice == "left_out")
+        if ice == "left_out":
+            assert 0 < float(file["index_ice_share"].max()) <= 0.5
+    north = CliRunner().invoke(app, [*command[:4], "--box", f"north={NORTH}", *command[6:], "--overwrite"])
+    assert (north.exit_code == 0) == (ice == "filled")

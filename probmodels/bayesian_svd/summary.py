@@ -20,9 +20,9 @@ from typing import Annotated
 
 import numpy as np
 import xarray as xr
-from scipy.spatial import cKDTree
 
 from probmodels.bayesian_svd.attributes import coordinates_encoded, describe
+from probmodels.bayesian_svd.checking.neighbours import neighbours
 from probmodels.bayesian_svd.correlated import Missing
 from probmodels.bayesian_svd.draws import MODES_OF, Draws, blocks, expand, read_draws
 from probmodels.bayesian_svd.eof import Anomalies, compare_eof, eof_baseline, make_anomalies, shared_mean
@@ -97,7 +97,7 @@ def summarise_modes(
         ``number_of_modes_*`` of `probmodels.bayesian_svd.patterns.number`. Maps of the fit: ``noise_sd``,
         ``residual_sd``, ``observed_sd``, ``replicated_sd``, ``predictive_p_value`` (probability that replicated data
         vary more than those observed), ``residual_autocorrelation`` at lag 1, ``residual_neighbour_correlation`` with
-        that of the nearest cell, ``area_weight``.
+        that of the nearest cell in the direction, east or north, in which they are more alike, ``area_weight``.
 
     Raises
     ------
@@ -330,11 +330,14 @@ def _add_checks(
     with np.errstate(invalid="ignore", divide="ignore"):  # cells without neighbouring values become NaN
         lag = np.sum(rest[:, 1:] * rest[:, :-1], axis=1) / both.sum(1)
         out["residual_autocorrelation"] = "cell", lag / (np.sum(rest**2, axis=1) / mask.sum(1))
-        if (near := _nearest(constant)) is not None:
+        found = []
+        for near in neighbours(constant):
             both = mask * mask[near]
             product = np.sum(rest * rest[near] * both, axis=1)
             size = np.sqrt(np.sum(rest**2 * both, axis=1) * np.sum(rest[near] ** 2 * both, axis=1))
-            out["residual_neighbour_correlation"] = "cell", product / size
+            found.append(product / size)
+        if found:  # of the direction in which residuals are more alike
+            out["residual_neighbour_correlation"] = "cell", max(found, key=_median)
 
 
 def _persistent_share(draws: Draws, anomalies: Anomalies) -> float:
@@ -368,23 +371,9 @@ def _white(rest: np.ndarray, draws: Draws, anomalies: Anomalies, rng: np.random.
     return filtered_by(symmetric @ rest, phi)
 
 
-def _nearest(constant: xr.Dataset) -> np.ndarray | None:
-    """Index of the cell nearest to each cell; None where cells have no positions."""
-    if {"lat", "lon"} <= set(constant.coords):
-        lat, lon = (np.deg2rad(constant[name].values.astype(float)) for name in ("lat", "lon"))
-        points = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
-    else:
-        axes = [name for name in ("x", "y", "z") if name in constant.coords and constant[name].dims == ("cell",)]
-        axes = axes or [name for name in ("cell",) if name in constant.coords]
-        if not axes or any(constant[name].dtype.kind not in "iuf" for name in axes):
-            return None
-        points = np.stack([constant[name].values.astype(float) for name in axes], axis=1)
-    if "field" in constant.coords:  # neighbours are of the same field
-        place = np.unique(constant["field"].values, return_inverse=True)[1]
-        points = np.column_stack([points, 1e3 * (1 + np.ptp(points)) * place])
-    if len(points) < 2:
-        return None
-    return np.asarray(cKDTree(points).query(points, k=2)[1][:, 1])
+def _median(values: np.ndarray) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if known.size else -1.0
 
 
 @checked(SummaryError)

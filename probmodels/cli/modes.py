@@ -87,6 +87,13 @@ def forecast(
         list[str] | None,
         typer.Option(help="Box whose mean is forecast: NAME=lat0,lat1,lon0,lon1 or a region; repeatable."),
     ] = None,
+    ice: Annotated[
+        str,
+        typer.Option(
+            help="Frozen cells of a box: left_out of its mean, as the years of the record had them, or filled as open "
+            "water."
+        ),
+    ] = "left_out",
     lags: Annotated[
         bool, typer.Option("--lags", help="Autoregression on lags of up to 12 steps instead of the model's process.")
     ] = False,
@@ -109,10 +116,14 @@ def forecast(
         raise Refusal(f"--figure {figure} must end in .png, .pdf or .svg")
     if lags and coupled:
         raise Refusal("--coupled has the lags of --lags; give one of the two")
+    if ice not in ("left_out", "filled"):
+        raise Refusal(f"--ice {ice} is unknown; choose left_out or filled")
+    if ice == "filled" and not box:
+        raise Refusal("--ice filled is of boxes; leave it out, or give --box")
     result = load(folder)
     from probmodels.bayesian_svd.forecasts.commands import forecast_result
 
-    options: dict[str, Any] = {"new": new, "boxes": box or [], "table": table, "figure": figure}
+    options: dict[str, Any] = {"new": new, "boxes": box or [], "ice": ice, "table": table, "figure": figure}
     options |= {"transition": "coupled" if coupled else "lags" if lags else "ar1"}
     options |= {"residuals": "persistent" if residuals else "noise"}
     options |= {"num_draws": num_samples, "beyond": beyond, "seed": seed, "source": str(folder)}

@@ -11,11 +11,11 @@ import xarray as xr
 
 from probmodels.bayesian_svd.forecasts.figures import fan_charts
 from probmodels.bayesian_svd.forecasts.forecasting import forecast
-from probmodels.bayesian_svd.forecasts.new_fields import new_matrix
+from probmodels.bayesian_svd.forecasts.new_fields import later_times, new_matrix, positions
 from probmodels.bayesian_svd.forecasts.projection import project
 from probmodels.bayesian_svd.forecasts.tables import forecast_table
-from probmodels.bayesian_svd.forecasts.weights import box_weights
-from probmodels.bayesian_svd.indices.boxes import parse_boxes
+from probmodels.bayesian_svd.forecasts.weights import box_weights, frozen_ahead
+from probmodels.bayesian_svd.indices.boxes import frozen_cells, parse_boxes
 from probmodels.bayesian_svd.summary import write_modes
 from probmodels.datasets.sst import load_sst
 from probmodels.errors import DataError, SpecError, SummaryError
@@ -97,6 +97,12 @@ def _make_room(*files: Path | None) -> None:
                 raise SummaryError(f"cannot write {file}: {error.strerror or error}; choose another file") from error
 
 
+def _times_ahead(own: xr.DataArray, new: xr.DataArray | None, steps: int) -> xr.DataArray:
+    """Times of a forecast after the record, or after new months."""
+    gone = 0 if new is None else int(positions(own, new["time"])[1][-1])
+    return later_times(own, gone + steps)[gone:]
+
+
 def _write(file: Path, write: Callable[[Path], object]) -> None:
     try:
         write_atomically(file, write)
@@ -111,6 +117,7 @@ def forecast_result(
     *,
     new: str | None,
     boxes: Sequence[str],
+    ice: Literal["left_out", "filled"],
     transition: Literal["ar1", "lags", "coupled"],
     residuals: Literal["noise", "persistent"],
     table: Path | None,
@@ -122,12 +129,20 @@ def forecast_result(
 ) -> str:
     """Forecast, write what is asked for, and say what was found."""
     _make_room(out, table, figure)
+    later = None if new is None else read_new(result, new)
+    constant = result.tree["constant_data"].to_dataset()
+    own = constant["time"]
     weights = {name: box_weights(result, region) for name, region in parse_boxes(boxes).items()}
+    indices = weights
+    times = None
+    if ice == "left_out" and weights and frozen_cells(constant).any():
+        times = _times_ahead(own, later, steps)
+        indices = {name: box_weights(result, region, times=times) for name, region in parse_boxes(boxes).items()}
     found = forecast(
         result,
         steps,
-        new=None if new is None else read_new(result, new),
-        indices=weights,
+        new=later,
+        indices=indices,
         transition=transition,
         residuals=residuals,
         num_draws=num_draws,
@@ -135,6 +150,11 @@ def forecast_result(
         seed=seed,
     )
     found.attrs |= {"result": source, "new_months": new or ""}
+    if times is not None:
+        share = np.stack([x @ frozen_ahead(constant, times) for x in weights.values()])
+        label = "share of the box that was frozen at this time of the year, left out of its mean"
+        found["index_ice_share"] = ("index", "time"), share, {"long_name": label, "units": "1"}
+        found.attrs["ice"] = ice
     _write(out, lambda file: write_modes(found, file))
     rows = forecast_table(found)
     lines = [rows[rows["lead"].isin({1, 3, 6, 12, steps})].to_string(index=False, float_format=lambda x: f"{x:.3g}")]

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from probmodels._axes import BLUE, GREY, RED, SMALL, clean
 from probmodels.bayesian_svd.draws import read_draws
 from probmodels.bayesian_svd.figures import _units, time_axis
+from probmodels.bayesian_svd.indices.boxes import frozen_cells
 from probmodels.errors import SummaryError
 from probmodels.inference.result import Result
 from probmodels.options import checked
@@ -86,10 +87,20 @@ def _charts(
         for place, mode in enumerate(found["mode"].values)
     ]
     data = tree["constant_data"].to_dataset()["data"].transpose("cell", "time")
+    frozen = frozen_cells(tree["constant_data"].to_dataset()) & (found.attrs.get("ice") == "left_out")
     for name in found["index"].values if "index_mean" in found else ():
         before = np.full(len(series), np.nan)
         if (weights := indices.get(str(name))) is not None:
-            used = np.asarray(weights) != 0
-            before = np.asarray(weights)[used] @ data.values[used][:, -history:]
+            before = _past(np.asarray(weights), data.values[:, -history:], frozen[:, -history:])
         charts.append((str(name), _units(data), before, found["index_quantile"].sel(index=name)))
     return charts
+
+
+def _past(weights: np.ndarray, values: np.ndarray, frozen: np.ndarray) -> np.ndarray:
+    """Weighted mean over the cells that are not frozen (time,); NaN where one of these has no value."""
+    used = weights != 0
+    open_ = np.where(frozen[used], 0.0, weights[used][:, None])
+    total = open_.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):  # all of it frozen
+        scale = np.where(frozen[used].any(0), weights.sum() / total, 1.0)
+    return np.asarray((open_ * np.where(frozen[used], 0.0, values[used])).sum(0) * scale)

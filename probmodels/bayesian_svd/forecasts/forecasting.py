@@ -73,8 +73,8 @@ def forecast(
     covariates
         Values of the covariates of the fit at the times between the record and the end of the forecast, one each.
     indices
-        Weights over the cells of the fit by the name of the index, which is the weighted sum of the field; see
-        `probmodels.bayesian_svd.box_weights`.
+        Weights over the cells of the fit, or over cells and steps, by the name of the index, which is the weighted sum
+        of the field; see `probmodels.bayesian_svd.box_weights`.
     transition
         ``"ar1"``: the process of the model, AR(1) or Matérn. ``"lags"``: an autoregression of each series on several
         lags, estimated from its draws with a prior about an AR(1) process; for monthly records whose modes remember
@@ -124,7 +124,7 @@ def forecast(
         raise SummaryError(f"lags={list(lags)}; give different whole numbers, 1 among them")
     tree = result if isinstance(result, xr.DataTree) else result.tree
     record = read_record(tree, num_draws)
-    weights = index_weights(indices or {}, record)
+    weights = index_weights(indices or {}, record, steps)
     rng = np.random.default_rng(seed)
     matrix, gone = _new_months(record, new)
     told = _check_horizon(record, gone, steps, beyond)

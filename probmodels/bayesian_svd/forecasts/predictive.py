@@ -45,20 +45,26 @@ def index_draws(
     noise: NDArray[np.float32] | None,
 ) -> Array:
     """Draws of indices (draw, index, time), a block of draws at a time."""
-    table = np.stack(list(weights.values()))  # (index, cell)
-    used = np.flatnonzero(table.any(0))
-    table, found = table[:, used], np.empty((len(series), len(table), series.shape[1]))
+    steps = series.shape[1]
+    own = [x if x.ndim == 2 else x[:, None] for x in weights.values()]
+    size = max(x.shape[1] for x in own)  # 1 where no index has weights of its own at each step
+    table = np.stack([np.broadcast_to(x, (len(x), size)) for x in own])  # (index, cell, time or 1)
+    used = np.flatnonzero(table.any((0, 2)))
+    table = table[:, used]
+    each, found = np.broadcast_to(table, (*table.shape[:2], steps)), np.empty((len(series), len(table), steps))
     for block in blocks(len(series), used.size, max(series.shape)):
         at = record.chosen[block]
-        mean = np.einsum("ic,sct->sit", table, draws.fixed(used, at), optimize=True)
-        mean += np.einsum("ic,sck,stk->sit", table, draws.patterns(used, at), series[block], optimize=True)
+        mean = np.einsum("ict,sct->sit", each, draws.fixed(used, at), optimize=True)
+        own_patterns = np.einsum("ict,sck->sitk", table, draws.patterns(used, at), optimize=True)
+        mean += np.einsum("sitk,stk->sit", np.broadcast_to(own_patterns, (*mean.shape, series.shape[2])), series[block])
         if noise is not None:
-            found[block] = mean + np.einsum("ic,sct->sit", table, noise[block][:, used], optimize=True)
+            found[block] = mean + np.einsum("ict,sct->sit", each, noise[block][:, used], optimize=True)
             continue
-        spread = np.einsum("ic,sc,jc->sij", table, draws.noise_sd(used, at) ** 2, table, optimize=True)
+        spread = np.einsum("ict,sc,jct->stij", table, draws.noise_sd(used, at) ** 2, table, optimize=True)
         values, vectors = np.linalg.eigh(spread)
-        root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None, :]
-        found[block] = mean + root @ rng.standard_normal(mean.shape)
+        root = vectors * np.sqrt(np.maximum(values, 0.0))[..., None, :]  # (draw, time or 1, index, index)
+        root = np.broadcast_to(root, (len(mean), steps, *root.shape[2:]))
+        found[block] = mean + np.einsum("stij,sjt->sit", root, rng.standard_normal(mean.shape))
     return found
 
 

@@ -35,11 +35,13 @@ from probmodels.errors import DataError, SummaryError
 from probmodels.options import Count, Fraction, Seed, checked
 
 __all__ = [
+    "MOST_ICE",
     "NINO_BOXES",
     "box_areas",
     "box_indices",
     "box_overlap",
     "check_ice",
+    "frozen_cells",
     "index_table",
     "parse_boxes",
     "summarise_indices",
@@ -53,7 +55,8 @@ _WORDS = {
     "signal": "mean of effects and modes in the box, noise left out",
 }
 
-_MOST_ICE = 0.5  # share of a box that may be frozen for the mean of the rest to stand for it
+MOST_ICE = 0.5
+"""Share of a box that may be frozen for the mean of the rest to stand for it."""
 
 Ice = Literal["left_out", "filled"]
 Boxes = Mapping[str, str | Mapping[str, Sequence[float]]] | Annotated[Sequence[str], Len(1)]
@@ -240,10 +243,10 @@ def check_ice(constant: xr.Dataset, areas: Mapping[str, tuple[np.ndarray, float]
     frozen = frozen_cells(constant)
     for name, (area, _) in areas.items():
         share = area / area.sum() @ frozen
-        if (many := int((share > _MOST_ICE).sum())) > 0:
+        if (many := int((share > MOST_ICE).sum())) > 0:
             when = str(constant["time"].values[share.argmax()])[:10] if "time" in constant.coords else share.argmax()
             raise SummaryError(
-                f"at {many} of {share.size} times more than {_MOST_ICE:.0%} of the box {name!r} is frozen, most, "
+                f"at {many} of {share.size} times more than {MOST_ICE:.0%} of the box {name!r} is frozen, most, "
                 f"{share.max():.0%}, at {when}: the mean of its open water does not stand for it; choose a box or a "
                 "season with less ice, or take frozen cells for open water: ice='filled' (--ice filled)"
             )
