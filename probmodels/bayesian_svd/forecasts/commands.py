@@ -19,7 +19,7 @@ from probmodels.bayesian_svd.indices.boxes import frozen_cells, parse_boxes
 from probmodels.bayesian_svd.summary import write_modes
 from probmodels.datasets.sst import load_sst
 from probmodels.errors import DataError, SpecError, SummaryError
-from probmodels.inference.labels import read_json
+from probmodels.inference.labels import group_of, read_json
 from probmodels.inference.result import Result
 from probmodels.inference.runtime.ops import write_atomically
 
@@ -130,13 +130,10 @@ def forecast_result(
     """Forecast, write what is asked for, and say what was found."""
     _make_room(out, table, figure)
     later = None if new is None else read_new(result, new)
-    constant = result.tree["constant_data"].to_dataset()
-    own = constant["time"]
     weights = {name: box_weights(result, region) for name, region in parse_boxes(boxes).items()}
-    indices = weights
-    times = None
+    indices, constant, times = weights, group_of(result.tree, "constant_data"), None
     if ice == "left_out" and weights and frozen_cells(constant).any():
-        times = _times_ahead(own, later, steps)
+        times = _times_ahead(constant["time"], later, steps)
         indices = {name: box_weights(result, region, times=times) for name, region in parse_boxes(boxes).items()}
     found = forecast(
         result,
