@@ -22,17 +22,16 @@ def neighbours(constant: xr.Dataset) -> list[NDArray[np.int64]]:
     if {"lat", "lon"} <= set(constant.coords):
         lat, lon = (np.deg2rad(constant[name].values.astype(float)) for name in ("lat", "lon"))
         points = np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=1)
-        along = (
-            np.stack([-np.sin(lon), np.cos(lon), 0 * lon], axis=1),
-            np.stack([-np.sin(lat) * np.cos(lon), -np.sin(lat) * np.sin(lon), np.cos(lat)], axis=1),
-        )  # unit vectors to the east and to the north
+        east = np.stack([-np.sin(lon), np.cos(lon), 0 * lon], axis=1)
+        north = np.stack([-np.sin(lat) * np.cos(lon), -np.sin(lat) * np.sin(lon), np.cos(lat)], axis=1)
+        along = [east, north]
     else:
         axes = [name for name in ("x", "y", "z") if name in constant.coords and constant[name].dims == ("cell",)]
         axes = axes or [name for name in ("cell",) if name in constant.coords]
         if not axes or any(constant[name].dtype.kind not in "iuf" for name in axes):
             return []
         points = np.stack([constant[name].values.astype(float) for name in axes], axis=1)
-        along = tuple(np.broadcast_to(axis, points.shape) for axis in np.eye(len(axes))[:2])
+        along = [np.broadcast_to(axis, points.shape) for axis in np.eye(len(axes))[:2]]
     if len(points) < 2:
         return []
     own = np.zeros(len(points))
