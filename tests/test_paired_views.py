@@ -56,6 +56,19 @@ def test_views_carry_their_kind_and_lose_nothing() -> None:
     assert data["code"].values.tolist() == views["code"].tolist()
 
 
+def test_pictures_with_channels_last_are_fitted_as_those_with_channels_first() -> None:
+    pictures, texts, _ = captioned(40)
+    colour = np.stack(
+        [pictures.repeat(2, 1).repeat(2, 2)] * 2, -1
+    )  # large enough for several places after convolutions
+    found = []
+    for view in (colour, np.moveaxis(colour, -1, 1)):
+        problem = make_problem(make_views({"image": view, "text": texts}), size=4, hidden=8, temperature=0.2)
+        result = fit_svi(problem, num_steps=5, batch_size=16, num_samples=2, progress=False, compile="graph")
+        found.append(measure(result))
+    assert found[0].equals(found[1])
+
+
 def test_words_that_rows_to_learn_from_lack_are_left_out() -> None:
     texts = ["red dog", "red dog", "blue dog", "red zebra", "quagga"]
     split = ["train", "train", "train", "test", "test"]

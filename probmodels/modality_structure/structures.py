@@ -108,7 +108,7 @@ def uniformity(own: Sequence[Tensor], seen: Sequence[Tensor], normalize: Literal
     Parameters
     ----------
     own
-        Independent embeddings (row, size) of each modality.
+        Independent embeddings (row, size) of each modality, of length 1.
     seen
         Rows (row,) that have it.
     normalize
@@ -116,7 +116,7 @@ def uniformity(own: Sequence[Tensor], seen: Sequence[Tensor], normalize: Literal
     """
     total = own[0].new_zeros(())
     for z, there in zip(own, seen, strict=True):
-        kernel = torch.exp(-2 * (z.unsqueeze(1) - z).square().sum(-1))
+        kernel = torch.exp(4 * (z @ z.mT) - 4)  # |u - v|^2 = 2 - 2 <u, v>
         total = total + (kernel * (there.unsqueeze(1) & there)).sum()
     count = len(own[0])
     return torch.log(total / (count if normalize == "N" else count**2))

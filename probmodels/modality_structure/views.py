@@ -46,7 +46,7 @@ def tensors(data: xr.Dataset, split: str) -> tuple[Tensor, list[Tensor]]:
         spread = known.std(axes, keepdims=True)
         standard = (values[rows] - known.mean(axes, keepdims=True)) / np.where(spread > 0, spread, 1.0)
         standard *= seen[rows].reshape(-1, *[1] * (values.ndim - 1))
-        views.append(torch.as_tensor(standard, dtype=torch.get_default_dtype()))
+        views.append(torch.as_tensor(np.ascontiguousarray(standard), dtype=torch.get_default_dtype()))
     return torch.as_tensor(data["present"].values[rows].astype(bool)), views
 
 
