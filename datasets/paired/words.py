@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from probmodels.datasets.checks import as_array, check_size
 from probmodels.errors import DataError
 
-__all__ = ["UNKNOWN", "encode", "words_of"]
+__all__ = ["UNKNOWN", "encode", "encode_new", "words_of"]
 
 UNKNOWN = "<unknown>"
 _MOST_CODES = 1_000_000  # each of which has an embedding
@@ -62,12 +62,24 @@ def encode(
     found = [_words(text, name, row) if there[row] else [] for row, text in enumerate(array.tolist())]
     counts = Counter(word for row in np.flatnonzero(there & training) for word in found[row])
     words = ["", UNKNOWN, *sorted(word for word, count in counts.items() if count >= min_count)]
+    return _coded(found, words), words
+
+
+def encode_new(texts: Sequence[str], name: str, words: Sequence[str]) -> NDArray[np.int32]:
+    """Codes (row, token) of other texts by the words of `encode`.
+
+    Raises
+    ------
+    DataError
+        If a text has no word in it.
+    """
+    return _coded([_words(text, name, row) for row, text in enumerate(texts)], words)
+
+
+def _coded(rows: Sequence[Sequence[str]], words: Sequence[str]) -> NDArray[np.int32]:
+    """Codes of the words that are known, or of one unknown word; none of rows without a word."""
     code_of = {word: code for code, word in enumerate(words)}
-    codes = [
-        ([code_of[word] for word in row if word in code_of] or [1]) if there[place] else []
-        for place, row in enumerate(found)
-    ]
-    return _padded(codes), words
+    return _padded([[code_of[word] for word in row if word in code_of] or [1] * bool(row) for row in rows])
 
 
 def _words(text: Any, name: str, row: int) -> list[str]:

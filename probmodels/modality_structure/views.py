@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from probmodels.datasets.paired.views import kind_of
@@ -16,7 +18,16 @@ from probmodels.inference.runtime.ops import isolated
 from probmodels.meta_regularization.transforms import Transform
 from probmodels.modality_structure.fusion import Fusion, Layout
 
-__all__ = ["TOWERS", "Augmentation", "augmentations", "kinds_of", "make_fusion", "make_towers", "tensors"]
+__all__ = [
+    "TOWERS",
+    "Augmentation",
+    "as_tensor",
+    "augmentations",
+    "kinds_of",
+    "make_fusion",
+    "make_towers",
+    "tensors",
+]
 
 Augmentation = Callable[[Tensor, Generator | None], Tensor]
 
@@ -35,19 +46,25 @@ def tensors(data: xr.Dataset, split: str) -> tuple[Tensor, list[Tensor]]:
     Vectors (row, feature) are standardised feature by feature, and pictures (row, channel, row, column) channel by
     channel, by the rows to learn from; texts are codes (row, token) of words.
     """
-    rows, training = data["split"].values == split, data["split"].values == "train"
-    views = []
-    for name, kind in kinds_of(data).items():
-        values, seen = data[name].values, data["present"].sel(modality=name).values.astype(bool)
-        if kind == "texts":
-            views.append(torch.as_tensor(values[rows], dtype=torch.int64))
-            continue
-        known, axes = values[seen & training], 0 if kind == "vectors" else (0, 2, 3)
-        spread = known.std(axes, keepdims=True)
-        standard = (values[rows] - known.mean(axes, keepdims=True)) / np.where(spread > 0, spread, 1.0)
-        standard *= seen[rows].reshape(-1, *[1] * (values.ndim - 1))
-        views.append(torch.as_tensor(np.ascontiguousarray(standard), dtype=torch.get_default_dtype()))
-    return torch.as_tensor(data["present"].values[rows].astype(bool)), views
+    rows = data["split"].values == split
+    seen = data["present"].values[rows].astype(bool)
+    names = [str(name) for name in data["modality"].values]
+    views = [as_tensor(data, name, data[name].values[rows]) for name in names]
+    for view, there in zip(views, seen.T, strict=True):
+        view[torch.as_tensor(~there)] = 0
+    return torch.as_tensor(seen), views
+
+
+def as_tensor(data: xr.Dataset, name: str, values: NDArray[Any]) -> Tensor:
+    """Rows of a modality as its tower reads them: standardised by the rows to learn from, or codes of words."""
+    kind = kind_of(data[name])
+    if kind == "texts":
+        return torch.as_tensor(values, dtype=torch.int64)
+    training = (data["split"].values == "train") & data["present"].sel(modality=name).values.astype(bool)
+    known, axes = data[name].values[training], 0 if kind == "vectors" else (0, 2, 3)
+    spread = known.std(axes, keepdims=True)
+    standard = (values - known.mean(axes, keepdims=True)) / np.where(spread > 0, spread, 1.0)
+    return torch.as_tensor(np.ascontiguousarray(standard), dtype=torch.get_default_dtype())
 
 
 def make_towers(
