@@ -33,7 +33,7 @@ import common  # isort: skip  (pins threads before numpy is loaded)
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,6 +183,26 @@ def value_of(what: str, structure: str, row: dict[str, float], base: dict[str, f
     return row["zero-shot"]
 
 
+def choose(
+    what: str, one: Callable[..., dict[str, Any]], names: Sequence[str]
+) -> tuple[float, dict[str, float], list[str]]:
+    """Temperature, strength of each structure, and the structures in their order, by the rows for validation."""
+
+    def tried(temperature: float, strength: float, structure: str) -> dict[str, float]:
+        found: dict[str, float] = one("validation", DEVELOPMENT, temperature, strength, structure)["figures"]
+        return found
+
+    bases = {t: tried(t, 1.0, "contrast") for t in TEMPERATURES}
+    temperature = max(bases, key=lambda t: value_of(what, "contrast", bases[t], bases[t]))
+    base, chosen = bases[temperature], {"contrast": 1.0, "augmented": 1.0}
+    structures = [name for name in STRUCTURES if name in (*names, "contrast")]
+    for structure in structures:
+        if structure not in chosen:
+            found = {s: value_of(what, structure, tried(temperature, s, structure), base) for s in STRENGTHS}
+            chosen[structure] = max(found, key=lambda s: found[s])
+    return temperature, chosen, structures
+
+
 def main() -> None:
     """One data set: choose, then measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -205,14 +225,11 @@ def main() -> None:
         print(part, structure, seed, temperature, strength, shown, f"{cell['cpu']:.0f} s", flush=True)
         return cell
 
-    tried = {t: one("validation", DEVELOPMENT, t, 1.0, "contrast")["figures"] for t in TEMPERATURES}
-    temperature = max(tried, key=lambda t: value_of(what, "contrast", tried[t], tried[t]))
-    base, chosen = tried[temperature], {"contrast": 1.0, "augmented": 1.0}
-    structures = [name for name in STRUCTURES if name in (*args.structures, "contrast")]
-    for structure in structures:
-        if structure not in chosen:
-            found = {s: one("validation", DEVELOPMENT, temperature, s, structure)["figures"] for s in STRENGTHS}
-            chosen[structure] = max(found, key=lambda s: value_of(what, structure, found[s], base))
+    try:
+        temperature, chosen, structures = choose(what, one, args.structures)
+    except common.OutOfTime:
+        print("out of time before the settings were chosen", flush=True)
+        return
     print(f"chosen: temperature {temperature}, {chosen}", flush=True)
 
     cells: dict[str, list[dict[str, float]]] = {name: [] for name in (*structures, "gap closed")}
@@ -225,6 +242,8 @@ def main() -> None:
                     cells["gap closed"].append(cell["closed"])
     except common.OutOfTime:
         print("out of time", flush=True)
+    if not cells["contrast"]:
+        return
     settings = {"temperature": temperature, "strengths": chosen, "seeds": args.seeds}
     for name, minus in (("", False), ("_differences", True)):
         rows = []

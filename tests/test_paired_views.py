@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from PIL import Image
 from probmodels import Result, fit_svi
 from probmodels.datasets import load
 from probmodels.datasets.paired.views import kind_of, make_views
-from probmodels.errors import DataError
+from probmodels.errors import DataError, ResultError
 from probmodels.guides.modality_structure import TokenReader
-from probmodels.modality_structure import make_problem, measure
+from probmodels.modality_structure import embed, embed_new, make_problem, measure
 from probmodels.modality_structure.views import augmentations, tensors
+from probmodels.spec import run_spec
 
 NOUNS, COLOURS = ("dog", "cat", "bird", "fish"), ("red", "green", "blue", "grey")
 
@@ -307,3 +309,59 @@ def test_a_label_may_stand_in_one_table_or_more() -> None:
     parts["right"].loc[0, "class"] = "p"
     with pytest.raises(DataError, match="'class' of 'b' is 'p', and 'q' in another table"):
         load("paired_tables", tables=parts, key="id", label="class")
+
+
+@pytest.fixture(scope="module")
+def searched() -> Result:
+    pictures, texts, _ = captioned()
+    problem = make_problem(make_views({"image": pictures, "text": texts}), size=8, hidden=32, temperature=0.1)
+    return fit_svi(problem, num_steps=80, lr=0.01, batch_size=48, num_samples=2, progress=False)
+
+
+def test_new_rows_are_embedded_as_those_of_the_data_and_find_what_they_describe(searched: Result) -> None:
+    pictures, texts, classes = captioned()
+    test = searched.group("constant_data")["split"].values == "test"
+    known = embed(searched, "test")
+    np.testing.assert_allclose(embed_new(searched, "image", pictures[test]), known.z["image"], atol=1e-5)
+    np.testing.assert_allclose(embed_new(searched, "text", np.array(texts)[test]), known.z["text"], atol=1e-5)
+    prompts = [f"a {colour} {noun}, please!" for noun in NOUNS for colour in COLOURS]
+    nearest = (known.z["image"] @ embed_new(searched, "text", prompts).T).argmax(1)
+    assert (nearest == classes[test]).mean() > 0.9
+    assert (nearest == np.random.default_rng(0).permutation(classes[test])).mean() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("modality", "rows", "message"),
+    [
+        ("sound", ["a dog"], "choose one of image, text"),
+        ("text", ["..."], "has no words"),
+        ("text", [[99]], "no codes"),
+        ("text", [0.5], "shape"),
+        ("image", np.ones((2, 4, 4)), "those that were fitted"),
+        ("image", np.full((2, 8, 8), np.nan), "not finite"),
+        ("image", ["a dog"], "give numbers"),
+    ],
+)
+def test_new_rows_that_are_not_of_the_modality_are_refused(
+    modality: str, rows: Any, message: str, searched: Result
+) -> None:
+    with pytest.raises(ResultError, match=message):
+        embed_new(searched, modality, rows)
+
+
+def test_the_spec_of_the_page_runs_on_two_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "modality_structure.md").read_text(encoding="utf-8")
+    spec = tomllib.loads(page.split("```toml\n")[1].split("```")[0])
+    _, texts, classes = captioned(120)
+    rng = np.random.default_rng(0)
+    codes = np.stack([classes // 4, classes % 4], 1) + 0.1 * rng.normal(size=(120, 2))
+    keys = [f"k{row}" for row in range(120)]
+    sensors = pd.DataFrame({"id": keys, "x": codes[:, 0], "y": codes[:, 1], "kind": classes})
+    sensors.to_csv(tmp_path / "sensors.csv", index=False)
+    order = rng.permutation(100)  # twenty rows lack notes
+    pd.DataFrame({"id": keys, "note": texts}).iloc[order].to_csv(tmp_path / "notes.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    spec["inference"] |= {"num_steps": 60, "num_samples": 2, "lr": 0.01, "progress": False}
+    result = run_spec(spec)
+    assert int(result.group("constant_data")["present"].sum()) == 220
+    assert measure(result).set_index("split")["recall_5"]["test"] > 0.5

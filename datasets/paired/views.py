@@ -28,7 +28,7 @@ from probmodels.datasets.paired.words import encode
 from probmodels.errors import DataError
 from probmodels.options import Count, Fraction, OneOf, Seed, checked, refuse_unused
 
-__all__ = ["KINDS", "Classes", "check_views", "kind_of", "load_digit_halves", "make_views"]
+__all__ = ["KINDS", "Classes", "check_views", "kind_of", "load_digit_halves", "make_views", "read_rows"]
 
 KINDS = {"vectors": ("feature",), "pictures": ("channel", "row", "column"), "texts": ("token",)}  # kind to its axes
 Classes = Annotated[Sequence[str], Len(2)]
@@ -226,6 +226,35 @@ def _check_view(data: xr.Dataset, name: str) -> None:
             f"modality {name!r} is all zero in {len(empty)} rows, as row {empty[0]}: {what} says nothing; drop such "
             "rows, or mark by present that they lack it"
         )
+
+
+def read_rows(name: str, kind: str, values: NDArray[Any], num_words: int) -> NDArray[Any]:
+    """Other rows of a modality, with the axes that `make_views` gives them.
+
+    Parameters
+    ----------
+    name, kind
+        Of the modality.
+    values
+        Vectors, pictures, or codes of words.
+    num_words
+        Codes that there are, for texts.
+
+    Raises
+    ------
+    DataError
+        If they are not of this kind, not finite, or no codes of words.
+    """
+    as_array(values, f"rows of {name!r}", numbers=True)
+    if values.ndim < 2 or not values.size:
+        raise DataError(f"rows of {name!r} have the shape {values.shape}; give rows of one or more numbers")
+    if kind != "texts":
+        if not np.isfinite(values).all():
+            raise DataError(f"rows of {name!r} are not finite everywhere")
+        return _numbers(name, kind, values, np.ones(len(values), dtype=bool))
+    if values.ndim != 2 or values.dtype.kind not in "iu" or values.min() < 0 or values.max() >= num_words:
+        raise DataError(f"rows of {name!r} are no texts, and no codes (row, token) of its {num_words} words")
+    return values
 
 
 def _with_axes(name: str, values: Any) -> NDArray[Any]:

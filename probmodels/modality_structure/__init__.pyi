@@ -17,6 +17,7 @@ from .model import (
     tiny as tiny,
 )
 from .outputs import write_outputs as write_outputs
+from .queries import embed_new as embed_new
 from .weights import weights_problem as weights_problem
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "check_model",
     "close_gap",
     "embed",
+    "embed_new",
     "embedding_map",
     "fused_scores",
     "information_bound",
