@@ -57,6 +57,7 @@ WORKING: dict[str, list[str]] = {
         "--out=FOLDER/indices",
     ],
     "forecast": ["SVD", "--out=FOLDER/forecast.nc", "--steps=2", "--beyond"],
+    "skill": ["SVD", "--out=FOLDER/skill.csv", "--steps=1", "--every=1", "--share=0.3", "--num-samples=20", "--quiet"],
     "project": ["SVD", "LATER", "--out=FOLDER/projection.nc"],
     "panels": ["MODES", "AGAIN", "--out=FOLDER/page.png", "--table=FOLDER/page.csv"],
 }
@@ -227,6 +228,19 @@ WRONG: dict[str, dict[str, list[str]]] = {
         "--beyond": NO_FLAG,
         "--seed": NO_SEED,
         "--overwrite": NO_FLAG,
+    },
+    "skill": {
+        "folder": [*NO_RESULT, "RESULT"],
+        "--out": ["", "FILE/below.csv", f"FOLDER/{LONG}.csv", "FOLDER"],
+        "--steps": [*NO_COUNT, "5000"],
+        "--every": [*NO_COUNT, "5000"],
+        "--share": ["0", "1", "-1", "nan", "half", ""],
+        "--lags": NO_FLAG,
+        "--coupled": NO_FLAG,
+        "--num-samples": [*NO_COUNT, "1"],
+        "--seed": NO_SEED,
+        "--overwrite": NO_FLAG,
+        "--quiet": NO_FLAG,
     },
     "panels": {
         "folders": ["absent", "FILE", "FOLDER", "RESULT", "AGAIN"],

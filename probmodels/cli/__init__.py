@@ -1,5 +1,5 @@
 """The command line: ``probmodels sst``, ``ranks``, ``processes``, ``run``, ``list``, ``schema``, ``show``,
-``diagnose``, ``report``, ``compare``, ``predict``, ``indices``, ``forecast``, ``project`` and ``panels``.
+``diagnose``, ``report``, ``compare``, ``predict``, ``indices``, ``forecast``, ``skill``, ``project`` and ``panels``.
 
 Heavy imports happen inside the commands, so that ``--help`` answers at once.
 """

@@ -14,6 +14,7 @@ from probmodels.cli.common import INTERRUPTED, Interrupted
 from probmodels.cli.modes import forecast, indices, panels, project
 from probmodels.cli.processes import processes
 from probmodels.cli.results import compare, diagnose, predict, report, show
+from probmodels.cli.skill import skill
 from probmodels.cli.specs import list_known, run, schema
 from probmodels.cli.sst import ranks, sst
 from probmodels.errors import ProbmodelsError
@@ -42,6 +43,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "predict": predict,
     "indices": indices,
     "forecast": forecast,
+    "skill": skill,
     "project": project,
     "panels": panels,
 }
