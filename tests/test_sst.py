@@ -709,6 +709,9 @@ def test_infinities_and_constants(save):
         load_sst(save(dataset(field)))
     with pytest.raises(DataError, match="are constant in time"):
         load_sst(save(dataset(truth() * 0 + 4)))
+    with pytest.raises(DataError, match=r"Of less than two years .* --no-anomalies"):
+        load_sst(save(dataset(truth(10))))  # each month is its own climatology
+    assert load_sst(save(dataset(truth(10))), anomalies=False).sizes["time"] == 10
     with pytest.raises(DataError, match="no valid value"):
         load_sst(save(dataset(truth() * np.nan)))
 
