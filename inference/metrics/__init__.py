@@ -1,1 +1,1 @@
-"""Measures of samples, graphs, latents and dependence."""
+"""Measures of samples, graphs, latents, dependence and copies."""
