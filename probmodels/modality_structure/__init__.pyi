@@ -5,6 +5,7 @@ from .measures import (
     close_gap as close_gap,
     embed as embed,
     information_bound as information_bound,
+    information_rows as information_rows,
     measure as measure,
     modality_gap as modality_gap,
     recall_at as recall_at,

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
+import xarray as xr
 from numpy.typing import NDArray
 
 from probmodels.inference.diagnostics.findings import Finding
 from probmodels.inference.diagnostics.guides import still_falling
 from probmodels.inference.labels import read_json
+from probmodels.inference.metrics.copies import near_copies
 from probmodels.inference.result import Result
 from probmodels.modality_structure.fused import fused_scores
-from probmodels.modality_structure.measures import embed, information_bound, shared_rows
+from probmodels.modality_structure.measures import embed, information_rows, shared_rows
 from probmodels.modality_structure.model import make_problem
+from probmodels.modality_structure.views import tensors
 from probmodels.options import options_of
 
 __all__ = ["check_draws", "check_model"]
@@ -22,6 +26,10 @@ _FEWEST = 20  # rows held out that have both modalities
 _SURE = 4.0  # standard deviations above chance
 _PERMUTATIONS = 400
 _FAR = 2.0  # how many times more information of fitted rows than of those held out is worth a word
+_ERRORS = 3.0  # standard errors by which a bound is surely above 0
+_NATS = 0.1  # of fitted rows above those held out, that are worth a word
+_COPY = 1e-4  # largest difference of a number of a copy, in standard deviations
+_COPIES = 0.05  # share of the rows held out from which on copies decide what is found
 _FALLING = 0.1  # nats by matched row
 _PRIOR_SDS = 3.0  # of a logarithm, beyond which a weight has left its prior
 
@@ -58,6 +66,9 @@ def check_model(result: Result) -> Iterator[Finding]:
     """
     if read_json(result.tree.attrs, "options", {}).get("fusion"):
         yield from _fused(result)
+    data = result.rebuild().data
+    assert data is not None
+    yield from _copied(data)
     held_out, known = embed(result, "test"), embed(result, "train")
     for a, b in held_out.pairs:
         z, other = shared_rows(held_out, a, b)
@@ -67,20 +78,60 @@ def check_model(result: Result) -> Iterator[Finding]:
             yield Finding(False, verdict, "hold out more rows", judged=False)  # and so nothing passes
             continue
         yield _matched(f"{a} and {b}", z @ other.T)
-        bound = information_bound(z @ other.T / held_out.temperature)
-        verdict = f"{a} and {b}: {bound:.2f} nats of information in {count} rows held out, a lower bound that cannot "
-        verdict += f"exceed log {count} = {np.log(count):.2f} (above 0)"
-        advice = (
-            "matching is surer than it is right, worse than guessing: a larger temperature, fewer steps, or more rows"
-        )
-        yield Finding(bound <= 0, verdict, advice if bound <= 0 else "", part="model")
+        gained = information_rows(z @ other.T / held_out.temperature)
+        yield _informed(f"{a} and {b}", gained)
         first, second = shared_rows(known, a, b)
         some = np.linspace(0, len(first) - 1, min(count, len(first))).round().astype(int)  # as many candidates
-        fitted = information_bound(first[some] @ second[some].T / known.temperature)
-        if bound > 0 and fitted > _FAR * bound:
+        learned = information_rows(first[some] @ second[some].T / known.temperature)
+        bound, fitted = float(gained.mean()), float(learned.mean())
+        above = max(_NATS, _ERRORS * float(np.hypot(_error(gained), _error(learned))))
+        if bound > 0 and fitted > _FAR * bound and fitted - bound > above:
             verdict = f"{a} and {b}: {fitted:.2f} nats in {len(some)} fitted rows, far above those held out"
             yield Finding(False, verdict, "the towers learn rows by heart: more rows, fewer steps, or a smaller hidden",
                           part="model")  # fmt: skip
+
+
+def _error(values: NDArray[np.float64]) -> float:
+    """Standard error of the mean over rows."""
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def _informed(what: str, gained: NDArray[np.float64]) -> Finding:
+    """Whether the bound on information, the mean of what rows add to it, is surely above 0."""
+    count, bound, error = len(gained), float(gained.mean()), _error(gained)
+    verdict = f"{what}: {bound:.2f} nats of information in {count} rows held out (standard error {error:.2g}), a lower "
+    verdict += f"bound that cannot exceed log {count} = {np.log(count):.2f} (above 0 by {_ERRORS:g} standard errors)"
+    bad = not bound > _ERRORS * error
+    if bound > 0:
+        advice = "the bound may be above 0 by luck: hold out more rows, or fit more rows or steps"
+    else:
+        advice = (
+            "matching is surer than it is right, worse than guessing: a larger temperature, fewer steps, or more rows"
+        )
+    return Finding(bad, verdict, advice if bad else "", part="model")
+
+
+def _copied(data: xr.Dataset) -> Iterator[Finding]:
+    """Whether rows that were held out are copies of rows to learn from, in all modalities that they have."""
+    (known, others), (present, views) = (tensors(data, split) for split in ("train", "test"))
+    copied = np.zeros(len(present), dtype=bool)
+    for pattern in torch.unique(present, dim=0):
+        if not pattern.any():
+            continue
+        rows = (present == pattern).all(1)
+        candidates = known[:, pattern].all(1)
+        # Codes of words are whole numbers, and so equal where they are near.
+        first, second = (
+            torch.cat([view[some].double().flatten(1) for view, there in zip(part, pattern, strict=True) if there], 1)
+            for part, some in ((views, rows), (others, candidates))
+        )
+        copied[rows.numpy()] = near_copies(first.numpy(), second.numpy(), _COPY)
+    if copied.any():
+        share = float(copied.mean())
+        verdict = f"{int(copied.sum())} of {len(copied)} rows held out ({share:.1%}) are copies of rows to learn from "
+        verdict += f"in every modality that they have (below {_COPIES:.0%})"
+        advice = "what was learned by heart is taken for what was found: hold out groups of equal rows with split"
+        yield Finding(share >= _COPIES, verdict, advice, part="model")
 
 
 def _fused(result: Result) -> Iterator[Finding]:

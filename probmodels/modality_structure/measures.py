@@ -17,7 +17,17 @@ from probmodels.inference.result import Result
 from probmodels.modality_structure.views import tensors
 from probmodels.options import checked
 
-__all__ = ["Embedded", "close_gap", "embed", "information_bound", "measure", "modality_gap", "recall_at", "shared_rows"]
+__all__ = [
+    "Embedded",
+    "close_gap",
+    "embed",
+    "information_bound",
+    "information_rows",
+    "measure",
+    "modality_gap",
+    "recall_at",
+    "shared_rows",
+]
 
 _LEAST = 2  # rows of a pair of modalities that is measured
 _CANDIDATES = 1000  # from which a temperature is chosen
@@ -91,10 +101,16 @@ def information_bound(logits: NDArray[np.float64]) -> float:
         Log odds (row, candidate) of which candidate belongs to a row; the right ones are on the diagonal. The loss is
         the mean of both directions.
     """
+    return float(information_rows(logits).mean())
 
-    def gain(table: NDArray[np.float64]) -> float:
+
+def information_rows(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What each row adds to the bound (row,): `information_bound` is the mean."""
+
+    def gain(table: NDArray[np.float64]) -> NDArray[np.float64]:
         top = table.max(1)
-        return float((np.diag(table) - top - np.log(np.exp(table - top[:, None]).sum(1))).mean())
+        own: NDArray[np.float64] = np.diag(table) - top - np.log(np.exp(table - top[:, None]).sum(1))
+        return own
 
     return math.log(len(logits)) + (gain(logits) + gain(logits.T)) / 2
 
@@ -114,7 +130,15 @@ def modality_gap(z: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[fl
     tuple
         The squared distance of the centroids, which adding a constant closes; and what then remains, the squared
         Wasserstein distance of centred normal distributions of the same covariances, which it does not.
+
+    Raises
+    ------
+    ResultError
+        If an embedding is not finite.
     """
+    bad = sum(int((~np.isfinite(part).all(1)).sum()) for part in (z, other))
+    if bad:
+        raise ResultError(f"{bad} embeddings are not finite: the fit diverged; fit again with a smaller lr")
     centroid = float(np.square(z.mean(0) - other.mean(0)).sum())
     first, second = (np.cov(x.T, bias=True).reshape(x.shape[1], x.shape[1]) for x in (z, other))
     values, vectors = np.linalg.eigh(first)
@@ -193,12 +217,13 @@ def measure(result: Result, *, closed: bool = False) -> pd.DataFrame:
         Columns ``first``, ``second``, ``split``; ``N``, the number of candidates; ``loss`` of the matching and
         ``information``, the bound log N - loss, both in nats; ``recall_1``, ``recall_5``, ``recall_10``, the mean of
         both directions (chance is k / N); ``gap_centroid`` and ``gap_distribution``, see `modality_gap`; with labels
-        ``v_measure`` and ``ari`` of as many clusters as there are classes, by k-means of both modalities together.
+        ``v_measure`` and ``ari`` of as many clusters as there are classes, by k-means of both modalities together; NaN
+        where the rows are of fewer than two classes, or each is of its own.
 
     Raises
     ------
     ResultError
-        If the result is not one of this method.
+        If the result is not one of this method, or an embedding is not finite.
     """
     rows = []
     for split in ("train", "test"):
@@ -224,8 +249,11 @@ def _clusters(z: NDArray[np.float64], other: NDArray[np.float64], label: NDArray
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, v_measure_score
 
+    count = len(np.unique(label))
+    if count in {0, 1, len(label)}:  # either measure would be 1 or 0 whatever the embeddings
+        return {"v_measure": math.nan, "ari": math.nan}
     both, classes = np.concatenate([z, other]), np.concatenate([label, label])
-    clusters = KMeans(len(np.unique(label)), n_init=4, random_state=0).fit_predict(both)
+    clusters = KMeans(count, n_init=4, random_state=0).fit_predict(both)
     return {
         "v_measure": float(v_measure_score(classes, clusters)),
         "ari": float(adjusted_rand_score(classes, clusters)),
