@@ -12,7 +12,7 @@ from probmodels.datasets import load
 from probmodels.datasets.paired.views import make_views
 from probmodels.errors import ResultError
 from probmodels.modality_structure import information_bound, information_rows, make_problem, measure, modality_gap
-from probmodels.modality_structure.checks import _copied, _informed
+from probmodels.modality_structure.checks import _by_heart, _copied, _in_order, _informed
 
 
 def unit(rng: np.random.Generator, rows: int, size: int = 8) -> Any:
@@ -79,6 +79,15 @@ def test_information_by_luck_is_not_enough() -> None:
     assert "cannot exceed log 60" in found.verdict
 
 
+def test_rows_are_not_learned_by_heart_where_fitted_ones_hold_nothing() -> None:
+    noise = np.random.default_rng(0).normal(size=60)
+    noise -= noise.mean()
+    assert not list(_by_heart("a and b", 1e-5 + 1e-7 * noise, 1e-3 + 1e-7 * noise))  # all views at one point
+    assert not list(_by_heart("a and b", 0.1 + noise, 0.4 + noise))
+    (note,) = _by_heart("a and b", 0.5 + 0.3 * noise, 2.0 + 0.3 * noise)
+    assert "2.00 nats in 60 fitted rows, far above those held out" in note.verdict
+
+
 def test_the_gap_of_what_is_not_finite_is_an_error_of_the_project() -> None:
     z = np.eye(3)
     with pytest.raises(ResultError, match="1 embeddings are not finite"):
@@ -91,3 +100,26 @@ def test_clusters_of_one_class_or_of_as_many_as_rows_are_not_measured(label: Any
     data = make_views({name: rng.normal(size=(60, 3)) for name in "ab"}, label=label, held_out=0.4)
     result = fit_svi(make_problem(data, size=3, hidden=8), num_steps=2, num_samples=2, progress=False)
     assert measure(result)[["v_measure", "ari"]].isna().all(axis=None)
+
+
+def test_rows_that_follow_each_other_are_said_unless_blocks_are_held_out() -> None:
+    rng = np.random.default_rng(0)
+    walks = {name: rng.normal(size=(200, 3)).cumsum(0) for name in "ab"}
+    split = np.where(rng.random(200) < 0.3, "test", "train")
+    (note,) = _in_order(make_views(walks, split=split))
+    assert not note.harmful
+    assert "in a, b," in note.verdict
+    assert "hold out blocks with split" in note.advice
+    assert not list(_in_order(make_views(walks, split=np.repeat(["train", "test"], [140, 60]))))
+    words = [f"word{round(one)} some" for one in walks["b"][:, 0]]
+    assert list(_in_order(make_views({"a": walks["a"], "text": words}, split=split)))
+    mixed = rng.permutation(200)
+    assert not list(_in_order(make_views({name: walk[mixed] for name, walk in walks.items()}, split=split)))
+    assert not list(_in_order(make_views(walks | {"b": walks["b"][mixed]}, split=split)))  # in one modality alone
+
+
+def test_rows_in_no_order_are_not_said_to_follow_each_other() -> None:
+    assert not list(_in_order(load("digit_halves")))
+    for seed in range(20):
+        a, b = np.random.default_rng(seed).normal(size=(2, 60, 4))
+        assert not list(_in_order(make_views({"a": a, "b": b})))

@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
+from probmodels.datasets.paired.views import kind_of
 from probmodels.inference.diagnostics.findings import Finding
 from probmodels.inference.diagnostics.guides import still_falling
 from probmodels.inference.labels import read_json
@@ -30,6 +31,7 @@ _ERRORS = 3.0  # standard errors by which a bound is surely above 0
 _NATS = 0.1  # of fitted rows above those held out, that are worth a word
 _COPY = 1e-4  # largest difference of a number of a copy, in standard deviations
 _COPIES = 0.05  # share of the rows held out from which on copies decide what is found
+_DIRECTIONS = 16  # on which rows are projected where their distances are compared
 _FALLING = 0.1  # nats by matched row
 _PRIOR_SDS = 3.0  # of a logarithm, beyond which a weight has left its prior
 
@@ -69,6 +71,7 @@ def check_model(result: Result) -> Iterator[Finding]:
     data = result.rebuild().data
     assert data is not None
     yield from _copied(data)
+    yield from _in_order(data)
     held_out, known = embed(result, "test"), embed(result, "train")
     for a, b in held_out.pairs:
         z, other = shared_rows(held_out, a, b)
@@ -83,12 +86,17 @@ def check_model(result: Result) -> Iterator[Finding]:
         first, second = shared_rows(known, a, b)
         some = np.linspace(0, len(first) - 1, min(count, len(first))).round().astype(int)  # as many candidates
         learned = information_rows(first[some] @ second[some].T / known.temperature)
-        bound, fitted = float(gained.mean()), float(learned.mean())
-        above = max(_NATS, _ERRORS * float(np.hypot(_error(gained), _error(learned))))
-        if bound > 0 and fitted > _FAR * bound and fitted - bound > above:
-            verdict = f"{a} and {b}: {fitted:.2f} nats in {len(some)} fitted rows, far above those held out"
-            yield Finding(False, verdict, "the towers learn rows by heart: more rows, fewer steps, or a smaller hidden",
-                          part="model")  # fmt: skip
+        yield from _by_heart(f"{a} and {b}", gained, learned)
+
+
+def _by_heart(what: str, gained: NDArray[np.float64], learned: NDArray[np.float64]) -> Iterator[Finding]:
+    """Whether fitted rows hold surely, and far, more information than rows held out that hold some."""
+    bound, fitted = float(gained.mean()), float(learned.mean())
+    above = max(_NATS, _ERRORS * float(np.hypot(_error(gained), _error(learned))))
+    if bound > 0 and fitted > _FAR * bound and fitted - bound > above:
+        verdict = f"{what}: {fitted:.2f} nats in {len(learned)} fitted rows, far above those held out"
+        advice = "the towers learn rows by heart: more rows, fewer steps, or a smaller hidden"
+        yield Finding(False, verdict, advice, part="model")
 
 
 def _error(values: NDArray[np.float64]) -> float:
@@ -132,6 +140,45 @@ def _copied(data: xr.Dataset) -> Iterator[Finding]:
         verdict += f"in every modality that they have (below {_COPIES:.0%})"
         advice = "what was learned by heart is taken for what was found: hold out groups of equal rows with split"
         yield Finding(share >= _COPIES, verdict, advice, part="model")
+
+
+def _in_order(data: xr.Dataset) -> Iterator[Finding]:
+    """Whether rows are like the rows next to them in the order given, while rows held out lie between the others."""
+    test = data["split"].values == "test"
+    at_random = 2 * test.sum() * (~test).sum() / len(test)  # changes of split between rows in a row
+    alike = [str(name) for name in data["modality"].values if _like_neighbours(data, str(name))]
+    if len(alike) > 1 and (test[1:] != test[:-1]).sum() > at_random / 2:
+        verdict = (
+            f"rows are more like the next one in the order given than like others, in {', '.join(alike)}, and rows "
+        )
+        verdict += "held out lie between rows to learn from"
+        advice = "rows that follow each other in time are not independent: hold out blocks with split; rows that are "
+        advice += "only sorted, as by class, are no matter"
+        yield Finding(False, verdict, advice, part="model")
+
+
+def _like_neighbours(data: xr.Dataset, name: str) -> bool:
+    """Whether rows that have a modality are surely closer to the next one of them than in a random order."""
+    view, rng = data[name], np.random.default_rng(0)
+    rows = view.values[data["present"].sel(modality=name).values.astype(bool)]
+    if len(rows) < _FEWEST:
+        return False
+    if kind_of(view) == "texts":  # sums of random directions of words
+        places = rng.normal(size=(data.sizes[f"{name}_word"], _DIRECTIONS))
+        places[0] = 0  # no word
+        rows = np.stack([places[codes].sum(0) for codes in rows])
+    else:
+        rows = rows.reshape(len(rows), -1).astype(np.float64)
+        rows = rows - rows.mean(0)
+        rows /= np.where(rows.std(0) > 0, rows.std(0), 1.0)
+        if rows.shape[1] > _DIRECTIONS:
+            rows = rows @ rng.normal(size=(rows.shape[1], _DIRECTIONS))
+
+    def step(order: NDArray[np.float64]) -> float:
+        return float(np.linalg.norm(np.diff(order, axis=0), axis=1).mean())
+
+    shuffled = np.array([step(rows[rng.permutation(len(rows))]) for _ in range(_PERMUTATIONS // 4)])
+    return step(rows) < float(shuffled.mean() - _SURE * shuffled.std())
 
 
 def _fused(result: Result) -> Iterator[Finding]:
