@@ -25,6 +25,7 @@ from probmodels.conditional_vae import (
 from probmodels.conditional_vae.checks import judge_fidelity
 from probmodels.conditional_vae.model import ConditionalVAE, RoundedLogistic
 from probmodels.datasets.images import make_images
+from probmodels.edges.checks import judge_copies
 from probmodels.errors import DataError, ResultError
 from probmodels.inference import fidelity
 
@@ -190,6 +191,36 @@ def test_missing_classes_and_copies_are_harmful_and_fresh_images_are_not() -> No
     board = np.indices(SHAPE).sum(0) % 2  # which is like no image of either class
     assert "surely below" in judged(np.where((new_label == "tall")[:, None, None], board, new), new_label)[0]
     assert "copies" in judged(train[:100], train_label[:100])[0]
+
+
+def test_images_that_copy_held_out_ones_are_said_to_have_seen_them() -> None:
+    noise = np.random.default_rng(0).random((100, *SHAPE))
+    new = np.repeat(noise[60:], 2, 0)
+    report = fidelity(new, noise[:60], noise[60:], num_permutations=999)
+    classes = xr.concat([report, report.assign_coords({"class": ["a"]})], "class")
+    assert any(f.harmful and "the generator saw them" in f.verdict for f in judge_fidelity(classes))
+
+
+def test_held_out_images_that_are_copies_are_harmful_but_not_those_alike_by_chance() -> None:
+    rng = np.random.default_rng(0)
+    train, fresh = rng.random((200, *SHAPE)), rng.random((100, *SHAPE))
+    assert judge_copies(train, train[:40] + 0.4 / 255).harmful
+    assert judge_copies(train, np.concatenate([fresh[:90], train[:10]])).harmful
+    few = judge_copies(train, np.concatenate([fresh[:98], train[:2]]))
+    assert not few.harmful
+    assert few.advice
+    assert not judge_copies(train, fresh).advice
+    small, others = (rng.integers(0, 2, (n, 2, 2)).astype(float) for n in (400, 100))
+    assert not judge_copies(small, others).harmful
+
+
+def test_two_images_held_out_are_too_few_to_pass() -> None:
+    images, label = stripes(60, 0, 9)
+    some = make_images(images, label, split=np.repeat(["train", "test"], [58, 2]), threshold=None)
+    problem = make_problem(some, likelihood="logistic", num_values=9, num_latents=2, hidden=8, guide_hidden=8)
+    report = diagnose(fit_svi(problem, num_steps=2, num_samples=2, progress=False))
+    assert not report.ok
+    assert any(f.part == "inference" and not f.judged for f in report.findings)
 
 
 def test_evidence_of_images_is_above_their_bound_and_that_of_other_images_below(result: Result) -> None:

@@ -34,6 +34,7 @@ from probmodels.meta_regularization import (
     tiny,
 )
 from probmodels.meta_regularization.checks import check_draws
+from probmodels.meta_regularization.fitted import seen
 
 
 @pytest.fixture
@@ -377,6 +378,22 @@ def test_labels_at_random_do_not_pass():
     data["label"] = ("data", np.random.default_rng(1).permutation(data["label"].values))
     report = diagnose(fitted(data))
     assert report.inference == "failed", report.text()
+
+
+def test_test_images_that_are_copies_do_not_pass():
+    data = squares(240)
+    split = data["split"].values
+    test, train = np.flatnonzero(split == "test"), np.flatnonzero(split == "train")
+    data["image"][test] = data["image"].values[train[: len(test)]]
+    data["label"][test] = data["label"].values[train[: len(test)]]
+    report = diagnose(fitted(data))
+    assert any(f.harmful and "are copies of fitted ones" in f.verdict for f in report.findings), report.text()
+
+
+def test_images_rounded_to_grey_levels_are_known_to_a_generator():
+    images = np.random.default_rng(0).random((30, 4, 4))
+    found = seen(np.round(images * 255) / 255, images[:20])
+    assert found.tolist() == [True] * 20 + [False] * 10
 
 
 def test_features_that_consistency_has_made_alike_do_not_pass():

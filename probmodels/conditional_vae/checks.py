@@ -22,7 +22,9 @@ from probmodels.conditional_vae.sampling import (
     image_fidelity,
     latent_information,
     moments,
+    some_rows,
 )
+from probmodels.edges.checks import judge_copies
 from probmodels.errors import ResultError
 from probmodels.inference.diagnostics.findings import Finding
 from probmodels.inference.diagnostics.guides import still_falling
@@ -33,6 +35,7 @@ __all__ = ["check_draws", "check_model", "judge_fidelity"]
 
 _FALSE_ALARM = 1e-3
 _COVERED = 0.1  # share of the coverage of fresh images below which a class is missing
+_BELOW, _UNTOLD = -0.2, 0.4  # upper ends of memorised and accuracy, of images that were seen
 _COPIED = 0.5  # share of copies from which on images are those of the training set
 _INFORMATION = 0.01  # nats of a latent that tells nothing
 _LEVELS, _TOLERATED = (0.5, 0.9), 0.05
@@ -91,9 +94,13 @@ def check_model(result: Result) -> Iterator[Finding]:
     try:
         report = image_fidelity(result)
     except ResultError as error:
-        yield Finding(False, f"fidelity of new images is not known: {error}", part="model", judged=False)
+        yield Finding(False, f"fidelity of new images is not known: {error}", judged=False)  # and so nothing passes
     else:
         yield from judge_fidelity(report)
+    data = fitted_problem(result).data
+    assert data is not None
+    held_out = data["held_out_image"].values
+    yield judge_copies(data["image"].values, held_out[some_rows(len(held_out))], part="model")
     yield _agreement(*class_agreement(result))
     yield _evidence(result)
 
@@ -113,7 +120,7 @@ def _evidence(result: Result) -> Finding:
     fitted, others = (image_evidence(result, held_out=held_out)["log_evidence"].values for held_out in (False, True))
     if len(others) < _FEWEST:
         verdict = f"{len(others)} images were held out, too few to compare their log likelihood with fitted ones"
-        return Finding(False, verdict, f"hold out {_FEWEST} images or more", part="model", judged=False)
+        return Finding(False, verdict, f"hold out {_FEWEST} images or more", judged=False)  # and so nothing passes
     data = fitted_problem(result).data
     assert data is not None
     size = data.sizes["row"] * data.sizes["column"]
@@ -127,16 +134,17 @@ def _evidence(result: Result) -> Finding:
 
 
 def judge_fidelity(report: xr.Dataset) -> Iterator[Finding]:
-    """Findings on a report of fidelity by class."""
+    """Findings on a report of fidelity by class; also where new images are nearer to those held out."""
     classes = report.isel({"class": slice(1, None)})
     names, whole = classes["class"].values.tolist(), report.isel({"class": 0})
     covered = classes["coverage_high"].values / np.where(classes["num_synthetic"] > 0, classes["coverage_expected"], 1)
     covered = np.where(np.isnan(covered), np.inf, covered)  # of classes of which too few were held out
     lost = [str(name) for name, share in zip(names, covered, strict=True) if share < _COVERED]
-    worst = int(np.nanargmin(classes["coverage"])) if classes["coverage"].notnull().any() else 0
     verdict = f"new images cover {float(whole['coverage']):.0%} of the held-out ones, where fresh images would cover "
-    verdict += f"{float(whole['coverage_expected']):.0%}; fewest of class {names[worst]!r}, "
-    verdict += f"{float(classes['coverage'][worst]):.0%}"
+    verdict += f"{float(whole['coverage_expected']):.0%}"
+    if classes["coverage"].notnull().all():
+        worst = int(classes["coverage"].argmin())
+        verdict += f"; fewest of class {names[worst]!r}, {float(classes['coverage'][worst]):.0%}"
     if lost:
         verdict += f"; surely below {_COVERED:.0%} of that of fresh images: {', '.join(lost)}"
     advice = "images of these classes are missing: take more steps, or more images of them" if lost else ""
@@ -147,6 +155,7 @@ def judge_fidelity(report: xr.Dataset) -> Iterator[Finding]:
     bad = low > _COPIED
     said = "the decoder learned images by heart: take fewer steps, a smaller hidden, or more images"
     yield Finding(bad, verdict, said if float(whole["memorised_pvalue"]) < _FALSE_ALARM or bad else "", part="model")
+    yield from _saw_held_out(whole)
     accuracy = float(whole["accuracy"])
     if np.isnan(accuracy):
         verdict = "too few images were held out for a classifier to tell new images from them"
@@ -157,3 +166,16 @@ def judge_fidelity(report: xr.Dataset) -> Iterator[Finding]:
     verdict += f"({float(whole['accuracy_low']):.0%} to {float(whole['accuracy_high']):.0%}; 50% is by chance)"
     said = "new images differ from real ones: do not take them for real data without looking at the samples"
     yield Finding(False, verdict, said if apart else "", part="model")
+
+
+def _saw_held_out(whole: xr.Dataset) -> Iterator[Finding]:
+    """Finding where new images are surely too near to those held out, which fresh images are not."""
+    high, told = float(whole["memorised_high"]), float(whole["accuracy_high"])
+    below = high < _BELOW and float(whole["memorised_pvalue"]) > 1 - 2 * _FALSE_ALARM
+    if below or told < _UNTOLD:
+        verdict = "new images are nearer to those held out than to those fitted: the generator saw them (share of "
+        verdict += (
+            f"copies of fitted images at most {high:.2f}, where fresh images have 0; accuracy of a classifier at "
+        )
+        verdict += f"most {told:.0%}, where fresh images have 50%)"
+        yield Finding(True, verdict, "hold out images that the generator was not fitted to", part="model")

@@ -9,13 +9,16 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from probmodels.inference.diagnostics.findings import Finding
+from probmodels.inference.diagnostics.findings import Finding, Part
 from probmodels.inference.labels import group_of
+from probmodels.inference.metrics.copies import near_copies
 
-__all__ = ["class_probabilities", "column", "judge_classes"]
+__all__ = ["class_probabilities", "column", "judge_classes", "judge_copies"]
 
 _FEWEST, _ENOUGH = 10, 30  # units held out, for a judgement at all, and for one that may be unfavourable
 _EXCESS = 0.1  # nats of log loss that the probabilities themselves do not expect
+_COPIES, _HALF_LEVEL = 0.05, 0.5 / 255 + 1e-9  # share of held-out images, and difference of intensities, of copies
+_ASKED = 1000  # fitted images whose copies are looked for
 _FLOOR = 1e-6  # of a probability, whose logarithm is taken
 
 
@@ -90,3 +93,27 @@ def judge_classes(
         yield Finding(False, f"{verdict}: they are not sure enough", "take more steps, or less regularisation")
     else:
         yield Finding(False, verdict)
+
+
+def judge_copies(
+    fitted: NDArray[np.float64], held_out: NDArray[np.float64], *, part: Part = "inference", seed: int = 0
+) -> Finding:
+    """Finding on held-out images (image, ...) that are copies of fitted ones, within half a grey level.
+
+    Copies from 5 % of them on are harmful, beyond the share of fitted images that are copies of other fitted ones, as
+    small images of few intensities are by chance.
+    """
+    found = near_copies(held_out, fitted, _HALF_LEVEL)
+    share, alike = float(found.mean()) if len(found) else 0.0, 0.0
+    if share >= _COPIES:
+        order = np.random.default_rng(seed).permutation(len(fitted))
+        asked = order[:_ASKED]
+        again = [
+            near_copies(fitted[fold], np.delete(fitted, fold, 0), _HALF_LEVEL) for fold in np.array_split(asked, 5)
+        ]
+        alike = float(np.concatenate(again).mean())
+    bad = share >= _COPIES + alike
+    verdict = f"{found.sum():,} of {len(found):,} held-out images are copies of fitted ones (below "
+    verdict += f"{_COPIES + alike:.0%})"
+    advice = "what they say of new images is not to be trusted: hold out other images" if bad else ""
+    return Finding(bad, verdict, advice or ("leave out the copies" if share else ""), part=part)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from probmodels.edges.checks import class_probabilities, column, judge_classes
+from probmodels.edges.checks import class_probabilities, column, judge_classes, judge_copies
 from probmodels.inference.diagnostics.findings import Finding
 from probmodels.inference.diagnostics.guides import still_falling
 from probmodels.inference.result import Result
@@ -44,6 +44,9 @@ def check_draws(result: Result) -> Iterator[Finding]:
     yield from judge_classes(probability[test], label[test], shares / shares.sum(), units="images", advice=advice)
     if test.sum() >= _FEWEST:
         yield _calibration(probability[test], label[test])
+    if test.any() and "constant_data" in tree and "image" in tree["constant_data"]:
+        images = column(tree, "image")
+        yield judge_copies(images[~test], images[test])
     yield from _leaks(tree)
     verdict = "latents are chosen by the finder to lower the log loss of validation images: they are no posterior, and "
     verdict += "are not judged"

@@ -27,6 +27,7 @@ from probmodels.datasets.checks import AnyPath
 from probmodels.diffusion import fitted as diffusion
 from probmodels.diffusion.model import Diffusion
 from probmodels.errors import DataError, ProbmodelsError
+from probmodels.inference.metrics.copies import near_copies
 from probmodels.inference.problem import Problem
 from probmodels.inference.result import Result
 from probmodels.meta_regularization.generators import Generator
@@ -34,7 +35,7 @@ from probmodels.meta_regularization.generators import Generator
 __all__ = ["FittedGenerator", "fitted_generator", "seen"]
 
 _STEPS = 8  # of the deterministic sampler
-_ROUNDED = 1e-4  # difference of intensities that are the same
+_LEVEL = 1 / 255 + 1e-6  # difference of intensities that are the same: a grey level
 
 
 @dataclass(frozen=True)
@@ -97,17 +98,12 @@ def fitted_generator(source: Result | AnyPath, classes: NDArray[Any], shape: tup
 
 
 def seen(images: NDArray[np.float64], fitted: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which images (image,) are among those that a generator was fitted to.
+    """Which images (image,) are among those that a generator was fitted to, within a grey level.
 
     Where it was fitted to black and white, intensities are compared by which side of a half they are on.
     """
     asked_for = (images >= 0.5) if np.isin(fitted, (0.0, 1.0)).all() else images
-    known, asked = (
-        np.round(some.reshape(len(some), -1) / _ROUNDED).astype(np.int64)
-        for some in (fitted, np.asarray(asked_for, np.float64))
-    )
-    rows = {row.tobytes() for row in known}
-    return np.array([row.tobytes() in rows for row in asked], dtype=bool)
+    return near_copies(np.asarray(asked_for, np.float64), fitted, _LEVEL)
 
 
 def _decoder(problem: Problem, model: Any, place: Tensor) -> FittedGenerator:
