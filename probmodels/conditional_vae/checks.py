@@ -143,7 +143,7 @@ def judge_fidelity(report: xr.Dataset) -> Iterator[Finding]:
     verdict = f"new images cover {float(whole['coverage']):.0%} of the held-out ones, where fresh images would cover "
     verdict += f"{float(whole['coverage_expected']):.0%}"
     if classes["coverage"].notnull().all():
-        worst = int(classes["coverage"].argmin())
+        worst = int(np.argmin(classes["coverage"].values))
         verdict += f"; fewest of class {names[worst]!r}, {float(classes['coverage'][worst]):.0%}"
     if lost:
         verdict += f"; surely below {_COVERED:.0%} of that of fresh images: {', '.join(lost)}"
@@ -174,8 +174,6 @@ def _saw_held_out(whole: xr.Dataset) -> Iterator[Finding]:
     below = high < _BELOW and float(whole["memorised_pvalue"]) > 1 - 2 * _FALSE_ALARM
     if below or told < _UNTOLD:
         verdict = "new images are nearer to those held out than to those fitted: the generator saw them (share of "
-        verdict += (
-            f"copies of fitted images at most {high:.2f}, where fresh images have 0; accuracy of a classifier at "
-        )
+        verdict += f"copies of fitted images at most {high:.2f}, where fresh images have 0; accuracy of a classifier at "
         verdict += f"most {told:.0%}, where fresh images have 50%)"
         yield Finding(True, verdict, "hold out images that the generator was not fitted to", part="model")
