@@ -174,6 +174,6 @@ def _saw_held_out(whole: xr.Dataset) -> Iterator[Finding]:
     below = high < _BELOW and float(whole["memorised_pvalue"]) > 1 - 2 * _FALSE_ALARM
     if below or told < _UNTOLD:
         verdict = "new images are nearer to those held out than to those fitted: the generator saw them (share of "
-        verdict += f"copies of fitted images at most {high:.2f}, where fresh images have 0; accuracy of a classifier at "
-        verdict += f"most {told:.0%}, where fresh images have 50%)"
+        verdict += f"copies of fitted images at most {high:.2f}, where fresh images have 0; accuracy of a classifier "
+        verdict += f"at most {told:.0%}, where fresh images have 50%)"
         yield Finding(True, verdict, "hold out images that the generator was not fitted to", part="model")
