@@ -37,6 +37,7 @@ _FALSE_ALARM = 1e-3
 _COVERED = 0.1  # share of the coverage of fresh images below which a class is missing
 _BELOW, _UNTOLD = -0.2, 0.4  # upper ends of memorised and accuracy, of images that were seen
 _COPIED = 0.5  # share of copies from which on images are those of the training set
+_TOLD = 0.01  # probability of as many copies where there are none, below which they are said
 _INFORMATION = 0.01  # nats of a latent that tells nothing
 _LEVELS, _TOLERATED = (0.5, 0.9), 0.05
 _MADE = 2000  # images of known latents
@@ -151,10 +152,10 @@ def judge_fidelity(report: xr.Dataset) -> Iterator[Finding]:
     yield Finding(bool(lost), verdict, advice, part="model")
     copied, low = float(whole["memorised"]), float(whole["memorised_low"])
     verdict = f"{max(copied, 0.0):.0%} of the new images are explained as copies of training images, by nearest "
-    verdict += f"neighbours (surely at most {_COPIED:.0%}; p = {float(whole['memorised_pvalue']):.2g})"
+    verdict += f"neighbours (fails where surely above {_COPIED:.0%}; p = {float(whole['memorised_pvalue']):.2g} of none)"
     bad = low > _COPIED
     said = "the decoder learned images by heart: take fewer steps, a smaller hidden, or more images"
-    yield Finding(bad, verdict, said if float(whole["memorised_pvalue"]) < _FALSE_ALARM or bad else "", part="model")
+    yield Finding(bad, verdict, said if float(whole["memorised_pvalue"]) < _TOLD or bad else "", part="model")
     yield from _saw_held_out(whole)
     accuracy = float(whole["accuracy"])
     if np.isnan(accuracy):
