@@ -152,7 +152,7 @@ def judge_fidelity(report: xr.Dataset) -> Iterator[Finding]:
     yield Finding(bool(lost), verdict, advice, part="model")
     copied, low = float(whole["memorised"]), float(whole["memorised_low"])
     verdict = f"{max(copied, 0.0):.0%} of the new images are explained as copies of training images, by nearest "
-    verdict += f"neighbours (fails where surely above {_COPIED:.0%}; p = {float(whole['memorised_pvalue']):.2g} of none)"
+    verdict += f"neighbours (fails where surely above {_COPIED:.0%}; p = {float(whole['memorised_pvalue']):.2g})"
     bad = low > _COPIED
     said = "the decoder learned images by heart: take fewer steps, a smaller hidden, or more images"
     yield Finding(bad, verdict, said if float(whole["memorised_pvalue"]) < _TOLD or bad else "", part="model")
