@@ -210,8 +210,11 @@ def test_held_out_images_that_are_copies_are_harmful_but_not_those_alike_by_chan
     assert not few.harmful
     assert few.advice
     assert not judge_copies(train, fresh).advice
-    small, others = (rng.integers(0, 2, (n, 2, 2)).astype(float) for n in (400, 100))
+    small, others = (rng.integers(0, 2, (n, 3, 4)).astype(float) for n in (400, 100))
+    assert judge_copies(small, others).advice  # some are alike by chance
     assert not judge_copies(small, others).harmful
+    twice = rng.permutation(np.repeat(rng.random((150, *SHAPE)), 2, axis=0))  # split at random
+    assert judge_copies(twice[:240], twice[240:]).harmful
 
 
 def test_two_images_held_out_are_too_few_to_pass() -> None:
